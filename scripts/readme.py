@@ -155,12 +155,11 @@ def machine() -> str:
 
 
 def repair(runs: Runs) -> str:
-    """The best recipe on the weakest class: parts of its report, and what it prints."""
+    """The best recipe on the weakest class: pictures of its report, and what it prints."""
     text = runs.printed("repair")
-    parts_of_page = {"#classes": "repair.png", "#repaired": "repaired.png"}
-    for part, name in parts_of_page.items():
-        page = runs.folder_of("repair") / "report.html"
-        photograph_report(page, part, PROJECT / "docs" / name)
+    folder = runs.folder_of("repair")
+    copyfile(folder / "figures" / "classes.png", PROJECT / "docs" / "repair.png")
+    photograph_report(folder / "report.html", "#repaired", PROJECT / "docs" / "repaired.png")
     end = from_line(text, "accuracy:").partition("\nreport:")[0].partition("\nThe weakest of")[0]
     parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
     pictures = (

@@ -51,7 +51,7 @@ def test_without_an_adapter_tests_the_base_alone(made, trained):
     """Called as from a notebook."""
     cfg = config(made)
     before = OmegaConf.to_yaml(cfg)
-    with logged("lora_mnist.show.tables") as text:
+    with logged("lora_mnist.show.log") as text:
         found = evaluate(cfg)
     assert OmegaConf.to_yaml(cfg) == before
     folder = only_run(made, "eval")

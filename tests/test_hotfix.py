@@ -40,8 +40,7 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs):
     for split, count in zip(("mistakes", "mistakes_test"), counts, strict=True):
         assert results[f"{split}_base"]["errors"] == count
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
-        right = f"{count - results[split]['errors']:,} of {count:,} right"
-        assert right in done.out.replace("\n", " ")
+        assert f"{count - results[split]['errors']} of {count} " in done.out
 
     tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={incoming}")
     done = cli("eval.py", *tested).ok()

@@ -113,10 +113,10 @@ def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
     if missing & {"repair", "before refit"}:
         settings = f"experiment=repair seed={seed}"
         folder, results = task.run(settings)
-        before = f"{settings} refit=false lora.dropout={results['dropout']}"
+        before = f"{settings} refit=false lora.dropout={results['choices']['dropout']['value']}"
         runs["repair"] = saved_and_trained(case, task, before, folder, results)
         if "before refit" in missing:
-            if results["refit"]:
+            if results["choices"]["refit"]["value"]:
                 folder, results = task.run(before)
             runs["before refit"] = saved_and_trained(case, task, before, folder, results)
     if missing:
@@ -157,7 +157,7 @@ def saved_and_trained(case: Case, task: Task, again: str, folder: Path, results:
 
     One that was saved at scale 0 is trained ``again``, without refit.
     """
-    saved, scale = turned(case, folder / "adapter"), results["dial"]["saved"]
+    saved, scale = turned(case, folder / "adapter"), results["scale"]
     if scale == 0:
         folder, _ = task.run(f"{again} lora.scale=1")
         return shares_and_front(saved, turned(case, folder / "adapter"))

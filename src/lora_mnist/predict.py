@@ -17,7 +17,7 @@ from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.progress import progress
 from lora_mnist.run import Run
-from lora_mnist.show.tables import print_predictions
+from lora_mnist.show.screen import print_predictions
 
 log = logging.getLogger(__name__)
 

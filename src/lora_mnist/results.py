@@ -28,7 +28,7 @@ from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.repair.significance import knows_validation
 from lora_mnist.run import Run
 from lora_mnist.session import Choice, Session
-from lora_mnist.show.end_of_run import report_and_close_loggers
+from lora_mnist.show.report import report_and_close_loggers
 
 log = logging.getLogger(__name__)
 

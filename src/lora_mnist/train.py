@@ -26,7 +26,7 @@ from lora_mnist.repair.predictions import counts_of
 from lora_mnist.results import base_to_replace, finish
 from lora_mnist.run import Run
 from lora_mnist.session import open_session, prove_unchanged, tell
-from lora_mnist.show.tables import print_parameters
+from lora_mnist.show.screen import print_parameters
 from lora_mnist.trainer import quiet_lightning
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lora_mnist.data import Images
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.show.pictures import first_pictures
+from lora_mnist.show.report import first_pictures
 
 LABEL = torch.zeros(6, dtype=torch.int64)
 

@@ -5,8 +5,8 @@ import torch
 from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions
 from lora_mnist.repair.significance import mcnemar
-from lora_mnist.show.pictures import first_pictures
-from lora_mnist.show.report import make_report
+from lora_mnist.show.reading import Reading
+from lora_mnist.show.report import first_pictures, make_report
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
@@ -53,7 +53,7 @@ def results(stage="lora", **more):
         "seed": 3,
         "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
         "choices": {},
-        "scale": 1.0 if stage == "lora" else None,
+        "scale": 1.0,
         "held_out": {"val": "train"},
         "copies": 0,
         "base_pretrained_here": True,
@@ -67,7 +67,7 @@ def results(stage="lora", **more):
         **splits,
         "base_unchanged": stage == "lora" or None,
         "base_sha256": "ab" * 32,
-        "adapter": "adapter" if stage == "lora" else None,
+        "adapter": None if stage == "pretrain" else "adapter",
         "seconds": {"total": 1.25},
         **more,
     }
@@ -101,4 +101,5 @@ def report_of(folder, run, table=None, of=None):
         table = predictions("test_base" in run)
         of = Images(images(), table.label)
     table = table.columns()
-    return make_report(folder, run, table, first_pictures(table, of, run["classes"]))
+    pictures = first_pictures(table, of, run["classes"])
+    return make_report(folder, Reading(run), table, pictures)

@@ -11,8 +11,8 @@ from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.averaging import TrainedAverage
 from lora_mnist.repair.loss import Loss
-from lora_mnist.repair.module import ClassifierModule, logged_metrics
-from lora_mnist.repair.predictions import evaluate, outcomes_by_split
+from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.predictions import evaluate, logged_metrics, outcomes_by_split
 
 CLASSES = ["cat", "dog", "owl"]
 

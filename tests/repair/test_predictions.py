@@ -5,12 +5,12 @@ from helpers.nets import randomize
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora
 from lora_mnist.errors import TrainingError
-from lora_mnist.repair.module import logged_metrics
 from lora_mnist.repair.predictions import (
     Predictions,
     columns_of,
     counts_of,
     evaluate,
+    logged_metrics,
     outcomes_by_split,
 )
 from lora_mnist.repair.significance import mcnemar
@@ -85,15 +85,16 @@ def test_columns_say_what_became_of_each_image():
     assert alone["outcome"].tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
 
 
-def test_classes_that_loggers_get():
+def test_what_loggers_get_of_classes():
+    """Before a training its validation images have no curve of a class; many classes have none."""
     outcomes = outcomes_by_split({"val": table_of(BEFORE, AFTER)}, [1])
     tags = logged_metrics(outcomes, ["a/b", "c", "d", "e"], [1])
-    curves = {tag for tag in tags if tag.startswith("val_base/accuracy_per_class")}
-    assert curves == {f"val_base/accuracy_per_class/{name}" for name in ("a-b", "c")}
+    curves = {tag for tag in tags if "per_class" in tag}
+    assert curves == {"val/accuracy_per_class/a-b", "val/accuracy_per_class/c"}
     assert (tags["val/repaired"], tags["val/errors_elsewhere"]) == (2, 1)
+    assert (tags["val_base/precision_of_target"], tags["val/precision_of_target"]) == (2 / 3, 2 / 3)
     many = logged_metrics(outcomes, ["x"] * 17, [1])
-    curves = [tag for tag in many if "accuracy_per_class" in tag]
-    assert curves == ["val/accuracy_per_class/x", "val_base/accuracy_per_class/x"]
+    assert [tag for tag in many if "per_class" in tag] == ["val/accuracy_per_class/x"]
 
 
 def batches():

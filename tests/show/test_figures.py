@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
+from helpers.runs import results
 from PIL import Image
 
 from lora_mnist.show.figures import (
+    draw_classes,
     draw_confusion,
+    draw_dial,
     draw_sweep,
     save_figure,
 )
+from lora_mnist.show.reading import Reading
 
 
 def texts(figure):
@@ -27,6 +31,30 @@ def test_what_is_good_is_green():
         figure = draw_confusion(table, ["cat", "dog"])
         assert np.sign(figure.axes[0].images[0].get_array()).tolist() == signs
         assert sorted(texts(figure)) == numbers
+
+
+def test_each_class_has_its_errors_and_an_arrow_where_they_changed():
+    """Of three classes two have changed: an arrow each has no text."""
+    figure = draw_classes(Reading(results()))
+    assert sorted(texts(figure)) == ["", "", "", "1 → 0", "2 → 6", "9 → 2"]
+    assert sorted(texts(draw_classes(Reading(results("pretrain"))))) == ["1", "2", "9"]
+
+
+@pytest.mark.parametrize("targets", [[1], []])
+def test_labels_of_the_dial_do_not_overlap(targets):
+    """Nine of eleven scales are at nearly the same place."""
+    scales = [0, 0.3, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 1]
+    counts = [500, 60, *(20 - i for i in range(9))]
+    dial = {"images": 50, "scales": scales, "advised": 0.95}
+    for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
+        dial[key] = counts
+    figure = draw_dial(Reading(results(targets=targets, dial=dial)))
+    for axes in figure.axes:
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert {"0", "0.95"} <= {text.get_text() for text in axes.texts}
+        for place, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:place])
 
 
 VALUES = ("1", "2", "16")

@@ -17,10 +17,12 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.loss import Loss
-from lora_mnist.repair.predictions import Predictions, columns_of, outcomes_by_split
-
-#: With more classes only those to repair have a curve of their own.
-_MAX_CURVES = 16
+from lora_mnist.repair.predictions import (
+    Predictions,
+    columns_of,
+    logged_metrics,
+    outcomes_by_split,
+)
 
 
 class ClassifierModule(LightningModule):
@@ -175,35 +177,3 @@ class _Rows(Metric):
             columns.append(dim_zero_cat(getattr(self, name)).cpu())
         order = columns[0].argsort()
         return [column[order] for column in columns]
-
-
-def logged_metrics(
-    outcomes: Mapping[str, Mapping[str, Any]],
-    names: Sequence[str] = (),
-    targets: Sequence[int] | None = None,
-) -> dict[str, float]:
-    """The numbers of ``outcomes``, which have their names of results.json, by tag.
-
-    With ``names`` each class has a curve; among many classes only those to repair have one.
-    """
-    classes: Sequence[int] = range(len(names))
-    if len(names) > _MAX_CURVES:
-        classes = list(targets or ())[:_MAX_CURVES]
-    tags: dict[str, float] = {}
-    for split, outcome in outcomes.items():
-        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
-        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
-            if outcome.get(key) is not None:
-                tags[f"{split}/{key}"] = float(outcome[key])
-        if targets:
-            of_target = outcome["errors_of_target"]
-            tags[f"{split}/errors_of_target"] = float(of_target)
-            tags[f"{split}/errors_elsewhere"] = float(sum(errors) - of_target)
-            tags[f"{split}/false_calls_of_target"] = float(outcome["false_calls_of_target"])
-        for c in classes:
-            name = names[c].replace("/", "-")  # else it would begin a level of tags
-            if images[c]:
-                tags[f"{split}/accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
-            if (precision := outcome["precision_per_class"][c]) is not None:
-                tags[f"{split}/precision_per_class/{name}"] = precision
-    return tags

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import lora_disabled, usable_adapters
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.significance import mcnemar
+from lora_mnist.repair.significance import mcnemar, precision
+
+#: With more classes only those to repair have a curve of their own.
+_MAX_CURVES = 16
 
 
 @dataclass(frozen=True)
@@ -264,3 +267,38 @@ def outcomes_by_split(
         else:
             outcomes[split] = counts["before"]
     return outcomes
+
+
+def logged_metrics(
+    outcomes: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] = (),
+    targets: Sequence[int] = (),
+) -> dict[str, float]:
+    """The numbers of ``outcomes``, which have their names of results.json, by a logger's tag.
+
+    With ``names`` each class has its accuracy: on validation images as it is trained, on test
+    images before and after. Of many classes only those to repair have one.
+    """
+    classes: Sequence[int] = range(len(names))
+    if len(names) > _MAX_CURVES:
+        classes = targets[:_MAX_CURVES]
+    tags: dict[str, float] = {}
+    for split, outcome in outcomes.items():
+        numbers = {}
+        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
+            numbers[key] = outcome.get(key)
+        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
+        if targets:
+            numbers["errors_of_target"] = outcome["errors_of_target"]
+            numbers["errors_elsewhere"] = outcome["errors"] - outcome["errors_of_target"]
+            numbers["false_calls_of_target"] = outcome["false_calls_of_target"]
+            numbers["precision_of_target"] = precision(outcome, targets)
+        if split in ("val", "test", "test_base"):
+            for c in classes:
+                name = names[c].replace("/", "-")  # else it would begin a level of tags
+                if images[c]:
+                    numbers[f"accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
+        for key, number in numbers.items():
+            if number is not None:
+                tags[f"{split}/{key}"] = float(number)
+    return tags

@@ -50,6 +50,15 @@ def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
     return rates.index(max(rates))
 
 
+def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
+    """The share of a group's own images among all that get one of its names; None: none does."""
+    called = 0
+    for c in targets:
+        called += counts["images_per_class"][c] - counts["errors_per_class"][c]
+        called += counts["false_calls_per_class"][c]
+    return (called - counts["false_calls_of_target"]) / called if called else None
+
+
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     """Whether a network seems to have been trained on the validation images.
 

@@ -1,7 +1,7 @@
 """Figures of a run, from its results and predictions, and of a sweep."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ from matplotlib.figure import Figure
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import numeric_sort_key
 from lora_mnist.disk.predictions import Columns
-from lora_mnist.show.changes import named, others_of
+from lora_mnist.show.reading import Reading
 
 #: With more lines no reader could tell them apart: then there is no legend, or there are points.
 _MAX_LINES = 10
+_COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
+#: Behind a label, so that a line does not cross it.
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+#: Width and height of a label of the dial, in pixels of the figure.
+_LABEL_SIZE = (36, 20)
 
 #: For functions that draw: a dollar in a name begins no formula.
 _plain_text = matplotlib.rc_context({"text.parse_math": False})
@@ -35,39 +40,77 @@ def png_address(png: bytes) -> str:
 
 
 @_plain_text
-def draw_dial(results: Mapping[str, Any]) -> Figure:
+def draw_classes(reading: Reading) -> Figure:
+    """Errors on each class: an arrow from before to after, or of a base alone a point."""
+    rows = [row for row in reading.rows() if len(row.classes) == 1]
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.add_subplot(xlabel="errors on test images")
+    if reading.is_repair:
+        marks = ", bold: to be repaired" if reading.targets else ""
+        axes.set_title(f"before → after; gray: may be chance{marks}", fontsize=10)
+    for place, row in enumerate(rows):
+        before, after, color = row.change.before, row.change.after, _COLORS[row.change.judgement]
+        weight = "bold" if row.is_target else "normal"
+        text = f"{before:,} → {after:,}" if reading.is_repair else f"{after:,}"
+        axes.plot(before, place, "o", color=color, mfc="white" if reading.is_repair else color)
+        axes.plot(after, place, "|", color=color)
+        if before != after:
+            arrow = {"arrowstyle": "-|>", "color": color, "lw": 3 if row.is_target else 1.5}
+            arrow |= {"shrinkA": 3, "shrinkB": 0}
+            axes.annotate("", (after, place), (before, place), arrowprops=arrow)
+        end = (max(before, after), place)
+        style: Any = {"textcoords": "offset points", "va": "center", "weight": weight}
+        axes.annotate(text, end, (9, 0), fontsize=9, **style)
+    axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if row.is_target else "normal")
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@_plain_text
+def draw_dial(reading: Reading) -> Figure:
     """Validation errors on what is to be repaired against its price, or all over the scale.
 
     The price is errors elsewhere and, beside it, false calls.
     """
-    dial = results["dial"]
-    base, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
-    up, ylabel, prices = "errors", "errors on all classes", {"scales": "scale"}
-    if results["targets"]:
-        name = _shortened(named(results["classes"], results["targets"]), 40)
-        up, ylabel = "errors_of_target", f"errors on {name}"
-        prices = {
-            "errors_elsewhere": f"errors on {others_of(results['classes'])}",
-            "false_calls_of_target": f"false calls of {name}",
-        }
+    dial, curves = reading.dial, reading.curves()
+    scales, advised = dial["scales"], dial["scales"].index(dial["advised"])
+    (ylabel, up), *prices = curves.items()
+    prices = prices or [("scale", scales)]
     figure = Figure(figsize=(9, 5), layout="constrained")
-    title = f"scales from 0, the base, to {dial['scales'][-1]:g}"
+    title = f"scales from 0, the base, to {scales[-1]:g}"
     figure.suptitle(f"{title}; {dial['images']:,} validation images")
     panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
-    panels[0].set_ylabel(ylabel)
-    for axes, (across, xlabel) in zip(panels, prices.items(), strict=True):
-        axes.set_xlabel(xlabel)
-        points = list(zip(dial[across], dial[up], strict=True))
-        axes.plot(dial[across], dial[up], "o-", label="adapter")
-        for scale, point in zip(dial["scales"], points, strict=True):
-            axes.annotate(f"{scale:g}", point, (4, 5), textcoords="offset points")
-        axes.plot(*points[advised], "*", ms=15, label=f"advised: scale {dial['advised']:g}")
-        axes.plot(*points[base], "ks", label="base")
-        if across == "errors_elsewhere":
+    panels[0].set_ylabel(shortened(ylabel, 50))
+    for axes, (xlabel, across) in zip(panels, prices, strict=True):
+        axes.set_xlabel(shortened(xlabel, 50))
+        axes.plot(across, up, "o-")
+        label = f"advised: scale {dial['advised']:g}"
+        axes.plot(across[advised], up[advised], "*", ms=15, label=label)
+        base = across[scales.index(0)], up[scales.index(0)]
+        axes.plot(*base, "ks", label="base")
+        if axes is panels[0] and reading.targets:
             label = "as many errors in all as the base"
-            axes.axline(points[base], slope=-1, color="gray", ls="--", label=label)
+            axes.axline(base, slope=-1, color="gray", ls="--", label=label)
         axes.set_ylim(bottom=0)
-    figure.legend(*panels[0].get_legend_handles_labels(), ncols=2, loc="outside lower center")
+    figure.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside lower center")
+    figure.draw_without_rendering()  # now the axes have their places
+    first = [advised, scales.index(0), len(scales) - 1]
+    order = dict.fromkeys([*first, *range(len(scales))])
+    for axes, (_, across) in zip(panels, prices, strict=True):
+        labelled: list[Any] = []
+        for place in order:
+            point = axes.transData.transform((across[place], up[place]))
+            # A label that would overlap another is left out; scales follow each other on the curve.
+            if all(np.abs((point - other) / _LABEL_SIZE).max() > 1 for other in labelled):
+                labelled.append(point)
+                text, at = f"{scales[place]:g}", (across[place], up[place])
+                axes.annotate(text, at, (5, 7), textcoords="offset points", bbox=_BEHIND)
     return figure
 
 
@@ -90,8 +133,8 @@ def draw_confusion(table: Columns, classes: Sequence[str]) -> Figure:
     for row, column in np.argwhere(counts).tolist():
         text = f"{counts[row, column]:{sign},}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    axes.set_yticks(range(len(counts)), [_shortened(name) for name in classes])
-    axes.set_xticks(range(len(counts)), [_shortened(name, 6) for name in classes])
+    axes.set_yticks(range(len(counts)), [shortened(name) for name in classes])
+    axes.set_xticks(range(len(counts)), [shortened(name, 6) for name in classes])
     return figure
 
 
@@ -129,7 +172,7 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
     return figure
 
 
-def _shortened(name: str, most: int = 17) -> str:
+def shortened(name: str, most: int = 17) -> str:
     """``name`` without its middle, where it is longer than ``most`` characters."""
     end = most // 2
     return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

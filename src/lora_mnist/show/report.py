@@ -1,65 +1,149 @@
-"""``report.html`` of a run, made from a template.
+"""The end of a run: what its screen, its ``report.html`` and its loggers get of the results.
 
 A report is one file that needs nothing else, no script and no font.
 """
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
+from PIL import Image
 
+from lora_mnist.data.images import Images, viewable
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Columns
-from lora_mnist.project import command_line, program
-from lora_mnist.repair.significance import knows_validation
-from lora_mnist.show.changes import named
-from lora_mnist.show.class_table import class_rows
-from lora_mnist.show.figures import draw_confusion, draw_dial, save_figure
-from lora_mnist.show.next_steps import next_steps
-from lora_mnist.show.verdict import verdict
+from lora_mnist.repair.predictions import Predictions, logged_metrics
+from lora_mnist.run import Run
+from lora_mnist.show.figures import (
+    draw_classes,
+    draw_confusion,
+    draw_dial,
+    png_address,
+    save_figure,
+    shortened,
+)
+from lora_mnist.show.reading import Reading
+from lora_mnist.show.screen import print_results
+
+if TYPE_CHECKING:  # a sweep that writes its page does not wait for Lightning
+    from lightning.pytorch import Trainer
+
+log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
 #: The figures' folder in a run's folder.
 FIGURES = "figures"
 #: With more classes the numbers in a matrix could not be read.
 _MAX_IN_MATRIX = 12
+_MAX_SHOWN = 16  # images of a kind
+_MAX_SIDE = 64  # pixels
+#: The page of Custom Scalars: titles of charts, and how the tags of their curves begin.
+_CHARTS = {
+    "loss": "(train|val)/loss$",
+    "accuracy": "val(_base)?/accuracy$",
+    "errors": "val(_base)?/errors$",
+    "repaired and broken": "val/(repaired|broken)$",
+    "errors on what is to be repaired": "val(_base)?/errors_of_target$",
+    "errors elsewhere": "val(_base)?/errors_elsewhere$",
+    "false calls of it": "val(_base)?/false_calls_of_target$",
+    "precision of it": "val(_base)?/precision_of_target$",
+    "accuracy of each class": "val/accuracy_per_class/",
+}
+#: The columns of the page of HParams.
+_ENDS = re.compile("test/(accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)")
+
+
+def report_and_close_loggers(
+    trainer: "Trainer",
+    results: Mapping[str, Any],
+    run: Run,
+    figures: bool | None,
+    predictions: Predictions,
+    images: Images,
+) -> None:
+    """Print the results, write the report, and give numbers, verdict and figures to the loggers.
+
+    ``predictions`` are those for the test ``images``. With ``figures=None`` a single run has a
+    report, and a job of a sweep has none.
+    """
+    reading = Reading(results)
+    metrics = logged_metrics(reading.counts(), reading.classes, reading.targets)
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, reading.steps)
+    print_results(reading, run.folder)
+    drawn: dict[str, Figure] = {}
+    if figures or (figures is None and not run.is_sweep):
+        table = predictions.columns()
+        pictures = first_pictures(table, images, reading.classes)
+        drawn = make_report(run.folder, reading, table, pictures)
+        log.info("report: %s", run.folder / "report.html")
+    for logger in trainer.loggers:
+        writer: Any = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_figure"):  # TensorBoard's
+            _log_pages(logger, reading, metrics, drawn)
+            continue
+        logger.log_hyperparams({"verdict": reading.verdict_text()})
+        logger.save()
+        if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
+            writer.finish()
+    log.info("run: %s", run.folder)
+
+
+def _log_pages(
+    logger: Any,
+    reading: Reading,
+    metrics: Mapping[str, float],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
+    writer = logger.experiment
+    curves = [*metrics, "train/loss"] if reading.steps else []
+    charts = {}
+    for title, pattern in _CHARTS.items():
+        if any(re.match(pattern, tag) for tag in curves):
+            charts[title] = ["Multiline", [pattern]]
+    if charts:
+        writer.add_custom_scalars({"training and validation": charts})
+    writer.add_text("verdict", reading.verdict_text())
+    writer.add_text("choices", "\n".join(f"- {line}" for line in reading.choice_lines()))
+    for name, figure in figures.items():
+        writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
+    ends = {tag: number for tag, number in metrics.items() if _ENDS.fullmatch(tag)}
+    logger.log_hyperparams(logger.hparams, ends)
+    writer.close()  # else its thread would stay, one more with each job of a sweep
+
+
+# --- the page -------------------------------------------------------------------------------------
 
 
 def make_report(
     folder: Path,
-    results: Mapping[str, Any],
+    reading: Reading,
     table: Columns,
-    pictures: Mapping[str, Sequence[Any]],
+    pictures: Mapping[str, Sequence["Picture"]],
 ) -> dict[str, Figure]:
-    """Draw the figures of a run and write its ``report.html``; return the figures.
-
-    ``pictures`` are some test images of each kind, as of :func:`.first_pictures`.
-    """
-    figures = {}
-    if results.get("dial"):
-        figures["dial"] = draw_dial(results)
-    if len(results["classes"]) <= _MAX_IN_MATRIX:
-        figures["confusion"] = draw_confusion(table, results["classes"])
+    """Draw the figures of a run and write its ``report.html``; return the figures."""
+    figures = {"classes": draw_classes(reading)}
+    if reading.dial:
+        figures["dial"] = draw_dial(reading)
+    if len(reading.classes) <= _MAX_IN_MATRIX:
+        figures["confusion"] = draw_confusion(table, reading.classes)
     addresses = {}
     for name, figure in figures.items():
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
-    typed, entry = results["overrides"], "eval" if results["stage"] == "eval" else "train"
-    val, test = results.get("val_base"), results.get("test_base")
     write_page(
         folder / "report.html",
         "report.html.j2",
         folder=folder,
-        results=results,
-        verdict=verdict(results),
-        next_steps=next_steps(results, folder),
-        choice="",
-        rows=class_rows(results),
+        reading=reading,
+        verdict=reading.verdict(),
         figures=addresses,
         pictures=pictures,
-        named=named,
-        knows_validation=bool(val and test and knows_validation(val, test)),
-        command=command_line(typed, program(entry)) if typed else "",
     )
     return figures
 
@@ -76,6 +160,50 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["commas"] = "{:,}".format
+    environment.filters["shortened"] = shortened
     text = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+class Picture(NamedTuple):
+    """A test image and what is written beside it."""
+
+    name: str  # its file, or its number in the data set
+    label: str
+    #: Class and probability: before and, if there is one, after.
+    predictions: list[tuple[str, float]]
+    address: str  # of the image, in a page
+
+
+def first_pictures(
+    table: Columns, images: Images, classes: Sequence[str]
+) -> dict[str, list[Picture]]:
+    """The first ``broken``, ``wrong`` and ``repaired`` images, the most probable first.
+
+    The probability is that of the prediction after; for broken images that of the one before, which
+    was right. A base alone has only wrong images.
+    """
+    sides, sort_by = ["before"], {"wrong": "before"}
+    if "after" in table:
+        sides = ["before", "after"]
+        sort_by = {"broken": "before", "wrong": "after", "repaired": "after"}
+    names = images.names()
+    pictures: dict[str, list[Picture]] = {}
+    for kind, side in sort_by.items():
+        order = np.argsort(-table[f"{side}_probability"], kind="stable")
+        rows = order[table["outcome"][order] == kind]
+        pictures[kind] = []
+        for row in rows[:_MAX_SHOWN]:
+            place = int(table["index"][row])
+            predictions = []
+            for each in sides:
+                predictions.append((classes[table[each][row]], table[f"{each}_probability"][row]))
+            pixels = viewable(images.take([place])[0][0]).movedim(0, -1).numpy()
+            image = Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
+            image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+            png = BytesIO()
+            image.save(png, "PNG")
+            label, address = classes[table["label"][row]], png_address(png.getvalue())
+            pictures[kind].append(Picture(str(names[place]), label, predictions, address))
+    return pictures

@@ -1,4 +1,4 @@
-"""Tables: the parameters of a network, and its errors class by class.
+"""What a command prints: the parameters of a network, its errors and verdict, predictions.
 
 On a terminal they have its width and colours; in a pipe and in the log they are plain text.
 """
@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.weight import adaptable_weights
-from lora_mnist.show.changes import number_of
-from lora_mnist.show.class_table import class_rows
-from lora_mnist.show.next_steps import next_steps
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.reading import Reading, number_of
 
-log = logging.getLogger(__name__)  # goes to the log's file
-screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
+screen = logging.getLogger(__name__)  # goes to standard output
+log = logging.getLogger("lora_mnist.show.log")  # goes to the log's file
 
 #: Layers in the table of parameters.
 _MAX_LAYERS = 20
@@ -78,28 +75,25 @@ def _shape(tensor: Any) -> str:
     return " x ".join(map(str, tensor.shape)) if isinstance(tensor, Tensor) else "-"
 
 
-def print_results(results: Mapping[str, Any], folder: Path) -> None:
+def print_results(reading: Reading, folder: Path) -> None:
     """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
-    rows = class_rows(results)
-    accuracy = f"accuracy: {results['test']['accuracy']:.4f}"
+    rows = reading.rows()
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
-    if "test_base" in results:
-        before, after = results["test_base"]["accuracy"], results["test"]["accuracy"]
-        accuracy = f"accuracy: {before:.4f} -> {after:.4f}"
+    if reading.is_repair:
         table.title = "test images, before -> after"
-        if results["targets"]:
+        if reading.targets:
             table.title += ", * to be repaired"
     for row in rows:
         # Better is green, worse is red, and the arrow says the same without colours.
-        styles = {"errors": _STYLES[row.outcome]}
+        styles = {"errors": _STYLES[row.change.judgement]}
         cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    parts: list[RenderableType] = [table, accuracy]
-    for phrase in [*verdict(results), *next_steps(results, folder)]:
-        style = "bold" if phrase.is_command else _STYLES[phrase.outcome]
+    parts: list[RenderableType] = [table, f"accuracy: {reading.accuracy()}"]
+    for phrase in [*reading.verdict(), *reading.next_steps(folder)]:
+        style = "bold" if phrase.is_command else _STYLES[phrase.judgement]
         parts.append(Text(phrase.text, style, no_wrap=phrase.is_command))
     show(*parts)
 

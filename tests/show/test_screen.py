@@ -7,25 +7,27 @@ from helpers.runs import outcome, repaired
 
 from lora_mnist import CNN, add_lora
 from lora_mnist.classifier import Prediction
-from lora_mnist.show.tables import print_parameters, print_predictions, print_results
+from lora_mnist.show.reading import Reading
+from lora_mnist.show.screen import print_parameters, print_predictions, print_results
 
 BASE = outcome([30, 4], images=100)
 REPAIRED = repaired([30, 4], [1, 4], [21, 1], images=100)
 
 
-IMAGES = {"training_images_per_class": [100, 100], "validation_images": 20}
-
-
-def printed(function, *arguments, to="tables"):
+def printed(function, *arguments, to="log"):
     with logged(f"lora_mnist.show.{to}") as text:
         function(*arguments)
     return text.getvalue()
 
 
 def results(**more):
-    run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [1]}
-    run |= {"test": REPAIRED, "test_base": BASE}
+    run = {"stage": "eval", "adapter": "here", "classes": ["cat", "dog"], "targets": [1]}
+    run |= {"test": REPAIRED, "test_base": BASE, "steps": 0, "overrides": None}
     return {**run, **more}
+
+
+def printed_results(run, to="log"):
+    return printed(print_results, Reading(run), Path(), to=to)
 
 
 def cells(text):
@@ -48,7 +50,7 @@ def test_parameters():
 
 
 def test_results_of_a_repair():
-    text = printed(print_results, results(), Path())
+    text = printed_results(results())
     assert "test images, before -> after, * to be repaired" in text
     assert cells(text) == [
         ["class", "errors", "repaired", "broken", "false calls", "images", "95% interval"],
@@ -60,28 +62,6 @@ def test_results_of_a_repair():
     assert "\nOn dog: 4 errors -> 7 (1 repaired, 4 broken, may be chance, p = 0.38).\n" in text
 
 
-def first_cells(run):
-    text = printed(print_results, {"overrides": [], **run}, Path())
-    return [row[0] for row in cells(text)][1:]
-
-
-def test_of_many_classes_what_changed_comes_first_or_what_is_worst():
-    count = 1000
-    base, broken, fixed = [1] * count, [0] * count, [0] * count
-    fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
-    run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "targets": [7, 50]}
-    run |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
-    run |= {"adapter": "adapter", "training_images_per_class": [9] * count}
-    run["validation_images"] = count
-    rows = first_cells(run)
-    assert rows[:5] == ["c7 *", "c50 *", "c70", "c80", "c60"]
-    assert rows[20:] == [f"{count - 20} others", "all"]
-    alone = {**run, "stage": "eval", "targets": [], "test": outcome([*range(count)], count)}
-    del alone["test_base"]
-    worst = [f"c{n}" for n in range(count - 1, count - 21, -1)]
-    assert first_cells(alone) == [*worst, f"{count - 20} others", "all"]
-
-
 def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     """Long names are folded; none is cut. The log stays plain."""
     monkeypatch.setattr(sys, "stdout", StringIO())
@@ -90,18 +70,20 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     run = results()
     run["classes"] = ["c" * 60, "[b]dog"]
-    text = printed(print_results, run, Path(), to="screen")
+    text = printed_results(run, to="screen")
     assert "\x1b[32m" in text
     assert "…" not in text
     assert "[b]dog" in text
-    assert "\x1b" not in printed(print_results, run, Path())
+    assert "\x1b" not in printed_results(run)
 
 
 def test_a_command_is_not_broken_into_lines():
     typed = f"data.data_dir={'long/' * 40}"
-    run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [], "test": BASE, **IMAGES}
-    lines = printed(print_results, {**run, "overrides": [typed]}, Path()).splitlines()
-    assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
+    run = results(adapter=None, targets=[], test=BASE, overrides=[typed])
+    del run["test_base"]
+    run |= {"training_images_per_class": [100, 100], "validation_images": 20}
+    lines = printed_results(run).splitlines()
+    assert lines[-1].endswith(f"experiment=repair target=weakest {typed}")
 
 
 def test_predictions_that_differ_are_marked():

@@ -1,4 +1,4 @@
-"""Laws of the verdict and the advice, on made-up runs, and one verdict in full."""
+"""What results.json says: the verdict, the table of classes, the next steps, on made-up runs."""
 
 from math import comb
 
@@ -7,8 +7,7 @@ import torch
 from helpers.runs import outcome, repaired, results
 
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
-from lora_mnist.show.next_steps import next_steps
-from lora_mnist.show.verdict import verdict, verdict_text
+from lora_mnist.show.reading import Reading
 
 DIGITS = [str(number) for number in range(10)]
 OWN = ["data=folder", "data.data_dir=my photos", "net=custom", "net._target_=nets.Net"]
@@ -17,10 +16,18 @@ AS_TYPED = (
     "data=folder 'data.data_dir=my photos' net=custom net._target_=nets.Net base_ckpt=mine.pt"
 )
 DIAL = {
-    **{"images": 500, "scales": [0, 0.4, 1], "errors": [180, 171, 923], "advised": 0.4, "saved": 1},
+    **{"images": 500, "scales": [0, 0.4, 1], "errors": [180, 171, 923], "advised": 0.4},
     **{"errors_of_target": [28, 11, 4], "errors_elsewhere": [152, 160, 919]},
 }
-OFF = {"dial": {**DIAL, "advised": 0, "saved": 0}}
+OFF = {"dial": {**DIAL, "advised": 0}, "scale": 0}
+
+
+def verdict(run):
+    return Reading(run).verdict()
+
+
+def verdict_text(run):
+    return Reading(run).verdict_text()
 
 
 def run_of(base, broken, fixed, images=200, **more):
@@ -28,7 +35,7 @@ def run_of(base, broken, fixed, images=200, **more):
     names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
     run = {"stage": "lora", "classes": names, "targets": [len(base) - 1], "replay": 90}
     run["training_images_per_class"] = [100] * len(base)
-    run |= {"adapter": "adapter", "overrides": [], "seconds": {"total": 660.0}}
+    run |= {"adapter": "adapter", "overrides": [], "steps": 400, "scale": 1.0}
     test = repaired(base, broken, fixed, images)
     return {**run, "test": test, "test_base": outcome(base, images), **more}
 
@@ -39,13 +46,19 @@ def nines(broken, fixed, **more):
     return {**run, **more}
 
 
-def mending(broken):
-    """A hotfix that mends nine of ten mistakes, and breaks so many fours."""
-    mended = {
-        "mistakes": repaired([10, 0], [0, 0], [9, 0], 5),
-        "mistakes_base": outcome([10, 0], 5),
-    }
-    return {**nines(broken, 0, targets=[]), **mended}
+def mending(broken, mended=9):
+    """A hotfix that mends some of ten mistakes, and breaks so many fours."""
+    learnt = repaired([10, 0], [0, 0], [mended, 0], 5)
+    held_out = repaired([4, 0], [0, 0], [1, 0], 2)
+    base = {"mistakes_base": outcome([10, 0], 5), "mistakes_test_base": outcome([4, 0], 2)}
+    run = {**nines(broken, 0, targets=[]), "mistakes": learnt, "mistakes_test": held_out, **base}
+    for split in base:  # of ten classes
+        for name in (split, split.removesuffix("_base")):
+            counts = run[name]
+            for key, value in counts.items():
+                if key.endswith("per_class"):
+                    counts[key] = [*value, *[0] * 8]
+    return run
 
 
 GOOD = run_of([30, 8, 60], [2, 4, 0], [5, 1, 40])
@@ -67,7 +80,7 @@ unclear Most is lost on dress: 8 errors -> 11 (1 repaired, 4 broken, may be chan
 
 
 def test_a_verdict_in_full():
-    lines = [f"{phrase.outcome} {phrase.text}" for phrase in verdict(GOOD)]
+    lines = [f"{phrase.judgement} {phrase.text}" for phrase in verdict(GOOD)]
     assert lines == FULL.strip().splitlines()
 
 
@@ -81,7 +94,7 @@ def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(fixed, broken)
     if p_value <= 0.05:
         expected = "better" if fixed > broken else "worse"
     judgement, total = verdict(run)[:2]
-    assert (judgement.outcome, total.outcome) == (expected, expected)
+    assert (judgement.judgement, total.judgement) == (expected, expected)
     assert judgement.text.startswith("Keep this repair") == (expected == "better")
     assert ("may be chance" in total.text) == (expected == "unclear" and n > 0)
 
@@ -106,7 +119,7 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
     for split, calls in (("test_base", before), ("test", after)):
         run[split]["false_calls_per_class"][1] = run[split]["false_calls_of_target"] = calls
     calls = [phrase for phrase in verdict(run) if "false calls" in phrase.text]
-    assert [phrase.outcome for phrase in calls] == [outcome]
+    assert [phrase.judgement for phrase in calls] == [outcome]
 
 
 def test_false_calls_of_several_classes_come_from_without():
@@ -129,7 +142,7 @@ def test_false_calls_of_several_classes_come_from_without():
         (
             {**HARM, **OFF},
             "unclear",
-            "There is no repair to keep: no scale of the adapter beats the base on",
+            "There is no repair to keep: no scale of it beats the base on validation images",
         ),
         (
             PRICE,
@@ -141,11 +154,10 @@ def test_false_calls_of_several_classes_come_from_without():
             "unclear",
             "Keep this repair, though not for shirt",
         ),
-        (mending(4), "unclear", "Keep this repair for the mistakes alone: there is no clear loss"),
     ],
 )
 def test_whether_to_keep_it(run, outcome, start):
-    assert verdict(run)[0].outcome == outcome
+    assert verdict(run)[0].judgement == outcome
     assert verdict_text(run).startswith(start)
     assert ("docs/failed.md" in verdict_text(run)) == (not start.startswith("Keep"))
 
@@ -154,14 +166,29 @@ def test_without_test_images_of_the_class_nothing_is_judged_of_it():
     run = run_of([10, 10, 0], [0, 0, 0], [8, 8, 0])
     for split in ("test", "test_base"):
         run[split]["images_per_class"] = [200, 200, 0]
-    assert verdict_text(run).startswith("No test image is of shirt: nothing here says whether ")
+    assert verdict_text(run).startswith("No test image is of shirt: nothing here judges")
     assert "On shirt" not in verdict_text(run)
     both = verdict_text({**run, "targets": [1, 2]})
     assert "No test image is of shirt. On dress and shirt: 10 errors -> 2" in both
 
 
-def test_mistakes_are_counted_as_right_ones():
-    assert " Mistakes to learn: 0 -> 9 of 10 right. " in verdict_text(mending(4))
+@pytest.mark.parametrize(
+    ("run", "second"),
+    [
+        (mending(4), "Keep this repair for the mistakes alone: there is no clear loss in all."),
+        (mending(40), "Keep this repair for the mistakes alone: there are more errors in all."),
+        (mending(4, 2), "Do not keep this repair: there is no clear gain in all."),
+        (
+            {**nines(0, 40, targets=[]), "mistakes": mending(0, 2)["mistakes"]},
+            "Keep this repair, though not for the mistakes: there are fewer errors in all.",
+        ),
+    ],
+)
+def test_a_hotfix_is_judged_by_its_mistakes_first(run, second):
+    mended = 10 - run["mistakes"]["errors"]
+    held_out = ", and 1 of 4 held out" * ("mistakes_test" in run)
+    first = f"{mended} of 10 mistakes to learn are right now{held_out}."
+    assert [phrase.text for phrase in verdict(run)[:2]] == [first, second]
 
 
 @pytest.mark.parametrize("run", [results("pretrain"), GOOD])
@@ -173,101 +200,115 @@ def test_test_images_that_were_held_out_just_now_are_doubted(run):
 def test_a_base_has_a_weakest_class():
     """It has the highest rate that chance does not explain."""
     test = {**outcome([40, 30, 2], 400), "images_per_class": [400, 60, 8]}
-    run = {"stage": "eval", "classes": ["a", "b", "c"], "targets": [], "test": test}
+    run = {**results("pretrain", test=test), "classes": ["a", "b", "c"]}
     assert verdict_text(run) == "72 errors in 468 images. The weakest class is b: 30 errors in 60."
 
 
-def base_of(errors, images=20):
-    classes = [*"ab"]
-    run = {"stage": "eval", "classes": classes, "targets": [], "overrides": []}
-    return {**run, "test": outcome(errors, images)}
+CHOICES = {
+    "target": {"value": "shirt", "of": None, "images": 60, "why": "the weakest class"},
+    "rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},
+    "scale": {"value": 1, "of": [0, 1], "images": 60, "why": "9 errors"},
+}
+
+
+def test_what_a_base_that_knows_the_validation_images_decided_is_doubted():
+    run = {**GOOD, "choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}
+    *_, doubt = verdict(run)
+    assert doubt.judgement == "worse"
+    assert "what they decided may be wrong (target, scale)" in doubt.text
+    assert Reading(run).choice_lines()[1:] == ["rate=0.003: typed", "scale=1: 9 errors"]
+    for other in ({"val_base": GOOD["test_base"]}, {"choices": {"rate": CHOICES["rate"]}}):
+        assert verdict({**run, **other}) == verdict(GOOD)
+
+
+def names_of_rows(run):
+    return [row.name for row in Reading(run).rows()]
+
+
+def test_of_many_classes_a_dozen_rows_show_what_changed_or_what_is_worst():
+    count = 1000
+    base, broken, fixed = [1] * count, [0] * count, [0] * count
+    fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
+    run = run_of(base, broken, fixed, targets=[7, 50], classes=[f"c{n}" for n in range(count)])
+    names = names_of_rows(run)
+    assert names[:5] == ["c7", "c50", "c70", "c80", "c60"]
+    assert (len(names), *names[-2:]) == (12, f"{count - 10} others", "all")
+    alone = {**run, "stage": "eval", "adapter": None, "targets": []}
+    alone["test"] = outcome([*range(count)], count)
+    worst = [f"c{n}" for n in range(count - 1, count - 11, -1)]
+    assert names_of_rows(alone) == [*worst, f"{count - 10} others", "all"]
+    eleven = run_of([5] * 11, [0] * 11, [1] * 11, classes=[*"abcdefghijk"])
+    assert names_of_rows(eleven) == [*"abcdefghijk", "all"]
 
 
 #: Two of four classes are repaired; the weakest of the others on validation images is the last.
 VALIDATED = {"targets": [1, 2], "val": outcome([5, 9, 9, 6])}
 TWO = run_of([8, 60, 50, 7], [0, 0, 0, 0], [0, 40, 30, 0], **VALIDATED)
-#: By what it is about: a run, its overrides, and the command that is advised, if there is one.
-ADVICE = {
-    "a base": (results("pretrain"), ["stage=pretrain"], "train.py experiment=repair target=dog"),
-    "a base that is not the current one": (
+WEAKEST = "train.py experiment=repair target=weakest"
+#: A run, its overrides, and the command that is advised.
+ADVICE = [
+    (results("pretrain"), ["stage=pretrain"], WEAKEST),
+    ({**results("pretrain"), "stage": "eval"}, [*OWN, "data.replay=90"], f"{WEAKEST} {AS_TYPED}"),
+    (
         results("pretrain", weights="farm.ckpt"),
         ["base_ckpt=mine.pt", "debug=limit"],
-        "train.py experiment=repair target=dog base_ckpt=run/farm.ckpt",
+        f"{WEAKEST} base_ckpt=run/farm.ckpt",
     ),
-    "few images to replay": (
+    (
         results("pretrain", training_images_per_class=[30, 100, 20]),
         ["stage=pretrain"],
-        "train.py experiment=repair target=dog data.replay=50",
+        f"{WEAKEST} data.replay=50",
     ),
-    "no images to train on": (results("eval", training_images_per_class=[0, 0, 0]), OWN, None),
-    "no images to validate on": (results("eval", validation_images=0), OWN, None),
-    "too few images to replay beside one class more": (
-        {**TWO, "replay": 90, "training_images_per_class": [80, 100, 100, 100]},
-        ["stage=lora", "digit=[1,2]", "data.replay=90"],
-        None,
-    ),
-    "a base, from Python": (results("pretrain"), None, None),
-    "too few errors to show a gain": (base_of([2, 1], 59), [], None),
-    "a base that knows nothing": (base_of([20, 0]), [], None),
-    "another preprocessing first": (results("pretrain", better_preprocessing=["x"]), [], None),
-    "somebody's base": (
-        {**results("pretrain"), "stage": "eval"},
-        [*OWN, "data.replay=90", "trust=true"],
-        f"train.py experiment=repair target=dog {AS_TYPED} trust=true",
-    ),
-    "harm": (HARM, ["experiment=repair"], None),
-    "a price": (PRICE, ["experiment=repair"], None),
-    "a failure, where another class is the weakest": (
-        nines(20, 0, val_base=outcome([5, 5, 40, *[5] * 7], 900), val=outcome([5] * 10, 900)),
-        ["experiment=repair", "digit=9", "seed=3"],
-        "train.py experiment=repair seed=3 digit=2",
-    ),
-    "a failure on the weakest class": (
-        nines(20, 0, val_base=outcome([5] * 9 + [40], 900), val=outcome([5] * 10, 900)),
-        ["experiment=repair", "digit=weakest", "loss.target_weight=0.5"],
-        None,
-    ),
-    "another scale": (
-        nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
+    (
+        nines(20, 0, targets=[], dial=DIAL, scale=0.5),
         ["experiment=repair", "lora.scale=0.5", "base_ckpt=mine.pt"],
-        "eval.py adapter=run scale=0.8 base_ckpt=mine.pt",
+        "eval.py adapter=run scale=0.4 base_ckpt=mine.pt",
     ),
-    "no scale": (nines(20, 0, dial={**DIAL, "advised": 0}), [], None),
-    "a good repair": (
-        GOOD,
+    (
+        {**GOOD, "val": outcome([9, 7, 6])},
         ["experiment=repair", "target=weakest", *OWN, "seed=3"],
         f"train.py experiment=repair {AS_TYPED} seed=3 'target=[shirt,coat]'",
     ),
-    "a third class": (
+    (
         TWO,
         ["stage=lora", "digit=[1,2]", "data.replay=90"],
-        "train.py stage=lora data.replay=90 'digit=[1,2,3]'",
+        "train.py stage=lora data.replay=90 'target=[1,2,3]'",
     ),
-    "a good repair, tested again": ({**GOOD, "stage": "eval"}, ["adapter=latest"], None),
-    "a target of a file's": (
-        TWO,
-        ["experiment=mine"],
-        "train.py experiment=mine 'digit=[1,2,3]'",
-    ),
-    "a repair of all classes": (nines(0, 60, targets=[]), ["stage=lora", "target=null"], None),
-    "a trial": ({**GOOD, "adapter": None}, ["experiment=repair"], None),
+]
+#: Runs after which there is nothing to advise.
+NO_ADVICE = {
+    "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
+    "no images to validate on": results("pretrain", validation_images=0),
+    "called from Python": results("pretrain", overrides=None),
+    "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
+    "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
+    "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
+    "harm": HARM,
+    "a class that only test images could choose": GOOD,
+    "too few images to replay": {**TWO, "training_images_per_class": [80, 100, 100, 100]},
+    "no scale": {**HARM, "dial": {**DIAL, "advised": 0}},
+    "a scale that validation images decided": {**HARM, "dial": DIAL, "choices": CHOICES},
+    "a good repair, tested again": {**TWO, "stage": "eval"},
+    "a repair of all classes": nines(0, 60, targets=[]),
+    "a trial": {**TWO, "adapter": None},
 }
 
 
-@pytest.mark.parametrize("name", ADVICE)
-def test_advice_is_a_reason_and_a_whole_command(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def commands_after(run, folder, monkeypatch):
+    """The next steps, of which each is a reason and a command."""
+    monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    run, typed, command = ADVICE[name]
-    phrases = next_steps({**run, "overrides": typed}, tmp_path / "run")
-    commands = [phrase.text for phrase in phrases if phrase.is_command]
-    assert commands == ([f"python {command}"] if command else [])
-    assert bool(phrases) == (command is not None or name == "no scale")
-    assert not phrases or not phrases[0].is_command
+    phrases = Reading(run).next_steps(folder / "run")
+    assert [phrase.is_command for phrase in phrases] == [False, True] * (len(phrases) // 2)
+    return [phrase.text for phrase in phrases if phrase.is_command]
 
 
-def test_eval_names_the_weakest_class_once(tmp_path):
-    run = {**results("pretrain"), "stage": "eval", "overrides": [*OWN]}
-    run.pop("val", None)
-    said = [*verdict(run), *next_steps(run, tmp_path)]
-    assert len([phrase for phrase in said if "weakest class" in phrase.text]) == 1
+@pytest.mark.parametrize(("run", "typed", "command"), ADVICE)
+def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypatch):
+    commands = commands_after({**run, "overrides": typed}, tmp_path, monkeypatch)
+    assert commands == [f"python {command}"]
+
+
+def test_nothing_is_advised_without_a_reason(tmp_path, monkeypatch):
+    for name, run in NO_ADVICE.items():
+        assert commands_after(run, tmp_path, monkeypatch) == [], name

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lora_mnist.show.verdict import verdict_text
+from lora_mnist.show.reading import Reading
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,9 @@ def test_every_pattern_of_the_custom_page_finds_curves(made):
     assert charts["loss"] == losses
     curves = {f"{name}: {split}/errors_of_target" for split in ("val", "val_base")}
     assert charts["errors on what is to be repaired"] == curves
-    assert {curve.rpartition("/")[2] for curve in charts["before"]} == {*"0123456789"}
+    curves = {f"{run}: val/accuracy_per_class/{c}" for run in (base, name) for c in range(10)}
+    assert charts["accuracy of each class"] == curves
+    assert {chart.rpartition(": ")[0] for chart in charts["repaired and broken"]} == {name}
 
 
 def test_every_logger_gets_curves_verdict_table_figures_and_the_run_in_hparams(made):
@@ -59,11 +61,14 @@ def test_every_logger_gets_curves_verdict_table_figures_and_the_run_in_hparams(m
     def text(tag):
         return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
 
-    assert text("verdict") == verdict_text(results)
-    assert {*events.Tags()["images"]} == {"figures/confusion", "figures/dial"}
+    assert text("verdict") == Reading(results).verdict_text()
+    assert len(events.Tags()["scalars"]) <= 75
+    assert {*events.Tags()["images"]} == {
+        f"figures/{name}" for name in ("classes", "confusion", "dial")
+    }
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = HParamsPluginData.FromString(content).session_start_info
     assert start.hparams["lora/rank"].number_value == 1
     assert events.Scalars("test/repaired")[-1].value == results["test"]["repaired"]
     (written,) = (repair / "csv").rglob("hparams.yaml")
-    assert yaml.safe_load(written.read_text())["verdict"] == verdict_text(results)
+    assert yaml.safe_load(written.read_text())["verdict"] == Reading(results).verdict_text()

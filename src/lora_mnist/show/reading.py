@@ -1,0 +1,501 @@
+"""Every question about results.json: changes, the table of classes, the verdict, what to do next.
+
+Nothing else knows its keys but what writes them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_mnist.disk.record import TRAINING_KEYS
+from lora_mnist.project import command_line, program
+from lora_mnist.repair.significance import (
+    LEVEL,
+    chance_text,
+    knows_validation,
+    mcnemar,
+    precision,
+    weakest,
+    wilson,
+)
+from lora_mnist.run import key_of, override
+
+_DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
+_DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
+#: More names than these would fill the line.
+_MAX_NAMES = 4
+#: A longer table would push the verdict off the screen; results.json has every class.
+_MAX_ROWS = 12
+#: The images, the network and the base of a run: groups of overrides that other commands repeat.
+_REPEATED = (
+    *("--config-dir", "classifier"),
+    *("data", "net", "paths", "trust", "allow_other_base"),
+    *("base_name", "base_ckpt", "base_prefix"),
+)
+#: Images of other classes beside each batch of experiment=repair.
+_REPLAY = 90
+
+
+class Phrase(NamedTuple):
+    """A sentence and its judgement, ``better``, ``worse`` or ``unclear``; or a command."""
+
+    text: str
+    judgement: str = "unclear"
+    is_command: bool = False
+
+
+class Change(NamedTuple):
+    """The errors in the images of some classes, and the false calls of these, around a repair."""
+
+    before: int
+    after: int
+    repaired: int
+    broken: int
+    images: int
+    false_calls_before: int
+    false_calls: int
+
+    @property
+    def judgement(self) -> str:
+        """``better`` or ``worse``; ``unclear`` where the change may be chance."""
+        if mcnemar(self.repaired, self.broken) > LEVEL:
+            return "unclear"
+        return "better" if self.after < self.before else "worse"
+
+    def sentence(self, name: str) -> Phrase:
+        """A sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
+        text = f"{name}: {number_of(self.before, 'error')} -> {self.after:,}"
+        if self.repaired or self.broken:
+            chance = chance_text(mcnemar(self.repaired, self.broken))
+            text += f" ({self.repaired:,} repaired, {self.broken:,} broken, {chance})"
+        return Phrase(f"{text}.", self.judgement)
+
+
+class Row(NamedTuple):
+    """A line of the table of classes: a class, several, or all, and its cells by title."""
+
+    name: str
+    classes: Sequence[int]
+    change: Change
+    cells: dict[str, Any]
+    is_target: bool
+
+
+class Reading:
+    """What results.json says of the run of a base alone, or of a repair beside its base."""
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self.results = results
+        self.classes: list[str] = results["classes"]
+        self.targets: list[int] = results["targets"]
+        self.every = list(range(len(self.classes)))
+        self.rest = [c for c in self.every if c not in self.targets]
+        self.is_repair = results["stage"] == "lora" or bool(results["adapter"])
+        self.is_hotfix = "mistakes" in results
+        self.steps: int = results["steps"]
+        self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
+        #: What :func:`.dial.dial_curve` found on validation images; empty where it was not asked.
+        self.dial: Mapping[str, Any] = results.get("dial") or {}
+
+    def change(self, classes: Sequence[int] | None = None, split: str = "test") -> Change:
+        """The change in images of some classes, or of all; a base alone is compared with itself."""
+        after = self.results[split]
+        before = self.results.get(f"{split}_base", after)
+        numbers = self.every if classes is None else classes
+
+        def total(counts: Mapping[str, Any], key: str) -> int:
+            per_class = counts.get(f"{key}_per_class") or [0] * len(self.classes)
+            return sum(per_class[c] for c in numbers)
+
+        return Change(
+            before=total(before, "errors"),
+            after=total(after, "errors"),
+            repaired=total(after, "repaired"),
+            broken=total(after, "broken"),
+            images=total(after, "images"),
+            false_calls_before=total(before, "false_calls"),
+            false_calls=total(after, "false_calls"),
+        )
+
+    def weakest(self, classes: Sequence[int], split: str = "test") -> int:
+        """The weakest of some classes on the images of a split, by number."""
+        changes = [self.change([c], split) for c in classes]
+        return classes[weakest([each.after for each in changes], [each.images for each in changes])]
+
+    def counts(self) -> dict[str, Mapping[str, Any]]:
+        """The counts of each split, as :func:`.predictions.outcomes_by_split` names them."""
+        splits = {}
+        for name, value in self.results.items():
+            if isinstance(value, Mapping) and "errors_per_class" in value:
+                splits[name] = value
+        return splits
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def named(self, numbers: Sequence[int]) -> str:
+        """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
+        names = [self.classes[number] for number in numbers]
+        if len(names) > _MAX_NAMES:
+            return f"{len(names)} classes"
+        if _DIGITS.keys() >= set(names):
+            names = [_DIGITS[name] for name in names]
+        *first, last = names
+        return f"{', '.join(first)} and {last}" if first else last
+
+    @property
+    def others(self) -> str:
+        """The words for all classes but those to repair."""
+        return "the other digits" if _DIGITS.keys() >= set(self.classes) else "the other classes"
+
+    # --- the table of classes ---------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """A row for each class and for all; of many classes for what changed most, or is worst."""
+        numbers = self.every
+        if len(numbers) >= _MAX_ROWS:
+            changes = {c: self.change([c]) for c in self.rest}
+            sizes = {c: change.repaired + change.broken for c, change in changes.items()}
+            if not self.is_repair:
+                sizes = {c: change.after for c, change in changes.items()}
+            others = sorted(self.rest, key=lambda c: sizes[c], reverse=True)
+            numbers = [*self.targets, *others][: _MAX_ROWS - 2]
+        groups: list[tuple[str, Sequence[int]]] = [(self.classes[c], [c]) for c in numbers]
+        if rest := [c for c in self.every if c not in numbers]:
+            groups.append((f"{len(rest)} others", rest))
+        rows = []
+        for name, group in [*groups, ("all", self.every)]:
+            change = self.change(group)
+            cells: dict[str, Any] = {"errors": self._pair(change.before, change.after)}
+            if self.is_repair:
+                cells |= {"repaired": change.repaired, "broken": change.broken}
+            cells["false calls"] = ""
+            if len(group) == 1:  # of several, some are given the name of another in the row
+                cells["false calls"] = self._pair(change.false_calls_before, change.false_calls)
+            low, high = wilson(change.after, change.images)
+            cells |= {"images": change.images, "95% interval": f"{low:.0f}-{high:.0f}"}
+            is_target = self.is_repair and len(group) == 1 and group[0] in self.targets
+            rows.append(Row(name, group, change, cells, is_target))
+        return rows
+
+    def accuracy(self) -> str:
+        """``0.9432 -> 0.9788`` on the test images, or of a base ``0.9432``."""
+        change = self.change()
+        shares = [1 - errors / change.images for errors in (change.before, change.after)]
+        return self._pair(*(f"{share:.4f}" for share in shares))
+
+    def _pair(self, before: object, after: object) -> str:
+        """A number before and after a repair, or of a base alone."""
+        return f"{before} -> {after}" if self.is_repair else str(after)
+
+    # --- the verdict ------------------------------------------------------------------------------
+
+    def verdict(self) -> list[Phrase]:
+        """Whether to keep a repair, then what it changed, and for whom; or the errors of a base."""
+        phrases = self._of_repair() if self.is_repair else self._of_base()
+        if doubt := self._doubt():
+            phrases.append(Phrase(doubt, "worse"))
+        if self.results.get("test_held_out_now"):
+            text = "The test images were held out of this folder just now: if the base was trained "
+            phrases.append(Phrase(f"{text}on the whole folder, they prove nothing."))
+        return phrases
+
+    def verdict_text(self) -> str:
+        """The verdict as plain text."""
+        return " ".join(phrase.text for phrase in self.verdict())
+
+    def _of_base(self) -> list[Phrase]:
+        """The errors of a base alone."""
+        total = self.change()
+        text = f"{number_of(total.after, 'error')} in {total.images:,} images"
+        if not total.after:
+            return [Phrase(f"{text}.", "better")]
+        worst = self.weakest(self.every)
+        change = self.change([worst])
+        errors = f"{number_of(change.after, 'error')} in {change.images:,}"
+        weakest_text = f"The weakest class is {self.named([worst])}: {errors}."
+        return [Phrase(f"{text}."), Phrase(weakest_text)]
+
+    def _of_repair(self) -> list[Phrase]:
+        """The judgement, then a sentence for each group of images that the repair concerns."""
+        judgement = self._judgement()
+        phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
+        phrases.append(self.change().sentence("On all test images"))
+        untested = self._untested()
+        if untested and untested != self.targets:
+            phrases.append(Phrase(f"No test image is of {self.named(untested)}."))
+        if self.targets and untested != self.targets:
+            name = self.named(self.targets)
+            phrases.append(self.change(self.targets).sentence(f"On {name}"))
+            if self.rest:
+                phrases.append(self._false_calls())
+        if self.targets and self.rest:
+            phrases.append(self.change(self.rest).sentence(f"On {self.others}"))
+        loser = self._loser()
+        if loser is None:
+            if self.targets and len(self.rest) > 1:
+                phrases.append(Phrase("No other class has more errors than before."))
+        elif self.rest != [loser]:
+            name = self.named([loser])
+            phrases.append(self.change([loser]).sentence(f"Most is lost on {name}"))
+        if judgement.text.startswith(("Do not keep", "There is no repair")):
+            phrases.append(Phrase("What it means, and what to try next: docs/failed.md."))
+        return phrases
+
+    def _judgement(self) -> Phrase:
+        """Whether to keep the repair: the first case that fits. What may be chance is no reason."""
+        change, elsewhere, loser = self.change(), self.change(self.rest), self._loser()
+        better, worse = change.judgement == "better", change.judgement == "worse"
+        is_untested = self.targets and self._untested() == self.targets
+        # No more of them are right than a random prediction would have.
+        chance, right = elsewhere.images / len(self.classes), elsewhere.images - elsewhere.after
+        is_guess = self.targets and elsewhere.images and right <= chance
+        is_off = self.dial and self.dial["advised"] == 0 == self.results["scale"]
+        name, is_reached, is_mended = "", better, False
+        if self.targets:
+            name = self.named(self.targets)
+            is_reached = self.change(self.targets).judgement == "better"
+        if self.is_hotfix:
+            mistakes = self.change(split="mistakes")
+            name = "the mistakes"
+            is_reached = is_mended = 2 * mistakes.after <= mistakes.images
+        has_loss = loser is not None and self.change([loser]).judgement == "worse"
+        loss = "" if loser is None else f"the loss on {self.named([loser])}"
+        wrong = f"{elsewhere.after:,} of {elsewhere.images:,} images of {self.others} are wrong"
+        fewer, more = "there are fewer errors in all", "there are more errors in all"
+        no_gain, no_loss = "there is no clear gain in all", "there is no clear loss in all"
+        keep, drop = "Keep this repair", "Do not keep this repair"
+        off = "There is no repair to keep: no scale of it beats the base on validation images"
+        cases = (
+            (is_untested, "unclear", f"No test image is of {name}: nothing here judges the repair"),
+            (is_guess, "worse", f"{drop}: {wrong}, no better than guessing"),
+            (is_off, "unclear", off),
+            (better and not is_reached, "unclear", f"{keep}, though not for {name}: {fewer}"),
+            (better and has_loss, "better", f"{keep} unless {loss} matters more: {fewer}"),
+            (better, "better", f"{keep}: {fewer}"),
+            (is_mended, "unclear", f"{keep} for {name} alone: {more if worse else no_loss}"),
+            (worse, "worse", f"{drop}: {more}"),
+            (is_reached, "unclear", f"{keep} only if errors on {name} matter most: {no_gain}"),
+            (True, "unclear", f"{drop}: {no_gain}"),
+        )
+        return next(Phrase(f"{text}.", judgement) for fits, judgement, text in cases if fits)
+
+    def _mistakes(self) -> Phrase:
+        """How many mistakes of a hotfix are right now: those to learn, and those held out."""
+        learnt = self.change(split="mistakes")
+        right = f"{learnt.images - learnt.after:,} of {learnt.images:,}"
+        text = f"{right} mistakes to learn are right now"
+        if "mistakes_test" in self.results:
+            held_out = self.change(split="mistakes_test")
+            text += f", and {held_out.images - held_out.after:,} of {held_out.images:,} held out"
+        return Phrase(f"{text}.", learnt.judgement)
+
+    def _untested(self) -> list[int]:
+        """The classes to repair that no test image is of."""
+        return [target for target in self.targets if not self.change([target]).images]
+
+    def _false_calls(self) -> Phrase:
+        """How often images of other classes get a name of those to repair, which are one group."""
+        counts, shares = [], []
+        for outcome in (self.results["test_base"], self.results["test"]):
+            counts.append(outcome["false_calls_of_target"])
+            share = precision(outcome, self.targets)
+            shares.append("none" if share is None else f"{share:.0%}")
+        before, after = counts
+        text = f"Other images called {self.named(self.targets)} (false calls): "
+        text += f"{before:,} -> {after:,}; precision {shares[0]} -> {shares[1]}."
+        # As if no image were among both counts, which is the cautious way to compare them.
+        if mcnemar(before, after) > LEVEL:
+            return Phrase(text)
+        return Phrase(text, "worse" if after > before else "better")
+
+    def _loser(self) -> int | None:
+        """The class, not one to repair, that gets most errors more, if any does."""
+        loser, most = None, 0
+        for number in self.rest:
+            change = self.change([number])
+            if change.after - change.before > most:
+                loser, most = number, change.after - change.before
+        return loser
+
+    # --- what decided, and how far to believe it ------------------------------------------------
+
+    def choice_lines(self) -> list[str]:
+        """What was chosen, and why, a line each."""
+        lines = []
+        for name, choice in self.choices.items():
+            value = choice["value"]
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines.append(f"{name}={text}: {choice['why']}")
+        return lines
+
+    def _doubt(self) -> str:
+        """Which choices to doubt, where the base seems to know the validation images."""
+        decided = [name for name, choice in self.choices.items() if choice["images"]]
+        val, test = self.results.get("val_base"), self.results.get("test_base")
+        # Without the mistakes that were left out of either, the two cannot be compared.
+        if self.is_hotfix or not (decided and val and test and knows_validation(val, test)):
+            return ""
+        return (
+            f"The base has so few errors on the validation images, {val['errors']:,}, that it has "
+            f"probably been trained on them: what they decided may be wrong ({', '.join(decided)})."
+        )
+
+    def belief(self) -> list[Phrase]:
+        """Whether the test can be believed: where its images come from, and those of the base."""
+        results, lines = self.results, []
+        for split, name in (("test", "test"), ("val", "validation")):
+            if split in results:
+                source = f"the {name} part of the data set {results['dataset']}"
+                if split in results["held_out"]:
+                    source = f"held out of the {results['held_out'][split]} part"
+                lines.append(f"{self.change(split=split).images:,} {name} images: {source}.")
+        if self.choices.get("refit", {}).get("value"):
+            lines.append(
+                "The last training learnt the validation images, too. What is said here of them is "
+                "of the training before, which had not seen them."
+            )
+        copies = "It was not checked whether images are in two of training, validation and test."
+        if results["copies"] is not None:
+            copies = f"{number_of(results['copies'], 'identical file')} in two of training, "
+            copies += "validation and test, left out of one; similar ones were not searched for."
+        base = "The base was trained by this project, on training images alone."
+        if not results["base_pretrained_here"]:
+            base = "The base was trained elsewhere. Test images that it has learnt prove nothing."
+        phrases = [Phrase(line) for line in [*lines, copies, base]]
+        if keys := results.get("better_preprocessing"):
+            text = f"The base has fewer errors with another preprocessing: {' '.join(keys)}."
+            phrases.append(Phrase(f"{text} Test it again with that.", "worse"))
+        return phrases
+
+    def made(self) -> list[str]:
+        """The command of the run, and what became of the base."""
+        results, lines = self.results, []
+        if results["overrides"]:
+            entry = "eval" if results["stage"] == "eval" else "train"
+            lines.append(command_line(results["overrides"], program(entry)))
+        if results["base_unchanged"]:
+            lines.append(f"base unchanged, bit for bit: SHA-256 {results['base_sha256'][:12]}")
+        return lines
+
+    # --- the dial -------------------------------------------------------------------------------
+
+    def curves(self) -> dict[str, list[int]]:
+        """The dial's counts by name: what a repair is to save, then its price, if it has one."""
+        if not self.targets:
+            return {"errors on all classes": self.dial["errors"]}
+        name = self.named(self.targets)
+        return {
+            f"errors on {name}": self.dial["errors_of_target"],
+            f"errors on {self.others}": self.dial["errors_elsewhere"],
+            f"false calls of {name}": self.dial["false_calls_of_target"],
+        }
+
+    def advice(self) -> str:
+        """The scale that validation images advise, and their errors there beside the base's."""
+        dial = self.dial
+        base, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
+        texts = []
+        for name, counts in self.curves().items():
+            texts.append(f"{name} {counts[base]:,} -> {counts[advised]:,}")
+        return f"Validation images advise scale {dial['advised']:g}: {', '.join(texts)}."
+
+    def scale_text(self) -> str:
+        """At which scale the adapter was saved, and why."""
+        why = self.choices.get("scale", {}).get("why", "typed")
+        return f"The adapter was saved at scale {self.results['scale']:g} ({why})."
+
+    # --- the next steps ---------------------------------------------------------------------------
+
+    def next_steps(self, folder: Path) -> list[Phrase]:
+        """Reasons, each followed by its command, from what the run in ``folder`` has left there."""
+        # A run that was called from Python has no command line that says what it ran on.
+        if self.results.get("overrides") is None or self.results.get("better_preprocessing"):
+            return []
+        if not self.is_repair:
+            return self._repair_the_weakest(folder)
+        if self.results["stage"] != "lora" or not self.results["adapter"]:  # a trial keeps none
+            return []
+        return [*self._advised_scale(folder), *self._one_class_more()]
+
+    def _repair_the_weakest(self, folder: Path) -> list[Phrase]:
+        """Repair the class that is weakest on validation images, which the command itself finds."""
+        split = "val" if "val" in self.results else "test"
+        worst = self.weakest(self.every, split)
+        total, its = self.change(), self.change([worst], split)
+        learnt = self.results["training_images_per_class"]
+        others = sum(learnt) - max(learnt)  # for whichever class it is
+        has_images = others and self.results["validation_images"]
+        # A repair of them all might be chance; a base with so many errors has to be trained.
+        is_worth_it = mcnemar(its.after, 0) <= LEVEL and 2 * total.after < total.images
+        if not (has_images and is_worth_it):
+            return []
+        reason = "To repair the class that is weakest on validation images"
+        if split == "val":
+            errors = f"{number_of(its.after, 'error')} in {its.images:,}"
+            reason += f", {self.named([worst])} ({errors})"
+        overrides = ["experiment=repair", "target=weakest"]
+        if others < _REPLAY:
+            overrides.append(f"data.replay={others}")
+        if weights := self.results.get("weights"):  # the file of a base that is not the current one
+            overrides.append(override("base_ckpt", _typed_path(folder / weights)))
+        return _step(f"{reason}:", self._on_the_same("train", *overrides))
+
+    def _advised_scale(self, folder: Path) -> list[Phrase]:
+        """Test the adapter at the advised scale, where validation images did not decide it."""
+        decided, advised = self.choices.get("scale", {}).get("images"), self.dial.get("advised")
+        if decided or advised in (None, 0, self.results["scale"]):
+            return []
+        overrides = [override("adapter", _typed_path(folder)), f"scale={advised:g}"]
+        return _step(self.advice(), self._on_the_same("eval", *overrides))
+
+    def _one_class_more(self) -> list[Phrase]:
+        """After a repair that helped: the weakest of the other classes on validation images."""
+        if not (self.targets and self.rest and "val" in self.results):
+            return []
+        if {self.change().judgement, self.change(self.targets).judgement} != {"better"}:
+            return []
+        worst = self.weakest(self.rest, "val")
+        change = self.change([worst], "val")
+        targets = [*self.targets, worst]
+        learnt = self.results["training_images_per_class"]
+        others = sum(learnt) - sum(learnt[target] for target in targets)
+        if mcnemar(change.after, 0) > LEVEL or self.results["replay"] > others:
+            return []
+        errors = f"{number_of(change.after, 'error')} in {change.images:,} validation images"
+        reason = f"The weakest of {self.others}: {self.named([worst])} ({errors}). "
+        kept = []
+        for text in self.results["overrides"]:
+            if key_of(text) not in ("digit", "target"):
+                kept.append(text)
+        names = []
+        for target in targets:
+            names.append(override("target", self.classes[target]).partition("=")[2])
+        line = command_line([*kept, f"target=[{','.join(names)}]"], program("train"))
+        return _step(f"{reason}To repair it as well:", line)
+
+    def _on_the_same(self, entry: str, *overrides: str) -> str:
+        """A command on the run's images, network and base, without what only a training needs."""
+        repeated, given = [], [key_of(text) for text in overrides]
+        for text in self.results["overrides"]:
+            group, _, key = key_of(text).partition(".")
+            is_training_key = group == "data" and key in TRAINING_KEYS
+            if group in _REPEATED and not is_training_key and key_of(text) not in given:
+                repeated.append(text)
+        return command_line([*overrides, *repeated], program(entry))
+
+
+def number_of(count: int, word: str) -> str:
+    """``1 error``, ``2,000 errors``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def _step(reason: str, command: str) -> list[Phrase]:
+    """A next step."""
+    return [Phrase(reason), Phrase(command, is_command=True)]
+
+
+def _typed_path(path: Path) -> Path:
+    """``path`` as somebody types it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
