@@ -21,7 +21,7 @@ from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
 from lora_mnist.disk.resume import COUNTS_OF_STEPS
 from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora.model import add_lora, lora_disabled
+from lora_mnist.lora.model import add_lora, lora_disabled, warn_of_left_out
 from lora_mnist.lora.targets import layers_to_adapt
 from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
@@ -209,6 +209,9 @@ def put_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
                 full = min(weight.base.flatten(1).shape)
                 if type(settings.get("rank")) is int and full < settings["rank"]:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first
+        if settings.get("target_modules", "all") == "all":
+            warn_of_left_out(net, "lora.target_modules")
+            settings["target_modules"] = ["all"]  # add_lora would warn of its argument
         add_lora(net, **settings)
 
 

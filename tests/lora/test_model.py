@@ -71,7 +71,7 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     remove_lora(add_lora(net))
     (record,) = caplog.records
-    assert "60% of the weights; with the large ones: target_modules=[all,in_pr" in record.message
+    assert "60% of the weights; with the largest: target_modules=[all,in_pr" in record.message
     caplog.clear()
     add_lora(net, target_modules=["all", "in_proj_weight"])
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
