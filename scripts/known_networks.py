@@ -1,10 +1,12 @@
 """Networks that people have, and which of their layers ``lora.target_modules=all`` leaves out."""
 
+from typing import Any
+
 from lora_mnist.lora.targets import left_out_by_all
 from lora_mnist.repair.networks import build_network
 
 #: By name, the settings of a network for images of 64 x 64 pixels.
-NETWORKS = {}
+NETWORKS: dict[str, dict[str, Any]] = {}
 for name in (
     *("resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v3_small", "densenet121"),
     *("efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "squeezenet1_1", "shufflenet_v2_x0_5"),

@@ -11,6 +11,7 @@ import known_networks
 import numpy
 import pytest
 import torch
+from composed import composed, logged
 from helpers.commands import ROOT, only_run, read_results
 from helpers.nets import randomize
 from PIL import Image
@@ -18,6 +19,7 @@ from torch import nn
 
 from lora_mnist import Classifier, add_lora, lora_disabled, lora_parameters
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.recipe import put_new_adapter
 from lora_mnist.repair.networks import build_network
 
 CLASSES = ["cat", "dog", "emu"]
@@ -106,11 +108,19 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
     assert changed_tensors(mine.state_dict(), base_state_dict(net)) == []
 
 
+def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
+    net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    with logged("lora_mnist.lora.model") as text:
+        put_new_adapter(composed("train", "stage=lora", "digit=9"), net)
+    (line,) = text.getvalue().splitlines()
+    assert line.endswith(" lora.target_modules=[all,in_proj_weight]")
+
+
 #: Settings of a repair that takes few seconds.
 QUICK = (
     *("experiment=repair", "target=dog", "trainer.max_steps=5", "trainer=cpu", "logger=none"),
     *("figures=false", "lora.dropout=0", "refit=false", "data.batch_size=4", "data.replay=4"),
-    "callbacks.checkpoint=null",
+    *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false"),
 )
 
 
