@@ -137,11 +137,12 @@ def load_weights(
     others = tuple(each for each in networks if each != prefix and each.startswith(prefix))
     chosen: Any = OrderedDict()
     for name, tensor in file.tensors.items():
-        if name.startswith(prefix) and not name.startswith(others):
-            chosen[name.removeprefix(prefix)] = tensor
-    for name, tensor in chosen.items():
+        if not name.startswith(prefix) or name.startswith(others):
+            continue
+        name = name.removeprefix(prefix)
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
+        chosen[name] = tensor
     # A layer may convert the tensors of an older version, and not know what to do without one.
     # Where the file has none, such as safetensors, and all names, they are today's.
     chosen._metadata = {}
