@@ -3,6 +3,7 @@
     python scripts/readme.py                      # all that this script makes: some ten minutes
     python scripts/readme.py --only demo sweep   # some of them
     python scripts/readme.py --only keys          # the keys of the reference: a second
+    python scripts/readme.py --only left_out      # what target_modules=all leaves out: with timm
     python scripts/readme.py --only hotfix=FILE   # from what another script printed, in FILE
     python scripts/readme.py --folder runs        # keeps the runs there, and takes what is there
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 
+import known_networks
 import torch
 from readme_pictures import photograph, photograph_report
 
@@ -192,6 +194,11 @@ def keys(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def left_out(runs: Runs) -> str:
+    """The networks of which ``lora.target_modules=all`` leaves layers out."""
+    return known_networks.table()
+
+
 def demo(runs: Runs) -> str:
     """A picture of the page to draw on."""
     given = [f"adapter={runs.folder_of('nines')}", f"paths.outputs={runs.outputs}"]
@@ -225,7 +232,10 @@ def example_export(runs: Runs) -> str:
 
 
 #: By name, a block from the runs.
-MADE = {f.__name__: f for f in (repair, lora, keys, demo, sweep, example_train, example_export)}
+MADE = {
+    f.__name__: f
+    for f in (repair, lora, keys, left_out, demo, sweep, example_train, example_export)
+}
 
 
 def main() -> None:

@@ -16,8 +16,13 @@ settings.register_profile("tests", max_examples=40, deadline=None)
 settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(items):
-    """The slowest tests first: at the end, one alone would keep the other workers waiting."""
+def pytest_collection_modifyitems(config, items):
+    """The slowest tests first: at the end, one alone would keep the other workers waiting.
+
+    Nightly tests are left out, unless ``-m`` names the mark.
+    """
+    if "nightly" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
     def seconds(item):
         mark = item.get_closest_marker("slow")

@@ -33,6 +33,7 @@ from lora_mnist.repair.networks import (
     evaluating,
     files_of_code,
     importable,
+    outputs_key,
     own_preprocessing,
 )
 from lora_mnist.repair.predictions import evaluate
@@ -152,7 +153,7 @@ class Classifier:
         settings, _ = fill(settings, _DEFAULTS)
         network = build_network(settings["net"], folders)
         try:
-            loaded = load_weights(network, file, base_prefix)
+            loaded = load_weights(network, file, base_prefix, outputs_key(settings["net"]))
         except ValueError as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
         if expected and loaded.sha256 != expected and not allow_other_base:

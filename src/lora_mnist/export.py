@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.data import ImageDataset, Images
+from lora_mnist.disk.base import load_weights, read_base
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, require_extra
 from lora_mnist.lora.base_state import fingerprint
@@ -151,7 +152,7 @@ def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.M
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     path.write_bytes(save(tensors, {"format": "pt", **metadata}))
     loaded = copy.deepcopy(net)
-    loaded.load_state_dict(load_file(path))
+    load_weights(loaded, read_base(path))
     return loaded
 
 

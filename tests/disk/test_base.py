@@ -106,6 +106,27 @@ REFUSED = {
         lambda state: dict(list(state.items())[:-1]),
         'key(s) in state_dict: "linear2.bias"; ',
     ),
+    "other names": (
+        lambda state: {f"my{name}": tensor for name, tensor in state.items()},
+        "no name of the file is one of the network's: its names begin with mylinear1., mylinear2., "
+        "the network's with linear1., linear2.; ",
+    ),
+    "outputs": (
+        lambda state: {**state, "linear2.weight": torch.ones(7, 5), "linear2.bias": torch.ones(7)},
+        "the file has 7 outputs (linear2.weight), the network 3: net.num_classes=7; ",
+    ),
+    "inputs": (
+        lambda state: {**state, "linear1.weight": torch.ones(5, 1)},
+        "its first layer takes 1 value, the network's 6; ",
+    ),
+    "width": (
+        lambda state: {
+            **state,
+            "linear1.weight": torch.ones(9, 6),
+            "linear2.weight": torch.ones(3, 9),
+        },
+        "Error(s) in loading state_dict for TinyNet: size mismatch",
+    ),
     "shape": (
         lambda state: {**state, "linear1.weight": torch.ones(5, 7)},
         "size mismatch for linear1.weight: copying a param with shape torch.Size([5, 7])",
@@ -132,7 +153,7 @@ def test_refuses_other_weights(tmp_path, state, form):
     make, problem = REFUSED[form]
     torch.save(make(state), tmp_path / "mine.pt")
     with pytest.raises(ValueError, match="; expected ") as caught:
-        load_weights(other_net(), read_base(tmp_path / "mine.pt"))
+        load_weights(other_net(), read_base(tmp_path / "mine.pt"), outputs_key="net.num_classes")
     assert problem in str(caught.value)
     assert "weights_only=False" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -175,7 +196,7 @@ def test_a_base_is_written_and_found_again(tmp_path, state):
     assert changed_tensors(file.tensors, state) == []
     assert (file.sha256, file.record) == (sha256, {"mean": 0.5})
     torch.save(state, tmp_path / "another.pt")
-    assert read_base(tmp_path / "another.pt")[1:] == ({}, None)
+    assert read_base(tmp_path / "another.pt")[1:3] == ({}, None)
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 

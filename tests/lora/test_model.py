@@ -71,12 +71,15 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     remove_lora(add_lora(net))
     (record,) = caplog.records
-    assert "60% of the weights; with the large ones: target_modules=[all,in_pr" in record.message
+    assert "60% of the weights; with the largest: target_modules=[all,in_pr" in record.message
     caplog.clear()
     add_lora(net, target_modules=["all", "in_proj_weight"])
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
     add_lora(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(60, 60)))  # too few to speak of
     assert not caplog.records
+    add_lora(nn.Sequential(*[nn.Conv1d(4, size, 3) for size in range(10, 17)], nn.Linear(3, 3)))
+    (record,) = caplog.records
+    assert record.message.endswith("with the largest: target_modules=[all,6,5,4,3,2], and 2 more")
 
 
 class Mixed(nn.Module):

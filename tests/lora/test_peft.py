@@ -8,6 +8,7 @@ from torch import nn
 
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.peft import read_metadata
 from lora_mnist.lora.weight import lora_weights
 
 
@@ -52,6 +53,17 @@ def test_ours_load_here_and_in_peft(kind, options, tmp_path, peft):
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
+
+
+def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):
+    """And of the files that they came from, what both say is known."""
+    net, x = made("linear")
+    for layer, use_rslora in (("linear1", True), ("linear2", False)):
+        own = randomized(add_lora(base("linear"), 4, target_modules=layer, use_rslora=use_rslora))
+        load_adapter(net, save_adapter(own, tmp_path / layer, {"a": layer, "b": [1]}))
+    save_adapter(net, tmp_path / "both")
+    torch.testing.assert_close(load_adapter(base("linear"), tmp_path / "both")(x), net(x))
+    assert read_metadata(tmp_path / "both").keys() == {"b", "base_sha256"}
 
 
 BOTH = ["linear1", "linear2"]

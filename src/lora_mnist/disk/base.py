@@ -9,6 +9,7 @@ import logging
 import shlex
 import shutil
 import textwrap
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -41,6 +42,7 @@ class BaseFile(NamedTuple):
     tensors: Mapping[str, Tensor]  # as they are named there
     record: Mapping[str, Any]  # see :mod:`.record`; empty in files that are not ours
     sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
+    versions: Mapping[str, Any]  # of its layers, where torch has saved them
 
 
 def read_base(path: Path) -> BaseFile:
@@ -72,68 +74,88 @@ def read_base(path: Path) -> BaseFile:
     record, sha256 = {}, None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
         record, sha256 = content["record"], content.get("sha256")
-    # Keys under which scripts save the state_dict; the last is for one inside "model".
-    content = _with_prefixes(content)
-    for key in ("state_dict", "model_state_dict", "model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(name): value for name, value in entries if isinstance(value, Tensor)}
+    tensors, versions = _tensors_in(content)
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return BaseFile(tensors, record, sha256)
+    return BaseFile(tensors, record, sha256, versions)
 
 
-def _with_prefixes(content: Any) -> Any:
-    """The tensors of all networks in a dictionary that has several, such as ``state_dict_ema``.
+def _tensors_in(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in a dictionary, and the versions of layers that torch has saved with them.
 
-    The names of those in an inner dictionary begin with its key. Another content stays as it is.
+    Where several dictionaries in it hold tensors, the names of each begin with its key.
     """
     if not isinstance(content, Mapping):
-        return content
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        return {}, {}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    versions = dict(getattr(content, "_metadata", {}))
     inner = {}
     for key, value in content.items():
-        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values()):
-            inner[key] = value
-    if len(inner) + bool(tensors) < 2:
-        return content
-    for key, value in inner.items():
-        tensors |= {f"{key}.{name}": each for name, each in value.items()}
-    return tensors
+        found = _tensors_in(value)
+        if found[0]:
+            inner[key] = found
+    if not tensors and len(inner) == 1:
+        (only,) = inner.values()
+        return only
+    for key, (more, their_versions) in inner.items():
+        tensors |= {f"{key}.{name}": tensor for name, tensor in more.items()}
+        versions |= {f"{key}.{name}".rstrip("."): each for name, each in their_versions.items()}
+    return tensors, versions
 
 
-def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> Base:
+def load_weights(
+    net: nn.Module, file: BaseFile, prefix: str | None = None, outputs_key: str | None = None
+) -> Base:
     """Load the weights of a file into ``net``.
 
     A prefix of the names, such as ``module.``, is dropped, and so are tensors outside it, which
     belong to something else, such as a metric. Floating-point tensors of another precision are
     converted to that of ``net``. The returned tensors share no memory with it. ``ValueError``, if
     the weights do not fit ``net``, or the file has several networks of which ``prefix`` names none.
+    ``outputs_key`` is the key of the number of outputs of ``net``, if it has one.
     """
-    stored, own = file.tensors, net.state_dict()
-    first = next(iter(own), "")
-    prefixes = [name.removesuffix(first) for name in stored if f".{name}".endswith(f".{first}")]
+    own: Any = net.state_dict()
+    counts = Counter[str]()  # of the network's names, by what stands before them in the file
+    for name in file.tensors:
+        parts = name.split(".")
+        for number in range(len(parts)):
+            end = ".".join(parts[number:])
+            if end in own:
+                counts[name.removesuffix(end)] += 1
+    networks = [each for each, count in counts.items() if count == len(own)]
+    names = ", ".join(each or "''" for each in networks) or "none"
     if prefix is None:
-        whole = [each for each in prefixes if all(f"{each}{name}" in stored for name in own)]
-        if len(whole) > 1:
-            names = ", ".join(each or "''" for each in whole)
-            raise ValueError(f"holds {len(whole)} networks; expected base_prefix= one of {names}")
-        prefix = min(whole or prefixes, key=len, default="")
-    elif prefix not in prefixes:
-        raise ValueError(f"base_prefix={prefix}: expected one of {', '.join(prefixes) or 'none'}")
-    inner = tuple(each for each in prefixes if each != prefix and each.startswith(prefix))
-    chosen = {}
-    for name, tensor in stored.items():
-        if name.startswith(prefix) and not name.startswith(inner):
-            chosen[name.removeprefix(prefix)] = tensor
-    for name, tensor in chosen.items():
+        if len(networks) > 1:
+            raise ValueError(
+                f"holds {len(networks)} networks; expected base_prefix= one of {names}"
+            )
+        prefix = max(counts, key=lambda each: counts[each], default="")
+        if 2 * counts[prefix] < len(own):  # names that are the same by chance
+            prefix = ""
+    elif prefix not in counts:
+        raise ValueError(f"base_prefix={prefix}: expected one of {names}")
+    others = tuple(each for each in networks if each != prefix and each.startswith(prefix))
+    chosen: Any = OrderedDict()
+    for name, tensor in file.tensors.items():
+        if not name.startswith(prefix) or name.startswith(others):
+            continue
+        name = name.removeprefix(prefix)
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
+        chosen[name] = tensor
+    # A layer may convert the tensors of an older version, and not know what to do without one.
+    # Where the file has none, such as safetensors, and all names, they are today's.
+    chosen._metadata = {}
+    for layer, version in file.versions.items():
+        if f"{layer}.".startswith(prefix):
+            chosen._metadata[f"{layer}.".removeprefix(prefix).rstrip(".")] = version
+    if not chosen._metadata and prefix in networks:
+        chosen._metadata = own._metadata
     try:
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         reason = textwrap.shorten(str(error), 400).rstrip(".")
+        reason = "; ".join([*_misfits(net, chosen, outputs_key), reason])
         raise ValueError(f"{reason}; expected the tensors of the configured net") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
@@ -141,6 +163,38 @@ def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> B
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     stage = file.record.get("made", {}).get("stage")
     return Base(tensors, fingerprint(tensors), stage == "pretrain")
+
+
+def _misfits(net: nn.Module, stored: Mapping[str, Tensor], outputs_key: str | None) -> list[str]:
+    """How names, outputs or channels of a file differ from those of ``net``, in words."""
+    own, layers = net.state_dict(), dict(net.named_modules())
+    if not own.keys() & stored.keys():
+        starts = []
+        for names in (stored, own):
+            parts = dict.fromkeys(name.partition(".")[0] for name in names)
+            starts.append(", ".join(f"{part}." for part in list(parts)[:3]))
+        theirs_and_ours = "its names begin with {}, the network's with {}".format(*starts)
+        return [f"no name of the file is one of the network's: {theirs_and_ours}"]
+    different: dict[tuple[int, int, int], str] = {}  # side, sizes there and here; the first tensor
+    for name, tensor in own.items():
+        if name in stored and isinstance(layers[name.rpartition(".")[0]], nn.Linear | nn.Conv2d):
+            sizes = zip(stored[name].shape, tensor.shape, strict=False)
+            for side, (there, here) in enumerate(sizes):
+                if there != here:
+                    different.setdefault((side, there, here), name)
+    sides, pairs = {key[0] for key in different}, {key[1:] for key in different}
+    if min(len(sides), len(pairs)) < len(different):
+        return []  # layers inside have other widths, too
+    reasons = []
+    for (side, there, here), name in different.items():
+        if side == 0:
+            advice = f": {outputs_key}={there}" if outputs_key else ""
+            reasons.append(f"the file has {there} outputs ({name}), the network {here}{advice}")
+        elif side == 1:
+            unit = "channel" if own[name].ndim > 2 else "value"
+            unit += "s" if there > 1 else ""
+            reasons.append(f"its first layer takes {there} {unit}, the network's {here}")
+    return reasons
 
 
 def write_base(

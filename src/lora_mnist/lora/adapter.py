@@ -57,7 +57,10 @@ def save_adapter(
         if len(weight.adapters) > 1:
             raise ValueError(f"{layer} carries {len(weight.adapters)} adapters; expected one")
         chosen[layer] = (weight, weight.adapters[0])
-    about = {**next(iter(chosen.values()))[1].metadata, **(metadata or {})}
+    about = dict(next(iter(chosen.values()))[1].metadata)
+    for _, adapter in chosen.values():  # of several files, what they all say
+        about = {key: value for key, value in about.items() if adapter.metadata.get(key) == value}
+    about |= metadata or {}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:

@@ -8,7 +8,6 @@ a second adapter stacks as ``[1]``.
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,7 +17,7 @@ from torch.nn.utils import parametrize
 from .frozen import keep_in_eval_mode
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
-from .targets import by_pattern, layers_to_adapt
+from .targets import by_pattern, layers_to_adapt, left_out_by_all
 from .weight import adaptable_weights, lora_adapters
 
 log = logging.getLogger(__name__)
@@ -83,22 +82,21 @@ def add_lora(
             weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
     attach(model, adapters)
-    if target_modules != "all":
-        return model
-    total, left_out = 0, Counter[str]()  # numbers of weights by the end of their name
-    for layer, weight in layers_to_adapt(model, ".*").items():
-        total += weight.base.numel()
-        if layer not in targets:
-            left_out[layer if weight.tensor == "weight" else weight.tensor] += weight.base.numel()
-    large = [end for end, size in left_out.items() if size >= 0.01 * total]
-    if large and left_out.total() >= 0.1 * total:
-        log.warning(
-            "target_modules=all leaves out %.0f%% of the weights; with the large ones: "
-            "target_modules=[all,%s]",
-            100 * left_out.total() / total,
-            ",".join(large),
-        )
+    if target_modules == "all":
+        warn_of_left_out(model, "target_modules")
     return model
+
+
+def warn_of_left_out(model: nn.Module, key: str) -> None:
+    """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
+    share, sizes = left_out_by_all(model)
+    large = [name for name, size in sizes.items() if size >= 0.01]
+    if large and share >= 0.1:
+        more = f", and {len(large) - 5} more" if len(large) > 5 else ""
+        log.warning(
+            "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]%s",
+            *(key, 100 * share, key, ",".join(large[:5]), more),
+        )
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:

@@ -76,21 +76,21 @@ def config_of(adapters: Adapters) -> dict[str, Any]:
     leading ``^`` in a pattern, it is one layer's alone.
     """
     ranks, alphas = {}, {}
+    use_rslora = all(adapter.use_rslora for _, adapter in adapters.values())
     for name, (_, adapter) in adapters.items():
         rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
-        divisors = [scaling_divisor(r, adapter.use_rslora) for r in (rank, adapter.rank)]
+        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
         ranks[f"^{name}"] = rank
-        alphas[f"^{name}"] = adapter.alpha * (divisors[0] / divisors[1])
+        alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    _, first = next(iter(adapters.values()))
     return {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
         "alpha_pattern": {key: each for key, each in alphas.items() if each != alpha},
-        "use_rslora": first.use_rslora,
-        "lora_dropout": first.dropout,
+        "use_rslora": use_rslora,
+        "lora_dropout": max(adapter.dropout for _, adapter in adapters.values()),
         "target_modules": "|".join(map(re.escape, adapters)),
     }
 

@@ -1,6 +1,7 @@
 """Which layers ``target_modules``, ``rank_pattern`` and ``alpha_pattern`` mean."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -43,6 +44,19 @@ def layers_to_adapt(
     if not chosen:
         raise ValueError(f"{start} some of: {listed(weights)}")
     return {name: weight for name, weight in weights.items() if name in chosen}
+
+
+def left_out_by_all(model: nn.Module) -> tuple[float, dict[str, float]]:
+    """The share of the weights that ``all`` leaves out, and of each of these, the largest first.
+
+    Layers go by their names, and other tensors by the last part of theirs, together.
+    """
+    targets, sizes, total = layers_to_adapt(model), Counter[str](), 0
+    for name, weight in layers_to_adapt(model, ".*").items():
+        total += weight.base.numel()
+        if name not in targets:
+            sizes[name if weight.tensor == "weight" else weight.tensor] += weight.base.numel()
+    return sizes.total() / total, {name: size / total for name, size in sizes.most_common()}
 
 
 def is_end(end: str, name: str) -> bool:

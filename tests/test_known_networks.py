@@ -1,0 +1,219 @@
+"""The networks that people have, saved as their users save them, through files and commands.
+
+All of them are tried each night; every day, ten small ones.
+"""
+
+import csv
+import re
+from itertools import product
+
+import known_networks
+import numpy
+import pytest
+import torch
+from composed import composed, logged
+from helpers.commands import ROOT, only_run, read_results
+from helpers.nets import randomize
+from PIL import Image
+from torch import nn
+
+from lora_mnist import Classifier, add_lora, lora_disabled, lora_parameters
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.recipe import put_new_adapter
+from lora_mnist.repair.networks import build_network
+
+CLASSES = ["cat", "dog", "emu"]
+DAILY = (
+    *("torchvision resnet18", "torchvision mobilenet_v3_small", "torchvision regnet_y_400mf"),
+    *("torchvision squeezenet1_1", "torchvision shufflenet_v2_x0_5", "torchvision mnasnet0_5"),
+    *("timm resnet18", "timm mobilenetv3_small_050", "timm convnext_atto"),
+    "timm vit_tiny_patch16_224",
+)
+
+
+def lightning(net):
+    module = nn.Module()
+    module.net, module.loss = net, nn.CrossEntropyLoss(torch.ones(3))
+    scores = {"ModelCheckpoint{}": {"best_model_score": torch.ones(())}}
+    return {"epoch": 3, "state_dict": module.state_dict(), "callbacks": scores}
+
+
+def with_average(net):
+    moved = {name: tensor + 1 for name, tensor in net.state_dict().items()}
+    return {"model": moved, "model_ema": net.state_dict(), "optimizer": {"state": {}}}
+
+
+#: What is saved of a network, by how.
+FORMS = {
+    "plain": lambda net: net.state_dict(),
+    "checkpoint": lambda net: {"model": net.state_dict(), "epoch": 3},
+    "parallel": lambda net: nn.DataParallel(net).state_dict(),
+    "lightning": lightning,
+    "average": with_average,
+}
+
+
+def cases():
+    """Each network in each form; of the daily ones, each has one of the forms."""
+    for number, (name, form) in enumerate(product(known_networks.NETWORKS, FORMS)):
+        is_daily = name in DAILY and number % len(FORMS) == DAILY.index(name) % len(FORMS)
+        yield pytest.param(name, form, marks=[] if is_daily else pytest.mark.nightly)
+
+
+def network(name):
+    """A network without a user's weights, for three classes, and its settings."""
+    settings = {**known_networks.NETWORKS[name], "num_classes": len(CLASSES)}
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="the extra all is not installed")
+    torch.manual_seed(0)
+    return build_network(settings), settings
+
+
+def take_pictures(folder, classes, count, seed=0):
+    """Pictures of some colours, in a folder for each class."""
+    generator = numpy.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 120, (64, 64, 3), dtype=numpy.uint8)
+            pixels[:, :, label % 3] += numpy.uint8(20 + 10 * label)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+@pytest.mark.parametrize(("name", "form"), [*cases()])
+def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path):
+    mine, settings = network(name)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        mine.train()(x)  # for the statistics
+        expected = mine.eval()(x).softmax(dim=1)
+    torch.save(FORMS[form](mine), tmp_path / "mine.pt")
+    take_pictures(tmp_path / "photos", CLASSES, 1)
+    data = {"_target_": "lora_mnist.data.Folder", "data_dir": str(tmp_path / "photos")}
+    classifier = Classifier.load(
+        base=tmp_path / "mine.pt",
+        net=settings,
+        data={**data, "image_size": 64, "mean": 0.5, "std": 0.5},
+        base_prefix="model_ema." if form == "average" else None,
+    )
+    net = classifier.net
+    classifier.check()
+    assert torch.equal(classifier.probabilities(x), expected)
+    add_lora(net).train()(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in lora_parameters(net))
+    randomize(net.eval())
+    assert not torch.equal(classifier.probabilities(x), expected)
+    with lora_disabled(net):
+        assert torch.equal(classifier.probabilities(x), expected)
+    assert changed_tensors(mine.state_dict(), base_state_dict(net)) == []
+
+
+def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
+    net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    with logged("lora_mnist.lora.model") as text:
+        put_new_adapter(composed("train", "stage=lora", "digit=9"), net)
+    (line,) = text.getvalue().splitlines()
+    assert line.endswith(" lora.target_modules=[all,in_proj_weight]")
+
+
+#: Settings of a repair that takes few seconds.
+QUICK = (
+    *("experiment=repair", "target=dog", "trainer.max_steps=5", "trainer=cpu", "logger=none"),
+    *("figures=false", "lora.dropout=0", "refit=false", "data.batch_size=4", "data.replay=4"),
+    *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false"),
+)
+
+
+def repaired(cli, here, *typed):
+    """The results of a base's test, and of a repair of it, both by a command."""
+    cli("eval.py", *typed, "figures=false", here=here).ok()
+    cli("train.py", *typed, *QUICK, here=here).ok()
+    results = read_results(only_run(here / "outputs", "lora"))
+    assert results["base_unchanged"]
+    return results
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torchvision resnet50", "torchvision swin_t", "torchvision densenet121"),
+        *("timm resnet50d", "timm deit_tiny_patch16_224"),
+    ],
+)
+def test_a_network_is_repaired_by_commands(cli, tmp_path, name):
+    mine, settings = network(name)
+    torch.save(mine.state_dict(), tmp_path / "mine.pt")
+    take_pictures(tmp_path / "photos", CLASSES, 10)
+    typed = [f"net.{key}={value}" for key, value in settings.items()]
+    typed += ["data=folder", "data.data_dir=photos", "net=custom", "base_ckpt=mine.pt"]
+    repaired(cli, tmp_path, *typed, "data.image_size=64")
+
+
+@pytest.fixture
+def readme_repaired(cli, tmp_path):
+    """A folder with the README's file, as it is printed, and a repair of the network it names."""
+    timm = pytest.importorskip("timm", reason="the extra all is not installed")
+    (file,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "photos.yaml").write_text(file)
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=10)
+    torch.save(net.state_dict(), tmp_path / "mine.pt")
+    classes = ["dog", *(f"c{number}" for number in range(9))]
+    for seed, part in enumerate(("train", "val", "test")):
+        take_pictures(tmp_path / "photos" / part, classes, 2, seed)
+    return repaired(cli, tmp_path, *FILE, "data.image_size=64")
+
+
+FILE = ("--config-dir", ".", "classifier=photos")
+
+
+@pytest.mark.slow
+def test_the_file_of_the_readme_is_tested_and_repaired(readme_repaired):
+    assert readme_repaired["classes"][readme_repaired["targets"][0]] == "dog"
+
+
+@pytest.mark.nightly
+def test_the_file_of_the_readme_goes_to_onnxruntime(cli, tmp_path, readme_repaired):
+    """It has the predictions of predict.py, from the pictures' pixels."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    cli("export.py", "adapter=latest", "trust=true", "out=repaired.onnx", here=tmp_path).ok()
+    asked = ("images=photos/test/*/*.png", "out=predictions.csv", "adapter=latest")
+    cli("predict.py", *FILE, *asked, here=tmp_path).ok()
+    session = onnxruntime.InferenceSession(tmp_path / "repaired.onnx")
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open(newline="")))
+    pixels = [numpy.asarray(Image.open(tmp_path / row["file"])) for row in rows]
+    (logits,) = session.run(["logits"], {"images": numpy.stack(pixels).transpose(0, 3, 1, 2)})
+    probabilities, labels = torch.from_numpy(logits).softmax(dim=1).max(dim=1)
+    classes = readme_repaired["classes"]
+    assert [row["after"] for row in rows] == [classes[label] for label in labels]
+    given = [float(row["after_probability"]) for row in rows]
+    assert given == pytest.approx(probabilities.tolist(), abs=1e-5)
+    assert len(rows) == 20
+
+
+@pytest.mark.nightly
+def test_a_classifier_of_ultralytics(cli, tmp_path, monkeypatch):
+    """As the documents say it."""
+    ultralytics = pytest.importorskip("ultralytics", reason="it is in no extra")
+    page = (ROOT / "docs" / "your_classifier.md").read_text()
+    saved, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    (tmp_path / "my_nets.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    trained = ultralytics.YOLO("yolo11n-cls.yaml")
+    trained.model = type(trained.model)("yolo11n-cls.yaml", nc=len(CLASSES))
+    trained.save("best.pt")
+    exec(saved.partition("# Ultralytics\n")[2], {"torch": torch, "ultralytics": ultralytics})
+    take_pictures(tmp_path / "photos", CLASSES, 10)
+    own = ("net._target_=my_nets.Net", "net.cfg=yolo11n-cls.yaml", "net.nc=3", "data=folder")
+    own += ("data.data_dir=photos", "net=custom", "base_ckpt=mine.pt", "data.image_size=64")
+    repaired(cli, tmp_path, *own, "data.mean=0", "data.std=1")
+
+
+@pytest.mark.nightly
+def test_the_page_names_what_is_left_out():
+    pytest.importorskip("timm", reason="the extra all is not installed")
+    page = (ROOT / "docs" / "your_classifier.md").read_text()
+    assert known_networks.table() in page, "python scripts/readme.py --only left_out"
