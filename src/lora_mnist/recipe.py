@@ -1,8 +1,7 @@
 """The recipe of a training: its images, adapter, loss and optimizer."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
@@ -21,12 +20,12 @@ from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
 from lora_mnist.disk.resume import COUNTS_OF_STEPS
 from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora.model import add_lora, lora_disabled
+from lora_mnist.lora.model import add_lora
 from lora_mnist.lora.targets import layers_to_adapt
 from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
-from lora_mnist.repair.predictions import Predictions, counts_of
+from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
 from lora_mnist.repair.significance import weakest
 from lora_mnist.trainer import monitored_validation
 
@@ -119,12 +118,13 @@ def mistakes_of(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> Mi
     if cfg.data.mistakes is None:
         return None
     folder, share = Path(str(cfg.data.mistakes)), cfg.data.mistakes_test
-    net, has_adapter = classifier.net, classifier.adapter is not None
-    with (
-        lora_disabled(net) if has_adapter else nullcontext(),
-        evaluating(net, trainer.strategy.root_device) as device,
-    ):
-        return wrong_pictures(net, classifier.dataset, folder, share, device)
+    net, dataset = classifier.net, classifier.dataset
+    with evaluating(net, trainer.strategy.root_device) as device:
+
+        def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+            return columns_at(net, dataset.stacked(pictures, device), [0]).prediction[0]
+
+        return wrong_pictures(predict, dataset, folder, share)
 
 
 def select_images(

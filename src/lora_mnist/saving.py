@@ -88,7 +88,7 @@ def save_adapter_and_base(
     """Save the adapter with its record in the run's folder.
 
     The base gets a file of its own, where it has none, so that it is found later. An adapter that
-    has learnt the validation images keeps what these advised before, beside ``trained.scale``.
+    has learnt the validation images keeps what these advised before.
     """
     base, bases, record = classifier.base, Path(cfg.paths.bases), record_of(cfg, run, classifier)
     assert base is not None
@@ -101,9 +101,7 @@ def save_adapter_and_base(
             about = {**record, "data": data}
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
     if trained.is_refit:
-        advised = None
-        if trained.dial is not None:
-            advised = trained.dial["advised"] / (trained.scale or 1)
+        advised = trained.dial["advised"] if trained.dial is not None else None
         record["made"] |= {"dropout": trained.dropout, "refit": True, "advised_scale": advised}
     names = [classifier.classes[target] for target in targets]
     metadata = {"base_sha256": base.sha256, "targets": names, **record}

@@ -194,7 +194,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
 
         scale = trained.scale
         if cfg.lora.scale != 1:
-            full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
+            full = "; scale=1 is as trained" if scale != 1 else ""
             log.info("scale: %g, with which the adapter is saved%s", scale, full)
         tables: dict[str, Predictions] = {}
         if trained.val is not None:

@@ -80,7 +80,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             default_root_dir=str(run.folder),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *(arguments.pop("plugins", None) or [])],
-            use_distributed_sampler=False,  # the data module shards, and counts no image twice
+            use_distributed_sampler=False,  # each process has its share of the plan's batches
             **defaults | arguments,
         )
     refuse_unsuitable(trainer, run)
@@ -173,7 +173,7 @@ def evaluate_on(
     limit = trainer.limit_val_batches if name == "val" else trainer.limit_test_batches
     if limit is not None:
         share = int(limit * batches) if isinstance(limit, float) else limit
-        batches = min(batches, share * trainer.world_size)
+        batches = min(batches, share)
     indices = torch.arange(min(len(images), batches * dataset.eval_batch_size))
     device: Any = trainer.strategy.root_device
     precision: Any = trainer.precision_plugin
@@ -188,6 +188,7 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*your dataloader is not resumable.*",  # its place follows from the step
+            ".*to use `self.log.*sync_dist=True.*",  # each process validates all images
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches

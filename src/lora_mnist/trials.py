@@ -11,6 +11,7 @@ to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has the numbers
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lora_mnist.disk.resume import last_checkpoint
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters, lora_weights
 from lora_mnist.recipe import make_module
-from lora_mnist.repair.dial import TRIES, approximate_dial, scale_of_refit
+from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.rate import FEW_IMAGES
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 DROPOUTS = (0.0, 0.05)
 #: Minutes of a training from which on it is said beforehand how long all will take.
 _LONG = 2
-#: The dial may always try this number of validation images at each scale.
-_MIN_FOR_DIAL = 50
 
 
 @dataclass(frozen=True)
@@ -232,20 +231,12 @@ def set_scale_by_dial(
     wants_dial = not run.is_sweep if cfg.dial is None else cfg.dial
     if val is not None and (wants_dial or cfg.lora.scale == "auto"):
         net, dataset, images = classifier.net, classifier.dataset, data.images.val
-        # About as many forward passes as training made, whatever the network.
-        plan, steps = data.plan, trainer.global_step * trainer.accumulate_grad_batches
-        most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
-        log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
+        log.info("dial: the adapter at several scales on validation images")
         device: Any = trainer.strategy.root_device
         precision: Any = trainer.precision_plugin
         with clock.measure("dial"), evaluating(net, device), precision.forward_context():
-            dial = approximate_dial(
-                net,
-                lambda indices: dataset.batches(images, device, indices, name="dial"),
-                val,
-                plan.selection.targets,
-                most,
-            )
+            batches = partial(dataset.batches, images, device, name="dial")
+            dial = measure_dial(net, batches, val, data.plan.selection.targets, cfg.seed)
         if is_refit:
             dial["advised"] = scale_of_refit(dial)
     scale = cfg.lora.scale

@@ -10,6 +10,7 @@ not know, as long as it is switched on.
 """
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -54,12 +55,11 @@ Adapters = Mapping[str, tuple[Weight, LoRAParametrization]]  # one on each weigh
 
 
 def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
-    """The tensors of an adapter at its scale, as PEFT names and shapes them."""
+    """The tensors of an adapter as trained, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
     for name, (weight, adapter) in adapters.items():
         start = f"base_model.model.{name}"
         lora_A, lora_B = adapter.factors()
-        lora_B = lora_B * adapter.scale
         if isinstance(weight.module, nn.Embedding):
             tensors[f"{start}.lora_embedding_A"] = lora_B.t()
             tensors[f"{start}.lora_embedding_B"] = lora_A.t()
@@ -70,29 +70,37 @@ def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
 
 
 def config_of(adapters: Adapters) -> dict[str, Any]:
-    """The ``adapter_config.json`` of an adapter.
+    """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha.
 
     PEFT takes a name for that of every layer that ends so: as a regular expression, and with a
     leading ``^`` in a pattern, it is one layer's alone.
     """
-    ranks, alphas = {}, {}
+    ranks = {}
     for name, (_, adapter) in adapters.items():
-        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
-        divisors = [scaling_divisor(r, adapter.use_rslora) for r in (rank, adapter.rank)]
-        ranks[f"^{name}"] = rank
-        alphas[f"^{name}"] = adapter.alpha * (divisors[0] / divisors[1])
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+        ranks[f"^{name}"] = len(adapter.factors()[0])  # PiSSA has twice its own rank
+    rank = next(iter(ranks.values()))
     _, first = next(iter(adapters.values()))
     return {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": alpha,
+        **alphas_of(adapters, first.scale),
         "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
-        "alpha_pattern": {key: each for key, each in alphas.items() if each != alpha},
         "use_rslora": first.use_rslora,
         "lora_dropout": first.dropout,
         "target_modules": "|".join(map(re.escape, adapters)),
     }
+
+
+def alphas_of(adapters: Adapters, scale: float = 1.0) -> dict[str, Any]:
+    """``lora_alpha`` and ``alpha_pattern`` of an adapter at a scale; at 1 they are as trained."""
+    alphas = {}
+    for name, (_, adapter) in adapters.items():
+        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
+        divisors = [scaling_divisor(r, adapter.use_rslora) for r in (rank, adapter.rank)]
+        alphas[f"^{name}"] = adapter.alpha * (divisors[0] / divisors[1]) * scale
+    alpha = next(iter(alphas.values()))
+    others = {key: each for key, each in alphas.items() if each != alpha}
+    return {"lora_alpha": alpha, "alpha_pattern": others}
 
 
 def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
@@ -132,8 +140,8 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
 
 
-def read_adapter(folder: str | Path) -> dict[str, LoRAParametrization]:
-    """The adapter of each layer in ``folder``, by the layer's name.
+def read_adapter(folder: str | Path, metadata: Mapping[str, Any]) -> dict[str, LoRAParametrization]:
+    """The adapter of each layer in ``folder``, by the layer's name, at the scale it was saved with.
 
     Nothing is run as code. ``ValueError`` if the files ask for something that LoRA here lacks.
     """
@@ -160,24 +168,32 @@ def read_adapter(folder: str | Path) -> dict[str, LoRAParametrization]:
         parts.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
     if not parts:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
-    pattern, alpha = config.get("alpha_pattern"), config.get("lora_alpha")
-    alphas = by_pattern("alpha_pattern", pattern, parts, alpha)
+    # Of PEFT's adapters the config is all that is known: they are as trained.
+    scale, trained = metadata.get("scale", 1.0), metadata.get("trained", config)
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"scale={scale} in {WEIGHTS_NAME}: expected a finite number")
+    if not isinstance(trained, dict):
+        raise ValueError(f"trained={trained} in {WEIGHTS_NAME}: expected lora_alpha")
+    alphas, scaled = (
+        by_pattern("alpha_pattern", each.get("alpha_pattern"), parts, each.get("lora_alpha"))
+        for each in (trained, config)
+    )
     adapters = {}
     for layer, factors in parts.items():
         for part in ("lora_A", "lora_B"):
             if part not in factors or factors[part].ndim < 2:
                 raise ValueError(f"{part} of {layer}: expected a matrix in {WEIGHTS_NAME}")
+        lora_A, lora_B = factors["lora_A"], factors["lora_B"]
+        with torch.device("meta"):  # no random number is drawn
+            weight = torch.empty(len(lora_B), *lora_A.shape[1:])
         use_rslora = config.get("use_rslora") or False
-        adapters[layer] = plain_lora(**factors, alpha=alphas[layer], use_rslora=use_rslora)
+        adapter = LoRAParametrization(weight, len(lora_A), alphas[layer], use_rslora=use_rslora)
+        if scaled[layer] != adapter.alpha * scale:
+            raise ValueError(
+                f"lora_alpha={scaled[layer]} of {layer} in {CONFIG_NAME}: expected "
+                f"{adapter.alpha * scale}, as {WEIGHTS_NAME} says"
+            )
+        adapter.lora_A, adapter.lora_B = nn.Parameter(lora_A), nn.Parameter(lora_B)
+        adapter.scale = float(scale)
+        adapters[layer] = adapter
     return adapters
-
-
-def plain_lora(
-    lora_A: Tensor, lora_B: Tensor, alpha: float, use_rslora: bool = False
-) -> LoRAParametrization:
-    """An adapter of these factors, which say what rank it has; no random number is drawn."""
-    with torch.device("meta"):
-        weight = torch.empty(len(lora_B), *lora_A.shape[1:])
-    adapter = LoRAParametrization(weight, len(lora_A), alpha, use_rslora=use_rslora)
-    adapter.lora_A, adapter.lora_B = nn.Parameter(lora_A), nn.Parameter(lora_B)
-    return adapter

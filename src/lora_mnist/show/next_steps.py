@@ -59,8 +59,7 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         if dial and dial["advised"] == 0 != dial["saved"]:
             steps.append(Phrase("No scale of the adapter beats the base on validation images."))
         elif dial and dial["advised"] != dial["saved"]:
-            scale = f"{dial['advised'] / dial['saved']:g}"
-            reason = f"Validation images advise scale {scale} ({dial_text(results)}):"
+            reason = f"Validation images advise scale {dial['advised']:g} ({dial_text(results)}):"
             steps += [Phrase(reason), Phrase(scaled_command(results, folder), is_command=True)]
     return steps + _weakest_class(results, folder) + _after_failure(results)
 
@@ -181,7 +180,7 @@ def scaled_command(results: Mapping[str, Any], folder: Path) -> str:
     """The command that tests the adapter of the run in ``folder`` at the advised scale."""
     dial, overrides = results["dial"], [override("adapter", _typed_path(folder))]
     if dial["saved"] != dial["advised"]:
-        overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
+        overrides.append(f"scale={dial['advised']:g}")
     return command("eval", results, *overrides)
 
 
