@@ -102,10 +102,7 @@ def add_lora(
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:
-    """Put ``adapters`` on the weights of these names and freeze everything else of ``model``.
-
-    ``ValueError`` if one does not fit; ``model`` is then as it was.
-    """
+    """Put ``adapters`` on the weights of these names, if all fit, and freeze everything else."""
     weights = adaptable_weights(model)
     for layer, adapter in adapters.items():
         weight = weights[layer]

@@ -4,9 +4,7 @@ A tensor is called ``base_model.model.<layer>.lora_A.weight``, shape (rank, in_f
 ``...lora_B.weight``, shape (out_features, rank); those of other layers have the shapes of
 :class:`.layer.LoRAParametrization`.
 
-PEFT's LoRA can do more than what is here. An option that changes what a finished adapter computes,
-and that has no counterpart here, is refused by its name; so is every option that this version does
-not know, as long as it is switched on.
+An option of PEFT's that is switched on, and that has no counterpart here, is refused by its name.
 """
 
 import json
@@ -70,13 +68,9 @@ def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
 
 
 def config_of(adapters: Adapters) -> dict[str, Any]:
-    """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha.
-
-    PEFT takes a name for that of every layer that ends so: as a regular expression, and with a
-    leading ``^`` in a pattern, it is one layer's alone.
-    """
+    """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha."""
     ranks = {}
-    for name, (_, adapter) in adapters.items():
+    for name, (_, adapter) in adapters.items():  # with ^ PEFT takes a name for one layer's alone
         ranks[f"^{name}"] = len(adapter.factors()[0])  # PiSSA has twice its own rank
     rank = next(iter(ranks.values()))
     _, first = next(iter(adapters.values()))
@@ -104,21 +98,16 @@ def alphas_of(adapters: Adapters, scale: float = 1.0) -> dict[str, Any]:
 
 
 def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
-    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word.
-
-    PEFT ignores weights that are not called ``weight``, and attention ignores an adapter on its
-    ``out_proj``. PEFT's convolutions know no dilation, and pad with zeros alone. A layer that the
-    network holds under two names gets its adapter under the first name alone.
-    """
+    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
     every = [module for _, module in model.named_modules(remove_duplicate=False)]
     layers = []
     for name, (weight, _) in adapters.items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         is_usual = weight.tensor == "weight" and not is_attention
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know neither of these
             is_usual = set(module.dilation) == {1} and module.padding_mode == "zeros"
-        if not is_usual or every.count(module) > 1:
+        if not is_usual or every.count(module) > 1:  # PEFT takes the first of two names
             layers.append(name)
     if layers:
         warnings.warn(
@@ -128,11 +117,7 @@ def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata of the adapter in ``folder``; no tensor is read.
-
-    ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
-    ``ValueError`` if the file cannot be read.
-    """
+    """The metadata of the adapter in ``folder``, empty of PEFT's; no tensor is read."""
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")))
@@ -141,10 +126,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: str | Path, metadata: Mapping[str, Any]) -> dict[str, LoRAParametrization]:
-    """The adapter of each layer in ``folder``, by the layer's name, at the scale it was saved with.
-
-    Nothing is run as code. ``ValueError`` if the files ask for something that LoRA here lacks.
-    """
+    """The adapter of each layer, by its name, at the scale that it was saved with."""
     try:
         config = json.loads(Path(folder, CONFIG_NAME).read_text())
     except (OSError, ValueError) as error:

@@ -112,11 +112,8 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
     where both are equally likely, so a few validation errors by chance turn no repair off.
 
     A scale that saves no error on the classes to repair is left out. Where the base has 100 errors
-    or more on the other classes, nor does one that leaves more than 110% of these. Of two that are
+    or more on the other classes, so is one that leaves more than 110% of these. Of two that are
     equally near, the smaller is taken. docs/experiments.md compares this with other rules.
-
-    Args:
-        curve: what :func:`dial_curve` returns, without ``advised``.
     """
     scales, errors = curve["scales"], curve["errors"]
     of_target, elsewhere = curve.get("errors_of_target"), curve.get("errors_elsewhere")
@@ -141,13 +138,9 @@ def scale_of_refit(curve: Mapping[str, Any]) -> float:
     """The scale of an adapter that is trained once more, with the validation images: mostly 1.
 
     It has learnt more than the adapter that ``curve`` has measured, and leaves fewer errors. So
-    :func:`advised_scale` is too careful for it where validation errors are few. What that says
-    counts only if chance does not explain it: if scale 1 has more errors by over
+    what is advised counts only if chance does not explain it: if scale 1 has more errors by over
     ``2 * sqrt(repaired + broken)``, or on the other classes more than are allowed there.
     docs/experiments.md has the numbers.
-
-    Args:
-        curve: what :func:`dial_curve` returns; 1 is among its scales.
     """
     scales, errors, elsewhere = curve["scales"], curve["errors"], curve.get("errors_elsewhere")
     base, advised, whole = (scales.index(scale) for scale in (0, curve["advised"], 1))

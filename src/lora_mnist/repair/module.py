@@ -23,23 +23,11 @@ _MAX_CURVES = 16
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the loss of every ``log_every_n_steps``-th step's last batch, and for
-    ``val`` what :func:`logged_metrics` gives. A loss that is not finite when it is logged ends
-    training with ``TrainingError``. What is drawn in a step, as for dropout, follows from ``seed``
-    and the number of the step.
-
-    Args:
-        net: maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
-            LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is kept in checkpoints.
-        optimizer: of the trainable parameters of ``net``.
-        scheduler: of its learning rate, if any, which takes a step each ``interval``.
-        loss: of a batch.
-        replay: how many images of a batch, the last ones, are replayed; of all processes together.
-        seed: of what is drawn in a step.
-        classes: their names, for the curves.
-        targets: the classes to repair.
-        base_val: the base's predictions for the validation images, to compare with.
-        hyperparameters: plain values for checkpoints and loggers.
+    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch, and for ``val``
+    what :func:`logged_metrics` gives, beside ``base_val``, the base's predictions, if there are
+    any. What is drawn in a step, as for dropout, follows from ``seed`` and the number of the step.
+    Of a network with LoRA only LoRA is kept in checkpoints. The last ``replay`` images of a batch,
+    in all processes together, are replayed.
     """
 
     def __init__(

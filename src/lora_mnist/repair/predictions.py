@@ -56,13 +56,7 @@ class Predictions:
         return replace(self, **columns)
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns to write and to show, by name, as arrays of shape (N,).
-
-        They are ``index``, ``label``, ``before``, ``before_probability``, with an adapter ``after``
-        and ``after_probability``, and ``outcome``: ``right`` or ``wrong``; with an adapter also
-        ``repaired``, wrong before and right after, or ``broken``, the reverse. Probabilities have
-        six decimals, as they are written.
-        """
+        """The columns to write and to show, by name, each of shape (N,)."""
         columns: dict[str, NDArray[Any]] = {}
         sides = ("before", "before_probability", "after", "after_probability")
         for name in ("index", "label", *sides):

@@ -39,22 +39,11 @@ def choose_rate(
     base_val: Predictions,
     trainer: Trainer,
 ) -> tuple[float, float]:
-    """0.003 for fewer than 400 images to learn, else 0.001.
+    """0.003 for fewer than 400 images to learn, else 0.001; and how many seconds a step took.
 
     A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
     taken where 25 steps do harm on validation images. Each is tried from the same start on the
     first images of the plan. Nothing of a trial stays, neither weights nor random numbers drawn.
-
-    Args:
-        net: what its trainable parameters are, is trained.
-        loss: of a batch.
-        make_optimizer: makes an optimizer of these parameters and ``lr``.
-        data: the images of the training, and of its validation.
-        base_val: the base's predictions for the validation images.
-        trainer: says on which device and in which precision.
-
-    Returns:
-        The rate, and how many seconds a step took.
     """
     count, plan, dataset = len(base_val), data.plan, data.dataset
     learnt = len(plan.selection.target_indices)
