@@ -40,7 +40,7 @@ def test_a_report_of_each_stage(tmp_path, stage):
     ("saved", "advised", "says"),
     [
         (1, 1, ["was saved at 1, as the validation", "At 1 there are 9 errors, and the base"]),
-        (0.5, 0.5, ["was saved at 0.5, as the", "scale=2 is as trained", "With more of it"]),
+        (0.5, 0.5, ["was saved at 0.5, as the", "scale=1 is as trained", "With more of it"]),
         (1, 0.5, ["was saved at 1, as the command says", "advise 0.5", "there are 10 errors"]),
         (
             0,

@@ -230,7 +230,7 @@ ADVICE = {
     "another scale": (
         nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
         ["experiment=repair", "lora.scale=0.5", "base_ckpt=mine.pt"],
-        "eval.py adapter=run scale=0.8 base_ckpt=mine.pt",
+        "eval.py adapter=run scale=0.4 base_ckpt=mine.pt",
     ),
     "no scale": (nines(20, 0, dial={**DIAL, "advised": 0}), [], None),
     "a good repair": (
