@@ -9,8 +9,9 @@ from composed import small_adapter, small_net
 from helpers.commands import only_run, read_results, refused
 from helpers.stranger import fresh, move_in
 
-from lora_mnist import MLP
+from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier import Classifier
+from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.weight import lora_adapters
@@ -77,3 +78,39 @@ def test_what_is_typed_goes_before_what_a_run_brings(cli, tmp_path, monkeypatch)
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err
     assert f"adapter={only_run(tmp_path / 'outputs', 'lora')}" in done.err
+
+
+def test_auto_asks_the_rule_of_training(tmp_path):
+    """With the adapter's own targets: what repairs other classes alone is not advised."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
+    add_lora(net.eval())
+    adapter = net[1].parametrizations.weight[0]
+    with torch.no_grad():  # owls are known again
+        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    pixels = 255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3)
+    images = Images(pixels, torch.arange(3))
+    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
+    dataset.mean, dataset.std = 0, 1
+    dataset.sets = ImageSets(images, images, images, {}, {}, None)
+    for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
+        set_lora_scale(net, 0.3)
+        classifier = Classifier(net, dataset, {}, adapter=tmp_path, targets=targets)
+        assert classifier.set_scale(None) == 0.3
+        assert classifier.set_scale("auto") == adapter.scale == scale
+
+
+def test_scale_of_a_saved_adapter(outputs, adapter):
+    """As it was saved, unless it is said; 0 is the base and 1 as trained, whatever was saved."""
+    base, net = outputs / "base" / "mnist.ckpt", {"_target_": "lora_mnist.MLP"}
+    record = {"net": {**net, "hidden_sizes": [16]}, "data": {"_target_": "lora_mnist.data.MNIST"}}
+    turned = small_net(outputs, adapter)
+    set_lora_scale(turned, 0.4)
+    save_adapter(turned, adapter, metadata=record)
+    for scale, expected in ((None, 0.4), (1, 1), (0, 0)):
+        classifier = load_classifier(adapter, base, scale=scale)
+        assert {each.scale for each in lora_adapters(classifier.net)} == {expected}
+    alone = Classifier.load(None, base, net=record["net"])
+    assert refused(alone.set_scale, 0.5) == "scale=0.5: expected null, since there is no adapter"

@@ -10,7 +10,7 @@ from helpers.stranger import CLASSES, move_in
 from helpers.stranger import config as stranger_config
 from PIL import Image
 
-from lora_mnist import save_adapter
+from lora_mnist import save_adapter, set_lora_scale
 from lora_mnist.demo import SideBySide, build_page, demo
 from lora_mnist.errors import UserError
 from lora_mnist.run import Run
@@ -39,45 +39,46 @@ def sides(outputs):
 
 @torch.no_grad()
 def expected(sides, net, number):
-    batch = sides.dataset.normalise(sides.test_set.take([number])[0])
+    batch = sides.classifier.dataset.normalise(sides.test_set.take([number])[0])
     return net(batch).softmax(1)[0].tolist()
 
 
-@pytest.mark.parametrize(("run", "scale"), [(None, 1.0), (NEW, 0.35)])
-def test_asks_the_base_and_the_adapted_network(sides, outputs, run, scale):
-    """The scale is a factor."""
-    folders = [outputs / run / "adapter"] if run else []
-    chosen = f"{outputs}/{run}/adapter" if run else None
-    base, adapted = sides.ask(sides.test_set.pixels[3], chosen, scale)
+@pytest.mark.parametrize("scale", [1.0, 0.35])
+def test_asks_the_base_and_the_adapted_network(outputs, scale):
+    sides = SideBySide(config(outputs, f"adapter={outputs}/{NEW}"))
+    base, adapted = sides.ask(sides.test_set.pixels[3], scale)
     assert list(base) == list(adapted) == [*"0123456789"]
     assert list(base.values()) == expected(sides, small_net(outputs), 3)
-    net = small_net(outputs, *folders)
-    for name, parameter in net.named_parameters():
-        if name.endswith("lora_B"):
-            parameter.data.mul_(scale)
+    net = small_net(outputs, outputs / NEW / "adapter")
+    set_lora_scale(net, scale)
     assert list(adapted.values()) == pytest.approx(expected(sides, net, 3), abs=1e-6)
-    assert (base == adapted) == (run is None)
-    assert sides.ask(sides.test_set.pixels[3], chosen, 0.0)[1] == base  # bit for bit
+    assert base != adapted
+    assert sides.ask(sides.test_set.pixels[3], 0.0) == [base, base]  # bit for bit
 
 
-def test_the_menu(sides, outputs, tmp_path):
-    """What is chosen, given or the latest, and then the newest first."""
-    assert sides.chosen == f"{outputs}/{OLD}/adapter"  # a sweep's job is not the latest
-    assert sides.menu == [(name, f"{outputs}/{name}/adapter") for name in (OLD, NEW)]
-    elsewhere = tmp_path / "elsewhere"
-    save_adapter(small_net(outputs, outputs / NEW / "adapter"), elsewhere)
-    given = SideBySide(config(outputs, f"adapter={elsewhere}"))
-    assert given.menu[0][1] == given.chosen == str(elsewhere)
+def test_opens_with_what_is_given_or_else_the_latest_at_the_scale_it_was_saved_with(
+    sides, outputs, tmp_path
+):
+    assert sides.classifier.adapter == outputs / OLD / "adapter"  # a sweep's job is not the latest
+    assert sides.scale == 1
+    net = small_net(outputs, outputs / NEW / "adapter")
+    set_lora_scale(net, 0.4)
+    given = SideBySide(config(outputs, f"adapter={save_adapter(net, tmp_path)}"))
+    assert (given.classifier.adapter, given.scale) == (tmp_path, 0.4)
 
 
-def test_a_damaged_adapter_is_named_and_left_out(outputs, tmp_path):
+def test_of_a_base_that_is_named_the_newest_adapter_that_is_whole(outputs, tmp_path):
     shutil.copytree(outputs, tmp_path / "outputs")
+    typed = Run(tmp_path, (SMALL[0],))
+    assert SideBySide(config(tmp_path / "outputs"), typed).classifier.adapter.parts[-2:] == (
+        *("0", "adapter"),
+    )
     damaged = tmp_path / "outputs" / NEW / "adapter"
     (damaged / "adapter_model.safetensors").write_bytes(b"short")
     with logged("lora_mnist.demo") as text:
-        sides = SideBySide(config(tmp_path / "outputs"))
-    assert [name for name, _ in sides.menu] == [OLD]
-    assert f"left out of the menu: {damaged}: " in text.getvalue()
+        sides = SideBySide(config(tmp_path / "outputs"), typed)
+    assert sides.classifier.adapter == tmp_path / "outputs" / OLD / "adapter"
+    assert f"left out: {damaged}: " in text.getvalue()
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_an_empty_drawing_and_a_port_that_is_taken(sides, outputs, tmp_path):
     read, _, ask = (page.fns[number].fn for number in range(3))
     drawing = {"background": None, "layers": [], "composite": f"{tmp_path}/empty.png"}
     assert read(drawing) == (None, "This picture cannot be used: nothing on it.")
-    assert ask(None, sides.chosen, 1.0) == (None, None, None)
+    assert ask(None, 1.0) == (None, None, None)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"^server\.port={port}: expected "):
@@ -104,7 +105,7 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     small_base(tmp_path / "outputs")
     small_adapter(tmp_path / "outputs", "lora/other")
     sides = SideBySide(stranger_config("demo"), Run(tmp_path, ("data=folder",)))
-    assert sides.menu == []  # the latest adapter is another base's
+    assert sides.classifier.adapter is None  # the latest adapter is another base's
     page = build_page(sides)
     assert "Sketchpad" not in [type(block).__name__ for block in page.blocks.values()]
     read, mistake = (page.fns[number].fn for number in (0, 1))

@@ -6,12 +6,15 @@ python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: t
 python scripts/benchmark/loops.py peft --batch 10
 python scripts/benchmark/loops.py folder PHOTOS --workers 2     # ImageFolder and DataLoader
 python scripts/benchmark/loops.py repair PHOTOS --steps 4       # a vision transformer, weighted
+python scripts/benchmark/loops.py pictures PHOTOS --net resnet18        # by base and adapter
 """
 
 import argparse
 import atexit
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import source_notebook
 import torch
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lora_mnist import MLP, add_lora
+from lora_mnist.classifier import Classifier
+from lora_mnist.data import MNIST, Folder, ImageDataset
 
 
 def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -115,6 +120,24 @@ def repair(path: str, batch: int, steps: int) -> float:
     return rate
 
 
+def pictures(path: str, network: str, batch: int) -> float:
+    """Pictures a second, by base and adapter, of :class:`MLP` or of timm's network at 64 pixels."""
+    net: nn.Module = MLP()
+    dataset: ImageDataset = MNIST(eval_batch_size=batch)
+    if network != "MLP":
+        import timm
+
+        settings: dict[str, Any] = {"image_size": 64, "channels": 3, "mean": 0.5, "std": 0.5}
+        net = timm.create_model(network, num_classes=10)
+        dataset = Folder(classes=list("abcdefghij"), eval_batch_size=batch, **settings)
+    classifier = Classifier(add_lora(net.eval()).eval(), dataset, {})
+    files = sorted(Path(path).rglob("*.jpg"))
+    started = time.perf_counter()
+    images = ((classifier.read(file), number) for number, file in enumerate(files))
+    count = len(list(classifier.predictions_at(images, [0, None])))
+    return count / (time.perf_counter() - started)
+
+
 @torch.no_grad()
 def test(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Print how many images a network has right."""
@@ -123,11 +146,13 @@ def test(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("loop", choices=("notebook", "lora", "peft", "folder", "repair"))
+    loops = ("notebook", "lora", "peft", "folder", "repair", "pictures")
+    parser.add_argument("loop", choices=loops)
     parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora; or a folder")
     parser.add_argument("--batch", type=int, default=10, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")
+    parser.add_argument("--net", default="MLP", help="of pictures: MLP, or a network of timm's")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.loop == "repair":
@@ -137,6 +162,8 @@ def main() -> None:
         rate = notebook(arguments.what, arguments.steps)
     elif arguments.loop == "folder":
         rate = folder(arguments.what, arguments.batch, arguments.workers, arguments.steps)
+    elif arguments.loop == "pictures":
+        rate = pictures(arguments.what, arguments.net, arguments.batch)
     else:
         rate = adapter(arguments.loop, arguments.batch, arguments.steps)
     print(f"measured: {rate}")

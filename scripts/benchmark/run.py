@@ -124,6 +124,16 @@ class Benchmark:
             ),
         ]
 
+    def predictions(self) -> list[Row]:
+        """Predictions for pictures by base and adapter, in batches, beside each alone."""
+        folder, rows = self.folder / "pictures", []
+        draw_pictures(folder, self.pictures // 20)
+        for net in ("MLP", "resnet18"):
+            loop = f"{LOOPS} pictures {folder} --net {net} --batch"
+            work = f"pictures by base and adapter, {net}"
+            rows.append(Row(work, "pictures/s", "each alone", f"{loop} 1", f"{loop} 1000"))
+        return rows
+
     def photos(self) -> list[Row]:
         """Training on a folder of pictures, beside torchvision's ImageFolder."""
         photos, batch = self.folder / "photos", 100
@@ -181,6 +191,7 @@ KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
     "start": Benchmark.start,
+    "predictions": Benchmark.predictions,
     "folder": Benchmark.photos,
     "transformer": Benchmark.transformer,
     "precision": Benchmark.precision,

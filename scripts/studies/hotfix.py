@@ -11,6 +11,7 @@ import copy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from lora_mnist import load_adapter
 from lora_mnist.configuration import classifier_of
 from lora_mnist.data import ImageDataset, load_images
 from lora_mnist.data.mistakes import move_to_training, wrong_pictures
+from lora_mnist.repair.predictions import columns_at
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
@@ -40,7 +42,11 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     common += [f"data.mistakes='{incoming}'", "data.mistakes_test=0.5"]
     classifier = classifier_of(composed(common))
     net, dataset = classifier.net, classifier.dataset
-    mistakes = wrong_pictures(net, dataset, incoming, 0.5, torch.device("cpu"))
+
+    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+        return columns_at(net, dataset.stacked(pictures), [0]).prediction[0]
+
+    mistakes = wrong_pictures(predict, dataset, incoming, 0.5)
     learnt, held_out = (in_memory(dataset, images) for images in mistakes)
     training = in_memory(dataset, dataset.sets.train)
     test = in_memory(dataset, move_to_training(dataset.sets, mistakes).test)

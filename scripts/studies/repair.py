@@ -114,11 +114,11 @@ def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
         settings = f"experiment=repair seed={seed}"
         folder, results = task.run(settings)
         before = f"{settings} refit=false lora.dropout={results['choices']['dropout']['value']}"
-        runs["repair"] = saved_and_trained(case, task, before, folder, results)
+        runs["repair"] = saved_and_trained(case, folder)
         if "before refit" in missing:
             if results["choices"]["refit"]["value"]:
                 folder, results = task.run(before)
-            runs["before refit"] = saved_and_trained(case, task, before, folder, results)
+            runs["before refit"] = saved_and_trained(case, folder)
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".unfinished")
@@ -152,16 +152,10 @@ def plain_runs(case: Case, seed: int) -> dict[str, Run]:
     }
 
 
-def saved_and_trained(case: Case, task: Task, again: str, folder: Path, results: Results) -> Run:
-    """A repair as it was saved, and its front at scale 1, as it was trained.
-
-    One that was saved at scale 0 is trained ``again``, without refit.
-    """
-    saved, scale = turned(case, folder / "adapter"), results["scale"]
-    if scale == 0:
-        folder, _ = task.run(f"{again} lora.scale=1")
-        return shares_and_front(saved, turned(case, folder / "adapter"))
-    return shares_and_front(saved, turned(case, folder / "adapter", 1 / scale))
+def saved_and_trained(case: Case, folder: Path) -> Run:
+    """A repair as it was saved, and its front at scale 1, as it was trained."""
+    adapter = folder / "adapter"
+    return shares_and_front(turned(case, adapter), turned(case, adapter, 1.0))
 
 
 def of_results(results: Results, target: int) -> Shares:

@@ -41,7 +41,7 @@ def load_classifier(
     adapter: str | Path | None = None,
     base: str | Path | None = None,
     *,
-    scale: float = 1.0,
+    scale: float | None = None,
     trust: bool = False,
     allow_other_base: bool = False,
 ) -> Classifier:
@@ -53,7 +53,8 @@ def load_classifier(
         adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
         base: the file of the base; ``None``: the one in ``outputs/base`` for which the adapter was
             made, found by its SHA-256, or the current one.
-        scale: how much of the adapter to apply: 1 as trained, 0 the base.
+        scale: how much of the adapter to apply: 1 as trained, 0 the base; ``None``: as much as it
+            was saved with.
         trust: run code that a file names, such as a network of your own; Python has to find it.
         allow_other_base: accept a base that the adapter was not made for.
 
@@ -63,6 +64,6 @@ def load_classifier(
     """
     classifier = Classifier.load(adapter, base, trust=trust, allow_other_base=allow_other_base)
     classifier.check()
-    if scale != 1:
+    if scale is not None:
         set_lora_scale(classifier.net, scale)
     return classifier

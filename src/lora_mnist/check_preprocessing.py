@@ -14,6 +14,7 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.data import Folder, ImageDataset, Images
 from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.repair.networks import evaluating
+from lora_mnist.repair.predictions import columns_at
 from lora_mnist.repair.significance import is_near_chance, mcnemar
 from lora_mnist.run import Run
 
@@ -36,7 +37,6 @@ _IMAGES = 200
 _LEVEL = 0.01
 
 
-@torch.no_grad()
 def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> list[str]:
     """Warn if a network of one's own does clearly better on images prepared in another usual way.
 
@@ -122,8 +122,6 @@ def _in_memory(images: Images) -> Images:
 def _is_wrong(
     net: nn.Module, dataset: ImageDataset, images: Images, device: torch.device
 ) -> Tensor:
-    """Which images ``net`` gets wrong when ``dataset`` normalises them: bool, shape (N,)."""
-    wrong = []
-    for batch, labels in dataset.batches(images, device, name="preprocessing"):
-        wrong.append((net(batch).argmax(dim=1) != labels).cpu())
-    return torch.cat(wrong)
+    """Which images the base gets wrong when ``dataset`` normalises them: bool, shape (N,)."""
+    columns = columns_at(net, dataset.batches(images, device, name="preprocessing"), [0])
+    return columns.prediction[0] != columns.label

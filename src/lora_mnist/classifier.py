@@ -5,8 +5,8 @@ Python: no Hydra, no Lightning.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ from lora_mnist.errors import UserError, config_group, error_in_user_code, is_nu
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
+from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import DATA, OUTPUTS, program
-from lora_mnist.repair.dial import approximate_dial
+from lora_mnist.repair.dial import images_of_dial, measure_dial
 from lora_mnist.repair.networks import (
     build,
     build_network,
@@ -36,7 +37,7 @@ from lora_mnist.repair.networks import (
     outputs_key,
     own_preprocessing,
 )
-from lora_mnist.repair.predictions import evaluate
+from lora_mnist.repair.predictions import evaluate, logits_at
 
 log = logging.getLogger(__name__)
 
@@ -191,18 +192,22 @@ class Classifier:
         settings, _ = fill(settings, own_settings(network, settings))
         return cls(network, build_dataset(settings["data"], folders), settings)
 
-    def set_scale(self, scale: float | str, device: torch.device | str = "cpu") -> float:
-        """Turn the adapter up or down, on ``device``; return its scale.
+    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> float:
+        """Turn the adapter up or down, on ``device``; return its scale, 0 without an adapter.
 
-        With ``auto`` the validation images decide, as :func:`.dial.advised_scale` says. Those that
-        the adapter has learnt (refit) have decided before.
+        0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` the
+        validation images decide, as in training: see :func:`.dial.measure_dial`. Those that the
+        adapter has learnt (refit) have decided before.
         """
-        if scale != "auto" and not is_number(scale):
-            raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
-        if self.adapter is None:
-            if scale not in (1, "auto"):
-                raise UserError(f"scale={scale}: expected 1, since there is no adapter")
-            return 1.0
+        if scale not in (None, "auto") and not is_number(scale):
+            raise UserError(f"scale={scale}: expected a number, 1 as trained; auto; or null")
+        adapters = lora_adapters(self.net)
+        if not adapters:
+            if scale not in (None, "auto"):
+                raise UserError(f"scale={scale}: expected null, since there is no adapter")
+            return 0.0
+        if scale is None:
+            return adapters[0].scale
         if scale == "auto" and self.made.get("refit"):
             scale = self.made["advised_scale"]
             if scale is None:
@@ -219,10 +224,14 @@ class Classifier:
                     "scale=auto: expected data.val_size > 0, or images in val/ that are not in "
                     "train/, since validation images decide"
                 )
-            batches = partial(self.dataset.batches, images, name="scale=auto")
+            batches = partial(self.dataset.batches, images, device, name="scale=auto")
+            seed = self.made.get("seed", 0)
+            targets = [c for c, name in enumerate(self.classes) if name in self.targets]
+            set_lora_scale(self.net, 1.0)
             with evaluating(self.net, device):
-                predictions = evaluate(self.net, batches(device))
-                curve = approximate_dial(self.net, partial(batches, device), predictions)
+                some = images_of_dial(len(images), seed)
+                table = replace(evaluate(self.net, batches(some)), index=some)
+                curve = measure_dial(self.net, batches, table, targets, seed)
             scale = curve["advised"]
             log.info("scale=%g, as validation images advise", scale)
         set_lora_scale(self.net, float(scale))
@@ -238,29 +247,36 @@ class Classifier:
 
         ``ValueError``, with the reason, if it is no picture that can be read, or shows nothing.
         """
+        return self.dataset.normalise(self.read(picture)[None])[0]
+
+    def read(self, picture: str | Path | Image.Image) -> Tensor:
+        """:meth:`prepare` without the normalisation: a tensor of pixels, uint8."""
         if isinstance(picture, str):
             picture = Path(picture)
-        return self.dataset.normalise(self.dataset.read_picture(picture)[None])[0]
+        return self.dataset.read_picture(picture)
 
-    @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """The softmax of the logits, (N, classes), for prepared images, (N, channels, h, w)."""
+    def predict(self, pictures: Iterable[str | Path | Image.Image]) -> list[Prediction]:
+        """The prediction for each of the pictures, with the adapter as it is on the network.
+
+        ``ValueError``, with the reason, if one is no picture that can be read, or shows nothing.
+        """
+        images = ((self.read(picture), 0) for picture in pictures)
+        return [prediction for _, (prediction,) in self.predictions_at(images, [None])]
+
+    def predictions_at(
+        self, images: Iterable[tuple[Tensor, int]], scales: Sequence[float | None]
+    ) -> Iterator[tuple[int, list[Prediction]]]:
+        """Each image's label, which may be any number, and the prediction at each scale."""
         device = next(self.net.parameters()).device
-        batches = torch.split(images, self.dataset.eval_batch_size)
-        return torch.cat([self.net(batch.to(device)).softmax(dim=1).cpu() for batch in batches])
-
-    def predict(self, pictures: Sequence[str | Path | Image.Image]) -> list[Prediction]:
-        """The prediction for each of the pictures, with the adapter as it is on the network."""
-        if not pictures:
-            return []
-        rows = self.probabilities(torch.stack([self.prepare(picture) for picture in pictures]))
-        return [self.prediction(row) for row in rows]
-
-    def prediction(self, probabilities: Tensor) -> Prediction:
-        """The prediction that these probabilities, shape (classes,), stand for."""
-        row = probabilities.tolist()
-        best = row.index(max(row))
-        return Prediction(self.classes[best], row[best], row)
+        batches = self.dataset.stacked(images, device)
+        for labels, at_scales in logits_at(self.net, batches, scales):
+            rows = torch.stack(at_scales, dim=1).softmax(dim=2).tolist()
+            for label, of_image in zip(labels.tolist(), rows, strict=True):
+                predictions = []
+                for row in of_image:
+                    best = row.index(max(row))
+                    predictions.append(Prediction(self.classes[best], row[best], row))
+                yield label, predictions
 
     def check(self, images: Images | None = None) -> None:
         """Refuse a network that cannot take the images, or has no output for each class.

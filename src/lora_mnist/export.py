@@ -23,6 +23,7 @@ from lora_mnist.errors import IncompleteError, UserError, config_group, require_
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.merge import merge_lora
 from lora_mnist.progress import progress
+from lora_mnist.repair.predictions import logits_at
 from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,20 @@ class FromPixels(nn.Module):
         """The logits, (N, num_classes)."""
         logits: Tensor = self.net(self.normalise(pixels))
         return logits
+
+
+class Onnx(nn.Module):
+    """A graph in a file, as a network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, (N, num_classes)."""
+        return torch.from_numpy(self.session.run(None, {"images": images.numpy()})[0])
 
 
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
@@ -92,6 +107,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     metadata = _metadata(classifier, plain, example, scale, is_onnx, Path(cfg.paths.outputs))
     try:
         with atomic_write(out) as path:
+            written: nn.Module
             if is_onnx:
                 written = _write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
             else:
@@ -156,9 +172,7 @@ def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.M
     return loaded
 
 
-def _write_onnx(
-    net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
-) -> Callable[[Tensor], Tensor]:
+def _write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> "Onnx":
     """Write ``net`` as a graph, for any number of images like ``example``; return it, read back."""
     with warnings.catch_warnings():
         # Deprecated inside torch; a user cannot change it.
@@ -176,27 +190,19 @@ def _write_onnx(
     assert onnx is not None  # as it is without a file to write to
     onnx.model.metadata_props.update(metadata)
     onnx.save(str(path), external_data=False)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return Onnx(path)
 
 
-@torch.no_grad()
 def _compare(
-    out: Path,
-    live: Callable[[Tensor], Tensor],
-    written: Callable[[Tensor], Tensor],
-    dataset: ImageDataset,
-    images: Images,
+    out: Path, live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
 ) -> float:
     """The largest difference between the logits of two networks; refuse networks that differ."""
-    loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
-    expected_batches, written_batches = [], []
-    for batch, _ in progress(loader, "export", len(loader)):
-        expected_batches.append(live(batch))
-        written_batches.append(written(batch))
-    expected, logits = torch.cat(expected_batches), torch.cat(written_batches)
+    both = []
+    for net in (live, written):
+        loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
+        batches = progress(loader, "export", len(loader))
+        both.append(torch.cat([logits for _, (logits,) in logits_at(net, batches, [None])]))
+    expected, logits = both
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = (logits - expected).abs().max().item()
     most = TOLERANCE * expected.std().item()

@@ -4,17 +4,16 @@ import csv
 import glob
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, one_line
-from lora_mnist.lora.model import lora_disabled
 from lora_mnist.progress import progress
 from lora_mnist.run import Run
 from lora_mnist.show.screen import print_predictions
@@ -60,21 +59,21 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
 def _classify(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The predictions for the files that can be read, as :func:`predict` returns them."""
-    has_adapter = classifier.adapter is not None
-    for file in progress(files, "predict", len(files)):
+    scales: dict[str, float | None] = {"before": 0.0}
+    if classifier.adapter is not None:
+        scales["after"] = None  # as it is
+    pictures = _readable(classifier, files)
+    for number, predictions in classifier.predictions_at(pictures, list(scales.values())):
+        yield {"file": str(files[number]), **dict(zip(scales, predictions, strict=True))}
+
+
+def _readable(classifier: Classifier, files: Sequence[Path]) -> Iterator[tuple[Tensor, int]]:
+    """The images of the files that can be read, and their numbers."""
+    for number, file in enumerate(progress(files, "predict", len(files))):
         try:
-            image = classifier.prepare(file)[None]
+            yield classifier.read(file), number
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
-            continue
-        prediction: dict[str, Any] = {"file": str(file)}
-        with lora_disabled(classifier.net) if has_adapter else nullcontext():
-            (row,) = classifier.probabilities(image)
-        prediction["before"] = classifier.prediction(row)
-        if has_adapter:
-            (row,) = classifier.probabilities(image)
-            prediction["after"] = classifier.prediction(row)
-        yield prediction
 
 
 def _write_table(predictions: Sequence[Mapping[str, Any]], out: Path) -> None:

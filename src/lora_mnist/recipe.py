@@ -13,6 +13,7 @@ Robustness to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.model import add_lora, set_lora_scale, warn_of_left_out
 from lora_mnist.lora.targets import layers_to_adapt
 from lora_mnist.lora.weight import lora_adapters, lora_weights
-from lora_mnist.repair.dial import TRIES, approximate_dial, scale_of_refit
+from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
 from lora_mnist.repair.significance import weakest
@@ -49,8 +50,6 @@ _RATE_STEPS, _RATE_IMAGES = 25, 1000
 _MAX_HARM = 1.3
 #: What lora.dropout=auto tries; 0.1 beside these gains nothing.
 DROPOUTS = (0.0, 0.05)
-#: The dial may always try this number of validation images at each scale.
-_MIN_FOR_DIAL = 50
 
 
 class Trained(NamedTuple):
@@ -240,7 +239,7 @@ def _train_and_measure(
     """Train the adapter that is on the network, and turn it to the scale that is chosen."""
     weights = session.fit(data, rate, before)
     val = session.predictions("val", before)
-    dial = measure_dial(session, data, val)
+    dial = try_scales(session, data, val)
     scale = choose_scale(session, dial, refit)
     set_lora_scale(session.net, scale.value)
     if scale.value != 1:
@@ -297,36 +296,25 @@ def _has_few(data: ImageDataModule) -> bool:
     return bool(targets) and len(target_indices) < FEW_IMAGES and len(data.images.val) > 0
 
 
-def measure_dial(
+def try_scales(
     session: Session, data: ImageDataModule, val: Predictions | None
 ) -> dict[str, Any] | None:
     """The errors of the finished adapter at several scales, on the validation images.
 
     ``dial=null`` measures them in a single run with validation images, but not in a job of a sweep.
     """
-    cfg, dataset = session.cfg, session.classifier.dataset
+    cfg, trainer = session.cfg, session.trainer
     wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):
         return None
-    # About as many forward passes as training made, whatever the network.
-    trainer, plan = session.trainer, data.plan
-    steps = trainer.global_step * trainer.accumulate_grad_batches
-    most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
-    log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
+    log.info("dial: the adapter at several scales on validation images")
     device: Any = trainer.strategy.root_device
     precision: Any = trainer.precision_plugin
-    with (
-        session.clock.measure("dial"),
-        evaluating(session.net, device),
-        precision.forward_context(),
-    ):
-        return approximate_dial(
-            session.net,
-            lambda indices: dataset.batches(session.images.val, device, indices, name="dial"),
-            val,
-            plan.selection.targets,
-            most,
-        )
+    images = session.images.val
+    batches = partial(session.classifier.dataset.batches, images, device, name="dial")
+    net, targets = session.net, data.plan.selection.targets
+    with session.clock.measure("dial"), evaluating(net, device), precision.forward_context():
+        return measure_dial(net, batches, val, targets, cfg.seed)
 
 
 def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice) -> Choice:

@@ -24,6 +24,7 @@ from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
+from lora_mnist.repair.dial import scale_of_refit
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.repair.significance import knows_validation
 from lora_mnist.run import Run
@@ -188,7 +189,7 @@ def _save_adapter(
     made = record["made"]
     made |= {name: choice.value for name, choice in choices.items() if name != "target"}
     if made.get("refit"):
-        made["advised_scale"] = dial and dial["advised"]
+        made["advised_scale"] = dial and scale_of_refit(dial)
     metadata = {"base_sha256": base.sha256, "targets": list(names), **record}
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
 

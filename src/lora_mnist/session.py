@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
@@ -27,13 +27,12 @@ from lora_mnist.disk.checkpoint import load_best_weights
 from lora_mnist.disk.resume import COUNTS_OF_STEPS, last_checkpoint
 from lora_mnist.errors import TrainingError, UserError, config_group, is_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.lora.model import lora_disabled
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.progress import Clock
 from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
-from lora_mnist.repair.predictions import Predictions, evaluate
+from lora_mnist.repair.predictions import Predictions, columns_at, evaluate
 from lora_mnist.run import Run
 from lora_mnist.trainer import make_trainer, monitored_validation
 
@@ -283,12 +282,13 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     mistakes = None
     if cfg.data.mistakes is not None:
         folder, share = Path(str(cfg.data.mistakes)), cfg.data.mistakes_test
-        net, has_adapter = classifier.net, classifier.adapter is not None
-        with (
-            lora_disabled(net) if has_adapter else nullcontext(),
-            evaluating(net, trainer.strategy.root_device) as device,
-        ):
-            mistakes = wrong_pictures(net, dataset, folder, share, device)
+        with evaluating(classifier.net, trainer.strategy.root_device) as device:
+
+            def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+                batches = dataset.stacked(pictures, device)
+                return columns_at(classifier.net, batches, [0]).prediction[0]
+
+            mistakes = wrong_pictures(predict, dataset, folder, share)
         images = move_to_training(images, mistakes)
     size = dataset.eval_batch_size
     val = _limited(images.val, trainer.limit_val_batches, size)

@@ -71,7 +71,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             default_root_dir=str(run.folder),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *(arguments.pop("plugins", None) or [])],
-            use_distributed_sampler=False,  # the data module shards, and counts no image twice
+            use_distributed_sampler=False,  # each process has its share of the plan's batches
             **defaults | arguments,
         )
     refuse_unsuitable(trainer, run)
@@ -118,6 +118,7 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*your dataloader is not resumable.*",  # its place follows from the step
+            ".*to use `self.log.*sync_dist=True.*",  # each process validates all images
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches

@@ -7,6 +7,7 @@ from PIL import Image
 from lora_mnist.data import Folder, Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.errors import UserError
+from lora_mnist.repair.predictions import columns_at
 
 DARK = 100
 
@@ -38,7 +39,11 @@ def read(folder, share=0.2, net=None):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
     dataset = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
     parts = []
-    for images in wrong_pictures(net or Darkness(), dataset, folder, share, torch.device("cpu")):
+
+    def predict(pictures):
+        return columns_at(net or Darkness(), dataset.stacked(pictures), [0]).prediction[0]
+
+    for images in wrong_pictures(predict, dataset, folder, share):
         greys = [int(pixels[0, 0, 0]) for pixels in images.pixels]
         parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
     return parts

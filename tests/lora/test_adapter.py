@@ -47,8 +47,35 @@ def test_round_trip(adapted, folder, tmp_path):
     metadata = {**sha256, "a": "ä", "z": [1, {"b": None}]}
     folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(3)]
     assert all(content(each) == content(folders[0]) for each in folders)
-    assert read_metadata(folders[0]) == metadata
-    assert read_metadata(folder) == sha256
+    trained = {"scale": 1, "trained": {"lora_alpha": 3, "alpha_pattern": {}}}
+    assert read_metadata(folders[0]) == metadata | trained
+    assert read_metadata(folder) == sha256 | trained
+
+
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+@pytest.mark.parametrize("scale", [0, 0.7, -3])
+def test_a_saved_scale_is_kept_and_nothing_is_lost(tmp_path, init, scale):
+    """At 1 the adapter is as trained, bit for bit; also after it was loaded and saved again."""
+    options = {"rank": 2, "alpha": 3, "alpha_pattern": {"linear2": 5}, "init": init}
+    adapted = randomize(add_lora(base(), **options))
+    trained = load_adapter(base(), save_adapter(adapted, tmp_path / "trained"))(X)
+    set_lora_scale(adapted, scale)
+    folder = save_adapter(adapted, tmp_path / "turned")
+    loaded = load_adapter(base(), folder)
+    assert {adapter.scale for adapter in lora_adapters(loaded)} == {scale}
+    torch.testing.assert_close(loaded(X), adapted(X))
+    again = save_adapter(loaded, tmp_path / "again")
+    assert content(again)[WEIGHTS_NAME] == content(folder)[WEIGHTS_NAME]
+    loaded = load_adapter(base(), again)
+    set_lora_scale(loaded, 1)
+    assert torch.equal(loaded(X), trained)
+
+
+def test_layers_of_several_scales_are_not_saved(adapted, tmp_path):
+    lora_adapters(adapted)[0].scale = 0.5
+    with pytest.raises(ValueError, match=r"the layers have the scales .*; expected one"):
+        save_adapter(adapted, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
 
 
 def test_of_stacked_adapters_none_is_saved(adapted, tmp_path):
@@ -98,7 +125,7 @@ DAMAGES = [
     (cut(WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
     (lambda f: (f / CONFIG_NAME).unlink(), f"expected a readable {CONFIG_NAME}"),
     (config(use_dora=True), "use_dora=True is not supported; expected False"),
-    (config(lora_alpha=-1), "alpha=-1: expected a finite number > 0"),
+    (config(lora_alpha=-1), "lora_alpha=-1 of linear1 in .*: expected 3.0, as .* says"),
     (tensor("linear1.lora_B", None), "lora_B of linear1: expected a matrix"),
     (tensor("linear1.lora_A", A.T.contiguous()), r"lora_A of linear1: expected the shape \(6, 6\)"),
     (tensor("linear1.lora_A", A / 0), "lora_A of linear1: expected finite numbers"),

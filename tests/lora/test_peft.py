@@ -39,14 +39,15 @@ def randomized(net):
         ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),
     ],
 )
-def test_ours_load_here_and_in_peft(kind, options, tmp_path, peft):
+@pytest.mark.parametrize("scale", [-0.75, 0])
+def test_ours_load_here_and_in_peft(kind, options, scale, tmp_path, peft):
     x = made(kind)[1]
     ours = randomized(add_lora(base(kind), **{"target_modules": ".*", **options}))
-    set_lora_scale(ours, -0.75)
+    set_lora_scale(ours, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_adapter(ours, tmp_path)
-    assert not torch.allclose(ours(x), base(kind)(x), atol=1e-2)
+    assert torch.allclose(ours(x), base(kind)(x), atol=1e-2) == (scale == 0)
     again = load_adapter(base(kind), tmp_path)
     torch.testing.assert_close(again(x), ours(x), rtol=1e-5, atol=1e-5)
     theirs = peft.PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()

@@ -6,7 +6,8 @@ from helpers.nets import randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial, scale_of_refit
+from lora_mnist.repair import dial
+from lora_mnist.repair.dial import SCALES, advised_scale, measure_dial, scale_of_refit
 from lora_mnist.repair.predictions import evaluate
 
 
@@ -54,11 +55,11 @@ def test_each_scale_is_counted_as_the_network_errs_there(adapted):
     assert curve["errors"][0] == 30  # the base's, bit for bit
 
 
-def test_an_adapter_is_turned_from_the_scale_that_it_has(adapted):
+def test_scales_are_absolute(adapted):
     given = batches(adapted)
-    whole = dial_curve(adapted, given, scales=[0, 0.5])
+    curve = dial_curve(adapted, given, scales=[0, 0.5, 1])
     set_lora_scale(adapted, 0.5)
-    assert dial_curve(adapted, given, scales=[0, 1])["errors"] == whole["errors"]
+    assert dial_curve(adapted, given, scales=[0, 0.5, 1]) == curve
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {0.5}
 
 
@@ -124,50 +125,25 @@ def test_refused(adapted):
         dial_curve(adapted, batches(adapted), scales=[0.5, 1])
     with pytest.raises(ValueError, match="batches: expected at least one"):
         dial_curve(adapted, [])
-    with pytest.raises(RuntimeError):  # images of another size
-        dial_curve(adapted, [*batches(adapted), (torch.zeros(1, 7), torch.zeros(1).long())])
-    assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
 
 
-@pytest.mark.parametrize("most", [60, 600])
-def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
+def test_of_many_images_those_of_the_seed_are_measured(adapted, monkeypatch):
+    """And at each of them what :func:`dial_curve` finds; scale 0 and 1 are not computed again."""
     images = Images(adapted)
-    slow = dial_curve(adapted, images(), [1])
-    predictions = evaluate(adapted, images())
-    images.taken.clear()
-    quick = approximate_dial(adapted, images, predictions, [1], most)
-    chosen, *checked = images.taken
-    assert quick["images"] == 600
-    assert chosen == min(most, int((predictions.before != predictions.after).sum()))
-    assert checked == [600] * len(checked)  # at the scales that were advised on the way
-    assert quick["forward_passes"] == 4 * chosen + sum(checked)
-    place = SCALES.index(quick["advised"])
-    ends = [0, place, -1]
-    calls = [curve["false_calls_of_target"] for curve in (quick, slow)]
-    assert [calls[0][end] for end in ends] == [calls[1][end] for end in ends]
-    for key in ("errors", "errors_of_target", "errors_elsewhere"):
-        assert [quick[key][end] for end in ends] == [slow[key][end] for end in ends]
-        for count, right in zip(quick[key], slow[key], strict=True):
-            assert abs(count - right) <= 600 * 2 / most
-    assert quick["advised"] == advised_scale(quick)
-    assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
+    # Its rows may be some of all images.
+    table = evaluate(adapted, images()).at(torch.arange(0, 600, 2))
+    calls = []
+    adapted.register_forward_hook(lambda *_: calls.append(1))
+    curve = measure_dial(adapted, images, table, [1], seed=0)
+    assert len(calls) == (len(SCALES) - 2) * 5  # batches of 70
+    assert curve == dial_curve(adapted, images(table.index), [1])
 
-
-def test_an_adapter_that_changes_nothing_has_a_flat_dial(tiny):
-    net = add_lora(tiny.eval())
-    images = Images(net, 90)
-    predictions = evaluate(net, images())
-    images.taken.clear()
-    curve = approximate_dial(net, images, predictions)
-    assert (curve["errors"], curve["advised"]) == ([30] * len(SCALES), 1.0)
-    assert (curve["forward_passes"], images.taken) == (0, [])
-
-
-def test_the_images_of_a_table_may_be_some_of_all(adapted):
-    """Those at its indices are evaluated, whatever their rows are."""
-    images = Images(adapted)
-    some = evaluate(adapted, images()).at(torch.arange(0, 600, 7))
-    curve = approximate_dial(adapted, images, some, [1])
-    exact = dial_curve(adapted, images(some.index), [1])
-    del curve["forward_passes"]
-    assert curve == exact
+    monkeypatch.setattr(dial, "_MAX_IMAGES", 100)
+    seen = []
+    for seed in (0, 0, 1):
+        some = dial.images_of_dial(len(table), seed)
+        seen.append(some.tolist())
+        fewer = measure_dial(adapted, images, table, [1], seed)
+        assert fewer == dial_curve(adapted, images(table.index[some]), [1])
+    assert (len(set(seen[0])), seen[0]) == (100, seen[1])
+    assert seen[0] != seen[2]

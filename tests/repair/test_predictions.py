@@ -3,10 +3,12 @@ import torch
 import torch.nn.functional as F
 from helpers.nets import randomize
 
-from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora
+from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set_lora_scale
 from lora_mnist.errors import TrainingError
+from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.predictions import (
     Predictions,
+    columns_at,
     columns_of,
     counts_of,
     evaluate,
@@ -119,6 +121,25 @@ def test_compare_errors_counts_base_and_adapter(tiny):
         compare_errors(adapted, [])
     with pytest.raises(ValueError, match="LoRA"):
         compare_errors(remove_lora(adapted), batches())
+
+
+def test_columns_at_each_scale(tiny):
+    """Those of the network with that scale, which afterwards has its own again."""
+    adapted = randomize(add_lora(tiny))
+    set_lora_scale(adapted, 0.5)
+    scales = [0, 0.3, None, 1]
+    columns = columns_at(adapted, batches(), scales)
+    assert [adapter.scale for adapter in lora_adapters(adapted)] == [0.5, 0.5]
+    for place, scale in enumerate(scales):
+        set_lora_scale(adapted, 0.5 if scale is None else scale)
+        table = evaluate(adapted, batches())
+        expected = (table.after, table.after_probability, table.after_loss)
+        assert all(map(torch.equal, columns.at(place), expected))
+        assert torch.equal(columns.label, table.label)
+    assert len({tuple(row.tolist()) for row in columns.probability}) == 4
+    with pytest.raises(RuntimeError):  # images of another size
+        columns_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
+    assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
 
 
 def test_a_base_that_is_known_is_not_computed_again(tiny):

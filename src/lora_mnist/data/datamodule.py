@@ -53,13 +53,10 @@ class ImageDataModule(LightningDataModule):
         return PlannedBatches(self, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """This process's share of the validation images, in order; nothing where there are none."""
+        """All validation images, in each process; nothing where there are none."""
         if not len(self.images.val):
             return []
-        assert self.trainer is not None
-        share = range(self.trainer.global_rank, len(self.images.val), self.trainer.world_size)
-        size = self.dataset.eval_batch_size
-        return self.dataset.loader(self.images.val, batch_size=size, sampler=share)
+        return self.dataset.loader(self.images.val, batch_size=self.dataset.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""

@@ -1,6 +1,6 @@
 """What a classifier's images are: their classes, how a picture is prepared, and where they lie."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +131,30 @@ class ImageDataset:
         loader = self.loader(images, batch_size=self.eval_batch_size, sampler=order)
         for batch, labels in progress(loader, name, len(loader)):
             yield self.normalise(batch.to(device)), labels.to(device)
+
+    def stacked(
+        self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels.
+
+        A picture of another size than the one before it, as a transform may leave it, begins a new
+        batch.
+        """
+
+        def batch() -> Batch:
+            return self.normalise(torch.stack(images).to(device)), torch.tensor(labels).to(device)
+
+        images: list[Tensor] = []
+        labels: list[int] = []
+        for image, label in pictures:
+            is_full = len(images) == self.eval_batch_size
+            if images and (is_full or image.shape != images[0].shape):
+                yield batch()
+                images, labels = [], []
+            images.append(image)
+            labels.append(label)
+        if images:
+            yield batch()
 
 
 def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:

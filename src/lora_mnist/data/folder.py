@@ -63,6 +63,7 @@ class Folder(ImageDataset):
         val_size: float = 0.1,
         test_size: float = 0.1,
         split_seed: int = 0,
+        eval_batch_size: int = 250,
         **common: Any,
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
@@ -88,7 +89,8 @@ class Folder(ImageDataset):
             classes = class_names(self.root)
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         # The command line reads the name 7 as a number.
-        super().__init__(name, [str(each) for each in classes], channels, **common)
+        named = [str(each) for each in classes]
+        super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self.has_own_size = image_size is None and transform is None
         if transform is not None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_mnist.data.dataset import ImageDataset, ImageSets
 from lora_mnist.data.images import Images, sha256_of
@@ -24,24 +25,25 @@ class Mistakes(NamedTuple):
     held_out: Images
 
 
-@torch.no_grad()
 def wrong_pictures(
-    net: nn.Module, dataset: ImageDataset, folder: Path, test_share: float, device: torch.device
+    predict: Callable[[Iterable[tuple[Tensor, int]]], Tensor],
+    dataset: ImageDataset,
+    folder: Path,
+    test_share: float,
 ) -> Mistakes:
-    """The pictures in ``folder`` that ``net`` gets wrong: to learn from, and held out.
+    """The pictures in ``folder`` that a base gets wrong: to learn from, and held out.
 
-    ``net`` is the base, in eval mode on ``device``. The pictures lie in a folder for each class.
-    Each is held out, or not, by its own SHA-256, so that of many the share ``test_share`` is:
-    neither its name matters, nor other pictures, nor the network. A picture that is there twice
-    counts once. The log names those that cannot be read.
+    ``predict`` gives the class that the base predicts for each picture. They lie in a folder for
+    each class. Each is held out, or not, by its own SHA-256, so that of many the share
+    ``test_share`` is: neither its name matters, nor other pictures, nor the network. A picture that
+    is there twice counts once. The log names those that cannot be read.
 
     Raises:
         UserError: if no picture is left to learn from.
     """
     setting = f"data.mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
-    wrong: dict[tuple[str, int], Tensor] = {}
-    seen = set()
+    pictures: dict[tuple[str, int], Tensor] = {}
     for path in progress(paths, "data.mistakes, picture", len(paths)):
         name = path.parent.name  # where it is listed, also of a link
         if name not in dataset.classes:
@@ -55,32 +57,29 @@ def wrong_pictures(
             log.warning("%s: skipped: %s", path, error)
             continue
         label = dataset.classes.index(name)
-        key = hashlib.sha256(path.read_bytes()).hexdigest(), label
-        if key not in seen:
-            seen.add(key)
-            logits = net(dataset.normalise(image[None].to(device)))
-            if logits.argmax().item() != label:
-                wrong[key] = image
-    if not seen:
+        pictures.setdefault((hashlib.sha256(path.read_bytes()).hexdigest(), label), image)
+    if not pictures:
         raise UserError(f"{setting}: expected pictures, in a folder for each class; found none")
+    keys = sorted(pictures)
+    predicted = predict((pictures[key], key[1]) for key in keys).tolist()
+    wrong = [key for key, prediction in zip(keys, predicted, strict=True) if prediction != key[1]]
     if not wrong:
         raise UserError(
-            f"{setting}: expected pictures that the base gets wrong; it has all {len(seen)} right"
+            f"{setting}: expected pictures that the base gets wrong; it has all {len(keys)} right"
         )
-    order = sorted(wrong)
-    mistakes = Images([wrong[key] for key in order], torch.tensor([label for _, label in order]))
-    is_held_out = torch.tensor([int(sha[:8], 16) < test_share * 2**32 for sha, _ in order])
+    mistakes = Images([pictures[key] for key in wrong], torch.tensor([label for _, label in wrong]))
+    is_held_out = torch.tensor([int(sha[:8], 16) < test_share * 2**32 for sha, _ in wrong])
     learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
     held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
             f"data.mistakes_test={test_share}: expected a smaller share, since the base "
-            f"gets {len(wrong)} of {len(seen)} pictures wrong, and all of these are held out"
+            f"gets {len(wrong)} of {len(keys)} pictures wrong, and all of these are held out"
         )
     log.info(
         "%s: the base has %d of %d pictures right already, which are left out; of the others %d "
         "are to be learnt, and %d are held out",
-        *(setting, len(seen) - len(wrong), len(seen), len(learnt), len(held_out)),
+        *(setting, len(keys) - len(wrong), len(keys), len(learnt), len(held_out)),
     )
     return Mistakes(learnt, held_out)
 

@@ -21,6 +21,7 @@ from .peft import (
     CONFIG_NAME,
     METADATA_KEY,
     WEIGHTS_NAME,
+    alphas_of,
     config_of,
     read_adapter,
     read_metadata,
@@ -37,8 +38,10 @@ def save_adapter(
 ) -> Path:
     """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
 
-    The adapter is written at its scale: ``scale * lora_B`` takes the place of ``lora_B``, so it
-    computes the same when it is loaded with a scale of 1, here or in PEFT.
+    ``lora_A`` and ``lora_B`` are written as trained. The scale is a factor of ``lora_alpha`` in
+    ``adapter_config.json``, so PEFT computes what ``model`` does now, and stands in the metadata
+    with the alpha as trained: loaded here, the adapter has the scale that it was saved with, and
+    ``set_lora_scale(model, 1)`` makes it as trained.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
@@ -47,7 +50,8 @@ def save_adapter(
             from, if any. With ``base_sha256`` the base is not hashed again.
 
     Raises:
-        ValueError: if no layer carries LoRA, or a layer carries several adapters.
+        ValueError: if no layer carries LoRA, a layer carries several adapters, or the layers differ
+            in their scales.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
@@ -57,12 +61,16 @@ def save_adapter(
         if len(weight.adapters) > 1:
             raise ValueError(f"{layer} carries {len(weight.adapters)} adapters; expected one")
         chosen[layer] = (weight, weight.adapters[0])
+    scale, *others = {adapter.scale for _, adapter in chosen.values()}
+    if others:
+        raise ValueError(f"the layers have the scales {[scale, *others]}; expected one")
     about = dict(next(iter(chosen.values()))[1].metadata)
     for _, adapter in chosen.values():  # of several files, what they all say
         about = {key: value for key, value in about.items() if adapter.metadata.get(key) == value}
     about |= metadata or {}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
+    about |= {"scale": float(scale), "trained": alphas_of(chosen)}
     with atomic_write(folder / WEIGHTS_NAME) as path:
         path.write_bytes(save(tensors_of(chosen), {METADATA_KEY: json.dumps(about)}))
     write_json(folder / CONFIG_NAME, config_of(chosen))
@@ -78,7 +86,8 @@ def load_adapter(
 ) -> nn.Module:
     """Put the adapter in ``folder`` on ``model``, which must be the base it was trained on.
 
-    The folder may come from a stranger: nothing in it is run as code.
+    It has the scale with which it was saved; one of PEFT's has 1. The folder may come from a
+    stranger: nothing in it is run as code.
 
     Args:
         model: the base; changed in place, and returned, its own parameters frozen. On a model that
@@ -95,7 +104,7 @@ def load_adapter(
     metadata = read_metadata(folder)
     weights = adaptable_weights(model)
     try:
-        adapters = read_adapter(folder)
+        adapters = read_adapter(folder, metadata)
         for layer, adapter in adapters.items():
             if layer not in weights:
                 raise ValueError(
@@ -103,7 +112,8 @@ def load_adapter(
                     "that can be adapted"
                 )
             adapter.metadata = dict(metadata)
-            adapter.metadata.pop("base_sha256", None)  # the model may be another base
+            for key in ("base_sha256", "scale", "trained"):  # saved anew, as they are then
+                adapter.metadata.pop(key, None)
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")

@@ -12,11 +12,7 @@ from .weight import lora_adapters
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict`` that ``model`` had before LoRA: the base's tensors under its own names.
-
-    The base is its parameters and its buffers. The tensors share memory with ``model``. A merged
-    network is a base of its own.
-    """
+    """The ``state_dict`` that ``model`` had before LoRA; the tensors share memory with it."""
     adapters = lora_state_dict(model)
     adapted = {key.rsplit(".", 2)[0] for key in adapters}
     state = {}

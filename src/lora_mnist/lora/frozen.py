@@ -12,12 +12,7 @@ from .layer import LoRAParametrization
 
 
 def keep_in_eval_mode(model: nn.Module) -> None:
-    """Keep the base of ``model`` in eval mode, by hooks before its forward pass.
-
-    After ``model.train()`` the next forward pass puts the base back in eval mode, in every training
-    loop; ``model.training`` is then ``False``. The adapters stay in train mode. The network's
-    attribute ``lora_hooks`` holds what :func:`release_base` removes.
-    """
+    """Put the base back in eval mode before each forward pass, whatever ``model.train()`` said."""
     hooks = []
     for module in model.modules():
         # A part with buffers gets a hook of its own, for whoever calls it alone. Not every layer
@@ -36,11 +31,7 @@ def _base_to_eval(part: nn.Module, inputs: Any) -> None:
 
 
 def release_base(model: nn.Module) -> list[str]:
-    """Let ``model.train()`` reach the base again; its parameters stay frozen.
-
-    Returns:
-        The names of the parts of ``model`` that were kept in eval mode; ``""`` is all of it.
-    """
+    """Let ``model.train()`` reach the base again; the names of the parts that were kept from it."""
     released = []
     for name, module in model.named_modules():
         if hasattr(module, "lora_hooks"):

@@ -100,10 +100,7 @@ def warn_of_left_out(model: nn.Module, key: str) -> None:
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:
-    """Put ``adapters`` on the weights of these names and freeze everything else of ``model``.
-
-    ``ValueError`` if one does not fit; ``model`` is then as it was.
-    """
+    """Put ``adapters`` on the weights of these names, if all fit, and freeze everything else."""
     weights = adaptable_weights(model)
     for layer, adapter in adapters.items():
         weight = weights[layer]
@@ -166,9 +163,9 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     """Turn the adapters of ``model`` up or down.
 
     ``weight = W + scale * scaling * lora_B @ lora_A``: with a scale of 1 an adapter is as trained,
-    with 0 the layers compute the base exactly. It is any finite number. Merging and saving use
-    adapters at their scales. ``ValueError`` if no layer carries LoRA, the adapters are merged, or
-    the scale is not finite.
+    with 0 the layers compute the base exactly, whatever scale it had before. It is any finite
+    number. Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError``
+    if no layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale={scale}: expected a finite number")

@@ -4,12 +4,11 @@ A tensor is called ``base_model.model.<layer>.lora_A.weight``, shape (rank, in_f
 ``...lora_B.weight``, shape (out_features, rank); those of other layers have the shapes of
 :class:`.layer.LoRAParametrization`.
 
-PEFT's LoRA can do more than what is here. An option that changes what a finished adapter computes,
-and that has no counterpart here, is refused by its name; so is every option that this version does
-not know, as long as it is switched on.
+An option of PEFT's that is switched on, and that has no counterpart here, is refused by its name.
 """
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -54,12 +53,11 @@ Adapters = Mapping[str, tuple[Weight, LoRAParametrization]]  # one on each weigh
 
 
 def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
-    """The tensors of an adapter at its scale, as PEFT names and shapes them."""
+    """The tensors of an adapter as trained, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
     for name, (weight, adapter) in adapters.items():
         start = f"base_model.model.{name}"
         lora_A, lora_B = adapter.factors()
-        lora_B = lora_B * adapter.scale
         if isinstance(weight.module, nn.Embedding):
             tensors[f"{start}.lora_embedding_A"] = lora_B.t()
             tensors[f"{start}.lora_embedding_B"] = lora_A.t()
@@ -70,47 +68,48 @@ def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
 
 
 def config_of(adapters: Adapters) -> dict[str, Any]:
-    """The ``adapter_config.json`` of an adapter.
-
-    PEFT takes a name for that of every layer that ends so: as a regular expression, and with a
-    leading ``^`` in a pattern, it is one layer's alone.
-    """
-    ranks, alphas = {}, {}
-    use_rslora = all(adapter.use_rslora for _, adapter in adapters.values())
-    for name, (_, adapter) in adapters.items():
-        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
-        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
-        ranks[f"^{name}"] = rank
-        alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha."""
+    ranks = {}
+    for name, (_, adapter) in adapters.items():  # with ^ PEFT takes a name for one layer's alone
+        ranks[f"^{name}"] = len(adapter.factors()[0])  # PiSSA has twice its own rank
+    rank = next(iter(ranks.values()))
+    _, first = next(iter(adapters.values()))
     return {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": alpha,
+        **alphas_of(adapters, first.scale),
         "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
-        "alpha_pattern": {key: each for key, each in alphas.items() if each != alpha},
-        "use_rslora": use_rslora,
+        "use_rslora": all(adapter.use_rslora for _, adapter in adapters.values()),
         "lora_dropout": max(adapter.dropout for _, adapter in adapters.values()),
         "target_modules": "|".join(map(re.escape, adapters)),
     }
 
 
-def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
-    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word.
+def alphas_of(adapters: Adapters, scale: float = 1.0) -> dict[str, Any]:
+    """``lora_alpha`` and ``alpha_pattern`` of an adapter at a scale; at 1 they are as trained."""
+    alphas = {}
+    use_rslora = all(adapter.use_rslora for _, adapter in adapters.values())
+    for name, (_, adapter) in adapters.items():
+        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
+        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
+        alpha = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
+        alphas[f"^{name}"] = alpha * scale
+    alpha = next(iter(alphas.values()))
+    others = {key: each for key, each in alphas.items() if each != alpha}
+    return {"lora_alpha": alpha, "alpha_pattern": others}
 
-    PEFT ignores weights that are not called ``weight``, and attention ignores an adapter on its
-    ``out_proj``. PEFT's convolutions know no dilation, and pad with zeros alone. A layer that the
-    network holds under two names gets its adapter under the first name alone.
-    """
+
+def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
+    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
     every = [module for _, module in model.named_modules(remove_duplicate=False)]
     layers = []
     for name, (weight, _) in adapters.items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         is_usual = weight.tensor == "weight" and not is_attention
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know neither of these
             is_usual = set(module.dilation) == {1} and module.padding_mode == "zeros"
-        if not is_usual or every.count(module) > 1:
+        if not is_usual or every.count(module) > 1:  # PEFT takes the first of two names
             layers.append(name)
     if layers:
         warnings.warn(
@@ -120,11 +119,7 @@ def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata of the adapter in ``folder``; no tensor is read.
-
-    ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
-    ``ValueError`` if the file cannot be read.
-    """
+    """The metadata of the adapter in ``folder``, empty of PEFT's; no tensor is read."""
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")))
@@ -132,11 +127,8 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
 
 
-def read_adapter(folder: str | Path) -> dict[str, LoRAParametrization]:
-    """The adapter of each layer in ``folder``, by the layer's name.
-
-    Nothing is run as code. ``ValueError`` if the files ask for something that LoRA here lacks.
-    """
+def read_adapter(folder: str | Path, metadata: Mapping[str, Any]) -> dict[str, LoRAParametrization]:
+    """The adapter of each layer, by its name, at the scale that it was saved with."""
     try:
         config = json.loads(Path(folder, CONFIG_NAME).read_text())
     except (OSError, ValueError) as error:
@@ -160,24 +152,32 @@ def read_adapter(folder: str | Path) -> dict[str, LoRAParametrization]:
         parts.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
     if not parts:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
-    pattern, alpha = config.get("alpha_pattern"), config.get("lora_alpha")
-    alphas = by_pattern("alpha_pattern", pattern, parts, alpha)
+    # Of PEFT's adapters the config is all that is known: they are as trained.
+    scale, trained = metadata.get("scale", 1.0), metadata.get("trained", config)
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"scale={scale} in {WEIGHTS_NAME}: expected a finite number")
+    if not isinstance(trained, dict):
+        raise ValueError(f"trained={trained} in {WEIGHTS_NAME}: expected lora_alpha")
+    alphas, scaled = (
+        by_pattern("alpha_pattern", each.get("alpha_pattern"), parts, each.get("lora_alpha"))
+        for each in (trained, config)
+    )
     adapters = {}
     for layer, factors in parts.items():
         for part in ("lora_A", "lora_B"):
             if part not in factors or factors[part].ndim < 2:
                 raise ValueError(f"{part} of {layer}: expected a matrix in {WEIGHTS_NAME}")
+        lora_A, lora_B = factors["lora_A"], factors["lora_B"]
+        with torch.device("meta"):  # no random number is drawn
+            weight = torch.empty(len(lora_B), *lora_A.shape[1:])
         use_rslora = config.get("use_rslora") or False
-        adapters[layer] = plain_lora(**factors, alpha=alphas[layer], use_rslora=use_rslora)
+        adapter = LoRAParametrization(weight, len(lora_A), alphas[layer], use_rslora=use_rslora)
+        if scaled[layer] != adapter.alpha * scale:
+            raise ValueError(
+                f"lora_alpha={scaled[layer]} of {layer} in {CONFIG_NAME}: expected "
+                f"{adapter.alpha * scale}, as {WEIGHTS_NAME} says"
+            )
+        adapter.lora_A, adapter.lora_B = nn.Parameter(lora_A), nn.Parameter(lora_B)
+        adapter.scale = float(scale)
+        adapters[layer] = adapter
     return adapters
-
-
-def plain_lora(
-    lora_A: Tensor, lora_B: Tensor, alpha: float, use_rslora: bool = False
-) -> LoRAParametrization:
-    """An adapter of these factors, which say what rank it has; no random number is drawn."""
-    with torch.device("meta"):
-        weight = torch.empty(len(lora_B), *lora_A.shape[1:])
-    adapter = LoRAParametrization(weight, len(lora_A), alpha, use_rslora=use_rslora)
-    adapter.lora_A, adapter.lora_B = nn.Parameter(lora_A), nn.Parameter(lora_B)
-    return adapter

@@ -13,11 +13,7 @@ from .weight import Weight, adaptable_weights
 def layers_to_adapt(
     model: nn.Module, target_modules: str | Collection[str] = "all"
 ) -> dict[str, Weight]:
-    """The weights of ``model`` that ``target_modules`` chooses, by name, in the model's order.
-
-    Its forms are explained at :func:`.model.add_lora`. The names are those of
-    :func:`.weight.adaptable_weights`. ``ValueError`` if it names nothing.
-    """
+    """The weights that ``target_modules`` of :func:`.model.add_lora` chooses, by name, in order."""
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
     start = f"target_modules={target_modules}: expected"
     entries = [target_modules] if isinstance(target_modules, str) else target_modules
@@ -67,11 +63,7 @@ def is_end(end: str, name: str) -> bool:
 def by_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: Collection[str], default: Any
 ) -> dict[str, Any]:
-    """The value that ``rank_pattern`` or ``alpha_pattern`` gives to each of ``names``.
-
-    PEFT reads a key as a regular expression for the end of a name. Here a key is a name, or its end
-    from a dot on; with PEFT's leading ``^`` it is the whole name. The first that fits decides.
-    """
+    """What a pattern gives to each name; a key is its end from a dot on, or, after ``^``, all."""
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]

@@ -21,16 +21,12 @@ class Weight(NamedTuple):
 
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
-        """The forward pass that computes with the factors; ``None`` where the layer has none.
-
-        Linear layers and plain 2-d convolutions have one. Every other layer reads the dense weight:
-        a subclass with a forward of its own, and attention, which never calls its ``out_proj``.
-        """
+        """The forward pass that computes with the factors; ``None``: it reads the dense weight."""
         module = self.module
         plain: Any = parametrize.type_before_parametrizations(module)
         is_grouped = getattr(module, "groups", 1) > 1
         is_padded = getattr(module, "padding_mode", "zeros") != "zeros"
-        is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
+        is_attention = isinstance(module, NonDynamicallyQuantizableLinear)  # is never called
         if self.tensor != "weight" or is_grouped or is_padded or is_attention:
             return None
         forwards: dict[Any, Any] = {
@@ -69,16 +65,7 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
 
 
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every floating-point parameter of ``model`` by name, in the model's order.
-
-    A layer's ``weight`` goes by the name of the layer, as in PEFT: ``encoder.linear1``. Any other
-    parameter goes by its own: ``encoder.linear1.bias``, ``encoder.self_attn.in_proj_weight``. A
-    layer that the network holds under two names goes by the first of them. LoRA needs two or more
-    dimensions.
-
-    Raises:
-        ValueError: if ``model`` is a wrapper, whose names would be those of no other network.
-    """
+    """Every floating-point parameter by name; a layer's ``weight`` has the layer's, as in PEFT."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
     for layer, module in model.named_modules():

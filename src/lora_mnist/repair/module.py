@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from lora_mnist.data.images import Batch
 from lora_mnist.data.plan import seed_generators
@@ -28,23 +25,11 @@ from lora_mnist.repair.predictions import (
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the loss of every ``log_every_n_steps``-th step's last batch, and for
-    ``val`` what :func:`logged_metrics` gives. A loss that is not finite when it is logged ends
-    training with ``TrainingError``. What is drawn in a step, as for dropout, follows from ``seed``
-    and the number of the step.
-
-    Args:
-        net: maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
-            LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is kept in checkpoints.
-        optimizer: of the trainable parameters of ``net``.
-        scheduler: of its learning rate, if any, which takes a step each ``interval``.
-        loss: of a batch.
-        replay: how many images of a batch, the last ones, are replayed; of all processes together.
-        seed: of what is drawn in a step.
-        classes: their names, for the curves.
-        targets: the classes to repair.
-        base_val: the base's predictions for the validation images, to compare with.
-        hyperparameters: plain values for checkpoints and loggers.
+    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch, and for ``val``
+    what :func:`logged_metrics` gives, beside ``base_val``, the base's predictions, if there are
+    any. What is drawn in a step, as for dropout, follows from ``seed`` and the number of the step.
+    Of a network with LoRA only LoRA is kept in checkpoints. The last ``replay`` images of a batch,
+    in all processes together, are replayed.
     """
 
     def __init__(
@@ -69,7 +54,8 @@ class ClassifierModule(LightningModule):
         self.replay, self.seed = replay, seed
         self.classes, self.targets, self.base_val = list(classes), list(targets), base_val
         self.has_adapter = bool(lora_adapters(net))
-        self.validated = _Rows()
+        self.validated: list[tuple[Tensor, ...]] = []  # labels and columns of each batch
+        self.num_classes = 0
 
     def setup(self, stage: str) -> None:
         """Refuse to train where several processes have chosen another class, or another rate.
@@ -114,20 +100,23 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        self.validated.update(self.net(images), labels)
+        logits = self.net(images)
+        self.num_classes = logits.shape[1]
+        self.validated.append((labels, *columns_of(logits, labels)))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the counts of all processes."""
-        columns = self.validated.compute()
-        self.validated.reset()
+        """Log the counts; each of several processes has validated all images."""
+        label, *columns = [torch.cat(column).cpu() for column in zip(*self.validated, strict=True)]
+        self.validated.clear()
         if self.trainer.sanity_checking:
             return
-        table = Predictions(self.validated.num_classes, *columns)
-        if self.base_val is not None:
-            of_base = self.base_val.at(table.index)
-            table = of_base.with_after(table.before, table.before_probability, table.before_loss)
+        index = torch.arange(len(label))
+        if self.base_val is None:
+            table = Predictions(self.num_classes, index, label, *columns)
+        else:
+            table = self.base_val.at(index).with_after(*columns)
         outcomes = outcomes_by_split({"val": table}, self.targets)
-        self.log_dict(logged_metrics(outcomes, self.classes, self.targets), sync_dist=True)
+        self.log_dict(logged_metrics(outcomes, self.classes, self.targets))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
@@ -140,40 +129,3 @@ class ClassifierModule(LightningModule):
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         if self.has_adapter:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
-
-
-class _Rows(Metric):
-    """The predictions of a network alone, put together over the processes of a distributed run.
-
-    Image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
-    :class:`lora_mnist.data.datamodule.ImageDataModule` shares them out.
-    """
-
-    label: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_classes = 0
-        for name in ("index", "label", "prediction", "probability", "loss"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits of shape (N, num_classes), ``labels`` int64 of shape (N,)."""
-        rank, processes = 0, 1
-        if dist.is_available() and dist.is_initialized():
-            rank, processes = dist.get_rank(), dist.get_world_size()
-        self.num_classes = logits.shape[1]
-        first = sum(map(len, self.label))
-        place = torch.arange(first, first + len(labels), device=labels.device)
-        columns = (place * processes + rank, labels, *columns_of(logits, labels))
-        names = ("index", "label", "prediction", "probability", "loss")
-        for name, column in zip(names, columns, strict=True):
-            getattr(self, name).append(column)
-
-    def compute(self) -> list[Tensor]:
-        """The columns of all images, in the order of the images: those of a table, on the CPU."""
-        columns = []
-        for name in ("index", "label", "prediction", "probability", "loss"):
-            columns.append(dim_zero_cat(getattr(self, name)).cpu())
-        order = columns[0].argsort()
-        return [column[order] for column in columns]

@@ -4,10 +4,9 @@ Before is the base; after is base and adapter. A network without an adapter has 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.model import lora_disabled, usable_adapters
+from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.significance import mcnemar, precision
 
@@ -60,13 +59,7 @@ class Predictions:
         return replace(self, **columns)
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns to write and to show, by name, as arrays of shape (N,).
-
-        They are ``index``, ``label``, ``before``, ``before_probability``, with an adapter ``after``
-        and ``after_probability``, and ``outcome``: ``right`` or ``wrong``; with an adapter also
-        ``repaired``, wrong before and right after, or ``broken``, the reverse. Probabilities have
-        six decimals, as they are written.
-        """
+        """The columns to write and to show, by name, each of shape (N,)."""
         columns: dict[str, NDArray[Any]] = {}
         sides = ("before", "before_probability", "after", "after_probability")
         for name in ("index", "label", *sides):
@@ -96,6 +89,20 @@ class Predictions:
         return replace(self, after=prediction, after_probability=probability, after_loss=loss)
 
 
+class Columns(NamedTuple):
+    """What a network makes of N images at S scales of its adapter, on the CPU."""
+
+    num_classes: int
+    label: Tensor  # (N,)
+    prediction: Tensor  # (S, N), as are the two that follow
+    probability: Tensor
+    loss: Tensor
+
+    def at(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Prediction, probability and loss at one of the scales, each of shape (N,)."""
+        return self.prediction[place], self.probability[place], self.loss[place]
+
+
 def columns_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The predicted class, its probability and the loss of each image, where the logits are."""
     logits = logits.float()  # half precision would round the probabilities
@@ -105,45 +112,55 @@ def columns_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
+def logits_at(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """The labels of each batch, and the logits at each scale: 0 the base, ``None`` as it is."""
+    adapters = [(adapter, adapter.scale) for adapter in lora_adapters(net)]
+    for images, labels in batches:
+        at_scales = []
+        try:
+            for scale in scales:
+                for adapter, own in adapters:
+                    adapter.scale = own if scale is None else scale
+                at_scales.append(net(images))
+        finally:
+            for adapter, own in adapters:
+                adapter.scale = own
+        yield labels, at_scales
+
+
+def columns_at(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
+) -> Columns:
+    """What :func:`logits_at` gives for all batches, without the logits."""
+    labels, parts, num_classes = [], [], 0
+    for batch_labels, at_scales in logits_at(net, batches, scales):
+        num_classes = at_scales[0].shape[1]
+        labels.append(batch_labels.cpu())
+        columns = [columns_of(logits, batch_labels) for logits in at_scales]
+        parts.append([torch.stack(column).cpu() for column in zip(*columns, strict=True)])
+    if not labels:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    joined = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+    return Columns(num_classes, torch.cat(labels), *joined)
+
+
 def evaluate(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     base: Predictions | None = None,
 ) -> Predictions:
-    """What ``net`` predicts for each image, and its base beside it if it carries an adapter.
-
-    The network stays in its mode and on its device; call ``net.eval()`` first.
-
-    Args:
-        net: from images to logits of shape (N, num_classes).
-        batches: images and their labels, int64 of shape (N,).
-        base: the predictions of the base for the same images, which are then not computed again.
-
-    Raises:
-        ValueError: if there is no batch.
-    """
+    """What the base predicts, which need not be known, and ``net`` if it carries an adapter."""
     has_adapter = bool(lora_adapters(net))
-    before, after, labels, num_classes = [], [], [], 0
-    for images, batch_labels in batches:
-        labels.append(batch_labels.cpu())
-        if has_adapter:
-            after.append(columns_of(net(images), batch_labels))
-        if base is None:
-            with lora_disabled(net) if has_adapter else nullcontext():
-                logits = net(images)
-            before.append(columns_of(logits, batch_labels))
-            num_classes = logits.shape[1]
-    if not labels:
-        raise ValueError("batches: expected at least one batch of images and labels")
+    scales: list[float | None] = [0.0] if base is None else []
+    if has_adapter:
+        scales.append(None)
+    columns = columns_at(net, batches, scales)
     if base is None:
-        label = torch.cat(labels)
-        base = Predictions(num_classes, torch.arange(len(label)), label, *_joined(before))
-    return base.with_after(*_joined(after)) if has_adapter else base
-
-
-def _joined(batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """The columns of all batches."""
-    return [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
+        index = torch.arange(len(columns.label))
+        base = Predictions(columns.num_classes, index, columns.label, *columns.at(0))
+    return base.with_after(*columns.at(-1)) if has_adapter else base
 
 
 def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:

@@ -62,11 +62,8 @@ def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     """Whether a network seems to have been trained on the validation images.
 
-    It then errs on a smaller share of them than of the test images: by a factor of 1.5 at least,
-    and with ``p < 0.001`` in the two-sided z-test of two proportions, whose z squared is the
-    chi-squared of their table.
-
-    ``val`` and ``test`` have ``errors`` and ``images_per_class``, as in results.json.
+    Then errors are rarer there than on test images by a factor of 1.5 at least, and with
+    ``p < 0.001`` in the chi-squared test of two proportions.
     """
     from scipy.stats import chi2_contingency
 
@@ -76,19 +73,15 @@ def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
         return False
     if test["errors"] / tested < 1.5 * val["errors"] / images:
         return False
-    table = [
-        [val["errors"], images - val["errors"]],
-        [test["errors"], tested - test["errors"]],
-    ]
+    table = [[val["errors"], images - val["errors"]], [test["errors"], tested - test["errors"]]]
     return bool(chi2_contingency(table, correction=False).pvalue < 0.001)
 
 
 def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
-    """Whether a network is hardly better than guessing among the classes.
+    """Whether a network is hardly better than guessing: the mean share of right images of a class.
 
-    Counted is the mean share of right images of a class, so that to say always the same class is a
-    guess, too, however many images it has. It is near chance up to 1.25 times the share of one
-    class, or if guessing is as good with ``p > 0.05`` in the one-sided binomial test.
+    It is near chance up to 1.25 times the share of one class, or if guessing is as good with
+    ``p > 0.05`` in the one-sided binomial test.
     """
     from scipy.stats import binomtest
 
