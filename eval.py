@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from lora_mnist.cli import run_entry
-from lora_mnist.run import Run
+from lora_mnist.command import Run
 
 
 def main(cfg: DictConfig, run: Run) -> None:

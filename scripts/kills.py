@@ -32,17 +32,18 @@ PROJECT = Path(__file__).resolve().parents[1]
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=csv", "figures=false")
 EVERY = "callbacks.checkpoint.train_time_interval=null callbacks.checkpoint.every_n_train_steps"
 COMMANDS = {
-    "pretrain": f"stage=pretrain data.batch_size=50 trainer.max_steps=600 {EVERY}=20",
-    "epochs": "stage=pretrain data.batch_size=500 trainer.max_epochs=3 "
+    "pretrain": f"stage=pretrain batches.batch_size=50 trainer.max_steps=600 {EVERY}=20",
+    "epochs": "stage=pretrain batches.batch_size=500 trainer.max_epochs=3 "
     f"trainer.accumulate_grad_batches=3 {EVERY}=3",
     "repair": f"experiment=repair digit=9 trainer.max_steps=300 {EVERY}=10",
     "lora": "stage=lora digit=9 augment=shift trainer.accumulate_grad_batches=3 "
     f"trainer.max_steps=200 {EVERY}=7",
-    "pissa": "stage=lora digit=4 lora=pissa lora.dropout=0.2 refit=true augment=flip data.replay=9 "
-    f"trainer.max_steps=150 {EVERY}=10",
-    "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
-    "ddp_sim": "stage=lora digit=9 trainer=ddp_sim lora.dropout=0.2 augment=shift data.replay=10 "
-    f"trainer.max_steps=150 {EVERY}=10",
+    "pissa": "stage=lora digit=4 lora=pissa lora.dropout=0.2 refit=true augment=flip "
+    f"batches.replay=9 trainer.max_steps=150 {EVERY}=10",
+    "sweep": "-m stage=lora digit=9 batches.replay=9 lora.rank=1,2,4 "
+    f"trainer.max_steps=60 {EVERY}=10",
+    "ddp_sim": "stage=lora digit=9 trainer=ddp_sim lora.dropout=0.2 augment=shift "
+    f"batches.replay=10 trainer.max_steps=150 {EVERY}=10",
 }
 for group in ("callbacks", "scheduler"):
     for file in sorted((PROJECT / "configs" / group).glob("*.yaml")):
@@ -51,7 +52,7 @@ for group in ("callbacks", "scheduler"):
             COMMANDS[preset] = f"stage=lora digit=9 {preset} trainer.max_steps=150 {EVERY}=10"
 #: These make the base and the adapter with which each try starts.
 FIRST = (
-    "train.py stage=pretrain data.batch_size=50 trainer.max_steps=300 seed=1",
+    "train.py stage=pretrain batches.batch_size=50 trainer.max_steps=300 seed=1",
     "train.py stage=lora digit=9 trainer.max_steps=10",
 )
 TOGETHER = (

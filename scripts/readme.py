@@ -18,6 +18,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
@@ -48,8 +49,8 @@ COMMANDS = {
     "sweep": ("multirun/sweep", "-m stage=lora digit=9 lora.rank=1,2,4,8 lora.alpha=1,4,8"),
 }
 
-#: The file whose keys the reference lists.
-KEYS = "configs/data/folder.yaml"
+#: The files whose keys the reference lists, by their group.
+KEYS = {"data": "configs/data/folder.yaml", "prepare": "configs/images_and_net.yaml"}
 
 
 def checksum(body: str, folder: Path) -> str:
@@ -182,15 +183,17 @@ def lora(runs: Runs) -> str:
 def keys(runs: Runs) -> str:
     """The keys of a folder of images, with the comments of their file."""
     lines, above = ["| key | what it says |", "| --- | --- |"], ""
-    for line in (PROJECT / KEYS).read_text().splitlines():
-        key = re.fullmatch(r"([a-z]\w*): (.*?)(?: # (.*))?", line)
-        if key:
-            name = f"data.{key[1]}" if key[2] == "null" else f"data.{key[1]}={key[2]}"
-            lines.append(f"| `{name}` | {above}{key[3] or ''} |")
-        if not line.startswith("#"):
-            above = ""
-        elif not line.startswith("#   "):  # which would be a command
-            above += f"{line[2:]} "
+    for group, file in KEYS.items():
+        _, _, text = f"\n{(PROJECT / file).read_text()}".rpartition(f"\n{group}:\n")
+        for line in textwrap.dedent(text).splitlines():
+            key = re.fullmatch(r"([a-z]\w*): (.*?)(?: # (.*))?", line)
+            if key:
+                name = f"{group}.{key[1]}" if key[2] == "null" else f"{group}.{key[1]}={key[2]}"
+                lines.append(f"| `{name}` | {above}{key[3] or ''} |")
+            if not line.startswith("#"):
+                above = ""
+            elif not line.startswith("#   "):  # which would be a command
+                above += f"{line[2:]} "
     return "\n".join(lines)
 
 

@@ -19,10 +19,10 @@ from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
+from lora_mnist.command import CLASSIFIER
 from lora_mnist.data import load_images
 from lora_mnist.disk.base import write_base
 from lora_mnist.evaluate import evaluate
-from lora_mnist.run import CLASSIFIER
 from lora_mnist.train import train
 
 

@@ -78,11 +78,11 @@ def made(tmp_path_factory):
     from lora_mnist.train import train
 
     outputs = tmp_path_factory.mktemp("made")
-    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
+    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "batches.batch_size=50")
     options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
     train(composed("train", "stage=pretrain", *options))
     loggers = ("logger=[tensorboard,csv]", "figures=null")
-    train(composed("train", "stage=lora", *options, *loggers))
+    train(composed("train", "stage=lora", "digit=9", *options, *loggers))
     return outputs
 
 

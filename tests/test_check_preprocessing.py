@@ -46,7 +46,13 @@ def train_plain(folder):
 
 
 OPTIONS = (
-    *("data=folder", "data.data_dir=photos", "data.image_size=8", "figures=false", "trainer=cpu"),
+    *(
+        "data=folder",
+        "data.data_dir=photos",
+        "prepare.image_size=8",
+        "figures=false",
+        "trainer=cpu",
+    ),
     *("net=custom", "net._target_=nets_of_photos.MLP", "base_ckpt=mine.pt"),
     *("net.in_features=192", "net.hidden_sizes=[32]", "net.num_classes=3"),
 )
@@ -56,11 +62,11 @@ OPTIONS = (
 def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
     train_plain(tmp_path)
     done = cli("eval.py", *OPTIONS, here=tmp_path).ok()
-    assert "images with: data.resize=stretch data.mean=0.0 data.std=1.0\n" in done.err
+    assert "images with: prepare.resize=stretch prepare.mean=0.0 prepare.std=1.0\n" in done.err
     assert "To repair" not in done.out  # on other images than the network was trained on
     results = read_results(only_run(tmp_path / "outputs", "eval"))
     better = results["better_preprocessing"]
-    assert " ".join(better) == "data.resize=stretch data.mean=0.0 data.std=1.0"
+    assert " ".join(better) == "prepare.resize=stretch prepare.mean=0.0 prepare.std=1.0"
     with logged("lora_mnist.check_preprocessing") as log:
         mended = evaluate(composed("eval", *OPTIONS, *better, f"paths.outputs={tmp_path}/outputs"))
     assert log.getvalue() == ""

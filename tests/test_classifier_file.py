@@ -7,8 +7,7 @@ from composed import composed
 from helpers.commands import only_run, read_results
 from helpers.stranger import move_in
 
-from lora_mnist.configuration import checked_copy
-from lora_mnist.run import Run
+from lora_mnist.command import Run, checked_copy
 
 FILE = """
 defaults:
@@ -16,6 +15,7 @@ defaults:
   - override /net: custom
 data:
   data_dir: photos
+prepare:
   mean: 0.4
   std: 0.2
 net:
@@ -38,14 +38,14 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("entry", ["train", "predict"])
 def test_each_command_takes_what_it_has_of_the_file(here, entry):
-    typed = [f"hydra.searchpath=[{here}]", "classifier@_global_=photos", "data.std=0.3"]
+    typed = [f"hydra.searchpath=[{here}]", "classifier@_global_=photos", "prepare.std=0.3"]
     stage = ["experiment=repair"] if entry == "train" else []
     cfg = composed(entry, *typed, *stage)
-    cfg = checked_copy(cfg, Run(here, typed=("data.std=0.3", *stage)))
+    cfg = checked_copy(cfg, Run(here, typed=("prepare.std=0.3", *stage)))
     assert cfg.data._target_ == "lora_mnist.data.Folder"
-    assert (cfg.data.data_dir, cfg.data.mean, cfg.base_ckpt) == ("photos", 0.4, "mine.pt")
+    assert (cfg.data.data_dir, cfg.prepare.mean, cfg.base_ckpt) == ("photos", 0.4, "mine.pt")
     assert cfg.net._target_ == "nets_of_a_stranger.Net"
-    assert cfg.data.std == 0.3  # typed
+    assert cfg.prepare.std == 0.3  # typed
     assert cfg.get("target") == ("emu" if entry == "train" else None)
 
 
@@ -56,7 +56,7 @@ def test_commands_that_follow_name_the_file(cli, here):
     assert results["overrides"][:2] == ["--config-dir=.", "classifier=photos"]
     assert results["mean"] == 0.4
     assert "nothing reads" not in done.err
-    sweep = ("stage=lora", "trainer.max_epochs=x")
+    sweep = ("stage=lora", "trainer.devices=0")
     done = cli("train.py", "-m", *TYPED, *sweep, here=here)  # its job fails at once
     line = done.err.splitlines()[-1]
     assert "train.py -m --config-dir=. classifier=photos stage=lora " in line
@@ -68,7 +68,11 @@ def test_commands_that_follow_name_the_file(cli, here):
         ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key with stage=predict; the ne"),
         ("data: folder", TYPED, "data: folder: expected its keys; a file chooses a group by 'def"),
         ("", ("classifier=photos",), "classifier: expected --config-dir FOLDER, with your file"),
-        ("", ("--config-dir", ".", "classifier=pets"), "In 'predict': Could not find 'classifier/"),
+        (
+            "",
+            ("--config-dir", ".", "classifier=pets"),
+            "In 'predict': Could not find 'classifier/",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):

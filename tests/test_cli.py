@@ -151,7 +151,7 @@ def test_commands_run_from_any_folder(cli, tmp_path):
 @pytest.mark.slow
 def test_help_and_config_need_no_torch():
     for arguments, line in (
-        (["--help"], "train.py stage=lora digit=9"),
+        (["--help"], "stage=lora digit=9     # repair"),
         (["stage=lora", "--cfg", "job", "--resolve"], "target_modules: all"),
     ):
         done = run_process("-X", "importtime", "train.py", *arguments)

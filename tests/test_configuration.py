@@ -7,11 +7,10 @@ import pytest
 from composed import SMALL, composed, small_adapter
 
 from lora_mnist import MLP
-from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.errors import UserError
 from lora_mnist.lora.weight import lora_weights
 from lora_mnist.recipe import put_adapter
-from lora_mnist.run import Run
 
 
 def finished(outputs, run, seconds):

@@ -11,9 +11,9 @@ from helpers.stranger import config as stranger_config
 from PIL import Image
 
 from lora_mnist import save_adapter, set_lora_scale
+from lora_mnist.command import Run
 from lora_mnist.demo import SideBySide, build_page, demo
 from lora_mnist.errors import UserError
-from lora_mnist.run import Run
 
 OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
 

@@ -7,7 +7,7 @@ import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, read_results, run_process
 
-from lora_mnist.run import Run
+from lora_mnist.command import Run
 from lora_mnist.train import train
 
 
@@ -27,7 +27,12 @@ def test_two_processes_train_as_one(tmp_path):
     small_base(tmp_path / "outputs")
     replay = 40
     options = ("stage=lora", *SMALL, *FEW, "data.val_size=501", "trainer.max_steps=8", "logger=csv")
-    options += ("digit=9", "data.batch_size=100", f"data.replay={replay}", "optimizer.lr=0.01")
+    options += (
+        "digit=9",
+        "batches.batch_size=100",
+        f"batches.replay={replay}",
+        "optimizer.lr=0.01",
+    )
     options += ("lora.scale=auto", "trainer.log_every_n_steps=2")
     options += (f"paths.outputs={tmp_path}/outputs",)
     options += ("+callbacks.recorder._target_=helpers.callbacks.Recorder",)

@@ -6,8 +6,8 @@ from composed import SMALL, composed, logged
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
+from lora_mnist.command import Run
 from lora_mnist.evaluate import evaluate
-from lora_mnist.run import Run
 
 
 def config(outputs, *overrides):

@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("lora", [(), ("data.replay=20",)])
+@pytest.mark.parametrize("lora", [(), ("batches.replay=20",)])
 def test_both_stages(cli, tmp_path, lora):
     common = ("trainer=gpu", "figures=false")
     cli("train.py", "stage=pretrain", "trainer.max_steps=300", *common).ok()

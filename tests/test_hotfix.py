@@ -29,7 +29,7 @@ def incoming(tmp_path_factory):
 
 @pytest.mark.slow
 def test_from_pictures_to_an_adapter(cli, incoming, outputs):
-    done = cli("train.py", *QUICK, *REPAIR, f"data.mistakes={incoming}").ok()
+    done = cli("train.py", *QUICK, *REPAIR, f"mistakes={incoming}").ok()
     results = read_results(only_run(outputs, "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([], True)
     counts = [sum(results[split]["images_per_class"]) for split in ("mistakes", "mistakes_test")]
@@ -42,7 +42,7 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs):
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
         assert f"{count - results[split]['errors']} of {count} " in done.out
 
-    tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={incoming}")
+    tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"mistakes={incoming}")
     done = cli("eval.py", *tested).ok()
     again = read_results(only_run(outputs, "eval"))
     for split in ("test", "mistakes", "mistakes_test"):

@@ -17,11 +17,11 @@ HOUSE = [
     "entry",
     "train evaluate predict export demo",
     "cli recipe results check_preprocessing",
-    "session",
-    "api trainer configuration",
-    "sweep",
-    "classifier show",
-    "run",
+    "session sweep api",
+    "show trainer",
+    "command",
+    "classifier",
+    "settings",
     "disk",
     "repair",
     "data",
@@ -109,7 +109,7 @@ def imported_with(module):
 
 def test_what_needs_no_heavy_package_does_not_wait_for_it():
     """``--help`` and sweeps not for torch, and pictures not for Lightning, nor what draws."""
-    for module in ("cli", "configuration", "sweep"):
+    for module in ("cli", "command", "sweep"):
         assert "torch" not in imported_with(f"lora_mnist.{module}")
     for module in ("predict", "export", "demo"):
         assert imported_with(f"lora_mnist.{module}") & {*TRAINING, *DRAWING} == set()
@@ -129,6 +129,7 @@ DRAWING = {"matplotlib", "jinja2", "gradio"}
 def test_a_classifier_needs_neither_hydra_nor_lightning(outputs, tmp_path):
     """Though it is made of files and predicts."""
     record = {
+        "version": 1,
         "net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]},
         "data": {"_target_": "lora_mnist.data.MNIST"},
     }

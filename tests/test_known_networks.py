@@ -6,6 +6,7 @@ All of them are tried each night; every day, ten small ones.
 import csv
 import re
 from itertools import product
+from types import SimpleNamespace
 
 import known_networks
 import numpy
@@ -19,7 +20,7 @@ from torch import nn
 
 from lora_mnist import Classifier, add_lora, lora_disabled, lora_parameters
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.recipe import put_new_adapter
+from lora_mnist.recipe import put_adapter
 from lora_mnist.repair.networks import build_network
 
 CLASSES = ["cat", "dog", "emu"]
@@ -86,32 +87,36 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         mine.train()(x)  # for the statistics
-        expected = mine.eval()(x).softmax(dim=1)
+        expected = mine.eval()(x)
     torch.save(FORMS[form](mine), tmp_path / "mine.pt")
     take_pictures(tmp_path / "photos", CLASSES, 1)
     data = {"_target_": "lora_mnist.data.Folder", "data_dir": str(tmp_path / "photos")}
     classifier = Classifier.load(
         base=tmp_path / "mine.pt",
         net=settings,
-        data={**data, "image_size": 64, "mean": 0.5, "std": 0.5},
+        prepare={"image_size": 64, "mean": 0.5, "std": 0.5},
+        data=data,
         base_prefix="model_ema." if form == "average" else None,
     )
     net = classifier.net
     classifier.check()
-    assert torch.equal(classifier.probabilities(x), expected)
+    with torch.no_grad():
+        assert torch.equal(net(x), expected)
     add_lora(net).train()(x).sum().backward()
     assert all(parameter.grad is not None for parameter in lora_parameters(net))
     randomize(net.eval())
-    assert not torch.equal(classifier.probabilities(x), expected)
-    with lora_disabled(net):
-        assert torch.equal(classifier.probabilities(x), expected)
+    with torch.no_grad():
+        assert not torch.equal(net(x), expected)
+        with lora_disabled(net):
+            assert torch.equal(net(x), expected)
     assert changed_tensors(mine.state_dict(), base_state_dict(net)) == []
 
 
 def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
     net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     with logged("lora_mnist.lora.model") as text:
-        put_new_adapter(composed("train", "stage=lora", "digit=9"), net)
+        cfg = composed("train", "stage=lora", "digit=9")
+        put_adapter(SimpleNamespace(cfg=cfg, net=net))
     (line,) = text.getvalue().splitlines()
     assert line.endswith(" lora.target_modules=[all,in_proj_weight]")
 
@@ -119,7 +124,7 @@ def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
 #: Settings of a repair that takes few seconds.
 QUICK = (
     *("experiment=repair", "target=dog", "trainer.max_steps=5", "trainer=cpu", "logger=none"),
-    *("figures=false", "lora.dropout=0", "refit=false", "data.batch_size=4", "data.replay=4"),
+    *("figures=false", "lora.dropout=0", "refit=false", "batches.batch_size=4", "batches.replay=4"),
     *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false"),
 )
 
@@ -147,7 +152,7 @@ def test_a_network_is_repaired_by_commands(cli, tmp_path, name):
     take_pictures(tmp_path / "photos", CLASSES, 10)
     typed = [f"net.{key}={value}" for key, value in settings.items()]
     typed += ["data=folder", "data.data_dir=photos", "net=custom", "base_ckpt=mine.pt"]
-    repaired(cli, tmp_path, *typed, "data.image_size=64")
+    repaired(cli, tmp_path, *typed, "prepare.image_size=64")
 
 
 @pytest.fixture
@@ -163,7 +168,7 @@ def readme_repaired(cli, tmp_path):
     classes = ["dog", *(f"c{number}" for number in range(9))]
     for seed, part in enumerate(("train", "val", "test")):
         take_pictures(tmp_path / "photos" / part, classes, 2, seed)
-    return repaired(cli, tmp_path, *FILE, "data.image_size=64")
+    return repaired(cli, tmp_path, *FILE, "prepare.image_size=64")
 
 
 FILE = ("--config-dir", ".", "classifier=photos")
@@ -179,7 +184,7 @@ def test_the_file_of_the_readme_goes_to_onnxruntime(cli, tmp_path, readme_repair
     """It has the predictions of predict.py, from the pictures' pixels."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    cli("export.py", "adapter=latest", "trust=true", "out=repaired.onnx", here=tmp_path).ok()
+    cli("export.py", "adapter=latest", "out=repaired.onnx", here=tmp_path).ok()
     asked = ("images=photos/test/*/*.png", "out=predictions.csv", "adapter=latest")
     cli("predict.py", *FILE, *asked, here=tmp_path).ok()
     session = onnxruntime.InferenceSession(tmp_path / "repaired.onnx")
@@ -208,8 +213,8 @@ def test_a_classifier_of_ultralytics(cli, tmp_path, monkeypatch):
     exec(saved.partition("# Ultralytics\n")[2], {"torch": torch, "ultralytics": ultralytics})
     take_pictures(tmp_path / "photos", CLASSES, 10)
     own = ("net._target_=my_nets.Net", "net.cfg=yolo11n-cls.yaml", "net.nc=3", "data=folder")
-    own += ("data.data_dir=photos", "net=custom", "base_ckpt=mine.pt", "data.image_size=64")
-    repaired(cli, tmp_path, *own, "data.mean=0", "data.std=1")
+    own += ("data.data_dir=photos", "net=custom", "base_ckpt=mine.pt", "prepare.image_size=64")
+    repaired(cli, tmp_path, *own, "prepare.mean=0", "prepare.std=1")
 
 
 @pytest.mark.nightly

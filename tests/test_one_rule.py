@@ -9,15 +9,15 @@ import pytest
 from composed import FEW, SMALL, composed, logged, small_base
 
 from lora_mnist.cli import explain
+from lora_mnist.command import Run
 from lora_mnist.demo import demo
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
-from lora_mnist.run import Run
 from lora_mnist.train import train
 
 TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
-LORA = ("stage=lora", *TRAIN)
+LORA = ("stage=lora", "target=9", *TRAIN)
 PRETRAIN = ("stage=pretrain", *TRAIN)
 FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 
@@ -47,13 +47,13 @@ MISTAKES = {
         (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
         (*LORA, "net=custom -> net._target_: Missing mandatory value"),
         (*LORA, "loss.target_weight=0.5"),
-        (*LORA, "data.replay=99999999"),
-        (*LORA, "data.mistakes={tmp}", "target=3"),
+        (*LORA, "batches.replay=99999999"),
+        (*LORA, "mistakes={tmp}", "target=3"),
         (*LORA, *FOLDER[:1], "base_ckpt={tmp}/outputs/base/mnist.ckpt", FOLDER[1]),
     ],
     "eval": [
         ("scale=0.5",),
-        ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
+        ("prepare.mean=[0.1,0.2,0.3] -> prepare.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         ("net=custom", "base_ckpt={tmp}/outputs/base/mnist.ckpt", "net._target_=builtins.dict"),
     ],
     "predict": [("images={tmp}/none*.png",), ("images=null",), ("images=[]",)],

@@ -20,15 +20,15 @@ from torchvision.models import ResNet18_Weights
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lora_mnist import load_adapter, lora_disabled
+from lora_mnist.command import Run
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.predict import predict
-from lora_mnist.run import Run
 from lora_mnist.train import train
 
 FIT = (
-    *("data.replay=10", "trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null"),
+    *("batches.replay=10", "trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null"),
     *("logger=none", "figures=false"),
 )
 
@@ -68,7 +68,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     weights = "from torchvision.models import ResNet18_Weights\n"
     Path("my_transforms.py").write_text(f"{weights}make = ResNet18_Weights.DEFAULT.transforms\n")
     target = "my_transforms.make"
-    own = f"data.transform={{_target_: {target}, crop_size: 8, resize_size: 10}}"
+    own = f"prepare.transform={{_target_: {target}, crop_size: 8, resize_size: 10}}"
     folder = repaired(here, own, "augment=flip", "figures=true")
     results = read_results(folder)
     with (folder / "predictions.csv").open(newline="") as file:
@@ -110,7 +110,7 @@ def test_the_exported_network_takes_what_a_transform_makes_of_a_picture(here):
     sys.modules.pop("of_one_size", None)
     net = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 3))
     torch.save(net.state_dict(), "mine.pt")
-    own = ("net._target_=of_one_size.net", "data.transform={_target_: of_one_size.prepare}")
+    own = ("net._target_=of_one_size.net", "prepare.transform={_target_: of_one_size.prepare}")
     export(config("export", "out=mine.onnx", *own))
     session = onnxruntime.InferenceSession("mine.onnx")
     pixels = pil_to_tensor(Image.open("photos/cat/1.png"))[None, :2] / 255
@@ -132,7 +132,7 @@ def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
     darker(here / "photos", here / "halves")
     shutil.copytree("halves/cat", "parts/test/dog")
     shutil.copytree("halves/emu", "parts/test/cat")
-    own = ("net._target_=knows.net", "data.data_dir=parts", "data.mean=0", "data.std=1")
+    own = ("net._target_=knows.net", "data.data_dir=parts", "prepare.mean=0", "prepare.std=1")
     repair = ("experiment=repair", "target=weakest", *FIT, *own)
     said = refused(train, config("train", *repair))
     assert said.startswith("target=weakest: ")
@@ -156,23 +156,23 @@ def test_which_images_are_held_out_is_each_repairs_choice(here):
 
 def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     shutil.copytree("photos", "alone/test")
-    form = ("data.data_dir=alone", "data.mean=[0.3,0.3,0.3]", "data.std=0.2")
+    form = ("data.data_dir=alone", "prepare.mean=[0.3,0.3,0.3]", "prepare.std=0.2")
     results = evaluate(config("eval", *form, "figures=false"))
     assert sum(results["test"]["images_per_class"]) == 60
-    assert "data.mean=null: expected mean and std" in refused(evaluate, config("eval", form[0]))
+    assert "prepare.mean=null: expected mean and std" in refused(evaluate, config("eval", form[0]))
     repair = config("train", "experiment=repair", "target=dog", *form)
     assert refused(train, repair) == "data: expected images to train on; alone has none"
 
 
 def test_a_base_knows_how_its_images_were_prepared(here):
     """Another folder is not measured anew, and the order of the classes stays."""
-    order = ("data.classes=[emu,cat,dog]", "base_ckpt=outputs/base/new.ckpt")
-    trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "data.batch_size=20"))
+    order = ("prepare.classes=[emu,cat,dog]", "base_ckpt=outputs/base/new.ckpt")
+    trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "batches.batch_size=20"))
     other = f"data.data_dir={darker(here / 'photos', here / 'other')}"
     results = evaluate(config("eval", order[1], other))
     for key in ("mean", "std", "classes"):
         assert results[key] == trained[key]
-    assert evaluate(config("eval", order[1], other, "data.mean=0.5"))["mean"] == 0.5
+    assert evaluate(config("eval", order[1], other, "prepare.mean=0.5"))["mean"] == 0.5
     repaired = train(config("train", "stage=lora", "digit=dog", *FIT, *order[1:], other))
     assert (repaired["targets"], repaired["mean"]) == ([2], trained["mean"])
     # Batch normalisation has not moved the base's statistics, which are no parameters.
@@ -181,7 +181,7 @@ def test_a_base_knows_how_its_images_were_prepared(here):
 
 
 def test_images_that_do_not_fit_and_a_misspelt_key(here):
-    grey = refused(evaluate, config("eval", "data.channels=1"))
+    grey = refused(evaluate, config("eval", "prepare.channels=1"))
     assert grey.startswith("net: cannot take images of shape (4, 1, 8, 8) from photos (nets_of_a")
     misspelt = refused(evaluate, config("eval", "+data.maen=0.5"))
     assert misspelt.startswith("data: ")

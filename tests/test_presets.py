@@ -12,15 +12,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lora_mnist import add_lora, load_adapter
-from lora_mnist.configuration import checked_copy
+from lora_mnist.command import Run, checked_copy
 from lora_mnist.lora.peft import WEIGHTS_NAME
-from lora_mnist.run import Run
 from lora_mnist.trainer import make_trainer
 
 
 def trainer_of(folder, *overrides):
     command = Run(folder)
-    cfg = composed("train", "trainer=cpu", "stage=lora", *overrides)
+    cfg = composed("train", "trainer=cpu", "stage=lora", "digit=9", *overrides)
     cfg = checked_copy(cfg)
     cfg.paths.run = str(command.folder)
     return make_trainer(cfg, command)
@@ -49,7 +48,7 @@ def test_lists_of_presets_keep_all(tmp_path):
 @pytest.mark.slow
 def test_the_best_weights_are_tested_and_saved(outputs):
     """With this learning rate every step makes it worse."""
-    harmful = ("stage=lora", "optimizer.lr=0.03")
+    harmful = ("stage=lora", "digit=9", "optimizer.lr=0.03")
     steps = (*harmful, "trainer.max_steps=20", "trainer.val_check_interval=2")
     results = run(outputs, "callbacks=early_stopping", *steps)
     folder = only_run(outputs, "lora")
@@ -82,7 +81,7 @@ def test_a_trial_leaves_no_checkpoint_and_publishes_nothing(cli, tmp_path):
 
 
 def test_no_validation_where_lightning_is_told_so(outputs):
-    none = ("stage=lora", "+trainer.limit_val_batches=0")
+    none = ("stage=lora", "digit=9", "+trainer.limit_val_batches=0")
     assert "val" not in run(outputs, *none)
     said = refused(run, outputs, *none, "dial=true")
     assert said.startswith("dial=true: expected validation images")
@@ -98,7 +97,7 @@ def test_no_validation_where_lightning_is_told_so(outputs):
 def test_schedules(outputs, scheduler, expected):
     """The learning rate of each step, over optimizer.lr; an epoch has two steps."""
     options = ("logger=csv", "callbacks=lr_monitor", "callbacks.checkpoint=null")
-    options += ("data.batch_size=2000", "trainer.log_every_n_steps=1", "trainer.max_steps=4")
+    options += ("batches.batch_size=2000", "trainer.log_every_n_steps=1", "trainer.max_steps=4")
     options += ("trainer.max_epochs=2", *scheduler)
     run(outputs, "stage=pretrain", *options)
     with next(only_run(outputs, "pretrain").rglob("metrics.csv")).open(newline="") as lines:
@@ -109,7 +108,7 @@ def test_schedules(outputs, scheduler, expected):
 @pytest.mark.slow
 def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    options = ("stage=lora", "callbacks=best", "trainer.val_check_interval=1")
+    options = ("stage=lora", "digit=9", "callbacks=best", "trainer.val_check_interval=1")
     compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
     adapters = [folder / "adapter" for folder in sorted((outputs / "lora").iterdir())]
     tensors = [load_file(folder / WEIGHTS_NAME) for folder in adapters]
@@ -126,7 +125,7 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
 @pytest.mark.slow
 def test_wandb_offline(outputs):
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    run(outputs, "stage=lora", "logger=wandb", "+logger.wandb.tags=[first]")
+    run(outputs, "stage=lora", "digit=9", "logger=wandb", "+logger.wandb.tags=[first]")
     (file,) = only_run(outputs, "lora").glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for text in (b"lora-mnist", b"first", b"val/repaired", b"On nines: ", b"hidden_sizes"):
@@ -136,13 +135,13 @@ def test_wandb_offline(outputs):
 @pytest.mark.slow
 def test_mlflow_in_sqlite(cli, outputs):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    options = ("stage=lora", *SMALL[:2], *FEW, "logger=mlflow")
+    options = ("stage=lora", "digit=9", *SMALL[:2], *FEW, "logger=mlflow")
     cli("train.py", "-m", *options, "trainer.max_steps=3").ok()
     sweep = only_run(outputs, "multirun")
     (job,) = sweep.glob("*/results.json")
     results = read_results(job.parent)
     client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
-    experiment = client.get_experiment_by_name(sweep.name)
+    experiment = client.get_experiment_by_name("lora")
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.data.metrics["test/errors"] == results["test"]["errors"]
     assert logged.data.params["lora/rank"] == "1"

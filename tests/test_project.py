@@ -7,8 +7,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_mnist.command import override
 from lora_mnist.project import command_line
-from lora_mnist.run import override
 
 ARGUMENTS = [
     "-m",

@@ -14,11 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.results
+from lora_mnist.command import Run
 from lora_mnist.disk.base import read_base, versioned_base_path
 from lora_mnist.disk.resume import begin_run, last_checkpoint
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
-from lora_mnist.run import Run
 from lora_mnist.train import train
 
 CRASH = "+callbacks.crash._target_=helpers.callbacks.Crash"
@@ -29,12 +29,12 @@ OFTEN = (
 )
 LORA = ("stage=lora", "digit=9", "trainer.max_steps=20", *OFTEN)
 EVERYTHING = (
-    *("data.replay=9", "loss.target_weight=0.5", "lora.dropout=0.2"),
+    *("batches.replay=9", "loss.target_weight=0.5", "lora.dropout=0.2"),
     *("augment=shift", "trainer.accumulate_grad_batches=3", "scheduler=linear"),
     *("callbacks=averaging", "trainer.log_every_n_steps=4"),
 )
 #: Each epoch has 30 steps; the last one has 20 images.
-TWO_EPOCHS = ("stage=pretrain", "data.batch_size=120", "trainer.max_epochs=2", *OFTEN)
+TWO_EPOCHS = ("stage=pretrain", "batches.batch_size=120", "trainer.max_epochs=2", *OFTEN)
 TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
 #: Epochs of one batch.
@@ -114,7 +114,7 @@ def step_of(folder):
 @pytest.mark.parametrize(
     ("overrides", "crashes"),
     [
-        ((*LORA, "data.seed=null", "lora.dropout=0.5", "data.replay=9"), (3, 16)),
+        ((*LORA, "batches.seed=null", "lora.dropout=0.5", "batches.replay=9"), (3, 16)),
         ((*TWO_EPOCHS, NOISE), (16, 52)),
         ((*SHORT, *EACH_STEP, NOISE, "trainer.log_every_n_steps=1"), (4, 10)),
         ((*LORA, *HARMFUL, "callbacks=early_stopping"), (9, 16)),
@@ -170,7 +170,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     assert ended.code == 143, ended.err
     interrupted, last = ended.err.splitlines()[-2:]
     assert interrupted == "interrupted by SIGTERM"
-    assert last.startswith(f"go on with: python {ROOT}/train.py stage=lora digit=9 ")
+    assert last.startswith(f"go on with: python {ROOT}/train.py stage=lora target=9 ")
     words = shlex.split(last.partition("go on with: python ")[2])
     assert words[-1] == f"resume={folder}"
     monkeypatch.setenv("CRASH", "-1")
@@ -289,7 +289,7 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
     for override, expected in {
         "lora.rank=4": "1",
         "trainer.max_steps=60 -> scheduler.total_iters=60": "20",
-        "augment=shift -> data.augment": "null",
+        "augment=shift -> batches.augment": "null",
         "optimizer.lr=0.01": "0.001",
         f"base_ckpt={other}": f"base_ckpt={copy}",
     }.items():

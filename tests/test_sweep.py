@@ -233,7 +233,7 @@ def test_a_job_is_what_it_computes():
 def test_a_job_is_its_base(tmp_path, is_named):
     """The one that is named, or else the current one."""
     file = tmp_path / "mnist.ckpt"
-    cfg = config(base_ckpt=str(file) if is_named else None, base_name="mnist")
+    cfg = config(base_ckpt=str(file) if is_named else None)
     cfg.paths = {"bases": str(tmp_path)}
     computed = [what_it_computes(cfg)]
     for content in (b"1", b"12"):

@@ -17,12 +17,14 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.results
 import lora_mnist.session
+from lora_mnist.command import Run, checked_copy
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.repair.significance import weakest
-from lora_mnist.run import Run
 from lora_mnist.train import train
+
+NINES = ("stage=lora", "digit=9")
 
 
 def newest(outputs, stage="lora"):
@@ -100,8 +102,8 @@ def of_the_process():
 
 def test_a_notebook_gets_the_results_back(outputs):
     """In a precision that NumPy does not know."""
-    options = ("digit=[3,5]", "data.replay=10", "trainer.precision=bf16-mixed")
-    cfg = composed("train", "stage=lora", *QUICK, f"paths.outputs={outputs}", *options)
+    options = ("digit=[3,5]", "batches.replay=10", "trainer.precision=bf16-mixed")
+    cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", *options)
     before = OmegaConf.to_yaml(cfg)
     process = of_the_process()
     results = train(cfg)
@@ -114,11 +116,28 @@ def test_a_notebook_gets_the_results_back(outputs):
     assert of_the_process() == process
 
 
-def test_a_class_is_named_once(tmp_path):
-    cfg = composed("train", "stage=lora", *QUICK, f"resume={tmp_path}", "digit=9")
-    with pytest.raises(UserError, match="^digit=9: expected target alone"):
-        train(cfg, Run(tmp_path, ("digit=9", "target=3")))
+def test_a_class_is_named_once(cli, tmp_path):
+    """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
+    both = composed("train", *NINES, "target=3")
+    with pytest.raises(UserError, match="^digit=9: expected target=3 alone"):
+        checked_copy(both)
+    assert checked_copy(both, Run(tmp_path, ("target=3",))).target == 3
+    assert checked_copy(composed("train", *NINES)).target == 9
+    assert checked_copy(composed("train", "experiment=repair", "digit=4")).target == 4
+    done = cli("train.py", *NINES, "target=3")
+    assert (done.code, done.err) == (
+        2,
+        "digit=9: expected target alone, since both mean the same\n",
+    )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_repair_asks_for_its_class(outputs):
+    with pytest.raises(UserError, match="^target: missing; expected the class to repair"):
+        run(outputs, "stage=lora")
+    assert composed("train", "stage=lora", "experiment=notebook").target == 9
+    assert composed("train", "stage=pretrain", "experiment=notebook").target is None
+    assert composed("train", "experiment=repair").target == "weakest"
 
 
 def test_the_base_is_published_last(outputs, monkeypatch):
@@ -162,14 +181,14 @@ def test_a_training_that_diverges_leaves_no_results(outputs):
     with pytest.raises(TrainingError, match=r"^optimizer\.lr=1e\+25: .* expected a smaller"):
         run(outputs, "stage=pretrain", "optimizer.lr=1e25", "trainer.max_steps=30")
     with pytest.raises(TrainingError, match="outputs are not finite .* a smaller optimizer.lr"):
-        run(outputs, "stage=lora", "optimizer.lr=1e20", "trainer.max_steps=1")
+        run(outputs, *NINES, "optimizer.lr=1e20", "trainer.max_steps=1")
     assert not list(outputs.glob("*/*/results.json"))
     assert bases(outputs) == before
 
 
 def test_the_base_is_proven_unchanged(outputs, monkeypatch):
     with logged("lora_mnist") as text:
-        assert run(outputs, "stage=lora")["base_unchanged"] is True
+        assert run(outputs, *NINES)["base_unchanged"] is True
     assert "base unchanged: 4 tensors, bit for bit" in text.getvalue()
 
     def spoil(trainer, module, data):
@@ -177,13 +196,13 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
 
     monkeypatch.setattr(lora_mnist.session, "load_best_weights", spoil)
     with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
-        run(outputs, "stage=lora")
+        run(outputs, *NINES)
     assert not (newest(outputs) / "adapter").exists()
     assert not (newest(outputs) / "results.json").exists()
 
 
 def test_variants_train_and_load_on_the_original_base(outputs):
-    options = ("stage=lora", "lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
+    options = (*NINES, "lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
     size = 2 * (784 + 16) + (16 + 10)
     trained = run(outputs, *options, "lora=rslora", "lora.scale=0.5")
     assert trained["parameters"]["lora"] == trained["parameters"]["trainable"] == size
@@ -196,7 +215,7 @@ def test_variants_train_and_load_on_the_original_base(outputs):
 
 def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     """The dial is tried on validation images; where the adapter does nothing but harm, it is 0."""
-    options = ("stage=lora", "lora=pissa", "lora.rank=2", "lora.scale=auto", "trainer.max_steps=20")
+    options = (*NINES, "lora=pissa", "lora.rank=2", "lora.scale=auto", "trainer.max_steps=20")
     results = run(outputs, *options)
     dial = results["dial"]
     assert dial["images"] == 500
@@ -214,7 +233,9 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
     """Nor does one batch have to be right about more than one class."""
     before = bases(outputs)
     for stage in ("lora", "pretrain"):
-        results = run(outputs, f"stage={stage}", "+trainer.fast_dev_run=true", "optimizer.lr=1e3")
+        results = run(
+            outputs, f"stage={stage}", "digit=9", "+trainer.fast_dev_run=true", "optimizer.lr=1e3"
+        )
         assert (results["steps"], results["adapter"]) == (1, None)
     assert not list(outputs.rglob("adapter"))
     assert bases(outputs) == before
@@ -223,7 +244,7 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
 def test_a_folder_holds_one_run(outputs, tmp_path):
     """Also from Python; nor is the user's base replaced that lies where a checkpoint would."""
     command, options = Run(tmp_path / "run"), (*QUICK, f"paths.outputs={outputs}")
-    train(composed("train", "stage=lora", *options), command)
+    train(composed("train", *NINES, *options), command)
     mine = tmp_path / "mine" / "checkpoints" / "last.ckpt"
     mine.parent.mkdir(parents=True)
     mine.write_bytes((outputs / "base" / "mnist.ckpt").read_bytes())
@@ -231,20 +252,20 @@ def test_a_folder_holds_one_run(outputs, tmp_path):
     with pytest.raises(UserError, match=r"^hydra\.run\.dir=.*: has a results\.json already; ex"):
         train(composed("train", "stage=lora", "digit=3", *options), command)
     with pytest.raises(UserError, match=r"^resume=.*: expected .*last.ckpt, to go on"):
-        train(composed("train", "stage=lora", *options, f"resume={command.folder}"))
+        train(composed("train", *NINES, *options, f"resume={command.folder}"))
     with pytest.raises(UserError, match=r"^hydra\.run\.dir=.*: has a checkpoints already; expe"):
-        train(composed("train", "stage=lora", *QUICK, f"base_ckpt={mine}"), Run(tmp_path / "mine"))
+        train(composed("train", *NINES, *QUICK, f"base_ckpt={mine}"), Run(tmp_path / "mine"))
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
 
 def test_a_base_that_was_trained_on_another_split_is_told(tmp_path):
-    run(tmp_path, "stage=pretrain", "trainer.max_steps=60", "data.batch_size=50")
-    with logged("lora_mnist.disk.record") as log:
-        run(tmp_path, "stage=lora")
+    run(tmp_path, "stage=pretrain", "trainer.max_steps=60", "batches.batch_size=50")
+    with logged("lora_mnist.settings") as log:
+        run(tmp_path, *NINES)
     assert "the base was trained" not in log.getvalue()
-    with logged("lora_mnist.disk.record") as log:
-        run(tmp_path, "stage=lora", "data.val_size=600")
+    with logged("lora_mnist.settings") as log:
+        run(tmp_path, *NINES, "data.val_size=600")
     assert "data.val_size=600: the base was trained with 500 on these images" in log.getvalue()
 
 
@@ -253,13 +274,13 @@ def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, 
     torch.save({**base, "calls": torch.zeros(())}, tmp_path / "counting.pt")
     counting = ("net._target_=helpers.nets.Counting", f"base_ckpt={tmp_path}/counting.pt")
     with pytest.raises(UserError, match=r"^net\._target_=helpers\.nets\.Counting: .*; calls has"):
-        run(outputs, "stage=lora", *counting)
+        run(outputs, *NINES, *counting)
     assert not (outputs / "lora").exists()
 
 
 def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     """The same seed gives the same numbers, and another one gives others."""
-    same = ("stage=lora", "data.replay=9")
+    same = ("stage=lora", "batches.replay=9")
     results = run(outputs, *same, "digit=weakest")
     counts = (results["val_base"][f"{key}_per_class"] for key in ("errors", "images"))
     (chosen,) = results["targets"]
@@ -300,17 +321,23 @@ def test_a_repair_needs_validation_images_unless_numbers_are_given(outputs):
 def test_a_share_of_the_images_is_one_batch_at_least(outputs):
     """Of 500 test images, and of 500 for validation, which one batch takes."""
     shares = ("+trainer.limit_test_batches=0.05", "+trainer.limit_val_batches=0.1")
-    results = run(outputs, "stage=lora", *shares, "data.eval_batch_size=100")
+    results = run(outputs, *NINES, *shares, "data.eval_batch_size=100")
     for split in ("val", "test"):
         assert sum(results[split]["images_per_class"]) == 100
-    results = run(outputs, "stage=lora", *shares)
+    results = run(outputs, *NINES, *shares)
     for split in ("val", "test"):
         assert sum(results[split]["images_per_class"]) == 500
 
 
 def test_a_learning_rate_that_does_no_harm(outputs, caplog):
     """Nothing of its trial stays, neither weights nor random numbers drawn."""
-    options = ("stage=lora", "digit=4", "data.replay=20", "lora.dropout=0.2", "lora.init_std=0.3")
+    options = (
+        "stage=lora",
+        "digit=4",
+        "batches.replay=20",
+        "lora.dropout=0.2",
+        "lora.init_std=0.3",
+    )
     auto = run(outputs, *options, "optimizer.lr=auto")
     weights = adapter_of(newest(outputs))
     again = run(outputs, *options, f"optimizer.lr={rate_of(auto)}")

@@ -10,15 +10,15 @@ from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences, left_by
 
 import lora_mnist.disk.resume
+from lora_mnist.command import Run
 from lora_mnist.data.plan import also_learning, select
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
-from lora_mnist.run import Run
 from lora_mnist.train import train
 
 #: 350 nines are few.
-RECIPE = ("stage=lora", "digit=9", "data.replay=20", "trainer.max_steps=12", "lora.rank=8")
+RECIPE = ("stage=lora", "digit=9", "batches.replay=20", "trainer.max_steps=12", "lora.rank=8")
 RECIPE = (*RECIPE, "lora.init=pissa", "lora.dropout=auto", "lora.scale=auto", "optimizer.lr=0.003")
 CHECKPOINTS = (CRASH, *OFTEN, "logger=tensorboard")
 

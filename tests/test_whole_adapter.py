@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_mnist import load_classifier
+from lora_mnist.command import Run
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.peft import read_metadata
 from lora_mnist.predict import predict
 from lora_mnist.repair.networks import build_network
-from lora_mnist.run import Run
 from lora_mnist.train import train
 
 QUICK = ("trainer=cpu", "logger=none", "figures=false")
@@ -30,14 +30,14 @@ PHOTOS = ("data=folder", "data.data_dir=photos", "net=custom")
 CASES = {
     "a CNN with another mean": (
         *(*FEW, "net=cnn", "net.channels=[4,4]"),
-        *("data.mean=0.5", "data.std=0.5"),
+        *("prepare.mean=0.5", "prepare.std=0.5"),
     ),
     "a network of one's own": (
-        *(*PHOTOS, "data.image_size=6", "data.crop_pct=0.9", "data.classes=[emu,cat,dog]"),
+        *(*PHOTOS, "prepare.image_size=6", "prepare.crop_pct=0.9", "prepare.classes=[emu,cat,dog]"),
         "net._target_=nets_of_a_stranger.Net",
     ),
     "timm in grey": (
-        *(*PHOTOS, "data.image_size=16"),
+        *(*PHOTOS, "prepare.image_size=16"),
         *("net._target_=timm.create_model", "net.model_name=test_vit3", "net.in_chans=1"),
         *("net.img_size=16", "net.patch_size=4", "net.num_classes=3"),
     ),
@@ -46,22 +46,27 @@ CASES = {
 
 def pretrain(*overrides):
     """A base that has learnt something, whatever it is."""
-    options = ("stage=pretrain", "trainer.max_steps=40", "data.batch_size=40", "optimizer.lr=0.003")
+    options = (
+        "stage=pretrain",
+        "trainer.max_steps=40",
+        "batches.batch_size=40",
+        "optimizer.lr=0.003",
+    )
     train(composed("train", *QUICK, *options, "paths.outputs=outputs", *overrides))
 
 
-def answers(adapter, base, picture, *overrides):
-    """What each command says with the adapter; from the file alone, unless it is overridden."""
-    options = [f"adapter={adapter}", f"base_ckpt={base}", "trust=true"]
-    options += ["paths.outputs=outputs", *overrides]
+def answers(adapter, base, picture, own):
+    """What each command says with the adapter, from its file; a network of one's own is named."""
+    options = [f"adapter={adapter}", f"base_ckpt={base}", "paths.outputs=outputs", *own]
     results = evaluate(composed("eval", *QUICK, *options))
     (prediction,) = predict(composed("predict", *options, f"images={picture}"))
     out = Path("plain.safetensors")
     out.unlink(missing_ok=True)
     about = export(composed("export", *options, f"out={out}"))
-    plain = build_network(json.loads(about["net"]), [Path.cwd()])
+    plain = build_network(json.loads(about["net"]))
     plain.load_state_dict(load_file(out))
-    classifier = load_classifier(adapter, base, trust=True)
+    net = build_network(json.loads(about["net"])) if own else None
+    classifier = load_classifier(adapter, base, net=net)
     with torch.no_grad():
         row = plain(classifier.prepare(picture)[None]).softmax(1)[0].tolist()
     (loaded,) = classifier.predict([picture])
@@ -86,10 +91,11 @@ def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
     # From the base's file alone.
     (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
     options = ("stage=lora", "trainer.max_steps=4", "target=[1,2]", f"base_ckpt={base}")
-    options += ("trust=true", *[text for text in CASES[case] if "val_size" in text])
+    own = [text for text in CASES[case] if text.startswith("net._target_=nets_of")]
+    options += (*own, *[text for text in CASES[case] if "val_size" in text])
     folder = Path("outputs", "lora", "a")
     train(composed("train", *QUICK, "paths.outputs=outputs", *options), Run(folder.absolute()))
-    results, before = read_results(folder), answers(folder, base, picture)
+    results, before = read_results(folder), answers(folder, base, picture, own)
     assert before[0]["test"]["errors_per_class"] == results["test"]["errors_per_class"]
     for key in ("mean", "std", "classes", "data_sha256"):
         assert before[0][key] == results[key]
@@ -100,11 +106,9 @@ def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
     shutil.copy(base, elsewhere / "base.ckpt")
     shutil.move("outputs", "gone")
     monkeypatch.chdir(elsewhere)
-    assert answers("a", "base.ckpt", picture) == before
+    assert answers("a", "base.ckpt", picture, own) == before
     # Only the test needs the images.
     shutil.move(here / "photos", here / "photographs")
     if "data=folder" in CASES[case]:
-        predictions = load_classifier("a", "base.ckpt", trust=True).predict([picture])
-        assert predictions == [before[2]]
-        cfg = composed("eval", "adapter=a", "base_ckpt=base.ckpt", "trust=true", *QUICK)
+        cfg = composed("eval", "adapter=a", "base_ckpt=base.ckpt", *own, *QUICK)
         assert refused(evaluate, cfg).startswith("data.data_dir=")

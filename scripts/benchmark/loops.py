@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Subset
 from lora_mnist import MLP, add_lora
 from lora_mnist.classifier import Classifier
 from lora_mnist.data import MNIST, Folder, ImageDataset
+from lora_mnist.settings import Settings
 
 
 def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -130,7 +131,7 @@ def pictures(path: str, network: str, batch: int) -> float:
         settings: dict[str, Any] = {"image_size": 64, "channels": 3, "mean": 0.5, "std": 0.5}
         net = timm.create_model(network, num_classes=10)
         dataset = Folder(classes=list("abcdefghij"), eval_batch_size=batch, **settings)
-    classifier = Classifier(add_lora(net.eval()).eval(), dataset, {})
+    classifier = Classifier(add_lora(net.eval()).eval(), dataset, Settings({}, {}, {}))
     files = sorted(Path(path).rglob("*.jpg"))
     started = time.perf_counter()
     images = ((classifier.read(file), number) for number, file in enumerate(files))

@@ -141,7 +141,7 @@ class Benchmark:
         steps = self.pictures * 8 // 10 // batch  # a tenth validates, a tenth tests
         ours = (
             f"{self.watched} +callbacks.stopwatch.images={batch} trainer.max_steps={steps} "
-            f"stage=pretrain data=folder data.data_dir={photos} data.batch_size={batch} "
+            f"stage=pretrain data=folder data.data_dir={photos} batches.batch_size={batch} "
             "net=custom net._target_=lora_mnist.MLP logger=none "
             "net.in_features=12288 net.hidden_sizes=[64] net.num_classes=10"
         )
@@ -149,17 +149,17 @@ class Benchmark:
         work, rows = f"{self.pictures:,} pictures", []
         for workers in (0, 2):
             # With a transform, pictures are read when they are needed.
-            transform = "'data.transform={_target_: loops.as_tensor}'"
+            transform = "'prepare.transform={_target_: loops.as_tensor}'"
             here = f"{ours} {transform} data.num_workers={workers}"
             from_disk = f"{work} from the disk, {workers} workers"
             rows.append(Row(from_disk, "images/s", "ImageFolder", f"{loop} {workers}", here))
-        here, beside = f"{ours} data.mean=0.5 data.std=0.5", "ImageFolder, 0 workers"
+        here, beside = f"{ours} prepare.mean=0.5 prepare.std=0.5", "ImageFolder, 0 workers"
         return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
 
     def transformer(self) -> list[Row]:
         """A repair of a vision transformer, 25 images a step, beside a loop of as many steps."""
         steps, batch = self.steps, 25
-        images = "data.batch_size=3 data.replay=22"
+        images = "batches.batch_size=3 batches.replay=22"
         ours = f"{self.train} target=weakest trainer.max_steps={steps} {images} {self.large()}"
         loop = f"{LOOPS} repair {self.folder}/large --batch {batch} --steps {steps}"
         return [Row("repair of a transformer at 224 pixels", "s", "plain loop", loop, ours)]
@@ -168,7 +168,8 @@ class Benchmark:
         """Training of that transformer in mixed precision, beside float32."""
         ours = (
             f"{self.watched} +callbacks.stopwatch.images=20 target=class-0 {self.large()} "
-            "lora.scale=1 optimizer.lr=0.001 trainer.max_steps=10 data.batch_size=4 data.replay=16"
+            "lora.scale=1 optimizer.lr=0.001 trainer.max_steps=10 "
+            "batches.batch_size=4 batches.replay=16"
         )
         half = f"{ours} trainer.precision=bf16-mixed"
         return [Row("the same, bf16-mixed", "images/s", "32-true", ours, half)]
@@ -181,8 +182,8 @@ class Benchmark:
             save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
             run(f"-c {shlex.quote(save)}")
         return (
-            f"experiment=repair data=folder data.data_dir={photos} data.image_size=224 "
-            f"data.mean=0.5 data.std=0.5 base_ckpt={base} net=custom net._target_=loops.Vit "
+            f"experiment=repair data=folder data.data_dir={photos} prepare.image_size=224 "
+            f"prepare.mean=0.5 prepare.std=0.5 base_ckpt={base} net=custom net._target_=loops.Vit "
             "logger=none"
         )
 

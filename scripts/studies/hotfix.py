@@ -23,7 +23,7 @@ from tasks import EXAMPLE, Task, in_memory
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.configuration import classifier_of
+from lora_mnist.command import classifier_of
 from lora_mnist.data import ImageDataset, load_images
 from lora_mnist.data.mistakes import move_to_training, wrong_pictures
 from lora_mnist.repair.predictions import columns_at
@@ -32,14 +32,14 @@ FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
 SEED = 31
 NET = "net.hidden_sizes=[300,100]"
-PRETRAIN = "data.batch_size=100 trainer.max_epochs=5"
+PRETRAIN = "batches.batch_size=100 trainer.max_epochs=5"
 OWN_NET = f"data=folder data.data_dir={OWN}/photos net=custom net._target_=my_nets.Net"
 
 
 def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     """Learn a base's mistakes among the pictures in ``incoming``: cells of the table."""
     common = [*settings.split(), f"base_ckpt='{base}'", "experiment=repair", f"seed={SEED}"]
-    common += [f"data.mistakes='{incoming}'", "data.mistakes_test=0.5"]
+    common += [f"mistakes='{incoming}'", "mistakes_test=0.5"]
     classifier = classifier_of(composed(common))
     net, dataset = classifier.net, classifier.dataset
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lora_mnist.configuration import classifier_of
+from lora_mnist.command import classifier_of
 from lora_mnist.data import ImageDataset, Images, load_images
 from lora_mnist.repair.predictions import counts_of, evaluate
 from lora_mnist.repair.significance import weakest
@@ -188,7 +188,7 @@ class Task:
         """The file of its base; it is pretrained now, if it was not yet."""
         file = OUTPUT / "bases" / f"{self.name}{self.seed}{self.knows_val}.ckpt"
         own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
-        own += ["data.batch_size=50", f"trainer.max_epochs={self.epochs}"]
+        own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
         run([*self.common(), *own, *self.pretrain.split()])
         return file
 
@@ -228,9 +228,9 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([net(batch) for batch in torch.split(images, 500)])
 
 
-_FASHION = "data.channels=1"
-_LETTERS = "data.channels=1 net.num_classes=26"
-_CAPITALS = "data.channels=1 net.num_classes=10"
+_FASHION = "prepare.channels=1"
+_LETTERS = "prepare.channels=1 net.num_classes=26"
+_CAPITALS = "prepare.channels=1 net.num_classes=10"
 _LETTERS_CNN = "net=cnn net.channels=[12,24] net.image_size=16"
 _LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"

@@ -1,6 +1,10 @@
 """The names that ``from lora_mnist import ...`` gives."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier, Prediction
 from lora_mnist.lora.adapter import load_adapter, save_adapter
@@ -41,28 +45,30 @@ def load_classifier(
     adapter: str | Path | None = None,
     base: str | Path | None = None,
     *,
+    net: nn.Module | None = None,
+    transform: Callable[[Any], Tensor] | None = None,
     scale: float | None = None,
-    trust: bool = False,
-    allow_other_base: bool = False,
 ) -> Classifier:
     """A repaired classifier, ready to say what pictures show.
 
     Network, classes and preprocessing are those of the files; no image of the training is needed.
+    Code of the maker's own that a file names is not run: give ``net`` or ``transform``.
 
     Args:
         adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
         base: the file of the base; ``None``: the one in ``outputs/base`` for which the adapter was
             made, found by its SHA-256, or the current one.
-        scale: how much of the adapter to apply: 1 as trained, 0 the base; ``None``: as much as it
-            was saved with.
-        trust: run code that a file names, such as a network of your own; Python has to find it.
-        allow_other_base: accept a base that the adapter was not made for.
+        net: the network; its weights are replaced by those of the base. ``None``: as the files say.
+        transform: from a picture of Pillow to the network's input, (channels, height, width);
+            ``None``: as the files say.
+        scale: how much of the adapter to apply: 1 as trained, 0 the base; ``None``: as saved.
 
     Raises:
-        UserError: if a file is missing, does not fit, or names code that is not trusted.
+        UserError: if a file is missing, does not fit, or names code of its maker.
         ValueError: if the scale is not finite, or there is no adapter to scale.
     """
-    classifier = Classifier.load(adapter, base, trust=trust, allow_other_base=allow_other_base)
+    prepare = {} if transform is None else {"transform": transform}
+    classifier = Classifier.load(adapter, base, net=net, prepare=prepare)
     classifier.check()
     if scale is not None:
         set_lora_scale(classifier.net, scale)

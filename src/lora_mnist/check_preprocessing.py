@@ -11,12 +11,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
+from lora_mnist.command import Run
 from lora_mnist.data import Folder, ImageDataset, Images
 from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import columns_at
 from lora_mnist.repair.significance import is_near_chance, mcnemar
-from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
     """Warn if a network of one's own does clearly better on images prepared in another usual way.
 
     Nothing is tried where the preprocessing is known, because network or base are ours or the file
-    of an adapter names it; nor with a ``data.transform``, nor in a sweep's jobs.
+    of an adapter names it; nor with a ``prepare.transform``, nor in a sweep's jobs.
 
     Returns:
         The overrides of the better way; empty if there is none, and in processes after the first.
     """
     net, dataset, base = classifier.net, classifier.dataset, classifier.base
     assert base is not None
-    is_ours = str(classifier.settings["net"]["_target_"]).startswith("lora_mnist.")
+    is_ours = str(classifier.settings.net["_target_"]).startswith("lora_mnist.")
     is_known = is_ours or base.is_pretrained_here or classifier.adapter is not None
     configured = dataset.preprocessing()
     if is_known or run.is_sweep or "mean" not in configured or not trainer.is_global_zero:
@@ -62,7 +62,7 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
     changes = [*_PIXELS, {"mean": mean, "std": std}]
     if dataset.channels == 3:
         changes.insert(2, _IMAGENET)
-    if classifier.settings["data"].get("image_size") is not None:
+    if classifier.settings.prepare.get("image_size") is not None:
         changes = [*changes, *_SIZINGS, *changes]  # resized otherwise, another mean may be better
     best, tried = configured, [configured]
     with evaluating(net, trainer.strategy.root_device) as device:
@@ -86,7 +86,7 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
     if mcnemar(repaired, broken) >= _LEVEL:
         return []
     keys = [key for key in best if best[key] != configured[key]]
-    overrides = [f"data.{key}={best[key]}".replace(" ", "") for key in keys]
+    overrides = [f"prepare.{key}={best[key]}".replace(" ", "") for key in keys]
     log.warning(
         "the network was most likely trained on images that were prepared otherwise: it makes "
         "%d errors instead of %d in %d validation and training images with: %s",
@@ -102,9 +102,9 @@ def warn_of_wrong_settings(counts: Mapping[str, Any]) -> None:
     if is_near_chance(errors, images):
         log.warning(
             "the base has %d of %d images right, which is hardly better than guessing: if it was "
-            "better where it was trained, look at net._target_ and base_ckpt; at data.classes, in "
-            "the order of the outputs; and at data.image_size, data.resize, data.channels, "
-            "data.mean and data.std, or data.transform (docs/failed.md)",
+            "better where it was trained, look at net._target_ and base_ckpt; at prepare.classes, "
+            "in the order of the outputs; and at prepare.image_size, prepare.resize, "
+            "prepare.channels, prepare.mean and prepare.std, or prepare.transform (docs/failed.md)",
             *(sum(images) - sum(errors), sum(images)),
         )
 

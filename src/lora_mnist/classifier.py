@@ -18,26 +18,25 @@ from torch import Tensor, nn
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
-from lora_mnist.disk.record import fill, warn_of_other_split
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.project import DATA, OUTPUTS, program
+from lora_mnist.project import DATA, program
 from lora_mnist.repair.dial import images_of_dial, measure_dial
 from lora_mnist.repair.networks import (
     build,
     build_network,
     check_outputs,
     evaluating,
-    files_of_code,
     importable,
     outputs_key,
     own_preprocessing,
 )
 from lora_mnist.repair.predictions import evaluate, logits_at
+from lora_mnist.settings import Settings, warn_of_other_split
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Classifier:
             the base.
         dataset: prepares pictures; it reads no images of its own until they are asked for.
         base: what the network was before an adapter; ``None``: it is still to be trained.
-        settings: ``net`` and ``data``, the resolved arguments of the two.
+        settings: of network, preparation and images, resolved.
         base_path: the base's file.
         adapter: the adapter's folder, if it has one.
         targets: the names of the classes that the adapter repairs.
@@ -76,7 +75,7 @@ class Classifier:
 
     net: nn.Module
     dataset: ImageDataset
-    settings: dict[str, dict[str, Any]]
+    settings: Settings
     base: Base | None = None
     base_path: Path | None = None
     adapter: Path | None = None
@@ -89,47 +88,44 @@ class Classifier:
         adapter: str | Path | None = None,
         base: str | Path | None = None,
         *,
-        net: Mapping[str, Any] | None = None,
+        net: Mapping[str, Any] | nn.Module | None = None,
+        prepare: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
-        trust: bool = False,
-        allow_other_base: bool = False,
-        bases: str | Path = OUTPUTS / "base",
+        bases: str | Path = Path("outputs", "base"),
         base_prefix: str | None = None,
     ) -> "Classifier":
         """The classifier that the files of an adapter and its base describe.
 
-        Each key of ``net`` and ``data`` comes from the first of these that has it: what is typed,
-        the adapter's file, the base's file, the network itself (timm, torchvision), the default; at
-        last mean, deviation and size are measured on the training images. The log says what came
-        from where.
+        Each value comes from the first of these that has it: what is typed, the adapter's file, the
+        base's file, the network itself (timm, torchvision), the default; at last mean, deviation
+        and size are measured on the training images. The log says what came from where.
 
         Args:
             adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
             base: the base's file; ``None``: the one in ``bases`` for which the adapter was made or,
                 without an adapter, the current one.
-            net: the typed arguments of the network, ``_target_`` among them; ``None`` in it stands
-                for a value that is not typed.
+            net: the typed arguments of the network, ``_target_`` among them, in which ``None``
+                stands for a value that is not typed; or the network itself.
+            prepare: those of its preparation, likewise; ``transform`` may be a function.
             data: those of its images, likewise.
-            trust: run code that a file names, such as a network of one's own.
-            allow_other_base: accept a base that the adapter was not made for.
             bases: the folder of all bases.
             base_prefix: how the names of the weights begin in a base's file that has several
                 networks, such as ``ema.``.
 
         Raises:
-            UserError: if a file is missing, does not fit, or names code that is not trusted.
+            UserError: if a file is missing, does not fit, or names code that is not typed.
         """
-        settings = {"net": dict(net or {}), "data": dict(data or {})}
-        folders = [Path.cwd()]  # where code of one's own is looked for
-        keys_from: dict[str, list[str]] = {}
+        own = net if isinstance(net, nn.Module) else None
+        if isinstance(net, nn.Module):
+            net = {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
+        settings = Settings(dict(net or {}), dict(prepare or {}), dict(data or {}))
         record: Mapping[str, Any] = {}
         if adapter is not None:
             adapter, record = read_adapter(adapter)
-            named = f"adapter={adapter}"
-            settings, keys_from["the adapter"] = fill(settings, record, named, trust, folders)
+            settings.take("the adapter", record, f"adapter={adapter}")
 
-        expected = record.get("base_sha256") if base is None else None
-        path = Path(bases, f"{base_name(settings['data'], settings['net'])}.ckpt")
+        expected = record.get("base_sha256")
+        path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
         if base is not None:
             path = Path(base)
         elif expected is not None:
@@ -141,7 +137,7 @@ class Classifier:
         try:
             file = read_base(path)
         except FileNotFoundError as error:
-            if expected:
+            if expected and base is None:
                 raise UserError(not_here) from error
             raise UserError(
                 f"base_ckpt={path}: no such file; expected the network's weights; those of a new "
@@ -149,34 +145,25 @@ class Classifier:
             ) from error
         except (ValueError, OSError) as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-        named = f"base_ckpt={path}"
-        settings, keys_from["the base"] = fill(settings, file.record, named, trust, folders)
-        settings, _ = fill(settings, _DEFAULTS)
-        network = build_network(settings["net"], folders)
+        settings.take("the base", file.record, f"base_ckpt={path}")
+        settings.take("", _DEFAULTS)
+        network = own or build_network(settings.net)
         try:
-            loaded = load_weights(network, file, base_prefix, outputs_key(settings["net"]))
+            key = outputs_key(settings.net)
+            loaded = load_weights(network.eval(), file, base_prefix, key)
         except ValueError as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-        if expected and loaded.sha256 != expected and not allow_other_base:
+        if expected and base is None and loaded.sha256 != expected:
             raise UserError(not_here)
-
-        own = own_settings(network, settings)
-        settings, keys_from["the network"] = fill(settings, own)
-        dataset = build_dataset(settings["data"], folders)  # measures what is still missing
-        warn_of_other_split(dataset, settings["data"], file.record)
-        lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
-        if lines:
-            typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
-            typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
-            if typed:
-                lines.append(f"set by you: {', '.join(sorted(typed))}")
-            if files := files_of_code(settings):
-                lines.append(f"code from {', '.join(files)}")
-            log.info("%s", "; ".join(lines))
+        settings.take("the network", own_settings(network, settings))
+        dataset = build_dataset(settings)  # measures what is still missing
+        warn_of_other_split(dataset, settings.data, file.record)
+        if settings.sources:
+            log.info("%s", "; ".join(settings.sources))
         classifier = cls(network, dataset, settings, loaded, path)
         if adapter is not None:
             try:
-                load_adapter(network, adapter, allow_other_base, base_sha256=loaded.sha256).eval()
+                load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
             except (ValueError, OSError) as error:
                 raise UserError(f"adapter={one_line(error)}") from error
             classifier.adapter, classifier.targets = Path(adapter), record.get("targets", [])
@@ -184,13 +171,15 @@ class Classifier:
         return classifier
 
     @classmethod
-    def new(cls, net: Mapping[str, Any], data: Mapping[str, Any]) -> "Classifier":
+    def new(
+        cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
+    ) -> "Classifier":
         """A classifier that is still to be trained, of the typed arguments and the defaults."""
-        settings, _ = fill({"net": dict(net), "data": dict(data)}, _DEFAULTS)
-        folders = [Path.cwd()]
-        network = build_network(settings["net"], folders)
-        settings, _ = fill(settings, own_settings(network, settings))
-        return cls(network, build_dataset(settings["data"], folders), settings)
+        settings = Settings(dict(net), dict(prepare), dict(data))
+        settings.take("", _DEFAULTS)
+        network = build_network(settings.net)
+        settings.take("the network", own_settings(network, settings))
+        return cls(network, build_dataset(settings), settings)
 
     def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> float:
         """Turn the adapter up or down, on ``device``; return its scale, 0 without an adapter.
@@ -285,7 +274,7 @@ class Classifier:
             images: of the data set; ``None``: a gradient stands for them, but nothing is checked
                 with a ``transform`` of the user's own, which may keep a picture's size.
         """
-        if images is None and self.settings["data"].get("transform") is not None:
+        if images is None and self.settings.prepare.get("transform") is not None:
             return
         if images is None:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
@@ -311,26 +300,25 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
-def own_settings(
-    network: nn.Module, settings: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def own_settings(network: nn.Module, settings: Settings) -> dict[str, dict[str, Any]]:
     """What the network itself says of a folder's images; nothing of MNIST's."""
-    data = settings["data"]
-    if data["_target_"] == _DEFAULTS["data"]["_target_"]:
+    if settings.data["_target_"] == _DEFAULTS["data"]["_target_"]:
         return {}
-    return {"data": own_preprocessing(network, settings["net"], data)}
+    if settings.prepare.get("transform") is not None:
+        return {}
+    return {"prepare": own_preprocessing(network, settings.net, settings.prepare)}
 
 
-def build_dataset(settings: Mapping[str, Any], folders: Sequence[Path]) -> ImageDataset:
-    """The data set of these arguments; what is missing, or ``None``, has the default of its class.
-
-    Python also looks for the code of a transform in ``folders``.
-    """
-    given = {key: value for key, value in settings.items() if value is not None}
+def build_dataset(settings: Settings) -> ImageDataset:
+    """The data set of these settings; what is ``None`` has the default of its class."""
+    given = {}
+    for key, value in {**settings.prepare, **settings.data}.items():
+        if value is not None:
+            given[key] = value
     if given["_target_"] == _DEFAULTS["data"]["_target_"]:
         given.setdefault("data_dir", str(DATA))
     try:
-        with importable(folders), config_group("data"):
+        with importable(), config_group("data"):
             dataset: ImageDataset = build(given)
     except (ImportError, AttributeError, TypeError) as error:  # a name or an argument is misspelt
         reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"

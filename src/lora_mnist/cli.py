@@ -27,11 +27,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lora_mnist.command import CLASSIFIER, Run, override
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
-from lora_mnist.run import CLASSIFIER, Run, override
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job, swept_keys
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
 
-    In ``sys.argv``, names of files with ``=`` are quoted for Hydra, and ``classifier=`` has Hydra's
-    longer name; there for other processes, too.
+    In ``sys.argv``, names of files with ``=`` are quoted for Hydra, ``classifier=`` has Hydra's
+    longer name, and ``digit=`` is ``target=``; there for other processes, too.
 
     Args:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
@@ -54,10 +54,18 @@ def run_entry(function: Command, config_name: str) -> None:
     if checkout := other_checkout():
         line = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
         print(f"{line}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
-    for number, text in enumerate(sys.argv):
+    keys = {text.partition("=")[0] for text in sys.argv}
+    for number, text in enumerate([*sys.argv]):
         key, _, value = text.partition("=")
         if key == "classifier":
             sys.argv[number] = f"{CLASSIFIER}={value}"
+        elif key == "resume" and value != "null":  # its folder has a record of Hydra's
+            sys.argv.append("hydra.output_subdir=null")
+        elif key == "digit":
+            sys.argv[number] = f"target={value}"
+            if "target" in keys:
+                print(f"{text}: expected target alone, since both mean the same", file=sys.stderr)
+                raise SystemExit(UserError.exit_code)
         elif "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
@@ -178,10 +186,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         if not isinstance(error, HydraException):  # the command reads it
             return f"{cause.full_key}: missing; expected a value", code
         message = f"{cause.full_key}: nothing reads this key; {_nearest(cause)}"
-    elif isinstance(error, OmegaConfBaseException):
-        reason, _, _ = str(error).partition("\n    full_key:")  # the rest is for programmers
+    elif isinstance(cause, OmegaConfBaseException):
+        reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
-        message = one_line(resolvers or f"{error.full_key}: {reason}")
+        message = one_line(resolvers or f"{cause.full_key}: {reason}")
     elif isinstance(error, OverrideParseException):
         message = f"{error.override}: {message}"
     elif isinstance(error, HydraException):

@@ -10,13 +10,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, config_group, one_line, require_extra
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.repair.predictions import columns_at
-from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from lora_mnist import __version__
 from lora_mnist.cli import run_entry
-from lora_mnist.run import Run
+from lora_mnist.command import Run
 
 #: By its name, the module of a command, and its function there.
 _COMMANDS = {name: name for name in ("train", "predict", "export", "demo")} | {"eval": "evaluate"}

@@ -10,8 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-#: Arguments whose key is in no group.
-_ROOT_KEYS = ("target",)
+#: Arguments whose key is in another group than that of the function which takes them; "": in none.
+_GROUP_OF = {"target": "", "mistakes_test": ""}
+#: The keys of prepare: how a picture becomes an input, and what the outputs are called.
+PREPARE = (
+    *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
+    *("mean", "std", "transform"),
+)
+_GROUP_OF |= dict.fromkeys(PREPARE, "prepare")
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -79,8 +85,8 @@ def config_group(group: str) -> Iterator[None]:
         argument, sign, _ = message.partition("=")
         if not (sign and argument.isidentifier()):
             message = f"{group}: {message}"
-        elif argument not in _ROOT_KEYS:
-            message = f"{group}.{message}"
+        else:
+            message = f"{_GROUP_OF.get(argument, group)}.{message}".lstrip(".")
         raise UserError(message) from error
 
 

@@ -5,12 +5,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
-from lora_mnist.configuration import checked_copy
+from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.errors import UserError
 from lora_mnist.repair.predictions import counts_of
 from lora_mnist.results import finish
-from lora_mnist.run import Run
 from lora_mnist.session import Choice, open_session
 from lora_mnist.trainer import quiet_lightning
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.disk.base import load_weights, read_base
 from lora_mnist.disk.files import atomic_write
@@ -24,7 +24,6 @@ from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.merge import merge_lora
 from lora_mnist.progress import progress
 from lora_mnist.repair.predictions import logits_at
-from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
-    with a ``data.transform`` it takes what that makes of a test image, in the size of that. One
+    with a ``prepare.transform`` it takes what that makes of a test image, in the size of that. One
     that ends in ``.safetensors`` holds the weights. The written network must give the predictions
     of the live one on the whole test set, and its logits as far as :data:`TOLERANCE`; otherwise
     there is no file. Where the test set is not here, pictures of a gradient take its place.
@@ -142,7 +141,7 @@ def _metadata(
     if adapter is not None and adapter.is_relative_to(outputs):  # the file may be given away
         adapter = adapter.relative_to(outputs)
     about: dict[str, Any] = {
-        "net": classifier.settings["net"],
+        "net": classifier.settings.net,
         "adapter": adapter and str(adapter),
         "scale": scale,
         "classes": classifier.classes,
@@ -150,7 +149,7 @@ def _metadata(
         "channels": len(example),
     }
     dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
-    if transform := classifier.settings["data"].get("transform"):
+    if transform := classifier.settings.prepare.get("transform"):
         content = json.dumps(transform)
     elif not is_onnx:
         dtype, content = "float32", "(pixel / 255 - mean) / std"

@@ -11,11 +11,10 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.progress import progress
-from lora_mnist.run import Run
 from lora_mnist.show.screen import print_predictions
 
 log = logging.getLogger(__name__)

@@ -8,13 +8,12 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 #: The configurations. A wheel has them in the package, a checkout beside ``src``.
 CONFIGS = _PACKAGE / "configs"
-#: The folder of ``data/`` and ``outputs/``: the checkout, wherever in it or out of it a command is
-#: started; of an installed package the folder where the user is.
+#: The folder of MNIST's ``data/``: the checkout; of an installed package where the user is.
 PROJECT = Path.cwd()
 if not CONFIGS.is_dir():
     PROJECT = _PACKAGE.parents[1]
     CONFIGS = PROJECT / "configs"
-DATA, OUTPUTS = PROJECT / "data", PROJECT / "outputs"
+DATA = PROJECT / "data"
 
 
 def other_checkout() -> Path | None:

@@ -89,7 +89,7 @@ def choose_target(
         indices = torch.arange(len(labels))
         first = len(labels) - len(session.mistakes.learnt)
         return Selection([], indices[first:], indices[:first]), {}
-    choice = stated(session, "digit" if "digit" in session.run.typed_keys else "target", target)
+    choice = stated(session, "target", target)
     if target == "weakest":
         assert before is not None  # open_session has refused it
         counts = counts_of(before)["before"]

@@ -3,11 +3,13 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.command import Run
 from lora_mnist.disk.base import (
     find_base,
     read_base,
@@ -19,16 +21,16 @@ from lora_mnist.disk.base import (
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import affects_results
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.disk.record import SPLIT_KEYS, make_record
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
+from lora_mnist.project import DATA
 from lora_mnist.repair.dial import scale_of_refit
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.repair.significance import knows_validation
-from lora_mnist.run import Run
 from lora_mnist.session import Choice, Session
+from lora_mnist.settings import VERSION
 from lora_mnist.show.report import report_and_close_loggers
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def finish(
         "seed": cfg.get("seed"),
         "targets": targets,
         "choices": {name: choice._asdict() for name, choice in choices.items()},
-        "replay": OmegaConf.select(cfg, "data.replay") or 0,
+        "replay": OmegaConf.select(cfg, "batches.replay") or 0,
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": dataset.classes,
         "data_sha256": dict(images.sha256),
@@ -102,7 +104,7 @@ def finish(
         # What knows some classes alone, or nothing, or was a trial, is no base for others.
         is_base = not (targets or useless or is_trial)
         folder = Path(cfg.paths.bases) if is_base else run.folder
-        name = base_name(cfg.data, cfg.net)
+        name = base_name(classifier.settings.data, classifier.settings.net)
         weights = versioned_base_path(folder, name, results["base_sha256"])
         current = base_to_replace(cfg, run) if is_base else None
         if current is None:  # the user has to name it to other commands
@@ -128,15 +130,12 @@ def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
     """
     if cfg.target == "weakest":
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
-    if cfg.data.mistakes is not None:
-        raise UserError(
-            f"data.mistakes={cfg.data.mistakes}: expected null: only stage=lora learns mistakes"
-        )
-    if cfg.base_ckpt is None:
-        raise UserError("base_ckpt=null: expected a file to write the base to")
-    current = Path(cfg.base_ckpt)
-    usual = Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
-    if run.is_sweep and current.absolute() == usual.absolute():
+    if cfg.mistakes is not None:
+        raise UserError(f"mistakes={cfg.mistakes}: expected null: only stage=lora learns mistakes")
+    current = Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
+    if cfg.base_ckpt is not None:
+        current = Path(cfg.base_ckpt)
+    elif run.is_sweep:
         return None
     if not cfg.debug:
         refuse_to_replace(current)
@@ -144,12 +143,33 @@ def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
 
 
 def _record_of(session: Session) -> dict[str, Any]:
-    """The record of a training, for the file of its base or adapter."""
-    cfg, dataset = session.cfg, session.classifier.dataset
+    """The record of a training, for the file of its base or adapter: all that a command needs.
+
+    Its values are resolved. The folder of images is absolute; the project's own ``data/`` is left
+    out, since each machine has one.
+    """
+    classifier, dataset = session.classifier, session.classifier.dataset
+    settings, prepare = classifier.settings, dataset.preprocessing()
+    if settings.prepare.get("transform") is not None:
+        prepare["transform"] = settings.prepare["transform"]
+    data = {key: value for key, value in settings.data.items() if value is not None}
+    for key in ("num_workers", "eval_batch_size"):  # a machine's own
+        data.pop(key, None)
+    folder = Path(data.pop("data_dir", DATA)).expanduser().absolute()
+    if folder != DATA:
+        data["data_dir"] = str(folder)
     typed = [text for text in session.run.typed or () if affects_results(text.partition("=")[0])]
-    made = {"stage": cfg.stage, "overrides": typed, "folder": str(Path.cwd()), "seed": cfg.seed}
-    settings = session.classifier.settings
-    return make_record(settings, str(dataset.name), dataset.preprocessing(), made)
+    return {
+        "version": VERSION,
+        "dataset": str(dataset.name),
+        "net": dict(settings.net),
+        "prepare": prepare,
+        "data": data,
+        "made": {
+            **{"stage": session.cfg.stage, "overrides": typed, "seed": session.cfg.seed},
+            "versions": {package: version(package) for package in ("lora-mnist", "torch")},
+        },
+    }
 
 
 def _write_base(session: Session, own: Path, current: Path | None) -> None:
@@ -179,12 +199,10 @@ def _save_adapter(
     base, record = classifier.base, _record_of(session)
     assert base is not None
     if find_base(bases, base.sha256) is None:
-        settings = classifier.settings
-        name = base_name(settings["data"], settings["net"])
+        name = base_name(classifier.settings.data, classifier.settings.net)
         about = None if classifier.base_path is None else read_base(classifier.base_path).record
-        if not about:  # somebody else's: which images are held out is each command's choice
-            data = {key: value for key, value in record["data"].items() if key not in SPLIT_KEYS}
-            about = {**record, "data": data}
+        if not about:  # somebody else's: which images there are is each command's choice
+            about = {**record, "data": {}}
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
     made = record["made"]
     made |= {name: choice.value for name, choice in choices.items() if name != "target"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.configuration import classifier_of, net_and_data
+from lora_mnist.command import Run, classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
@@ -33,7 +33,6 @@ from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, columns_at, evaluate
-from lora_mnist.run import Run
 from lora_mnist.trainer import make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
@@ -118,27 +117,27 @@ class Session:
     def _order_seed(self) -> int:
         """The seed of the images' order.
 
-        ``data.seed=null`` is the order of a plain ``DataLoader(shuffle=True)``, which draws two
+        ``batches.seed=null`` is the order of a plain ``DataLoader(shuffle=True)``, which draws two
         numbers from torch: for its workers, then for its sampler.
         """
-        seed = self.cfg.data.seed
+        seed = self.cfg.batches.seed
         if seed is None:
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         return int(seed)
 
     def data(self, selection: Selection, with_validation: bool = False) -> ImageDataModule:
         """The batches of a training; ``with_validation`` learns the validation images, too."""
-        cfg, images = self.cfg.data, self.images
+        batches, images = self.cfg.batches, self.images
         if with_validation:
             selection = also_learning(selection, images.val.labels, len(images.train))
             train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
             images = replace(images, train=train, val=none)
-        with config_group("data"):
+        with config_group("batches"):
             labels, world_size = images.train.labels, self.trainer.world_size
-            sizes = cfg.batch_size, cfg.replay
+            sizes = batches.batch_size, batches.replay
             plan = Plan(selection, labels, *sizes, self._order_seed, world_size)
-        with importable([Path.cwd()]), config_group("data.augment"):
-            augment = instantiate(cfg.augment) if cfg.get("augment") else None
+        with importable(), config_group("batches.augment"):
+            augment = instantiate(batches.augment) if batches.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
 
     def loss(self) -> Loss:
@@ -152,7 +151,7 @@ class Session:
         settings = dict(self.cfg.optimizer)
         settings.pop("lr")
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        with importable([Path.cwd()]), config_group("optimizer"):
+        with importable(), config_group("optimizer"):
             if not is_number(rate) or rate < 0:
                 raise ValueError(f"lr={rate}: expected a number >= 0, or auto")
             # Plain lists, for checkpoints.
@@ -185,9 +184,8 @@ class Session:
         cfg.paths.run = "."
         cfg.target = [classifier.classes[target] for target in selection.targets]
         settings: Any = OmegaConf.to_container(cfg, resolve=True)
-        del settings["digit"]
-        settings["net"] = classifier.settings["net"]
-        settings["data"] |= classifier.settings["data"]
+        resolved = classifier.settings
+        settings |= {"net": resolved.net, "prepare": resolved.prepare, "data": resolved.data}
         settings |= {"classes": classifier.classes, "data_sha256": dict(self.images.sha256)}
         settings["base_ckpt"] = str(classifier.base_path)
         settings["base_sha256"] = classifier.base and classifier.base.sha256
@@ -268,9 +266,16 @@ class Session:
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     clock = Clock()
+    if cfg.stage == "lora" and cfg.mistakes is None and cfg.target is None:
+        raise UserError(
+            "target: missing; expected the class to repair, by number or name, a list of them, or "
+            "weakest; or mistakes=FOLDER"
+        )
+    if cfg.stage == "lora" and cfg.mistakes is not None and cfg.target not in (None, "weakest"):
+        raise UserError(f"target={cfg.target}: expected null; mistakes={cfg.mistakes} is learnt")
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
-        classifier = Classifier.new(**net_and_data(cfg))
+        classifier = Classifier.new(**settings_of(cfg))
     else:
         classifier = classifier_of(cfg, run)
     dataset = classifier.dataset
@@ -280,8 +285,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     mistakes = None
-    if cfg.data.mistakes is not None:
-        folder, share = Path(str(cfg.data.mistakes)), cfg.data.mistakes_test
+    if cfg.mistakes is not None and cfg.stage != "pretrain":
+        folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
         with evaluating(classifier.net, trainer.strategy.root_device) as device:
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
@@ -326,8 +331,8 @@ def _refuse_inconsistent(session: Session) -> None:
             "scheduler.interval=epoch: expected trainer.max_epochs=NUMBER, since a training of "
             f"trainer.max_steps={trainer.max_steps} alone is one epoch"
         )
-    if cfg.data.replay == 0 and (weight := cfg.loss.get("target_weight")) is not None:
-        raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
+    if cfg.batches.replay == 0 and (weight := cfg.loss.get("target_weight")) is not None:
+        raise UserError(f"loss.target_weight={weight}: expected null, or batches.replay > 0")
     is_auto = cfg.optimizer.lr == "auto"
     if is_auto and (not is_repair or "max_lr" in scheduler):
         raise UserError(
@@ -342,20 +347,21 @@ def _refuse_inconsistent(session: Session) -> None:
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if refit not in (True, False, "auto"):
             raise UserError(f"refit={refit}: expected true, false or auto")
-        if cfg.target is not None and session.mistakes is not None:
-            raise UserError(
-                f"target={cfg.target}: expected null, since data.mistakes={cfg.data.mistakes} is "
-                "learnt"
-            )
     session.scheduler(session.optimizer(0.1 if is_auto else cfg.optimizer.lr))
-    monitor = monitored_validation(trainer)
+    monitor, interval = monitored_validation(trainer), trainer.val_check_interval
+    batches = trainer.max_steps * trainer.accumulate_grad_batches
+    if monitor and isinstance(interval, int) and 0 <= batches < interval:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
+            f"trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
+        )
     if monitor and is_repair and cfg.refit is True:
         raise UserError(
             f"refit=true: expected false, since {monitor} is monitored, and the last training "
             "learns the validation images"
         )
     needs_images = {
-        "target=weakest": cfg.target == "weakest",
+        "target=weakest": cfg.target == "weakest" and session.mistakes is None,
         "optimizer.lr=auto": is_auto,
         "lora.scale=auto": is_repair and cfg.lora.scale == "auto",
         "refit=true": is_repair and cfg.refit is True,
@@ -383,7 +389,7 @@ def _refuse_moving_base(session: Session) -> None:
         net(dataset.normalise(session.images.train.take([0])[0].to(device)))
     if changed := changed_tensors(base.tensors, base_state_dict(net)):
         raise UserError(
-            f"net._target_={classifier.settings['net']['_target_']}: expected a network that "
+            f"net._target_={classifier.settings.net['_target_']}: expected a network that "
             "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
             f"{changed[0]} has changed"
         )

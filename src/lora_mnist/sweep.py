@@ -29,13 +29,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.command import Run, key_of, override
 from lora_mnist.disk.files import atomic_write, read_json, write_json
 from lora_mnist.disk.numbers import affects_results, better_end, flatten, numeric_sort_key
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, latest, refuse_used_folder
+from lora_mnist.disk.run_paths import (
+    ADAPTER_FOLDER,
+    RESULTS_FILE,
+    base_name,
+    latest,
+    refuse_used_folder,
+)
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import command_line
 from lora_mnist.repair.significance import LEVEL, p_text
-from lora_mnist.run import Run, key_of, override
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +99,8 @@ def what_it_computes(config: DictConfig) -> dict[str, str | None]:
     text = json.dumps(settings, sort_keys=True, default=str)
     base, adapter = config.get("base_ckpt"), config.get("adapter")
     if base is None:  # the current one, or that of the adapter
-        bases, name = OmegaConf.select(config, "paths.bases"), config.get("base_name")
-        base = Path(str(bases), f"{name}.ckpt")
+        name = base_name(config.get("data") or {}, config.get("net") or {})
+        base = Path(str(OmegaConf.select(config, "paths.bases")), f"{name}.ckpt")
     if config.get("stage") == "pretrain":  # it writes that file
         base = None
     return {

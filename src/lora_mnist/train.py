@@ -11,10 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
-from lora_mnist.configuration import checked_copy
+from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.errors import UserError
 from lora_mnist.recipe import (
     choose_rate,
     choose_target,
@@ -24,7 +23,6 @@ from lora_mnist.recipe import (
 )
 from lora_mnist.repair.predictions import counts_of
 from lora_mnist.results import base_to_replace, finish
-from lora_mnist.run import Run
 from lora_mnist.session import open_session, prove_unchanged, tell
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.trainer import quiet_lightning
@@ -52,8 +50,6 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg = checked_copy(cfg, run)
     if cfg.resume is None:
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
-    if {"digit", "target"} <= run.typed_keys:
-        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
         return stages[cfg.stage](cfg, run)

@@ -5,7 +5,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -19,11 +18,11 @@ from lightning.pytorch.callbacks import (
 )
 from omegaconf import DictConfig
 
+from lora_mnist.command import Run
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, LastCheckpoint, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.repair.networks import importable
-from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     callbacks: list[Any] = []
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
-            with importable([Path.cwd()]), config_group(f"callbacks.{name}"):
+            with importable(), config_group(f"callbacks.{name}"):
                 callbacks.append(instantiate(config))
     loggers: list[Any] = []
     for name, config in (cfg.get("logger") or {}).items():  # ~logger leaves none
@@ -52,7 +51,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
         with config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
-    with importable([Path.cwd()]), config_group("trainer"):
+    with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         made = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         arguments = dict(made.keywords)
@@ -87,7 +86,7 @@ def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
         if isinstance(callback, changing):
             raise UserError(
                 f"callbacks: {type(callback).__name__} would change what results.json names; "
-                "expected data.batch_size, optimizer.lr and trainer.accumulate_grad_batches"
+                "expected batches.batch_size, optimizer.lr and trainer.accumulate_grad_batches"
             )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(

@@ -79,10 +79,10 @@ def test_a_picture_is_held_out_by_its_content_alone(tmp_path):
 @pytest.mark.parametrize(
     ("names", "share", "message"),
     [
-        (["1.png"], 0.2, "data.mistakes={}: expected pictures, in a folder for each class; found"),
-        (["cow/1.png"], 0.2, "data.mistakes={}: expected folders named after classes, such as cat"),
-        (["cat/1.png"], 0.2, "data.mistakes={}: expected pictures that the base gets wrong; it "),
-        (["dog/1.png"], 1, "data.mistakes_test=1: expected a smaller share, since the base gets 1"),
+        (["1.png"], 0.2, "mistakes={}: expected pictures, in a folder for each class; found"),
+        (["cow/1.png"], 0.2, "mistakes={}: expected folders named after classes, such as cat"),
+        (["cat/1.png"], 0.2, "mistakes={}: expected pictures that the base gets wrong; it "),
+        (["dog/1.png"], 1, "mistakes_test=1: expected a smaller share, since the base gets 1"),
     ],
 )
 def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, names, share, message):

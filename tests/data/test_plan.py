@@ -9,11 +9,11 @@ from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_mnist.command import Run
 from lora_mnist.data import MNIST
 from lora_mnist.data.plan import Plan, select
 from lora_mnist.progress import Clock
 from lora_mnist.recipe import choose_target
-from lora_mnist.run import Run
 from lora_mnist.session import Session
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -38,7 +38,7 @@ MNIST_DIGITS = MNIST(data_dir=ROOT / "data")
 @pytest.mark.parametrize("way", RECORDED, ids=str)
 def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
-    options = (f"target={target}", f"data.replay={replay}", f"data.seed={seed}")
+    options = (f"target={target}", f"batches.replay={replay}", f"batches.seed={seed}")
     cfg = composed("train", "stage=lora", *options)
     classifier = SimpleNamespace(dataset=MNIST_DIGITS, classes=DIGITS)
     trainer = SimpleNamespace(global_rank=rank, world_size=processes)

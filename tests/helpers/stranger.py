@@ -1,14 +1,13 @@
 """A network, weights and a folder of images that know nothing of this project."""
 
 import sys
-from pathlib import Path
 
 import numpy
 import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.configuration import net_and_data
+from lora_mnist.command import settings_of
 from lora_mnist.repair.networks import build_network
 
 CLASSES = ["cat", "dog", "emu"]
@@ -64,7 +63,7 @@ def darker(photos, folder):
 def fresh(**arguments):
     """The stranger's network with random weights."""
     typed = [f"net.{key}={value}" for key, value in arguments.items()]
-    return build_network(net_and_data(config("eval", *typed))["net"], [Path.cwd()])
+    return build_network(settings_of(config("eval", *typed))["net"])
 
 
 def mine():

@@ -64,7 +64,7 @@ def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):
         load_adapter(net, save_adapter(own, tmp_path / layer, {"a": layer, "b": [1]}))
     save_adapter(net, tmp_path / "both")
     torch.testing.assert_close(load_adapter(base("linear"), tmp_path / "both")(x), net(x))
-    assert read_metadata(tmp_path / "both").keys() == {"b", "base_sha256"}
+    assert read_metadata(tmp_path / "both").keys() == {"b", "base_sha256", "scale", "trained"}
 
 
 BOTH = ["linear1", "linear2"]

@@ -81,7 +81,8 @@ def test_a_transform_is_a_function_of_a_picture_or_makes_one(tmp_path, monkeypat
         "    def __init__(self, times=2): self.times = times\n"
         "    def __call__(self, picture): return function(picture, self.times)\n"
     )
-    with importable([tmp_path]):
+    monkeypatch.chdir(tmp_path)
+    with importable():
         for name in ("function", "maker", "Class"):
             settings = {"_target_": f"transforms_in_a_folder.{name}"}
             assert build({"transform": settings})["transform"](3) == 6
@@ -99,11 +100,12 @@ def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(tmp_path, monkeypatc
     monkeypatch.delitem(sys.modules, "nets_in_a_folder", raising=False)
     code = "from torch import nn\ndef small(width): return nn.Linear(width, 2)\n"
     (tmp_path / "nets_in_a_folder.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
     settings, path = {"_target_": "nets_in_a_folder.small", "width": 3}, [*sys.path]
-    net = build_network(settings, [tmp_path])
+    net = build_network(settings)
     assert (net.in_features, net.training) == (3, False)
     assert sys.path == path
-    with pytest.raises(ZeroDivisionError), importable([tmp_path]):
+    with pytest.raises(ZeroDivisionError), importable():
         _ = 1 / 0
     assert sys.path == path
 

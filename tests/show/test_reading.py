@@ -248,7 +248,11 @@ WEAKEST = "train.py experiment=repair target=weakest"
 #: A run, its overrides, and the command that is advised.
 ADVICE = [
     (results("pretrain"), ["stage=pretrain"], WEAKEST),
-    ({**results("pretrain"), "stage": "eval"}, [*OWN, "data.replay=90"], f"{WEAKEST} {AS_TYPED}"),
+    (
+        {**results("pretrain"), "stage": "eval"},
+        [*OWN, "batches.replay=90"],
+        f"{WEAKEST} {AS_TYPED}",
+    ),
     (
         results("pretrain", weights="farm.ckpt"),
         ["base_ckpt=mine.pt", "debug=limit"],
@@ -257,7 +261,7 @@ ADVICE = [
     (
         results("pretrain", training_images_per_class=[30, 100, 20]),
         ["stage=pretrain"],
-        f"{WEAKEST} data.replay=50",
+        f"{WEAKEST} batches.replay=50",
     ),
     (
         nines(20, 0, targets=[], dial=DIAL, scale=0.5),
@@ -271,8 +275,8 @@ ADVICE = [
     ),
     (
         TWO,
-        ["stage=lora", "digit=[1,2]", "data.replay=90"],
-        "train.py stage=lora data.replay=90 'target=[1,2,3]'",
+        ["stage=lora", "digit=[1,2]", "batches.replay=90"],
+        "train.py stage=lora batches.replay=90 'target=[1,2,3]'",
     ),
 ]
 #: Runs after which there is nothing to advise.

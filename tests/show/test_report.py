@@ -52,7 +52,7 @@ def belief(folder, **more):
 
 def test_a_report_says_whether_its_test_can_be_believed(tmp_path):
     doubts = {"held_out": {"test": "train"}, "copies": 7, "base_pretrained_here": False}
-    doubts |= {"better_preprocessing": ["data.mean=0.5"]}
+    doubts |= {"better_preprocessing": ["prepare.mean=0.5"]}
     plain, doubted = belief(tmp_path), belief(tmp_path, **doubts)
     for said, other in (
         (
@@ -68,7 +68,7 @@ def test_a_report_says_whether_its_test_can_be_believed(tmp_path):
     ):
         assert (said in plain, other in doubted) == (True, True)
         assert (said in doubted, other in plain) == (False, False)
-    warning = "another preprocessing: data.mean=0.5"
+    warning = "another preprocessing: prepare.mean=0.5"
     assert (warning in plain, warning in doubted) == (False, True)
     assert "It was not checked whether images are in two of" in belief(tmp_path, copies=None)
 

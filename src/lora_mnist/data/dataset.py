@@ -1,5 +1,6 @@
 """What a classifier's images are: their classes, how a picture is prepared, and where they lie."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,8 @@ class ImageDataset:
         eval_batch_size: int = 1000,
         num_workers: int = 0,
     ) -> None:
+        if not re.fullmatch(r"[^/\\\0]+", name):
+            raise ValueError(f"name={name}: expected a name without /, since files are called so")
         if val_from not in ("train", "test"):
             raise ValueError(f"val_from={val_from}: expected one of train, test")
         self.name, self.classes, self.channels = name, list(classes), channels
@@ -84,7 +87,7 @@ class ImageDataset:
         raise NotImplementedError
 
     def preprocessing(self) -> dict[str, Any]:
-        """The arguments with which another data set prepares pictures as this one does."""
+        """The values of ``prepare`` by which another set prepares pictures as this one does."""
         return {"mean": self.mean, "std": self.std}
 
     def normalise_by(self, mean: Channelwise, std: Channelwise) -> None:

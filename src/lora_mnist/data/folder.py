@@ -30,7 +30,7 @@ MAX_IN_MEMORY = 300_000_000
 
 
 class Folder(ImageDataset):
-    """Images in folders, one folder a class, as ``configs/data/folder.yaml`` explains.
+    """Images in folders, one folder a class, as ``configs/`` explains.
 
     Where ``val/`` or ``test/`` is missing, images of each class are held out of the others; see
     :func:`~lora_mnist.data.split.split`. The files are listed and read as torchvision's

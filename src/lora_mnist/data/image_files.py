@@ -65,8 +65,8 @@ class Preparation:
             image = self.transform(augment(picture) if augment else picture)
             if not isinstance(image, Tensor):
                 raise UserError(
-                    f"data.transform: gives a {type(image).__name__}; expected a tensor of shape "
-                    "(channels, height, width)"
+                    f"prepare.transform: gives a {type(image).__name__}; expected a tensor of "
+                    "shape (channels, height, width)"
                 )
             return image
         # Down, as timm does, but for a share that was rounded: 32 / 0.889 is 36.

@@ -41,10 +41,10 @@ def wrong_pictures(
     Raises:
         UserError: if no picture is left to learn from.
     """
-    setting = f"data.mistakes={folder}"
+    setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
     pictures: dict[tuple[str, int], Tensor] = {}
-    for path in progress(paths, "data.mistakes, picture", len(paths)):
+    for path in progress(paths, "mistakes", len(paths)):
         name = path.parent.name  # where it is listed, also of a link
         if name not in dataset.classes:
             raise UserError(
@@ -73,7 +73,7 @@ def wrong_pictures(
     held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
-            f"data.mistakes_test={test_share}: expected a smaller share, since the base "
+            f"mistakes_test={test_share}: expected a smaller share, since the base "
             f"gets {len(wrong)} of {len(keys)} pictures wrong, and all of these are held out"
         )
     log.info(

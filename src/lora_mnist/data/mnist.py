@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets
 from lora_mnist.data.images import Batch, Images, sha256_of
 from lora_mnist.data.pictures import open_picture, prepare
-from lora_mnist.errors import one_line
+from lora_mnist.errors import PREPARE, one_line
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -29,7 +29,8 @@ class MNIST(ImageDataset):
     """A dataset of the MNIST family, with the training and test images that it comes with.
 
     ``configs/data/mnist.yaml`` explains the arguments; ``common`` are those of
-    :class:`.ImageDataset`. ``ValueError``, if one is out of range.
+    :class:`.ImageDataset`. The pictures have a form of their own, of which only mean and deviation
+    may be others. ``ValueError``, if an argument is out of range.
     """
 
     def __init__(
@@ -43,6 +44,9 @@ class MNIST(ImageDataset):
         std: Channelwise | None = None,
         **common: Any,
     ) -> None:
+        for key in PREPARE:
+            if (value := common.pop(key, None)) is not None:
+                raise ValueError(f"{key}={value}: expected null: {dataset} has a form of its own")
         if dataset not in DATASETS:
             raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
         names = getattr(torchvision.datasets, dataset).classes

@@ -23,9 +23,8 @@ log = logging.getLogger(__name__)
 #: compared by content, not by path. Another device brings a warning.
 _FREE = (
     "base_ckpt",
-    "base_name",
     "data.data_dir",
-    "data.mistakes",
+    "mistakes",
     "device",
     "trainer.accelerator",
 )
@@ -105,7 +104,7 @@ def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: objec
             goes_farther = True
             continue
         if key.startswith("data_sha256"):
-            key = "data.mistakes" if "mistakes" in key else "data.data_dir"
+            key = "mistakes" if "mistakes" in key else "data.data_dir"
             old, new = "the same images", settings.get(key)
         elif key == "base_sha256" and old and new:
             own = find_base(Path(str(settings["paths.bases"])), old)

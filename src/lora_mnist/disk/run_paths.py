@@ -78,8 +78,6 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     elif name is None:
         path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-    elif not re.fullmatch(r"[^/\\\0]+", str(name)):
-        raise UserError(f"data.name={name}: expected a name without /, since files are called so")
     target = net.get("_target_")
     if target in (None, "lora_mnist.MLP"):
         return str(name)

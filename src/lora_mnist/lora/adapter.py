@@ -78,12 +78,7 @@ def save_adapter(
     return folder
 
 
-def load_adapter(
-    model: nn.Module,
-    folder: str | Path,
-    allow_other_base: bool = False,
-    base_sha256: str | None = None,
-) -> nn.Module:
+def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None = None) -> nn.Module:
     """Put the adapter in ``folder`` on ``model``, which must be the base it was trained on.
 
     It has the scale with which it was saved; one of PEFT's has 1. The folder may come from a
@@ -93,7 +88,6 @@ def load_adapter(
         model: the base; changed in place, and returned, its own parameters frozen. On a model that
             carries LoRA already the adapter is stacked.
         folder: what :func:`save_adapter` or ``peft`` wrote.
-        allow_other_base: accept a base with another fingerprint, as long as the shapes fit.
         base_sha256: the fingerprint of the base; ``None``: it is computed.
 
     Raises:
@@ -117,13 +111,13 @@ def load_adapter(
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
-        elif not allow_other_base:
+        else:
             here = base_sha256 or fingerprint(base_state_dict(model))
             if made_for != here:
                 dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
                 raise ValueError(
                     f"made for the base {made_for}{dataset}, this one is {here}; "
-                    "expected the same base, or allow_other_base=true"
+                    "expected the same base"
                 )
         attach(model, adapters)
     except ValueError as error:

@@ -15,7 +15,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from lora_mnist.errors import UserError, error_in_user_code, is_own_code, one_line
+from lora_mnist.errors import UserError, error_in_user_code, one_line
 
 
 class MLP(nn.Sequential):
@@ -119,44 +119,24 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def importable(folders: Sequence[Path]) -> Iterator[None]:
-    """Inside the ``with`` block Python also looks for modules in these folders, in this order.
+def importable() -> Iterator[None]:
+    """Inside the ``with`` block Python also looks for modules where the user stands.
 
-    They come last: with ``timm.create_model`` no file of that name runs that lies in a folder.
+    That comes last: with ``timm.create_model`` no file of that name runs that lies there.
     """
     path = list(sys.path)
-    sys.path += [str(folder) for folder in folders]
+    sys.path.append(str(Path.cwd()))
     try:
         yield
     finally:
         sys.path[:] = path
 
 
-def files_of_code(settings: Any) -> list[str]:
-    """The files of a user's own code that the ``_target_`` in ``settings`` have been found in."""
-    files: list[str] = []
-    if isinstance(settings, Mapping):
-        module = str(settings.get("_target_", ""))
-        while module and module not in sys.modules:
-            module = module.rpartition(".")[0]
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file and is_own_code(Path(file)):
-            files.append(file)
-        settings = list(settings.values())
-    if isinstance(settings, list):
-        for value in settings:
-            files += files_of_code(value)
-    return list(dict.fromkeys(files))
-
-
-def build_network(settings: Mapping[str, Any], folders: Sequence[Path] = ()) -> nn.Module:
-    """The network of these arguments, with fresh weights, in eval mode.
-
-    Python also looks for its code in ``folders``. ``UserError``, if it cannot be made.
-    """
+def build_network(settings: Mapping[str, Any]) -> nn.Module:
+    """The network of these arguments, with fresh weights, in eval mode; UserError, if it fails."""
     target = settings.get("_target_")
     try:
-        with importable(folders):
+        with importable():
             net = build(settings)
     except Exception as error:  # whatever the network's own code raises
         reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
@@ -191,8 +171,8 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
     except Exception as error:  # whatever the network's own layers raise
         raise UserError(
             f"net: cannot take images of shape {shape} from {dataset} "
-            f"({error_in_user_code(error) or one_line(error)}); expected other data.image_size or "
-            "data.channels"
+            f"({error_in_user_code(error) or one_line(error)}); expected other prepare.image_size "
+            "or prepare.channels"
         ) from error
     expected = (len(images), num_classes)
     given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -221,7 +201,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 
 
 def own_preprocessing(
-    net: nn.Module, net_settings: Mapping[str, Any], data_settings: Mapping[str, Any]
+    net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The preprocessing that ``net`` itself names, as arguments of a folder of images.
 
@@ -256,9 +236,9 @@ def own_preprocessing(
     else:
         return {}
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
-    size = data_settings.get("image_size") or size
+    size = prepare.get("image_size") or size
     named["image_size"] = [size, size] if isinstance(size, int) else list(size)
-    named["channels"] = data_settings.get("channels") or channels
+    named["channels"] = prepare.get("channels") or channels
     if named["image_size"] != list(original):
         del named["crop_pct"]
     if len(named["mean"]) not in (1, named["channels"]):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_mnist.disk.record import TRAINING_KEYS
+from lora_mnist.command import key_of, override
 from lora_mnist.project import command_line, program
 from lora_mnist.repair.significance import (
     LEVEL,
@@ -19,7 +19,6 @@ from lora_mnist.repair.significance import (
     weakest,
     wilson,
 )
-from lora_mnist.run import key_of, override
 
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
@@ -30,8 +29,7 @@ _MAX_ROWS = 12
 #: The images, the network and the base of a run: groups of overrides that other commands repeat.
 _REPEATED = (
     *("--config-dir", "classifier"),
-    *("data", "net", "paths", "trust", "allow_other_base"),
-    *("base_name", "base_ckpt", "base_prefix"),
+    *("data", "prepare", "net", "paths", "base_ckpt", "base_prefix"),
 )
 #: Images of other classes beside each batch of experiment=repair.
 _REPLAY = 90
@@ -436,7 +434,7 @@ class Reading:
             reason += f", {self.named([worst])} ({errors})"
         overrides = ["experiment=repair", "target=weakest"]
         if others < _REPLAY:
-            overrides.append(f"data.replay={others}")
+            overrides.append(f"batches.replay={others}")
         if weights := self.results.get("weights"):  # the file of a base that is not the current one
             overrides.append(override("base_ckpt", _typed_path(folder / weights)))
         return _step(f"{reason}:", self._on_the_same("train", *overrides))
@@ -475,12 +473,11 @@ class Reading:
         return _step(f"{reason}To repair it as well:", line)
 
     def _on_the_same(self, entry: str, *overrides: str) -> str:
-        """A command on the run's images, network and base, without what only a training needs."""
+        """A command on the run's images, network and base."""
         repeated, given = [], [key_of(text) for text in overrides]
         for text in self.results["overrides"]:
-            group, _, key = key_of(text).partition(".")
-            is_training_key = group == "data" and key in TRAINING_KEYS
-            if group in _REPEATED and not is_training_key and key_of(text) not in given:
+            group = key_of(text).partition(".")[0]
+            if group in _REPEATED and key_of(text) not in given:
                 repeated.append(text)
         return command_line([*overrides, *repeated], program(entry))
 

@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lora_mnist.command import Run
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Columns
 from lora_mnist.repair.predictions import Predictions, logged_metrics
-from lora_mnist.run import Run
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,

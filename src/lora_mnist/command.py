@@ -1,0 +1,194 @@
+"""One call of a command: what was typed, its configuration, and the classifier that this names."""
+
+import os
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.types import RunMode
+from omegaconf import BooleanNode, DictConfig, IntegerNode, OmegaConf, open_dict
+
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
+from lora_mnist.errors import UserError
+from lora_mnist.project import CONFIGS, program
+
+if TYPE_CHECKING:
+    from lora_mnist.classifier import Classifier
+
+#: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
+CLASSIFIER = "classifier@_global_"
+_ENTRIES = ("train", "eval", "predict", "export", "demo")
+
+
+def _store() -> None:
+    """Give Hydra what the configurations inherit: keys that no file lists, and types of values."""
+    any_keys = OmegaConf.create({})  # who inherits it takes any key without a +
+    OmegaConf.set_struct(any_keys, False)
+    whether = BooleanNode(None)
+    steps = {"max_steps": IntegerNode(None), "max_epochs": IntegerNode(None)}
+    train = {"seed": IntegerNode(None), "compile": whether, "figures": whether, "trainer": steps}
+    nodes = {
+        "any_keys": any_keys,
+        "types_of_train": OmegaConf.create(train),
+        "types_of_lora": OmegaConf.create({"dial": whether}),
+        "types_of_eval": OmegaConf.create({"figures": whether}),
+    }
+    for name, node in nodes.items():
+        ConfigStore.instance().store(name, node, provider="lora_mnist")
+
+
+_store()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a command, as the command line made it."""
+
+    folder: Path  # where it leaves its files
+    #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
+    typed: tuple[str, ...] | None = None
+    is_sweep: bool = False  # whether it is a job of a sweep
+
+    @classmethod
+    def of_command_line(cls, hydra: Any, folder: Path) -> "Run":
+        """The run that Hydra's own configuration describes."""
+        overrides: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+        typed = []
+        for source in hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                typed.append(f"--config-dir={os.path.relpath(source.path)}")
+        for text in (*overrides["task"], *overrides["hydra"]):
+            typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
+        return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
+
+    @property
+    def typed_keys(self) -> set[str]:
+        """The keys of its overrides, such as lora.rank."""
+        return {key_of(text) for text in self.typed or ()}
+
+    def typed_without(self, *starts: str) -> list[str]:
+        """The overrides but for those that begin with one of ``starts``."""
+        return [text for text in self.typed or () if not text.lstrip("+~").startswith(starts)]
+
+
+def override(key: str, value: object) -> str:
+    """``key=value`` as Hydra's override grammar has it, quoted only where it must be.
+
+    A class may be called null or 1e5, which would not be read as a text.
+    """
+    text = str(value)
+    if re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
+        plain = f"{key}={text}"
+        if str(OverridesParser.create().parse_override(plain).value()) == text:
+            return plain
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+def key_of(override: str) -> str:
+    """The key that an override of the command line sets."""
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+@cache
+def _keys_of(entry: str, stage: str | None = None) -> set[str]:
+    """The keys of a command, without those of the user's own files."""
+    overrides = ["~local@_global_"] if (CONFIGS / "local").is_dir() else []
+    if stage is not None:
+        overrides.append(f"stage={stage}")
+    is_ready = GlobalHydra.instance().is_initialized()
+    ready = nullcontext() if is_ready else initialize_config_dir(str(CONFIGS), version_base="1.3")
+    with ready:
+        return set(map(str, compose(entry, overrides)))
+
+
+def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the keys that its command has.
+
+    Those of other commands, in a file of the user's, are left out. ``digit`` becomes ``target``;
+    ``cfg.paths.run`` becomes the run's folder, for callbacks and loggers.
+
+    Raises:
+        UserError: if another key was typed, a file has one that no command has or a name in place
+            of a group's keys, or two different classes are named.
+    """
+    checked, is_train = cfg.copy(), cfg.stage in ("pretrain", "lora")
+    keys = _keys_of("train", cfg.stage) if is_train else _keys_of(cfg.stage)
+    typed = None
+    if run is not None and run.typed is not None:
+        typed = {key.partition(".")[0] for key in run.typed_keys}
+    for key in set(map(str, cfg)) - keys:
+        known = _keys_of("train", "lora").union(*map(_keys_of, _ENTRIES))
+        if typed is None or key in typed or key not in known:
+            message = f"{key}: nothing reads this key with stage={cfg.stage}"
+            if key not in known and (nearest := get_close_matches(key, known, n=1)):
+                message += f"; the nearest: {nearest[0]}"
+            raise UserError(message)
+        with open_dict(checked):
+            del checked[key]
+    for group in ("data", "net", "prepare"):
+        if isinstance(cfg[group], str):
+            raise UserError(
+                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
+                f"'defaults: [override /{group}: {cfg[group]}]'"
+            )
+    if is_train:
+        with open_dict(checked):
+            digit = checked.pop("digit")
+        if digit is not None and checked.target in (None, "weakest"):  # experiment=repair's own
+            checked.target = digit
+        elif digit not in (None, checked.target) and "target" not in (typed or ()):
+            raise UserError(f"digit={digit}: expected target={checked.target} alone: both mean one")
+    if run is not None:
+        checked.paths.run = str(run.folder)
+    return checked
+
+
+def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The arguments of network, preparation and images that a configuration has, resolved.
+
+    ``MissingMandatoryValue`` of OmegaConf, if one has to be typed, and is not.
+    """
+    groups = {}
+    for group in ("net", "prepare", "data"):
+        content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        groups[group] = content
+    return groups
+
+
+def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
+    """The classifier that a configuration names: its base, and its adapter as it was saved.
+
+    Raises:
+        UserError: see :meth:`.Classifier.load`; and for ``adapter=latest`` without an adapter, or
+            in a sweep, whose jobs could find different ones.
+    """
+    from lora_mnist.classifier import Classifier  # here: torch
+
+    adapter = cfg.get("adapter")
+    if adapter == "latest":
+        folder = Path(cfg.paths.outputs, "lora")
+        newest = latest(folder, f"*/{ADAPTER_FOLDER}/adapter_config.json")
+        if newest is None:
+            raise UserError(
+                f"adapter=latest: expected an adapter in {folder}, found none; make one with: "
+                f"{program('train')} stage=lora and the same data and net"
+            )
+        adapter = newest.parent
+        if run is not None and run.is_sweep:
+            raise UserError(
+                "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
+                f"different ones: adapter={adapter}"
+            )
+    groups = settings_of(cfg)
+    return Classifier.load(
+        adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix
+    )

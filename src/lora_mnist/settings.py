@@ -1,0 +1,168 @@
+"""The settings of a classifier: each value comes from the first who says it.
+
+``net`` are the network's ``_target_`` and arguments. ``prepare`` says how a picture becomes its
+input, and what its outputs are called. ``data`` says which images there are, and which are held
+out. A record has the three as they were resolved. It may be a stranger's, and a ``_target_`` names
+code: :func:`foreign_code` says what may not be run because a record names it.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from lora_mnist.errors import UserError
+from lora_mnist.project import quoted
+
+log = logging.getLogger(__name__)
+
+#: The version of the records that are written and read.
+VERSION = 1
+#: Keys of ``data`` that say which images are held out.
+SPLIT_KEYS = ("val_size", "val_from", "test_size", "split_seed")
+#: Functions that a record may name. No whole package: torchvision.io.os is in one.
+_KNOWN_FUNCTIONS = re.compile(
+    r"lora_mnist\.(MLP|CNN|data\.(MNIST|Folder))"
+    r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
+    r"|timm\.create_model|timm\.data\.create_transform"
+)
+#: Arguments of ``timm.create_model`` that read no file and fetch none; ``model_name`` may do both.
+_KNOWN_ARGUMENTS = """
+_target_ model_name num_classes in_chans img_size patch_size global_pool drop_rate drop_path_rate
+"""
+
+
+@dataclass
+class Settings:
+    """Arguments of network, preparation and images; ``None`` stands for a value nobody has said."""
+
+    net: dict[str, Any]
+    prepare: dict[str, Any]
+    data: dict[str, Any]
+    sources: list[str] = field(default_factory=list)  # who has said what, for the log
+
+    def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
+        """Fill in what is missing, and remember who has said it.
+
+        ``who`` is "" for defaults, which nobody has said. ``file`` is the override that names the
+        record's file: what it says is refused where it could run code.
+        """
+        if file and record.keys() & {"net", "data"} and record.get("version") != VERSION:
+            raise UserError(
+                f"{file}: its record has the version {record.get('version')}; expected {VERSION}, "
+                "as a base or an adapter that is made anew has it"
+            )
+        taken, others = [], []
+        for group in ("net", "prepare", "data"):
+            own, stored = getattr(self, group), dict(record.get(group, {}))
+            if group == "data" and _is_elsewhere(own, stored):
+                stored = {key: stored.get(key) for key in ("_target_", "dataset")}
+            if group == "prepare" and own.get("transform") is not None:
+                for key in set(stored) - {"classes", "channels", "transform"}:
+                    del stored[key]  # the network's input is that of the transform alone
+            values = _missing(own, stored)
+            if file and (foreign := foreign_code(values, group, own.get("_target_"))):
+                what, override = foreign
+                raise UserError(
+                    f"{file}: its file names {what}, code of its maker: {quoted(override)} runs "
+                    "it, from where you stand"
+                )
+            for key, value in stored.items():
+                mine = own.get(key)
+                if key in values and group == "prepare":
+                    taken.append(f"{key}={as_override(value)}")
+                elif file and mine is not None and mine != value and key not in values:
+                    others.append(f"{group}.{key}={as_override(mine)}")
+            if values and group != "prepare":
+                taken.append(group)
+            own |= values
+        if taken and who:
+            self.sources.append(f"from {who}: {', '.join(taken)}")
+        if others:
+            self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
+
+
+def _is_elsewhere(own: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    """Whether another folder is named than that of a record."""
+    if own.get("data_dir") is None:
+        return False
+    return Path(own["data_dir"]).expanduser().absolute() != Path(stored.get("data_dir") or "")
+
+
+def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``stored`` that ``own`` lacks: arguments of one function, nested ones too."""
+    if own.get("_target_") not in (None, stored.get("_target_")):
+        return {}
+    taken: dict[str, Any] = {}
+    for key, value in stored.items():
+        mine = own.get(key)
+        if isinstance(mine, Mapping) and isinstance(value, Mapping):
+            if part := _missing(mine, value):
+                taken[key] = {**mine, **part}
+        elif mine is None and value is not None:
+            taken[key] = value
+    return taken
+
+
+def foreign_code(settings: Any, key: str, function: str | None = None) -> tuple[str, str] | None:
+    """The first value in ``settings`` that could run code, or read a file, that a stranger chose.
+
+    ``settings`` are arguments of their ``_target_`` or, without one, of ``function``. Returned are
+    the value and the override that says it; ``None`` if there is none.
+    """
+    if isinstance(settings, str):
+        return (settings, f"{key}={settings}") if "${" in settings else None
+    if isinstance(settings, Mapping):
+        target = settings.get("_target_")
+        if target is not None and not _KNOWN_FUNCTIONS.fullmatch(str(target)):
+            return str(target), f"{key}._target_={target}"
+        function = target or function
+        for name, value in settings.items():
+            is_known = function != "timm.create_model" or name in _KNOWN_ARGUMENTS.split()
+            is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
+            if not (is_known and is_plain) and value:
+                return f"{key}.{name}={value}", f"{key}.{name}={as_override(value)}"
+            if foreign := foreign_code(value, f"{key}.{name}"):
+                return foreign
+    elif isinstance(settings, list):
+        for value in settings:
+            if foreign := foreign_code(value, key):
+                return foreign[0], f"{key}={as_override(settings)}"  # Hydra takes a list whole
+    return None
+
+
+def as_override(value: Any) -> str:
+    """A value as it is typed behind a key: ``[0.5,0.5]``, ``{_target_: my.Crop, size: 8}``."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_override(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_override, value))}]"
+    return "null" if value is None else str(value)
+
+
+def warn_of_other_split(
+    dataset: object, settings: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Say so where a base with this record may have been trained on images that are held out.
+
+    ``dataset`` has the arguments ``settings``, and defaults for those that are ``None``.
+    """
+    made, data = record.get("made", {}), record.get("data", {})
+    if "val_size" not in made or data.get("data_dir") != settings.get("data_dir"):
+        return  # a base that was not trained here, or on other images
+    trained = {**data, "val_size": made["val_size"]}
+    arguments = signature(type(dataset)).parameters
+    for key in SPLIT_KEYS:
+        default = arguments[key].default if key in arguments else None
+        now: Any = settings.get(key)
+        then: Any = trained.get(key)
+        now, then = default if now is None else now, default if then is None else then
+        if now > then if key == "val_size" else now != then:
+            log.warning(
+                "data.%s=%s: the base was trained with %s on these images, and may have been "
+                "trained on some that are now held out",
+                *(key, now, then),
+            )

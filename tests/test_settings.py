@@ -1,0 +1,128 @@
+"""Settings: who says a value first, and that what a record names is not run because it says so."""
+
+import pytest
+from composed import FEW, SMALL, composed, small_net
+from helpers.commands import refused
+
+from lora_mnist import add_lora, load_classifier, save_adapter
+from lora_mnist.evaluate import evaluate
+from lora_mnist.predict import predict
+from lora_mnist.settings import VERSION, Settings, foreign_code
+
+EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+V2 = "torchvision.transforms.v2.Resize"
+TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "foreign"),
+    [
+        ({"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}, None),
+        ({**TIMM, "in_chans": 1, "pretrained": False}, None),
+        ({"_target_": "my_nets.Net"}, "net._target_=my_nets.Net"),
+        ({"_target_": "lora_mnist.cli.os.system"}, "net._target_=lora_mnist.cli.os.system"),
+        ({**TIMM, "checkpoint_path": "gift.pth"}, "net.checkpoint_path=gift.pth"),
+        ({**TIMM, "pretrained": True}, "net.pretrained=True"),
+        ({**TIMM, "model_name": "local-dir:/tmp/gift"}, "net.model_name=local-dir:/tmp/gift"),
+        ({"steps": [{"_target_": "a.B", "x": 1}]}, "net.steps=[{_target_: a.B, x: 1}]"),
+        ({"sizes": "${oc.env:HOME}"}, "net.sizes=${oc.env:HOME}"),
+    ],
+)
+def test_what_runs_code_is_found(settings, foreign):
+    """And the key to repeat, which takes a list whole."""
+    found = foreign_code(settings, "net")
+    assert (found and found[1]) == foreign
+
+
+def taken(own, **record):
+    settings = Settings(own.get("net", {}), own.get("prepare", {}), own.get("data", {}))
+    settings.take("the adapter", {"version": VERSION, **record}, "adapter=a")
+    return settings
+
+
+def test_an_argument_for_a_function_that_is_typed_is_checked_too():
+    net = {**TIMM, "checkpoint_path": "gift.pth"}
+    said = refused(lambda: taken({"net": dict(TIMM)}, net=net))
+    assert said.startswith("adapter=a: its file names net.checkpoint_path=gift.pth, code of its")
+    assert said.endswith("net.checkpoint_path=gift.pth runs it, from where you stand")
+
+
+@pytest.mark.parametrize(
+    ("group", "own", "stored", "expected"),
+    [
+        ("net", {"_target_": None, "x": 2}, {"_target_": "lora_mnist.MLP", "x": 1}, {"x": 2}),
+        ("net", {"_target_": "a", "x": None}, {"_target_": "a", "x": 1, "y": [2]}, {"y": [2]}),
+        ("net", {"_target_": "b", "x": None}, {"_target_": "a", "x": 1}, {"x": None}),
+        ("prepare", {"mean": None, "std": 0.5}, {"mean": 0.1, "std": 0.2}, {"std": 0.5}),
+        # Arguments of a transform, one by one; a transform replaces the rest.
+        (
+            "prepare",
+            {"transform": {"_target_": V2, "size": 5}},
+            {"mean": 0.5, "transform": {"_target_": V2, "size": 4, "antialias": True}},
+            {"transform": {"_target_": V2, "size": 5, "antialias": True}},
+        ),
+        # How images are held out belongs to their folder.
+        ("data", {"data_dir": "/a"}, {"data_dir": "/a", "val_size": 0.3}, {"val_size": 0.3}),
+        ("data", {"data_dir": "/b"}, {"data_dir": "/a", "val_size": 0.3}, {"data_dir": "/b"}),
+    ],
+)
+def test_what_is_typed_goes_before_the_file(group, own, stored, expected):
+    settings = getattr(taken({group: own}, **{group: stored}), group)
+    assert expected.items() <= settings.items()
+    if group == "prepare" and "transform" in own:
+        assert "mean" not in settings
+    if own.get("data_dir") == "/b":
+        assert "val_size" not in settings
+
+
+def test_the_log_says_who_has_said_what():
+    settings = taken({"prepare": {"mean": 0.5}}, prepare={"mean": 0.1, "std": [0.3, 0.2]})
+    assert settings.prepare == {"mean": 0.5, "std": [0.3, 0.2]}
+    assert settings.sources == [
+        "from the adapter: std=[0.3,0.2]",
+        "set by you, other than in the adapter: prepare.mean=0.5",
+    ]
+
+
+def test_a_record_of_another_version_is_refused():
+    said = refused(lambda: taken({}, version=0, net={}))
+    assert said.startswith(f"adapter=a: its record has the version 0; expected {VERSION}")
+
+
+def evil_adapter(outputs, folder, **record):
+    about = {"version": VERSION, **record}
+    return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=about)
+
+
+def test_code_that_a_file_names_is_run_only_where_it_is_typed(outputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_net.py").write_text(EVIL + "from lora_mnist import MLP as Net\n")
+    adapter = evil_adapter(
+        outputs, tmp_path, net={"_target_": "evil_net.Net", "hidden_sizes": [16]}
+    )
+    base = f"{outputs}/base/mnist.ckpt"
+    options = (f"adapter={adapter}", f"base_ckpt={base}", *SMALL[1:2], f"paths.outputs={outputs}")
+    said = "its file names evil_net.Net, code of its maker: net._target_=evil_net.Net runs it"
+    assert said in refused(evaluate, composed("eval", *options, *FEW, "figures=false"))
+    assert said in refused(predict, composed("predict", *options[:2], "images=evil_net.py"))
+    assert said in refused(load_classifier, adapter, base)
+    evaluate(composed("eval", *options, *FEW, "figures=false", "net=mlp", SMALL[0]))
+    assert not (tmp_path / "ran").exists()
+    evaluate(composed("eval", *options, *FEW, "figures=false", "net._target_=evil_net.Net"))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_value_of_a_file_runs_no_code(outputs, tmp_path):
+    copy = {"_target_": "shutil.copy", "src": str(outputs / "base" / "mnist.ckpt")}
+    prepare = {"image_size": {**copy, "dst": str(tmp_path / "ran")}}
+    adapter = evil_adapter(outputs, tmp_path, prepare=prepare, net={})
+    options = (f"adapter={adapter}", SMALL[0], f"paths.outputs={outputs}")
+    refused(predict, composed("predict", *options, f"images={tmp_path}/x.png"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_that_is_a_file_name_is_one_component(outputs, tmp_path):
+    adapter = evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
+    base = f"base_ckpt={outputs}/base/mnist.ckpt"
+    cfg = composed("eval", f"adapter={adapter}", base, *SMALL)
+    assert "data.name=../../elsewhere: expected a name without /" in refused(evaluate, cfg)
