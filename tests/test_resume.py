@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import time
 from functools import partial
 
 import pytest
@@ -155,6 +156,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     where = f"paths.outputs={outputs}"
     killed = run_process(*command, where, CRASH="9:SIGKILL", PYTHONPATH=path)
     assert killed.returncode == -9
+    time.sleep(1)  # readers sort event files by second, then by process
     folder = only_run(outputs, "lora")
     hydra = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
     assert step_of(folder) == 7
