@@ -1,15 +1,12 @@
 """Kill runs with SIGKILL at random moments, resume them, and count who ends in the same bits.
 
-    python scripts/kills.py            # ten kills a command: an hour
-    python scripts/kills.py --quick    # one kill a command, and eight commands together once
+    python scripts/kills.py            # ten kills a case: an hour
+    python scripts/kills.py --quick    # one kill a case, and eight commands together once
 
-The commands: pretraining, in one epoch and in three, a repair, an adapter with augmentation and
-accumulated gradients, a PiSSA adapter with dropout and refit, a sweep, two processes, and a run
-with each preset of callbacks and of schedulers. Each runs once to its end. Then it is killed and
-resumed, every third time twice, and compared with the run without a kill: bases and adapters by
-their bytes, results.json by its numbers. Then eight commands start together in one outputs folder:
-all have to end with exit code 0 and leave no half-written or temporary file. Prints a table; the
-exit code is 1 if anything was lost.
+Each case runs once to its end. Then it is killed and resumed, every third time twice, and compared
+with the run without a kill: bases and adapters by their bytes, results.json by its numbers. Then
+eight commands start together in one outputs folder: all have to end with exit code 0 and leave no
+half-written or temporary file. Prints a table; the exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -30,26 +27,35 @@ from safetensors.torch import load_file
 
 PROJECT = Path(__file__).resolve().parents[1]
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=csv", "figures=false")
-EVERY = "callbacks.checkpoint.train_time_interval=null callbacks.checkpoint.every_n_train_steps"
-COMMANDS = {
-    "pretrain": f"stage=pretrain batches.batch_size=50 trainer.max_steps=600 {EVERY}=20",
+#: A checkpoint every seven steps, at no round number of anything.
+OFTEN = (
+    "callbacks.checkpoint.every_n_train_steps=7",
+    "callbacks.checkpoint.train_time_interval=null",
+)
+#: The settings of runs that are cut short, here and, with fewer steps, in tests/test_resume.py.
+CASES = {
+    "pretrain": "stage=pretrain batches.batch_size=50 trainer.max_steps=600",
     "epochs": "stage=pretrain batches.batch_size=500 trainer.max_epochs=3 "
-    f"trainer.accumulate_grad_batches=3 {EVERY}=3",
-    "repair": f"experiment=repair digit=9 trainer.max_steps=300 {EVERY}=10",
-    "lora": "stage=lora digit=9 augment=shift trainer.accumulate_grad_batches=3 "
-    f"trainer.max_steps=200 {EVERY}=7",
+    "trainer.accumulate_grad_batches=3",
+    "short": "stage=pretrain trainer.max_epochs=12 +trainer.limit_train_batches=1 "
+    "callbacks.checkpoint.every_n_train_steps=1",
+    "repair": "experiment=repair digit=9 trainer.max_steps=300",
+    "null": "stage=lora digit=9 batches.seed=null lora.dropout=0.5 batches.replay=9 "
+    "trainer.max_steps=200",
+    "everything": "stage=lora digit=9 batches.replay=9 loss.target_weight=0.5 lora.dropout=0.2 "
+    "augment=shift trainer.accumulate_grad_batches=3 scheduler=linear callbacks=averaging "
+    "trainer.log_every_n_steps=4 trainer.max_steps=150",
     "pissa": "stage=lora digit=4 lora=pissa lora.dropout=0.2 refit=true augment=flip "
-    f"batches.replay=9 trainer.max_steps=150 {EVERY}=10",
-    "sweep": "-m stage=lora digit=9 batches.replay=9 lora.rank=1,2,4 "
-    f"trainer.max_steps=60 {EVERY}=10",
+    "batches.replay=9 trainer.max_steps=150",
+    "sweep": "-m stage=lora digit=9 batches.replay=9 lora.rank=1,2,4 trainer.max_steps=60",
     "ddp_sim": "stage=lora digit=9 trainer=ddp_sim lora.dropout=0.2 augment=shift "
-    f"batches.replay=10 trainer.max_steps=150 {EVERY}=10",
+    "batches.replay=10 trainer.max_steps=150",
 }
 for group in ("callbacks", "scheduler"):
     for file in sorted((PROJECT / "configs" / group).glob("*.yaml")):
         if file.stem not in ("default", "none", "constant"):
             preset = f"{group}={file.stem}"
-            COMMANDS[preset] = f"stage=lora digit=9 {preset} trainer.max_steps=150 {EVERY}=10"
+            CASES[preset] = f"stage=lora digit=9 {preset} trainer.max_steps=150"
 #: These make the base and the adapter with which each try starts.
 FIRST = (
     "train.py stage=pretrain batches.batch_size=50 trainer.max_steps=300 seed=1",
@@ -77,11 +83,11 @@ def renew(outputs: Path) -> None:
 def start(command: str, outputs: Path) -> subprocess.Popen[str]:
     """Start a command in a process of its own."""
     entry, *overrides = command.split()
-    usual = {"train.py": SMALL, "eval.py": SMALL[:2], "export.py": SMALL[:1]}[entry]
+    usual = list({"train.py": SMALL, "eval.py": SMALL[:2], "export.py": SMALL[:1]}[entry])
     if "trainer=" in command:
-        usual = tuple(each for each in usual if each != "trainer=cpu")
+        usual.remove("trainer=cpu")
     return subprocess.Popen(
-        [sys.executable, str(PROJECT / entry), *overrides, *usual, f"paths.outputs={outputs}"],
+        [sys.executable, str(PROJECT / entry), *usual, *overrides, f"paths.outputs={outputs}"],
         cwd=outputs.parent,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")},
         stdout=subprocess.DEVNULL,
@@ -91,16 +97,16 @@ def start(command: str, outputs: Path) -> subprocess.Popen[str]:
     )
 
 
-def begin_or_resume(command: str, outputs: Path) -> subprocess.Popen[str]:
+def begin_or_resume(case: str, outputs: Path) -> subprocess.Popen[str]:
     """Go on with what is in ``outputs/run``, or begin where there is nothing to resume."""
-    run = outputs / "run"
+    run, command = outputs / "run", f"train.py {' '.join(OFTEN)} {CASES[case]}"
     key, folder, left = "resume", "hydra.run.dir", "checkpoints/*.ckpt"
-    if command.startswith("-m"):
+    if case == "sweep":
         key, folder, left = "sweep.resume", "hydra.sweep.dir", "*/.hydra"
     if any(run.glob(left)):
-        return start(f"train.py {command} {key}={run}", outputs)
+        return start(f"{command} {key}={run}", outputs)
     shutil.rmtree(run, ignore_errors=True)
-    return start(f"train.py {command} {folder}={run}", outputs)
+    return start(f"{command} {folder}={run}", outputs)
 
 
 def killed(process: subprocess.Popen[str], seconds: float) -> bool:
@@ -146,39 +152,38 @@ def broken_file(outputs: Path) -> str | None:
     return None
 
 
-def kill_and_compare(name: str, outputs: Path, kills: int, chance: random.Random) -> int:
-    """Kill a command ``kills`` times; return how often it was lost."""
-    command = COMMANDS[name]
+def kill_and_compare(case: str, outputs: Path, kills: int, chance: random.Random) -> int:
+    """Kill a case ``kills`` times; return how often it was lost."""
     renew(outputs)
     began = time.monotonic()
-    process = begin_or_resume(command, outputs)
+    process = begin_or_resume(case, outputs)
     while process.poll() is None and not (outputs / "run").exists():
         time.sleep(0.005)
     first = time.monotonic() - began  # an earlier kill leaves nothing to resume
     _, problem = process.communicate(timeout=LIMIT)
     if process.returncode:
-        raise RuntimeError(f"{command}\n{problem}")
+        raise RuntimeError(f"{case}: {problem}")
     last = time.monotonic() - began
     expected = left_in(outputs)
     tried = lost = 0
     while tried < kills:
         renew(outputs)
-        if not killed(begin_or_resume(command, outputs), chance.uniform(first, last)):
+        if not killed(begin_or_resume(case, outputs), chance.uniform(first, last)):
             continue  # it was faster
         tried += 1
         if chance.random() < 1 / 3:
-            killed(begin_or_resume(command, outputs), chance.uniform(first, last))
+            killed(begin_or_resume(case, outputs), chance.uniform(first, last))
         code, problem = 0, ""
         if not (outputs / "run" / "results.json").exists():
-            process = begin_or_resume(command, outputs)
+            process = begin_or_resume(case, outputs)
             _, problem = process.communicate(timeout=LIMIT)
             code = process.returncode
         left = left_in(outputs)
         different = [k for k in left.keys() | expected.keys() if left.get(k) != expected.get(k)]
         if code or different:
             lost += 1
-            message = f"{name}: exit code {code}, {sorted(different)} differ\n{problem}"
-            print(message, file=sys.stderr)
+            message = f"exit code {code}, {sorted(different)} differ"
+            print(f"{case}: {message}\n{problem}", file=sys.stderr)
     return lost
 
 
@@ -200,8 +205,8 @@ def eight_together(outputs: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one kill a command, one round")
-    parser.add_argument("--only", choices=[*COMMANDS, "together"], help="one of them alone")
+    parser.add_argument("--quick", action="store_true", help="one kill a case, one round")
+    parser.add_argument("--only", choices=[*CASES, "together"], help="one of them alone")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
@@ -213,7 +218,7 @@ def main() -> int:
             start(command, Path(folder, "template")).communicate()
         print("| what was tried | tried | the same bits | lost |")
         print("| --- | ---: | ---: | ---: |")
-        for name in [*COMMANDS, "together"]:
+        for name in [*CASES, "together"]:
             if arguments.only not in (None, name):
                 continue
             if name == "together":

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import time
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import Crash, Crashed
 from helpers.commands import ROOT, only_run, read_results, refused, run_process
 from helpers.stranger import config, move_in
+from kills import CASES, OFTEN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -22,29 +24,20 @@ from lora_mnist.errors import UserError
 from lora_mnist.train import train
 
 CRASH = "+callbacks.crash._target_=helpers.callbacks.Crash"
-#: A checkpoint every seven steps, at no round number of anything.
-OFTEN = (
-    "callbacks.checkpoint.every_n_train_steps=7",
-    "callbacks.checkpoint.train_time_interval=null",
-)
 LORA = ("stage=lora", "digit=9", "trainer.max_steps=20", *OFTEN)
-EVERYTHING = (
-    *("batches.replay=9", "loss.target_weight=0.5", "lora.dropout=0.2"),
-    *("augment=shift", "trainer.accumulate_grad_batches=3", "scheduler=linear"),
-    *("callbacks=averaging", "trainer.log_every_n_steps=4"),
-)
-#: Each epoch has 30 steps; the last one has 20 images.
-TWO_EPOCHS = ("stage=pretrain", "batches.batch_size=120", "trainer.max_epochs=2", *OFTEN)
-TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
-#: Epochs of one batch.
-SHORT = (*TWO_EPOCHS[:1], "trainer.max_epochs=12", "+trainer.limit_train_batches=1")
 EACH_STEP = ("callbacks.checkpoint.every_n_train_steps=1", OFTEN[1])
 #: The first validation is the best.
 HARMFUL = ("optimizer.lr=0.03", "trainer.max_steps=40", "trainer.val_check_interval=7", *QUIET)
 NOISE = "net._target_=helpers.nets.Noisy"
+
 #: The folders of runs that nothing cut short, by their overrides.
 WHOLE = {}
+
+
+def shortened(case):
+    """One of the cases of kills.py, in few steps."""
+    return (*OFTEN, *CASES[case].split(), "trainer.max_steps=20")
 
 
 @pytest.fixture
@@ -112,28 +105,29 @@ def step_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("overrides", "crashes"),
+    ("case", "more", "crashes"),
     [
-        ((*LORA, "batches.seed=null", "lora.dropout=0.5", "batches.replay=9"), (3, 16)),
-        ((*TWO_EPOCHS, NOISE), (16, 52)),
-        ((*SHORT, *EACH_STEP, NOISE, "trainer.log_every_n_steps=1"), (4, 10)),
-        ((*LORA, *HARMFUL, "callbacks=early_stopping"), (9, 16)),
-        ((*LORA, "trainer.accumulate_grad_batches=3"), (9, 10)),
+        ("null", (), (3, 16)),
+        ("epochs", (NOISE, "batches.batch_size=120"), (9, 16)),  # of 10 steps
+        ("short", (NOISE,), (4, 10)),
+        ("callbacks=early_stopping", HARMFUL, (9, 16)),
+        ("everything", (), (9, 10)),
     ],
-    ids=["null", "epochs", "short", "validated", "accumulated"],
+    ids=["null", "epochs", "short", "validated", "everything"],
 )
-def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
+def test_twice_cut_short_it_ends_as_it_would_have(go, case, more, crashes):
     """The run "null" has no checkpoint when it is cut first, and begins again.
 
     Where a validation follows the step of a checkpoint, and inside a step's accumulated gradients,
     Lightning's own ModelCheckpoint loses both.
     """
+    overrides = (*shortened(case), "trainer.log_every_n_steps=1", *more)
     whole = go("whole", *overrides)
     first, second = crashes
     folder = go("cut", *overrides, crash=first)
     assert not (folder / "results.json").exists()
     go("cut", *overrides, crash=second, resume=True)
-    every = 1 if EACH_STEP[0] in overrides else 7
+    every = 1 if case == "short" else 7
     assert second - every <= step_of(folder) <= second
     go("cut", *overrides, resume=True)
     assert differences(left_by(whole), left_by(folder)) == []
@@ -154,7 +148,7 @@ def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
 @pytest.mark.slow
 def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     """By kill -9, then by SIGTERM, after which the command to go on with is named."""
-    overrides = (*LORA, *EVERYTHING, "logger=[tensorboard,csv]")
+    overrides = (*shortened("everything"), "logger=[tensorboard,csv]")
     whole = go("whole", *overrides)
     outputs = tmp_path / "outputs"
     command = ("train.py", *overrides, *SMALL, *FEW, CRASH, f"base_ckpt={outputs}/base/mnist.ckpt")
@@ -162,6 +156,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     where = f"paths.outputs={outputs}"
     killed = run_process(*command, where, CRASH="9:SIGKILL", PYTHONPATH=path)
     assert killed.returncode == -9
+    time.sleep(1)  # readers sort event files by second, then by process
     folder = only_run(outputs, "lora")
     hydra = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
     assert step_of(folder) == 7
@@ -170,7 +165,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     assert ended.code == 143, ended.err
     interrupted, last = ended.err.splitlines()[-2:]
     assert interrupted == "interrupted by SIGTERM"
-    assert last.startswith(f"go on with: python {ROOT}/train.py stage=lora target=9 ")
+    assert last.startswith(f"go on with: python {ROOT}/train.py {OFTEN[0]} ")
     words = shlex.split(last.partition("go on with: python ")[2])
     assert words[-1] == f"resume={folder}"
     monkeypatch.setenv("CRASH", "-1")

@@ -4,18 +4,12 @@ No measured number in the documents is typed: each stands in a block that a scri
 """
 
 import re
-from dataclasses import replace
-from itertools import combinations
 
 import jobs
 import pytest
 import readme
-import search
 import tasks
-import torch
 from helpers.commands import ROOT
-
-from lora_mnist import lora_parameters
 
 DOCUMENTS = []
 for path in readme.DOCUMENTS:
@@ -78,22 +72,3 @@ def test_every_task_composes():
         images = "data=folder" if task.pictures else "data=mnist"
         pretrain = ("stage=pretrain", *task.pretrain.split())
         jobs.composed([images, *task.settings.split(), *pretrain])
-
-
-@pytest.mark.slow
-def test_every_candidate_of_the_search_is_another_repair():
-    case = search.case_of(replace(search.CLASSIFIERS["small digits, CNN"], epochs=1), 0)
-    weights = []
-    for name, candidate in search.CANDIDATES.items():
-        if name == "refit at the dial's scale":  # the same training
-            continue
-        shorter = replace(
-            candidate, steps=candidate.steps // 200, refit_steps=candidate.refit_steps // 200
-        )
-        dropout, own = candidate.dropouts[-1], []
-        for refit in (False, candidate.refit):
-            net = search.trained(case, shorter, dropout, 0, refit)
-            own.append(next(lora_parameters(net)).detach())
-        weights.append(torch.stack(own))
-    for first, second in combinations(weights, 2):
-        assert not torch.equal(first, second)

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -42,12 +43,7 @@ class Row(NamedTuple):
 
 
 def run(command: str) -> tuple[float, float]:
-    """Run a Python process.
-
-    Returns:
-        The number that it prints after ``measured:``, or else its seconds; and the most memory that
-        it had, in MB.
-    """
+    """What a Python process prints after ``measured:``, else its seconds; its peak memory, MB."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *shlex.split(command)],
@@ -213,7 +209,7 @@ def draw_pictures(folder: Path, count: int) -> None:
         coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Median, and the least and the most."""
     digits = 0 if min(values) >= 100 else 2
     low, high = f"{min(values):,.{digits}f}", f"{max(values):,.{digits}f}"
@@ -222,19 +218,14 @@ def spread(values: list[float]) -> str:
 
 def measure(row: Row, rounds: int) -> str:
     """Let both take turns; the row as it is printed."""
-    theirs: list[float] = []
-    ours: list[float] = []
-    ratios: list[float] = []
-    more: list[float] = []
+    numbers = []
     for _ in range(rounds):
         there, memory_there = run(row.theirs)
         here, memory_here = run(row.ours)
-        theirs.append(there)
-        ours.append(here)
-        more.append(memory_here - memory_there)
-        ratio = ours[-1] / theirs[-1]
-        ratios.append(1 / ratio if row.unit == "s" else ratio)
-    cells = [row.work, row.unit, row.beside, spread(theirs), spread(ours), spread(ratios)]
+        times_as_fast = there / here if row.unit == "s" else here / there
+        numbers.append((there, here, times_as_fast, memory_here - memory_there))
+    *columns, more = zip(*numbers, strict=True)
+    cells = [row.work, row.unit, row.beside, *map(spread, columns)]
     cells.append(f"{statistics.median(more):+.0f} MB")
     return f"| {' | '.join(cells)} |"
 

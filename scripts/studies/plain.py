@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
-#: Errors left on the class, in percent, at which errors in all are compared.
-TARGETS = (50, 35, 25)
 
 
 class Shares(NamedTuple):
@@ -29,8 +27,7 @@ class Point(NamedTuple):
 
     val: Shares
     test: Shares
-    #: Errors in all of the test images at :data:`TARGETS`: see :func:`front`.
-    front: list[float]
+    at_half: float  # errors in all of the test images, with half of the class's left
 
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
@@ -45,9 +42,9 @@ def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Share
 
 
 def shifted(case: Case, after: Sequence[Tensor]) -> list[Point]:
-    """A number is added to the logit of the class: Menon et al. 2021, arXiv:2007.07314.
+    """A number, first 0, is added to the logit of the class: Menon et al. 2021, arXiv:2007.07314.
 
-    ``after`` are a network's logits on validation and on test images. The first point adds nothing.
+    ``after`` are a network's logits on validation and on test images.
     """
     pairs = []
     for step in (0, *range(-24, 97)):
@@ -57,22 +54,19 @@ def shifted(case: Case, after: Sequence[Tensor]) -> list[Point]:
             moved[:, case.target] += step / 8
             pair.append(shares(moved, case.before[part], case.labels[part], case.target))
         pairs.append(pair)
-    at_targets = [front([test for _, test in pairs], target) for target in TARGETS]
-    return [Point(val, test, at_targets) for val, test in pairs]
+    half = errors_at_half([test for _, test in pairs])
+    return [Point(val, test, half) for val, test in pairs]
 
 
-def front(points: Sequence[Shares], target: float) -> float:
-    """Errors in all where ``target`` percent of the class's are left, interpolated; else NaN.
-
-    A point that leaves fewer of both counts, too.
-    """
-    found = [each.every for each in points if each.target <= target]
+def errors_at_half(points: Sequence[Shares]) -> float:
+    """Errors in all where half of the class's are left, interpolated, or fewer; else NaN."""
+    found = [each.every for each in points if each.target <= 50]
     if not found:
         return float("nan")
     for low in points:
         for high in points:
-            if low.target < target < high.target:
-                way = (target - low.target) / (high.target - low.target)
+            if low.target < 50 < high.target:
+                way = (50 - low.target) / (high.target - low.target)
                 found.append(low.every + way * (high.every - low.every))
     return min(found)
 
@@ -111,14 +105,7 @@ class Choice(NamedTuple):
 def twenty_lines(
     case: Case, rate: float, weight: float, seed: int
 ) -> tuple[dict[Choice, float], nn.Module]:
-    """Weighted fine-tuning on 100 images a step.
-
-    A network between the base and the tuned one is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
-
-    Returns:
-        What validation images say of it at each of :data:`SCALES`, the less the better; and the
-        tuned network.
-    """
+    """The validation errors of weighted fine-tuning at each of :data:`SCALES`, and its network."""
     tuned = weighted(case, case.images["train"], case.labels["train"], rate, weight, seed)
     sums = {}
     for scale in SCALES:
@@ -155,7 +142,7 @@ def weighted(
 
 @torch.no_grad()
 def between(base: nn.Module, tuned: nn.Module, scale: float) -> nn.Module:
-    """The network whose numbers are ``base + scale * (tuned - base)``."""
+    """``base + scale * (tuned - base)``: WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903."""
     net = copy.deepcopy(tuned)
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():  # a count of batches is not

@@ -3,9 +3,8 @@
     python scripts/studies/repair.py    # the tables of docs/worth.md
 
 Each classifier is trained with several seeds, and each base is repaired with several seeds. The
-classifiers are in tasks.py, the plain methods in plain.py. Bases are pretrained where they are
-missing. Every run of train.py is kept in outputs/repair_study; called again, the study does what
-is missing.
+classifiers are in tasks.py, the plain methods in plain.py. Every run of train.py is kept in
+outputs/repair_study; called again, the study does what is missing.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from jobs import OUTPUT, Results, table
+from jobs import OUTPUT, table
 from plain import (
     Choice,
     Point,
@@ -38,8 +37,8 @@ from lora_mnist import load_adapter, set_lora_scale
 
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
-#: Those whose fronts are compared.
-FRONTS = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
+#: Those that are compared where half of the class's errors are left.
+AT_HALF = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
 #: How often each method runs on a base, at most.
 METHODS = {
     "one number": 1,
@@ -51,8 +50,8 @@ METHODS = {
 }
 #: Those with fewer than 1,500 training images.
 SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
-#: The shares of a method, and its front, on the test images.
-Run = tuple[Shares, list[float]]
+#: What a method leaves on the test images, and its errors in all at half.
+Run = tuple[Shares, float]
 
 
 @dataclass
@@ -61,12 +60,15 @@ class Study:
 
     name: str
     errors: list[list[int]] = field(default_factory=list)  # of each base: the class's, all
-    shares: dict[str, list[list[Shares]]] = field(default_factory=dict)  # by method
-    fronts: dict[str, list[list[list[float]]]] = field(default_factory=dict)
+    runs: dict[str, list[list[Run]]] = field(default_factory=dict)  # by method
 
     def every(self, method: str, name: str) -> list[list[float]]:
-        """A number of each run, by base."""
-        return [[getattr(run, name) for run in runs] for runs in self.shares[method]]
+        """A share of each run, by base."""
+        return [[getattr(shares, name) for shares, _ in runs] for runs in self.runs[method]]
+
+    def at_half(self, method: str) -> list[list[float]]:
+        """The errors in all at half of each run, by base."""
+        return [[half for _, half in runs] for runs in self.runs[method]]
 
 
 def study(task: Task, bases: int, repairs: int) -> Study:
@@ -74,26 +76,19 @@ def study(task: Task, bases: int, repairs: int) -> Study:
     result = Study(task.name)
     for number in range(bases):
         own = replace(task, seed=task.seed + 1000 * number)
-        shares: dict[str, list[Shares]] = {}
-        fronts: dict[str, list[list[float]]] = {}
+        of_base: dict[str, list[Run]] = {}
         for seed in range(repairs):
             errors, runs = every_method(own, seed)
-            for method, (numbers, front) in runs.items():
-                shares.setdefault(method, []).append(Shares(*numbers))
-                fronts.setdefault(method, []).append(front)
+            for method, (shares, half) in runs.items():
+                of_base.setdefault(method, []).append((Shares(*shares), half))
         result.errors.append(errors)
-        for method in shares:
-            result.shares.setdefault(method, []).append(shares[method])
-            result.fronts.setdefault(method, []).append(fronts[method])
+        for method, of_method in of_base.items():
+            result.runs.setdefault(method, []).append(of_method)
     return result
 
 
 def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
-    """Each of :data:`METHODS` once on one network. A file keeps what was done.
-
-    Returns:
-        The base's errors, on the class and in all; by method, its shares and its front.
-    """
+    """The base's errors, on the class and in all; each of :data:`METHODS` once, by its name."""
     file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
     errors, runs = json.loads(file.read_text()) if file.exists() else ([], {})
     missing = {method for method, times in METHODS.items() if seed < times} - set(runs)
@@ -104,21 +99,22 @@ def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
     if "one number" in missing:
         points = shifted(case, list(case.before.values()))
         best = min(points, key=lambda each: sum_of_shares(each.val))
-        runs["one number"] = shares_and_front(best)
+        runs["one number"] = run_of(best)
     if "notebook" in missing:
         folder, _ = task.run("stage=lora")
-        runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
+        runs["notebook"] = run_of_adapter(case, folder)
     if "twenty lines" in missing:
         runs |= plain_runs(case, seed)
     if missing & {"repair", "before refit"}:
         settings = f"experiment=repair seed={seed}"
         folder, results = task.run(settings)
-        before = f"{settings} refit=false lora.dropout={results['choices']['dropout']['value']}"
-        runs["repair"] = saved_and_trained(case, folder)
+        runs["repair"] = run_of_adapter(case, folder)
         if "before refit" in missing:
-            if results["choices"]["refit"]["value"]:
-                folder, results = task.run(before)
-            runs["before refit"] = saved_and_trained(case, folder)
+            choices = results["choices"]
+            if choices["refit"]["value"]:
+                dropout = choices["dropout"]["value"]
+                folder, _ = task.run(f"{settings} refit=false lora.dropout={dropout}")
+            runs["before refit"] = run_of_adapter(case, folder)
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".unfinished")
@@ -127,9 +123,17 @@ def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
     return errors, runs
 
 
-def shares_and_front(saved: Point, trained: Point | None = None) -> Run:
-    """A method's run; ``trained`` is an adapter at scale 1, where it was saved at another."""
-    return saved.test, (trained or saved).front
+def run_of(where: Point) -> Run:
+    """A method's run."""
+    return where.test, where.at_half
+
+
+def run_of_adapter(case: Case, folder: Path) -> Run:
+    """An adapter as it was saved, and its errors at half at scale 1, as it was trained."""
+    net = load_adapter(copy.deepcopy(case.net), folder / "adapter")
+    saved = point(case, net)
+    set_lora_scale(net, 1.0)
+    return saved.test, point(case, net).at_half
 
 
 def plain_runs(case: Case, seed: int) -> dict[str, Run]:
@@ -147,32 +151,9 @@ def plain_runs(case: Case, seed: int) -> dict[str, Run]:
     choice = min(sums, key=lambda choice: sums[choice])
     chosen = between(case.net, nets[choice.rate, choice.weight], choice.scale)
     return {
-        "twenty lines": shares_and_front(point(case, chosen)),
-        "twenty lines, refitted": shares_and_front(point(case, refitted(case, choice, seed))),
+        "twenty lines": run_of(point(case, chosen)),
+        "twenty lines, refitted": run_of(point(case, refitted(case, choice, seed))),
     }
-
-
-def saved_and_trained(case: Case, folder: Path) -> Run:
-    """A repair as it was saved, and its front at scale 1, as it was trained."""
-    adapter = folder / "adapter"
-    return shares_and_front(turned(case, adapter), turned(case, adapter, 1.0))
-
-
-def of_results(results: Results, target: int) -> Shares:
-    """What results.json says of the test images."""
-    after, before = results["test"], results["test_base"]
-    few, many = after["errors_per_class"][target], sum(after["errors_per_class"])
-    few_before, many_before = before["errors_per_class"][target], sum(before["errors_per_class"])
-    others = 100 * (many - few) / (many_before - few_before)
-    flipped = 100 * after["broken"] / sum(after["images_per_class"])
-    return Shares(100 * few / few_before, 100 * many / many_before, others, flipped)
-
-
-def turned(case: Case, adapter: Path, scale: float = 1.0) -> Point:
-    """A finished adapter at a scale."""
-    net = load_adapter(copy.deepcopy(case.net), adapter)
-    set_lora_scale(net, scale)
-    return point(case, net)
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -196,18 +177,26 @@ def spread(by_base: Sequence[Sequence[float]]) -> str:
     return f"{mean(by_base):.1f} ± {deviation(by_base):.1f}"
 
 
+def mean_and_worst(studies: Sequence[Study], method: str, name: str) -> str:
+    """The mean of a share over all classifiers, and that of the worst one."""
+    means = [mean(each.every(method, name)) for each in studies]
+    return f"{statistics.mean(means):.0f}%, {max(means):.0f}%"
+
+
+def worst_on_others(studies: Sequence[Study], method: str) -> float:
+    """The errors on the other classes of the worst run."""
+    return max(max(runs) for each in studies for runs in each.every(method, "others"))
+
+
 def methods_table(studies: Sequence[Study]) -> str:
     """Each method over all classifiers: the mean, and the worst classifier or run."""
     lines = []
     for method in METHODS:
         cells = [method]
-        for name in ("target", "every"):
-            means = [mean(each.every(method, name)) for each in studies]
-            cells.append(f"{statistics.mean(means):.0f}%, {max(means):.0f}%")
-        means = [mean(each.every(method, "others")) for each in studies]
-        worst = max(max(runs) for each in studies for runs in each.every(method, "others"))
-        cells.append(f"{statistics.mean(means):.0f}%, {max(means):.0f}%, {worst:.0f}%")
-        if max(map(len, studies[0].shares[method])) > 1:
+        for name in ("target", "every", "others"):
+            cells.append(mean_and_worst(studies, method, name))
+        cells[-1] += f", {worst_on_others(studies, method):.0f}%"
+        if max(map(len, studies[0].runs[method])) > 1:
             deviations = [deviation(each.every(method, "every")) for each in studies]
             cells.append(f"{statistics.mean(deviations):.1f}, {max(deviations):.1f}")
         else:
@@ -226,16 +215,12 @@ def summary_table(studies: Sequence[Study]) -> str:
     for method in ("one number", "twenty lines", "twenty lines, refitted", "repair"):
         cells = [method]
         for name in ("target", "every"):
-            means = [mean(each.every(method, name)) for each in studies]
-            cells.append(f"{statistics.mean(means):.0f}%, {max(means):.0f}%")
-        runs = [max(max(runs) for runs in each.every(method, "others")) for each in studies]
-        cells.append(f"{max(runs):.0f}%")
+            cells.append(mean_and_worst(studies, method, name))
+        cells.append(f"{worst_on_others(studies, method):.0f}%")
         deviations = [deviation(each.every(method, "every")) for each in studies]
         cells.append("" if isnan(deviations[0]) else f"{statistics.mean(deviations):.1f}")
-        fronts = []
-        for each in studies:
-            fronts.append(mean([[front[0] for front in runs] for runs in each.fronts[method]]))
-        cells.append(f"{statistics.mean(fronts):.0f}%")
+        at_half = [mean(each.at_half(method)) for each in studies]
+        cells.append(f"{statistics.mean(at_half):.0f}%")
         lines.append(cells)
     heads = ["method", "on the class: mean, worst", "in all: mean, worst", "others: worst run"]
     heads += ["deviation in all", "in all, with half of the class's left"]
@@ -256,16 +241,15 @@ def tasks_table(studies: Sequence[Study]) -> str:
     return table(["classifier", "the bases' errors", *methods], lines)
 
 
-def fronts_table(studies: Sequence[Study], place: int) -> str:
-    """Errors in all at one of :data:`plain.TARGETS`: a row a classifier, and means."""
+def fronts_table(studies: Sequence[Study]) -> str:
+    """Errors in all with half of the class's left: a row a classifier, and means."""
     lines = []
     means: dict[str, list[list[float]]] = {"small sets": [], "large sets": [], "all": []}
     for each in studies:
         cells, of_methods = [each.name], []
-        for method in FRONTS:
-            numbers = [[front[place] for front in runs] for runs in each.fronts[method]]
-            cells.append(spread(numbers))
-            of_methods.append(mean(numbers))
+        for method in AT_HALF:
+            cells.append(spread(each.at_half(method)))
+            of_methods.append(mean(each.at_half(method)))
         lines.append(cells)
         means["small sets" if each.name in SMALL else "large sets"].append(of_methods)
         means["all"].append(of_methods)
@@ -273,7 +257,7 @@ def fronts_table(studies: Sequence[Study], place: int) -> str:
         if rows:
             numbers_of_means = [statistics.mean(column) for column in zip(*rows, strict=True)]
             lines.append([f"mean, {name}", *(f"{number:.1f}" for number in numbers_of_means)])
-    return table(["classifier", *FRONTS], lines)
+    return table(["classifier", *AT_HALF], lines)
 
 
 def seen_table(task: Task) -> str:
@@ -283,9 +267,10 @@ def seen_table(task: Task) -> str:
     cells = [task.name]
     for settings in ("", " data.val_from=test"):
         _, results = task.run(f"experiment=repair{settings}", base)
-        numbers = of_results(results, target)
-        scale = results["dial"]["advised"]
-        cells.append(f"{scale:g}: {numbers.target:.0f} / {numbers.every:.1f}")
+        after, before = results["test"], results["test_base"]
+        of_class = after["errors_per_class"][target] / before["errors_per_class"][target]
+        in_all = after["errors"] / before["errors"]
+        cells.append(f"{results['scale']:g}: {100 * of_class:.0f} / {100 * in_all:.1f}")
     heads = ["classifier", "validation images that it knows", "`data.val_from=test`"]
     return table(heads, [cells])
 
@@ -301,7 +286,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
     studies = [study(every[name], options.bases, options.repairs) for name in options.tasks]
     print(summary_table(studies), methods_table(studies), tasks_table(studies), sep="\n\n")
-    print(fronts_table(studies, 0), seen_table(TASKS[0]), sep="\n\n")
+    print(fronts_table(studies), seen_table(TASKS[0]), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -34,13 +34,13 @@ sys.path.append(str(EXAMPLE))
 class ResNet(nn.Module):
     """Three residual blocks with batch normalisation, and dropout before the last layer."""
 
-    def __init__(self, num_classes: int = 10, width: int = 8) -> None:
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
         self.down = nn.ModuleList()
         self.blocks = nn.ModuleList()
         for level in range(3):
-            channels = width * 2**level
+            channels = 8 * 2**level
             self.down.append(nn.Conv2d(channels // (2 if level else 1), channels, 2, 2))
             block = []
             for _ in range(2):
@@ -48,7 +48,7 @@ class ResNet(nn.Module):
                 block += [nn.BatchNorm2d(channels), nn.ReLU(), convolution]
             self.blocks.append(nn.Sequential(*block))
         self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(4 * width, num_classes)
+        self.head = nn.Linear(32, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
@@ -69,20 +69,14 @@ def fashion(folder: Path, first: int, count: int) -> None:
     _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
 
 
-def letters(folder: Path, characters: str, count: int) -> None:
-    """Letters, a class for each of ``characters``, with noise."""
-    images, labels = drawn(characters, count)
-    _write(folder, images, labels, 0.15)
-
-
 def small_digits(folder: Path) -> None:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, with noise."""
     digits = load_digits()
     _write(folder, digits.images / 16, [f"d{label}" for label in digits.target], 0.1)
 
 
-def drawn(characters: str, count: int) -> tuple[Any, list[str]]:
-    """Characters of 16 x 16 pixels, (count, 16, 16), in six fonts, slanted and turned; labels."""
+def letters(folder: Path, characters: str, count: int) -> None:
+    """Letters of 16 x 16 pixels in six fonts, slanted and turned, with noise."""
     place = Path(matplotlib.get_data_path(), "fonts", "ttf")
     names = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic", "cmr10", "cmtt10")
     fonts = [ImageFont.truetype(str(place / f"{name}.ttf"), 40) for name in names]
@@ -98,7 +92,7 @@ def drawn(characters: str, count: int) -> tuple[Any, list[str]]:
         image = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
         images.append(numpy.asarray(image.resize((16, 16), Image.Resampling.BOX)) / 255)
         labels.append(letter)
-    return numpy.stack(images), labels
+    _write(folder, numpy.stack(images), labels, 0.15)
 
 
 def photos(folder: Path) -> None:
@@ -162,7 +156,7 @@ class Task:
     knows_val: bool = False  # whether the base was trained on the validation images, too
 
     def folder(self) -> Path:
-        """The folder of its pictures; they are made now, if they were not yet."""
+        """The folder of its pictures, which are made now, if they were not yet."""
         name = f"{self.pictures} {self.target} {self.starved} {self.knows_val}"
         folder = OUTPUT / "pictures" / name
         if not folder.exists():
@@ -202,15 +196,14 @@ class Task:
         base = f"base_ckpt='{self.base()}'"
         classifier = classifier_of(composed([*self.common(), "stage=lora", base]))
         net, dataset = classifier.net, classifier.dataset
-        sets = {"train": dataset.sets.train, "val": dataset.sets.val, "test": dataset.sets.test}
         images, labels = {}, {}
-        for part, of_part in sets.items():
-            images[part], labels[part] = in_memory(dataset, of_part)
+        for part in ("train", "val", "test"):
+            images[part], labels[part] = in_memory(dataset, getattr(dataset.sets, part))
         before = {part: logits_of(net, images[part]) for part in ("val", "test")}
         if self.target in dataset.classes:
             target = dataset.classes.index(self.target)
         else:
-            counts = counts_of(evaluate(net, dataset.batches(sets["val"])))["before"]
+            counts = counts_of(evaluate(net, dataset.batches(dataset.sets.val)))["before"]
             target = weakest(counts["errors_per_class"], counts["images_per_class"])
         return Case(net, images, labels, before, target)
 
