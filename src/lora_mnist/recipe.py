@@ -146,9 +146,8 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
         return stated(session, "optimizer.lr", rate)
     learnt = len(data.plan.selection.target_indices)
     rates = RATES if learnt < FEW_IMAGES else RATES[1:]
-    recorded = recorded_rate(session.run.folder) if session.cfg.resume is not None else None
-    if recorded is not None:
-        return Choice(recorded, list(rates), 0, "as this run began")
+    if session.cfg.resume is not None and (recorded := recorded_rate(session.run.folder)):
+        return Choice(**recorded)
     assert before is not None  # open_session has refused it
     net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
     count = min(len(before), _RATE_IMAGES)

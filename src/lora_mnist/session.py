@@ -315,7 +315,9 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
         batches = max(1, int(limit * batches)) if limit else 0
     elif limit is not None:
         batches = min(batches, limit)
-    return images.subset(torch.arange(min(len(images), batches * batch_size)))
+    if batches * batch_size >= len(images):
+        return images
+    return images.subset(torch.arange(batches * batch_size))
 
 
 def _refuse_inconsistent(session: Session) -> None:

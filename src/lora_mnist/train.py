@@ -85,7 +85,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     choices |= {"rate": rate}
     tell(choices)
     print_parameters(session.net)
-    with begin_run(run.folder, session.settings(selection), cfg.resume, rate.value):
+    with begin_run(run.folder, session.settings(selection), cfg.resume, rate._asdict()):
         repair = train_repair(session, data, rate.value, before)
         prove_unchanged(session)
         if not session.trainer.is_global_zero:

@@ -36,11 +36,14 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 @contextmanager
 def begin_run(
-    folder: Path, settings: Mapping[str, Any], resume: object, rate: float | None = None
+    folder: Path,
+    settings: Mapping[str, Any],
+    resume: object,
+    rate: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, and ``rate`` is its learning rate.
+    ``settings`` are everything that the run's numbers depend on, and ``rate`` is the choice of its rate.
     ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a last.ckpt left
     in its folder is deleted. ``UserError``, if the run has finished, is still going, or had other
     settings.
@@ -82,9 +85,9 @@ def last_checkpoint(folder: Path, resume: object, choices: Mapping[str, Any]) ->
     return last if checkpoint["hyper_parameters"]["choices"] == choices else None
 
 
-def recorded_rate(folder: Path) -> float | None:
-    """The learning rate with which the run in ``folder`` began; ``None``: it has not."""
-    rate: float | None = read_json(folder / RUN_RECORD).get("rate")
+def recorded_rate(folder: Path) -> dict[str, Any] | None:
+    """The choice of the rate with which the run in ``folder`` began; ``None``: it has not."""
+    rate: dict[str, Any] | None = read_json(folder / RUN_RECORD).get("rate")
     return rate
 
 
