@@ -43,7 +43,7 @@ def begin_run(
 ) -> Iterator[None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, and ``rate`` is the choice of its rate.
+    ``settings`` are everything that its numbers depend on, and ``rate`` is the choice of its rate.
     ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a last.ckpt left
     in its folder is deleted. ``UserError``, if the run has finished, is still going, or had other
     settings.
