@@ -37,11 +37,10 @@ CASES = {
     "pretrain": "stage=pretrain batches.batch_size=50 trainer.max_steps=600",
     "epochs": "stage=pretrain batches.batch_size=500 trainer.max_epochs=3 "
     "trainer.accumulate_grad_batches=3",
-    "short": "stage=pretrain trainer.max_epochs=12 +trainer.limit_train_batches=1 "
-    "callbacks.checkpoint.every_n_train_steps=1",
+    "short": "stage=pretrain trainer.max_epochs=12 +trainer.limit_train_batches=1",
     "repair": "experiment=repair digit=9 trainer.max_steps=300",
     "null": "stage=lora digit=9 batches.seed=null lora.dropout=0.5 batches.replay=9 "
-    "trainer.max_steps=200",
+    "optimizer.lr=auto trainer.max_steps=200",
     "everything": "stage=lora digit=9 batches.replay=9 loss.target_weight=0.5 lora.dropout=0.2 "
     "augment=shift trainer.accumulate_grad_batches=3 scheduler=linear callbacks=averaging "
     "trainer.log_every_n_steps=4 trainer.max_steps=150",
@@ -87,7 +86,7 @@ def start(command: str, outputs: Path) -> subprocess.Popen[str]:
     if "trainer=" in command:
         usual.remove("trainer=cpu")
     return subprocess.Popen(
-        [sys.executable, str(PROJECT / entry), *usual, *overrides, f"paths.outputs={outputs}"],
+        [sys.executable, str(PROJECT / entry), *overrides, *usual, f"paths.outputs={outputs}"],
         cwd=outputs.parent,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")},
         stdout=subprocess.DEVNULL,
@@ -99,7 +98,7 @@ def start(command: str, outputs: Path) -> subprocess.Popen[str]:
 
 def begin_or_resume(case: str, outputs: Path) -> subprocess.Popen[str]:
     """Go on with what is in ``outputs/run``, or begin where there is nothing to resume."""
-    run, command = outputs / "run", f"train.py {' '.join(OFTEN)} {CASES[case]}"
+    run, command = outputs / "run", f"train.py {CASES[case]} {' '.join(OFTEN)}"
     key, folder, left = "resume", "hydra.run.dir", "checkpoints/*.ckpt"
     if case == "sweep":
         key, folder, left = "sweep.resume", "hydra.sweep.dir", "*/.hydra"

@@ -37,7 +37,7 @@ WHOLE = {}
 
 def shortened(case):
     """One of the cases of kills.py, in few steps."""
-    return (*OFTEN, *CASES[case].split(), "trainer.max_steps=20")
+    return (*CASES[case].split(), *OFTEN, "trainer.max_steps=20")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def step_of(folder):
     [
         ("null", (), (3, 16)),
         ("epochs", (NOISE, "batches.batch_size=120"), (9, 16)),  # of 10 steps
-        ("short", (NOISE,), (4, 10)),
+        ("short", (NOISE, *EACH_STEP), (4, 10)),
         ("callbacks=early_stopping", HARMFUL, (9, 16)),
         ("everything", (), (9, 10)),
     ],
@@ -165,7 +165,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     assert ended.code == 143, ended.err
     interrupted, last = ended.err.splitlines()[-2:]
     assert interrupted == "interrupted by SIGTERM"
-    assert last.startswith(f"go on with: python {ROOT}/train.py {OFTEN[0]} ")
+    assert last.startswith(f"go on with: python {ROOT}/train.py stage=lora target=9 ")
     words = shlex.split(last.partition("go on with: python ")[2])
     assert words[-1] == f"resume={folder}"
     monkeypatch.setenv("CRASH", "-1")

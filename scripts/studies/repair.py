@@ -49,7 +49,7 @@ METHODS = {
     "repair": 4,
 }
 #: Those with fewer than 1,500 training images.
-SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
+SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN", "small digits, CNN", "capitals, MLP")
 #: What a method leaves on the test images, and its errors in all at half.
 Run = tuple[Shares, float]
 
