@@ -37,7 +37,6 @@ MISTAKES = {
         (*PRETRAIN, "trainer.precision=64-true"),
         (*LORA, "target=cow"),
         (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),
-        (*LORA, "scheduler=cosine", "scheduler.T_max=2", "scheduler.interval=epoch"),
         (
             *(*LORA, "lora=pissa"),
             "optimizer._target_=torch.optim.AdamW -> optimizer.weight_decay=0.01: expected 0",

@@ -79,10 +79,7 @@ def stated(session: Session, key: str, value: Any) -> Choice:
 def choose_target(
     session: Session, before: Predictions | None = None
 ) -> tuple[Selection, dict[str, Choice]]:
-    """The images to learn and to replay, as ``target`` says: perhaps those of the weakest class.
-
-    ``before`` are the base's predictions for the validation images.
-    """
+    """The images to learn and to replay, as ``target`` says: perhaps those of the weakest class."""
     cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
     if session.mistakes is not None:  # they stand at the end
@@ -198,8 +195,8 @@ def train_repair(
 ) -> Repair:
     """Train the adapter: once, or after trials that decide its dropout and its scale.
 
-    Each training begins at the same start and has a folder of its own. What validation images say
-    is of the trial that was chosen, which had not learnt them.
+    Each training begins at the same start. What validation images say is of the trial that was
+    chosen, which had not learnt them.
     """
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
@@ -247,11 +244,7 @@ def _train_and_measure(
 
 
 def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
-    """The values of ``lora.dropout`` to train with: one where nothing is to be chosen.
-
-    ``auto`` is 0 for 400 images of the class or more, without validation images, and where a layer
-    takes no dropout.
-    """
+    """The values of ``lora.dropout`` to train with: one where nothing is to be chosen."""
     dropout = session.cfg.lora.dropout
     if dropout != "auto":
         return [dropout]
@@ -275,10 +268,7 @@ def choose_dropout(session: Session, trials: Sequence[Trained]) -> tuple[Trained
 
 
 def choose_refit(session: Session, data: ImageDataModule) -> Choice:
-    """Whether one more training learns the validation images as well, as ``refit`` says.
-
-    ``auto`` is true for fewer than 400 images of the class, unless a callback monitors validation.
-    """
+    """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
     if refit != "auto":
         return stated(session, "refit", bool(refit))
@@ -298,10 +288,7 @@ def _has_few(data: ImageDataModule) -> bool:
 def try_scales(
     session: Session, data: ImageDataModule, val: Predictions | None
 ) -> dict[str, Any] | None:
-    """The errors of the finished adapter at several scales, on the validation images.
-
-    ``dial=null`` measures them in a single run with validation images, but not in a job of a sweep.
-    """
+    """The errors of the adapter at several scales on validation images; ``None``: not asked for."""
     cfg, trainer = session.cfg, session.trainer
     wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):

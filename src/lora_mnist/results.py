@@ -124,10 +124,7 @@ def finish(
 
 
 def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
-    """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep.
-
-    Jobs of a sweep would replace it one after another; a file that is named is another matter.
-    """
+    """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep."""
     if cfg.target == "weakest":
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.mistakes is not None:
@@ -143,11 +140,7 @@ def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
 
 
 def _record_of(session: Session) -> dict[str, Any]:
-    """The record of a training, for the file of its base or adapter: all that a command needs.
-
-    Its values are resolved. The folder of images is absolute; the project's own ``data/`` is left
-    out, since each machine has one.
-    """
+    """The record for the file of a base or an adapter: all that a command needs, resolved."""
     classifier, dataset = session.classifier, session.classifier.dataset
     settings, prepare = classifier.settings, dataset.preprocessing()
     if settings.prepare.get("transform") is not None:
@@ -156,7 +149,7 @@ def _record_of(session: Session) -> dict[str, Any]:
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
     folder = Path(data.pop("data_dir", DATA)).expanduser().absolute()
-    if folder != DATA:
+    if folder != DATA:  # which each machine has
         data["data_dir"] = str(folder)
     typed = [text for text in session.run.typed or () if affects_results(text.partition("=")[0])]
     return {
@@ -190,11 +183,7 @@ def _save_adapter(
     choices: Mapping[str, Choice],
     dial: Mapping[str, Any] | None,
 ) -> None:
-    """Save the adapter with its record in the run's folder.
-
-    The base gets a file of its own, where it has none, so that it is found later. An adapter that
-    has learnt the validation images keeps what these advised before.
-    """
+    """Save the adapter with its record, and a copy of its base, where there is none."""
     classifier, bases = session.classifier, Path(session.cfg.paths.bases)
     base, record = classifier.base, _record_of(session)
     assert base is not None
@@ -213,10 +202,7 @@ def _save_adapter(
 
 
 def warn_of_known_validation(outcomes: Mapping[str, Any], val_from: str) -> None:
-    """Warn if the base makes far fewer errors on validation images than on test images.
-
-    ``val_from`` is the part that these were taken from, ``train`` or ``test``.
-    """
+    """Warn if the base makes far fewer errors on validation images than on test images."""
     if "val_base" not in outcomes:
         return
     val, test = outcomes["val_base"], outcomes["test_base"]
@@ -252,10 +238,7 @@ def _why_useless(
 def useless(
     outcome: Mapping[str, Any], before: Mapping[str, Any] | None, classes: Sequence[str]
 ) -> str | None:
-    """How a network is right no more often than by always saying the same class; ``None``: it is.
-
-    ``before`` is the outcome of its base, which may have been no better.
-    """
+    """How a network is no better than one class for all images, unless its base was no better."""
     images, accuracy = outcome["images_per_class"], outcome["accuracy"]
     share = max(images) / sum(images)
     if accuracy > share or (before is not None and before["accuracy"] <= share):

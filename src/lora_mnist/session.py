@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets
-from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
+from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, also_learning
 from lora_mnist.disk.checkpoint import load_best_weights
@@ -115,13 +115,9 @@ class Session:
 
     @cached_property
     def _order_seed(self) -> int:
-        """The seed of the images' order.
-
-        ``batches.seed=null`` is the order of a plain ``DataLoader(shuffle=True)``, which draws two
-        numbers from torch: for its workers, then for its sampler.
-        """
+        """The seed of the images' order; ``null``: drawn as a plain DataLoader does it."""
         seed = self.cfg.batches.seed
-        if seed is None:
+        if seed is None:  # two numbers: for its workers, then for its sampler
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         return int(seed)
 
@@ -175,13 +171,9 @@ class Session:
             return instantiate(schedule, _convert_="all")(optimizer)
 
     def settings(self, selection: Selection) -> dict[str, Any]:
-        """Everything that the run's numbers depend on: with other settings it may not go on.
-
-        Files are compared by their content. The run's own folder is no setting, since it may be
-        moved; nor is the key by which the class was found, weakest or named.
-        """
+        """Everything that the run's numbers depend on: with other settings it may not go on."""
         cfg, classifier = self.cfg.copy(), self.classifier
-        cfg.paths.run = "."
+        cfg.paths.run = "."  # it may be moved
         cfg.target = [classifier.classes[target] for target in selection.targets]
         settings: Any = OmegaConf.to_container(cfg, resolve=True)
         resolved = classifier.settings
@@ -195,11 +187,7 @@ class Session:
     def fit(
         self, data: ImageDataModule, rate: float, before: Predictions | None = None
     ) -> Choice | None:
-        """Train what is trainable, or go on from the checkpoint; refuse weights that diverged.
-
-        The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`).
-        Returned is what chose the weights, where a monitored value did.
-        """
+        """Train, or go on from the checkpoint; the choice of the weights, if a value chose them."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, targets = self.classifier.classes, plan.selection.targets
         if self.cfg.compile:
@@ -249,14 +237,11 @@ class Session:
         return self.trainer.strategy.broadcast(value)
 
     def in_folder(self, name: str) -> "Session":
-        """The session of one training among several: its files are in a folder of the run's.
-
-        Only loggers that write into a run's folder log it: elsewhere it would be another run.
-        """
+        """The session of one training among several: its files are in a folder of the run's."""
         cfg, run = self.cfg.copy(), replace(self.run, folder=self.run.folder / name)
         cfg.paths.run = str(run.folder)
         for logger in cfg.get("logger") or {}:
-            if logger not in ("tensorboard", "csv"):
+            if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
                 cfg.logger[logger] = None
         trainer = make_trainer(cfg, run)
         trainer.limit_val_batches = self.trainer.limit_val_batches
@@ -328,11 +313,6 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    if is_one_epoch(trainer) and scheduler.get("interval") == "epoch":
-        raise UserError(
-            "scheduler.interval=epoch: expected trainer.max_epochs=NUMBER, since a training of "
-            f"trainer.max_steps={trainer.max_steps} alone is one epoch"
-        )
     if cfg.batches.replay == 0 and (weight := cfg.loss.get("target_weight")) is not None:
         raise UserError(f"loss.target_weight={weight}: expected null, or batches.replay > 0")
     is_auto = cfg.optimizer.lr == "auto"
@@ -379,10 +359,7 @@ def _refuse_inconsistent(session: Session) -> None:
 
 
 def _refuse_moving_base(session: Session) -> None:
-    """Refuse a network that changes its own tensors in a forward pass, such as a counter of calls.
-
-    The proof after training would fail. The random generators stay as they were.
-    """
+    """Refuse a network that changes its own tensors while it predicts: no proof would hold."""
     classifier, device = session.classifier, session.trainer.strategy.root_device
     net, base, dataset = classifier.net, classifier.base, classifier.dataset
     assert base is not None
