@@ -116,8 +116,9 @@ def better_preparation(session: Session) -> list[str]:
 
     def is_wrong(way: dict[str, Any]) -> Tensor:
         """Which images the base gets wrong when they are prepared so: bool, shape (N,)."""
-        sizing = {key: way[key] for key in ("resize", "crop_pct", "interpolation") if key in way}
-        if sizing:
+        sizing: dict[str, Any] = {}
+        if isinstance(dataset, Folder):
+            sizing = {key: way[key] for key in ("resize", "crop_pct", "interpolation")}
             sizing["size"] = tuple(way["image_size"])
         other = copy.copy(dataset)
         other.mean, other.std = way["mean"], way["std"]
