@@ -34,7 +34,7 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
 
 
 def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
-    """The class whose interval has the largest lower end: 34 errors of 200 are worse than 2 of 8."""
+    """The class with the highest lower end of its interval: 34 errors of 200 before 2 of 8."""
     rates = [wilson(e, n)[0] / n if n else 0.0 for e, n in zip(errors, images, strict=True)]
     return rates.index(max(rates))
 
