@@ -92,7 +92,7 @@ class ClassifierModule(LightningModule):
         if stage != "fit":
             return
         chosen = {"target": self.targets, "optimizer.lr": self.optimizer.defaults["lr"]}
-        first = self.trainer.strategy.broadcast(chosen)
+        first = self.trainer.strategy.broadcast(chosen)  # only now are they connected
         for key, value in chosen.items():
             if value != first[key]:
                 raise UserError(

@@ -199,20 +199,13 @@ def _count(
     """The counts of one side of a table."""
     is_wrong = prediction != label
     errors, images = _per_class(label[is_wrong], num_classes), _per_class(label, num_classes)
-    false_calls = _per_class(prediction[is_wrong], num_classes)
-    precision: list[float | None] = []
-    for c in range(num_classes):
-        right = images[c] - errors[c]
-        called = right + false_calls[c]
-        precision.append(right / called if called else None)
     mean_loss = loss.double().mean().item()
     counts: dict[str, Any] = {
         "loss": mean_loss if math.isfinite(mean_loss) else None,
         "accuracy": (len(label) - sum(errors)) / len(label),
         "errors": sum(errors),
         "errors_per_class": errors,
-        "false_calls_per_class": false_calls,
-        "precision_per_class": precision,
+        "false_calls_per_class": _per_class(prediction[is_wrong], num_classes),
         "images_per_class": images,
     }
     if targets:
@@ -245,9 +238,8 @@ def compare_errors(
     Returns:
         ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
         ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
-        ``false_calls_per_class``, images of other classes that are given this one's name;
-        ``precision_per_class``, the share of right ones among the images that are given a class's
-        name, ``None`` where there are none; and ``images_per_class``.
+        ``false_calls_per_class``, images of other classes that are given this one's name; and
+        ``images_per_class``.
 
         ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
         right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
