@@ -68,10 +68,13 @@ def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
     results = read_results(only_run(tmp_path / "outputs", "eval"))
     better = results["better_preprocessing"]
     assert " ".join(better) == "prepare.resize=stretch prepare.mean=0.0 prepare.std=1.0"
+    options = (*OPTIONS, *better, f"paths.outputs={tmp_path}/outputs")
     with logged("lora_mnist.check_preprocessing") as log:
-        mended = evaluate(composed("eval", *OPTIONS, *better, f"paths.outputs={tmp_path}/outputs"))
+        mended = evaluate(composed("eval", *options))
     assert log.getvalue() == ""
     assert mended["test"]["errors"] < results["test"]["errors"]
+    moved = evaluate(composed("eval", *options, "prepare.classes=[emu,cat,dog]"))
+    assert moved["better_preprocessing"] == ["prepare.classes=[cat,dog,emu]"]
 
 
 def stripes(folder):

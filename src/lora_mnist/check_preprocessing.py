@@ -1,8 +1,4 @@
-"""Whether a network of one's own has the right classes, and its images are prepared as in training.
-
-One is tried after the other: the order of the classes, other usual ways to prepare images, and at
-last whether the base is better than guessing.
-"""
+"""Whether classes and images of a network of one's own are those of its training."""
 
 import copy
 import logging
@@ -26,14 +22,13 @@ from lora_mnist.settings import as_override
 
 log = logging.getLogger(__name__)
 
-#: The usual means and deviations of pixels from 0 to 1, beside those that are measured.
-_PIXELS: tuple[dict[str, Any], ...] = ({"mean": 0.5, "std": 0.5}, {"mean": 0.0, "std": 1.0})
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-#: The usual sizes, beside the images' own; many networks take several of them.
-_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256)
-#: The usual ways to bring an image to its size: Resize(224) or Resize(256) before CenterCrop(224),
-#: or Resize((224, 224)); and how pixels are interpolated.
-_SIZINGS: tuple[dict[str, Any], ...] = (
+#: Usual ways to prepare images, beside their own size, mean and deviation. A network may take any
+#: size; it comes from Resize(224), Resize(256) and CenterCrop(224), or Resize((224, 224)).
+_CHANGES: tuple[dict[str, Any], ...] = (
+    *({"image_size": [side, side]} for side in (32, 48, 64, 96, 128, 160, 192, 224, 256)),
+    {"mean": 0.5, "std": 0.5},
+    {"mean": 0.0, "std": 1.0},
+    {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     {"resize": "crop", "crop_pct": 1.0},
     {"resize": "crop", "crop_pct": 0.875},
     {"resize": "stretch", "crop_pct": 1.0},
@@ -46,15 +41,13 @@ _IMAGES = 200
 
 
 def check_preprocessing(session: Session, base: Predictions | None) -> list[str]:
-    """Warn of what the base's predictions say is set otherwise than in its training.
+    """Warn of what seems to be set otherwise than in the training of the base, by its predictions.
 
-    Returns:
-        The overrides that make it better; empty if there are none, and in processes after the
-        first.
+    Returned are the overrides that mend it; of several processes only the first looks for them.
     """
     if not session.trainer.is_global_zero:
         return []
-    overrides = base is not None and better_order(base, session.classifier.classes)
+    overrides = better_order(base, session.classifier.classes) if base is not None else []
     overrides = overrides or better_preparation(session)
     if base is not None and not overrides:
         warn_of_guessing(base)
@@ -64,8 +57,7 @@ def check_preprocessing(session: Session, base: Predictions | None) -> list[str]
 def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
     """The override of another order of the classes, if it explains the predictions far better.
 
-    The classes that it moves have at most half of their errors then, beyond chance. Each class
-    counts alike: otherwise a network that calls all images the same would have the commonest class.
+    The classes that it moves have at most half of their errors then, each class counting alike.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -95,8 +87,8 @@ def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
 def better_preparation(session: Session) -> list[str]:
     """The overrides of another usual preparation, if the base does clearly better with it.
 
-    Nothing is tried where the preprocessing is known, because network or base are ours or the file
-    of an adapter names it; nor with a ``prepare.transform``, nor in a sweep's jobs.
+    Nothing is tried where the preparation is known: the network or the base is ours, or there is an
+    adapter or a ``prepare.transform``; nor in a sweep's jobs.
     """
     classifier, base = session.classifier, session.classifier.base
     net, dataset = classifier.net, classifier.dataset
@@ -109,29 +101,26 @@ def better_preparation(session: Session) -> list[str]:
         return []
 
     @cache
-    def images(**sizing: Any) -> Images:
-        """The images, brought to their size in a way, and read once."""
-        resized = dataset.resized(some, **sizing) if isinstance(dataset, Folder) else some
-        return Images(*resized.take(range(len(resized))))
+    def resized(**sizing: Any) -> Images:
+        """The images in memory, brought to their size in a way."""
+        images = dataset.resized(some, **sizing) if isinstance(dataset, Folder) else some
+        return Images(*images.take(range(len(images))))
 
     def is_wrong(way: dict[str, Any]) -> Tensor:
         """Which images the base gets wrong when they are prepared so: bool, shape (N,)."""
-        sizing: dict[str, Any] = {}
-        if isinstance(dataset, Folder):
-            sizing = {key: way[key] for key in ("resize", "crop_pct", "interpolation")}
-            sizing["size"] = tuple(way["image_size"])
+        sizing = {key: way.get(key) for key in ("resize", "crop_pct", "interpolation")}
+        images = resized(size=tuple(way.get("image_size", ())), **sizing)
         other = copy.copy(dataset)
         other.mean, other.std = way["mean"], way["std"]
-        batches = other.batches(images(**sizing), device, name="preprocessing")
-        columns = columns_at(net, batches, [0])
+        columns = columns_at(net, other.batches(images, device, name="preprocessing"), [0])
         return columns.prediction[0] != columns.label
 
     mean, std = measured_pixels(some)
-    changes = [*_PIXELS, {"mean": mean, "std": std}]
-    if dataset.channels == 3:
-        changes.insert(2, _IMAGENET)
+    changes = [*_CHANGES, {"mean": mean, "std": std}]
     if isinstance(dataset, Folder):
-        changes = [*_sizes(dataset, some), *changes, *_SIZINGS]
+        first = open_picture(dataset.root / str(some.names()[0]), decode=False)
+        if max(first.size) <= 256:
+            changes.insert(0, {"image_size": [first.height, first.width]})
     best, tried = configured, [configured]
     with evaluating(net, session.trainer.strategy.root_device) as device:
         wrong_as_configured = fewest_wrong = is_wrong(configured)
@@ -141,7 +130,7 @@ def better_preparation(session: Session) -> list[str]:
                 continue
             try:
                 wrong = is_wrong(way)
-            except Exception:  # whatever a network's layers raise at a size that they do not take
+            except Exception:  # whatever layers raise that do not take this size, or these channels
                 continue
             tried.append(way)
             if wrong.sum() < fewest_wrong.sum():
@@ -178,10 +167,3 @@ def warn_of_guessing(base: Predictions) -> None:
 def _spread(images: Images) -> Images:
     """Some images from everywhere in a set, whose classes stand in a row."""
     return images.subset(torch.linspace(0, len(images) - 1, min(_IMAGES, len(images))).long())
-
-
-def _sizes(folder: Folder, images: Images) -> list[dict[str, Any]]:
-    """The usual sizes, and that of the first image if it is no larger."""
-    first = open_picture(folder.root / str(images.names()[0]), decode=False)
-    sizes = [[first.height, first.width], *[[side, side] for side in _SIZES]]
-    return [{"image_size": size} for size in sizes if max(size) <= max(_SIZES)]
