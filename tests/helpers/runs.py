@@ -18,8 +18,6 @@ def outcome(errors, images=20, **more):
     """
     total = images * len(errors)
     false_calls = [*errors[-1:], *errors[:-1]]
-    called = [images - wrong + false for wrong, false in zip(errors, false_calls, strict=True)]
-    precision = [(images - wrong) / (n or 1) for wrong, n in zip(errors, called, strict=True)]
     return {
         "loss": 0.5,
         "accuracy": 1 - sum(errors) / total,
@@ -27,7 +25,6 @@ def outcome(errors, images=20, **more):
         "errors_per_class": errors,
         "false_calls_per_class": false_calls,
         "false_calls_of_target": false_calls[-1],
-        "precision_per_class": precision,
         "images_per_class": [images] * len(errors),
         **more,
     }
