@@ -197,7 +197,7 @@ class Session:
     ) -> Choice | None:
         """Train what is trainable, or go on from the checkpoint; refuse weights that diverged.
 
-        The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`).
+        The network is in train mode, but for a base that carries an adapter (:mod:`.lora.model`).
         Returned is what chose the weights, where a monitored value did.
         """
         net, trainer, plan = self.net, self.trainer, data.plan
