@@ -127,8 +127,10 @@ def cut(name, size):
 A = torch.ones(2, 6)
 DAMAGES = [
     (cut(WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
-    (lambda f: (f / CONFIG_NAME).unlink(), f"expected a readable {CONFIG_NAME}"),
+    (lambda f: (f / CONFIG_NAME).unlink(), f"expected a {CONFIG_NAME} with peft_type LORA"),
+    (cut(CONFIG_NAME, -8), f"{CONFIG_NAME}: expected a JSON object"),
     (config(use_dora=True), "use_dora=True is not supported; expected False"),
+    (config(init_lora_weights="pissa"), "init_lora_weights=pissa is not supported"),
     (config(lora_alpha=-1), "lora_alpha=-1 of linear1 in .*: expected 3.0, as .* says"),
     (tensor("linear9.lora_A", A), "linear9.lora_A.weight belongs to no layer that can be adapted"),
     (tensor("linear1.lora_B", None), 'linear1: .*: "lora_B"'),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..disk.files import atomic_write, write_json
+from ..disk.files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
 from .layer import LoRAParametrization, scaling_divisor
 from .model import attach, usable_adapters
@@ -44,14 +44,13 @@ _KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
 # other one that is switched on is refused by its name.
 _KNOWN = """
 peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules
-init_lora_weights task_type auto_mapping peft_version revision base_model_name_or_path
-inference_mode lora_dropout megatron_core qalora_group_size eva_config
+task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
+megatron_core qalora_group_size eva_config
 """
+_HARMLESS: list[tuple[str, Any]] = [("bias", "none")]
 # These initialisations leave the base as it is. With any other, the adapter fits only the base that
 # it changed.
-_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-Adapters = Mapping[str, tuple[Weight, LoRAParametrization]]  # one on each weight, by its name
+_HARMLESS += [("init_lora_weights", each) for each in (True, "gaussian", "eva", "orthogonal")]
 
 
 def save_adapter(
@@ -77,25 +76,25 @@ def save_adapter(
     """
     folder = Path(folder)
     usable_adapters(model)
-    chosen = {}
-    for layer, weight in lora_weights(model).items():
+    weights, adapters = lora_weights(model), {}
+    for layer, weight in weights.items():
         if len(weight.adapters) > 1:
             raise ValueError(f"{layer} carries {len(weight.adapters)} adapters; expected one")
-        chosen[layer] = (weight, weight.adapters[0])
-    scale, *others = {adapter.scale for _, adapter in chosen.values()}
+        adapters[layer] = weight.adapters[0]
+    scale, *others = {adapter.scale for adapter in adapters.values()}
     if others:
         raise ValueError(f"the layers have the scales {[scale, *others]}; expected one")
-    about = dict(next(iter(chosen.values()))[1].metadata)
-    for _, adapter in chosen.values():  # of several files, what they all say
+    about = next(iter(adapters.values())).metadata
+    for adapter in adapters.values():  # of several files, what they all say
         about = {key: value for key, value in about.items() if adapter.metadata.get(key) == value}
     about |= metadata or {}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
-    about |= {"scale": float(scale), "trained": _alphas_of(chosen)}
+    about |= {"scale": float(scale), "trained": _alphas_of(adapters)}
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(save(_tensors_of(chosen), {_METADATA_KEY: json.dumps(about)}))
-    write_json(folder / CONFIG_NAME, _config_of(chosen))
-    _warn_of_peft(model, chosen)
+        path.write_bytes(save(_tensors_of(weights), {_METADATA_KEY: json.dumps(about)}))
+    write_json(folder / CONFIG_NAME, _config_of(adapters))
+    _warn_of_peft(model, weights)
     return folder
 
 
@@ -154,8 +153,6 @@ def _read_adapters(
             raise ValueError(f"{WEIGHTS_NAME}: {key} belongs to no layer that can be adapted here")
         layer, end = match.groups()
         factors.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
-    if not factors:
-        raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
     # Of PEFT's adapters the config is all that is known: they are as trained.
     scale, trained = metadata.get("scale", 1.0), metadata.get("trained", config)
     alphas, alphas_at_scale = _alphas_in(trained, factors), _alphas_in(config, factors)
@@ -182,20 +179,12 @@ def _read_adapters(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The content of ``adapter_config.json``, if LoRA here computes what it asks for."""
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a readable {CONFIG_NAME} in it ({error})") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
+    config = read_json(folder / CONFIG_NAME)
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"expected a {CONFIG_NAME} with peft_type LORA")
     for key, value in config.items():
-        if key not in _KNOWN.split() and value and (key, value) != ("bias", "none"):
+        if key not in _KNOWN.split() and value and (key, value) not in _HARMLESS:
             raise ValueError(f"{key}={value} is not supported; expected False")
-    if (init := config.get("init_lora_weights")) not in _INITS:
-        raise ValueError(
-            f"init_lora_weights={init} is not supported: such an adapter belongs to a base that "
-            "it changed; expected one that PEFT converted to plain LoRA when saving it"
-        )
     return config
 
 
@@ -205,11 +194,11 @@ def _alphas_in(config: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str
     return by_pattern("alpha_pattern", pattern, layers, config.get("lora_alpha"))
 
 
-def _tensors_of(adapters: Adapters) -> dict[str, Tensor]:
+def _tensors_of(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
     """The tensors of an adapter as trained, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
-    for name, (weight, adapter) in adapters.items():
-        lora_A, lora_B = adapter.factors()
+    for name, weight in weights.items():
+        lora_A, lora_B = weight.adapters[0].factors()
         start = f"base_model.model.{name}"
         if isinstance(weight.module, nn.Embedding):
             tensors[f"{start}.lora_embedding_A"] = lora_B.t()
@@ -220,29 +209,29 @@ def _tensors_of(adapters: Adapters) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def _config_of(adapters: Adapters) -> dict[str, Any]:
+def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
     """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha."""
     ranks = {}
-    for name, (_, adapter) in adapters.items():  # with ^ PEFT takes a name for one layer's alone
+    for name, adapter in adapters.items():  # with ^ PEFT takes a name for one layer's alone
         ranks[f"^{name}"] = len(adapter.factors()[0])  # PiSSA has twice its own rank
     rank = next(iter(ranks.values()))
-    _, first = next(iter(adapters.values()))
+    first = next(iter(adapters.values()))
     return {
         "peft_type": "LORA",
         "r": rank,
         **_alphas_of(adapters, first.scale),
         "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
-        "use_rslora": all(adapter.use_rslora for _, adapter in adapters.values()),
-        "lora_dropout": max(adapter.dropout for _, adapter in adapters.values()),
+        "use_rslora": all(adapter.use_rslora for adapter in adapters.values()),
+        "lora_dropout": max(adapter.dropout for adapter in adapters.values()),
         "target_modules": "|".join(map(re.escape, adapters)),
     }
 
 
-def _alphas_of(adapters: Adapters, scale: float = 1.0) -> dict[str, Any]:
+def _alphas_of(adapters: Mapping[str, LoRAParametrization], scale: float = 1.0) -> dict[str, Any]:
     """``lora_alpha`` and ``alpha_pattern`` of an adapter at a scale; at 1 they are as trained."""
     alphas = {}
-    use_rslora = all(adapter.use_rslora for _, adapter in adapters.values())
-    for name, (_, adapter) in adapters.items():
+    use_rslora = all(adapter.use_rslora for adapter in adapters.values())
+    for name, adapter in adapters.items():
         rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
         divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
         alpha = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
@@ -252,11 +241,11 @@ def _alphas_of(adapters: Adapters, scale: float = 1.0) -> dict[str, Any]:
     return {"lora_alpha": alpha, "alpha_pattern": others}
 
 
-def _warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
+def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:
     """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
     every = [module for _, module in model.named_modules(remove_duplicate=False)]
     layers = []
-    for name, (weight, _) in adapters.items():
+    for name, weight in weights.items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         is_usual = weight.tensor == "weight" and not is_attention
