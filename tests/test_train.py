@@ -19,8 +19,8 @@ import lora_mnist.results
 import lora_mnist.session
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
-from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.repair.significance import weakest
 from lora_mnist.train import train
 

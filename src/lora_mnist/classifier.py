@@ -18,9 +18,8 @@ from lora_mnist.data.images import Images
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
-from lora_mnist.lora.adapter import load_adapter
+from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
-from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import DATA, program
 from lora_mnist.repair.dial import dial_curve, images_of_dial
@@ -238,6 +237,15 @@ class Classifier:
                     best = row.index(max(row))
                     predictions.append(Prediction(self.classes[best], row[best], row))
                 yield label, predictions
+
+    def test_images(self) -> Images | None:
+        """The test images, if they are here."""
+        try:
+            with config_group("data"):
+                return self.dataset.sets.test
+        except UserError as error:
+            log.info("no test images here (%s)", error)
+            return None
 
     def check(self, images: Images | None = None) -> None:
         """Refuse a network that cannot take the images, or has no output for each class."""
