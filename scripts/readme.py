@@ -152,9 +152,11 @@ class Runs:
 
 
 def machine() -> str:
-    """The versions and threads on which a block's numbers depend."""
+    """On what a block's numbers depend."""
+    processor = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
     threads = torch.get_num_threads()
-    return f"torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''}"
+    versions = f"torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"({processor}, {versions}; another processor has another base, 419 to 568 errors)"
 
 
 def repair(runs: Runs) -> str:
@@ -169,7 +171,7 @@ def repair(runs: Runs) -> str:
         "![Errors of each digit before and after the repair](docs/repair.png)\n"
         "![Some of the repaired images](docs/repaired.png)"
     )
-    return f"{pictures}\n\n{fenced(chr(10).join(parts))}\n\n({machine()})"
+    return f"{pictures}\n\n{fenced(chr(10).join(parts))}\n\n{machine()}"
 
 
 def lora(runs: Runs) -> str:
@@ -177,7 +179,7 @@ def lora(runs: Runs) -> str:
     some = lines_that_begin(
         runs.printed("nines"), ("accuracy:", "On nines:", "On the other digits:")
     )
-    return f"{fenced(some)}\n\n({machine()})"
+    return f"{fenced(some)}\n\n{machine()}"
 
 
 def keys(runs: Runs) -> str:

@@ -229,7 +229,7 @@ ADVICE = [
     ),
     (
         results("pretrain", weights="farm.ckpt"),
-        ["base_ckpt=mine.pt", "debug=limit"],
+        ["base_ckpt=mine.pt", "debug=default"],
         f"{WEAKEST} base_ckpt=run/farm.ckpt",
     ),
     (
