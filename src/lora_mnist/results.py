@@ -111,10 +111,11 @@ def finish(
     results["seconds"] = session.clock.seconds()
     if adapter == ADAPTER_FOLDER:
         _save_adapter(session, names, choices, dial)
-    table, reading, figures = tables["test"].columns(), Reading(results), None
+    table, reading = tables["test"].columns(), Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
     write_predictions(table, images.test.names(), run.folder, dataset.classes)
     print_results(reading, run.folder)
+    figures: dict[str, Any] = {}
     if cfg.figures or (cfg.figures is None and not run.is_sweep):
         figures = make_report(run.folder, reading, table, images.test)
     log_results(trainer.loggers, reading, figures)

@@ -50,16 +50,14 @@ _CHARTS = {
 _ENDS = re.compile("test/(accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)")
 
 
-def log_results(
-    loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure] | None
-) -> None:
+def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
     metrics = logged_metrics(reading.counts(), reading.classes, reading.targets)
     for logger in loggers:
         logger.log_metrics(metrics, reading.steps)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
-            _log_pages(logger, reading, metrics, figures or {})
+            _log_pages(logger, reading, metrics, figures)
             continue
         logger.log_hyperparams({"verdict": reading.verdict_text()})
         logger.save()
