@@ -142,7 +142,7 @@ def test_a_repair_asks_for_its_class(outputs):
 
 def test_the_base_is_published_last(outputs, monkeypatch):
     before = bases(outputs)
-    monkeypatch.setattr(lora_mnist.results, "report_and_close_loggers", None)
+    monkeypatch.setattr(lora_mnist.results, "print_results", None)
     with pytest.raises(TypeError):
         run(outputs, "stage=pretrain")
     assert bases(outputs) == before

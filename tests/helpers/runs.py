@@ -6,7 +6,7 @@ from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions
 from lora_mnist.repair.significance import mcnemar
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.report import first_pictures, make_report
+from lora_mnist.show.report import make_report
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
@@ -97,6 +97,4 @@ def report_of(folder, run, table=None, of=None):
     if table is None:
         table = predictions("test_base" in run)
         of = Images(images(), table.label)
-    table = table.columns()
-    pictures = first_pictures(table, of, run["classes"])
-    return make_report(folder, Reading(run), table, pictures)
+    return make_report(folder, Reading(run), table.columns(), of)
