@@ -3,10 +3,17 @@
 The line names the key and the value that cannot be used; no file is left of what could not be done.
 """
 
+import ast
+import inspect
+import re
 from importlib.util import find_spec
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
+from helpers.commands import ROOT
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 
 from lora_mnist.cli import explain
 from lora_mnist.command import Run
@@ -108,3 +115,35 @@ def test_a_command_says_nothing_else(cli, outputs, tmp_path):
     (run / "eval.log").write_text("notes")
     assert cli(*command).code == 2
     assert (run / "eval.log").read_text().startswith("notes")
+
+
+def printed_keys():
+    """The keys that warnings and refusals print, each with the file that does."""
+    keys = {}
+    for path in (ROOT / "src").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            name = isinstance(call, ast.Call) and ast.unparse(call.func)
+            if name not in ("log.info", "log.warning", "UserError", "TrainingError"):
+                continue
+            for text in ast.walk(call):
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    for key in re.findall(r"(?<![\w.%])[a-z_]+(?:\.\w+)*(?==)", text.value):
+                        keys[key] = path.name
+    return keys
+
+
+def test_every_printed_key_is_one_that_a_command_takes():
+    others = {"trainer": dict.fromkeys(inspect.signature(Trainer).parameters)}
+    others["hydra"] = {"run": {"dir": None}, "job": {"chdir": None}}
+    known = [OmegaConf.create(others)]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for entry in ("eval", "predict", "export", "demo"):
+            known.append(compose(entry))
+        for stage in ("lora", "pretrain"):
+            known.append(compose("train", [f"stage={stage}", "scheduler=linear"]))
+    missing = {}
+    for key, file in printed_keys().items():
+        parent, _, name = key.rpartition(".")
+        if not any(name in (OmegaConf.select(cfg, parent) if parent else cfg) for cfg in known):
+            missing[key] = file
+    assert missing == {}
