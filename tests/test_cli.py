@@ -32,7 +32,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("hydra.job.chdir=true", "hydra.job.chdir=true: expected false, "),
         ("target=[Flöte,Große Trommel]", """expected 'target=["Flöte","Große Trommel"]'"""),
         ("Flöte", "Flöte: expected KEY=VALUE; one with spaces stands in quotes"),
-        ("digit=4", "target=9 digit=4: expected target alone"),
+        ("digit=4", "digit=4: expected target alone"),
     ],
 )
 def test_a_refusal_is_one_line(cli, tmp_path, argument, answer):

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from lora_mnist.cli import explain
 from lora_mnist.command import Run
 from lora_mnist.demo import demo
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
@@ -133,17 +134,12 @@ def printed_keys():
 
 
 def test_every_printed_key_is_one_that_a_command_takes():
-    others = {"trainer": dict.fromkeys(inspect.signature(Trainer).parameters)}
-    others["hydra"] = {"run": {"dir": None}, "job": {"chdir": None}}
-    known = [OmegaConf.create(others)]
+    commands = [("eval", []), ("predict", []), ("export", []), ("demo", [])]
+    commands += [("train", ["stage=lora", "scheduler=linear"]), ("train", ["stage=pretrain"])]
+    known = {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        for entry in ("eval", "predict", "export", "demo"):
-            known.append(compose(entry))
-        for stage in ("lora", "pretrain"):
-            known.append(compose("train", [f"stage={stage}", "scheduler=linear"]))
-    missing = {}
-    for key, file in printed_keys().items():
-        parent, _, name = key.rpartition(".")
-        if not any(name in (OmegaConf.select(cfg, parent) if parent else cfg) for cfg in known):
-            missing[key] = file
-    assert missing == {}
+        for entry, overrides in commands:
+            cfg = compose(entry, overrides, return_hydra_config=True)
+            known |= set(flatten(OmegaConf.to_container(cfg), into=dict))
+    known |= {key.partition(".")[0] for key in known}
+    assert {key: file for key, file in printed_keys().items() if key not in known} == {}

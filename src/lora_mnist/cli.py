@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_mnist.command import CLASSIFIER, Run, key_of, override
+from lora_mnist.command import CLASSIFIER, Run, override
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
@@ -125,8 +125,9 @@ def _for_hydra(typed: list[str]) -> list[str]:
     """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
     names = ("target=", "digit=")
     classes = [text for text in typed if text.startswith(names) and not text.endswith("=null")]
-    if len({key_of(text) for text in classes}) > 1:
-        raise UserError(f"{' '.join(classes)}: expected target alone, since both mean the same")
+    digits = [text for text in classes if text.startswith("digit=")]
+    if digits and digits != classes:
+        raise UserError(f"{digits[0]}: expected target alone, since both mean the same")
     options, overrides = [], []
     for text in typed:
         key, equals, value = text.partition("=")
