@@ -17,7 +17,6 @@ PREPARE = (
 )
 #: Arguments whose key is in another group than that of the function which takes them; "": in none.
 _GROUP_OF = {"target": "", "mistakes_test": "", **dict.fromkeys(PREPARE, "prepare")}
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -53,13 +52,9 @@ def require_number(key: str, value: Any, least: float, most: float) -> None:
 
 def unknown_class(target: object, name: object, classes: Sequence[str]) -> str:
     """The line about a class that is none of ``classes``, with the nearest of these."""
-    words = {word: str(digit) for digit, word in enumerate(_DIGITS)}
-    names = {each: each for each in classes}
-    if set(classes) <= set(words.values()):
-        names |= words  # fives is 5
     those = f"there are {', '.join(classes[:12])}"
-    if nearest := get_close_matches(str(name), names, n=1):
-        those = f"the nearest is {names[nearest[0]]}"
+    if nearest := get_close_matches(str(name), classes, n=1):
+        those = f"the nearest is {nearest[0]}"
     return (
         f"target={target}: no class is called {name}; {those}; expected a class by name, or by "
         f"number from 0 to {len(classes) - 1}, a list, weakest, or null for all"

@@ -402,16 +402,13 @@ def _verdict(summary: Summary, best: Row) -> str:
     """
     metric, count = str(summary.metric), len(summary.finished)
     value, base = number(best, metric), number(best, of_base(metric))
-    deviation = number(best, metric, stdev)
-    is_better = value is None or base is None or _sign(metric) * (value - base) < 0
-    text = "best" if is_better else "no job is better than the base; the nearest"
-    if deviation is not None:
-        beside = "" if base is None else f", base {_text(base)}"
-        return f"{text} (mean of {len(best)} seeds {_text(value)} ± {_text(deviation)}{beside})"
+    seeds = f" by the mean of {len(best)} seeds" if len(best) > 1 else ""
+    if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
+        return f"no job is better than the base; the nearest{seeds}"
     key = re.sub("accuracy|errors", "p_value", metric)
     p_value = number(best, key) if "p_value" in key else None
-    if not is_better or p_value is None or count * p_value <= LEVEL:
-        return text
+    if seeds or p_value is None or count * p_value <= LEVEL:
+        return f"best{seeds}"
     chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
     return f"best, but beside the base it may be chance ({chance})"
 
