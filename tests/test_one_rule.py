@@ -41,7 +41,6 @@ MISTAKES = {
         (*PRETRAIN, "data.val_size=99999999"),
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
         (*PRETRAIN, "+trainer.nope=1 -> TypeError: Trainer.__init__() got an unexpected"),
-        (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "trainer.precision=64-true"),
         (*LORA, "target=cow"),
         (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),

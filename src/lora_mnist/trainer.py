@@ -11,14 +11,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Callback,
-    Checkpoint,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.command import Run
@@ -111,13 +104,6 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
 
 def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
     """Refuse a Trainer that would do something else than what results.json says."""
-    changing = (BatchSizeFinder, LearningRateFinder, GradientAccumulationScheduler)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, changing):
-            raise UserError(
-                f"callbacks: {type(callback).__name__} would change what results.json names; "
-                "expected batches.batch_size, optimizer.lr and trainer.accumulate_grad_batches"
-            )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
