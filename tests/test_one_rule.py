@@ -3,14 +3,22 @@
 The line names the key and the value that cannot be used; no file is left of what could not be done.
 """
 
+import ast
+import inspect
+import re
 from importlib.util import find_spec
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
+from helpers.commands import ROOT
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 
 from lora_mnist.cli import explain
 from lora_mnist.command import Run
 from lora_mnist.demo import demo
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
@@ -33,7 +41,6 @@ MISTAKES = {
         (*PRETRAIN, "data.val_size=99999999"),
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
         (*PRETRAIN, "+trainer.nope=1 -> TypeError: Trainer.__init__() got an unexpected"),
-        (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "trainer.precision=64-true"),
         (*LORA, "target=cow"),
         (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),
@@ -107,3 +114,30 @@ def test_a_command_says_nothing_else(cli, outputs, tmp_path):
     (run / "eval.log").write_text("notes")
     assert cli(*command).code == 2
     assert (run / "eval.log").read_text().startswith("notes")
+
+
+def printed_keys():
+    """The keys that warnings and refusals print, each with the file that does."""
+    keys = {}
+    for path in (ROOT / "src").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            name = isinstance(call, ast.Call) and ast.unparse(call.func)
+            if name not in ("log.info", "log.warning", "UserError", "TrainingError"):
+                continue
+            for text in ast.walk(call):
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    for key in re.findall(r"(?<![\w.%])[a-z_]+(?:\.\w+)*(?==)", text.value):
+                        keys[key] = path.name
+    return keys
+
+
+def test_every_printed_key_is_one_that_a_command_takes():
+    commands = [("eval", []), ("predict", []), ("export", []), ("demo", [])]
+    commands += [("train", ["stage=lora", "scheduler=linear"]), ("train", ["stage=pretrain"])]
+    known = {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for entry, overrides in commands:
+            cfg = compose(entry, overrides, return_hydra_config=True)
+            known |= set(flatten(OmegaConf.to_container(cfg), into=dict))
+    known |= {key.partition(".")[0] for key in known}
+    assert {key: file for key, file in printed_keys().items() if key not in known} == {}

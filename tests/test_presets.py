@@ -45,7 +45,7 @@ def test_lists_of_presets_keep_all(tmp_path):
     assert not trainer.loggers
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_best_weights_are_tested_and_saved(outputs):
     """With this learning rate every step makes it worse."""
     harmful = ("stage=lora", "digit=9", "optimizer.lr=0.03")
@@ -62,7 +62,7 @@ def test_the_best_weights_are_tested_and_saved(outputs):
     assert loaded["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trial_leaves_no_checkpoint_and_publishes_nothing(cli, tmp_path):
     mine = tmp_path / "mine.pt"
     mine.write_bytes(b"the user's own weights")
@@ -105,7 +105,7 @@ def test_schedules(outputs, scheduler, expected):
     assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     options = ("stage=lora", "digit=9", "callbacks=best", "trainer.val_check_interval=1")
@@ -122,7 +122,7 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
         add_lora(torch.compile(net))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wandb_offline(outputs):
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     run(outputs, "stage=lora", "digit=9", "logger=wandb", "+logger.wandb.tags=[first]")
@@ -132,7 +132,7 @@ def test_wandb_offline(outputs):
         assert text in content
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mlflow_in_sqlite(cli, outputs):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     options = ("stage=lora", "digit=9", *SMALL[:2], *FEW, "logger=mlflow")
@@ -151,7 +151,6 @@ def test_mlflow_in_sqlite(cli, outputs):
 SWEEP = "the extra sweep is not installed"
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_optuna_searches_and_resumes(cli, tmp_path):
     """A resumed search draws the same trials, and goes on as if it had never ended."""
@@ -170,7 +169,6 @@ def test_optuna_searches_and_resumes(cli, tmp_path):
     assert results.best_value == max(accuracies)
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_jobs_run_side_by_side(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)

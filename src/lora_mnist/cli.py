@@ -1,7 +1,6 @@
 """The part that the five entries share: a command goes in, Hydra runs it, an exit code comes out.
 
-Whatever goes wrong is said in one line on standard error, and ``HYDRA_FULL_ERROR=1`` brings the
-traceback, as ever in Hydra. Nothing here imports torch at once, so that ``--help`` need not wait.
+Nothing here imports torch at once, so that ``--help`` need not wait.
 """
 
 import logging
@@ -20,6 +19,7 @@ from typing import Any
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -29,7 +29,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lora_mnist.command import CLASSIFIER, Run, override
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, refuse_used_folder, run_folder
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job, swept_keys
@@ -39,13 +39,12 @@ log = logging.getLogger(__name__)
 Command = Callable[[DictConfig, Run], object]
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+#: Names such as Flöte in a list, which Hydra reads in quotes alone.
+_NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
-
-    In ``sys.argv``, names of files with ``=`` are quoted for Hydra, ``classifier=`` has Hydra's
-    longer name, and ``digit=`` is ``target=``; there for other processes, too.
 
     Args:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
@@ -54,20 +53,6 @@ def run_entry(function: Command, config_name: str) -> None:
     if checkout := other_checkout():
         line = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
         print(f"{line}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
-    keys = {text.partition("=")[0] for text in sys.argv}
-    for number, text in enumerate([*sys.argv]):
-        key, _, value = text.partition("=")
-        if key == "classifier":
-            sys.argv[number] = f"{CLASSIFIER}={value}"
-        elif key == "resume" and value != "null":  # its folder has a record of Hydra's
-            sys.argv.append("hydra.output_subdir=null")
-        elif key == "digit":
-            sys.argv[number] = f"target={value}"
-            if "target" in keys:
-                print(f"{text}: expected target alone, since both mean the same", file=sys.stderr)
-                raise SystemExit(UserError.exit_code)
-        elif "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
-            sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
     signals: list[int] = []  # SIGINT or SIGTERM; the first one decides the exit code
     failure: Exception | None = None
@@ -107,6 +92,7 @@ def run_entry(function: Command, config_name: str) -> None:
     handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     error: BaseException | None = None
     try:
+        sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
         # Hydra then raises what it would print, and exit with 1.
         with env_override({_FULL_ERROR: "1"}):
             main()
@@ -135,11 +121,41 @@ def run_entry(function: Command, config_name: str) -> None:
     raise SystemExit(code)
 
 
-def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
-    """The command that goes on with a run or a sweep that has ended early, if there is one.
+def _for_hydra(typed: list[str]) -> list[str]:
+    """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
+    names = ("target=", "digit=")
+    classes = [text for text in typed if text.startswith(names) and not text.endswith("=null")]
+    digits = [text for text in classes if text.startswith("digit=")]
+    if digits and digits != classes:
+        raise UserError(f"{digits[0]}: expected target alone, since both mean the same")
+    options, overrides = [], []
+    for text in typed:
+        key, equals, value = text.partition("=")
+        if key.startswith("-") or not (equals or key.startswith("~")):
+            options.append(text)
+            continue
+        if classes and text.startswith(names) and text not in classes:
+            continue  # digit=null beside target=4
+        if not _is_readable(text) and not set(value) & set(",[]{}()"):
+            text = override(key, value)  # a name such as Flöte or epoch=3.ckpt
+        if key == "resume" and value != "null":
+            overrides.append("hydra.output_subdir=null")  # its folder has a record of Hydra's
+        text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
+        overrides.append(re.sub("^digit=", "target=", text))
+    return options + overrides
 
-    A mistake leaves no folder behind.
-    """
+
+def _is_readable(text: str) -> bool:
+    """Whether Hydra's grammar can read an override."""
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
+    """The command that goes on with what has ended early, if any; a mistake leaves no folder."""
     if settings.mode == RunMode.MULTIRUN:
         return end_early(settings)
     folder = Path(settings.run.dir).absolute()
@@ -169,10 +185,7 @@ def _no_stage() -> str:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The line to print about an exception, and the exit code that belongs to it.
-
-    Whoever has raised it is quoted: Hydra, OmegaConf, Lightning, torch, Python.
-    """
+    """The line to print about an exception, in the words of who raised it, and the exit code."""
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if line := error_in_user_code(error):
@@ -191,6 +204,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
         message = one_line(resolvers or f"{cause.full_key}: {reason}")
     elif isinstance(error, OverrideParseException):
+        mended = _NOT_ASCII.sub(r'"\g<0>"', error.override)
+        if "=" not in mended:
+            message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
+        elif _is_readable(mended):
+            message = f"expected {quoted(mended)}"
         message = f"{error.override}: {message}"
     elif isinstance(error, HydraException):
         if "hydra/launcher" in message or "hydra/sweeper" in message:
@@ -203,9 +221,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         key = re.match(r"Could not override '(\w+)'. No match", message)
         if key and Path(key[1]).is_dir():  # predict.py --config-dir . images=images/cat.png
             message = (
-                f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} that is here for a "
-                "group of settings; expected another name for it, or --config-dir FOLDER with "
-                "nothing but FOLDER/classifier"
+                f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} for a group of "
+                "settings; expected another name for it, or a folder with nothing but classifier/"
             )
     # Lightning's own name for a wrong value; Lightning is not imported here.
     elif not isinstance(error, ValueError) and type(error).__name__ != "MisconfigurationException":
@@ -236,11 +253,7 @@ OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=T
 
 
 class ClaimOutputFolder(Callback):
-    """Hydra callback: claims the folder of a run, or of a sweep.
-
-    Hydra turns every other exception of a callback into a warning. So ``SystemExit`` ends the
-    command here, after its reason has been printed.
-    """
+    """Hydra callback: claims the folder of a run, or of a sweep."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``.
@@ -248,35 +261,25 @@ class ClaimOutputFolder(Callback):
         A run that goes on has its folder, and so have the processes that Lightning starts: both
         have ``hydra.output_subdir=null``.
         """
-        HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
-        with _refusals():
-            _refuse_other_directory(config)
+        with _refusals(config):
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
             resume = OmegaConf.select(config, "sweep.resume")
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
-            resume = OmegaConf.select(config, "resume")
-            if resume is not None and not (folder / RUN_RECORD).is_file():
-                raise UserError(
-                    f"hydra.run.dir={folder}: expected none, since resume={resume} names the folder"
-                )
-            if subfolder is not None:
-                log_file = folder / f"{config.hydra.job.name}.log"
-                if (folder / subfolder).exists() or log_file.exists():
-                    raise UserError(
-                        f"hydra.run.dir={folder}: holds another run; expected a new folder"
-                    )
-                refuse_used_folder("hydra.run.dir", folder)
-                # If two runs start at once, the second fails here.
-                (folder / subfolder).mkdir(parents=True)
+            if subfolder is None:
+                return
+            log_file = folder / f"{config.hydra.job.name}.log"
+            if (folder / subfolder).exists() or log_file.exists():
+                raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
+            refuse_used_folder("hydra.run.dir", folder)
+            # If two runs start at once, the second fails here.
+            (folder / subfolder).mkdir(parents=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
-        HydraConfig.instance().set_config(config)
-        with _refusals():
-            _refuse_other_directory(config)
+        with _refusals(config):
             keys = swept_keys(config)
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
@@ -287,21 +290,20 @@ class ClaimOutputFolder(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
         if "sweep" in config:
-            with _refusals():
+            with _refusals(config):
                 close_sweep(config)
 
 
-def _refuse_other_directory(config: DictConfig) -> None:
-    if config.hydra.job.chdir:
-        raise UserError(
-            "hydra.job.chdir=true: expected false; paths are relative to where you stand"
-        )
-
-
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Inside the ``with`` block, an error ends the command, after its reason was printed."""
+def _refusals(config: DictConfig) -> Iterator[None]:
+    """Inside the ``with`` block, an error ends the command, after its reason was printed.
+
+    Hydra would turn it into a warning, but for ``SystemExit``.
+    """
+    HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
     try:
+        if config.hydra.job.chdir:
+            raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
         yield
     except Exception as error:
         reason, code = explain(error)

@@ -30,7 +30,7 @@ _ENTRIES = ("train", "eval", "predict", "export", "demo")
 
 
 def _store() -> None:
-    """Give Hydra what the configurations inherit: keys that no file lists, and types of values."""
+    """Give Hydra what configurations inherit: keys that no file lists, and types of values."""
     any_keys = OmegaConf.create({})  # who inherits it takes any key without a +
     OmegaConf.set_struct(any_keys, False)
     whether = BooleanNode(None)
@@ -81,10 +81,7 @@ class Run:
 
 
 def override(key: str, value: object) -> str:
-    """``key=value`` as Hydra's override grammar has it, quoted only where it must be.
-
-    A class may be called null or 1e5, which would not be read as a text.
-    """
+    """``key=value`` as Hydra's grammar has it; quoted are texts such as null, a class's name."""
     text = str(value)
     if re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
         plain = f"{key}={text}"
@@ -111,14 +108,9 @@ def _keys_of(entry: str, stage: str | None = None) -> set[str]:
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the keys that its command has.
+    """A copy of ``cfg`` with the keys that its command has, and the run's folder as paths.run.
 
-    Those of other commands, in a file of the user's, are left out. ``digit`` becomes ``target``;
-    ``cfg.paths.run`` becomes the run's folder, for callbacks and loggers.
-
-    Raises:
-        UserError: if another key was typed, a file has one that no command has or a name in place
-            of a group's keys, or two different classes are named.
+    Those of other commands, in a file of the user's, are left out. ``digit`` becomes ``target``.
     """
     checked, is_train = cfg.copy(), cfg.stage in ("pretrain", "lora")
     keys = _keys_of("train", cfg.stage) if is_train else _keys_of(cfg.stage)
@@ -153,10 +145,7 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The arguments of network, preparation and images that a configuration has, resolved.
-
-    ``MissingMandatoryValue`` of OmegaConf, if one has to be typed, and is not.
-    """
+    """The arguments of network, preparation and images that a configuration has, resolved."""
     groups = {}
     for group in ("net", "prepare", "data"):
         content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
@@ -165,12 +154,7 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 
 def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
-    """The classifier that a configuration names: its base, and its adapter as it was saved.
-
-    Raises:
-        UserError: see :meth:`.Classifier.load`; and for ``adapter=latest`` without an adapter, or
-            in a sweep, whose jobs could find different ones.
-    """
+    """The classifier that a configuration names: its base, and its adapter as it was saved."""
     from lora_mnist.classifier import Classifier  # here: torch
 
     adapter = cfg.get("adapter")
@@ -179,7 +163,7 @@ def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
         newest = latest(folder, f"*/{ADAPTER_FOLDER}/adapter_config.json")
         if newest is None:
             raise UserError(
-                f"adapter=latest: expected an adapter in {folder}, found none; make one with: "
+                f"adapter=latest: expected an adapter in {folder}; make one with: "
                 f"{program('train')} stage=lora and the same data and net"
             )
         adapter = newest.parent

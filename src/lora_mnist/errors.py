@@ -10,15 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-#: Arguments whose key is in another group than that of the function which takes them; "": in none.
-_GROUP_OF = {"target": "", "mistakes_test": ""}
 #: The keys of prepare: how a picture becomes an input, and what the outputs are called.
 PREPARE = (
     *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
     *("mean", "std", "transform"),
 )
-_GROUP_OF |= dict.fromkeys(PREPARE, "prepare")
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+#: Arguments whose key is in another group than that of the function which takes them; "": in none.
+_GROUP_OF = {"target": "", "mistakes_test": "", **dict.fromkeys(PREPARE, "prepare")}
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -54,32 +52,30 @@ def require_number(key: str, value: Any, least: float, most: float) -> None:
 
 def unknown_class(target: object, name: object, classes: Sequence[str]) -> str:
     """The line about a class that is none of ``classes``, with the nearest of these."""
-    words = {word: str(digit) for digit, word in enumerate(_DIGITS)}
-    names = {each: each for each in classes}
-    if set(classes) <= set(words.values()):
-        names |= words  # fives is 5
-    expected = f"expected one of {', '.join(classes[:12])}"
-    if nearest := get_close_matches(str(name), names, n=1):
-        expected = f"the nearest is {names[nearest[0]]}"
-    return f"target={target}: no class is called {name}; {expected}"
+    those = f"there are {', '.join(classes[:12])}"
+    if nearest := get_close_matches(str(name), classes, n=1):
+        those = f"the nearest is {nearest[0]}"
+    return (
+        f"target={target}: no class is called {name}; {those}; expected a class by name, or by "
+        f"number from 0 to {len(classes) - 1}, a list, weakest, or null for all"
+    )
 
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Inside the ``with`` block, errors about an argument name its config key.
+    """Inside the ``with`` block, our ``ValueError("argument=value: ...")`` names its config key.
 
-    The package's functions raise ``ValueError("argument=value: expected ...")``; with the group in
-    front that is a :class:`UserError`. So is what Hydra could not make. All other errors pass.
+    It becomes a :class:`UserError`, and so does what Hydra could not make. All other errors pass.
     """
     try:
         yield
     except Exception as error:
         cause: BaseException = error
+        innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        is_ours = isinstance(error, ValueError) and _PACKAGE in innermost.parents
         if type(error).__name__ == "InstantiationException":  # Hydra's, which is not imported here
-            cause = error.__cause__ or error
-        elif not (isinstance(error, ValueError) and _is_raised_by_us(error)):
-            raise
-        if error_in_user_code(error):
+            cause, is_ours = error.__cause__ or error, True
+        if not is_ours or error_in_user_code(error):
             raise
         message = one_line(cause)
         argument, sign, _ = message.partition("=")
@@ -90,16 +86,10 @@ def config_group(group: str) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def _is_raised_by_us(error: Exception) -> bool:
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    return _PACKAGE in Path(innermost.filename).parents
-
-
 def error_in_user_code(error: BaseException) -> str | None:
-    """``my_nets.py:14 in forward: TypeError: ...``, if an error comes from a user's own code.
+    """``my_nets.py:14 in forward: TypeError: ...``, if it was raised in code of a user's own.
 
-    That is code which ours has called, and which is neither ours, an entry such as train.py among
-    it, nor in a library.
+    That is code which ours has called; an entry such as train.py, which cli.py calls, is ours.
     """
     line, is_called_by_us = None, False
     cause: BaseException | None = error
@@ -107,10 +97,9 @@ def error_in_user_code(error: BaseException) -> str | None:
         caller = None
         for frame in traceback.extract_tb(cause.__traceback__):
             file = Path(frame.filename)
-            is_entry = caller == _PACKAGE / "cli.py"
             if _PACKAGE in file.parents:
                 is_called_by_us = True
-            elif is_called_by_us and not is_entry and is_own_code(file):
+            elif is_called_by_us and caller != _PACKAGE / "cli.py" and _is_own_code(file):
                 place = f"{file.name}:{frame.lineno} in {frame.name}"
                 line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
             caller = file
@@ -118,7 +107,7 @@ def error_in_user_code(error: BaseException) -> str | None:
     return line
 
 
-def is_own_code(file: Path) -> bool:
+def _is_own_code(file: Path) -> bool:
     """Whether a file of code is a user's own: neither ours, nor in a library."""
     is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
     is_generated = file.name.startswith("<")  # as torch.compile does

@@ -1,7 +1,4 @@
-"""How far a loop of ours is that takes its time, and how long the parts of a run took.
-
-A training has Lightning's own bar.
-"""
+"""How far a loop of ours is that takes its time, and how long the parts of a run took."""
 
 import os
 import sys
@@ -17,18 +14,14 @@ _T = TypeVar("_T")
 
 
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
-    """Yield ``items``, ``total`` in all; after three seconds a bar called ``name`` is shown.
-
-    It is on standard error, in a file every 30 seconds, since each state of it stays there. Of
-    several processes, the first shows it.
-    """
+    """Yield ``items``, ``total`` in all; after three seconds the first process shows a bar."""
     yield from tqdm(
         items,
         name,
         total,
         leave=False,
         delay=3,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # in a file each state of it stays
         disable=os.environ.get("LOCAL_RANK", "0") != "0",
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 #: The configurations. A wheel has them in the package, a checkout beside ``src``.
 CONFIGS = _PACKAGE / "configs"
-#: The folder of MNIST's ``data/``: the checkout; of an installed package where the user is.
+# MNIST's ``data/`` is in the checkout; for an installed package it is where the user is.
 PROJECT = Path.cwd()
 if not CONFIGS.is_dir():
     PROJECT = _PACKAGE.parents[1]
@@ -24,11 +24,7 @@ def other_checkout() -> Path | None:
 
 
 def program(name: str | None = None) -> str:
-    """How a command is typed here: ``python ../train.py``, or ``lora-mnist train``.
-
-    Args:
-        name: the command; ``None``: the one that runs.
-    """
+    """How the command ``name``, or the one that runs, is typed: ``python ../train.py``."""
     if Path(sys.argv[0]).stem == "lora-mnist":
         return f"lora-mnist {name or sys.argv[2]}"  # entry.py has put --config-name before the word
     typed = Path(sys.argv[0])
@@ -39,12 +35,8 @@ def program(name: str | None = None) -> str:
 
 
 def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
-    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh.
-
-    Hydra takes options such as ``--config-dir`` only before all overrides.
-    """
-    options_first = sorted(arguments, key=lambda text: not text.startswith("-"))
-    return " ".join([entry or program(), *map(quoted, options_first)])
+    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh."""
+    return " ".join([entry or program(), *map(quoted, arguments)])
 
 
 def quoted(text: str) -> str:

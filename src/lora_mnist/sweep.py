@@ -1,10 +1,7 @@
 """Sweeps: no job is run twice, lost or overwritten, and all end in one summary.
 
-Hydra's sweeper and launcher decide which jobs run and where. A job leaves in its folder job.json,
-which says what it computes and how it ended, and results.json. The summary is made of these.
-
-Nothing here imports torch or knows what a job computes: columns come from ``configs/sweep``,
-numbers from results.json.
+Hydra's sweeper and launcher decide which jobs run and where. The summary is made of the files that
+each leaves: job.json, which says what it computes and how it ended, and results.json.
 """
 
 import csv
@@ -26,7 +23,6 @@ from typing import Any
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.command import Run, key_of, override
@@ -48,8 +44,6 @@ log = logging.getLogger(__name__)
 JOB_FILE = "job.json"
 #: Has the keys that the sweep's last command swept, by which jobs are named, and its number.
 SWEEP_FILE = "sweep.json"
-#: Rows of the table on the screen; summary.csv has all jobs.
-_MAX_ROWS = 12
 
 
 # --- folders, and what a job computes ------------------------------------------------------------
@@ -74,9 +68,8 @@ def job_folder(*, _root_: DictConfig) -> str:
     """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of what the job computes."""
     sweep = Path(_root_.hydra.sweep.dir)
     digest = _hash(json.dumps(what_it_computes(_root_)))[:12]
-    # An earlier command may have swept other keys: the hash counts, not the name before it.
     for folder in sweep.glob(f"*{digest}"):
-        return folder.name
+        return folder.name  # an earlier command may have swept other keys
     keys = read_json(sweep / SWEEP_FILE).get("swept", [])
     swept = [text for text in _root_.hydra.overrides.task if key_of(text) in keys]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(swept))[:100]
@@ -111,7 +104,7 @@ def what_it_computes(config: DictConfig) -> dict[str, str | None]:
 
 
 def _hash_of_files(path: Path) -> str | None:
-    """SHA-256 of a file, of the files in an adapter's folder, or of the adapter that a run left."""
+    """SHA-256 of a file, or of the files of an adapter: its folder, or its run's."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     if (path / ADAPTER_FOLDER).is_dir():
@@ -122,7 +115,6 @@ def _hash_of_files(path: Path) -> str | None:
 
 
 def _hash(text: str) -> str:
-    """SHA-256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -145,13 +137,14 @@ def open_sweep(config: DictConfig, keys: Mapping[str, bool]) -> None:
     """Refuse to rank by test images, and write into the sweep's folder what is swept."""
     if "resume" in keys:
         raise UserError("resume: expected a single run; a sweep has sweep.resume")
-    metric = config.sweep.metric
-    is_search = OmegaConf.select(config, "hydra.sweeper.n_trials") is not None
-    if str(metric).startswith(("test", "mistakes")) or (metric is None and is_search):
+    if str(config.sweep.metric).startswith(("test", "mistakes")):
         raise UserError(
-            f"sweep.metric={metric or 'null'}: expected a number of validation images, such as "
-            "val.errors; test images never choose, and a search needs one"
+            f"sweep.metric={config.sweep.metric}: expected a number of validation images, such as "
+            "val.errors; test images never choose"
         )
+    written: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if written["subdir"] != "${lora_mnist.job_folder:}":
+        raise UserError("hydra.sweep.subdir: expected none; jobs are named by what they compute")
     folder = Path(config.hydra.sweep.dir)
     if config.sweep.resume is None:
         refuse_used_folder("hydra.sweep.dir", folder)
@@ -174,7 +167,7 @@ def run_job(
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
     sweep = read_json(Path(hydra.sweep.dir, SWEEP_FILE))
-    folder, log_file = run.folder, f"{hydra.job.name}.log"
+    folder, log_file = run.folder, run.folder / f"{hydra.job.name}.log"
     swept = [text for text in hydra.overrides.task if key_of(text) in sweep["swept"]]
     label = f"#{hydra.job.num} {' '.join(swept)}".rstrip()
     how = ("hydra", "sweep", "launcher")  # these say how jobs run, and not what they compute
@@ -185,11 +178,13 @@ def run_job(
         "status": "started",
         "error": None,
     }
-    started = time.perf_counter()
-    before = read_json(folder / JOB_FILE)
-    was_finished = is_finished(folder) and before["computes"] == record["computes"]
+    started, was_finished = time.perf_counter(), is_finished(folder)
     if not was_finished:
-        _empty(folder, {hydra.output_subdir, log_file})
+        for path in folder.iterdir():  # what an earlier command has left unfinished
+            if path.is_dir() and path.name != hydra.output_subdir:
+                shutil.rmtree(path)
+            elif path.is_file() and path != log_file:
+                path.unlink()
         write_json(folder / JOB_FILE, record)
         try:
             function(cfg, run)
@@ -197,7 +192,7 @@ def run_job(
             reason, is_ours = one_line(explain(error)[0]), isinstance(error, UserError)
             write_json(folder / JOB_FILE, {**record, "status": "failed", "error": reason})
             log.error("%s", reason, exc_info=None if is_ours else error)
-            where = "" if is_ours else f" (traceback in {folder / log_file})"
+            where = "" if is_ours else f" (traceback in {log_file})"
             print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
             return None
         finally:
@@ -212,28 +207,8 @@ def run_job(
 
 def is_finished(folder: Path) -> bool:
     """Whether the job in ``folder`` came to its end and has its results."""
-    status = read_json(folder / JOB_FILE).get("status")
-    return status == "finished" and (folder / RESULTS_FILE).is_file()
-
-
-def _empty(folder: Path, kept: set[str | None]) -> None:
-    """Delete what an unfinished job has left in ``folder``, but nothing else."""
-    left = [path for path in folder.iterdir() if path.name not in kept]
-    if is_finished(folder):
-        command = " ".join(read_json(folder / JOB_FILE)["overrides"])
-        raise UserError(
-            f"hydra.sweep.subdir: {folder} has the results of another configuration, base or "
-            f"adapter ({command}); expected a folder for each, as without this key"
-        )
-    if left and not (folder / JOB_FILE).exists():
-        raise UserError(
-            f"hydra.sweep.subdir: {folder} has a {left[0].name} already; expected new folders"
-        )
-    for path in left:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    has_results = (folder / RESULTS_FILE).is_file()
+    return has_results and read_json(folder / JOB_FILE).get("status") == "finished"
 
 
 def close_sweep(config: DictConfig) -> None:
@@ -242,14 +217,13 @@ def close_sweep(config: DictConfig) -> None:
     summary = summarize(folder, metric, config.sweep.columns)
     resume = resume_command(config.hydra)
     write_report(summary, resume)
-    report = f"report: {folder / 'report.html'}"
-    print(table_text(summary), *findings(summary), f"sweep: {folder}", report, sep="\n", flush=True)
+    print(table_text(summary), *findings(summary), sep="\n")
+    print(f"sweep: {folder}\nreport: {folder / 'report.html'}", flush=True)
     if summary.failed:
         print(f"{len(summary.failed)} failed\ngo on with: {resume}", file=sys.stderr)
         raise SystemExit(1)
     if metric and not summary.best:
-        expected = "expected a column of summary.csv, or null"
-        raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
+        raise UserError(f"sweep.metric={metric}: no job has it; expected a column of summary.csv")
 
 
 def resume_command(hydra: HydraConf) -> str:
@@ -261,9 +235,9 @@ def resume_command(hydra: HydraConf) -> str:
 
 
 def end_early(hydra: HydraConf) -> str | None:
-    """The command that goes on with a sweep that has ended early; none without any job: it goes."""
+    """The command that goes on with a sweep that has ended early; without any job it is removed."""
     folder = Path(hydra.sweep.dir)
-    if hydra.mode != RunMode.MULTIRUN or not (folder / SWEEP_FILE).is_file():
+    if not (folder / SWEEP_FILE).is_file():
         return None
     if any(folder.glob(f"*/{JOB_FILE}")):
         return resume_command(hydra)
@@ -281,15 +255,14 @@ def end_early(hydra: HydraConf) -> str | None:
 class Job:
     """One job of a sweep; the first five fields are ``job.json``."""
 
-    overrides: list[str]  # the job's command line
+    overrides: list[str]  # its command line
     computes: dict[str, str | None]  # see what_it_computes
     command: int  # the number of the sweep's last command that had this job
     status: str  # started | finished | failed
     error: str | None  # why it failed, in a line
     folder: str  # its name in the sweep's folder
-    #: results.json of a finished job, nested keys joined by dots.
-    results: dict[str, Any]
-    #: What was typed for each key in which the sweep's jobs differ; nothing: the configured value.
+    results: dict[str, Any]  # results.json, nested keys joined by dots; empty: not finished
+    #: What was typed for each key in which the jobs differ; empty: the configured value.
     swept: dict[str, str] = field(default_factory=dict)
 
 
@@ -395,7 +368,7 @@ def _sign(metric: str | None) -> int:
 
 
 def _write_csv(summary: Summary) -> None:
-    """Write a line a job."""
+    """Write summary.csv, a line a job."""
     lines = []
     for row in [*summary.finished, summary.failed]:
         for job in row:
@@ -424,22 +397,18 @@ def findings(summary: Summary) -> list[str]:
 def _verdict(summary: Summary, best: Row) -> str:
     """How the best row compares with the base on the same images.
 
-    Several seeds share their images, and their p-values have no mean. These images chose the
-    best of several rows: its p-value is multiplied by their number (Bonferroni; Dunn 1961,
-    "Multiple Comparisons Among Means", JASA 56).
+    These have chosen it among several, so its p-value is multiplied by their number (Bonferroni;
+    Dunn 1961, "Multiple Comparisons Among Means", JASA 56). Of several seeds there is none.
     """
     metric, count = str(summary.metric), len(summary.finished)
     value, base = number(best, metric), number(best, of_base(metric))
-    deviation = number(best, metric, stdev)
-    is_better = value is None or base is None or _sign(metric) * (value - base) < 0
-    text = "best" if is_better else "no job is better than the base; the nearest"
-    if deviation is not None:
-        beside = "" if base is None else f", base {_text(base)}"
-        return f"{text} (mean of {len(best)} seeds {_text(value)} ± {_text(deviation)}{beside})"
+    seeds = f" by the mean of {len(best)} seeds" if len(best) > 1 else ""
+    if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
+        return f"no job is better than the base; the nearest{seeds}"
     key = re.sub("accuracy|errors", "p_value", metric)
     p_value = number(best, key) if "p_value" in key else None
-    if not is_better or p_value is None or count * p_value <= LEVEL:
-        return text
+    if seeds or p_value is None or count * p_value <= LEVEL:
+        return f"best{seeds}"
     chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
     return f"best, but beside the base it may be chance ({chance})"
 
@@ -461,12 +430,11 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | Non
         cells += [row[0].swept[key] for key in summary.keys]
         if summary.has_seeds:
             cells.append(str(len(row)))
-        for key, shared in zip(title_of, base, strict=True):
+        for key in title_of:
             cell, deviation = _text(number(row, key)), number(row, key, stdev)
             if key == summary.metric and deviation is not None:
                 cell += f" ± {_text(deviation)}"
-            before = "" if shared else _text(number(row, of_base(key)))
-            cells.append(f"{before} -> {cell}" if before else cell)
+            cells.append(cell)
         rows.append(cells)
     settings = [*summary.keys, *["seeds"] * summary.has_seeds]
     titles = ["", *settings, *title_of.values()]
@@ -481,7 +449,7 @@ def _text(value: float | None) -> str:
 
 
 def table_text(summary: Summary) -> str:
-    """The table for the screen, with its first rows."""
+    """The table for the screen."""
     from rich.console import Console
     from rich.table import Table
 
@@ -492,16 +460,14 @@ def table_text(summary: Summary) -> str:
     drawn = Table()
     for title in titles:
         drawn.add_column(title, justify="right", overflow="fold")
-    for place, row in enumerate(rows[:_MAX_ROWS]):
-        style = "bold" if place == 0 else ""
-        drawn.add_row(*row, style="red" if place >= len(summary.finished) else style)
+    for place, row in enumerate(rows):
+        drawn.add_row(*row, style="red" if place >= len(summary.finished) else "")
     if base:
         drawn.add_section()
         drawn.add_row(*base)
     with console.capture() as capture:
         console.print(drawn)
-    more = len(rows) - _MAX_ROWS
-    return capture.get().rstrip() + (f"\n... {more} more in summary.csv" if more > 0 else "")
+    return capture.get().rstrip()
 
 
 def write_report(summary: Summary, command: str) -> None:

@@ -2,20 +2,16 @@
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Checkpoint,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ProgressBar,
-)
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.command import Run
@@ -27,14 +23,39 @@ from lora_mnist.repair.networks import importable
 log = logging.getLogger(__name__)
 
 
+class ProgressInLog(Callback):
+    """Logs a line at each validation, and where there is none for long, each half a minute."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first, self.started = trainer.global_step, time.monotonic()
+        self.told = self.started
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if time.monotonic() - self.told > 30:
+            self.tell(trainer, "train/loss")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.tell(trainer, "train/loss", "val/errors_of_target", "val/errors")
+
+    def tell(self, trainer: Trainer, *keys: str) -> None:
+        """Log how far the training is, and the values of these keys, as far as there are any."""
+        self.told = time.monotonic()
+        step, steps = trainer.global_step, trainer.estimated_stepping_batches
+        line = f"step {step:,}"
+        if steps < float("inf"):
+            left = (steps - step) * (self.told - self.started) / max(1, step - self.first)
+            line += f" of {steps:,}, {timedelta(seconds=round(left))} left"
+        for key in keys:
+            if key in trainer.callback_metrics:
+                line += f", {key} {trainer.callback_metrics[key]:.4g}"
+        log.info(line)
+
+
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
-    Callbacks and plugins of ``cfg.trainer`` are added to the configured ones; a logger there
-    replaces all others.
-
-    Raises:
-        UserError: if a value cannot be used, or the Trainer does not suit a run.
+    Its own callbacks and plugins are added to these; its own logger replaces them.
     """
     callbacks: list[Any] = []
     for name, config in (cfg.get("callbacks") or {}).items():
@@ -56,10 +77,12 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         made = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         arguments = dict(made.keywords)
         callbacks += arguments.pop("callbacks", None) or []
-        # After the others, whose states it saves.
-        callbacks.sort(key=lambda each: isinstance(each, LastCheckpoint))
         # A file would keep each state of the bar.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
+        if not has_bar:
+            callbacks.append(ProgressInLog())
+        # After the others, whose states it saves.
+        callbacks.sort(key=lambda each: isinstance(each, LastCheckpoint))
         defaults: dict[str, Any] = {
             "logger": loggers or False,
             # Without a callback of ours Lightning would add one of its own.
@@ -81,13 +104,6 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
 
 def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
     """Refuse a Trainer that would do something else than what results.json says."""
-    changing = (BatchSizeFinder, LearningRateFinder, GradientAccumulationScheduler)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, changing):
-            raise UserError(
-                f"callbacks: {type(callback).__name__} would change what results.json names; "
-                "expected batches.batch_size, optimizer.lr and trainer.accumulate_grad_batches"
-            )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "

@@ -102,7 +102,7 @@ def test_classes_go_by_number_and_by_name():
     [
         (["9", 9], {}, r"target=\['9', 9\]: expected each class once"),
         (5, {}, "target=5: expected a class with training images"),
-        ("dog", {}, "target=dog: no class is called dog; expected one of 0, 1, "),
+        ("dog", {}, "target=dog: no class is called dog; there are 0, 1, "),
         (9, {"replay": 4}, "replay=4: expected at most 3, the number of training images"),
         (9, {"replay": 3, "processes": 2}, "replay=3: expected a multiple of 2 processes"),
     ],

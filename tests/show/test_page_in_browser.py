@@ -7,7 +7,7 @@ from composed import SMALL, small_adapter, small_base
 from readme_pictures import CHROMIUM, open_page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install -y chromium")
 def test_draw_and_move_the_slider(tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")

@@ -46,10 +46,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
                 "null, as in 'target=\"1.10\"'"
             )
         if str(name) not in numbers:
-            raise ValueError(
-                f"{unknown_class(target, name, classes)}, or a number from 0 to "
-                f"{len(classes) - 1}, a list, weakest, or null for all"
-            )
+            raise ValueError(unknown_class(target, name, classes))
         targets.append(numbers[str(name)])
     if not names or len(set(targets)) < len(targets):
         raise ValueError(f"target={target}: expected each class once, and at least one")
