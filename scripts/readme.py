@@ -51,9 +51,7 @@ COMMANDS = {
 
 #: The files whose keys the reference lists, by their group.
 KEYS = {"data": "configs/data/folder.yaml", "prepare": "configs/images_and_net.yaml"}
-
-
-#: Of MNIST's: said beside its numbers, so that nobody suspects a fault where his differ.
+#: Said beside numbers of MNIST's, so that nobody suspects a fault where his own differ.
 OTHERS = "another processor has another base, 419 to 568 errors"
 
 

@@ -124,6 +124,8 @@ def better_preparation(session: Session) -> list[str]:
     best, tried = configured, [configured]
     with evaluating(net, session.trainer.strategy.root_device) as device:
         wrong_as_configured = fewest_wrong = is_wrong(configured)
+        if len(changes) * mcnemar(int(fewest_wrong.sum()), 0) >= LEVEL:
+            return []  # so few errors that no way can be clearly better
         for change in 2 * changes:  # at another size, another mean may be better
             way = {**best, **change}
             if way in tried:
