@@ -73,13 +73,15 @@ def with_nine(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """The outputs of a base and of a repair on it, with all that they log."""
-    from composed import SMALL, composed
+    from composed import FEW, SMALL, composed
 
     from lora_mnist.train import train
 
     outputs = tmp_path_factory.mktemp("made")
-    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "batches.batch_size=50")
-    options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
+    options = (
+        *(*SMALL, *FEW, f"paths.outputs={outputs}", "trainer.max_steps=30"),
+        *("batches.batch_size=50", "trainer.log_every_n_steps=10", "trainer.val_check_interval=10"),
+    )
     train(composed("train", "stage=pretrain", *options))
     loggers = ("logger=[tensorboard,csv]", "figures=null")
     train(composed("train", "stage=lora", "digit=9", *options, *loggers))
