@@ -17,18 +17,13 @@ settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(config, items):
-    """The slowest tests first: at the end, one alone would keep the other workers waiting.
+    """Slow tests first: at the end, one alone would keep the other workers waiting.
 
     Nightly tests are left out, unless ``-m`` names the mark.
     """
     if "nightly" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
-
-    def seconds(item):
-        mark = item.get_closest_marker("slow")
-        return 0 if mark is None else mark.args[0] if mark.args else 5
-
-    items.sort(key=seconds, reverse=True)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

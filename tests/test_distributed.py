@@ -18,7 +18,7 @@ def losses_of(folder):
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow
 def test_two_processes_train_as_one(cli, outputs, tmp_path):
     """Up to the order of summation; of 501 validation images none is counted twice."""
     options = (

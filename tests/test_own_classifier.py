@@ -156,12 +156,9 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     assert trained["parameters"]["base"] == 4 * 28 + 2 * 4 + 3 * 5
 
 
-def test_images_that_do_not_fit_and_a_misspelt_key(here):
+def test_images_that_do_not_fit_are_refused(here):
     grey = refused(evaluate, config("eval", "prepare.channels=1"))
     assert grey.startswith("net: cannot take images of shape (4, 1, 8, 8) from photos")
-    misspelt = refused(evaluate, config("eval", "+data.maen=0.5"))
-    assert misspelt.startswith("data: ")
-    assert "'maen'" in misspelt
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import Crash, Crashed
-from helpers.commands import ROOT, only_run, read_results, refused, run_process
+from helpers.commands import ROOT, files_of, only_run, read_results, refused, run_process
 from helpers.stranger import config, move_in
 from kills import CASES, OFTEN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,10 +89,6 @@ def left_by(folder):
 def differences(one, other):
     """The names of what differs between two runs."""
     return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-
-
-def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def step_of(folder):

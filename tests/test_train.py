@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from composed import QUICK, composed, evaluated, logged, run, small_net
-from helpers.commands import only_run, read_results, refused
+from helpers.commands import files_of, only_run, read_results, refused
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
@@ -38,23 +38,14 @@ def rate_of(results):
     return results["choices"]["rate"]["value"]
 
 
-def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_pretraining_leaves_a_base(made):
-    results = read_results(only_run(made, "pretrain"))
-    assert (results["stage"], results["steps"], results["targets"]) == ("pretrain", 30, [])
-    assert sum(results["test"]["images_per_class"]) == 500
-    assert sum(results["val"]["images_per_class"]) == 500
-    assert fingerprint(small_net(made).state_dict()) == results["base_sha256"]
-
-
-def test_a_repair_leaves_an_adapter_and_a_proof(made):
+def test_a_base_and_a_repair_with_its_proof(made):
     folder = only_run(made, "lora")
     results, pretrained = read_results(folder), read_results(only_run(made, "pretrain"))
+    assert (pretrained["stage"], pretrained["steps"], pretrained["targets"]) == ("pretrain", 30, [])
+    assert fingerprint(small_net(made).state_dict()) == pretrained["base_sha256"]
     for split in ("val", "test"):
         before, after = results[f"{split}_base"], results[split]
+        assert sum(before["images_per_class"]) == 500
         for key in ("errors", "false_calls"):
             assert after[f"{key}_of_target"] == after[f"{key}_per_class"][9]
             assert before[f"{key}_of_target"] == before[f"{key}_per_class"][9]
@@ -104,16 +95,12 @@ def test_a_class_is_named_once(cli, tmp_path):
     assert checked_copy(both, Run(tmp_path, ("target=3",))).target == 3
     assert checked_copy(composed("train", *NINES)).target == 9
     assert checked_copy(composed("train", "experiment=repair", "digit=4")).target == 4
+    assert composed("train", "stage=lora", "experiment=notebook").target == 9
+    assert composed("train", "stage=pretrain", "experiment=notebook").target is None
+    assert refused(run, tmp_path, "stage=lora").startswith("target: missing; expected the class")
     done = cli("train.py", *NINES, "target=3")
     assert (done.code, done.err.partition(":")[0]) == (2, "digit=9")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_repair_asks_for_its_class(outputs):
-    assert refused(run, outputs, "stage=lora").startswith("target: missing; expected the class")
-    assert composed("train", "stage=lora", "experiment=notebook").target == 9
-    assert composed("train", "stage=pretrain", "experiment=notebook").target is None
-    assert composed("train", "experiment=repair").target == "weakest"
 
 
 def test_a_training_that_fails_leaves_the_base_alone(outputs, monkeypatch):
@@ -167,18 +154,6 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
         run(outputs, *NINES)
     assert not (newest(outputs) / "adapter").exists()
     assert not (newest(outputs) / "results.json").exists()
-
-
-def test_variants_train_and_load_on_the_original_base(outputs):
-    options = (*NINES, "lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
-    size = 2 * (784 + 16) + (16 + 10)
-    trained = run(outputs, *options, "lora=rslora", "lora.scale=0.5")
-    assert trained["parameters"]["lora"] == trained["parameters"]["trainable"] == size
-    assert trained["base_unchanged"]
-    assert trained["test"] != trained["test_base"]
-    loaded = evaluated(outputs)
-    assert loaded["test_base"] == trained["test_base"]
-    assert loaded["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
 
 
 def test_an_adapter_is_saved_as_far_up_as_advised(outputs):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import Crashed
-from helpers.commands import only_run, read_results, refused
+from helpers.commands import read_results, refused
 from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences, left_by
@@ -111,17 +111,6 @@ def test_a_refit_that_cannot_be_is_refused(go):
     assert said.startswith("refit=true: expected validation images: data.val_size > 0")
     said = refused(go, "b", "refit=true", "callbacks=best", "trainer.val_check_interval=5")
     assert said.startswith("refit=true: expected false, since val/errors is monitored")
-
-
-def test_an_interrupted_trial_names_the_command_that_goes_on(cli, tmp_path, monkeypatch):
-    small_base(tmp_path / "outputs")
-    monkeypatch.setenv("CRASH", "9:SIGTERM")
-    monkeypatch.setenv("CRASH_IN", "dropout=0.0")
-    ended = cli("train.py", *RECIPE, CRASH, *OFTEN, "logger=none")
-    assert ended.code == 143, ended.err
-    last = ended.err.splitlines()[-1]
-    assert last.startswith("go on with: ")
-    assert last.endswith(f"resume={only_run(tmp_path / 'outputs', 'lora')}")
 
 
 @pytest.mark.slow
