@@ -17,18 +17,13 @@ settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(config, items):
-    """The slowest tests first: at the end, one alone would keep the other workers waiting.
+    """Slow tests first: at the end, one alone would keep the other workers waiting.
 
     Nightly tests are left out, unless ``-m`` names the mark.
     """
     if "nightly" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
-
-    def seconds(item):
-        mark = item.get_closest_marker("slow")
-        return 0 if mark is None else mark.args[0] if mark.args else 5
-
-    items.sort(key=seconds, reverse=True)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +68,15 @@ def with_nine(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """The outputs of a base and of a repair on it, with all that they log."""
-    from composed import SMALL, composed
+    from composed import FEW, SMALL, composed
 
     from lora_mnist.train import train
 
     outputs = tmp_path_factory.mktemp("made")
-    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "batches.batch_size=50")
-    options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
+    options = (
+        *(*SMALL, *FEW, f"paths.outputs={outputs}", "trainer.max_steps=30"),
+        *("batches.batch_size=50", "trainer.log_every_n_steps=10", "trainer.val_check_interval=10"),
+    )
     train(composed("train", "stage=pretrain", *options))
     loggers = ("logger=[tensorboard,csv]", "figures=null")
     train(composed("train", "stage=lora", "digit=9", *options, *loggers))

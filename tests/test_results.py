@@ -1,4 +1,4 @@
-"""What is proven of a training, and what is said of it."""
+"""What is said of a training."""
 
 import pytest
 
@@ -14,5 +14,3 @@ def test_what_always_says_the_same_class_is_useless_if_its_base_was_not(before, 
     base = None if before is None else {"accuracy": before, **images}
     reason = useless({"accuracy": after, **images}, base, ["cat", "dog"])
     assert (reason is not None) == is_useless
-    if is_useless:
-        assert reason == "60.0% are right, no more than by always saying cat"

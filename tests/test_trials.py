@@ -4,23 +4,23 @@ import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import Crashed
-from helpers.commands import only_run, read_results
+from helpers.commands import read_results, refused
 from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences, left_by
 
-import lora_mnist.disk.resume
 from lora_mnist.command import Run
 from lora_mnist.data.plan import also_learning, select
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT
-from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
+from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.train import train
 
 #: 350 nines are few.
-RECIPE = ("stage=lora", "digit=9", "batches.replay=20", "trainer.max_steps=12", "lora.rank=8")
-RECIPE = (*RECIPE, "lora.init=pissa", "lora.dropout=auto", "lora.scale=auto", "optimizer.lr=0.003")
-CHECKPOINTS = (CRASH, *OFTEN, "logger=tensorboard")
+RECIPE = (
+    *("stage=lora", "digit=9", "batches.replay=20", "trainer.max_steps=12", "optimizer.lr=0.003"),
+    *("lora.rank=8", "lora.init=pissa", "lora.dropout=auto", "lora.scale=auto", *SMALL, *FEW),
+)
+QUIET = ("callbacks=none", "logger=none")
 
 
 @pytest.fixture(scope="module")
@@ -38,63 +38,46 @@ def go(outputs):
     def run(name, *overrides):
         folder = outputs / "lora" / name
         if not (folder / "results.json").exists():
-            given = (*RECIPE, *SMALL, *FEW, f"paths.outputs={outputs}", *overrides)
-            train(composed("train", *given), Run(folder))
+            cfg = composed("train", *RECIPE, f"paths.outputs={outputs}", *overrides)
+            train(cfg, Run(folder))
         return folder
 
     return run
 
 
-def weights(folder):
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def same(one, other):
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+def changed(one, other):
+    """The names of the tensors in which two runs' adapters differ."""
+    adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, other)]
+    return changed_tensors(*adapters)
 
 
 def test_the_trial_with_the_fewest_validation_errors_decides(go):
     """What is trained after the trials is the trial that was chosen, to the bit."""
-    chosen = go("chosen", "callbacks=none", "logger=none", "refit=false")
+    chosen = go("chosen", *QUIET, "refit=false")
     results = read_results(chosen)
-    choices = results["choices"]
-    assert choices["dropout"]["of"] == [0.0, 0.05]
-    assert choices["dropout"]["images"] == results["validation_images"] == 500
-    assert not choices["refit"]["value"]
+    choice = results["choices"]["dropout"]
+    assert choice["of"] == [0.0, 0.05]
+    assert choice["images"] == results["validation_images"] == 500
+    assert not results["choices"]["refit"]["value"]
     errors = {}
-    for dropout in choices["dropout"]["of"]:
-        options = ("callbacks=none", "logger=none", f"lora.dropout={dropout}")
-        typed = go(f"typed {dropout}", *options)
+    for dropout in choice["of"]:
+        typed = go(f"typed {dropout}", *QUIET, f"lora.dropout={dropout}")
         errors[dropout] = read_results(typed)["val"]["errors"]
         assert read_results(typed)["choices"]["dropout"]["images"] == 0
-        assert f"{errors[dropout]} with {dropout:g}" in choices["dropout"]["why"]
-        is_chosen = dropout == choices["dropout"]["value"]
-        assert same(weights(typed), weights(chosen)) == is_chosen
-    assert errors[choices["dropout"]["value"]] == min(errors.values()) == results["val"]["errors"]
-
-
-def test_an_interrupted_trial_names_the_command_that_goes_on(cli, tmp_path, monkeypatch):
-    small_base(tmp_path / "outputs")
-    monkeypatch.setenv("CRASH", "9:SIGTERM")
-    monkeypatch.setenv("CRASH_IN", "dropout=0.0")
-    ended = cli("train.py", *RECIPE, *SMALL, *FEW, CRASH, *OFTEN, "logger=none")
-    assert ended.code == 143, ended.err
-    folder = only_run(tmp_path / "outputs", "lora")
-    last = ended.err.splitlines()[-1]
-    assert last.startswith("go on with: ")
-    assert last.endswith(f"resume={folder}")
+        assert f"{errors[dropout]} with {dropout:g}" in choice["why"]
+        assert (changed(typed, chosen) == []) == (dropout == choice["value"])
+    assert errors[choice["value"]] == min(errors.values()) == results["val"]["errors"]
 
 
 def test_refit_learns_validation_images_after_they_have_decided(go, outputs):
     """Scale and numbers of validation images are those of the training before."""
-    options = ("callbacks=none", "logger=none", "lora.dropout=0.0")
-    before = read_results(go("typed 0.0", *options))
-    folder = go("refit", *options, "refit=true")
+    before = go("typed 0.0", *QUIET, "lora.dropout=0.0")
+    folder = go("refit", *QUIET, "lora.dropout=0.0", "refit=true")
     results = read_results(folder)
     assert results["choices"]["refit"]["value"]
     for key in ("val", "val_base", "dial"):
-        assert results[key] == before[key]
-    assert not same(weights(folder), weights(go("typed 0.0", *options)))
+        assert results[key] == read_results(before)[key]
+    assert changed(folder, before)
     cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={folder}")
     assert evaluate(cfg)["test"]["errors"] == results["test"]["errors"]
     cfg.scale = "auto"
@@ -117,51 +100,34 @@ def test_the_images_of_refit():
     ids=["many images", "no validation images"],
 )
 def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
-    folder = go(overrides[0], "callbacks=none", "logger=none", "refit=auto", *overrides)
-    results = read_results(folder)
-    assert results["choices"]["dropout"]["value"] == 0
-    assert results["choices"]["refit"]["value"] is False
+    folder = go(overrides[0], *QUIET, "refit=auto", *overrides)
+    choices = read_results(folder)["choices"]
+    assert (choices["dropout"]["value"], choices["refit"]["value"]) == (0, False)
     assert not (folder / "trials").exists()
 
 
 def test_a_refit_that_cannot_be_is_refused(go):
-    with pytest.raises(
-        UserError, match=r"^refit=true: expected validation images: data\.val_size > 0"
-    ):
-        go("a", "refit=true", "data.val_size=0", "lora.scale=1")
-    with pytest.raises(UserError, match=r"^refit=true: expected false, since val/\w+ is monitored"):
-        go("b", "refit=true", "callbacks=best", "trainer.val_check_interval=5")
-
-
-def test_trained_farther_it_goes_on_from_no_other_choice(go, outputs, monkeypatch):
-    """The last training begins anew where more steps choose another dropout."""
-    options = ("refit=true", "logger=none", *OFTEN, "trainer.max_steps=8")
-    whole = go("farther", *options, "lora.dropout=0.05", "trainer.max_steps=12")
-    folder = go("flipped", *options, "lora.dropout=0.0")
-    checkpoint = folder / LAST_CHECKPOINT
-    monkeypatch.setattr(lora_mnist.disk.resume, "_refuse_another_run", lambda *_: None)
-    (folder / "results.json").unlink()
-    go("flipped", *options, "lora.dropout=0.05", "trainer.max_steps=12", f"resume={folder}")
-    assert same(weights(whole), weights(folder))
-    choices = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["choices"]
-    assert choices["dropout"] == 0.05
+    said = refused(go, "a", "refit=true", "data.val_size=0", "lora.scale=1")
+    assert said.startswith("refit=true: expected validation images: data.val_size > 0")
+    said = refused(go, "b", "refit=true", "callbacks=best", "trainer.val_check_interval=5")
+    assert said.startswith("refit=true: expected false, since val/errors is monitored")
 
 
 @pytest.mark.slow
 def test_cut_short_in_each_of_three_trainings(go, outputs, monkeypatch):
     # Readers sort event files by name, in which files are counted: .9 comes behind .10.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
+    options = (CRASH, *OFTEN, "logger=tensorboard", "refit=true")
     monkeypatch.setenv("CRASH", "-1")
-    whole = go("whole", *CHECKPOINTS, "refit=true")
+    whole = go("whole", *options)
     monkeypatch.setenv("CRASH", "9")
     folder, resume = outputs / "lora" / "cut", ()
     for name in ("dropout=0.0", "dropout=0.05", "cut"):
         monkeypatch.setenv("CRASH_IN", name)
         with pytest.raises(Crashed):
-            go("cut", *CHECKPOINTS, "refit=true", *resume)
+            go("cut", *options, *resume)
         assert not (folder / "results.json").exists()
         resume = (f"resume={folder}",)
-    monkeypatch.delenv("CRASH_IN")
     monkeypatch.setenv("CRASH", "-1")
-    go("cut", *CHECKPOINTS, "refit=true", *resume)
+    go("cut", *options, *resume)
     assert differences(left_by(whole), left_by(folder)) == []

@@ -1,10 +1,9 @@
-"""Lightning callbacks for the tests: a run that ends early, and one in two processes."""
+"""A Lightning callback that ends a run early."""
 
 import os
 import signal
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback
 
 
@@ -27,17 +26,3 @@ class Crash(Callback):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))
-
-
-class Recorder(Callback):
-    """Saves the training images of each step that this process has seen, flattened."""
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.seen = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.seen.append(batch[0].flatten(start_dim=1))
-
-    def on_train_end(self, trainer, pl_module):
-        torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")

@@ -44,6 +44,10 @@ def read_results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def only_run(outputs, stage):
     (folder,) = (outputs / stage).iterdir()
     return folder
