@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.errors import UserError
+from lora_mnist.recipe import stated
+from lora_mnist.repair.dial import MAX_IMAGES
 from lora_mnist.results import finish
 from lora_mnist.session import Choice, open_session
 from lora_mnist.trainer import quiet_lightning
@@ -32,16 +33,16 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg = checked_copy(cfg, run)
     with quiet_lightning():
         session = open_session(cfg, run)
-        trainer, classifier = session.trainer, session.classifier
-        if trainer.world_size > 1:
-            count = trainer.num_devices
-            raise UserError(f"trainer.devices={count}: expected 1; one process evaluates")
-        scale = classifier.set_scale(cfg.scale, trainer.strategy.root_device)
-        tables = session.tables(session.tested)
+        classifier = session.classifier
+        scale = classifier.set_scale(cfg.scale, session.trainer.strategy.root_device)
+        tables = session.tables()
         advice = check_preprocessing(session, tables["test"])
         choices = {}
         if classifier.adapter is not None:
-            is_auto = cfg.scale == "auto"
-            why = "as validation images advise" if is_auto else "as configured"
-            choices["scale"] = Choice(scale, None, len(session.images.val) * is_auto, why)
+            choices["scale"] = stated(session, "scale", scale)
+        if cfg.scale is None and choices:
+            choices["scale"] = Choice(scale, None, 0, "as saved")
+        elif cfg.scale == "auto" and choices:
+            images = min(len(session.images.val), MAX_IMAGES)
+            choices["scale"] = Choice(scale, None, images, "advised by validation images")
         return finish(session, tables, choices, advice=advice)

@@ -142,7 +142,9 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
         return stated(session, "optimizer.lr", rate)
     learnt = len(data.plan.selection.target_indices)
     rates = RATES if learnt < FEW_IMAGES else RATES[1:]
-    if session.cfg.resume is not None and (recorded := recorded_rate(session.run.folder)):
+    # A run that goes on keeps its rate; the processes that Lightning starts have the first one's.
+    is_recorded = session.cfg.resume is not None or not session.trainer.is_global_zero
+    if is_recorded and (recorded := recorded_rate(session.run.folder)):
         return Choice(**recorded)
     assert before is not None  # open_session has refused it
     net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
@@ -202,12 +204,12 @@ def train_repair(
     has_trials = len(dropouts) > 1 or refit.value
     trials: list[Trained] = []
     for dropout in dropouts:
-        place = session
+        its_session = session
         if has_trials:
             log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
-            place = session.in_folder(f"trials/dropout={dropout}")
+            its_session = session.in_folder(f"trials/dropout={dropout}")
         start_again(session.net, start, dropout)
-        trials.append(_train_and_measure(place, data, rate, before, refit))
+        trials.append(_train_and_measure(its_session, data, rate, before, refit))
     chosen, choice = choose_dropout(session, trials)
     choices = {"dropout": choice, "scale": chosen.scale, "refit": refit}
     weights = chosen.weights
@@ -311,10 +313,11 @@ def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice
     advised = session.first_says(dial["advised"])
     errors = dict(zip(dial["scales"], dial["errors"], strict=True))
     why = f"advised by validation images: {errors[advised]:,} errors, {errors[0]:,} of the base"
-    scale = advised
-    if refit.value and (scale := session.first_says(scale_of_refit(dial))) != advised:
+    of_refit = session.first_says(scale_of_refit(dial))
+    if refit.value and of_refit != advised:
         why = f"a refit learns these images; before it, they advise {advised:g}"
-    return Choice(scale, dial["scales"], dial["images"], why)
+    chosen = of_refit if refit.value else advised
+    return Choice(chosen, dial["scales"], dial["images"], why)
 
 
 def start_of(net: nn.Module) -> list[dict[str, Tensor]]:

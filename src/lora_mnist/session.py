@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 #: The keys that set the choices of a repair.
-KEYS = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
+KEY_OF = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
 
 
 class Choice(NamedTuple):
@@ -52,10 +52,10 @@ class Choice(NamedTuple):
 
 def tell(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
-    for name, (value, _, images, why) in choices.items():
-        if images:
+    for name, (value, among, images, why) in choices.items():
+        if among or images:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            log.info("%s=%s: %s", KEYS.get(name, name), shown, why)
+            log.info("%s=%s: %s", KEY_OF.get(name, name), shown, why)
 
 
 @dataclass(frozen=True)
@@ -80,37 +80,31 @@ class Session:
         return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     @property
-    def tested(self) -> list[str]:
-        """The parts that are tested at the end: test images, and mistakes if there are any."""
-        parts = {"test": self.images.test}
+    def parts(self) -> dict[str, Images]:
+        """The images of which predictions are made, by the names of their parts."""
+        parts = {"val": self.images.val, "test": self.images.test}
         if self.mistakes is not None:
             parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.held_out}
-        return [part for part, images in parts.items() if len(images)]
-
-    def images_of(self, part: str) -> Images:
-        """The images of ``val``, ``test``, ``mistakes`` or ``mistakes_test``."""
-        if part == "val":
-            return self.images.val
-        if part == "test":
-            return self.images.test
-        assert self.mistakes is not None
-        return self.mistakes.learnt if part == "mistakes" else self.mistakes.held_out
+        return parts
 
     def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
         """The predictions for a part; ``None`` without images. ``before``: the base's, if known."""
-        images, dataset = self.images_of(part), self.classifier.dataset
+        images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
         device: Any = self.trainer.strategy.root_device
         precision: Any = self.trainer.precision_plugin
-        measured = self.clock.measure("test") if part in self.tested else nullcontext()
+        measured = nullcontext() if part == "val" else self.clock.measure("test")
         with measured, evaluating(self.net, device), precision.forward_context():
             return evaluate(self.net, dataset.batches(images, device, name=part), before)
 
-    def tables(self, parts: Iterable[str]) -> dict[str, Predictions]:
-        """The predictions for each of these parts that has images."""
-        tables = {part: self.predictions(part) for part in parts}
-        return {part: table for part, table in tables.items() if table is not None}
+    def tables(self) -> dict[str, Predictions]:
+        """The predictions for each part but ``val``, if it has images."""
+        tables = {}
+        for part in self.parts:
+            if part != "val" and (table := self.predictions(part)) is not None:
+                tables[part] = table
+        return tables
 
     @cached_property
     def _order_seed(self) -> int:
@@ -129,8 +123,8 @@ class Session:
             images = replace(images, train=train, val=none)
         with config_group("batches"):
             labels, world_size = images.train.labels, self.trainer.world_size
-            sizes = batches.batch_size, batches.replay
-            plan = Plan(selection, labels, *sizes, self._order_seed, world_size)
+            seed, size = self._order_seed, batches.batch_size
+            plan = Plan(selection, labels, size, batches.replay, seed, world_size)
         with importable(), config_group("batches.augment"):
             augment = instantiate(batches.augment) if batches.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
@@ -169,7 +163,7 @@ class Session:
         with config_group("scheduler"):
             return instantiate(schedule, _convert_="all")(optimizer)
 
-    def settings(self, selection: Selection) -> dict[str, Any]:
+    def configuration(self, selection: Selection) -> dict[str, Any]:
         """Everything that the run's numbers depend on: with other settings it may not go on."""
         cfg, classifier = self.cfg.copy(), self.classifier
         cfg.paths.run = "."  # it may be moved
@@ -206,7 +200,7 @@ class Session:
             classes=classes,
             targets=targets,
             base_val=before,
-            hyperparameters=self.settings(plan.selection) | {"choices": choices},
+            hyperparameters=self.configuration(plan.selection) | {"choices": choices},
         )
         net.train()
         learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
@@ -258,6 +252,9 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.stage == "lora" and cfg.mistakes is not None and cfg.target not in (None, "weakest"):
         raise UserError(f"target={cfg.target}: expected null; mistakes={cfg.mistakes} is learnt")
     trainer = make_trainer(cfg, run)
+    if cfg.stage == "eval" and trainer.world_size > 1:
+        count = trainer.num_devices
+        raise UserError(f"trainer.devices={count}: expected 1; one process evaluates")
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
     else:
@@ -269,7 +266,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     mistakes = None
-    if cfg.mistakes is not None and cfg.stage != "pretrain":
+    if cfg.mistakes is not None:
         folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
         with evaluating(classifier.net, trainer.strategy.root_device) as device:
 
@@ -328,6 +325,7 @@ def _refuse_inconsistent(session: Session) -> None:
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if refit not in (True, False, "auto"):
             raise UserError(f"refit={refit}: expected true, false or auto")
+    # Made once, so that what they refuse is refused before anything is computed.
     session.scheduler(session.optimizer(0.1 if is_auto else cfg.optimizer.lr))
     monitor, interval = monitored_validation(trainer), trainer.val_check_interval
     batches = trainer.max_steps * trainer.accumulate_grad_batches

@@ -62,12 +62,15 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = session.data(selection)
     rate = stated(session, "optimizer.lr", cfg.optimizer.lr)
     print_parameters(session.net)
-    with begin_run(run.folder, session.settings(selection), cfg.resume):
+    with begin_run(run.folder, session.configuration(selection), cfg.resume):
         weights = session.fit(data, rate.value)
         if not session.trainer.is_global_zero:
             return {}
         choices |= {"rate": rate} | ({"weights": weights} if weights else {})
-        return finish(session, session.tables(["val", "test"]), choices)
+        val, tables = session.predictions("val"), session.tables()
+        if val is not None:
+            tables = {"val": val, **tables}
+        return finish(session, tables, choices)
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -82,11 +85,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     choices |= {"rate": rate}
     tell(choices)
     print_parameters(session.net)
-    with begin_run(run.folder, session.settings(selection), cfg.resume, rate._asdict()):
+    with begin_run(run.folder, session.configuration(selection), cfg.resume, rate._asdict()):
         repair = train_repair(session, data, rate.value, before)
         prove_unchanged(session)
         if not session.trainer.is_global_zero:
             return {}
         tell(repair.choices)
-        tables = repair.tables | session.tables(session.tested)
+        tables = repair.tables | session.tables()
         return finish(session, tables, choices | repair.choices, repair.dial, advice)

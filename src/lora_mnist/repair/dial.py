@@ -18,7 +18,7 @@ from lora_mnist.repair.predictions import Predictions, columns_at
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: The dial of a run sees this number of validation images, or fewer.
-_MAX_IMAGES = 5000
+MAX_IMAGES = 5000
 #: A scale is advised only if errors elsewhere are at most 1.1 times the base's, where the base has
 #: 100 of them or more: with fewer, harm cannot be told from chance.
 _MAX_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 100
@@ -74,7 +74,7 @@ def measure_dial(
 def images_of_dial(count: int, seed: int) -> Tensor:
     """Which of ``count`` validation images the dial sees: the first in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:_MAX_IMAGES].sort().values
+    return torch.randperm(count, generator=generator)[:MAX_IMAGES].sort().values
 
 
 def _curve(
