@@ -236,12 +236,6 @@ def test_more_steps_are_trained(go):
     assert expected in refusal(go, *LORA, "trainer.max_steps=50")
 
 
-def test_a_run_whose_scheduler_has_ended_cannot_be_trained_farther(go):
-    options = ("stage=lora", "digit=9", "trainer.max_steps=3", "scheduler=cosine", *EACH_STEP)
-    go("run", *options)
-    assert "cannot be trained farther, since its scheduler counts" in refusal(go, *options)
-
-
 def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
     """In the middle of an epoch, and as if nothing had ended it."""
     options = (*LORA, *QUIET, "callbacks=averaging", "lora.dropout=0.2")

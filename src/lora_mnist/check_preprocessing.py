@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run
 from lora_mnist.data import Folder, ImageDataset, Images
-from lora_mnist.data.dataset import measured_pixels
+from lora_mnist.data.images import measured_pixels
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import columns_at
 from lora_mnist.repair.significance import is_near_chance, mcnemar
