@@ -404,16 +404,13 @@ def _take(images: list[Entry], share: float, total: int) -> list[Entry]:
 
 
 def repeated(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
-    """Validation and test images whose file is, byte for byte, also that of a training image.
-
-    So are test images that are also validation images. Only files of equal size are read.
-    """
+    """Images whose file is, byte for byte, also in a part before theirs: train, val, test."""
     sizes = {entry: (root / entry.path).stat().st_size for entry in parts}
     counts = Counter(sizes.values())
     first_part: dict[bytes, str] = {}
     repeats = []
     for entry in sorted(parts, key=lambda entry: _PARTS.index(parts[entry])):
-        if counts[sizes[entry]] > 1:
+        if counts[sizes[entry]] > 1:  # others need not be read
             digest = hashlib.sha256((root / entry.path).read_bytes()).digest()
             if first_part.setdefault(digest, parts[entry]) != parts[entry]:
                 repeats.append(entry)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,6 @@ class ImageDataset:
         val_from: where validation images come from, ``train`` or ``test``.
         eval_batch_size: images a step in validation and test.
         num_workers: processes that read from the disk.
-
-    Raises:
-        ValueError: if an argument is out of range.
     """
 
     mean: Channelwise
@@ -195,10 +193,7 @@ class ImageDataset:
         indices: Tensor | None = None,
         name: str = "images",
     ) -> Iterator[Batch]:
-        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``.
-
-        If it takes long, progress is shown under ``name``.
-        """
+        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self.loader(images, batch_size=self.eval_batch_size, sampler=order)
         for batch, labels in progress(loader, name, len(loader)):
@@ -209,32 +204,20 @@ class ImageDataset:
     ) -> Iterator[Batch]:
         """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels.
 
-        A picture of another size than the one before it, as a transform may leave it, begins a new
-        batch.
+        A batch has pictures of one size, which a transform may leave as it was.
         """
-
-        def batch() -> Batch:
-            return self.normalise(torch.stack(images).to(device)), torch.tensor(labels).to(device)
-
-        images: list[Tensor] = []
-        labels: list[int] = []
-        for image, label in pictures:
-            is_full = len(images) == self.eval_batch_size
-            if images and (is_full or image.shape != images[0].shape):
-                yield batch()
-                images, labels = [], []
-            images.append(image)
-            labels.append(label)
-        if images:
-            yield batch()
+        for _, group in groupby(pictures, lambda picture: picture[0].shape):
+            while batch := list(islice(group, self.eval_batch_size)):
+                images, labels = zip(*batch, strict=True)
+                pixels = self.normalise(torch.stack(images).to(device))
+                yield pixels, torch.tensor(labels).to(device)
 
 
 def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     """Mean and standard deviation of each channel, or of the only one, on the scale 0 to 1.
 
-    The numbers are rounded to four decimals, so that they give the same images when they are copied
-    from where they were printed. A channel that is the same everywhere has the deviation 1, by
-    which it can be divided.
+    They are rounded to four decimals, as they are printed. A channel that is the same everywhere
+    has the deviation 1, by which it can be divided.
     """
     total = squares = torch.zeros(1, dtype=torch.int64)
     count = 0
@@ -273,7 +256,7 @@ def open_picture(
     """A picture, decoded, with eight bits a channel; without ``decode`` only checked, if quickly.
 
     Of 16 bits the upper eight are taken: Pillow would clip them at 255. ``upright`` turns it as its
-    EXIF data say. ValueError, with the reason, if a file cannot be read as a picture.
+    EXIF data say.
     """
     try:
         if isinstance(picture, Path):
