@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_mnist.lora.targets import left_out_by_all
+from lora_mnist.lora.weight import left_out_by_all
 from lora_mnist.repair.networks import build_network
 
 #: By name, the settings of a network for images of 64 x 64 pixels.

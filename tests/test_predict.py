@@ -1,11 +1,16 @@
 import csv
+import runpy
 
+import numpy
 import pytest
 import torch
 from composed import SMALL, composed
 from helpers.commands import ROOT, refused
+from helpers.stranger import config as stranger_config
+from helpers.stranger import move_in
 from PIL import Image
 
+from lora_mnist.command import classifier_of
 from lora_mnist.data import load_images
 from lora_mnist.predict import find_pictures, predict
 
@@ -88,3 +93,18 @@ def test_a_list_of_files_folders_and_patterns(tmp_path):
     for images in (None, f"{tmp_path}/*.gif"):
         given = "null" if images is None else images
         assert refused(find_pictures, images).startswith(f"images={given}: expected a picture, ")
+
+
+@pytest.mark.parametrize("depth", ["uint8", "uint16"])
+def test_the_example_prepares_a_picture_as_predict_does(tmp_path, monkeypatch, depth):
+    """It has Pillow and numpy alone."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    move_in(tmp_path, monkeypatch)
+    most = numpy.iinfo(depth).max
+    Image.fromarray(numpy.linspace(0, most, 120, dtype=depth).reshape(10, 12)).save("grey.png")
+    dataset = classifier_of(stranger_config("predict")).dataset
+    expected = dataset.read_picture(tmp_path / "grey.png")
+    assert expected.float().std() > 20
+    example = runpy.run_path(str(ROOT / "examples" / "own_classifier" / "use_repaired.py"))
+    given = example["prepare"]("grey.png", dataset.preprocessing())
+    assert numpy.array_equal(given, expected.numpy())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lora_mnist import add_lora, load_adapter
 from lora_mnist.command import Run, checked_copy
-from lora_mnist.lora.peft import WEIGHTS_NAME
+from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.trainer import make_trainer
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_mnist.results import useless, warn_of_known_validation
+from lora_mnist.results import useless
 
 
 @pytest.mark.parametrize(
@@ -16,15 +16,3 @@ def test_what_always_says_the_same_class_is_useless_if_its_base_was_not(before, 
     assert (reason is not None) == is_useless
     if is_useless:
         assert reason == "60.0% are right, no more than by always saying cat"
-
-
-def test_a_base_that_knows_the_validation_images_is_named(caplog):
-    test = {"errors": 81, "images_per_class": [1082]}
-    for errors in (40, 8):
-        outcomes = {"val_base": {"errors": errors, "images_per_class": [514]}, "test_base": test}
-        warn_of_known_validation(outcomes, "train")
-        is_named = "has probably been trained on the validation images" in caplog.text
-        assert is_named == (errors == 8)
-    assert caplog.text.rstrip().endswith(", or data.val_from=test")
-    warn_of_known_validation(outcomes, "test")
-    assert caplog.text.rstrip().endswith("it has not seen")

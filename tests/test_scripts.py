@@ -11,10 +11,7 @@ import readme
 import tasks
 from helpers.commands import ROOT
 
-DOCUMENTS = []
-for path in readme.DOCUMENTS:
-    if readme.BLOCK.search(path.read_text()):
-        DOCUMENTS.append(path.relative_to(ROOT).as_posix())
+DOCUMENTS = [path for path in readme.DOCUMENTS if readme.BLOCK.search(path.read_text())]
 #: Heads of tables that say what to type, or what is a model's and not a run's.
 TYPED = (
     *("| command |", "| to change |", "| to run |", "| callbacks |", "| exit code |"),
@@ -23,31 +20,23 @@ TYPED = (
 TABLE = ("|", "┏", "┃", "│")
 
 
-def typed(document):
-    return readme.BLOCK.sub("", (ROOT / document).read_text())
-
-
-def typed_tables(text):
-    before = ""
-    for line in text.splitlines():
-        if line.startswith(TABLE) and not before.startswith(TABLE):
-            yield line
-        before = line
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_tables_and_pictures_stand_in_blocks_that_nobody_changed(document):
-    assert [head for head in typed_tables(typed(document)) if not head.startswith(TYPED)] == []
-    assert readme.PICTURE.findall(typed(document)) == []
-    path = ROOT / document
-    for block in readme.BLOCK.finditer(path.read_text()):
-        assert readme.checksum(block["body"], path.parent) == block["sum"], block["name"]
+    text = document.read_text()
+    typed, before = readme.BLOCK.sub("", text), ""
+    for line in typed.splitlines():
+        if line.startswith(TABLE) and not before.startswith(TABLE):
+            assert line.startswith(TYPED)
+        before = line
+    assert readme.PICTURE.findall(typed) == []
+    for block in readme.BLOCK.finditer(text):
+        assert readme.checksum(block["body"], document.parent) == block["sum"], block["name"]
 
 
 def test_the_scripts_that_make_the_blocks_are_there():
     made_here, names = set(), []
     for document in DOCUMENTS:
-        for block in readme.BLOCK.finditer((ROOT / document).read_text()):
+        for block in readme.BLOCK.finditer(document.read_text()):
             names.append(block["name"])
             assert (ROOT / block["by"]).is_file()
             if block["by"] == "scripts/readme.py":
@@ -56,11 +45,10 @@ def test_the_scripts_that_make_the_blocks_are_there():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", [*readme.DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=str)
 def test_links_lead_somewhere(document):
-    here = (ROOT / document).parent
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / document).read_text())
-    assert [link for link in links if not (here / link).exists()] == []
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 @pytest.mark.slow

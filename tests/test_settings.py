@@ -76,11 +76,20 @@ def test_what_is_typed_goes_before_the_file(group, own, stored, expected):
 
 
 def test_the_log_says_who_has_said_what():
-    settings = taken({"prepare": {"mean": 0.5}}, prepare={"mean": 0.1, "std": [0.3, 0.2]})
-    assert settings.prepare == {"mean": 0.5, "std": [0.3, 0.2]}
+    """By value; what the adapter says, and what no record differs in, is not said to be yours."""
+    own = {
+        "prepare": {"mean": 0.5, "image_size": 8},
+        "data": {"_target_": "lora_mnist.data.Folder"},
+    }
+    stored = {"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]}
+    settings = taken(own, prepare=stored)
+    assert settings.prepare == {"mean": 0.5, "std": [0.3, 0.2], "image_size": [8, 8]}
+    settings.take("the base", {"version": VERSION, "prepare": {"std": 1, "channels": 3}}, "base=b")
+    settings.take("the base", {}, "base_ckpt=somebody's")
     assert settings.sources == [
         "from the adapter: std=[0.3,0.2]",
         "set by you, other than in the adapter: prepare.mean=0.5",
+        "from the base: channels=3",
     ]
 
 

@@ -19,8 +19,8 @@ import lora_mnist.results
 import lora_mnist.session
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
-from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.repair.significance import weakest
 from lora_mnist.train import train
 
@@ -142,7 +142,7 @@ def test_a_repair_asks_for_its_class(outputs):
 
 def test_the_base_is_published_last(outputs, monkeypatch):
     before = bases(outputs)
-    monkeypatch.setattr(lora_mnist.results, "report_and_close_loggers", None)
+    monkeypatch.setattr(lora_mnist.results, "print_results", None)
     with pytest.raises(TypeError):
         run(outputs, "stage=pretrain")
     assert bases(outputs) == before

@@ -5,6 +5,7 @@ import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import Crashed
 from helpers.commands import only_run, read_results
+from lora_mnist.lora.peft import read_metadata
 from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences, left_by
@@ -15,7 +16,6 @@ from lora_mnist.data.plan import also_learning, select
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
-from lora_mnist.lora.peft import read_metadata
 from lora_mnist.train import train
 
 #: 350 nines are few.

@@ -20,7 +20,7 @@ from lora_mnist import load_classifier
 from lora_mnist.command import Run
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
-from lora_mnist.lora.peft import read_metadata
+from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.predict import predict
 from lora_mnist.repair.networks import build_network
 from lora_mnist.train import train

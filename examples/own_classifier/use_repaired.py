@@ -11,7 +11,11 @@ from PIL import Image
 
 def prepare(file, about):
     """The pixels of one picture, uint8, (channels, height, width), sized as the metadata say."""
-    picture = Image.open(file).convert("RGB" if about["channels"] == 3 else "L")
+    picture = Image.open(file)
+    if picture.mode.startswith("I"):  # of 16 bits the upper eight; Pillow would clip them at 255
+        values = numpy.asarray(picture).astype(numpy.int64) >> 8
+        picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
+    picture = picture.convert("RGB" if about["channels"] == 3 else "L")
     height, width = about["image_size"]
     # The picture is scaled to image_size / crop_pct, and its middle is taken.
     tall, wide = (math.floor(side / about["crop_pct"] + 0.02) for side in (height, width))

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier, Prediction
 from lora_mnist.lora.adapter import load_adapter, save_adapter
-from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
 from lora_mnist.lora.model import (
     add_lora,
     lora_disabled,
     lora_parameters,
+    merge_lora,
+    remove_lora,
     set_lora_enabled,
     set_lora_scale,
+    unmerge_lora,
 )
 from lora_mnist.repair.dial import dial_curve
 from lora_mnist.repair.networks import CNN, MLP

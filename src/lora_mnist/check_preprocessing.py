@@ -1,127 +1,168 @@
-"""Whether a network of one's own is the right one, and its images are prepared as in training."""
+"""Whether classes and images of a network of one's own are those of its training."""
 
 import copy
 import logging
-import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_mnist.classifier import Classifier
-from lora_mnist.command import Run
-from lora_mnist.data import Folder, ImageDataset, Images
-from lora_mnist.data.images import measured_pixels
+from lora_mnist.command import override
+from lora_mnist.data import Folder, Images
+from lora_mnist.data.images import measured_pixels, open_picture
+from lora_mnist.project import quoted
 from lora_mnist.repair.networks import evaluating
-from lora_mnist.repair.predictions import columns_at
-from lora_mnist.repair.significance import is_near_chance, mcnemar
+from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
+from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
+from lora_mnist.session import Session
+from lora_mnist.settings import as_override
 
 log = logging.getLogger(__name__)
 
-#: The usual means and deviations of pixels from 0 to 1, beside those that are measured.
-_PIXELS: tuple[dict[str, Any], ...] = ({"mean": 0.5, "std": 0.5}, {"mean": 0.0, "std": 1.0})
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-#: The usual ways to bring an image to its size: Resize(224) or Resize(256) before CenterCrop(224),
-#: or Resize((224, 224)).
-_SIZINGS: tuple[dict[str, Any], ...] = (
+#: Usual ways to prepare images, beside their own size, mean and deviation. A network may take any
+#: size; it comes from Resize(224), Resize(256) and CenterCrop(224), or Resize((224, 224)).
+_CHANGES: tuple[dict[str, Any], ...] = (
+    *({"image_size": [side, side]} for side in (32, 48, 64, 96, 128, 160, 192, 224, 256)),
+    {"mean": 0.5, "std": 0.5},
+    {"mean": 0.0, "std": 1.0},
+    {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     {"resize": "crop", "crop_pct": 1.0},
     {"resize": "crop", "crop_pct": 0.875},
     {"resize": "stretch", "crop_pct": 1.0},
+    {"interpolation": "bilinear"},
+    {"interpolation": "bicubic"},
 )
 #: As many validation images are tried, and as many training images, where a network's own
 #: preprocessing stands out most.
 _IMAGES = 200
-#: The level of McNemar's test: strict, since the best of several ways is tested.
-_LEVEL = 0.01
 
 
-def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> list[str]:
-    """Warn if a network of one's own does clearly better on images prepared in another usual way.
+def check_preprocessing(session: Session, base: Predictions | None) -> list[str]:
+    """Warn of what seems to be set otherwise than in the training of the base, by its predictions.
 
-    Nothing is tried where the preprocessing is known, because network or base are ours or the file
-    of an adapter names it; nor with a ``prepare.transform``, nor in a sweep's jobs.
-
-    Returns:
-        The overrides of the better way; empty if there is none, and in processes after the first.
+    Returned are the overrides that mend it; of several processes only the first looks for them.
     """
-    net, dataset, base = classifier.net, classifier.dataset, classifier.base
+    if not session.trainer.is_global_zero:
+        return []
+    overrides = better_order(base, session.classifier.classes) if base is not None else []
+    overrides = overrides or better_preparation(session)
+    if base is not None and not overrides:
+        warn_of_guessing(base)
+    return overrides
+
+
+def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
+    """The override of another order of the classes, if it explains the predictions far better.
+
+    The classes that it moves have at most half of their errors then, each class counting alike.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    count = len(classes)
+    confusion = torch.bincount(base.label * count + base.before, minlength=count**2)
+    shares = confusion.view(count, count) / confusion.view(count, -1).sum(1, True).clamp(min=1)
+    here = torch.arange(count)
+    # Of equals, the order as it is.
+    _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
+    output = torch.from_numpy(assigned)  # of each class
+    moved = output != here
+    rate, other_rate = 1 - shares[here, here][moved].mean(), 1 - shares[here, output][moved].mean()
+    was_right, is_right = base.before == base.label, base.before == output[base.label]
+    repaired, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+    if not moved.any() or other_rate > rate / 2 or mcnemar(repaired, broken) >= 0.001:
+        return []
+    names = [override("class", classes[c]).partition("=")[2] for c in output.argsort().tolist()]
+    order = f"prepare.classes=[{','.join(names)}]"
+    log.warning(
+        "the network's outputs are most likely in another order of the classes: the base has %d of "
+        "%d images right instead of %d with: %s",
+        *(is_right.sum(), len(base), was_right.sum(), quoted(order)),
+    )
+    return [order]
+
+
+def better_preparation(session: Session) -> list[str]:
+    """The overrides of another usual preparation, if the base does clearly better with it.
+
+    Nothing is tried where the preparation is known: the network or the base is ours, or there is an
+    adapter or a ``prepare.transform``; nor in a sweep's jobs.
+    """
+    classifier, base = session.classifier, session.classifier.base
+    net, dataset = classifier.net, classifier.dataset
     assert base is not None
     is_ours = str(classifier.settings.net["_target_"]).startswith("lora_mnist.")
     is_known = is_ours or base.is_pretrained_here or classifier.adapter is not None
     configured = dataset.preprocessing()
-    if is_known or run.is_sweep or "mean" not in configured or not trainer.is_global_zero:
-        return []
     some = _spread(dataset.sets.train).followed_by(_spread(dataset.sets.val))
-    if not len(some):
+    if is_known or session.run.is_sweep or "mean" not in configured or not len(some):
         return []
-    sizing = configured.get("resize"), configured.get("crop_pct")
-    images = {sizing: _in_memory(some)}
-    mean, std = measured_pixels(images[sizing])
-    changes = [*_PIXELS, {"mean": mean, "std": std}]
-    if dataset.channels == 3:
-        changes.insert(2, _IMAGENET)
-    if classifier.settings.prepare.get("image_size") is not None:
-        changes = [*changes, *_SIZINGS, *changes]  # resized otherwise, another mean may be better
+
+    @cache
+    def resized(**sizing: Any) -> Images:
+        """The images in memory, brought to their size in a way."""
+        images = dataset.resized(some, **sizing) if isinstance(dataset, Folder) else some
+        return Images(*images.take(range(len(images))))
+
+    def is_wrong(way: dict[str, Any]) -> Tensor:
+        """Which images the base gets wrong when they are prepared so: bool, shape (N,)."""
+        sizing = {key: way.get(key) for key in ("resize", "crop_pct", "interpolation")}
+        images = resized(size=tuple(way.get("image_size", ())), **sizing)
+        other = copy.copy(dataset)
+        other.mean, other.std = way["mean"], way["std"]
+        columns = columns_at(net, other.batches(images, device, name="preprocessing"), [0])
+        return columns.prediction[0] != columns.label
+
+    mean, std = measured_pixels(some)
+    changes = [*_CHANGES, {"mean": mean, "std": std}]
+    if isinstance(dataset, Folder):
+        first = open_picture(dataset.root / str(some.names()[0]), decode=False)
+        if max(first.size) <= 256:
+            changes.insert(0, {"image_size": [first.height, first.width]})
     best, tried = configured, [configured]
-    with evaluating(net, trainer.strategy.root_device) as device:
-        wrong_as_configured = fewest_wrong = _is_wrong(net, dataset, images[sizing], device)
-        for change in changes:
+    with evaluating(net, session.trainer.strategy.root_device) as device:
+        wrong_as_configured = fewest_wrong = is_wrong(configured)
+        for change in 2 * changes:  # at another size, another mean may be better
             way = {**best, **change}
             if way in tried:
                 continue
+            try:
+                wrong = is_wrong(way)
+            except Exception:  # whatever layers raise that do not take this size, or these channels
+                continue
             tried.append(way)
-            other = copy.copy(dataset)
-            other.mean, other.std = way["mean"], way["std"]
-            sizing = way.get("resize"), way.get("crop_pct")
-            if sizing not in images and isinstance(dataset, Folder):
-                resized = dataset.resized(some, resize=sizing[0], crop_pct=sizing[1])
-                images[sizing] = _in_memory(resized)
-            is_wrong = _is_wrong(net, other, images[sizing], device)
-            if is_wrong.sum() < fewest_wrong.sum():
-                best, fewest_wrong = way, is_wrong
+            if wrong.sum() < fewest_wrong.sum():
+                best, fewest_wrong = way, wrong
     repaired = int((wrong_as_configured & ~fewest_wrong).sum())
     broken = int((fewest_wrong & ~wrong_as_configured).sum())
-    if mcnemar(repaired, broken) >= _LEVEL:
+    if len(tried) * mcnemar(repaired, broken) >= LEVEL:  # the best of several ways is tested
         return []
     keys = [key for key in best if best[key] != configured[key]]
-    overrides = [f"prepare.{key}={best[key]}".replace(" ", "") for key in keys]
+    overrides = [f"prepare.{key}={as_override(best[key])}" for key in keys]
     log.warning(
-        "the network was most likely trained on images that were prepared otherwise: it makes "
-        "%d errors instead of %d in %d validation and training images with: %s",
-        *(fewest_wrong.sum(), wrong_as_configured.sum(), len(fewest_wrong)),
-        shlex.join(overrides),
+        "the network may have been trained on images that were prepared otherwise: it makes %d "
+        "errors instead of %d in %d validation and training images, the fewest of %d ways that "
+        "were tried, with: %s",
+        *(fewest_wrong.sum(), wrong_as_configured.sum(), len(some), len(tried)),
+        " ".join(map(quoted, overrides)),
     )
     return overrides
 
 
-def warn_of_wrong_settings(counts: Mapping[str, Any]) -> None:
-    """Warn where the base, with these counts of its predictions, is hardly better than guessing."""
-    errors, images = counts["errors_per_class"], counts["images_per_class"]
-    if is_near_chance(errors, images):
+def warn_of_guessing(base: Predictions) -> None:
+    """Warn where the base is hardly better than guessing."""
+    counts = counts_of(base)["before"]
+    if is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
         log.warning(
             "the base has %d of %d images right, which is hardly better than guessing: if it was "
             "better where it was trained, look at net._target_ and base_ckpt; at prepare.classes, "
             "in the order of the outputs; and at prepare.image_size, prepare.resize, "
             "prepare.channels, prepare.mean and prepare.std, or prepare.transform (docs/failed.md)",
-            *(sum(images) - sum(errors), sum(images)),
+            *(len(base) - counts["errors"], len(base)),
         )
 
 
 def _spread(images: Images) -> Images:
     """Some images from everywhere in a set, whose classes stand in a row."""
     return images.subset(torch.linspace(0, len(images) - 1, min(_IMAGES, len(images))).long())
-
-
-def _in_memory(images: Images) -> Images:
-    """The same images, read once."""
-    return Images(*images.take(range(len(images))))
-
-
-def _is_wrong(
-    net: nn.Module, dataset: ImageDataset, images: Images, device: torch.device
-) -> Tensor:
-    """Which images the base gets wrong when ``dataset`` normalises them: bool, shape (N,)."""
-    columns = columns_at(net, dataset.batches(images, device, name="preprocessing"), [0])
-    return columns.prediction[0] != columns.label

@@ -1,13 +1,11 @@
 """A classifier: a network, its classes and its preprocessing, all that a prediction needs.
 
-It is made of what somebody types, the files of base and adapter, the network, and defaults. Plain
-Python: no Hydra, no Lightning.
+Plain Python: no Hydra, no Lightning.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +17,11 @@ from lora_mnist.data.images import ImageDataset, Images
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
-from lora_mnist.lora.adapter import load_adapter
+from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
-from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import DATA, program
-from lora_mnist.repair.dial import images_of_dial, measure_dial
+from lora_mnist.repair.dial import dial_curve, images_of_dial
 from lora_mnist.repair.networks import (
     build,
     build_network,
@@ -34,7 +31,7 @@ from lora_mnist.repair.networks import (
     outputs_key,
     own_preprocessing,
 )
-from lora_mnist.repair.predictions import evaluate, logits_at
+from lora_mnist.repair.predictions import logits_at
 from lora_mnist.settings import Settings, warn_of_other_split
 
 log = logging.getLogger(__name__)
@@ -60,26 +57,17 @@ class Prediction(NamedTuple):
 class Classifier:
     """A network with the classes and the preprocessing of its training.
 
-    Attributes:
-        net: the network, in eval mode, with its adapter on it; with ``lora_disabled(net)`` it is
-            the base.
-        dataset: prepares pictures; it reads no images of its own until they are asked for.
-        base: what the network was before an adapter; ``None``: it is still to be trained.
-        settings: of network, preparation and images, resolved.
-        base_path: the base's file.
-        adapter: the adapter's folder, if it has one.
-        targets: the names of the classes that the adapter repairs.
-        made: how the adapter was made, as its record says.
+    ``net`` is in eval mode, with its adapter on it; with ``lora_disabled(net)`` it is the base.
     """
 
     net: nn.Module
-    dataset: ImageDataset
-    settings: Settings
-    base: Base | None = None
+    dataset: ImageDataset  # prepares pictures; it reads its own images when they are asked for
+    settings: Settings  # resolved
+    base: Base | None = None  # what the network was before an adapter; None: still to be trained
     base_path: Path | None = None
-    adapter: Path | None = None
-    targets: Sequence[str] = ()
-    made: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None  # its folder
+    targets: Sequence[str] = ()  # the names of the classes that the adapter repairs
+    made: Mapping[str, Any] = field(default_factory=dict)  # how the adapter was made
 
     @classmethod
     def load(
@@ -96,8 +84,7 @@ class Classifier:
         """The classifier that the files of an adapter and its base describe.
 
         Each value comes from the first of these that has it: what is typed, the adapter's file, the
-        base's file, the network itself (timm, torchvision), the default; at last mean, deviation
-        and size are measured on the training images. The log says what came from where.
+        base's file, the network (timm, torchvision), the default, the images. The log says so.
 
         Args:
             adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
@@ -122,40 +109,29 @@ class Classifier:
         if adapter is not None:
             adapter, record = read_adapter(adapter)
             settings.take("the adapter", record, f"adapter={adapter}")
-
-        expected = record.get("base_sha256")
-        path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
-        if base is not None:
-            path = Path(base)
-        elif expected is not None:
-            path = find_base(Path(bases), expected) or path
-        not_here = (
-            f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights with "
-            f"SHA-256 {expected}"
-        )
+        path = Path(base or Path(bases, f"{base_name(settings.data, settings.net)}.ckpt"))
+        if base is None and (expected := record.get("base_sha256")):
+            found = find_base(Path(bases), expected)
+            if found is None:
+                raise UserError(
+                    f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the "
+                    f"weights with SHA-256 {expected}"
+                )
+            path = found
         try:
             file = read_base(path)
+            settings.take("the base", file.record, f"base_ckpt={path}")
+            settings.take("", _DEFAULTS)
+            network = own or build_network(settings.net)
+            loaded = load_weights(network.eval(), file, base_prefix, outputs_key(settings.net))
         except FileNotFoundError as error:
-            if expected and base is None:
-                raise UserError(not_here) from error
             raise UserError(
                 f"base_ckpt={path}: no such file; expected the network's weights; those of a new "
                 f"base are made with {program('train')} stage=pretrain and the same data and net"
             ) from error
         except (ValueError, OSError) as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-        settings.take("the base", file.record, f"base_ckpt={path}")
-        settings.take("", _DEFAULTS)
-        network = own or build_network(settings.net)
-        try:
-            key = outputs_key(settings.net)
-            loaded = load_weights(network.eval(), file, base_prefix, key)
-        except ValueError as error:
-            raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-        if expected and base is None and loaded.sha256 != expected:
-            raise UserError(not_here)
-        settings.take("the network", own_settings(network, settings))
-        dataset = build_dataset(settings)  # measures what is still missing
+        dataset = build_dataset(network, settings)
         warn_of_other_split(dataset, settings.data, file.record)
         if settings.sources:
             log.info("%s", "; ".join(settings.sources))
@@ -177,34 +153,37 @@ class Classifier:
         settings = Settings(dict(net), dict(prepare), dict(data))
         settings.take("", _DEFAULTS)
         network = build_network(settings.net)
-        settings.take("the network", own_settings(network, settings))
-        return cls(network, build_dataset(settings), settings)
+        return cls(network, build_dataset(network, settings), settings)
 
     def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> float:
-        """Turn the adapter up or down, on ``device``; return its scale, 0 without an adapter.
+        """Turn the adapter up or down; return its scale, 0 without an adapter.
 
-        0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` the
-        validation images decide, as in training: see :func:`.dial.measure_dial`. Those that the
-        adapter has learnt (refit) have decided before.
+        0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` validation
+        images decide, on ``device``, as in training.
         """
+        adapters = lora_adapters(self.net)
         if scale not in (None, "auto") and not is_number(scale):
             raise UserError(f"scale={scale}: expected a number, 1 as trained; auto; or null")
-        adapters = lora_adapters(self.net)
+        if scale not in (None, "auto") and not adapters:
+            raise UserError(f"scale={scale}: expected null, since there is no adapter")
         if not adapters:
-            if scale not in (None, "auto"):
-                raise UserError(f"scale={scale}: expected null, since there is no adapter")
             return 0.0
         if scale is None:
             return adapters[0].scale
-        if scale == "auto" and self.made.get("refit"):
-            scale = self.made["advised_scale"]
-            if scale is None:
+        scale = self._advised_scale(device) if scale == "auto" else float(scale)
+        set_lora_scale(self.net, scale)
+        return scale
+
+    def _advised_scale(self, device: torch.device | str) -> float:
+        """The scale that validation images advise, or did before the adapter learnt them."""
+        if self.made.get("refit"):
+            advised = self.made["advised_scale"]
+            if advised is None:
                 raise UserError(
                     "scale=auto: expected a number, since this adapter has learnt the validation "
                     "images, and its training asked them for no scale"
                 )
-            log.info("scale=%g, as validation images advised before the adapter learnt them", scale)
-        if scale == "auto":
+        else:
             with config_group("data"):
                 images = self.dataset.sets.val
             if not len(images):
@@ -212,18 +191,13 @@ class Classifier:
                     "scale=auto: expected data.val_size > 0, or images in val/ that are not in "
                     "train/, since validation images decide"
                 )
-            batches = partial(self.dataset.batches, images, device, name="scale=auto")
-            seed = self.made.get("seed", 0)
+            some = images_of_dial(len(images), self.made.get("seed", 0))
             targets = [c for c, name in enumerate(self.classes) if name in self.targets]
-            set_lora_scale(self.net, 1.0)
             with evaluating(self.net, device):
-                some = images_of_dial(len(images), seed)
-                table = replace(evaluate(self.net, batches(some)), index=some)
-                curve = measure_dial(self.net, batches, table, targets, seed)
-            scale = curve["advised"]
-            log.info("scale=%g, as validation images advise", scale)
-        set_lora_scale(self.net, float(scale))
-        return float(scale)
+                batches = self.dataset.batches(images, device, some, "scale=auto")
+                advised = dial_curve(self.net, batches, targets)["advised"]
+        log.info("scale=%g, as validation images advise", advised)
+        return float(advised)
 
     @property
     def classes(self) -> list[str]:
@@ -231,10 +205,7 @@ class Classifier:
         return self.dataset.classes
 
     def prepare(self, picture: str | Path | Image.Image) -> Tensor:
-        """The network's input for a file or an image of Pillow, (channels, height, width) float32.
-
-        ``ValueError``, with the reason, if it is no picture that can be read, or shows nothing.
-        """
+        """The network's input, (channels, height, width) float32; or ValueError with the reason."""
         return self.dataset.normalise(self.read(picture)[None])[0]
 
     def read(self, picture: str | Path | Image.Image) -> Tensor:
@@ -244,9 +215,9 @@ class Classifier:
         return self.dataset.read_picture(picture)
 
     def predict(self, pictures: Iterable[str | Path | Image.Image]) -> list[Prediction]:
-        """The prediction for each of the pictures, with the adapter as it is on the network.
+        """The prediction for each picture, with the adapter as it is on the network.
 
-        ``ValueError``, with the reason, if one is no picture that can be read, or shows nothing.
+        ValueError, with the reason, if one cannot be read, or shows nothing.
         """
         images = ((self.read(picture), 0) for picture in pictures)
         return [prediction for _, (prediction,) in self.predictions_at(images, [None])]
@@ -266,15 +237,19 @@ class Classifier:
                     predictions.append(Prediction(self.classes[best], row[best], row))
                 yield label, predictions
 
-    def check(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or has no output for each class.
+    def test_images(self) -> Images | None:
+        """The test images, if they are here."""
+        try:
+            with config_group("data"):
+                return self.dataset.sets.test
+        except UserError as error:
+            log.info("no test images here (%s)", error)
+            return None
 
-        Args:
-            images: of the data set; ``None``: a gradient stands for them, but nothing is checked
-                with a ``transform`` of the user's own, which may keep a picture's size.
-        """
+    def check(self, images: Images | None = None) -> None:
+        """Refuse a network that cannot take the images, or has no output for each class."""
         if images is None and self.settings.prepare.get("transform") is not None:
-            return
+            return  # it may keep a picture's size
         if images is None:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = Images([picture], torch.zeros(1, dtype=torch.int64))
@@ -299,22 +274,17 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
-def own_settings(network: nn.Module, settings: Settings) -> dict[str, dict[str, Any]]:
-    """What the network itself says of a folder's images; nothing of MNIST's."""
-    if settings.data["_target_"] == _DEFAULTS["data"]["_target_"]:
-        return {}
-    if settings.prepare.get("transform") is not None:
-        return {}
-    return {"prepare": own_preprocessing(network, settings.net, settings.prepare)}
-
-
-def build_dataset(settings: Settings) -> ImageDataset:
-    """The data set of these settings; what is ``None`` has the default of its class."""
+def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
+    """The data set of these settings; ``network`` and images say what is still missing."""
+    is_of_digits = settings.data["_target_"] == _DEFAULTS["data"]["_target_"]
+    if not is_of_digits and settings.prepare.get("transform") is None:
+        own = own_preprocessing(network, settings.net, settings.prepare)
+        settings.take("the network", {"prepare": own})
     given = {}
     for key, value in {**settings.prepare, **settings.data}.items():
         if value is not None:
             given[key] = value
-    if given["_target_"] == _DEFAULTS["data"]["_target_"]:
+    if is_of_digits:
         given.setdefault("data_dir", str(DATA))
     try:
         with importable(), config_group("data"):

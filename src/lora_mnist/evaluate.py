@@ -4,11 +4,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
+from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.errors import UserError
-from lora_mnist.repair.predictions import counts_of
 from lora_mnist.results import finish
 from lora_mnist.session import Choice, open_session
 from lora_mnist.trainer import quiet_lightning
@@ -37,11 +36,9 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         if trainer.world_size > 1:
             count = trainer.num_devices
             raise UserError(f"trainer.devices={count}: expected 1; one process evaluates")
-        advice = check_preprocessing(classifier, run, trainer)
         scale = classifier.set_scale(cfg.scale, trainer.strategy.root_device)
         tables = session.tables(session.tested)
-        if not advice:
-            warn_of_wrong_settings(counts_of(tables["test"])["before"])
+        advice = check_preprocessing(session, tables["test"])
         choices = {}
         if classifier.adapter is not None:
             is_auto = cfg.scale == "auto"

@@ -19,9 +19,9 @@ from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.disk.base import load_weights, read_base
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, config_group, require_extra
+from lora_mnist.errors import IncompleteError, UserError, require_extra
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.merge import merge_lora
+from lora_mnist.lora.model import merge_lora
 from lora_mnist.progress import progress
 from lora_mnist.repair.predictions import logits_at
 
@@ -33,14 +33,13 @@ TOLERANCE = 1e-3
 
 
 class FromPixels(nn.Module):
-    """A network with the normalisation before it: it takes pixels, uint8, (N, channels, h, w)."""
+    """A network with the normalisation before it: from pixels, uint8, (N, C, H, W), to logits."""
 
     def __init__(self, net: nn.Module, normalise: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.net, self.normalise = net, normalise
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The logits, (N, num_classes)."""
         logits: Tensor = self.net(self.normalise(pixels))
         return logits
 
@@ -55,7 +54,6 @@ class Onnx(nn.Module):
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits, (N, num_classes)."""
         return torch.from_numpy(self.session.run(None, {"images": images.numpy()})[0])
 
 
@@ -83,85 +81,81 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     out = Path(str(cfg.out or "."))
     if out.exists():  # it may be somebody's weights, or a base
         raise UserError(f"out={cfg.out or 'null'}: expected a new file, which does not exist yet")
-    if out.suffix.lower() not in (".onnx", ".safetensors"):
+    ending = out.suffix.lower()
+    if ending not in (".onnx", ".safetensors"):
         raise UserError(f"out={out}: expected a file that ends in .onnx or .safetensors")
-    is_onnx = out.suffix.lower() == ".onnx"
-    if is_onnx:
+    if ending == ".onnx":
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg, run)
     dataset = classifier.dataset
-    try:
-        with config_group("data"):
-            images, name = dataset.sets.test, "test images"
-    except UserError as error:
-        log.info("no test images here (%s)", error)
-        images, name = _gradients(dataset), "pictures of a gradient"
+    images, name = classifier.test_images(), "test images"
+    if images is None:
+        images, name = gradients(dataset), "pictures of a gradient"
     classifier.check(images)
     scale = classifier.set_scale(cfg.scale)
-    net = FromPixels(classifier.net, dataset.normalise)
     plain = copy.deepcopy(classifier.net)
     if classifier.adapter is not None:
         merge_lora(plain)
     (example,), _ = images.take([0])
-    metadata = _metadata(classifier, plain, example, scale, is_onnx, Path(cfg.paths.outputs))
-    try:
-        with atomic_write(out) as path:
-            written: nn.Module
-            if is_onnx:
-                written = _write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
-            else:
-                written = FromPixels(_write_weights(plain, metadata, path), dataset.normalise)
-            largest = _compare(out, net, written, dataset, images)
-    except OSError as error:
-        raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
+    metadata = metadata_of(classifier, plain, scale) | {
+        "channels": json.dumps(len(example)),
+        "input": input_of(classifier, example, takes_pixels=ending == ".onnx"),
+    }
+    with atomic_write(out) as path:
+        if ending == ".onnx":
+            written = write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
+        else:
+            written = FromPixels(write_weights(plain, metadata, path), dataset.normalise)
+        live = FromPixels(classifier.net, dataset.normalise)
+        others, largest, most = compare(live, written, dataset, images)
+        if others or not largest <= most:
+            raise IncompleteError(
+                f"out={out}: not written; the network in it differs from the live one: {others} "
+                f"other predictions, logits by up to {largest:.1e}; expected at most {most:.1e}"
+            )
     parts = f"base and adapter at scale {scale:g}" if classifier.adapter else "base"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, largest)
     return metadata
 
 
-def _gradients(dataset: ImageDataset) -> Images:
+def gradients(dataset: ImageDataset) -> Images:
     """Pictures as ``dataset`` prepares them, each a gradient in another direction."""
     gradient = Image.linear_gradient("L")
     pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
     return Images(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
 
 
-def _metadata(
-    classifier: Classifier,
-    plain: nn.Module,
-    example: Tensor,
-    scale: float,
-    is_onnx: bool,
-    outputs: Path,
-) -> dict[str, str]:
-    """What a file says of the network in it: texts, some of them JSON."""
-    dataset, base, adapter = classifier.dataset, classifier.base, classifier.adapter
+def metadata_of(classifier: Classifier, plain: nn.Module, scale: float) -> dict[str, str]:
+    """What a file says of the network in it: texts, most of them JSON."""
+    base, adapter = classifier.base, classifier.adapter
     assert base is not None
-    if adapter is not None and adapter.is_relative_to(outputs):  # the file may be given away
-        adapter = adapter.relative_to(outputs)
     about: dict[str, Any] = {
         "net": classifier.settings.net,
-        "adapter": adapter and str(adapter),
+        # Not the whole path: the file may be given away.
+        "adapter": adapter and "/".join(adapter.parts[-3:]),
         "scale": scale,
         "classes": classifier.classes,
-        **dataset.preprocessing(),
-        "channels": len(example),
+        **classifier.dataset.preprocessing(),
     }
-    dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
-    if transform := classifier.settings.prepare.get("transform"):
-        content = json.dumps(transform)
-    elif not is_onnx:
-        dtype, content = "float32", "(pixel / 255 - mean) / std"
     return {key: json.dumps(value) for key, value in about.items()} | {
         "base_sha256": base.sha256,
         "sha256": fingerprint(plain.state_dict()),
-        "dataset": str(dataset.name),
-        "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
+        "dataset": str(classifier.dataset.name),
     }
 
 
-def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:
+def input_of(classifier: Classifier, example: Tensor, takes_pixels: bool) -> str:
+    """The input that a written network takes: its dtype, shape and content."""
+    dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
+    if transform := classifier.settings.prepare.get("transform"):
+        content = json.dumps(transform)
+    elif not takes_pixels:
+        dtype, content = "float32", "(pixel / 255 - mean) / std"
+    return f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}"
+
+
+def write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:
     """Write the weights of ``net``; return a copy of it with them, read back."""
     # safetensors cannot store shared memory, so tied weights are copied.
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -171,11 +165,10 @@ def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.M
     return loaded
 
 
-def _write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> "Onnx":
+def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> nn.Module:
     """Write ``net`` as a graph, for any number of images like ``example``; return it, read back."""
     with warnings.catch_warnings():
-        # Deprecated inside torch; a user cannot change it.
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+        warnings.simplefilter("ignore")  # torch's, of its own code; the graph is checked
         onnx = torch.onnx.export(
             net.eval(),
             # torch.export would keep the size of a batch of one constant.
@@ -192,10 +185,10 @@ def _write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path:
     return Onnx(path)
 
 
-def _compare(
-    out: Path, live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
-) -> float:
-    """The largest difference between the logits of two networks; refuse networks that differ."""
+def compare(
+    live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
+) -> tuple[int, float, float]:
+    """How many predictions differ, and by how much logits do, and may."""
     both = []
     for net in (live, written):
         loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
@@ -203,11 +196,4 @@ def _compare(
         both.append(torch.cat([logits for _, (logits,) in logits_at(net, batches, [None])]))
     expected, logits = both
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
-    largest = (logits - expected).abs().max().item()
-    most = TOLERANCE * expected.std().item()
-    if others or not largest <= most:
-        raise IncompleteError(
-            f"out={out}: not written; the network in it differs from the live one: {others} other "
-            f"predictions, logits by up to {largest:.1e}; expected at most {most:.1e}"
-        )
-    return largest
+    return others, (logits - expected).abs().max().item(), TOLERANCE * expected.std().item()

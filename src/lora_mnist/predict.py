@@ -45,9 +45,16 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     classifier = classifier_of(cfg, run)
     classifier.check()
     classifier.set_scale(cfg.scale)
-    predictions = list(_classify(classifier, files))
+    scales: dict[str, float | None] = {"before": 0.0}
+    if classifier.adapter is not None:
+        scales["after"] = None  # as it is
+    predictions = []
+    images = readable_pictures(classifier, files)
+    for number, of_image in classifier.predictions_at(images, list(scales.values())):
+        of_each = dict(zip(scales, of_image, strict=True))
+        predictions.append({"file": str(files[number]), **of_each})
     if cfg.out is not None:
-        _write_table(predictions, Path(cfg.out))
+        write_table(predictions, list(scales), Path(cfg.out))
         log.info("%s: %d predictions", cfg.out, len(predictions))
     elif predictions:
         print_predictions(predictions)
@@ -56,17 +63,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     return predictions
 
 
-def _classify(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The predictions for the files that can be read, as :func:`predict` returns them."""
-    scales: dict[str, float | None] = {"before": 0.0}
-    if classifier.adapter is not None:
-        scales["after"] = None  # as it is
-    pictures = _readable(classifier, files)
-    for number, predictions in classifier.predictions_at(pictures, list(scales.values())):
-        yield {"file": str(files[number]), **dict(zip(scales, predictions, strict=True))}
-
-
-def _readable(classifier: Classifier, files: Sequence[Path]) -> Iterator[tuple[Tensor, int]]:
+def readable_pictures(
+    classifier: Classifier, files: Sequence[Path]
+) -> Iterator[tuple[Tensor, int]]:
     """The images of the files that can be read, and their numbers."""
     for number, file in enumerate(progress(files, "predict", len(files))):
         try:
@@ -75,18 +74,17 @@ def _readable(classifier: Classifier, files: Sequence[Path]) -> Iterator[tuple[T
             log.error("%s: skipped: %s", file, one_line(error))
 
 
-def _write_table(predictions: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write predictions to a CSV file, whole or not at all."""
-    titles = {"before": ["prediction", "probability"]}
-    if predictions and "after" in predictions[0]:
-        titles["before"] = ["before", "before_probability"]
-        titles["after"] = ["after", "after_probability"]
+def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], out: Path) -> None:
+    """Write predictions to a CSV file, in the columns of a run's predictions.csv."""
+    titles = ["file"]
+    for side in sides:
+        titles += [side, f"{side}_probability"]
     with atomic_write(out) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", *titles["before"], *titles.get("after", [])])
+        writer.writerow(titles)
         for prediction in predictions:
             row = [prediction["file"]]
-            for side in titles:
+            for side in sides:
                 row += [prediction[side].label, f"{prediction[side].probability:.6f}"]
             writer.writerow(row)
 
@@ -104,14 +102,12 @@ def find_pictures(images: Any) -> list[Path]:
         raise UserError(f"images={'null' if images is None else images}: {expected}")
     files: list[Path] = []
     for each in images if isinstance(images, ListConfig) else [images]:
-        pattern, name = str(each), Path(str(each))
-        if name.is_dir():
-            pattern = f"{glob.escape(pattern)}/**"
-        elif name.exists():  # it is no pattern, even with brackets
-            pattern = glob.escape(pattern)
+        pattern, is_folder = str(each), Path(str(each)).is_dir()
+        if Path(pattern).exists():  # it is no pattern, even with brackets
+            pattern = glob.escape(pattern) + ("/**" if is_folder else "")
         matches = []
         for path in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207
-            if path.is_file() and (path.suffix.lower() in endings or not name.is_dir()):
+            if path.is_file() and (path.suffix.lower() in endings or not is_folder):
                 matches.append(path)
         if not matches:
             raise UserError(f"images={each}: {expected}; there is none")

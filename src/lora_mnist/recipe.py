@@ -25,8 +25,7 @@ from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.resume import recorded_rate
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.model import add_lora, set_lora_scale, warn_of_left_out
-from lora_mnist.lora.targets import layers_to_adapt
-from lora_mnist.lora.weight import lora_adapters, lora_weights
+from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
 from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of, evaluate

@@ -28,10 +28,11 @@ from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.project import DATA
 from lora_mnist.repair.dial import scale_of_refit
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
-from lora_mnist.repair.significance import knows_validation
 from lora_mnist.session import Choice, Session
 from lora_mnist.settings import VERSION
-from lora_mnist.show.report import report_and_close_loggers
+from lora_mnist.show.reading import Reading
+from lora_mnist.show.report import log_results, make_report
+from lora_mnist.show.screen import print_results
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ def finish(
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
     outcomes = outcomes_by_split(tables, targets)
     useless = _why_useless(session, outcomes, choices) if cfg.stage != "eval" else None
-    if cfg.stage == "lora" and session.mistakes is None:
-        warn_of_known_validation(outcomes, dataset.val_from)
     is_ours = base is None or base.is_pretrained_here
     overrides = None
     if run.typed is not None:  # a run that was resumed leaves the same results
@@ -112,10 +111,15 @@ def finish(
     results["seconds"] = session.clock.seconds()
     if adapter == ADAPTER_FOLDER:
         _save_adapter(session, names, choices, dial)
-    test = tables["test"]
+    table, reading = tables["test"].columns(), Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
-    write_predictions(test.columns(), images.test.names(), run.folder, dataset.classes)
-    report_and_close_loggers(trainer, results, run, cfg.figures, test, images.test)
+    write_predictions(table, images.test.names(), run.folder, dataset.classes)
+    print_results(reading, run.folder)
+    figures: dict[str, Any] = {}
+    if cfg.figures or (cfg.figures is None and not run.is_sweep):
+        figures = make_report(run.folder, reading, table, images.test)
+    log_results(trainer.loggers, reading, figures)
+    log.info("run: %s", run.folder)
     if weights is not None:  # last: a run that fails on the way leaves the current base alone
         _write_base(session, weights, current)
     if useless and not session.is_fast_dev_run and not (weights and (targets or cfg.debug)):
@@ -199,25 +203,6 @@ def _save_adapter(
         made["advised_scale"] = dial and scale_of_refit(dial)
     metadata = {"base_sha256": base.sha256, "targets": list(names), **record}
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
-
-
-def warn_of_known_validation(outcomes: Mapping[str, Any], val_from: str) -> None:
-    """Warn if the base makes far fewer errors on validation images than on test images."""
-    if "val_base" not in outcomes:
-        return
-    val, test = outcomes["val_base"], outcomes["test_base"]
-    if knows_validation(val, test):
-        instead = ", or data.val_from=test" if val_from == "train" else ""
-        log.warning(
-            "the base has probably been trained on the validation images: it has %d of %d wrong, "
-            "and %d of %d test images. Their advice may do harm; expected images that it has not "
-            "seen%s",
-            val["errors"],
-            sum(val["images_per_class"]),
-            test["errors"],
-            sum(test["images_per_class"]),
-            instead,
-        )
 
 
 def _why_useless(

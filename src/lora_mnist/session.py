@@ -27,8 +27,7 @@ from lora_mnist.errors import TrainingError, UserError, config_group, is_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.progress import Clock
-from lora_mnist.repair.loss import Loss
-from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, columns_at, evaluate
 from lora_mnist.trainer import make_trainer, monitored_validation

@@ -1,9 +1,7 @@
 """The settings of a classifier: each value comes from the first who says it.
 
-``net`` are the network's ``_target_`` and arguments. ``prepare`` says how a picture becomes its
-input, and what its outputs are called. ``data`` says which images there are, and which are held
-out. A record has the three as they were resolved. It may be a stranger's, and a ``_target_`` names
-code: :func:`foreign_code` says what may not be run because a record names it.
+A record has them as they were resolved. It may be a stranger's, and a ``_target_`` names code:
+:func:`foreign_code` says what may not be run because a record names it.
 """
 
 import logging
@@ -22,7 +20,7 @@ log = logging.getLogger(__name__)
 #: The version of the records that are written and read.
 VERSION = 1
 #: Keys of ``data`` that say which images are held out.
-SPLIT_KEYS = ("val_size", "val_from", "test_size", "split_seed")
+_SPLIT_KEYS = ("val_size", "val_from", "test_size", "split_seed")
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
     r"lora_mnist\.(MLP|CNN|data\.(MNIST|Folder))"
@@ -44,17 +42,20 @@ class Settings:
     data: dict[str, Any]
     sources: list[str] = field(default_factory=list)  # who has said what, for the log
 
-    def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
-        """Fill in what is missing, and remember who has said it.
+    def __post_init__(self) -> None:
+        size = self.prepare.get("image_size")
+        if type(size) is int:
+            self.prepare["image_size"] = [size, size]  # as records have it
+        self._typed = dict(self.prepare)
 
-        ``who`` is "" for defaults, which nobody has said. ``file`` is the override that names the
-        record's file: what it says is refused where it could run code.
+    def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
+        """Fill in what is missing, and remember who has said it; "": nobody.
+
+        ``file`` is the override that names a record's file: what could run code is refused there.
         """
-        if file and record.keys() & {"net", "data"} and record.get("version") != VERSION:
-            raise UserError(
-                f"{file}: its record has the version {record.get('version')}; expected {VERSION}, "
-                "as a base or an adapter that is made anew has it"
-            )
+        version = record.get("version")
+        if file and record.keys() & {"net", "data"} and version != VERSION:
+            raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
         taken, others = [], []
         for group in ("net", "prepare", "data"):
             own, stored = getattr(self, group), dict(record.get(group, {}))
@@ -65,20 +66,19 @@ class Settings:
                     del stored[key]  # the network's input is that of the transform alone
             values = _missing(own, stored)
             if file and (foreign := foreign_code(values, group, own.get("_target_"))):
-                what, override = foreign
                 raise UserError(
-                    f"{file}: its file names {what}, code of its maker: {quoted(override)} runs "
-                    "it, from where you stand"
+                    f"{file}: its file names {foreign[0]}, code of its maker: {quoted(foreign[1])} "
+                    "runs it, from where you stand"
                 )
-            for key, value in stored.items():
-                mine = own.get(key)
-                if key in values and group == "prepare":
-                    taken.append(f"{key}={as_override(value)}")
-                elif file and mine is not None and mine != value and key not in values:
-                    others.append(f"{group}.{key}={as_override(mine)}")
-            if values and group != "prepare":
-                taken.append(group)
             own |= values
+            if group != "prepare":
+                taken += [group] if values else []
+                continue
+            for key, value in stored.items():
+                if key in values:
+                    taken.append(f"{key}={as_override(value)}")
+                elif file and self._typed.get(key) not in (None, value):
+                    others.append(f"prepare.{key}={as_override(self._typed[key])}")
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
         if others:
@@ -108,10 +108,9 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
 
 
 def foreign_code(settings: Any, key: str, function: str | None = None) -> tuple[str, str] | None:
-    """The first value in ``settings`` that could run code, or read a file, that a stranger chose.
+    """The first value in ``settings`` that could run code, or read a file; and its override.
 
-    ``settings`` are arguments of their ``_target_`` or, without one, of ``function``. Returned are
-    the value and the override that says it; ``None`` if there is none.
+    ``settings`` are arguments of their ``_target_`` or, without one, of ``function``.
     """
     if isinstance(settings, str):
         return (settings, f"{key}={settings}") if "${" in settings else None
@@ -146,20 +145,16 @@ def as_override(value: Any) -> str:
 def warn_of_other_split(
     dataset: object, settings: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
-    """Say so where a base with this record may have been trained on images that are held out.
-
-    ``dataset`` has the arguments ``settings``, and defaults for those that are ``None``.
-    """
+    """Say so where a base with this record may have been trained on images that are held out."""
     made, data = record.get("made", {}), record.get("data", {})
     if "val_size" not in made or data.get("data_dir") != settings.get("data_dir"):
         return  # a base that was not trained here, or on other images
     trained = {**data, "val_size": made["val_size"]}
     arguments = signature(type(dataset)).parameters
-    for key in SPLIT_KEYS:
+    for key in _SPLIT_KEYS:
         default = arguments[key].default if key in arguments else None
-        now: Any = settings.get(key)
-        then: Any = trained.get(key)
-        now, then = default if now is None else now, default if then is None else then
+        now: Any = default if settings.get(key) is None else settings[key]
+        then: Any = default if trained.get(key) is None else trained[key]
         if now > then if key == "val_size" else now != then:
             log.warning(
                 "data.%s=%s: the base was trained with %s on these images, and may have been "

@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
+from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
@@ -21,7 +21,6 @@ from lora_mnist.recipe import (
     stated,
     train_repair,
 )
-from lora_mnist.repair.predictions import counts_of
 from lora_mnist.results import base_to_replace, finish
 from lora_mnist.session import open_session, prove_unchanged, tell
 from lora_mnist.show.screen import print_parameters
@@ -75,9 +74,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
     before = session.predictions("val")
-    advice = check_preprocessing(session.classifier, run, session.trainer)
-    if before is not None and not advice:
-        warn_of_wrong_settings(counts_of(before)["before"])
+    advice = check_preprocessing(session, before)
     selection, choices = choose_target(session, before)
     put_adapter(session)
     data = session.data(selection)

@@ -6,7 +6,7 @@ from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions
 from lora_mnist.repair.significance import mcnemar
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.report import first_pictures, make_report
+from lora_mnist.show.report import make_report
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
@@ -18,8 +18,6 @@ def outcome(errors, images=20, **more):
     """
     total = images * len(errors)
     false_calls = [*errors[-1:], *errors[:-1]]
-    called = [images - wrong + false for wrong, false in zip(errors, false_calls, strict=True)]
-    precision = [(images - wrong) / (n or 1) for wrong, n in zip(errors, called, strict=True)]
     return {
         "loss": 0.5,
         "accuracy": 1 - sum(errors) / total,
@@ -27,7 +25,6 @@ def outcome(errors, images=20, **more):
         "errors_per_class": errors,
         "false_calls_per_class": false_calls,
         "false_calls_of_target": false_calls[-1],
-        "precision_per_class": precision,
         "images_per_class": [images] * len(errors),
         **more,
     }
@@ -100,6 +97,4 @@ def report_of(folder, run, table=None, of=None):
     if table is None:
         table = predictions("test_base" in run)
         of = Images(images(), table.label)
-    table = table.columns()
-    pictures = first_pictures(table, of, run["classes"])
-    return make_report(folder, Reading(run), table, pictures)
+    return make_report(folder, Reading(run), table.columns(), of)

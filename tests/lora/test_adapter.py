@@ -7,10 +7,15 @@ import torch
 from helpers.nets import TinyNet, randomize
 from safetensors.torch import load_file, save_file
 
-from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.adapter import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    load_adapter,
+    read_metadata,
+    save_adapter,
+)
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import add_lora, set_lora_scale
-from lora_mnist.lora.peft import CONFIG_NAME, WEIGHTS_NAME, read_metadata
 from lora_mnist.lora.weight import lora_adapters
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -122,11 +127,14 @@ def cut(name, size):
 A = torch.ones(2, 6)
 DAMAGES = [
     (cut(WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
-    (lambda f: (f / CONFIG_NAME).unlink(), f"expected a readable {CONFIG_NAME}"),
+    (lambda f: (f / CONFIG_NAME).unlink(), f"expected a {CONFIG_NAME} with peft_type LORA"),
+    (cut(CONFIG_NAME, -8), f"{CONFIG_NAME}: expected a JSON object"),
     (config(use_dora=True), "use_dora=True is not supported; expected False"),
+    (config(init_lora_weights="pissa"), "init_lora_weights=pissa is not supported"),
     (config(lora_alpha=-1), "lora_alpha=-1 of linear1 in .*: expected 3.0, as .* says"),
-    (tensor("linear1.lora_B", None), "lora_B of linear1: expected a matrix"),
-    (tensor("linear1.lora_A", A.T.contiguous()), r"lora_A of linear1: expected the shape \(6, 6\)"),
+    (tensor("linear9.lora_A", A), "linear9.lora_A.weight belongs to no layer that can be adapted"),
+    (tensor("linear1.lora_B", None), 'linear1: .*: "lora_B"'),
+    (tensor("linear1.lora_A", A.T.contiguous()), r"linear1: .*lora_A: .* is torch.Size\(\[6, 6\]"),
     (tensor("linear1.lora_A", A / 0), "lora_A of linear1: expected finite numbers"),
 ]
 

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
-from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
 from lora_mnist.lora.model import (
     add_lora,
     lora_disabled,
+    merge_lora,
+    remove_lora,
     set_lora_enabled,
     set_lora_scale,
+    unmerge_lora,
 )
 from lora_mnist.lora.weight import lora_adapters
 

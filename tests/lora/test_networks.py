@@ -8,8 +8,15 @@ from helpers.nets import NETWORKS, made, randomize
 
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
-from lora_mnist.lora.model import add_lora, lora_disabled, lora_parameters, set_lora_scale
+from lora_mnist.lora.model import (
+    add_lora,
+    lora_disabled,
+    lora_parameters,
+    merge_lora,
+    remove_lora,
+    set_lora_scale,
+    unmerge_lora,
+)
 from lora_mnist.lora.weight import adaptable_weights, lora_weights
 
 

@@ -6,9 +6,8 @@ import torch
 from helpers.nets import made
 from torch import nn
 
-from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
 from lora_mnist.lora.model import add_lora, set_lora_scale
-from lora_mnist.lora.peft import read_metadata
 from lora_mnist.lora.weight import lora_weights
 
 

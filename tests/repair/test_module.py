@@ -4,17 +4,27 @@ import pytest
 import torch
 from helpers.nets import randomize
 from lightning.pytorch import Trainer
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.repair.averaging import TrainedAverage
-from lora_mnist.repair.loss import Loss
-from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.module import ClassifierModule, Loss, TrainedAverage
 from lora_mnist.repair.predictions import evaluate, logged_metrics, outcomes_by_split
 
 CLASSES = ["cat", "dog", "owl"]
+
+
+def test_target_weight_is_the_share_of_the_images_to_learn():
+    """In a batch of one kind, and by default, each image counts alike."""
+    logits = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, 2, 2, 0, 1, 1, 0])  # the last four are replayed
+    losses = cross_entropy(logits, labels, reduction="none")
+    expected = 0.2 * losses[:3].mean() + 0.8 * losses[3:].mean()
+    torch.testing.assert_close(Loss(target_weight=0.2)(logits, labels, 4), expected)
+    for loss, replayed in ((Loss(), 4), (Loss(0.2), 0), (Loss(0.2), 7)):
+        assert torch.equal(loss(logits, labels, replayed), losses.mean())
 
 
 def module_of(net, kind=ClassifierModule, lr=0.1, **settings):

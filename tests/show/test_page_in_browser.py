@@ -16,7 +16,7 @@ def test_draw_and_move_the_slider(tmp_path):
 
     small_base(tmp_path)
     small_adapter(tmp_path, "lora/2026-01-01", std=0.2)
-    overrides = [SMALL[0], "server.port=null", f"paths.outputs={tmp_path}"]
+    overrides = [SMALL[0], f"paths.outputs={tmp_path}"]
     with open_page(overrides, viewport={"width": 1280, "height": 900}) as page:
         page.locator("#pad canvas").first.wait_for()
         page.wait_for_timeout(2_000)  # until the pad is ready to draw on

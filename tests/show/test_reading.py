@@ -33,8 +33,7 @@ def verdict_text(run):
 def run_of(base, broken, fixed, images=200, **more):
     """A repair of the last class, with replayed images."""
     names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
-    run = {"stage": "lora", "classes": names, "targets": [len(base) - 1], "replay": 90}
-    run["training_images_per_class"] = [100] * len(base)
+    run = {"stage": "lora", "classes": names, "targets": [len(base) - 1]}
     run |= {"adapter": "adapter", "overrides": [], "steps": 400, "scale": 1.0}
     test = repaired(base, broken, fixed, images)
     return {**run, "test": test, "test_base": outcome(base, images), **more}
@@ -47,28 +46,18 @@ def nines(broken, fixed, **more):
 
 
 def mending(broken, mended=9):
-    """A hotfix that mends some of ten mistakes, and breaks so many fours."""
-    learnt = repaired([10, 0], [0, 0], [mended, 0], 5)
-    held_out = repaired([4, 0], [0, 0], [1, 0], 2)
-    base = {"mistakes_base": outcome([10, 0], 5), "mistakes_test_base": outcome([4, 0], 2)}
-    run = {**nines(broken, 0, targets=[]), "mistakes": learnt, "mistakes_test": held_out, **base}
-    for split in base:  # of ten classes
-        for name in (split, split.removesuffix("_base")):
-            counts = run[name]
-            for key, value in counts.items():
-                if key.endswith("per_class"):
-                    counts[key] = [*value, *[0] * 8]
-    return run
+    """A hotfix that mends some of ten mistakes, one of each class, and breaks so many fours."""
+    base, none = [1] * 10, [0] * 10
+    run = nines(broken, 0, targets=[], mistakes_base=outcome(base, 1))
+    run["mistakes"] = repaired(base, none, [1] * mended + [0] * (10 - mended), 1)
+    return {**run, "mistakes_test_base": outcome(base, 1), "mistakes_test": outcome(base, 1)}
 
 
 GOOD = run_of([30, 8, 60], [2, 4, 0], [5, 1, 40])
 #: Where the class is repaired, and the others lose as much.
 PRICE = run_of([20, 15, 96], [60, 28, 0], [31, 25, 61])
+ELSEWHERE = run_of([60, 40, 20], [0, 0, 3], [40, 30, 4])
 HARM = nines(900, 61)
-#: Nearly all images of the other classes are wrong.
-GUESSING = run_of([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50)
-
-
 FULL = """
 better Keep this repair: there are fewer errors in all.
 better On all test images: 98 errors -> 58 (46 repaired, 6 broken, p < 0.001).
@@ -99,16 +88,14 @@ def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(fixed, broken)
     assert ("may be chance" in total.text) == (expected == "unclear" and n > 0)
 
 
-@pytest.mark.parametrize(("loser", "word"), [(0, "zeros"), (6, "sixes"), (8, "eights")])
-def test_the_class_that_loses_most_is_named(loser, word):
-    broken = [3] * 10
-    broken[loser], broken[9] = 40, 60  # the target itself is not meant
+def test_the_class_that_loses_most_is_named():
+    broken = [3, 3, 3, 3, 3, 3, 40, 3, 3, 60]  # the target itself is not meant
     run = run_of([10] * 9 + [100], broken, [1] * 9 + [100], 1000)
     *_, last = verdict(run)
-    start = f"Most is lost on {word}: 10 errors -> 49 (1 repaired, 40 broken"
+    start = "Most is lost on sixes: 10 errors -> 49 (1 repaired, 40 broken"
     assert last == (f"{start}, p < 0.001).", "worse", False)
     run = run_of([10] * 9 + [200], broken, [1] * 9 + [200], 1000)
-    assert verdict(run)[0].text.startswith(f"Keep this repair unless the loss on {word} ")
+    assert verdict(run)[0].text.startswith("Keep this repair unless the loss on sixes ")
 
 
 @pytest.mark.parametrize(
@@ -138,22 +125,9 @@ def test_false_calls_of_several_classes_come_from_without():
     ("run", "outcome", "start"),
     [
         (HARM, "worse", "Do not keep this repair: there are more errors in all"),
-        (GUESSING, "worse", "Do not keep this repair: 185 of 200 images of the other digits are"),
-        (
-            {**HARM, **OFF},
-            "unclear",
-            "There is no repair to keep: no scale of it beats the base on validation images",
-        ),
-        (
-            PRICE,
-            "unclear",
-            "Keep this repair only if errors on shirt matter most: there is no clear gain",
-        ),
-        (
-            run_of([60, 40, 20], [0, 0, 3], [40, 30, 4]),
-            "unclear",
-            "Keep this repair, though not for shirt",
-        ),
+        ({**HARM, **OFF}, "unclear", "There is no repair to keep: no scale of it beats the base"),
+        (PRICE, "unclear", "Keep this repair only if errors on shirt matter most: there is no"),
+        (ELSEWHERE, "unclear", "Keep this repair, though not for shirt"),
     ],
 )
 def test_whether_to_keep_it(run, outcome, start):
@@ -166,10 +140,8 @@ def test_without_test_images_of_the_class_nothing_is_judged_of_it():
     run = run_of([10, 10, 0], [0, 0, 0], [8, 8, 0])
     for split in ("test", "test_base"):
         run[split]["images_per_class"] = [200, 200, 0]
-    assert verdict_text(run).startswith("No test image is of shirt: nothing here judges")
+    assert verdict_text(run).startswith("No test image is of shirt: nothing judges the repair.")
     assert "On shirt" not in verdict_text(run)
-    both = verdict_text({**run, "targets": [1, 2]})
-    assert "No test image is of shirt. On dress and shirt: 10 errors -> 2" in both
 
 
 @pytest.mark.parametrize(
@@ -186,7 +158,7 @@ def test_without_test_images_of_the_class_nothing_is_judged_of_it():
 )
 def test_a_hotfix_is_judged_by_its_mistakes_first(run, second):
     mended = 10 - run["mistakes"]["errors"]
-    held_out = ", and 1 of 4 held out" * ("mistakes_test" in run)
+    held_out = ", and 0 of 10 held out" * ("mistakes_test" in run)
     first = f"{mended} of 10 mistakes to learn are right now{held_out}."
     assert [phrase.text for phrase in verdict(run)[:2]] == [first, second]
 
@@ -212,10 +184,12 @@ CHOICES = {
 
 
 def test_what_a_base_that_knows_the_validation_images_decided_is_doubted():
-    run = {**GOOD, "choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}
+    known = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000), "val_from": "train"}
+    run = {**GOOD, **known}
     *_, doubt = verdict(run)
     assert doubt.judgement == "worse"
-    assert "what they decided may be wrong (target, scale)" in doubt.text
+    assert "What they decided may be wrong: target, scale. data.val_from=test" in doubt.text
+    assert "data.val_from" not in verdict_text({**run, "val_from": "test"})
     assert Reading(run).choice_lines()[1:] == ["rate=0.003: typed", "scale=1: 9 errors"]
     for other in ({"val_base": GOOD["test_base"]}, {"choices": {"rate": CHOICES["rate"]}}):
         assert verdict({**run, **other}) == verdict(GOOD)
@@ -255,13 +229,8 @@ ADVICE = [
     ),
     (
         results("pretrain", weights="farm.ckpt"),
-        ["base_ckpt=mine.pt", "debug=limit"],
+        ["base_ckpt=mine.pt", "debug=default"],
         f"{WEAKEST} base_ckpt=run/farm.ckpt",
-    ),
-    (
-        results("pretrain", training_images_per_class=[30, 100, 20]),
-        ["stage=pretrain"],
-        f"{WEAKEST} batches.replay=50",
     ),
     (
         nines(20, 0, targets=[], dial=DIAL, scale=0.5),
@@ -289,7 +258,6 @@ NO_ADVICE = {
     "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
     "harm": HARM,
     "a class that only test images could choose": GOOD,
-    "too few images to replay": {**TWO, "training_images_per_class": [80, 100, 100, 100]},
     "no scale": {**HARM, "dial": {**DIAL, "advised": 0}},
     "a scale that validation images decided": {**HARM, "dial": DIAL, "choices": CHOICES},
     "a good repair, tested again": {**TWO, "stage": "eval"},

@@ -21,7 +21,6 @@ def test_a_report_of_each_stage(tmp_path, stage):
     assert kinds == (["wrong"] if stage == "pretrain" else ["broken", "wrong", "repaired"])
     assert ("base unchanged, bit for bit: SHA-256" in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
-    assert ("train.py experiment=repair target=weakest</pre>" in page) == (stage == "pretrain")
     assert "<script" not in page
     assert "<b>cow" not in page
     assert "&lt;b&gt;cow&lt;/b&gt;" in page
@@ -34,13 +33,12 @@ def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     dial = {"images": 50, "scales": [0.0, 0.5, 1.0], "advised": 0.5, "errors": [12, 10, 9]}
     dial |= {"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]}
     dial |= {"false_calls_of_target": [0, 2, 4]}
-    scale = {"value": 1, "of": None, "images": 0, "why": "as it was trained"}
+    scale = {"value": 1, "of": None, "images": 0, "why": "typed"}
     report_of(tmp_path, results(dial=dial, choices={"scale": scale}))
     page = " ".join((tmp_path / "report.html").read_text().split())
     advice = "errors on dog 9 -&gt; 5, errors on the other classes 3 -&gt; 5, false calls of dog 0"
     assert f"Validation images advise scale 0.5: {advice}" in page
-    assert "The adapter was saved at scale 1 (as it was trained)." in page
-    assert "eval.py adapter=" in page
+    assert "<li>scale=1: typed</li>" in page
 
 
 def belief(folder, **more):
@@ -55,14 +53,8 @@ def test_a_report_says_whether_its_test_can_be_believed(tmp_path):
     doubts |= {"better_preprocessing": ["prepare.mean=0.5"]}
     plain, doubted = belief(tmp_path), belief(tmp_path, **doubts)
     for said, other in (
-        (
-            "60 test images: the test part of the data set farm",
-            "60 test images: held out of the train part",
-        ),
-        (
-            "60 validation images: held out of the train part",
-            "images: the validation part of the data set",
-        ),
+        ("60 test images: the test part", "60 test images: held out of the train part"),
+        ("60 validation images: held out of", "images: the validation part of the data set"),
         ("0 identical files in two of", "7 identical files in two of"),
         ("trained by this project", "The base was trained elsewhere"),
     ):
@@ -71,6 +63,14 @@ def test_a_report_says_whether_its_test_can_be_believed(tmp_path):
     warning = "another preprocessing: prepare.mean=0.5"
     assert (warning in plain, warning in doubted) == (False, True)
     assert "It was not checked whether images are in two of" in belief(tmp_path, copies=None)
+
+
+def test_after_a_refit_on_test_images_the_report_says_which_are_unseen(tmp_path):
+    refit = {"refit": {"value": True, "of": None, "images": 0, "why": "typed"}}
+    for part, is_said in (("train", False), ("test", True)):
+        said = belief(tmp_path, choices=refit, held_out={"val": part})
+        assert "The last training learnt the validation images" in said
+        assert ("only the images that are tested here are still unseen" in said) == is_said
 
 
 def test_long_names_of_files_lose_their_middle(tmp_path):

@@ -1,9 +1,6 @@
 """LoRA in plain PyTorch: low-rank adapters on the layers of any network.
 
-Start with :mod:`.layer`: one adapter on one weight. The life of an adapter, in order: ``add_lora``,
-training, ``lora_disabled``, ``set_lora_enabled`` and ``set_lora_scale`` (:mod:`.model`);
-``save_adapter`` and ``load_adapter`` (:mod:`.adapter`); ``merge_lora``, ``unmerge_lora`` and
-``remove_lora`` (:mod:`.merge`).
-``lora_mnist`` has all of these names. The package needs torch, safetensors and ``disk/files.py``,
-nothing else.
+Start with :mod:`.layer`: one adapter on one weight. :mod:`.model` has the life of an adapter in a
+network, from ``add_lora`` to ``merge_lora`` and ``remove_lora``; :mod:`.adapter` writes and reads
+its files. The package needs torch, safetensors and ``disk/files.py``, nothing else.
 """

@@ -1,36 +1,56 @@
-"""Adapters on disk, in PEFT's layout, tied to their base by its fingerprint.
+"""Adapters on disk: a folder with PEFT's two files, tied to its base by a fingerprint.
 
-An adapter is a folder of two files that ``peft`` loads unchanged; :mod:`.peft` says what they hold.
-The metadata of its tensors has ``base_sha256``, the fingerprint of the base that the adapter was
-trained on, and whatever the caller adds.
+A tensor of ``adapter_model.safetensors`` is called ``base_model.model.<layer>.lora_A.weight``,
+shape (rank, in_features), or ``...lora_B.weight``, shape (out_features, rank); in other layers they
+have the shapes of :class:`.layer.LoRAParametrization`. The metadata beside them have
+``base_sha256``, the fingerprint of the base, and whatever the caller adds.
 """
 
 import json
 import logging
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..disk.files import atomic_write, write_json
+from ..disk.files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
+from .layer import LoRAParametrization, scaling_divisor
 from .model import attach, usable_adapters
-from .peft import (
-    CONFIG_NAME,
-    METADATA_KEY,
-    WEIGHTS_NAME,
-    alphas_of,
-    config_of,
-    read_adapter,
-    read_metadata,
-    tensors_of,
-    warn_of_peft,
-)
-from .weight import adaptable_weights, lora_weights
+from .weight import Weight, adaptable_weights, by_pattern, listed, lora_weights
 
 log = logging.getLogger(__name__)
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+#: The one key of the file's metadata, a JSON text: safetensors writes several in a random order.
+_METADATA_KEY = "lora_mnist"
+# The ends of PEFT's keys, and their names here. An embedding looks its rows up: PEFT's A and B are
+# lora_B^T and lora_A^T.
+_PARTS = {
+    "lora_A.weight": "lora_A",
+    "lora_B.weight": "lora_B",
+    "lora_embedding_A": "lora_B",
+    "lora_embedding_B": "lora_A",
+}
+_KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
+# Options that are read here, and those that do not change what a finished adapter computes. Any
+# other one that is switched on is refused by its name.
+_KNOWN = """
+peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules
+task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
+megatron_core qalora_group_size eva_config
+"""
+_HARMLESS: list[tuple[str, Any]] = [("bias", "none")]
+# These initialisations leave the base as it is. With any other, the adapter fits only the base that
+# it changed.
+_HARMLESS += [("init_lora_weights", each) for each in (True, "gaussian", "eva", "orthogonal")]
 
 
 def save_adapter(
@@ -56,25 +76,25 @@ def save_adapter(
     """
     folder = Path(folder)
     usable_adapters(model)
-    chosen = {}
-    for layer, weight in lora_weights(model).items():
+    weights, adapters = lora_weights(model), {}
+    for layer, weight in weights.items():
         if len(weight.adapters) > 1:
             raise ValueError(f"{layer} carries {len(weight.adapters)} adapters; expected one")
-        chosen[layer] = (weight, weight.adapters[0])
-    scale, *others = {adapter.scale for _, adapter in chosen.values()}
+        adapters[layer] = weight.adapters[0]
+    scale, *others = {adapter.scale for adapter in adapters.values()}
     if others:
         raise ValueError(f"the layers have the scales {[scale, *others]}; expected one")
-    about = dict(next(iter(chosen.values()))[1].metadata)
-    for _, adapter in chosen.values():  # of several files, what they all say
+    about = next(iter(adapters.values())).metadata
+    for adapter in adapters.values():  # of several files, what they all say
         about = {key: value for key, value in about.items() if adapter.metadata.get(key) == value}
     about |= metadata or {}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
-    about |= {"scale": float(scale), "trained": alphas_of(chosen)}
+    about |= {"scale": float(scale), "trained": _alphas_of(adapters)}
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(save(tensors_of(chosen), {METADATA_KEY: json.dumps(about)}))
-    write_json(folder / CONFIG_NAME, config_of(chosen))
-    warn_of_peft(model, chosen)
+        path.write_bytes(save(_tensors_of(weights), {_METADATA_KEY: json.dumps(about)}))
+    write_json(folder / CONFIG_NAME, _config_of(adapters))
+    _warn_of_peft(model, weights)
     return folder
 
 
@@ -96,30 +116,145 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
             was.
     """
     metadata = read_metadata(folder)
-    weights = adaptable_weights(model)
     try:
-        adapters = read_adapter(folder, metadata)
-        for layer, adapter in adapters.items():
-            if layer not in weights:
-                raise ValueError(
-                    f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
-                    "that can be adapted"
-                )
-            adapter.metadata = dict(metadata)
-            for key in ("base_sha256", "scale", "trained"):  # saved anew, as they are then
-                adapter.metadata.pop(key, None)
+        adapters = _read_adapters(Path(folder), metadata, adaptable_weights(model))
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
-        else:
-            here = base_sha256 or fingerprint(base_state_dict(model))
-            if made_for != here:
-                dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
-                raise ValueError(
-                    f"made for the base {made_for}{dataset}, this one is {here}; "
-                    "expected the same base"
-                )
+        elif made_for != (here := base_sha256 or fingerprint(base_state_dict(model))):
+            dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
+            raise ValueError(
+                f"made for the base {made_for}{dataset}, this one is {here}; expected the same base"
+            )
         attach(model, adapters)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return model
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """The metadata of the adapter in ``folder``, empty of PEFT's; no tensor is read."""
+    try:
+        with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
+            return dict(json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}")))
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
+
+
+def _read_adapters(
+    folder: Path, metadata: Mapping[str, Any], weights: Mapping[str, Weight]
+) -> dict[str, LoRAParametrization]:
+    """The adapter of each of ``weights`` that has one, at the scale that it was saved with."""
+    config = _read_config(folder)
+    factors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / WEIGHTS_NAME).items():
+        match = _KEY.fullmatch(key)
+        if match is None or match[1] not in weights or weights[match[1]].base.ndim < 2:
+            raise ValueError(f"{WEIGHTS_NAME}: {key} belongs to no layer that can be adapted here")
+        layer, end = match.groups()
+        factors.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
+    # Of PEFT's adapters the config is all that is known: they are as trained.
+    scale, trained = metadata.get("scale", 1.0), metadata.get("trained", config)
+    alphas, alphas_at_scale = _alphas_in(trained, factors), _alphas_in(config, factors)
+    saved_anew = ("base_sha256", "scale", "trained")
+    kept = {key: value for key, value in metadata.items() if key not in saved_anew}
+    adapters = {}
+    for layer, tensors in factors.items():
+        shape = weights[layer].base.detach().to("meta")  # no random number is drawn
+        rank, use_rslora = len(tensors.get("lora_A", ())), config.get("use_rslora") or False
+        adapter = LoRAParametrization(shape, rank, alphas[layer], use_rslora=use_rslora)
+        if alphas_at_scale[layer] != adapter.alpha * scale:
+            raise ValueError(
+                f"lora_alpha={alphas_at_scale[layer]} of {layer} in {CONFIG_NAME}: expected "
+                f"{adapter.alpha * scale}, as {WEIGHTS_NAME} says"
+            )
+        try:
+            adapter.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:  # of other shapes
+            raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
+        adapter.scale, adapter.metadata = float(scale), dict(kept)
+        adapters[layer] = adapter
+    return adapters
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``adapter_config.json``, if LoRA here computes what it asks for."""
+    config = read_json(folder / CONFIG_NAME)
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"expected a {CONFIG_NAME} with peft_type LORA")
+    for key, value in config.items():
+        if key not in _KNOWN.split() and value and (key, value) not in _HARMLESS:
+            raise ValueError(f"{key}={value} is not supported; expected False")
+    return config
+
+
+def _alphas_in(config: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The alpha that ``lora_alpha`` and ``alpha_pattern`` give to each layer."""
+    pattern = config.get("alpha_pattern")
+    return by_pattern("alpha_pattern", pattern, layers, config.get("lora_alpha"))
+
+
+def _tensors_of(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """The tensors of an adapter as trained, as PEFT names and shapes them."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        lora_A, lora_B = weight.adapters[0].factors()
+        start = f"base_model.model.{name}"
+        if isinstance(weight.module, nn.Embedding):
+            tensors[f"{start}.lora_embedding_A"] = lora_B.t()
+            tensors[f"{start}.lora_embedding_B"] = lora_A.t()
+        else:
+            tensors[f"{start}.lora_A.weight"] = lora_A
+            tensors[f"{start}.lora_B.weight"] = lora_B
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
+    """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha."""
+    ranks = {}
+    for name, adapter in adapters.items():  # with ^ PEFT takes a name for one layer's alone
+        ranks[f"^{name}"] = len(adapter.factors()[0])  # PiSSA has twice its own rank
+    rank = next(iter(ranks.values()))
+    first = next(iter(adapters.values()))
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        **_alphas_of(adapters, first.scale),
+        "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
+        "use_rslora": all(adapter.use_rslora for adapter in adapters.values()),
+        "lora_dropout": max(adapter.dropout for adapter in adapters.values()),
+        "target_modules": "|".join(map(re.escape, adapters)),
+    }
+
+
+def _alphas_of(adapters: Mapping[str, LoRAParametrization], scale: float = 1.0) -> dict[str, Any]:
+    """``lora_alpha`` and ``alpha_pattern`` of an adapter at a scale; at 1 they are as trained."""
+    alphas = {}
+    use_rslora = all(adapter.use_rslora for adapter in adapters.values())
+    for name, adapter in adapters.items():
+        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
+        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
+        alpha = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
+        alphas[f"^{name}"] = alpha * scale
+    alpha = next(iter(alphas.values()))
+    others = {key: each for key, each in alphas.items() if each != alpha}
+    return {"lora_alpha": alpha, "alpha_pattern": others}
+
+
+def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
+    every = [module for _, module in model.named_modules(remove_duplicate=False)]
+    layers = []
+    for name, weight in weights.items():
+        module: Any = weight.module
+        is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
+        is_usual = weight.tensor == "weight" and not is_attention
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know neither of these
+            is_usual = set(module.dilation) == {1} and module.padding_mode == "zeros"
+        if not is_usual or every.count(module) > 1:  # PEFT takes the first of two names
+            layers.append(name)
+    if layers:
+        warnings.warn(
+            f"PEFT has no adapter of this form for {listed(layers)}: use the saved adapter here",
+            stacklevel=3,
+        )

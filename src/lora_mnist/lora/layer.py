@@ -6,9 +6,7 @@ A linear layer with the frozen weight ``W``, shape (out_features, in_features), 
 
 with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). A
 plain layer with the weight ``W + scaling * B A`` computes the same, and ``layer.weight`` reads as
-that sum. A finished adapter can be turned: its ``scale``, 1 as trained, is one more factor beside
-``scaling``. The layer itself computes with :func:`linear_forward` or :func:`conv2d_forward`, which
-:meth:`.weight.Weight.put` gives it in place of its own forward.
+that sum. A finished adapter has one more factor, its ``scale``, which is 1 as trained.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
@@ -22,19 +20,15 @@ from torch import Tensor, nn
 
 
 def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
-    """The divisor of ``scaling = alpha / rank``; rsLoRA's is ``sqrt(rank)``.
-
-    rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. PEFT, and adapters on disk, know these two alone.
-    """
+    """What divides alpha; rsLoRA's is ``sqrt(rank)`` (Kalajdzievski 2023, arXiv:2312.03732)."""
     return math.sqrt(rank) if use_rslora else rank
 
 
 class LoRAParametrization(nn.Module):
     """Maps the frozen weight ``W`` to ``W + scale * scaling * lora_B @ lora_A``.
 
-    It is registered with :mod:`torch.nn.utils.parametrize`. Only ``lora_A`` and ``lora_B`` learn.
-    ``lora_A`` starts at random and ``lora_B`` at zero, so at first the layer computes what it did
-    before (Hu et al. 2021, section 4.1).
+    It is registered with :mod:`torch.nn.utils.parametrize`. ``lora_A`` starts at random and
+    ``lora_B`` at zero, so at first the layer computes what it did before (Hu et al., section 4.1).
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
@@ -43,7 +37,7 @@ class LoRAParametrization(nn.Module):
         init: ``gaussian``, ``lora_A ~ N(0, init_std^2)``, as in the paper; or ``kaiming``,
             ``lora_A ~ U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))``, as in its authors' code and PEFT.
         init_std: the standard deviation of ``gaussian``.
-        use_rslora: scale by ``alpha / sqrt(rank)``; see :func:`scaling_divisor`.
+        use_rslora: scale by ``alpha / sqrt(rank)``.
         dropout: probability of zeroing each input of the adapter while training.
 
     Attributes:
@@ -102,9 +96,6 @@ class LoRAParametrization(nn.Module):
         product = (lora_B.flatten(1) @ lora_A.flatten(1)).view_as(weight)
         return weight + product * (self.scaling * self.scale)
 
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, alpha={self.alpha}, scale={self.scale}"
-
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
@@ -120,11 +111,7 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``forward`` of an adapted 2-d convolution.
-
-    ``lora_A``, shape (rank, in_channels, height, width), takes the place of the weight. A 1x1
-    convolution with ``lora_B``, shape (out_channels, rank, 1, 1), follows.
-    """
+    """``forward`` of an adapted convolution: ``lora_A`` in place of the weight, 1x1 ``lora_B``."""
     stack: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     geometry: Any = (layer.stride, layer.padding, layer.dilation)
     y = F.conv2d(x, stack.original, layer.bias, *geometry)

@@ -1,24 +1,35 @@
-"""LoRA on a whole network: put adapters on its layers, switch them, turn them up and down.
+"""LoRA on a whole network: put adapters on its layers, switch, turn, merge and remove them.
 
 An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`` then reads as the
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
 a second adapter stacks as ``[1]``.
+
+A base is its parameters and its buffers: in train mode, batch normalisation would move its running
+statistics, and compute with those of the batch. So the base stays in eval mode while it carries an
+adapter.
 """
 
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .frozen import keep_in_eval_mode
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
-from .targets import by_pattern, layers_to_adapt, left_out_by_all
-from .weight import adaptable_weights, lora_adapters
+from .weight import (
+    adaptable_weights,
+    by_pattern,
+    layers_to_adapt,
+    left_out_by_all,
+    lora_adapters,
+    lora_weights,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +64,7 @@ def add_lora(
             of two or more dimensions are chosen by name: ``["all", "in_proj_weight"]``.
         init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
             :class:`.layer.LoRAParametrization` and :class:`.pissa.PiSSAParametrization`.
-        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); finite and > 0.
+        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2).
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
@@ -65,8 +76,6 @@ def add_lora(
     """
     if init not in ("gaussian", "kaiming", "pissa"):
         raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
-    if not 0 < init_std < math.inf:
-        raise ValueError(f"init_std={init_std}: expected a finite number > 0")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a number from 0 to below 1")
     targets = layers_to_adapt(model, target_modules)
@@ -87,67 +96,10 @@ def add_lora(
     return model
 
 
-def warn_of_left_out(model: nn.Module, key: str) -> None:
-    """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
-    share, sizes = left_out_by_all(model)
-    large = [name for name, size in sizes.items() if size >= 0.01]
-    if large and share >= 0.1:
-        more = f", and {len(large) - 5} more" if len(large) > 5 else ""
-        log.warning(
-            "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]%s",
-            *(key, 100 * share, key, ",".join(large[:5]), more),
-        )
-
-
-def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:
-    """Put ``adapters`` on the weights of these names, if all fit, and freeze everything else."""
-    weights = adaptable_weights(model)
-    for layer, adapter in adapters.items():
-        weight = weights[layer]
-        sharing = [other for other, w in weights.items() if w.base is weight.base]
-        if len(sharing) > 1:
-            raise ValueError(
-                f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
-                "could not; expected none of them"
-            )
-        for other in weight.others:
-            raise ValueError(
-                f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
-                f"{parametrize.__name__}.remove_parametrizations first"
-            )
-        expected = LoRAParametrization(weight.base.detach().to("meta"), adapter.rank)
-        for part in ("lora_A", "lora_B"):
-            shape = tuple(getattr(expected, part).shape)
-            if getattr(adapter, part).shape != shape:
-                raise ValueError(f"{part} of {layer}: expected the shape {shape}")
-            numbers = getattr(adapter.to(weight.base), part)
-            if not (numbers.is_meta or numbers.isfinite().all()):
-                raise ValueError(f"{part} of {layer}: expected finite numbers")
-    if not hasattr(model, "lora_hooks"):
-        keep_in_eval_mode(model)
-    if hasattr(model, "lora_merged"):
-        del model.lora_merged  # a merged network is the base of this adapter
-    for parameter in model.parameters():
-        parameter.requires_grad = False  # requires_grad_() refuses a lazy layer
-    for layer, adapter in adapters.items():
-        weight = weights[layer]
-        weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
-
-
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of all adapters: ``lora_A`` and ``lora_B`` of each layer."""
     for adapter in lora_adapters(model):
         yield from adapter.parameters()
-
-
-def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
-    """All adapters on ``model``, layer by layer; ``ValueError`` if there is none to be used."""
-    if hasattr(model, "lora_merged"):
-        raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
-    adapters = lora_adapters(model)
-    if not adapters:
-        raise ValueError("no layer of the model carries LoRA")
-    return adapters
 
 
 def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
@@ -189,3 +141,157 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for adapter, enabled in before:
             adapter.enabled = enabled
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its layer's weight and drop the parametrization.
+
+    Afterwards ``model`` is a plain network that computes what the adapted one did:
+    ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section 4.1), to floating-point
+    rounding. A switched-off adapter adds nothing. The parameters stay frozen.
+
+    The weights as they were are kept beside it, in ``model.lora_merged``, for :func:`unmerge_lora`,
+    and go with it into copies and pickles. ``del model.lora_merged`` gives the memory back.
+
+    Args:
+        model: network whose layers carry LoRA; changed in place, and returned.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or it is merged already.
+    """
+    usable_adapters(model)
+    registered: Any = {}
+    for layer, weight in lora_weights(model).items():
+        registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
+        effective = getattr(weight.module, weight.tensor)
+        if effective is weight.base:
+            effective = effective.clone()  # the kept base shares no memory with the network
+        weight.put(nn.Parameter(effective.detach(), requires_grad=False), [])
+    release_base(model)
+    model.lora_merged = registered
+    return model
+
+
+def unmerge_lora(model: nn.Module) -> nn.Module:
+    """Undo :func:`merge_lora`: base and adapters are again what they were, bit for bit.
+
+    The base is the one that was kept, not ``weight - scaling * lora_B @ lora_A``, which rounding
+    would make another. Changes made to a merged weight are lost.
+
+    Args:
+        model: network with merged adapters; changed in place, and returned.
+
+    Raises:
+        ValueError: if no adapter is merged.
+    """
+    if not hasattr(model, "lora_merged"):
+        raise ValueError("no adapter of the model is merged")
+    registered: Any = model.lora_merged
+    weights = adaptable_weights(model.requires_grad_(False))
+    for layer, before in registered.items():
+        before.to(weights[layer].base.device)
+        weights[layer].put(before.original, list(before))
+    for adapter in lora_adapters(model):
+        adapter.train(model.training)
+    keep_in_eval_mode(model)
+    del model.lora_merged
+    return model
+
+
+def remove_lora(model: nn.Module) -> nn.Module:
+    """Throw all adapters away, merged ones too: ``model`` is the plain base again, bit for bit.
+
+    Its parameters are still frozen.
+
+    Args:
+        model: network whose layers carry LoRA; changed in place, and returned.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA.
+    """
+    if hasattr(model, "lora_merged"):
+        unmerge_lora(model)
+    usable_adapters(model)
+    for weight in lora_weights(model).values():
+        weight.put(weight.base, [])
+    release_base(model)
+    return model
+
+
+def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
+    """All adapters on ``model``, layer by layer; ``ValueError`` if there is none to be used."""
+    if hasattr(model, "lora_merged"):
+        raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
+    adapters = lora_adapters(model)
+    if not adapters:
+        raise ValueError("no layer of the model carries LoRA")
+    return adapters
+
+
+def warn_of_left_out(model: nn.Module, key: str) -> None:
+    """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
+    share, sizes = left_out_by_all(model)
+    large = [name for name, size in sizes.items() if size >= 0.01]
+    if large and share >= 0.1:
+        message = "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]"
+        log.warning(message, key, 100 * share, key, ",".join(large[:5]))
+
+
+def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:
+    """Put ``adapters`` on the weights of these names, if all fit, and freeze everything else."""
+    weights = adaptable_weights(model)
+    for layer, adapter in adapters.items():
+        weight = weights[layer]
+        sharing = [other for other, w in weights.items() if w.base is weight.base]
+        if len(sharing) > 1:
+            raise ValueError(
+                f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
+                "could not; expected none of them"
+            )
+        for other in weight.others:
+            raise ValueError(
+                f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
+                f"{parametrize.__name__}.remove_parametrizations first"
+            )
+        for part, numbers in adapter.to(weight.base).named_parameters():
+            if not (numbers.is_meta or numbers.isfinite().all()):
+                raise ValueError(f"{part} of {layer}: expected finite numbers")
+    if not hasattr(model, "lora_hooks"):
+        keep_in_eval_mode(model)
+    if hasattr(model, "lora_merged"):
+        del model.lora_merged  # a merged network is the base of this adapter
+    for parameter in model.parameters():
+        parameter.requires_grad = False  # requires_grad_() refuses a lazy layer
+    for layer, adapter in adapters.items():
+        weight = weights[layer]
+        weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
+
+
+def keep_in_eval_mode(model: nn.Module) -> None:
+    """Put the base back in eval mode before each forward pass, whatever ``model.train()`` said."""
+    hooks: Any = []
+    for module in model.modules():
+        # A part with buffers gets a hook of its own, for whoever calls it alone. Not every layer
+        # does: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
+        has_buffers = next(module.buffers(recurse=False), None) is not None
+        if module is model or (has_buffers and not isinstance(module, LoRAParametrization)):
+            hooks.append(module.register_forward_pre_hook(_base_to_eval))
+    model.lora_hooks = hooks
+
+
+def _base_to_eval(part: nn.Module, inputs: Any) -> None:
+    if part.training:
+        for module in part.modules():
+            if not isinstance(module, LoRAParametrization):
+                module.training = False
+
+
+def release_base(model: nn.Module) -> None:
+    """Let ``model.train()`` reach the base again."""
+    for module in model.modules():
+        if hasattr(module, "lora_hooks"):
+            hooks: Any = module.lora_hooks
+            for hook in hooks:
+                hook.remove()
+            del module.lora_hooks

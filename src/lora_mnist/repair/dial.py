@@ -1,10 +1,9 @@
 """The dial of a finished adapter: errors at several scales, and which scale to take.
 
-With the scale ``s`` the network has the weights ``W + s * scaling * lora_B @ lora_A``: a straight
-line from the base, ``s = 0``, to the adapter as trained, ``s = 1``. Somewhere on it a repair often
-keeps most of what it mends and loses most of what it breaks: Wortsman et al. 2022, "Robust
-fine-tuning of zero-shot models" (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022, "Patching
-open-vocabulary models by interpolating weights" (PAINT), arXiv:2208.05592.
+With the scale ``s`` the weights are ``W + s * scaling * lora_B @ lora_A``: a straight line from the
+base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and loses
+most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
+(PAINT), arXiv:2208.05592.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +45,7 @@ def dial_curve(
     Returns:
         ``images``, their number; ``scales``; for each of these the ``errors``, the images
         ``repaired_or_broken`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere``
-        and ``false_calls_of_target``; and what :func:`advised_scale` says, ``advised``.
+        and ``false_calls_of_target``; and ``advised``, the scale to take.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, there is no batch, or 0 is not among
@@ -64,10 +63,7 @@ def measure_dial(
     targets: Sequence[int],
     seed: int,
 ) -> dict[str, Any]:
-    """The curve on validation images, whose ``table`` knows scale 0 and, as its after, scale 1.
-
-    ``batches`` gives the images at some of their indices, int64, and the labels.
-    """
+    """The curve on validation images, whose ``table`` knows scale 0 and, as its after, scale 1."""
     some = table.at(images_of_dial(len(table), seed))
     assert some.after is not None
     between = columns_at(net, batches(some.index), SCALES[1:-1]).prediction
@@ -76,7 +72,7 @@ def measure_dial(
 
 
 def images_of_dial(count: int, seed: int) -> Tensor:
-    """Which of ``count`` validation images the dial sees: the first of an order of the seed's."""
+    """Which of ``count`` validation images the dial sees: the first in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:_MAX_IMAGES].sort().values
 
@@ -111,9 +107,8 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
     what the best scale saves. The root is the standard deviation of ``saved = repaired - broken``
     where both are equally likely, so a few validation errors by chance turn no repair off.
 
-    A scale that saves no error on the classes to repair is left out. Where the base has 100 errors
-    or more on the other classes, so is one that leaves more than 110% of these. Of two that are
-    equally near, the smaller is taken. docs/experiments.md compares this with other rules.
+    A scale that saves no error on the classes to repair is left out, and so is one that harms the
+    others too much. Of two that are equally near, the smaller is taken.
     """
     scales, errors = curve["scales"], curve["errors"]
     of_target, elsewhere = curve.get("errors_of_target"), curve.get("errors_elsewhere")
@@ -137,10 +132,8 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
 def scale_of_refit(curve: Mapping[str, Any]) -> float:
     """The scale of an adapter that is trained once more, with the validation images: mostly 1.
 
-    It has learnt more than the adapter that ``curve`` has measured, and leaves fewer errors. So
-    what is advised counts only if chance does not explain it: if scale 1 has more errors by over
-    ``2 * sqrt(repaired + broken)``, or on the other classes more than are allowed there.
-    docs/experiments.md has the numbers.
+    It leaves fewer errors than the adapter that ``curve`` has measured. So what is advised counts
+    only if scale 1 has more errors by over ``2 * sqrt(repaired + broken)``, or too many elsewhere.
     """
     scales, errors, elsewhere = curve["scales"], curve["errors"], curve.get("errors_elsewhere")
     base, advised, whole = (scales.index(scale) for scale in (0, curve["advised"], 1))

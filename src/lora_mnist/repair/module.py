@@ -1,19 +1,20 @@
-"""The one LightningModule of all stages: trains and validates a network, with or without LoRA."""
+"""How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.data.images import Batch
 from lora_mnist.data.plan import seed_generators
-from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.predictions import (
     Predictions,
     columns_of,
@@ -22,14 +23,43 @@ from lora_mnist.repair.predictions import (
 )
 
 
+class Loss(nn.Module):
+    """The cross-entropy ``-log softmax(z)_y``, averaged over a batch.
+
+    With ``target_weight = w`` it is ``w * mean(learnt images) + (1 - w) * mean(replayed images)``,
+    or the plain mean where all images of a batch are of one kind.
+
+    Args:
+        target_weight: the share of the images to learn, 0 to 1; ``None``: each image counts alike.
+    """
+
+    def __init__(self, target_weight: float | None = None) -> None:
+        super().__init__()
+        if target_weight is not None:
+            require_number("target_weight", target_weight, 0, 1)
+        self.target_weight = target_weight
+
+    def forward(self, logits: Tensor, labels: Tensor, replayed: int = 0) -> Tensor:
+        """The loss, a scalar, of logits (N, num_classes) and labels, int64, (N,).
+
+        The last ``replayed`` images of the batch are replayed.
+        """
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        learnt = len(labels) - replayed
+        if self.target_weight is None or learnt == 0 or replayed == 0:
+            return losses.mean()
+        weights = torch.full_like(losses, (1 - self.target_weight) / replayed)
+        weights[:learnt] = self.target_weight / learnt
+        return (weights * losses).sum()
+
+
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch, and for ``val``
-    what :func:`logged_metrics` gives, beside ``base_val``, the base's predictions, if there are
-    any. What is drawn in a step, as for dropout, follows from ``seed`` and the number of the step.
-    Of a network with LoRA only LoRA is kept in checkpoints. The last ``replay`` images of a batch,
-    in all processes together, are replayed.
+    the counts, beside those of ``base_val``, the base's predictions, if there are any. What is
+    drawn in a step, as for dropout, follows from ``seed`` and the number of the step. The last
+    ``replay`` images of a batch, in all processes together, are replayed.
     """
 
     def __init__(
@@ -58,14 +88,11 @@ class ClassifierModule(LightningModule):
         self.num_classes = 0
 
     def setup(self, stage: str) -> None:
-        """Refuse to train where several processes have chosen another class, or another rate.
-
-        Rounding may differ between machines, and with it which of two classes is the weakest.
-        """
+        """Refuse to train where rounding made several processes choose another class or rate."""
         if stage != "fit":
             return
         chosen = {"target": self.targets, "optimizer.lr": self.optimizer.defaults["lr"]}
-        first = self.trainer.strategy.broadcast(chosen)
+        first = self.trainer.strategy.broadcast(chosen)  # only now are they connected
         for key, value in chosen.items():
             if value != first[key]:
                 raise UserError(
@@ -129,3 +156,72 @@ class ClassifierModule(LightningModule):
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         if self.has_adapter:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+class TrainedAverage(Callback):
+    """Validates, and ends training, with an average of the trained parameters.
+
+    After step n it is ``average + (parameter - average) / n``, the mean of all steps, or with
+    ``decay`` the moving average ``decay * average + (1 - decay) * parameter``. Lightning's
+    WeightAveraging copies and averages the frozen base as well, at every step.
+    """
+
+    def __init__(self, decay: float | None = None) -> None:
+        if decay is not None:
+            require_number("decay", decay, 0, 1)
+        self.decay = decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = trainer.global_step
+        for name, average in self._average.items():  # from a checkpoint
+            self._average[name] = average.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._steps:  # inside accumulated gradients
+            return
+        self._steps = trainer.global_step
+        for name, parameter in _trained(pl_module):
+            if name not in self._average:
+                self._average[name] = parameter.detach().clone()
+            average = self._average[name]
+            if self.decay is None:
+                average += (parameter - average) / self._steps
+            else:
+                average.lerp_(parameter, 1 - self.decay)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap(pl_module)
+        if trainer.state.fn != "fit":  # of a checkpoint: its average is what is wanted
+            self._average = {}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the network, also where a resumed run had no step left."""
+        self._swap(pl_module)
+        self._average = {}
+
+    @torch.no_grad()
+    def _swap(self, pl_module: LightningModule) -> None:
+        """Exchange parameters and average, if there is one."""
+        for name, parameter in _trained(pl_module) if self._average else ():
+            value = parameter.clone()
+            parameter.copy_(self._average[name])
+            self._average[name] = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._average
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._average = dict(state_dict)
+
+
+def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter

@@ -78,11 +78,9 @@ class CNN(nn.Sequential):
 
 
 def build(settings: Any, is_transform: bool = False) -> Any:
-    """Call what each ``_target_`` in ``settings`` names, with the values beside it as arguments.
+    """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra.
 
-    Inner ones come first. With ``_partial_`` the call is left to others. That is what Hydra's
-    ``instantiate`` does; the files of bases and adapters are read without Hydra. Unlike there, a
-    function of a picture may stand under the key ``transform``, or in it; it is not called here.
+    Unlike there, a function of a picture may stand under the key ``transform``: it is not called.
     """
     if isinstance(settings, Mapping):
         values = {}
@@ -102,12 +100,9 @@ def build(settings: Any, is_transform: bool = False) -> Any:
 
 
 def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether ``function`` is a transform itself, and does not make one of ``arguments``.
-
-    It is no class, and one of its arguments is still to be given, the picture.
-    """
+    """Whether ``function`` is a transform itself: one argument is missing, the picture."""
     if isinstance(function, type):
-        return False
+        return False  # it makes one
     if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
         return True
     missing = 0
@@ -120,12 +115,9 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Inside the ``with`` block Python also looks for modules where the user stands.
-
-    That comes last: with ``timm.create_model`` no file of that name runs that lies there.
-    """
+    """Inside the ``with`` block Python also looks for modules where the user stands."""
     path = list(sys.path)
-    sys.path.append(str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))  # last: a timm.py that lies there is not timm
     try:
         yield
     finally:
@@ -159,12 +151,7 @@ def outputs_key(settings: Mapping[str, Any]) -> str | None:
 
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
-    """Refuse a network that cannot take these images, or does not give a logit for each class.
-
-    Its outputs have to be finite, the same each time, the same for an image alone as in a batch,
-    and no probabilities. ``images`` are some of the data set of that name, as the network takes
-    them.
-    """
+    """Refuse a network that cannot take some images of a data set, or gives no logit a class."""
     shape = tuple(images.shape)
     try:
         output: Any = net(images)
@@ -181,19 +168,14 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
             f"net: gives {given} for images of shape {shape}; expected {expected}, since "
             f"{dataset} has {num_classes} classes"
         )
-    if not output.is_floating_point():
-        raise UserError(f"net: gives {output.dtype}; expected logits, in floating point")
     if not output.isfinite().all():
         raise UserError("net: gives NaN or infinity; expected finite logits")
     # Rounding is far smaller, in half precision too.
     most = 0.02 * max(output.std().item(), 1e-6)
     if (net(images) - output).abs().max() > most:
         raise UserError("net: gives other outputs for the same images; expected the same each time")
-    alone = [net(image[None]) for image in images]
-    if alone[0].shape != output[:1].shape:
-        given, expected = tuple(alone[0].shape), (1, num_classes)
-        raise UserError(f"net: gives {given} for an image alone; expected {expected}")
-    if (torch.cat(alone) - output).abs().max() > most:
+    alone = torch.cat([net(image[None]) for image in images])
+    if alone.shape != output.shape or (alone - output).abs().max() > most:
         raise UserError("net: its output for an image depends on the others of a batch")
     sums = output.sum(dim=1)
     if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:
@@ -203,12 +185,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 def own_preprocessing(
     net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The preprocessing that ``net`` itself names, as arguments of a folder of images.
-
-    It is that of a network of timm, or of the weights of a torchvision network, ``net.weights``.
-    The share to crop belongs to the size that these name, and is left out with another. Mean and
-    deviation of more channels than the images have are left out: images are measured then.
-    """
+    """The preprocessing of pretrained weights: timm's, or torchvision's ``net.weights``."""
     weights = net_settings.get("weights")
     package, _, builder = str(net_settings["_target_"]).rpartition(".")
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
@@ -240,18 +217,17 @@ def own_preprocessing(
     named["image_size"] = [size, size] if isinstance(size, int) else list(size)
     named["channels"] = prepare.get("channels") or channels
     if named["image_size"] != list(original):
-        del named["crop_pct"]
+        del named["crop_pct"]  # it belongs to that size
     if len(named["mean"]) not in (1, named["channels"]):
-        del named["mean"], named["std"]
+        del named["mean"], named["std"]  # images are measured
     return named
 
 
 @contextmanager
 def evaluating(net: nn.Module, device: torch.device | str) -> Iterator[torch.device]:
-    """Inside the ``with`` block ``net`` is on ``device`` and in eval mode.
+    """Inside the ``with`` block ``net`` is on ``device`` in eval mode, and then on the CPU again.
 
-    Afterwards it is on the CPU, still in eval mode: a new adapter draws its first values there, the
-    same on every machine.
+    A new adapter draws its first values there, the same on every machine.
     """
     net.eval().to(device)
     try:

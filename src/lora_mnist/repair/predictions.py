@@ -21,28 +21,26 @@ from lora_mnist.repair.significance import mcnemar, precision
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
+#: The counts that loggers get.
+_LOGGED = (
+    *("accuracy", "loss", "errors", "repaired", "broken"),
+    *("errors_of_target", "errors_elsewhere", "false_calls_of_target"),
+)
 
 
 @dataclass(frozen=True)
 class Predictions:
     """A row an image; each column is a tensor of shape (N,), on the CPU.
 
-    Attributes:
-        num_classes: how many classes there are.
-        index: the place of the image in its set.
-        label: the right class.
-        before: the class that the base predicts.
-        before_probability: the probability that it gives to this class.
-        before_loss: its cross-entropy, in nats.
-        after: the same of base and adapter, as all three columns are; ``None`` without an adapter.
+    ``before`` is of the base, ``after`` of base and adapter; it is ``None`` without one.
     """
 
     num_classes: int
-    index: Tensor
-    label: Tensor
-    before: Tensor
-    before_probability: Tensor
-    before_loss: Tensor
+    index: Tensor  # the place of the image in its set
+    label: Tensor  # the right class
+    before: Tensor  # the class that is predicted
+    before_probability: Tensor  # which this class is given
+    before_loss: Tensor  # the cross-entropy, in nats
     after: Tensor | None = None
     after_probability: Tensor | None = None
     after_loss: Tensor | None = None
@@ -61,13 +59,12 @@ class Predictions:
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns to write and to show, by name, each of shape (N,)."""
         columns: dict[str, NDArray[Any]] = {}
-        sides = ("before", "before_probability", "after", "after_probability")
-        for name in ("index", "label", *sides):
-            column = getattr(self, name)
-            if column is not None:
-                columns[name] = column.numpy()
-                if name.endswith("probability"):
-                    columns[name] = columns[name].astype(float).round(6)
+        for name, column in vars(self).items():
+            if not isinstance(column, Tensor) or name.endswith("loss"):
+                continue
+            columns[name] = column.numpy()
+            if name.endswith("probability"):
+                columns[name] = columns[name].astype(float).round(6)
         was_right = columns["before"] == columns["label"]
         columns["outcome"] = np.where(was_right, "right", "wrong")
         if "after" in columns:
@@ -151,7 +148,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     base: Predictions | None = None,
 ) -> Predictions:
-    """What the base predicts, which need not be known, and ``net`` if it carries an adapter."""
+    """The table of ``net``; the predictions of its ``base`` may be known."""
     has_adapter = bool(lora_adapters(net))
     scales: list[float | None] = [0.0] if base is None else []
     if has_adapter:
@@ -164,23 +161,10 @@ def evaluate(
 
 
 def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
-    """Every count of a table, as results.json has it.
+    """Every count of a table, as results.json has it: see :func:`compare_errors`.
 
-    Returns:
-        ``before`` and, with an adapter, ``after``. Both have ``loss``, the mean cross-entropy in
-        nats, ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
-        ``false_calls_per_class``, images of other classes that are given this one's name;
-        ``precision_per_class``, the share of right ones among the images that are given a class's
-        name, ``None`` where there are none; and ``images_per_class``.
-
-        ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
-        right; ``broken``, the reverse; both per class; ``p_value`` of the two
-        (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share of all
-        images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
-
-        With ``targets`` there are ``errors_of_target``, ``errors_elsewhere``, on other classes,
-        ``false_calls_of_target``, images of other classes that are given the name of any of these,
-        and after a repair ``p_value_of_target`` and ``p_value_elsewhere``.
+    With ``targets`` both sides have the errors of these classes together, the errors elsewhere, and
+    the images of other classes that are given the name of any of them; after a repair, p-values.
     """
     label, num_classes = predictions.label, predictions.num_classes
     was_right = predictions.before == label
@@ -215,20 +199,13 @@ def _count(
     """The counts of one side of a table."""
     is_wrong = prediction != label
     errors, images = _per_class(label[is_wrong], num_classes), _per_class(label, num_classes)
-    false_calls = _per_class(prediction[is_wrong], num_classes)
-    precision: list[float | None] = []
-    for c in range(num_classes):
-        right = images[c] - errors[c]
-        called = right + false_calls[c]
-        precision.append(right / called if called else None)
     mean_loss = loss.double().mean().item()
     counts: dict[str, Any] = {
         "loss": mean_loss if math.isfinite(mean_loss) else None,
         "accuracy": (len(label) - sum(errors)) / len(label),
         "errors": sum(errors),
         "errors_per_class": errors,
-        "false_calls_per_class": false_calls,
-        "precision_per_class": precision,
+        "false_calls_per_class": _per_class(prediction[is_wrong], num_classes),
         "images_per_class": images,
     }
     if targets:
@@ -259,7 +236,15 @@ def compare_errors(
         batches: images and their labels, int64 of shape (N,), such as a ``DataLoader``.
 
     Returns:
-        ``before`` and ``after``, as :func:`counts_of` describes them.
+        ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
+        ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
+        ``false_calls_per_class``, images of other classes that are given this one's name; and
+        ``images_per_class``.
+
+        ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
+        right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
+        test; and ``negative_flip_rate``, ``broken`` as a share of all images (Yan et al. 2021,
+        "Positive-Congruent Training", arXiv:2011.09161).
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
@@ -271,10 +256,7 @@ def compare_errors(
 def outcomes_by_split(
     tables: Mapping[str, Predictions], targets: Sequence[int] = ()
 ) -> dict[str, dict[str, Any]]:
-    """The counts of several sets as results.json names them.
-
-    ``test`` is the network as it ended, and ``test_base`` the base where that is another one.
-    """
+    """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
     outcomes = {}
     for split, predictions in tables.items():
         counts = counts_of(predictions, targets)
@@ -291,24 +273,15 @@ def logged_metrics(
     names: Sequence[str] = (),
     targets: Sequence[int] = (),
 ) -> dict[str, float]:
-    """The numbers of ``outcomes``, which have their names of results.json, by a logger's tag.
-
-    With ``names`` each class has its accuracy: on validation images as it is trained, on test
-    images before and after. Of many classes only those to repair have one.
-    """
+    """The numbers of ``outcomes`` by a logger's tag; with ``names`` each class has its accuracy."""
     classes: Sequence[int] = range(len(names))
     if len(names) > _MAX_CURVES:
         classes = targets[:_MAX_CURVES]
     tags: dict[str, float] = {}
     for split, outcome in outcomes.items():
-        numbers = {}
-        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
-            numbers[key] = outcome.get(key)
+        numbers = {key: outcome.get(key) for key in _LOGGED}
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
         if targets:
-            numbers["errors_of_target"] = outcome["errors_of_target"]
-            numbers["errors_elsewhere"] = outcome["errors"] - outcome["errors_of_target"]
-            numbers["false_calls_of_target"] = outcome["false_calls_of_target"]
             numbers["precision_of_target"] = precision(outcome, targets)
         if split in ("val", "test", "test_base"):
             for c in classes:

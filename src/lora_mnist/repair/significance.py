@@ -1,6 +1,6 @@
 """Is a difference in errors more than chance? Functions of counts; nothing here imports torch.
 
-scipy is imported where it is needed, so that ``--help`` does not wait for it.
+scipy is imported where it is needed: ``--help`` does not wait for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,8 @@ LEVEL = 0.05
 def mcnemar(repaired: int, broken: int) -> float:
     """The exact two-sided p-value of McNemar's test, for two networks on the same images.
 
-    How likely a fair coin is to share ``repaired + broken`` images out at least as unevenly.
-    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12; for classifiers Dietterich 1998, "Approximate Statistical Tests
-    for Comparing Supervised Classification Learning Algorithms", section 3.1.
+    How likely a fair coin is to share ``repaired + broken`` images out at least as unevenly:
+    McNemar 1947, Psychometrika 12; for classifiers Dietterich 1998, Neural Computation 10.
     """
     from scipy.stats import binomtest
 
@@ -26,12 +24,7 @@ def mcnemar(repaired: int, broken: int) -> float:
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a count of errors among ``images``.
-
-    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22;
-    Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in
-    Medicine 17, method 3.
-    """
+    """The 95% interval of a count of errors among ``images``: Wilson 1927, JASA 22."""
     from scipy.stats import binomtest
 
     if not images:
@@ -41,11 +34,7 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
 
 
 def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
-    """The number of the class with the highest error rate that chance does not explain.
-
-    It has the largest lower end of :func:`wilson`'s interval, as a share of its images; of equals
-    it is the first. So 34 errors in 200 images are worse than 2 in 8.
-    """
+    """The class with the highest lower end of its interval: 34 errors of 200 before 2 of 8."""
     rates = [wilson(e, n)[0] / n if n else 0.0 for e, n in zip(errors, images, strict=True)]
     return rates.index(max(rates))
 
@@ -60,10 +49,9 @@ def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None
 
 
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
-    """Whether a network seems to have been trained on the validation images.
+    """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance.
 
-    Then errors are rarer there than on test images by a factor of 1.5 at least, and with
-    ``p < 0.001`` in the chi-squared test of two proportions.
+    Then the network seems to have been trained on them. Chance: the chi-squared test.
     """
     from scipy.stats import chi2_contingency
 
@@ -78,10 +66,9 @@ def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
 
 
 def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
-    """Whether a network is hardly better than guessing: the mean share of right images of a class.
+    """Whether the mean share of right images of a class is hardly better than that of guessing.
 
-    It is near chance up to 1.25 times the share of one class, or if guessing is as good with
-    ``p > 0.05`` in the one-sided binomial test.
+    That is up to 1.25 times as large, or no larger beyond chance, in the one-sided binomial test.
     """
     from scipy.stats import binomtest
 

@@ -18,12 +18,8 @@ from lora_mnist.show.reading import Reading
 #: With more lines no reader could tell them apart: then there is no legend, or there are points.
 _MAX_LINES = 10
 _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
-#: Behind a label, so that a line does not cross it.
-_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-#: Width and height of a label of the dial, in pixels of the figure.
-_LABEL_SIZE = (36, 20)
 
-#: For functions that draw: a dollar in a name begins no formula.
+#: A dollar in a name begins no formula.
 _plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
@@ -48,22 +44,19 @@ def draw_classes(reading: Reading) -> Figure:
     if reading.is_repair:
         marks = ", bold: to be repaired" if reading.targets else ""
         axes.set_title(f"before → after; gray: may be chance{marks}", fontsize=10)
-    for place, row in enumerate(rows):
+    axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
+    for place, (row, name) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
         before, after, color = row.change.before, row.change.after, _COLORS[row.change.judgement]
-        weight = "bold" if row.is_target else "normal"
-        text = f"{before:,} → {after:,}" if reading.is_repair else f"{after:,}"
+        weight, width = ("bold", 3.0) if row.is_target else ("normal", 1.5)
+        name.set_fontweight(weight)
         axes.plot(before, place, "o", color=color, mfc="white" if reading.is_repair else color)
         axes.plot(after, place, "|", color=color)
         if before != after:
-            arrow = {"arrowstyle": "-|>", "color": color, "lw": 3 if row.is_target else 1.5}
-            arrow |= {"shrinkA": 3, "shrinkB": 0}
+            arrow = {"arrowstyle": "-|>", "color": color, "lw": width, "shrinkA": 3, "shrinkB": 0}
             axes.annotate("", (after, place), (before, place), arrowprops=arrow)
-        end = (max(before, after), place)
+        text = f"{before:,} → {after:,}" if reading.is_repair else f"{after:,}"
         style: Any = {"textcoords": "offset points", "va": "center", "weight": weight}
-        axes.annotate(text, end, (9, 0), fontsize=9, **style)
-    axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
-    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row.is_target else "normal")
+        axes.annotate(text, (max(before, after), place), (9, 0), fontsize=9, **style)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlim(left=0)
@@ -74,43 +67,33 @@ def draw_classes(reading: Reading) -> Figure:
 
 @_plain_text
 def draw_dial(reading: Reading) -> Figure:
-    """Validation errors on what is to be repaired against its price, or all over the scale.
-
-    The price is errors elsewhere and, beside it, false calls.
-    """
+    """Validation errors on what is to be repaired against its price, or all over the scale."""
     dial, curves = reading.dial, reading.curves()
-    scales, advised = dial["scales"], dial["scales"].index(dial["advised"])
+    scales = dial["scales"]
     (ylabel, up), *prices = curves.items()
     prices = prices or [("scale", scales)]
     figure = Figure(figsize=(9, 5), layout="constrained")
-    title = f"scales from 0, the base, to {scales[-1]:g}"
-    figure.suptitle(f"{title}; {dial['images']:,} validation images")
+    figure.suptitle(f"the adapter at several scales; {dial['images']:,} validation images")
     panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
     panels[0].set_ylabel(shortened(ylabel, 50))
     for axes, (xlabel, across) in zip(panels, prices, strict=True):
         axes.set_xlabel(shortened(xlabel, 50))
-        axes.plot(across, up, "o-")
-        label = f"advised: scale {dial['advised']:g}"
-        axes.plot(across[advised], up[advised], "*", ms=15, label=label)
-        base = across[scales.index(0)], up[scales.index(0)]
-        axes.plot(*base, "ks", label="base")
+        axes.plot(across, up, color="gray", zorder=1)
+        for scale, x, y in zip(scales, across, up, strict=True):
+            # The legend tells the points apart: labels beside them would overlap.
+            marker, size, name = "o", 7, f"{scale:g}"
+            if scale == 0:
+                marker, name = "s", "0, the base"
+            if scale == dial["advised"]:
+                marker, size, name = "*", 15, f"{name}, advised"
+            axes.plot(x, y, marker, ms=size, label=name)
         if axes is panels[0] and reading.targets:
+            base = across[scales.index(0)], up[scales.index(0)]
             label = "as many errors in all as the base"
             axes.axline(base, slope=-1, color="gray", ls="--", label=label)
         axes.set_ylim(bottom=0)
-    figure.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside lower center")
-    figure.draw_without_rendering()  # now the axes have their places
-    first = [advised, scales.index(0), len(scales) - 1]
-    order = dict.fromkeys([*first, *range(len(scales))])
-    for axes, (_, across) in zip(panels, prices, strict=True):
-        labelled: list[Any] = []
-        for place in order:
-            point = axes.transData.transform((across[place], up[place]))
-            # A label that would overlap another is left out; scales follow each other on the curve.
-            if all(np.abs((point - other) / _LABEL_SIZE).max() > 1 for other in labelled):
-                labelled.append(point)
-                text, at = f"{scales[place]:g}", (across[place], up[place])
-                axes.annotate(text, at, (5, 7), textcoords="offset points", bbox=_BEHIND)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="scale", ncols=5, loc="outside lower center")
     return figure
 
 
@@ -144,10 +127,9 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
 
     A point has what was swept, the metric's mean over the seeds, and its standard deviation.
     """
-    values = {}
-    for key in points[0][0]:
-        values[key] = sorted({swept[key] for swept, _, _ in points}, key=numeric_sort_key)
+    values = {key: {swept[key] for swept, _, _ in points} for key in points[0][0]}
     across = max(values, key=lambda key: len(values[key]))
+    texts = sorted(values[across], key=numeric_sort_key)
     lines: dict[str, list[Any]] = {}
     for point in sorted(points, key=lambda point: numeric_sort_key(point[0][across])):
         others = [f"{key}={value}" for key, value in point[0].items() if key != across]
@@ -155,16 +137,16 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
     style = "o-"
     if len(lines) > _MAX_LINES:
         lines, style = {"": list(points)}, "o"
-    # Few values, or texts, stand side by side; many numbers have an axis.
-    texts = values[across]
-    is_axis = len(texts) > _MAX_LINES and not any(numeric_sort_key(text)[0] for text in texts)
-    places = {text: float(text) if is_axis else place for place, text in enumerate(texts)}
     figure = Figure(layout="constrained")
     axes = figure.add_subplot(xlabel=across, ylabel=metric)
+    # Few values, or words, stand side by side; many numbers have an axis.
+    is_axis = len(texts) > _MAX_LINES and not any(numeric_sort_key(text)[0] for text in texts)
     if not is_axis:
-        axes.set_xticks(range(len(texts)), texts)
+        axes.xaxis.update_units(texts)  # type: ignore[no-untyped-call]
     for label, line in lines.items():
-        x = [places[swept[across]] for swept, _, _ in line]
+        x: Any = [swept[across] for swept, _, _ in line]
+        if is_axis:
+            x = list(map(float, x))
         y = [value for _, value, _ in line]
         axes.errorbar(x, y, [std or 0.0 for _, _, std in line], fmt=style, label=label)
     if len(lines) > 1:

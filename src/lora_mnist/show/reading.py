@@ -5,6 +5,7 @@ Nothing else knows its keys but what writes them.
 
 import json
 from collections.abc import Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,8 @@ _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nine
 _MAX_NAMES = 4
 #: A longer table would push the verdict off the screen; results.json has every class.
 _MAX_ROWS = 12
-#: The images, the network and the base of a run: groups of overrides that other commands repeat.
-_REPEATED = (
-    *("--config-dir", "classifier"),
-    *("data", "prepare", "net", "paths", "base_ckpt", "base_prefix"),
-)
-#: Images of other classes beside each batch of experiment=repair.
-_REPLAY = 90
+#: How overrides begin that say which images, network and base: other commands repeat them.
+_REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
 
 class Phrase(NamedTuple):
@@ -129,6 +125,11 @@ class Reading:
                 splits[name] = value
         return splits
 
+    @property
+    def is_untested(self) -> bool:
+        """Whether no test image is of what is to be repaired."""
+        return bool(self.targets) and not self.change(self.targets).images
+
     # --- names ------------------------------------------------------------------------------------
 
     def named(self, numbers: Sequence[int]) -> str:
@@ -153,9 +154,7 @@ class Reading:
         numbers = self.every
         if len(numbers) >= _MAX_ROWS:
             changes = {c: self.change([c]) for c in self.rest}
-            sizes = {c: change.repaired + change.broken for c, change in changes.items()}
-            if not self.is_repair:
-                sizes = {c: change.after for c, change in changes.items()}
+            sizes = {c: (each.repaired + each.broken, each.after) for c, each in changes.items()}
             others = sorted(self.rest, key=lambda c: sizes[c], reverse=True)
             numbers = [*self.targets, *others][: _MAX_ROWS - 2]
         groups: list[tuple[str, Sequence[int]]] = [(self.classes[c], [c]) for c in numbers]
@@ -191,8 +190,18 @@ class Reading:
     def verdict(self) -> list[Phrase]:
         """Whether to keep a repair, then what it changed, and for whom; or the errors of a base."""
         phrases = self._of_repair() if self.is_repair else self._of_base()
-        if doubt := self._doubt():
-            phrases.append(Phrase(doubt, "worse"))
+        val: Any = self.results.get("val_base")
+        test: Any = self.results.get("test_base")
+        decided = [name for name, choice in self.choices.items() if choice["images"]]
+        # Without the mistakes that were left out of either, the two cannot be compared.
+        can_compare = decided and val and test and not self.is_hotfix
+        if can_compare and knows_validation(val, test):
+            text = f"The base has so few errors on the validation images, {val['errors']:,}, that "
+            text += "it has probably been trained on them. What they decided may be wrong: "
+            text += f"{', '.join(decided)}."
+            if self.results["val_from"] == "train":
+                text += " data.val_from=test takes them from the test images."
+            phrases.append(Phrase(text, "worse"))
         if self.results.get("test_held_out_now"):
             text = "The test images were held out of this folder just now: if the base was trained "
             phrases.append(Phrase(f"{text}on the whole folder, they prove nothing."))
@@ -204,50 +213,40 @@ class Reading:
 
     def _of_base(self) -> list[Phrase]:
         """The errors of a base alone."""
-        total = self.change()
-        text = f"{number_of(total.after, 'error')} in {total.images:,} images"
-        if not total.after:
-            return [Phrase(f"{text}.", "better")]
-        worst = self.weakest(self.every)
-        change = self.change([worst])
-        errors = f"{number_of(change.after, 'error')} in {change.images:,}"
-        weakest_text = f"The weakest class is {self.named([worst])}: {errors}."
-        return [Phrase(f"{text}."), Phrase(weakest_text)]
+        total, worst = self.change(), self.weakest(self.every)
+        phrases = [Phrase(f"{number_of(total.after, 'error')} in {total.images:,} images.")]
+        if total.after:
+            change, name = self.change([worst]), self.named([worst])
+            errors = f"{number_of(change.after, 'error')} in {change.images:,}"
+            phrases.append(Phrase(f"The weakest class is {name}: {errors}."))
+        return phrases
 
     def _of_repair(self) -> list[Phrase]:
         """The judgement, then a sentence for each group of images that the repair concerns."""
         judgement = self._judgement()
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
         phrases.append(self.change().sentence("On all test images"))
-        untested = self._untested()
-        if untested and untested != self.targets:
-            phrases.append(Phrase(f"No test image is of {self.named(untested)}."))
-        if self.targets and untested != self.targets:
+        loser = self._loser()
+        if self.targets and not self.is_untested:
             name = self.named(self.targets)
             phrases.append(self.change(self.targets).sentence(f"On {name}"))
             if self.rest:
                 phrases.append(self._false_calls())
         if self.targets and self.rest:
             phrases.append(self.change(self.rest).sentence(f"On {self.others}"))
-        loser = self._loser()
         if loser is None:
             if self.targets and len(self.rest) > 1:
                 phrases.append(Phrase("No other class has more errors than before."))
         elif self.rest != [loser]:
-            name = self.named([loser])
-            phrases.append(self.change([loser]).sentence(f"Most is lost on {name}"))
+            phrases.append(self.change([loser]).sentence(f"Most is lost on {self.named([loser])}"))
         if judgement.text.startswith(("Do not keep", "There is no repair")):
             phrases.append(Phrase("What it means, and what to try next: docs/failed.md."))
         return phrases
 
     def _judgement(self) -> Phrase:
         """Whether to keep the repair: the first case that fits. What may be chance is no reason."""
-        change, elsewhere, loser = self.change(), self.change(self.rest), self._loser()
+        change, loser = self.change(), self._loser()
         better, worse = change.judgement == "better", change.judgement == "worse"
-        is_untested = self.targets and self._untested() == self.targets
-        # No more of them are right than a random prediction would have.
-        chance, right = elsewhere.images / len(self.classes), elsewhere.images - elsewhere.after
-        is_guess = self.targets and elsewhere.images and right <= chance
         is_off = self.dial and self.dial["advised"] == 0 == self.results["scale"]
         name, is_reached, is_mended = "", better, False
         if self.targets:
@@ -259,14 +258,12 @@ class Reading:
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         has_loss = loser is not None and self.change([loser]).judgement == "worse"
         loss = "" if loser is None else f"the loss on {self.named([loser])}"
-        wrong = f"{elsewhere.after:,} of {elsewhere.images:,} images of {self.others} are wrong"
         fewer, more = "there are fewer errors in all", "there are more errors in all"
         no_gain, no_loss = "there is no clear gain in all", "there is no clear loss in all"
         keep, drop = "Keep this repair", "Do not keep this repair"
         off = "There is no repair to keep: no scale of it beats the base on validation images"
         cases = (
-            (is_untested, "unclear", f"No test image is of {name}: nothing here judges the repair"),
-            (is_guess, "worse", f"{drop}: {wrong}, no better than guessing"),
+            (self.is_untested, "unclear", f"No test image is of {name}: nothing judges the repair"),
             (is_off, "unclear", off),
             (better and not is_reached, "unclear", f"{keep}, though not for {name}: {fewer}"),
             (better and has_loss, "better", f"{keep} unless {loss} matters more: {fewer}"),
@@ -287,10 +284,6 @@ class Reading:
             held_out = self.change(split="mistakes_test")
             text += f", and {held_out.images - held_out.after:,} of {held_out.images:,} held out"
         return Phrase(f"{text}.", learnt.judgement)
-
-    def _untested(self) -> list[int]:
-        """The classes to repair that no test image is of."""
-        return [target for target in self.targets if not self.change([target]).images]
 
     def _false_calls(self) -> Phrase:
         """How often images of other classes get a name of those to repair, which are one group."""
@@ -327,18 +320,6 @@ class Reading:
             lines.append(f"{name}={text}: {choice['why']}")
         return lines
 
-    def _doubt(self) -> str:
-        """Which choices to doubt, where the base seems to know the validation images."""
-        decided = [name for name, choice in self.choices.items() if choice["images"]]
-        val, test = self.results.get("val_base"), self.results.get("test_base")
-        # Without the mistakes that were left out of either, the two cannot be compared.
-        if self.is_hotfix or not (decided and val and test and knows_validation(val, test)):
-            return ""
-        return (
-            f"The base has so few errors on the validation images, {val['errors']:,}, that it has "
-            f"probably been trained on them: what they decided may be wrong ({', '.join(decided)})."
-        )
-
     def belief(self) -> list[Phrase]:
         """Whether the test can be believed: where its images come from, and those of the base."""
         results, lines = self.results, []
@@ -349,18 +330,23 @@ class Reading:
                     source = f"held out of the {results['held_out'][split]} part"
                 lines.append(f"{self.change(split=split).images:,} {name} images: {source}.")
         if self.choices.get("refit", {}).get("value"):
-            lines.append(
-                "The last training learnt the validation images, too. What is said here of them is "
-                "of the training before, which had not seen them."
-            )
-        copies = "It was not checked whether images are in two of training, validation and test."
-        if results["copies"] is not None:
-            copies = f"{number_of(results['copies'], 'identical file')} in two of training, "
-            copies += "validation and test, left out of one; similar ones were not searched for."
-        base = "The base was trained by this project, on training images alone."
-        if not results["base_pretrained_here"]:
-            base = "The base was trained elsewhere. Test images that it has learnt prove nothing."
-        phrases = [Phrase(line) for line in [*lines, copies, base]]
+            text = "The last training learnt the validation images, too. What is said here of them "
+            text += "is of the training before, which had not seen them."
+            if results["held_out"].get("val") == "test":
+                text += " Of the test part, only the images that are tested here are still unseen."
+            lines.append(text)
+        if results["copies"] is None:
+            lines.append("It was not checked whether images are in two of these parts.")
+        else:
+            text = f"{number_of(results['copies'], 'identical file')} in two of training, "
+            text += "validation and test, left out of one; similar ones were not searched for."
+            lines.append(text)
+        if results["base_pretrained_here"]:
+            lines.append("The base was trained by this project, on training images alone.")
+        else:
+            text = "The base was trained elsewhere. Test images that it has learnt prove nothing."
+            lines.append(text)
+        phrases = [Phrase(line) for line in lines]
         if keys := results.get("better_preprocessing"):
             text = f"The base has fewer errors with another preprocessing: {' '.join(keys)}."
             phrases.append(Phrase(f"{text} Test it again with that.", "worse"))
@@ -398,11 +384,6 @@ class Reading:
             texts.append(f"{name} {counts[base]:,} -> {counts[advised]:,}")
         return f"Validation images advise scale {dial['advised']:g}: {', '.join(texts)}."
 
-    def scale_text(self) -> str:
-        """At which scale the adapter was saved, and why."""
-        why = self.choices.get("scale", {}).get("why", "typed")
-        return f"The adapter was saved at scale {self.results['scale']:g} ({why})."
-
     # --- the next steps ---------------------------------------------------------------------------
 
     def next_steps(self, folder: Path) -> list[Phrase]:
@@ -418,33 +399,25 @@ class Reading:
 
     def _repair_the_weakest(self, folder: Path) -> list[Phrase]:
         """Repair the class that is weakest on validation images, which the command itself finds."""
-        split = "val" if "val" in self.results else "test"
-        worst = self.weakest(self.every, split)
-        total, its = self.change(), self.change([worst], split)
+        total, worst = self.change(), self.change([self.weakest(self.every)])
         learnt = self.results["training_images_per_class"]
-        others = sum(learnt) - max(learnt)  # for whichever class it is
-        has_images = others and self.results["validation_images"]
+        has_images = sum(learnt) > max(learnt) and self.results["validation_images"]
         # A repair of them all might be chance; a base with so many errors has to be trained.
-        is_worth_it = mcnemar(its.after, 0) <= LEVEL and 2 * total.after < total.images
+        is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images
         if not (has_images and is_worth_it):
             return []
-        reason = "To repair the class that is weakest on validation images"
-        if split == "val":
-            errors = f"{number_of(its.after, 'error')} in {its.images:,}"
-            reason += f", {self.named([worst])} ({errors})"
         overrides = ["experiment=repair", "target=weakest"]
-        if others < _REPLAY:
-            overrides.append(f"batches.replay={others}")
         if weights := self.results.get("weights"):  # the file of a base that is not the current one
-            overrides.append(override("base_ckpt", _typed_path(folder / weights)))
-        return _step(f"{reason}:", self._on_the_same("train", *overrides))
+            overrides.append(override("base_ckpt", relpath(folder / weights)))
+        reason = "To repair the class that is weakest on validation images:"
+        return _step(reason, self._on_the_same("train", *overrides))
 
     def _advised_scale(self, folder: Path) -> list[Phrase]:
         """Test the adapter at the advised scale, where validation images did not decide it."""
         decided, advised = self.choices.get("scale", {}).get("images"), self.dial.get("advised")
         if decided or advised in (None, 0, self.results["scale"]):
             return []
-        overrides = [override("adapter", _typed_path(folder)), f"scale={advised:g}"]
+        overrides = [override("adapter", relpath(folder)), f"scale={advised:g}"]
         return _step(self.advice(), self._on_the_same("eval", *overrides))
 
     def _one_class_more(self) -> list[Phrase]:
@@ -455,19 +428,15 @@ class Reading:
             return []
         worst = self.weakest(self.rest, "val")
         change = self.change([worst], "val")
-        targets = [*self.targets, worst]
-        learnt = self.results["training_images_per_class"]
-        others = sum(learnt) - sum(learnt[target] for target in targets)
-        if mcnemar(change.after, 0) > LEVEL or self.results["replay"] > others:
+        if mcnemar(change.after, 0) > LEVEL:
             return []
         errors = f"{number_of(change.after, 'error')} in {change.images:,} validation images"
         reason = f"The weakest of {self.others}: {self.named([worst])} ({errors}). "
-        kept = []
+        kept, names = [], []
         for text in self.results["overrides"]:
             if key_of(text) not in ("digit", "target"):
                 kept.append(text)
-        names = []
-        for target in targets:
+        for target in [*self.targets, worst]:
             names.append(override("target", self.classes[target]).partition("=")[2])
         line = command_line([*kept, f"target=[{','.join(names)}]"], program("train"))
         return _step(f"{reason}To repair it as well:", line)
@@ -476,8 +445,7 @@ class Reading:
         """A command on the run's images, network and base."""
         repeated, given = [], [key_of(text) for text in overrides]
         for text in self.results["overrides"]:
-            group = key_of(text).partition(".")[0]
-            if group in _REPEATED and key_of(text) not in given:
+            if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
                 repeated.append(text)
         return command_line([*overrides, *repeated], program(entry))
 
@@ -490,9 +458,3 @@ def number_of(count: int, word: str) -> str:
 def _step(reason: str, command: str) -> list[Phrase]:
     """A next step."""
     return [Phrase(reason), Phrase(command, is_command=True)]
-
-
-def _typed_path(path: Path) -> Path:
-    """``path`` as somebody types it here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

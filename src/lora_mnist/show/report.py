@@ -1,25 +1,21 @@
-"""The end of a run: what its screen, its ``report.html`` and its loggers get of the results.
-
-A report is one file that needs nothing else, no script and no font.
-"""
+"""What loggers get of a run, and ``report.html``: one file that needs no script and no font."""
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lora_mnist.command import Run
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Columns
-from lora_mnist.repair.predictions import Predictions, logged_metrics
+from lora_mnist.repair.predictions import logged_metrics
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
@@ -29,10 +25,6 @@ from lora_mnist.show.figures import (
     shortened,
 )
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.screen import print_results
-
-if TYPE_CHECKING:  # a sweep that writes its page does not wait for Lightning
-    from lightning.pytorch import Trainer
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
@@ -58,47 +50,23 @@ _CHARTS = {
 _ENDS = re.compile("test/(accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)")
 
 
-def report_and_close_loggers(
-    trainer: "Trainer",
-    results: Mapping[str, Any],
-    run: Run,
-    figures: bool | None,
-    predictions: Predictions,
-    images: Images,
-) -> None:
-    """Print the results, write the report, and give numbers, verdict and figures to the loggers.
-
-    ``predictions`` are those for the test ``images``. With ``figures=None`` a single run has a
-    report, and a job of a sweep has none.
-    """
-    reading = Reading(results)
+def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
+    """Give numbers, verdict and figures to the loggers of a run, and close them."""
     metrics = logged_metrics(reading.counts(), reading.classes, reading.targets)
-    for logger in trainer.loggers:
+    for logger in loggers:
         logger.log_metrics(metrics, reading.steps)
-    print_results(reading, run.folder)
-    drawn: dict[str, Figure] = {}
-    if figures or (figures is None and not run.is_sweep):
-        table = predictions.columns()
-        pictures = first_pictures(table, images, reading.classes)
-        drawn = make_report(run.folder, reading, table, pictures)
-        log.info("report: %s", run.folder / "report.html")
-    for logger in trainer.loggers:
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
-            _log_pages(logger, reading, metrics, drawn)
+            _log_pages(logger, reading, metrics, figures)
             continue
         logger.log_hyperparams({"verdict": reading.verdict_text()})
         logger.save()
         if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
             writer.finish()
-    log.info("run: %s", run.folder)
 
 
 def _log_pages(
-    logger: Any,
-    reading: Reading,
-    metrics: Mapping[str, float],
-    figures: Mapping[str, Figure],
+    logger: Any, reading: Reading, metrics: Mapping[str, float], figures: Mapping[str, Figure]
 ) -> None:
     """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
     writer = logger.experiment
@@ -122,12 +90,12 @@ def _log_pages(
 
 
 def make_report(
-    folder: Path,
-    reading: Reading,
-    table: Columns,
-    pictures: Mapping[str, Sequence["Picture"]],
+    folder: Path, reading: Reading, table: Columns, images: Images
 ) -> dict[str, Figure]:
-    """Draw the figures of a run and write its ``report.html``; return the figures."""
+    """Draw the figures of a run and write its ``report.html``; return the figures.
+
+    ``table`` has the predictions for the test ``images``.
+    """
     figures = {"classes": draw_classes(reading)}
     if reading.dial:
         figures["dial"] = draw_dial(reading)
@@ -136,15 +104,16 @@ def make_report(
     addresses = {}
     for name, figure in figures.items():
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
+    page = folder / "report.html"
     write_page(
-        folder / "report.html",
+        page,
         "report.html.j2",
         folder=folder,
         reading=reading,
-        verdict=reading.verdict(),
         figures=addresses,
-        pictures=pictures,
+        pictures=first_pictures(table, images, reading.classes),
     )
+    log.info("report: %s", page)
     return figures
 
 
@@ -171,29 +140,26 @@ class Picture(NamedTuple):
 
     name: str  # its file, or its number in the data set
     label: str
-    #: Class and probability: before and, if there is one, after.
-    predictions: list[tuple[str, float]]
+    predictions: list[tuple[str, float]]  # class and probability: before and, if it is there, after
     address: str  # of the image, in a page
 
 
 def first_pictures(
     table: Columns, images: Images, classes: Sequence[str]
 ) -> dict[str, list[Picture]]:
-    """The first ``broken``, ``wrong`` and ``repaired`` images, the most probable first.
+    """The first ``broken``, ``wrong`` and ``repaired`` images; a base alone has wrong ones.
 
-    The probability is that of the prediction after; for broken images that of the one before, which
-    was right. A base alone has only wrong images.
+    The most probable come first: by the prediction after, and of broken images by the right one.
     """
     sides, sort_by = ["before"], {"wrong": "before"}
     if "after" in table:
         sides = ["before", "after"]
         sort_by = {"broken": "before", "wrong": "after", "repaired": "after"}
     names = images.names()
-    pictures: dict[str, list[Picture]] = {}
+    pictures: dict[str, list[Picture]] = {kind: [] for kind in sort_by}
     for kind, side in sort_by.items():
         order = np.argsort(-table[f"{side}_probability"], kind="stable")
         rows = order[table["outcome"][order] == kind]
-        pictures[kind] = []
         for row in rows[:_MAX_SHOWN]:
             place = int(table["index"][row])
             predictions = []

@@ -44,21 +44,18 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
-    count = count_parameters(net)
-    columns = ["layer", "W", "b"]
-    if count["lora"]:
-        columns += ["lora_A", "lora_B"]
-    rows = []
+    count, rows = count_parameters(net), []
     for layer, weight in adaptable_weights(net).items():
         if weight.tensor != "weight" and weight.base.ndim < 2:
             continue  # a bias, which stands in the row of its layer
         bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
         cells = [layer, _shape(weight.base), _shape(bias)]
         for adapter in weight.adapters:
-            rows.append([*cells, _shape(adapter.lora_A), _shape(adapter.lora_B)])
-        if not weight.adapters:
-            rows.append(cells)
-    table = Table(*columns)
+            cells += [_shape(adapter.lora_A), _shape(adapter.lora_B)]
+        rows.append(cells)
+    table = Table("layer", "W", "b")
+    if count["lora"]:
+        table = Table("layer", "W", "b", "lora_A", "lora_B")
     for row in rows[:_MAX_LAYERS]:
         table.add_row(*row)
     if len(rows) > _MAX_LAYERS:
@@ -81,9 +78,7 @@ def print_results(reading: Reading, folder: Path) -> None:
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
     if reading.is_repair:
-        table.title = "test images, before -> after"
-        if reading.targets:
-            table.title += ", * to be repaired"
+        table.title = "test images, before -> after, * to be repaired"
     for row in rows:
         # Better is green, worse is red, and the arrow says the same without colours.
         styles = {"errors": _STYLES[row.change.judgement]}
@@ -106,16 +101,15 @@ def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") 
 
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     """Print class and probability of each picture; with an adapter, before and after."""
-    sides = {"before": "prediction"}  # the key of a prediction, and its title
-    if "after" in predictions[0]:
-        sides = {"before": "before", "after": "after"}
-    table = _table("picture", sides.values(), "left")
-    differing = 0
+    titles = {"before": "before", "after": "after"}
+    if "after" not in predictions[0]:
+        titles = {"before": "prediction"}
+    table, differing = _table("picture", titles.values(), "left"), 0
     for prediction in predictions:
         cells = []
-        for side in sides:
+        for side in titles:
             cells.append(Text(f"{prediction[side].label} ({prediction[side].probability:.3f})"))
-        if "after" in sides and prediction["before"].label != prediction["after"].label:
+        if "after" in titles and prediction["before"].label != prediction["after"].label:
             differing += 1
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
         table.add_row(Text(str(prediction["file"])), *cells)
