@@ -6,10 +6,10 @@ pytest -m gpu -n 0
 import pytest
 import torch
 from helpers.commands import ROOT, only_run, read_results
-from lora_mnist.repair.loss import Loss
 
 from lora_mnist import MLP, add_lora
 from lora_mnist.data import MNIST
+from lora_mnist.repair.module import Loss
 from lora_mnist.repair.predictions import columns_of
 
 

@@ -84,6 +84,16 @@ def test_refit_learns_validation_images_after_they_have_decided(go, outputs):
     assert evaluate(cfg)["scale"] == (1 if results["scale"] else 0)
 
 
+def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
+    caplog.set_level("INFO", "lora_mnist")
+    options = ("callbacks=none", "logger=none", "lora.dropout=0.0", "refit=true")
+    folder = go("from test", *options, "data.val_from=test", "data.val_size=100")
+    assert "part of test/; only the other test images are still unseen" in caplog.text
+    assert read_results(folder)["held_out"] == {"val": "test"}
+    record = read_metadata(folder / "adapter")
+    assert (record["data"]["val_from"], record["made"]["refit"]) == ("test", True)
+
+
 def test_the_images_of_refit():
     """All that were trained on stay; validation images are learnt or replayed by their class."""
     selection = select(torch.tensor([0, 1, 0, 1, 1]), ["cat", "dog"], "dog")

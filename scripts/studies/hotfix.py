@@ -47,9 +47,10 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
         return columns_at(net, dataset.stacked(pictures), [0]).prediction[0]
 
     mistakes = wrong_pictures(predict, dataset, incoming, 0.5)
-    learnt, held_out = (in_memory(dataset, images) for images in mistakes)
+    images, mistakes = move_to_training(dataset.sets, mistakes, dataset)
+    learnt, held_out = (in_memory(dataset, part) for part in mistakes)
     training = in_memory(dataset, dataset.sets.train)
-    test = in_memory(dataset, move_to_training(dataset.sets, mistakes).test)
+    test = in_memory(dataset, images.test)
     pictures = all_pictures(incoming, dataset)
 
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")

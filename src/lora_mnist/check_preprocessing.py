@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lora_mnist.command import override
 from lora_mnist.data import Folder, Images
-from lora_mnist.data.dataset import measured_pixels
-from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.images import measured_pixels, open_picture
 from lora_mnist.project import quoted
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, columns_at, counts_of

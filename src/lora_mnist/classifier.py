@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.data.dataset import ImageDataset
-from lora_mnist.data.images import Images
+from lora_mnist.data.images import ImageDataset, Images
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line

@@ -3,7 +3,7 @@
 import math
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -48,6 +48,18 @@ def require_number(key: str, value: Any, least: float, most: float) -> None:
     """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
     if not is_number(value) or not least <= value <= most:
         raise ValueError(f"{key}={value}: expected a number from {least:g} to {most:g}")
+
+
+def require_one_of(key: str, value: Any, choices: Iterable[str | int]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in list(choices):
+        raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, choices))}")
+
+
+def nearest_to(name: str, names: Iterable[str]) -> str:
+    """``; the nearest is NAME``, to be put behind a name that is none of ``names``."""
+    nearest = get_close_matches(name, names, n=1)
+    return f"; the nearest is {nearest[0]}" if nearest else ""
 
 
 def unknown_class(target: object, name: object, classes: Sequence[str]) -> str:

@@ -21,8 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.plan import Selection, select
+from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.resume import recorded_rate
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.model import add_lora, set_lora_scale, warn_of_left_out
@@ -215,7 +214,10 @@ def train_repair(
     weights = chosen.weights
     if has_trials:
         if refit.value:
-            log.info("refit: once more, with the validation images among those to learn from")
+            unseen = ""
+            if session.images.held_out.get("val") == "test":
+                unseen = ", which are part of test/; only the other test images are still unseen"
+            log.info("refit: once more, with the validation images%s", unseen)
             data = session.data(data.plan.selection, with_validation=True)
         start_again(session.net, start, chosen.dropout)
         weights = session.fit(data, rate, before)

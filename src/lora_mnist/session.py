@@ -20,11 +20,9 @@ from torch.optim import Optimizer
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets
-from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
-from lora_mnist.data.plan import Plan, Selection, also_learning
-from lora_mnist.disk.checkpoint import load_best_weights
-from lora_mnist.disk.resume import COUNTS_OF_STEPS, last_checkpoint
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning
+from lora_mnist.disk.resume import last_checkpoint, load_best_weights
 from lora_mnist.errors import TrainingError, UserError, config_group, is_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.weight import lora_adapters
@@ -275,7 +273,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
                 return columns_at(classifier.net, batches, [0]).prediction[0]
 
             mistakes = wrong_pictures(predict, dataset, folder, share)
-        images = move_to_training(images, mistakes)
+        images, mistakes = move_to_training(images, mistakes, dataset)
     size = dataset.eval_batch_size
     val = _limited(images.val, trainer.limit_val_batches, size)
     test = _limited(images.test, trainer.limit_test_batches, size)
@@ -305,7 +303,7 @@ def _refuse_inconsistent(session: Session) -> None:
     """Refuse values that are each right on their own, but not together, or not with the images."""
     cfg, trainer = session.cfg, session.trainer
     scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
-    if -1 in [scheduler.get(key) for key in COUNTS_OF_STEPS]:
+    if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )

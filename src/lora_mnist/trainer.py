@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.command import Run
-from lora_mnist.disk.checkpoint import AtomicCheckpointIO, LastCheckpoint, step_of
+from lora_mnist.disk.resume import AtomicCheckpointIO, LastCheckpoint, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.repair.networks import importable

@@ -9,8 +9,7 @@ import torch
 from torchvision.transforms import v2
 
 from lora_mnist.data import ImageDataset, Images, ImageSets
-from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.plan import Plan, select
+from lora_mnist.data.plan import ImageDataModule, Plan, select
 
 
 def read_number(path, augment):

@@ -11,8 +11,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder
-from lora_mnist.data.image_files import Entry
-from lora_mnist.data.split import split
+from lora_mnist.data.folder import Entry, Shares, split
 
 
 @pytest.fixture
@@ -152,9 +151,9 @@ def entries(*of_classes):
 )
 def test_shares_hold_in_every_class(sizes, val, test, seed):
     images, names = entries(*sizes), [f"c{i}" for i in range(len(sizes))]
-    parts, held_out = split(images, names, val, test, seed)
+    parts, held_out = split(images, names, Shares(val, test, seed))
     assert held_out == {"val": "train", "test": "train"}
-    assert parts == split(images[::-1], names, val, test, seed)[0]
+    assert parts == split(images[::-1], names, Shares(val, test, seed))[0]
     for c, count in enumerate(sizes):
         of_class = Counter(part for entry, part in parts.items() if entry.label == c)
         assert of_class["test"] == max(1, round(test * count))
@@ -163,9 +162,9 @@ def test_shares_hold_in_every_class(sizes, val, test, seed):
 
 def test_the_split_is_stable():
     images, more, names = entries(200, 200), entries(202, 200), ["cat", "dog"]
-    first, _ = split(images, names, 0.1, 0.1, 0)
-    assert split(images, names, 0.1, 0.1, 1)[0] != first
-    after, _ = split(more, names, 0.1, 0.1, 0)
+    first, _ = split(images, names, Shares())
+    assert split(images, names, Shares(seed=1))[0] != first
+    after, _ = split(more, names, Shares())
     assert len([entry for entry in images if after[entry] != first[entry]]) <= 4
     # Another choice here would test old bases on images that they were trained on.
     tested = [entry.path for entry in images if first[entry] == "test"]
@@ -176,7 +175,13 @@ def test_the_split_is_stable():
     ("changes", "message"),
     [
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
-        ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
+        (
+            {"transform": v2.Resize(4), "image_size": 8},
+            "transform=Resize.*: expected null, or",
+        ),
+        ({"transform": v2.Resize(4), "crop_pct": 0.9}, "transform=Resize.*: expected null, or"),
+        ({"val_size": "abc"}, "val_size=abc: expected a number from 0 to 1"),
+        ({"interpolation": "cubic"}, "interpolation=cubic: expected one of nearest, .*bicubic, "),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],
@@ -188,13 +193,25 @@ def test_refuses_bad_arguments(make_photos, changes, message):
 
 
 def test_there_are_two_classes_and_each_has_images_to_train_on(make_photos):
-    root = make_photos({"cat": 2}, "train")
+    root = make_photos({"cat": 5}, "train")
     with pytest.raises(ValueError, match="expected a folder for each of two classes"):
         Folder(root)
-    make_photos({"dog": 2}, "train")
-    make_photos({"emu": 2}, "val")
+    make_photos({"dog": 5}, "train")
+    (root / "train" / "emu").mkdir()
     with pytest.raises(ValueError, match="to leave some images of emu to train on, and to test on"):
         _ = Folder(root).sets
+
+
+def test_a_folder_that_differs_by_a_letter_is_named(make_photos):
+    root = make_photos({"Flöte": 2, "Oboe": 2}, "train")
+    odd = "Floete is none of them; the nearest is Flöte"
+    with pytest.raises(ValueError, match=f"^classes=.*: expected every folder of .* once: .*{odd}"):
+        _ = Folder(root, classes=["Floete", "Oboe"]).sets
+    make_photos({"Floete": 2, "Oboe": 2}, "test")
+    with pytest.raises(
+        ValueError, match=f"^data_dir={root}: expected the folders of train/ .*{odd}"
+    ):
+        Folder(root)
 
 
 def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy
 import pytest
 import torch
@@ -35,15 +37,17 @@ def write(folder, names):
     return folder
 
 
+DATASET = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
+
+
 def read(folder, share=0.2, net=None):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
-    dataset = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
     parts = []
 
     def predict(pictures):
-        return columns_at(net or Darkness(), dataset.stacked(pictures), [0]).prediction[0]
+        return columns_at(net or Darkness(), DATASET.stacked(pictures), [0]).prediction[0]
 
-    for images in wrong_pictures(predict, dataset, folder, share):
+    for images in wrong_pictures(predict, DATASET, folder, share):
         greys = [int(pixels[0, 0, 0]) for pixels in images.pixels]
         parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
     return parts
@@ -63,15 +67,18 @@ def test_what_the_base_has_right_or_nobody_can_read_is_left_out(tmp_path):
     assert f"{len(learnt)} are to be learnt, and {len(held_out)} are held out" in summary
 
 
-def test_a_picture_is_held_out_by_its_content_alone(tmp_path):
-    """Neither its name, nor other pictures, nor the network has a say."""
+def test_a_picture_is_its_pixels(tmp_path):
+    """Neither its file, nor other pictures, nor the network has a say in what is held out."""
     greys = {f"cat/{n}.png": n for n in range(DARK, 180)}
     learnt, held_out = read(write(tmp_path / "one", greys))
-    more = write(tmp_path / "two", {name.replace("/", "/other_"): n for name, n in greys.items()})
+    more = write(tmp_path / "two", {name.replace("png", "bmp"): n for name, n in greys.items()})
     write(more, {**greys, **{f"dog/{n}.png": n for n in range(50)}})
     for net in (Darkness(), Wrong()):
-        for before, after in zip((learnt, held_out), read(more, net=net), strict=True):
+        with logged("lora_mnist.data.mistakes") as log:
+            parts = read(more, net=net)
+        for before, after in zip((learnt, held_out), parts, strict=True):
             assert before.items() < after.items()
+        assert " of 130 pictures right already" in log.getvalue()
     assert read(more, 0)[1] == {}
     assert len(read(more, 0.5)[1]) > len(held_out) + 20
 
@@ -80,7 +87,12 @@ def test_a_picture_is_held_out_by_its_content_alone(tmp_path):
     ("names", "share", "message"),
     [
         (["1.png"], 0.2, "mistakes={}: expected pictures, in a folder for each class; found"),
-        (["cow/1.png"], 0.2, "mistakes={}: expected folders named after classes, such as cat"),
+        (
+            ["dogs/1.png"],
+            0.2,
+            "mistakes={}: expected folders named after classes, such as cat, "
+            "not dogs; the nearest is dog",
+        ),
         (["cat/1.png"], 0.2, "mistakes={}: expected pictures that the base gets wrong; it "),
         (["dog/1.png"], 1, "mistakes_test=1: expected a smaller share, since the base gets 1"),
     ],
@@ -92,24 +104,42 @@ def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, names, share, mess
     assert str(caught.value).startswith(message.format(tmp_path))
 
 
-def greys(*levels):
-    """Images of one grey each, in memory."""
-    images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None]
-    return Images(images.repeat(1, 1, 4, 4), torch.tensor([level % 2 for level in levels]))
+def greys(*levels, on_disk=False):
+    """Images of one grey each, in memory or read from files of that name."""
+    labels = torch.tensor([level % 2 for level in levels])
+    images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 4, 4)
+    if not on_disk:
+        return Images(images, labels)
+
+    def read_file(path, augment):
+        return images[levels.index(int(path.name))]
+
+    return Images([Path(str(level)) for level in levels], labels, read=read_file)
 
 
-def test_mistakes_stand_behind_the_training_images_and_are_tested_on_no_more(caplog):
-    mistakes = Mistakes(greys(7, 9), greys(11))
-    images = ImageSets(greys(1, 2), greys(7, 4), greys(9, 11, 6), {"all": "a"}, {}, 0)
-    changed = move_to_training(images, mistakes)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_no_picture_is_both_learnt_and_tested(caplog, on_disk):
+    """Learnt mistakes stand behind the training images, which may be replayed."""
+    mistakes = Mistakes(greys(7, 9), greys(2, 11, 15, 4))
+    parts = {"train": (1, 2), "val": (7, 4), "test": (9, 11, 6)}
+    parts = {part: greys(*levels, on_disk=on_disk) for part, levels in parts.items()}
+    images = ImageSets(**parts, sha256={"all": "a"}, held_out={}, copies=0)
+    changed, mistakes = move_to_training(images, mistakes, DATASET)
+    assert changed.sha256.keys() == {"all", "mistakes", "mistakes_test"}
+    assert list(changed.test.names()) == [1, 2]
     levels = {}
-    for part in ("train", "val", "test"):
-        some = getattr(changed, part)
+    parts = {"train": changed.train, "val": changed.val, "test": changed.test}
+    for part, some in {**parts, **mistakes._asdict()}.items():
         pixels, labels = some.take(range(len(some)))
         levels[part] = pixels[:, 0, 0, 0].tolist()
         assert torch.equal(labels, torch.tensor(levels[part]) % 2)
-    assert levels == {"train": [1, 2, 7, 9], "val": [4], "test": [11, 6]}
-    assert list(changed.test.names()) == [1, 2]
+    assert levels == {
+        **{"train": [1, 2, 7, 9], "val": [4], "test": [11, 6]},
+        **{"learnt": [7, 9], "held_out": [11, 15, 4]},
+    }
+    assert (
+        "1 held-out mistakes are also training images, and are held out no more; 3" in caplog.text
+    )
     for purpose in ("validation", "test"):
         assert f"1 {purpose} images are among the mistakes to learn, and left out" in caplog.text
-    assert changed.sha256.keys() == {"all", "mistakes", "mistakes_test"}
+        assert f"1 held-out mistakes are also {purpose} images" in caplog.text

@@ -8,7 +8,8 @@ from helpers.commands import ROOT
 from PIL import EpsImagePlugin, Image
 
 from lora_mnist.data import load_images
-from lora_mnist.data.pictures import open_picture, prepare
+from lora_mnist.data.images import open_picture
+from lora_mnist.data.mnist import prepare
 
 DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
 

@@ -1,49 +1,127 @@
-"""A folder of images, one folder a class."""
+"""A folder of images, one folder a class: listed, prepared as torchvision does it, and split."""
 
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets, measured_pixels
-from lora_mnist.data.image_files import Entry, Preparation, class_names, list_entries
-from lora_mnist.data.images import Images
-from lora_mnist.data.pictures import open_picture
-from lora_mnist.data.split import repeated, split
-from lora_mnist.errors import require_number
+from lora_mnist.data.images import (
+    Augment,
+    Channelwise,
+    ImageDataset,
+    Images,
+    ImageSets,
+    measured_pixels,
+    open_picture,
+)
+from lora_mnist.errors import UserError, nearest_to, require_number, require_one_of
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
 
 #: Decoded images up to this many bytes are held in memory; others are read when they are needed.
 MAX_IN_MEMORY = 300_000_000
+#: What the images of a folder are for, and other names of these folders.
+_PARTS = ("train", "val", "test")
+_ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+class Entry(NamedTuple):
+    """An image file of a folder."""
+
+    path: str  # below the data folder, with "/" between
+    label: int
+    part: str  # train, val or test, by its folder; train where the folder holds classes alone
+
+
+class Shares(NamedTuple):
+    """Which images are held out, where there is no folder of them."""
+
+    val_size: float = 0.1
+    test_size: float = 0.1
+    seed: int = 0
+    val_from: str = "train"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes an image: with ``transform``, or as torchvision's transforms do it."""
+
+    channels: int
+    size: tuple[int, int] = (0, 0)  # height and width
+    resize: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    transform: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("channels", self.channels, [1, 3])
+        require_one_of("resize", self.resize, ["crop", "stretch"])
+        require_number("crop_pct", self.crop_pct, 0.1, 1)
+        modes = [mode.value for mode in InterpolationMode]
+        require_one_of("interpolation", self.interpolation, modes)
+
+    def __call__(self, picture: Image, augment: Augment | None = None) -> Tensor:
+        """The image, uint8, (channels, height, width), or the result of ``transform``.
+
+        ``augment`` comes after resizing, but before ``transform``.
+        """
+        picture = picture.convert("RGB" if self.channels == 3 else "L")
+        if self.transform is not None:
+            image = self.transform(augment(picture) if augment else picture)
+            if not isinstance(image, Tensor):
+                raise UserError(
+                    f"prepare.transform: gives a {type(image).__name__}; expected a tensor of "
+                    "shape (channels, height, width)"
+                )
+            return image
+        # Down, as timm does, but for a share that was rounded: 32 / 0.889 is 36.
+        height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
+        if self.resize == "crop":  # one side fits; the other is rounded down, as in torchvision
+            longer = width * picture.height // picture.width
+            width = max(width, height * picture.width // picture.height)
+            height = max(height, longer)
+        resized: Any = resize(picture, [height, width], InterpolationMode(self.interpolation))
+        cropped: Any = center_crop(resized, list(self.size))
+        pixels: Tensor = pil_to_tensor(cropped)
+        return augment(pixels) if augment else pixels.contiguous()
+
+    def read(self, path: Path, augment: Augment | None = None) -> Tensor:
+        """The image of a file; ``ValueError``, which names it, if it cannot be read."""
+        try:
+            return self(open_picture(path), augment)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 class Folder(ImageDataset):
     """Images in folders, one folder a class, as ``configs/`` explains.
 
-    Where ``val/`` or ``test/`` is missing, images of each class are held out of the others; see
-    :func:`~lora_mnist.data.split.split`. The files are listed and read as torchvision's
-    ImageFolder does it, except that the upper eight of 16 bits a channel are taken. Unreadable
-    files are named and left out; so are validation and test images that are also training images.
+    The files are listed and read as torchvision's ImageFolder does it, except that the upper eight
+    of 16 bits a channel are taken. Unreadable files are named and left out; so are validation and
+    test images that are also training images. The folder is only looked at where ``classes``,
+    ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked for.
 
     ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
     since reading every byte would take as long as an epoch.
 
-    ``common`` are the arguments of :class:`.ImageDataset`. The folder is only looked at where
-    ``classes``, ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked
-    for. With a ``transform``, images are read from the disk, and of the arguments from
-    ``image_size`` to ``std`` only ``channels`` may be given. ``ValueError`` for one out of range.
+    With a ``transform``, images are read from the disk, and of the arguments from ``image_size`` to
+    ``std`` only ``channels`` may be given. ``common`` are arguments of :class:`.ImageDataset`.
     """
 
     def __init__(
@@ -67,38 +145,29 @@ class Folder(ImageDataset):
         **common: Any,
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        if channels not in (1, 3):
-            raise ValueError(f"channels={channels}: expected one of 1, 3")
-        if resize not in ("crop", "stretch"):
-            raise ValueError(f"resize={resize}: expected one of crop, stretch")
-        require_number("crop_pct", crop_pct, 0.1, 1)
+        self.prepare = Preparation(channels, (0, 0), resize, crop_pct, interpolation, transform)
+        for key, share in (("val_size", val_size), ("test_size", test_size)):
+            require_number(key, share, 0, 1)
         size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
-        for key, value, default in (
-            ("image_size", image_size, None),
-            ("resize", resize, "crop"),
-            ("crop_pct", crop_pct, 1.0),
-            ("interpolation", interpolation, "bilinear"),
-            ("mean", mean, None),
-            ("std", std, None),
-        ):
-            if transform is not None and value != default:
-                raise ValueError(f"{key}={value}: expected null, since transform is given")
-        if classes is None:
-            classes = class_names(self.root)
-        name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
+        is_alone = self.prepare == Preparation(channels, transform=transform)
+        if transform is not None and ([image_size, mean, std] != [None] * 3 or not is_alone):
+            raise ValueError(
+                f"transform={transform}: expected null, or neither image_size, resize, crop_pct, "
+                "interpolation, mean nor std, which it has in itself"
+            )
         # The command line reads the name 7 as a number.
-        named = [str(each) for each in classes]
+        named = [str(each) for each in classes or self._folders_of_classes()]
+        name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
-        self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
-        self.has_own_size = image_size is None and transform is None
+        self.shares = Shares(val_size, test_size, split_seed, self.val_from)
+        self._has_own_size = image_size is None and transform is None
         if transform is not None:
-            self.prepare = Preparation(channels, transform=transform)
             self.mean, self.std = 0.0, 1.0
             return
         height, width = size if size is not None else self._size_of_the_first()
-        self.prepare = Preparation(channels, (height, width), resize, crop_pct, interpolation)
+        self.prepare = replace(self.prepare, size=(height, width))
         if mean is None or std is None:
             if not len(self.sets.train):
                 raise ValueError(
@@ -141,14 +210,70 @@ class Folder(ImageDataset):
         return super().normalise(images) if self.prepare.transform is None else images
 
     @cached_property
-    def _entries(self) -> list[Entry]:
-        """The image files of the folder, by path."""
-        names = class_names(self.root)
-        if sorted(self.classes) != names:
+    def _parts(self) -> dict[Path, str]:
+        """The folders that hold classes, and the purpose of their images: train, val or test.
+
+        Without subfolders, ``train`` is a class, of trains.
+        """
+        root = self.root
+        parts, others = {}, []
+        for name in _subfolders(root):
+            part = _ALSO_CALLED.get(name.lower(), name.lower())
+            if part in _PARTS and _subfolders(root / name):
+                parts[root / name] = part
+            else:
+                others.append(name)
+        if parts and others:
+            log.warning("%s: %s is ignored, as it is no train/, val/ or test/", root, others[0])
+        return parts or {root: "train"}
+
+    def _folders_of_classes(self) -> list[str]:
+        """The names of the folders of classes, sorted; those of val/ and test/ are in train/."""
+        names: set[str] = set()
+        trained: set[str] = set()
+        for folder, part in self._parts.items():
+            names.update(_subfolders(folder))
+            if part == "train":
+                trained.update(_subfolders(folder))
+        if len(names) < 2:
+            raise ValueError(f"data_dir={self.root}: expected a folder for each of two classes")
+        others = sorted(names - trained)
+        if trained and others:
             raise ValueError(
-                f"classes={self.classes}: expected every folder of {self.root} once: {names}"
+                f"data_dir={self.root}: expected the folders of train/ in val/ and test/, too, but "
+                f"{others[0]} is none of them{nearest_to(others[0], trained)}"
             )
-        return list_entries(self.root, self.classes)
+        return sorted(names)
+
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        """The image files in the folders of classes, by path, as torchvision lists them."""
+        root, names = self.root, self._folders_of_classes()
+        if sorted(self.classes) != names:
+            others = [name for name in self.classes if name not in names]
+            odd = f"; {others[0]} is none of them{nearest_to(others[0], names)}" if others else ""
+            raise ValueError(
+                f"classes={self.classes}: expected every folder of {root} once: {names}{odd}"
+            )
+        labels = {name: label for label, name in enumerate(self.classes)}
+        entries, others = [], []
+        for folder, part in self._parts.items():
+            for file, label in ImageFolder.make_dataset(
+                str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
+            ):
+                path = Path(file).relative_to(root)
+                if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                    continue
+                if path.name.lower().endswith(IMG_EXTENSIONS):
+                    entries.append(Entry(path.as_posix(), label, part))
+                else:
+                    others.append(path.as_posix())
+        if others:
+            log.warning(
+                "%d files are left out because they are not named as images: %s, ...",
+                *(len(others), others[0]),
+            )
+        return sorted(entries)
 
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image, which all others have to have."""
@@ -172,7 +297,7 @@ class Folder(ImageDataset):
             except ValueError as error:
                 return error
             height, width = prepare.size
-            if self.has_own_size and picture.size != (width, height):
+            if self._has_own_size and picture.size != (width, height):
                 raise ValueError(
                     f"image_size=null: expected images of one size, but {path} is "
                     f"{picture.height}x{picture.width} and another {height}x{width}"
@@ -195,8 +320,7 @@ class Folder(ImageDataset):
                     state = image.stat()
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
         # The split depends on the number of images: broken ones do not count.
-        shares = self.val_size, self.test_size, self.split_seed, self.val_from
-        parts, held_out = split(images, self.classes, *shares)
+        parts, held_out = split(images, self.classes, self.shares)
         repeats = repeated(root, parts)
         if repeats:
             log.warning(
@@ -207,7 +331,7 @@ class Folder(ImageDataset):
         for entry in repeats:
             del parts[entry]
         sets: dict[str, Images] = {}
-        for part in ("train", "val", "test"):
+        for part in _PARTS:
             chosen = [entry for entry in images if parts.get(entry) == part]
             sets[part] = Images(
                 [images[entry] for entry in chosen],
@@ -219,3 +343,75 @@ class Folder(ImageDataset):
             raise ValueError(f"data_dir={root}: expected test images that are not trained on")
         sha256 = {"all": digest.hexdigest()}
         return ImageSets(**sets, sha256=sha256, held_out=held_out, copies=len(repeats))
+
+
+def _subfolders(root: Path) -> list[str]:
+    """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
+    names = [path.name for path in root.iterdir() if path.is_dir()]
+    return sorted(name for name in names if not name.startswith((".", "__")))
+
+
+def split(
+    entries: Iterable[Entry], classes: Sequence[str], shares: Shares
+) -> tuple[dict[Entry, str], dict[str, str]]:
+    """The purpose of each image, "train", "val" or "test", and which part is held out of which.
+
+    Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
+    from those to train on, by a hash of the seed and the file's path. So adding files changes the
+    choice little. With ``val_from="test"`` the validation images are such a share of the test
+    images, and those of ``val/`` are trained on.
+    """
+    val_size, test_size, seed, val_from = shares
+    parts = {entry: entry.part for entry in entries}
+    if val_from == "test":
+        parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
+    existing, held_out = set(parts.values()), {}
+    if "val" not in existing:
+        held_out["val"] = val_from
+    if "test" not in existing:
+        held_out["test"] = "train"
+        if not test_size:
+            raise ValueError("test_size=0: expected more, since there is no folder test/")
+    members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
+    for entry in sorted(parts, key=lambda e: hashlib.sha256(f"{seed} {e.path}".encode()).digest()):
+        members[entry.label, parts[entry]].append(entry)
+    for label, name in enumerate(classes):
+        train, val, test = (members[label, part] for part in _PARTS)
+        readable = len(train)
+        if "test" in held_out:
+            test = _take(train, test_size, readable)
+        if held_out.get("val") == "train":
+            val = _take(train, val_size, readable)
+        elif held_out.get("val") == "test":
+            val = _take(test, val_size, len(test))
+        is_trained = existing != {"test"}  # a test/ alone is enough to test
+        if (is_trained and not train) or (val and val_from == "test" and not test):
+            raise ValueError(
+                f"val_size={val_size} test_size={test_size}: expected to leave some images of "
+                f"{name} to train on, and to test on; {readable} of those to train on are readable"
+            )
+        for part, images in (("train", train), ("val", val), ("test", test)):
+            parts |= dict.fromkeys(images, part)
+    return parts, held_out
+
+
+def _take(images: list[Entry], share: float, total: int) -> list[Entry]:
+    """Take the first ``share`` of ``total`` images out of a list; one at least, if any."""
+    count = max(1, round(share * total)) if share else 0
+    taken = images[:count]
+    del images[:count]
+    return taken
+
+
+def repeated(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
+    """Images whose file is, byte for byte, also in a part before theirs: train, val, test."""
+    sizes = {entry: (root / entry.path).stat().st_size for entry in parts}
+    counts = Counter(sizes.values())
+    first_part: dict[bytes, str] = {}
+    repeats = []
+    for entry in sorted(parts, key=lambda entry: _PARTS.index(parts[entry])):
+        if counts[sizes[entry]] > 1:  # others need not be read
+            digest = hashlib.sha256((root / entry.path).read_bytes()).digest()
+            if first_part.setdefault(digest, parts[entry]) != parts[entry]:
+                repeats.append(entry)
+    return repeats

@@ -1,19 +1,31 @@
-"""Sets of images, in memory or on the disk."""
+"""Sets of images, in memory or on the disk, and what a classifier's images are."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
+
+from lora_mnist.errors import require_number, require_one_of
+from lora_mnist.progress import progress
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
 Batch = tuple[Tensor, Tensor]
 #: Makes one image of another, such as a transform of torchvision.transforms.v2.
 Augment = Callable[[Any], Any]
+#: A number, or one for each channel.
+Channelwise = float | Sequence[float]
+#: Other formats are left out: EPS, for one, is a program that Ghostscript would run.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass(eq=False)
@@ -79,6 +91,149 @@ class Images(Dataset[Batch]):
         )
 
 
+@dataclass(frozen=True)
+class ImageSets:
+    """All images of a data set, by what they are for."""
+
+    train: Images
+    val: Images
+    test: Images
+    sha256: Mapping[str, str]  # of images and labels, by part, in hexadecimal
+    #: By part, val or test, the part that its images were held out of.
+    held_out: Mapping[str, str]
+    #: Number of images left out, since two parts had them; ``None``: not searched for.
+    copies: int | None
+
+
+class ImageDataset:
+    """Images of classes: a subclass says where they come from and how a picture is prepared.
+
+    Images stay uint8 until :meth:`normalise` makes them the input of a network. A label is an index
+    into ``classes``. No image is read before :attr:`sets` is asked for.
+
+    Attributes:
+        mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
+        std: their standard deviation, likewise.
+
+    Args:
+        name: of the data set, in file names and results.
+        classes: their names, in the order of the network's outputs.
+        channels: of the images, 1 or 3.
+        val_from: where validation images come from, ``train`` or ``test``.
+        eval_batch_size: images a step in validation and test.
+        num_workers: processes that read from the disk.
+    """
+
+    mean: Channelwise
+    std: Channelwise
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        channels: int,
+        *,
+        val_from: str = "train",
+        eval_batch_size: int = 1000,
+        num_workers: int = 0,
+    ) -> None:
+        if not re.fullmatch(r"[^/\\\0]+", name):
+            raise ValueError(f"name={name}: expected a name without /, since files are called so")
+        require_one_of("val_from", val_from, ["train", "test"])
+        self.name, self.classes, self.channels = name, list(classes), channels
+        self.val_from = val_from
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+
+    @cached_property
+    def sets(self) -> ImageSets:
+        """All images, read once."""
+        raise NotImplementedError
+
+    def read_picture(self, picture: Path | Image.Image) -> Tensor:
+        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
+        raise NotImplementedError
+
+    def preprocessing(self) -> dict[str, Any]:
+        """The values of ``prepare`` by which another set prepares pictures as this one does."""
+        return {"mean": self.mean, "std": self.std}
+
+    def normalise_by(self, mean: Channelwise, std: Channelwise) -> None:
+        """Set ``mean`` and ``std``; ValueError, if one is out of range, or not for each channel."""
+        for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
+            values = value if isinstance(value, Sequence) else [value]
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{key}={value}: expected one number, or {self.channels}")
+            for each in values:
+                require_number(key, each, least, most)
+        self.mean, self.std = mean, std
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
+        mean, std = (
+            torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+            for value in (self.mean, self.std)
+        )
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
+        """torch's DataLoader in an order; it draws nothing from torch's global generator."""
+        return DataLoader(
+            images,
+            collate_fn=default_convert,  # Images give whole batches
+            num_workers=self.num_workers if images.read else 0,  # they read files
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # torch's own is for dropout alone
+            **order,
+        )
+
+    def batches(
+        self,
+        images: Images,
+        device: torch.device | str = "cpu",
+        indices: Tensor | None = None,
+        name: str = "images",
+    ) -> Iterator[Batch]:
+        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
+        order = range(len(images)) if indices is None else indices.tolist()
+        loader = self.loader(images, batch_size=self.eval_batch_size, sampler=order)
+        for batch, labels in progress(loader, name, len(loader)):
+            yield self.normalise(batch.to(device)), labels.to(device)
+
+    def stacked(
+        self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels.
+
+        A batch has pictures of one size, which a transform may leave as it was.
+        """
+        for _, group in groupby(pictures, lambda picture: picture[0].shape):
+            while batch := list(islice(group, self.eval_batch_size)):
+                images, labels = zip(*batch, strict=True)
+                pixels = self.normalise(torch.stack(images).to(device))
+                yield pixels, torch.tensor(labels).to(device)
+
+
+def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
+    """Mean and standard deviation of each channel, or of the only one, on the scale 0 to 1.
+
+    They are rounded to four decimals, as they are printed. A channel that is the same everywhere
+    has the deviation 1, by which it can be divided.
+    """
+    total = squares = torch.zeros(1, dtype=torch.int64)
+    count = 0
+    for indices in torch.split(torch.arange(len(images)), 64):
+        pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
+        # Whole numbers: exact, whatever the order of summation.
+        total = total + pixels.sum(1)
+        squares = squares + pixels.square().sum(1)
+        count += pixels.shape[1]
+    mean = total.double() / count
+    std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
+    means = [round(value / 255, 4) for value in mean.tolist()]
+    stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]
+    return (means, stds) if len(means) > 1 else (means[0], stds[0])
+
+
 def sha256_of(images: Tensor, labels: Tensor) -> str:
     """The SHA-256 of images and labels (int64), in hexadecimal."""
     digest = hashlib.sha256(images.numpy().data)
@@ -93,3 +248,30 @@ def viewable(images: Tensor) -> Tensor:
     low = images.amin((-3, -2, -1), keepdim=True)
     high = images.amax((-3, -2, -1), keepdim=True)
     return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
+
+
+def open_picture(
+    picture: Path | Image.Image, upright: bool = False, decode: bool = True
+) -> Image.Image:
+    """A picture, decoded, with eight bits a channel; without ``decode`` only checked, if quickly.
+
+    Of 16 bits the upper eight are taken: Pillow would clip them at 255. ``upright`` turns it as its
+    EXIF data say.
+    """
+    try:
+        if isinstance(picture, Path):
+            picture = Image.open(picture, formats=_FORMATS)
+        if not decode:
+            picture.verify()
+            return picture
+        if upright:
+            picture = ImageOps.exif_transpose(picture)
+        picture.load()
+    except Exception as error:  # Pillow has no common class for damaged files
+        raise ValueError(f"no readable picture ({type(error).__name__})") from error
+    if picture.mode == "F":
+        raise ValueError("no readable picture (floating-point pixels)")
+    if picture.mode.startswith("I"):
+        values = numpy.asarray(picture).astype(numpy.int64) >> 8
+        picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
+    return picture

@@ -1,4 +1,7 @@
-"""A folder of pictures, in a subfolder for each right class, some of which a base gets wrong."""
+"""A folder of pictures, in a subfolder for each right class, some of which a base gets wrong.
+
+Everywhere here a picture is its prepared pixels: its file's name and format do not matter.
+"""
 
 import hashlib
 import logging
@@ -10,9 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_mnist.data.dataset import ImageDataset, ImageSets
-from lora_mnist.data.images import Images, sha256_of
-from lora_mnist.errors import UserError
+from lora_mnist.data.images import ImageDataset, Images, ImageSets, sha256_of
+from lora_mnist.errors import UserError, nearest_to
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,9 @@ def wrong_pictures(
 ) -> Mistakes:
     """The pictures in ``folder`` that a base gets wrong: to learn from, and held out.
 
-    ``predict`` gives the class that the base predicts for each picture. They lie in a folder for
-    each class. Each is held out, or not, by its own SHA-256, so that of many the share
-    ``test_share`` is: neither its name matters, nor other pictures, nor the network. A picture that
-    is there twice counts once. The log names those that cannot be read.
-
-    Raises:
-        UserError: if no picture is left to learn from.
+    ``predict`` gives the class that the base predicts for each picture. Each is held out, or not,
+    by the SHA-256 of its pixels, so that neither other pictures nor the network have a say. Of many
+    the share ``test_share`` is. The log names files that cannot be read.
     """
     setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
@@ -49,15 +47,14 @@ def wrong_pictures(
         if name not in dataset.classes:
             raise UserError(
                 f"{setting}: expected folders named after classes, such as {dataset.classes[0]}, "
-                f"not {name}"
+                f"not {name}{nearest_to(name, dataset.classes)}"
             )
         try:
             image = dataset.read_picture(path)
         except ValueError as error:
             log.warning("%s: skipped: %s", path, error)
             continue
-        label = dataset.classes.index(name)
-        pictures.setdefault((hashlib.sha256(path.read_bytes()).hexdigest(), label), image)
+        pictures.setdefault((_sha256(image), dataset.classes.index(name)), image)
     if not pictures:
         raise UserError(f"{setting}: expected pictures, in a folder for each class; found none")
     keys = sorted(pictures)
@@ -68,9 +65,8 @@ def wrong_pictures(
             f"{setting}: expected pictures that the base gets wrong; it has all {len(keys)} right"
         )
     mistakes = Images([pictures[key] for key in wrong], torch.tensor([label for _, label in wrong]))
-    is_held_out = torch.tensor([int(sha[:8], 16) < test_share * 2**32 for sha, _ in wrong])
-    learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
-    held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
+    is_held_out = [int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong]
+    learnt, held_out = _parted(mistakes, is_held_out)
     if not len(learnt):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
@@ -84,37 +80,62 @@ def wrong_pictures(
     return Mistakes(learnt, held_out)
 
 
-def move_to_training(images: ImageSets, mistakes: Mistakes) -> ImageSets:
-    """The images of a training that learns mistakes: they stand at the end of those to train on.
+def move_to_training(
+    images: ImageSets, mistakes: Mistakes, dataset: ImageDataset
+) -> tuple[ImageSets, Mistakes]:
+    """The images of a training that learns mistakes, which stand at the end of those to train on.
 
-    The same pictures are left out of validation and test.
+    Validation and test images that are learnt now are left out. So are held-out mistakes that are
+    among the training images, which may be replayed.
     """
     learnt, held_out = mistakes
+    trained = set(_sha256_of_each(images.train, dataset)) if len(held_out) else set()
+    held_out, others = _parted(held_out, [_sha256(image) in trained for image in held_out.pixels])
+    if len(others):
+        log.warning(
+            "%d held-out mistakes are also training images, and are held out no more; %d stay",
+            *(len(others), len(held_out)),
+        )
+    to_learn = {_sha256(image) for image in learnt.pixels}
+    unseen = [_sha256(image) for image in held_out.pixels]
+    parts = {"val": images.val, "test": images.test}
+    for part, purpose in (("val", "validation"), ("test", "test")):
+        hashes = _sha256_of_each(parts[part], dataset)
+        parts[part], copies = _parted(parts[part], [each in to_learn for each in hashes])
+        if len(copies):
+            log.warning(
+                "%d %s images are among the mistakes to learn, and left out of the %s: the base "
+                "looks better on the others than it is; expected mistakes from elsewhere "
+                "(docs/your_classifier.md)",
+                *(len(copies), purpose, purpose),
+            )
+        known = set(hashes) & set(unseen)
+        if known:
+            log.warning("%d held-out mistakes are also %s images", len(known), purpose)
     sha256 = dict(images.sha256)
-    for split, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
-        sha256[split] = sha256_of(*pictures.take(range(len(pictures))))
-    return replace(
-        images,
-        train=images.train.followed_by(learnt),
-        val=_without(images.val, learnt, "validation"),
-        test=_without(images.test, learnt, "test"),
-        sha256=sha256,
-    )
+    for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
+        sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
+    train = images.train.followed_by(learnt)
+    changed = replace(images, train=train, val=parts["val"], test=parts["test"], sha256=sha256)
+    return changed, Mistakes(learnt, held_out)
 
 
-def _without(images: Images, mistakes: Images, purpose: str) -> Images:
-    """``images``, for ``purpose``, without those that are pixel by pixel among the ``mistakes``."""
-    learnt = {pixels.numpy().tobytes() for pixels in mistakes.take(range(len(mistakes)))[0]}
-    others = []
-    for i in range(len(images)):
-        if images.take([i])[0].numpy().tobytes() not in learnt:
-            others.append(i)
-    if len(others) == len(images):
-        return images
-    log.warning(
-        "%d %s images are among the mistakes to learn, and left out of the %s: the base looks "
-        "better on the others than it is; expected mistakes from elsewhere "
-        "(docs/your_classifier.md)",
-        *(len(images) - len(others), purpose, purpose),
-    )
-    return images.subset(torch.tensor(others, dtype=torch.int64))
+def _sha256(image: Tensor | Path) -> str:
+    """The SHA-256 of an image's pixels, in hexadecimal."""
+    assert isinstance(image, Tensor)
+    return hashlib.sha256(image.numpy().tobytes()).hexdigest()
+
+
+def _sha256_of_each(images: Images, dataset: ImageDataset) -> list[str]:
+    """:func:`_sha256` of each of the images, which are read batch by batch."""
+    loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
+    hashes = []
+    for batch, _ in progress(loader, "comparing with the mistakes", len(loader)):
+        hashes += [_sha256(image) for image in batch]
+    return hashes
+
+
+def _parted(images: Images, is_other: list[bool]) -> tuple[Images, Images]:
+    """The images that are no others, and the others."""
+    others = torch.tensor(is_other, dtype=torch.bool)
+    return images.subset((~others).nonzero()[:, 0]), images.subset(others.nonzero()[:, 0])

@@ -1,4 +1,9 @@
-"""MNIST and its relatives."""
+"""MNIST and its relatives, and any picture of one digit, brought to their form.
+
+As MNIST was made, the digit is scaled to fit a box of 20x20 pixels, keeping its aspect ratio, and
+moved in a field of 28x28 until its centre of mass lies in the centre (LeCun et al. 1998,
+"Gradient-Based Learning Applied to Document Recognition", section III.A).
+"""
 
 import hashlib
 from contextlib import suppress
@@ -6,16 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+import torch.nn.functional as F
 import torchvision.datasets
 from filelock import FileLock
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
-from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets
-from lora_mnist.data.images import Batch, Images, sha256_of
-from lora_mnist.data.pictures import open_picture, prepare
-from lora_mnist.errors import PREPARE, one_line
+from lora_mnist.data.images import (
+    Batch,
+    Channelwise,
+    ImageDataset,
+    Images,
+    ImageSets,
+    open_picture,
+    sha256_of,
+)
+from lora_mnist.errors import PREPARE, one_line, require_one_of
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -25,12 +38,20 @@ DATASETS = {
 }
 
 
-class MNIST(ImageDataset):
-    """A dataset of the MNIST family, with the training and test images that it comes with.
+#: Sides of a picture and of the box in it for the digit, and where MNIST's images have their
+#: centre of mass, rounded to whole pixels.
+_FIELD, _BOX, _CENTRE = 28, 20, 14
+# Far more than the box needs, and far less than a photograph has.
+_WORKING_SIZE = 256
+# Ink below this share of the darkest, such as JPEG's noise, is paper.
+_FAINTEST = 0.1
 
-    ``configs/data/mnist.yaml`` explains the arguments; ``common`` are those of
-    :class:`.ImageDataset`. The pictures have a form of their own, of which only mean and deviation
-    may be others. ``ValueError``, if an argument is out of range.
+
+class MNIST(ImageDataset):
+    """A dataset of the MNIST family, as ``configs/data/mnist.yaml`` explains it.
+
+    ``common`` are arguments of :class:`.ImageDataset`. The pictures have a form of their own, of
+    which only mean and deviation may be others.
     """
 
     def __init__(
@@ -47,8 +68,7 @@ class MNIST(ImageDataset):
         for key in PREPARE:
             if (value := common.pop(key, None)) is not None:
                 raise ValueError(f"{key}={value}: expected null: {dataset} has a form of its own")
-        if dataset not in DATASETS:
-            raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
+        require_one_of("dataset", dataset, DATASETS)
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
         super().__init__(name or dataset.lower(), classes, 1, **common)
@@ -78,17 +98,15 @@ class MNIST(ImageDataset):
         parts["val"] = whole.subset(held_out)
         return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
 
-    def read_picture(self, picture: Path | Image) -> Tensor:
-        """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""
+    def read_picture(self, picture: Path | Image.Image) -> Tensor:
         return prepare(open_picture(picture, upright=True))
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    ``dataset`` and ``data_dir`` are as for :class:`MNIST`. torchvision verifies, extracts and reads
-    the files, and downloads those that are missing, in one process at a time. ``ValueError``, if it
-    cannot.
+    torchvision verifies, extracts and reads the files, and downloads those that are missing, in one
+    process at a time. ``ValueError``, if it cannot.
     """
     root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
     raw = root / dataset / "raw"
@@ -107,3 +125,49 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
             f"damaged, and no download is possible ({one_line(error)})"
         ) from error
     return images.data.unsqueeze(1), images.targets
+
+
+def prepare(picture: Image.Image) -> Tensor:
+    """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
+
+    It may be dark on light or light on dark. A picture that has this form already stays as it is.
+    """
+    grey = _grey_levels(picture)
+    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if picture.mode == "L" and grey.shape == (_FIELD, _FIELD) and not border.any() and grey.any():
+        return grey.to(torch.uint8)[None]
+    ink = grey - border.median()  # the border shows the paper
+    if -ink.min() > ink.max():  # dark on light
+        ink = -ink
+    if ink.max() <= 1e-3 * max(1.0, float(grey.max())):
+        raise ValueError("nothing on it")
+    ink = ink / ink.max()
+    ink[ink < _FAINTEST] = 0
+    rows, columns = ink.amax(1).nonzero(), ink.amax(0).nonzero()
+    digit = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    scale = _BOX / max(digit.shape)
+    height, width = (max(1, round(side * scale)) for side in digit.shape)
+    box = F.interpolate(digit[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
+    field = torch.zeros(_FIELD, _FIELD)
+    top, left = _corner(box.sum(1)), _corner(box.sum(0))
+    field[top : top + height, left : left + width] = box / box.max()
+    return (field * 255).round().to(torch.uint8)[None]
+
+
+def _corner(mass: Tensor) -> int:
+    """Where a box begins on one axis of the field, so that its centre of mass is in the centre."""
+    centre = (mass * torch.arange(len(mass))).sum() / mass.sum()
+    return min(max(round(_CENTRE - centre.item()), 0), _FIELD - len(mass))
+
+
+def _grey_levels(picture: Image.Image) -> Tensor:
+    """The grey levels, (height, width) float32, without transparency."""
+    picture = picture.convert("RGBA" if picture.has_transparency_data else "L")
+    picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.BILINEAR)
+    grey = torch.tensor(numpy.asarray(picture.convert("L"))).float()
+    if picture.mode == "L":
+        return grey
+    opacity = torch.tensor(numpy.asarray(picture.getchannel("A"))) / 255
+    # The paper is transparent: take white paper for dark ink and black paper for light ink.
+    is_dark = (grey * opacity).sum() < 127.5 * opacity.sum()
+    return grey * opacity + (1 - opacity) * (255 if is_dark else 0)

@@ -1,17 +1,22 @@
-"""The plan of a training: which images each step has. It follows from the seed alone."""
+"""The plan of a training: which images each step has. It follows from the seed alone.
+
+And the data module that gives these batches to Lightning.
+"""
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from lora_mnist.data.images import Augment, Batch, Images
+from lora_mnist.data.images import Augment, Batch, ImageDataset, Images, ImageSets
 from lora_mnist.errors import unknown_class
 
 
@@ -26,14 +31,7 @@ class Selection(NamedTuple):
 def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     """The images of a class, or of several, to learn; the others may be replayed.
 
-    Args:
-        labels: the class of each training image, int64, shape (N,).
-        classes: the names of all classes.
-        target: a class by number or by name, or a list of these. Names come first: with the classes
-            1, 10 and 2 the target 10 is the class named 10. ``None``: all classes.
-
-    Raises:
-        ValueError: if it names no class with training images, or one twice.
+    Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
     """
     numbers = {str(number): number for number in range(len(classes))}
     numbers |= {name: number for number, name in enumerate(classes)}
@@ -59,10 +57,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
 
 
 def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection:
-    """The selection where more images, with these labels, follow from the place ``first`` on.
-
-    They are learnt or replayed by their class, as the others are.
-    """
+    """The selection with more images, from the place ``first`` on: learnt or replayed by class."""
     targets, learnt, replayed = selection
     added = torch.arange(first, first + len(labels))
     is_learnt = torch.full((len(added),), not len(replayed))  # all classes, or those to repair
@@ -74,27 +69,16 @@ def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a training.
+    """The batches of a training, of which the process ``rank`` takes ``batch[rank::processes]``.
 
-    Attributes:
-        selection: the images to learn and those to replay.
-        labels: the class of each training image, int64, shape (N,).
-        batch_size: images to learn in a batch; a multiple of ``processes``.
-        replay: replayed images in a batch; a multiple of ``processes``.
-        seed: of the order of both.
-        processes: how many processes share each batch. The process ``rank`` takes
-            ``batch[rank::processes]``. For equal shares the first images of a pass come once more
-            at its end.
-
-    Raises:
-        ValueError: if the images cannot be shared out so.
+    For equal shares the first images of a pass come once more at its end.
     """
 
     selection: Selection
-    labels: Tensor
-    batch_size: int = 10
-    replay: int = 0
-    seed: int = 0
+    labels: Tensor  # the class of each training image, int64, shape (N,)
+    batch_size: int = 10  # images to learn in a batch
+    replay: int = 0  # replayed images in a batch
+    seed: int = 0  # of the order of both
     processes: int = 1
 
     def __post_init__(self) -> None:
@@ -124,8 +108,7 @@ class Plan:
         """Yield batch after batch without end: indices of images to learn, then replayed ones.
 
         Each pass takes every image to learn once, in the order of a plain
-        ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. Its last batch may be
-        smaller.
+        ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``.
         """
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._replayed()
@@ -139,10 +122,7 @@ class Plan:
                 yield indices.tolist() + list(islice(replayed, self.replay))
 
     def _replayed(self) -> Iterator[int]:
-        """Indices of replayed images, without end: one of each class in turn.
-
-        Each class comes in a random order until all its images were drawn, then in another.
-        """
+        """Indices of replayed images, without end: one of each class in turn, in random order."""
         generator = torch.Generator().manual_seed(self.seed)
         others = self.selection.replay_indices
         labels = self.labels[others]
@@ -157,11 +137,7 @@ class Plan:
 
 
 def seed_generators(seed: int, *place: int) -> None:
-    """Seed the generators of Python, NumPy and torch for one place in a training.
-
-    What is drawn there depends on ``seed`` and ``place`` alone, whatever was drawn before. Places
-    of different lengths are different places.
-    """
+    """Seed the generators of Python, NumPy and torch for one place in a training."""
     sequence = np.random.SeedSequence(seed, spawn_key=place)
     number = int(sequence.generate_state(1)[0])
     random.seed(number)
@@ -175,8 +151,8 @@ def seed_generators(seed: int, *place: int) -> None:
 class Augmented(Images):
     """Training images for a DataLoader, with ``augment`` applied to each.
 
-    A batch is ``(number, indices)``. Its random numbers depend on ``seed``, ``rank`` and the
-    number, which is its place in the plan: they are the same in a worker, and in a resumed run.
+    A batch is ``(number, indices)``. Its random numbers follow from its number in the plan: they
+    are the same in a worker, and in a resumed run.
     """
 
     def __init__(self, images: Images, augment: Augment, seed: int, rank: int = 0) -> None:
@@ -188,3 +164,85 @@ class Augmented(Images):
         number, indices = batch
         seed_generators(self.seed, self.rank, number)
         return self.images.take(indices, self.augment)
+
+
+class ImageDataModule(LightningDataModule):
+    """Feeds a training by its plan, and its validation.
+
+    Images are uint8 until they are on the device, where each batch is normalised; ``augment`` gets
+    each training image as uint8, (channels, height, width).
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        images: ImageSets,
+        plan: Plan,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.images = dataset, images
+        self.plan, self.augment = plan, augment
+
+    def read(self, batches: Iterable[list[int]], first: int = 0) -> DataLoader[Batch]:
+        """This process's share of ``batches`` of the plan; the first has the number ``first``."""
+        rank = self.trainer.global_rank if self.trainer else 0
+        shares = (batch[rank :: self.plan.processes] for batch in batches)
+        if self.augment is None:
+            return self.dataset.loader(self.images.train, batch_sampler=shares)
+        images = Augmented(self.images.train, self.augment, self.plan.seed, rank)
+        return self.dataset.loader(images, batch_sampler=enumerate(shares, first))
+
+    def train_dataloader(self) -> "PlannedBatches":
+        """The batches of the plan from the Trainer's step on."""
+        assert self.trainer is not None
+        return PlannedBatches(self, self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """All validation images, in each process; nothing where there are none."""
+        if not len(self.images.val):
+            return []
+        return self.dataset.loader(self.images.val, batch_size=self.dataset.eval_batch_size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise a batch where it is."""
+        images, labels = batch
+        return self.dataset.normalise(images), labels
+
+
+def is_one_epoch(trainer: Trainer) -> bool:
+    """Whether a training is one epoch of Lightning's, and not a pass over the images each."""
+    return trainer.max_steps != -1 and trainer.max_epochs == -1
+
+
+class PlannedBatches:
+    """The batches of the plan from the Trainer's step on, epoch by epoch of Lightning's.
+
+    Which batch comes first follows from ``trainer.global_step`` alone, so that a resumed run goes
+    on at its place. It is no ``DataLoader``: Lightning would change its order.
+    """
+
+    def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
+        self.data, self.trainer = data, trainer
+        self._batches: Iterator[list[int]] = iter(())
+        self._next: int | None = None  # the number of the next of these
+
+    def __len__(self) -> int:
+        """All batches of an epoch, also of one that is resumed."""
+        if is_one_epoch(self.trainer):
+            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        return self.data.plan.batches_a_pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        trainer = self.trainer
+        batches = int(trainer.num_training_batches)  # Lightning may have been told to take fewer
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        epoch, step = divmod(trainer.global_step, steps)
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            epoch = 0  # each epoch has the first one's batches
+        first = epoch * batches + step * trainer.accumulate_grad_batches
+        end = (epoch + 1) * batches
+        if first != self._next:
+            self._batches = islice(self.data.plan.batches(), first, None)
+        self._next = end
+        yield from self.data.read(islice(self._batches, end - first), first)

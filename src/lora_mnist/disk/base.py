@@ -46,11 +46,10 @@ class BaseFile(NamedTuple):
 
 
 def read_base(path: Path) -> BaseFile:
-    """The weights in ``path``, and what else a base of ours has there.
+    """The weights in ``path``, and what else a base of ours has there; nothing in it runs.
 
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
-    that holds one, and safetensors. Only plain values and tensors are unpickled. ``ValueError``, if
-    the file holds no weights; ``OSError``, if it cannot be read.
+    that holds one, and safetensors. ``ValueError``, if the file holds no weights.
     """
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
@@ -106,13 +105,11 @@ def _tensors_in(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_weights(
     net: nn.Module, file: BaseFile, prefix: str | None = None, outputs_key: str | None = None
 ) -> Base:
-    """Load the weights of a file into ``net``.
+    """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
 
-    A prefix of the names, such as ``module.``, is dropped, and so are tensors outside it, which
-    belong to something else, such as a metric. Floating-point tensors of another precision are
-    converted to that of ``net``. The returned tensors share no memory with it. ``ValueError``, if
-    the weights do not fit ``net``, or the file has several networks of which ``prefix`` names none.
-    ``outputs_key`` is the key of the number of outputs of ``net``, if it has one.
+    ``prefix`` names one of several networks in the file. Without it a prefix such as ``module.`` is
+    dropped, and so are tensors outside it, such as a metric's. ``outputs_key`` is the key of the
+    number of outputs of ``net``, if it has one.
     """
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names, by what stands before them in the file
@@ -221,11 +218,7 @@ def find_base(folder: Path, sha256: str) -> Path | None:
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Refuse a file that a new base must not replace.
-
-    Refused are a folder, a file that :func:`write_base` has not written, and one in which a base
-    stays for good.
-    """
+    """Refuse a file that a new base must not replace: not ours, or where a base stays for good."""
     if not path.exists():
         return
     sha256 = None
@@ -243,7 +236,7 @@ def refuse_to_replace(path: Path) -> None:
 def set_current_base(own: Path, current: Path) -> None:
     """Make the base in ``own``, where it stays for good, the one in ``current``.
 
-    The base that is replaced also has a file of its own, and the log names the command to go back.
+    The log names the command to go back.
     """
     refuse_to_replace(current)
     before = read_base(current).sha256 if current.exists() else None

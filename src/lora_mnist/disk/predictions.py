@@ -20,8 +20,7 @@ def write_predictions(
 ) -> None:
     """Write ``predictions.csv`` into a run's folder, whole or not at all.
 
-    ``names`` has the file of each image of the set, or its number in the data set. Of a base alone
-    the columns are called ``prediction`` and ``probability``.
+    ``names`` has the file of each image of the set, or its number in the data set.
     """
     names_of_rows = [names[place] for place in table["index"]]
     title = "file" if isinstance(names_of_rows[0], str) else "index"

@@ -1,18 +1,27 @@
-"""A run's folder while it trains: its lock, its settings, and whether a run may go on there."""
+"""How a run goes on after a kill, to the same bits: its lock, its settings and its checkpoints.
+
+Lightning writes and reads the checkpoints (``trainer.fit(ckpt_path=...)``). Here they are written
+whole or not at all (Lightning issue 19970), and at steps from which Lightning goes on exactly.
+"""
 
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from lora_mnist.data.plan import is_one_epoch
 from lora_mnist.disk.base import find_base
-from lora_mnist.disk.files import read_json, write_json
+from lora_mnist.disk.files import atomic_write, read_json, remove_leftovers, write_json
 from lora_mnist.disk.numbers import affects_results, flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD
 from lora_mnist.errors import UserError
@@ -28,8 +37,6 @@ _FREE = (
     "device",
     "trainer.accelerator",
 )
-#: A scheduler's arguments that are the number of steps.
-COUNTS_OF_STEPS = ("T_max", "total_iters", "total_steps")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
@@ -44,9 +51,7 @@ def begin_run(
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
     ``settings`` are everything that its numbers depend on, and ``rate`` is the choice of its rate.
-    ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a last.ckpt left
-    in its folder is deleted. ``UserError``, if the run has finished, is still going, or had other
-    settings.
+    ``resume`` is the run to go on with, as the user named it; ``None``: a new run.
     """
     record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -62,6 +67,7 @@ def begin_run(
             f"{key}={folder}: a run is still going there; expected one at a time"
         ) from error
     with lock:
+        remove_leftovers(folder)
         if resume is not None:
             _refuse_another_run(folder, flat, resume)
         else:
@@ -75,8 +81,7 @@ def begin_run(
 def last_checkpoint(folder: Path, resume: object, choices: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from in ``folder``; ``None``: a training begins at its first step.
 
-    That of a training with other ``choices`` does not count: a repair that is trained farther may
-    choose another dropout than before.
+    A repair that is trained farther may choose another dropout than before: then it begins anew.
     """
     last = folder / LAST_CHECKPOINT
     if resume is None or not last.exists():
@@ -87,8 +92,7 @@ def last_checkpoint(folder: Path, resume: object, choices: Mapping[str, Any]) ->
 
 def recorded_rate(folder: Path) -> dict[str, Any] | None:
     """The choice of the rate with which the run in ``folder`` began; ``None``: it has not."""
-    rate: dict[str, Any] | None = read_json(folder / RUN_RECORD).get("rate")
-    return rate
+    return read_json(folder / RUN_RECORD).get("rate")
 
 
 def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
@@ -118,11 +122,6 @@ def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: objec
     if record["finished"] and not (folder / LAST_CHECKPOINT).exists():
         raise UserError(f"resume={resume}: expected {folder / LAST_CHECKPOINT}, to go on from")
     if record["finished"] and not goes_farther:
-        if any(f"scheduler.{key}" in settings for key in COUNTS_OF_STEPS):
-            raise UserError(
-                f"resume={resume}: this run has finished, and cannot be trained farther, since its "
-                "scheduler counts the steps; expected a new run"
-            )
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps, "
             "trainer.max_epochs or trainer.max_time to train it farther"
@@ -132,3 +131,137 @@ def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: objec
 def _limit(value: object) -> float:
     """A number of steps or epochs, where -1 and null mean no end."""
     return value if isinstance(value, int | float) and value >= 0 else float("inf")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes Lightning's checkpoints whole or not at all, wherever they are."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        with atomic_write(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint; if its folder was moved, its callbacks get their paths there."""
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        for name, state in checkpoint.get("callbacks", {}).items():
+            if name.startswith(LastCheckpoint.__name__):
+                callbacks = checkpoint["callbacks"]
+                moved = _moved(callbacks, state["dirpath"], str(Path(path).parent))
+                return {**checkpoint, "callbacks": moved}
+        return checkpoint
+
+
+def _moved(value: Any, there: str, here: str) -> Any:
+    """A value in which paths below the folder ``there`` lie below ``here``."""
+    if isinstance(value, dict):
+        return {_moved(key, there, here): _moved(each, there, here) for key, each in value.items()}
+    if isinstance(value, str) and value.startswith(there):
+        return here + value.removeprefix(there)
+    return value
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint of the last step, at steps from which Lightning goes on exactly.
+
+    Lightning 2.6 saves after any batch. A run that is resumed there loses the gradients that were
+    accumulated for a step, and the validation that was to follow; at an epoch's last batch it
+    miscounts the epochs. So this callback saves after a whole step; where a validation follows,
+    after that; and at an epoch's end only if either ``max_steps`` or ``max_epochs`` is not set. A
+    training that was too short for any checkpoint has one of its last step.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+    ) -> None:
+        super().__init__(
+            dirpath,
+            save_last=True,
+            save_top_k=0,
+            enable_version_counter=False,
+            every_n_train_steps=every_n_train_steps,
+            train_time_interval=train_time_interval,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take no step more where early stopping has ended the training before this process."""
+        super().on_train_start(trainer, pl_module)
+        for callback in trainer.early_stopping_callbacks:
+            if callback.wait_count >= callback.patience:
+                trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends_epoch = trainer.is_last_batch and not is_one_epoch(trainer)
+        if not ends_epoch and not _validation_follows(trainer):
+            self._save_if_due(trainer, pl_module, ends=trainer.global_step == trainer.max_steps)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        self._save_if_due(trainer, pl_module, ends)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.max_steps == -1:
+            ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+            self._save_if_due(trainer, pl_module, ends)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: by now Lightning counts the epoch as finished, which it need not be."""
+
+    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule, ends: bool) -> None:
+        batch_idx = trainer.fit_loop.batch_idx
+        is_whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if trainer.state.fn != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if is_whole_step or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, None, None, batch_idx)
+            if ends:
+                super().on_train_end(trainer, pl_module)  # saves if nothing was saved before
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after this batch of training, before the next."""
+    every = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or not sum(trainer.num_val_batches):
+        return False
+    if every is not None and (trainer.current_epoch + 1) % every:
+        return False
+    if trainer.should_stop and trainer.global_step >= (trainer.min_steps or 0):
+        return True
+    if trainer.val_check_batch is None:  # by the clock: it may follow
+        return True
+    loop = trainer.fit_loop
+    batch = loop.total_batch_idx if every is None else loop.batch_idx
+    return bool((batch + 1) % trainer.val_check_batch == 0)
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written; 0 if there is none."""
+    if not path.exists():
+        return 0
+    return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+
+
+def load_best_weights(
+    trainer: Trainer, module: LightningModule, data: LightningDataModule
+) -> dict[str, Any] | None:
+    """Load the best weights by a monitored value, if a callback has kept them; say which."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            path = callback.best_model_path
+            value = float(callback.best_model_score)  # type: ignore[arg-type]
+            best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
+            rank_zero_only(log.info)(
+                "best: %s=%g at step %d; these weights are tested and kept", *best.values()
+            )
+            # Lightning's documented way to load the weights of a checkpoint, and the callbacks'.
+            trainer.validate(
+                module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
+            )
+            return best
+    return None

@@ -24,20 +24,14 @@ _WRITTEN = (
 
 
 def refuse_used_folder(key: str, folder: Path) -> None:
-    """Refuse a folder in which a run would replace what it has not written itself.
-
-    ``key`` is the override that names it.
-    """
+    """Refuse a folder, named by ``key``, in which a run would replace what is not its own."""
     for name in _WRITTEN:
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 
 
 def run_folder(runs: str | Path, resume: str | None, now: str) -> str:
-    """A new folder in ``runs``, or that of the run to go on with: ``resume``, or the latest.
-
-    ``UserError``, if no run has begun to train there.
-    """
+    """A new folder in ``runs``, or that of the run to go on with: ``resume``, or the latest."""
     if resume is None:
         return str(Path(runs, now))
     record: Path | None = Path(resume) / RUN_RECORD
@@ -58,10 +52,7 @@ def new_run_folder(outputs: str | Path, stage: str, resume: str | None = None) -
 
 
 def latest(folder: Path, pattern: str) -> Path | None:
-    """The file in ``folder`` that matches ``pattern`` and was written last, if there is one.
-
-    That is what ``latest`` means in every command, whatever the run's folder is called.
-    """
+    """What ``latest`` means: the file in ``folder`` of this pattern that was written last."""
     paths = folder.glob(pattern)
     return max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
 
