@@ -12,6 +12,7 @@ from test_resume import CRASH, OFTEN, differences, left_by
 from lora_mnist.command import Run
 from lora_mnist.data.plan import also_learning, select
 from lora_mnist.evaluate import evaluate
+from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.train import train
 
