@@ -63,11 +63,12 @@ OPTIONS = (
 def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
     train_plain(tmp_path)
     done = cli("eval.py", *OPTIONS, here=tmp_path).ok()
-    assert "tried, with: prepare.resize=stretch prepare.mean=0.0 prepare.std=1.0\n" in done.err
+    assert "tried, with: prepare.resize=stretch " in done.err
     assert "To repair" not in done.out  # on other images than the network was trained on
     results = read_results(only_run(tmp_path / "outputs", "eval"))
     better = results["better_preprocessing"]
-    assert " ".join(better) == "prepare.resize=stretch prepare.mean=0.0 prepare.std=1.0"
+    keys = ["prepare.resize", "prepare.mean", "prepare.std"]
+    assert [text.partition("=")[0] for text in better] == keys
     options = (*OPTIONS, *better, f"paths.outputs={tmp_path}/outputs")
     with logged("lora_mnist.check_preprocessing") as log:
         mended = evaluate(composed("eval", *options))

@@ -110,14 +110,13 @@ class Classifier:
             adapter, record = read_adapter(adapter)
             settings.take("the adapter", record, f"adapter={adapter}")
         path = Path(base or Path(bases, f"{base_name(settings.data, settings.net)}.ckpt"))
-        if base is None and (expected := record.get("base_sha256")):
-            found = find_base(Path(bases), expected)
-            if found is None:
-                raise UserError(
-                    f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the "
-                    f"weights with SHA-256 {expected}"
-                )
-            path = found
+        expected = record.get("base_sha256") if base is None else None
+        if expected is not None:
+            path = find_base(Path(bases), expected) or path
+        not_here = (
+            f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights with "
+            f"SHA-256 {expected}"
+        )
         try:
             file = read_base(path)
             settings.take("the base", file.record, f"base_ckpt={path}")
@@ -125,12 +124,15 @@ class Classifier:
             network = own or build_network(settings.net)
             loaded = load_weights(network.eval(), file, base_prefix, outputs_key(settings.net))
         except FileNotFoundError as error:
-            raise UserError(
+            no_file = (
                 f"base_ckpt={path}: no such file; expected the network's weights; those of a new "
                 f"base are made with {program('train')} stage=pretrain and the same data and net"
-            ) from error
+            )
+            raise UserError(not_here if expected else no_file) from error
         except (ValueError, OSError) as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+        if expected not in (None, loaded.sha256):
+            raise UserError(not_here)
         dataset = build_dataset(network, settings)
         warn_of_other_split(dataset, settings.data, file.record)
         if settings.sources:
