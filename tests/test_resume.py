@@ -216,14 +216,6 @@ def test_a_run_can_be_trained_farther(tmp_path, key, less, more):
     assert f"expected {last}, to go on from" in refused(begin(more).__enter__)
 
 
-def test_a_run_whose_scheduler_has_ended_cannot_be_trained_farther(tmp_path):
-    settings = {"scheduler": {"T_max": 3}}
-    with begin_run(tmp_path, settings, None):
-        (tmp_path / LAST_CHECKPOINT).touch()
-    again = begin_run(tmp_path, settings, "latest")
-    assert "cannot be trained farther, since its scheduler counts" in refused(again.__enter__)
-
-
 def test_another_device_is_told(tmp_path, caplog):
     with pytest.raises(Crashed), begin_run(tmp_path, {"device": "cuda"}, None):
         raise Crashed

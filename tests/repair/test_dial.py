@@ -138,7 +138,7 @@ def test_of_many_images_those_of_the_seed_are_measured(adapted, monkeypatch):
     assert len(calls) == (len(SCALES) - 2) * 5  # batches of 70
     assert curve == dial_curve(adapted, images(table.index), [1])
 
-    monkeypatch.setattr(dial, "_MAX_IMAGES", 100)
+    monkeypatch.setattr(dial, "MAX_IMAGES", 100)
     seen = []
     for seed in (0, 0, 1):
         some = dial.images_of_dial(len(table), seed)
