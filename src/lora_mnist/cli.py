@@ -162,7 +162,8 @@ def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
     checkpoints = [folder / LAST_CHECKPOINT, *folder.glob(f"trials/*/{LAST_CHECKPOINT}")]
     if any(path.is_file() for path in checkpoints):
         run = Run.of_command_line(settings, folder)
-        typed = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
+        ours = ("resume=", "hydra.run.dir=", "hydra.mode=", "hydra.output_subdir=")
+        typed = run.typed_without(*ours)
         return command_line([*typed, override("resume", folder)])
     # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
     if is_mistake and settings.output_subdir is not None:
