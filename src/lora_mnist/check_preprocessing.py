@@ -36,7 +36,7 @@ _CHANGES: tuple[dict[str, Any], ...] = (
 )
 #: As many validation images are tried, and as many training images, where a network's own
 #: preprocessing stands out most.
-_IMAGES = 100
+_IMAGES = 50
 
 
 def check_preprocessing(session: Session, base: Predictions | None) -> list[str]:

@@ -146,6 +146,7 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
     if is_recorded and (recorded := recorded_rate(session.run.folder)):
         return Choice(**recorded)
     assert before is not None  # open_session has refused it
+    log.info("optimizer.lr=auto: %d steps at each rate that is tried", _RATE_STEPS)
     net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
     count = min(len(before), _RATE_IMAGES)
     spread = torch.linspace(0, len(before) - 1, count).long()
@@ -182,7 +183,7 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
                 break
     minutes = trainer.max_steps * seconds / _RATE_STEPS / 60
     if minutes > 2:
-        log.info("a training of %d steps takes some %.0f minutes", trainer.max_steps, minutes)
+        log.info("each training of %d steps takes some %.0f minutes", trainer.max_steps, minutes)
     why = f"for {learnt:,} images to learn; {base_errors} validation errors become {after}"
     if after > most:
         tried = ", ".join(map(str, rates))
@@ -201,6 +202,8 @@ def train_repair(
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
     has_trials = len(dropouts) > 1 or refit.value
+    if has_trials:
+        log.info("%d trainings, of which the last is kept", len(dropouts) + 1)
     trials: list[Trained] = []
     for dropout in dropouts:
         its_session = session

@@ -79,11 +79,12 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     before = session.predictions("val")
     advice = check_preprocessing(session, before)
     selection, choices = choose_target(session, before)
+    tell(choices)
     put_adapter(session)
     data = session.data(selection)
     rate = choose_rate(session, data, before)
+    tell({"rate": rate})
     choices |= {"rate": rate}
-    tell(choices)
     print_parameters(session.net)
     with begin_run(run.folder, session.configuration(selection), cfg.resume, rate._asdict()):
         repair = train_repair(session, data, rate.value, before)
