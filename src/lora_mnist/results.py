@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lora_mnist.command import Run
 from lora_mnist.disk.base import (
@@ -73,8 +73,6 @@ def finish(
         "seed": cfg.get("seed"),
         "targets": targets,
         "choices": {name: choice._asdict() for name, choice in choices.items()},
-        "replay": OmegaConf.select(cfg, "batches.replay") or 0,
-        "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": dataset.classes,
         "data_sha256": dict(images.sha256),
         "training_images_per_class": counts.tolist(),

@@ -56,7 +56,6 @@ def results(stage="lora", **more):
         "base_pretrained_here": True,
         "targets": [] if stage == "pretrain" else [1],
         "classes": CLASSES,
-        "replay": 0,
         "training_images_per_class": [100] * 10,
         "validation_images": 60,
         "steps": 12,

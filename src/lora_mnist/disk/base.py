@@ -40,7 +40,7 @@ class BaseFile(NamedTuple):
     """The content of a file of weights."""
 
     tensors: Mapping[str, Tensor]  # as they are named there
-    record: Mapping[str, Any]  # see :mod:`.record`; empty in files that are not ours
+    record: Mapping[str, Any]  # see :mod:`lora_mnist.settings`; empty in files that are not ours
     sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
     versions: Mapping[str, Any]  # of its layers, where torch has saved them
 

@@ -30,13 +30,7 @@ log = logging.getLogger(__name__)
 
 #: These may differ, beside what :func:`.numbers.affects_results` leaves out: base and images are
 #: compared by content, not by path. Another device brings a warning.
-_FREE = (
-    "base_ckpt",
-    "data.data_dir",
-    "mistakes",
-    "device",
-    "trainer.accelerator",
-)
+_FREE = ("base_ckpt", "data.data_dir", "mistakes", "device", "trainer.accelerator")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
