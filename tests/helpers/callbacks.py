@@ -1,4 +1,4 @@
-"""A Lightning callback that ends a run early."""
+"""Lightning callbacks that end a run early, or change its base."""
 
 import os
 import signal
@@ -26,3 +26,10 @@ class Crash(Callback):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))
+
+
+class Spoil(Callback):
+    """Changes a tensor of the base after the last step."""
+
+    def on_train_end(self, trainer, pl_module):
+        pl_module.net.get_parameter("linear1.bias").data[0] += 1e-6
