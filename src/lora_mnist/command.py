@@ -92,7 +92,7 @@ def override(key: str, value: object) -> str:
 
 def key_of(override: str) -> str:
     """The key that an override of the command line sets."""
-    return override.split("=", 1)[0].lstrip("+~")
+    return override.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
 
 
 @cache

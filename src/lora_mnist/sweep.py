@@ -1,7 +1,7 @@
 """Sweeps: no job is run twice, lost or overwritten, and all end in one summary.
 
 Hydra's sweeper and launcher decide which jobs run and where. The summary is made of the files that
-each leaves: job.json, which says what it computes and how it ended, and results.json.
+each leaves: job.json, which says how it ended, and results.json.
 """
 
 import csv
@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,25 +28,18 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.command import Run, key_of, override
 from lora_mnist.disk.files import atomic_write, read_json, write_json
 from lora_mnist.disk.numbers import affects_results, better_end, flatten, numeric_sort_key
-from lora_mnist.disk.run_paths import (
-    ADAPTER_FOLDER,
-    RESULTS_FILE,
-    base_name,
-    latest,
-    refuse_used_folder,
-)
+from lora_mnist.disk.run_paths import RESULTS_FILE, base_name, latest, refuse_used_folder
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import command_line
-from lora_mnist.repair.significance import LEVEL, p_text
 
 log = logging.getLogger(__name__)
 
 JOB_FILE = "job.json"
-#: Has the keys that the sweep's last command swept, by which jobs are named, and its number.
+#: Has the number of the sweep's last command, and the keys that it sweeps.
 SWEEP_FILE = "sweep.json"
 
 
-# --- folders, and what a job computes ------------------------------------------------------------
+# --- folders -------------------------------------------------------------------------------------
 
 
 def sweep_folder(new: str, resume: str | None) -> str:
@@ -65,14 +58,13 @@ def sweep_folder(new: str, resume: str | None) -> str:
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of what the job computes."""
-    sweep = Path(_root_.hydra.sweep.dir)
-    digest = _hash(json.dumps(what_it_computes(_root_)))[:12]
+    """Resolver for ``hydra.sweep.subdir``: the swept values, then what the job computes."""
+    sweep, digest = Path(_root_.hydra.sweep.dir), what_it_computes(_root_)
     for folder in sweep.glob(f"*{digest}"):
         return folder.name  # an earlier command may have swept other keys
-    keys = read_json(sweep / SWEEP_FILE).get("swept", [])
-    swept = [text for text in _root_.hydra.overrides.task if key_of(text) in keys]
-    name = re.sub(r"[^\w.=,+-]+", "_", ",".join(swept))[:100]
+    swept = swept_values(_root_.hydra.overrides.task, read_json(sweep / SWEEP_FILE))
+    name = ",".join(f"{key}={value}" for key, value in swept.items())
+    name = re.sub(r"[^\w.=,+-]+", "_", name)[:100]
     return f"{name}-{digest}" if name else digest
 
 
@@ -84,38 +76,25 @@ OmegaConf.register_new_resolver("lora_mnist.job_folder", job_folder, replace=Tru
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
 
 
-def what_it_computes(config: DictConfig) -> dict[str, str | None]:
-    """Hashes of a job's configuration and of the files of its base and its adapter."""
+def what_it_computes(config: DictConfig) -> str:
+    """A hash of a job's configuration and of the files of its base and its adapter."""
     # As it is written, interpolations not resolved: they may name folders of this machine.
     written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
     settings = {key: value for key, value in written.items() if affects_results(key)}
-    text = json.dumps(settings, sort_keys=True, default=str)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     base, adapter = config.get("base_ckpt"), config.get("adapter")
     if base is None:  # the current one, or that of the adapter
         name = base_name(config.get("data") or {}, config.get("net") or {})
         base = Path(str(OmegaConf.select(config, "paths.bases")), f"{name}.ckpt")
+    files = [Path(base)]
     if config.get("stage") == "pretrain":  # it writes that file
-        base = None
-    return {
-        "config": _hash(text),
-        "base": base and _hash_of_files(Path(base)),
-        "adapter": adapter and _hash_of_files(Path(adapter)),
-    }
-
-
-def _hash_of_files(path: Path) -> str | None:
-    """SHA-256 of a file, or of the files of an adapter: its folder, or its run's."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    if (path / ADAPTER_FOLDER).is_dir():
-        path = path / ADAPTER_FOLDER
-    files = sorted(file for file in path.glob("*") if file.is_file())
-    texts = [f"{file.name} {_hash_of_files(file)}" for file in files]
-    return _hash("\n".join(texts)) if texts else None
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+        files = []
+    if adapter:
+        files += sorted(Path(adapter).rglob("adapter_*"))  # in its own folder, or in its run's
+    for file in files:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def swept_keys(config: DictConfig) -> dict[str, bool]:
@@ -125,9 +104,18 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
     # glob(*) asks the loader which options a group has.
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     keys = {}
-    for parsed in parser.parse_overrides(texts):
-        keys[parsed.get_key_element().lstrip("+~")] = parsed.is_sweep_override()
+    for text in texts:
+        keys[key_of(text)] = parser.parse_override(text).is_sweep_override()
     return keys
+
+
+def swept_values(overrides: Iterable[str], sweep: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a job for the keys that its ``sweep.json`` has, as they were typed."""
+    values = {}
+    for text in overrides:
+        if key_of(text) in sweep.get("swept", []):
+            values[key_of(text)] = text.partition("=")[2]
+    return values
 
 
 # --- from the first job to the last --------------------------------------------------------------
@@ -168,17 +156,17 @@ def run_job(
                 handler.setLevel(logging.CRITICAL + 1)
     sweep = read_json(Path(hydra.sweep.dir, SWEEP_FILE))
     folder, log_file = run.folder, run.folder / f"{hydra.job.name}.log"
-    swept = [text for text in hydra.overrides.task if key_of(text) in sweep["swept"]]
-    label = f"#{hydra.job.num} {' '.join(swept)}".rstrip()
-    how = ("hydra", "sweep", "launcher")  # these say how jobs run, and not what they compute
+    swept = swept_values(run.typed or (), sweep)
+    label = " ".join([f"#{hydra.job.num}", *(f"{key}={value}" for key, value in swept.items())])
     record = {  # fields of Job
-        "overrides": [o for o in run.typed or () if key_of(o).partition(".")[0] not in how],
-        "computes": what_it_computes(cfg),
+        "overrides": run.typed_without("hydra", "launcher", "sweep"),  # they say how jobs run
+        "swept": swept,
         "command": sweep["command"],
         "status": "started",
         "error": None,
     }
-    started, was_finished = time.perf_counter(), is_finished(folder)
+    started, has_results = time.perf_counter(), (folder / RESULTS_FILE).is_file()
+    was_finished = has_results and read_json(folder / JOB_FILE).get("status") == "finished"
     if not was_finished:
         for path in folder.iterdir():  # what an earlier command has left unfinished
             if path.is_dir() and path.name != hydra.output_subdir:
@@ -203,12 +191,6 @@ def run_job(
     seconds = "finished before" if was_finished else f"{time.perf_counter() - started:.1f} s"
     print(f"{label}: {metric}{seconds}", flush=True)
     return value
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the job in ``folder`` came to its end and has its results."""
-    has_results = (folder / RESULTS_FILE).is_file()
-    return has_results and read_json(folder / JOB_FILE).get("status") == "finished"
 
 
 def close_sweep(config: DictConfig) -> None:
@@ -256,14 +238,13 @@ class Job:
     """One job of a sweep; the first five fields are ``job.json``."""
 
     overrides: list[str]  # its command line
-    computes: dict[str, str | None]  # see what_it_computes
+    swept: dict[str, str]  # what was typed for each key that is swept
     command: int  # the number of the sweep's last command that had this job
     status: str  # started | finished | failed
     error: str | None  # why it failed, in a line
     folder: str  # its name in the sweep's folder
-    results: dict[str, Any]  # results.json, nested keys joined by dots; empty: not finished
-    #: What was typed for each key in which the jobs differ; empty: the configured value.
-    swept: dict[str, str] = field(default_factory=dict)
+    #: results.json, nested keys joined by dots; empty: it is not finished.
+    results: dict[str, Any] = field(default_factory=dict)
 
 
 #: Finished jobs that differ only in their seed, or a single job.
@@ -272,15 +253,13 @@ Row = list[Job]
 
 @dataclass
 class Summary:
-    """The jobs of the sweep in ``folder``, in rows."""
+    """The jobs of the last command of the sweep in ``folder``."""
 
     folder: Path
     metric: str | None  # of configs/sweep, as are the columns: a number in results.json by title
     columns: Mapping[str, str]
     jobs: list[Job]
-    keys: list[str]  # they tell the rows apart
-    finished: list[Row]  # best first by the metric; equal ones are sorted by what was swept
-    has_seeds: bool
+    rows: list[Row]  # best first by the metric; equal ones are sorted by what was swept
 
     @property
     def failed(self) -> list[Job]:
@@ -290,36 +269,32 @@ class Summary:
     @property
     def best(self) -> Row | None:
         """The first row, if it has the metric."""
-        first = self.finished[0] if self.finished else []
+        first = self.rows[0] if self.rows else []
         return None if number(first, self.metric) is None else first
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a row has several seeds."""
+        return any(len(row) > 1 for row in self.rows)
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys, which tell the rows apart."""
+        keys = list(self.jobs[0].swept) if self.jobs else []
+        return [key for key in keys if key != "seed" or not self.has_seeds]
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """The jobs of the sweep in ``folder``: those that are finished, and all of its last command.
-
-    Of jobs with one configuration, on several bases or adapters, the last command's counts.
-    """
-    last = read_json(folder / SWEEP_FILE).get("command")
-    newest: dict[str | None, Job] = {}
+    """The jobs of the last command of the sweep in ``folder``, sorted by what was swept."""
+    command, jobs = read_json(folder / SWEEP_FILE).get("command"), []
     for path in sorted(folder.glob(f"*/{JOB_FILE}")):
-        done = is_finished(path.parent)
-        results = flatten(read_json(path.parent / RESULTS_FILE)) if done else {}
-        job = Job(**read_json(path), folder=path.parent.name, results=results)
-        other = newest.get(job.computes["config"])
-        if (done or job.command == last) and (other is None or other.command < job.command):
-            newest[job.computes["config"]] = job
-    jobs = list(newest.values())
-    values: dict[str, dict[str, str]] = {}  # as they were typed, by key and job
-    for job in jobs:
-        for text in job.overrides:
-            if affects_results(key_of(text)):
-                values.setdefault(key_of(text), {})[job.folder] = text.partition("=")[2]
-    for key, typed in values.items():
-        if len({typed.get(job.folder) for job in jobs}) > 1:
-            for job in jobs:
-                job.swept[key] = typed.get(job.folder, "")
-    jobs.sort(key=lambda job: [numeric_sort_key(value) for value in job.swept.values()])
-    return jobs
+        job = Job(**read_json(path), folder=path.parent.name)
+        if job.command != command:
+            continue
+        if job.status == "finished":
+            job.results = flatten(read_json(path.parent / RESULTS_FILE))
+        jobs.append(job)
+    return sorted(jobs, key=lambda job: [numeric_sort_key(each) for each in job.swept.values()])
 
 
 def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> Summary:
@@ -328,23 +303,17 @@ def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> S
     Jobs that differ only in their seed are one row, and the mean ranks, so that no lucky seed wins.
     """
     jobs = read_jobs(folder)
-    finished = [job for job in jobs if job.results]
-    has_seeds = len({job.swept.get("seed") for job in finished}) > 1
-    keys = list(jobs[0].swept) if jobs else []
-    if has_seeds:
-        keys.remove("seed")
     rows: dict[object, Row] = {}
-    for job in finished:
-        # Seeds are repetitions of one setting only if they start from the same base.
-        setting = (*(job.swept[key] for key in keys), job.computes["base"])
-        rows.setdefault(setting if has_seeds else job.folder, []).append(job)
+    for job in jobs:
+        if job.results:
+            setting = tuple(text for text in job.overrides if key_of(text) != "seed")
+            rows.setdefault(setting, []).append(job)
 
     def rank(row: Row) -> tuple[bool, float]:
         value = number(row, metric)
         return value is None, _sign(metric) * (value or 0)
 
-    ranked = sorted(rows.values(), key=rank)
-    summary = Summary(folder, metric, columns, jobs, keys, ranked, has_seeds)
+    summary = Summary(folder, metric, columns, jobs, sorted(rows.values(), key=rank))
     _write_csv(summary)
     return summary
 
@@ -370,10 +339,9 @@ def _sign(metric: str | None) -> int:
 def _write_csv(summary: Summary) -> None:
     """Write summary.csv, a line a job."""
     lines = []
-    for row in [*summary.finished, summary.failed]:
-        for job in row:
-            line = {"status": job.status, **job.swept, "error": job.error, "folder": job.folder}
-            lines.append(line | job.results | line)  # in this order of columns
+    for job in [*(job for row in summary.rows for job in row), *summary.failed]:
+        line = {"status": job.status, **job.swept, "error": job.error, "folder": job.folder}
+        lines.append(line | job.results | job.swept)
     columns = {key: None for line in lines for key in line}
     path = summary.folder / "summary.csv"
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -383,10 +351,16 @@ def _write_csv(summary: Summary) -> None:
 
 
 def findings(summary: Summary) -> list[str]:
-    """The best job, and those that failed, a line each."""
+    """The best job beside the base, and those that failed, a line each."""
     lines = []
-    if best := summary.best:  # the command of the first of several seeds
-        lines.append(f"{_verdict(summary, best)}: {command_line(best[0].overrides)}")
+    if best := summary.best:
+        verdict = "best"
+        value, base = number(best, summary.metric), number(best, of_base(summary.metric))
+        if value is not None and base is not None and _sign(summary.metric) * (value - base) >= 0:
+            verdict = "no job is better than the base; the nearest"
+        if len(best) > 1:
+            verdict += f" by the mean of {len(best)} seeds"
+        lines.append(f"{verdict}: {command_line(best[0].overrides)}")
     for job in summary.failed:
         settings = " ".join(f"{key}={value}" for key, value in job.swept.items())
         error = f": {job.error}" if job.error else ""
@@ -394,51 +368,31 @@ def findings(summary: Summary) -> list[str]:
     return lines
 
 
-def _verdict(summary: Summary, best: Row) -> str:
-    """How the best row compares with the base on the same images.
-
-    These have chosen it among several, so its p-value is multiplied by their number (Bonferroni;
-    Dunn 1961, "Multiple Comparisons Among Means", JASA 56). Of several seeds there is none.
-    """
-    metric, count = str(summary.metric), len(summary.finished)
-    value, base = number(best, metric), number(best, of_base(metric))
-    seeds = f" by the mean of {len(best)} seeds" if len(best) > 1 else ""
-    if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
-        return f"no job is better than the base; the nearest{seeds}"
-    key = re.sub("accuracy|errors", "p_value", metric)
-    p_value = number(best, key) if "p_value" in key else None
-    if seeds or p_value is None or count * p_value <= LEVEL:
-        return f"best{seeds}"
-    chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
-    return f"best, but beside the base it may be chance ({chance})"
-
-
 def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | None]:
-    """Titles, rows, those of failed jobs last, and the row of the base, if all jobs share one."""
-    title_of = {summary.metric: summary.metric} if summary.metric else {}
-    for title, key in summary.columns.items():
-        title_of[key] = title.replace("_", " ")
-    known = {key for row in summary.finished for job in row for key in job.results}
-    title_of = {key: title for key, title in title_of.items() if key in known}
-    base = []
-    for key in title_of:
-        values = {number(row, of_base(key)) for row in summary.finished}
-        base.append(_text(values.pop()) if len(values) == 1 else "")
-    rows: list[list[str]] = []
-    for row in [*summary.finished, *([job] for job in summary.failed)]:
-        cells = [str(len(rows) + 1) if row[0].results else row[0].status]
-        cells += [row[0].swept[key] for key in summary.keys]
+    """Titles, a row for each setting, and the row of the base, if all jobs share one."""
+    settings = summary.keys + ["seeds"] * summary.has_seeds
+    titles, base = ["", *settings], ["base", *[""] * len(settings)]
+    rows = []
+    for place, row in enumerate(summary.rows, start=1):
+        cells = [str(place), *(row[0].swept[key] for key in summary.keys)]
         if summary.has_seeds:
             cells.append(str(len(row)))
-        for key in title_of:
+        rows.append(cells)
+    title_of = {str(summary.metric): str(summary.metric)}
+    for title, key in summary.columns.items():
+        title_of[key] = title.replace("_", " ")
+    for key, title in title_of.items():
+        if all(number(row, key) is None for row in summary.rows):
+            continue
+        titles.append(title)
+        of_bases = {number(row, of_base(key)) for row in summary.rows}
+        base.append(_text(of_bases.pop()) if len(of_bases) == 1 else "")
+        for row, cells in zip(summary.rows, rows, strict=True):
             cell, deviation = _text(number(row, key)), number(row, key, stdev)
             if key == summary.metric and deviation is not None:
                 cell += f" ± {_text(deviation)}"
             cells.append(cell)
-        rows.append(cells)
-    settings = [*summary.keys, *["seeds"] * summary.has_seeds]
-    titles = ["", *settings, *title_of.values()]
-    return titles, rows, ["base", *[""] * len(settings), *base] if any(base) else None
+    return titles, rows, base if any(base[1:]) else None
 
 
 def _text(value: float | None) -> str:
@@ -450,24 +404,21 @@ def _text(value: float | None) -> str:
 
 def table_text(summary: Summary) -> str:
     """The table for the screen."""
-    from rich.console import Console
     from rich.table import Table
 
-    # Names come from users and files: [/b] and :x: in them are no markup.
-    width = None if sys.stdout.isatty() else 200
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    from lora_mnist.show.screen import rendered  # late: torch
+
     titles, rows, base = table(summary)
     drawn = Table()
     for title in titles:
         drawn.add_column(title, justify="right", overflow="fold")
-    for place, row in enumerate(rows):
-        drawn.add_row(*row, style="red" if place >= len(summary.finished) else "")
+    for row in rows:
+        drawn.add_row(*row)
     if base:
         drawn.add_section()
         drawn.add_row(*base)
-    with console.capture() as capture:
-        console.print(drawn)
-    return capture.get().rstrip()
+    is_terminal = sys.stdout.isatty()
+    return rendered([drawn], is_terminal, width=None if is_terminal else 200)
 
 
 def write_report(summary: Summary, command: str) -> None:
@@ -476,7 +427,7 @@ def write_report(summary: Summary, command: str) -> None:
     from lora_mnist.show.report import write_page
 
     points = []
-    for row in summary.finished:
+    for row in summary.rows:
         value = number(row, summary.metric)
         if value is not None:
             swept = {key: row[0].swept[key] for key in summary.keys}
@@ -485,15 +436,12 @@ def write_report(summary: Summary, command: str) -> None:
     if points and summary.keys:
         metric = f"mean {summary.metric} over seeds" if summary.has_seeds else str(summary.metric)
         picture = save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
-    titles, rows, base = table(summary)
     write_page(
         summary.folder / "report.html",
         "sweep.html.j2",
         summary=summary,
+        table=table(summary),
         findings=findings(summary),
         command=command,
         picture=picture,
-        titles=titles,
-        rows=rows,
-        base=base,
     )

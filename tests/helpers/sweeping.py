@@ -1,7 +1,6 @@
 """Helpers of the tests of sweeps."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -25,28 +24,26 @@ def read_summary(sweep):
         return list(csv.DictReader(file))
 
 
-def write_job(sweep, name, overrides, **outcome):
-    """A job's folder; ``accuracy`` makes it finished, ``error`` failed, neither interrupted."""
-    write_json(sweep / "sweep.json", {"swept": [], "command": outcome.get("command", 1)})
-    folder = sweep / name
-    folder.mkdir(parents=True)
-    status = "finished" if "accuracy" in outcome else "failed" if "error" in outcome else "started"
+def write_job(sweep, name, overrides, command=1, **outcome):
+    """A job's folder; ``accuracy`` makes it finished, ``error`` failed.
+
+    Command 1 is the sweep's last one.
+    """
+    swept = dict(text.split("=") for text in overrides)
+    write_json(sweep / "sweep.json", {"swept": [*swept], "command": 1})
     record = {
         "overrides": ["stage=lora", *overrides],
-        "computes": {"config": " ".join(overrides), "base": outcome.get("base"), "adapter": None},
-        "command": outcome.get("command", 1),
-        "status": status,
+        "swept": swept,
+        "command": command,
+        "status": "finished" if "accuracy" in outcome else "failed",
         "error": outcome.get("error"),
     }
-    (folder / "job.json").write_text(json.dumps(record))
+    write_json(sweep / name / "job.json", record)
     if "accuracy" in outcome:
-        val = {"accuracy": outcome["accuracy"], "errors_of_target": 4, "errors_per_class": [3, 4]}
-        test = {"errors_per_class": [3, 4], "images_per_class": [20, 20]}
-        test |= {"false_calls_per_class": [4, 3]}
-        results = {"classes": ["cat", "dog"], "targets": [], "val": val, "test": test}
-        results["seconds"] = {"total": 1.25}
-        (folder / "results.json").write_text(json.dumps(results | outcome.get("more", {})))
-    return folder
+        val = {"accuracy": outcome["accuracy"], "errors_of_target": 4}
+        results = {"val": val, "test": {}, "seconds": {"total": 1.25}}
+        write_json(sweep / name / "results.json", results | outcome.get("more", {}))
+    return sweep / name
 
 
 def start(tmp_path, *overrides):

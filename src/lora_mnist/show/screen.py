@@ -28,18 +28,23 @@ _STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
-    """Show tables and texts on the screen, and in the log with ``width`` columns.
-
-    A terminal gets its own width, and colours unless ``NO_COLOR`` is set.
-    """
-    plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
+    """Show tables and texts on the screen, and in the log with ``width`` columns."""
     for logger, is_terminal in ((screen, sys.stdout.isatty()), (log, False)):
-        text, columns = StringIO(), None if is_terminal else width
-        console = Console(file=text, width=columns, force_terminal=is_terminal, **plain)
-        for part in parts:
-            # A command is not broken into lines, so that it can be copied.
-            console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
-        logger.info("%s", "\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+        logger.info("%s", rendered(parts, is_terminal, None if is_terminal else width))
+
+
+def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
+    """Tables and texts as lines. A terminal gets colours unless ``NO_COLOR`` is set.
+
+    Names come from users and files: [/b] and :x: in them are no markup.
+    """
+    text = StringIO()
+    plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
+    console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
+    for part in parts:
+        # A command is not broken into lines, so that it can be copied.
+        console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def print_parameters(net: nn.Module) -> None:
