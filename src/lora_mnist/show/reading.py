@@ -91,6 +91,9 @@ class Reading:
         self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
         #: What :func:`.dial.dial_curve` found on validation images; empty where it was not asked.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
+        self.name = self.named(self.targets) if self.targets else ""
+        self.total = self.change()
+        self.of_targets = self.change(self.targets)
 
     def change(self, classes: Sequence[int] | None = None, split: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
@@ -124,11 +127,6 @@ class Reading:
             if isinstance(value, Mapping) and "errors_per_class" in value:
                 splits[name] = value
         return splits
-
-    @property
-    def is_untested(self) -> bool:
-        """Whether no test image is of what is to be repaired."""
-        return bool(self.targets) and not self.change(self.targets).images
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -177,8 +175,8 @@ class Reading:
 
     def accuracy(self) -> str:
         """``0.9432 -> 0.9788`` on the test images, or of a base ``0.9432``."""
-        change = self.change()
-        shares = [1 - errors / change.images for errors in (change.before, change.after)]
+        total = self.total
+        shares = [1 - errors / total.images for errors in (total.before, total.after)]
         return self._pair(*(f"{share:.4f}" for share in shares))
 
     def _pair(self, before: object, after: object) -> str:
@@ -190,12 +188,11 @@ class Reading:
     def verdict(self) -> list[Phrase]:
         """Whether to keep a repair, then what it changed, and for whom; or the errors of a base."""
         phrases = self._of_repair() if self.is_repair else self._of_base()
-        val: Any = self.results.get("val_base")
-        test: Any = self.results.get("test_base")
+        val = self.results.get("val_base")
         decided = [name for name, choice in self.choices.items() if choice["images"]]
         # Without the mistakes that were left out of either, the two cannot be compared.
-        can_compare = decided and val and test and not self.is_hotfix
-        if can_compare and knows_validation(val, test):
+        can_compare = decided and val and not self.is_hotfix
+        if can_compare and knows_validation(val, self.results["test_base"]):
             text = f"The base has so few errors on the validation images, {val['errors']:,}, that "
             text += "it has probably been trained on them. What they decided may be wrong: "
             text += f"{', '.join(decided)}."
@@ -213,23 +210,22 @@ class Reading:
 
     def _of_base(self) -> list[Phrase]:
         """The errors of a base alone."""
-        total, worst = self.change(), self.weakest(self.every)
-        phrases = [Phrase(f"{number_of(total.after, 'error')} in {total.images:,} images.")]
-        if total.after:
-            change, name = self.change([worst]), self.named([worst])
+        errors = number_of(self.total.after, "error")
+        phrases = [Phrase(f"{errors} in {self.total.images:,} images.")]
+        if self.total.after:
+            worst = self.weakest(self.every)
+            change = self.change([worst])
             errors = f"{number_of(change.after, 'error')} in {change.images:,}"
-            phrases.append(Phrase(f"The weakest class is {name}: {errors}."))
+            phrases.append(Phrase(f"The weakest class is {self.named([worst])}: {errors}."))
         return phrases
 
     def _of_repair(self) -> list[Phrase]:
         """The judgement, then a sentence for each group of images that the repair concerns."""
-        judgement = self._judgement()
+        judgement, loser = self._judgement(), self._loser()
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
-        phrases.append(self.change().sentence("On all test images"))
-        loser = self._loser()
-        if self.targets and not self.is_untested:
-            name = self.named(self.targets)
-            phrases.append(self.change(self.targets).sentence(f"On {name}"))
+        phrases.append(self.total.sentence("On all test images"))
+        if self.of_targets.images:
+            phrases.append(self.of_targets.sentence(f"On {self.name}"))
             if self.rest:
                 phrases.append(self._false_calls())
         if self.targets and self.rest:
@@ -245,25 +241,26 @@ class Reading:
 
     def _judgement(self) -> Phrase:
         """Whether to keep the repair: the first case that fits. What may be chance is no reason."""
-        change, loser = self.change(), self._loser()
-        better, worse = change.judgement == "better", change.judgement == "worse"
-        is_off = self.dial and self.dial["advised"] == 0 == self.results["scale"]
-        name, is_reached, is_mended = "", better, False
+        better, worse = self.total.judgement == "better", self.total.judgement == "worse"
+        name, is_reached, is_mended = self.name, better, False
         if self.targets:
-            name = self.named(self.targets)
-            is_reached = self.change(self.targets).judgement == "better"
+            is_reached = self.of_targets.judgement == "better"
         if self.is_hotfix:
             mistakes = self.change(split="mistakes")
             name = "the mistakes"
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
-        has_loss = loser is not None and self.change([loser]).judgement == "worse"
-        loss = "" if loser is None else f"the loss on {self.named([loser])}"
+        is_untested = self.targets and not self.of_targets.images
+        is_off = self.dial and self.dial["advised"] == 0 == self.results["scale"]
+        loser, has_loss, loss = self._loser(), False, ""
+        if loser is not None:
+            has_loss = self.change([loser]).judgement == "worse"
+            loss = f"the loss on {self.named([loser])}"
         fewer, more = "there are fewer errors in all", "there are more errors in all"
         no_gain, no_loss = "there is no clear gain in all", "there is no clear loss in all"
         keep, drop = "Keep this repair", "Do not keep this repair"
         off = "There is no repair to keep: no scale of it beats the base on validation images"
         cases = (
-            (self.is_untested, "unclear", f"No test image is of {name}: nothing judges the repair"),
+            (is_untested, "unclear", f"No test image is of {name}: nothing judges the repair"),
             (is_off, "unclear", off),
             (better and not is_reached, "unclear", f"{keep}, though not for {name}: {fewer}"),
             (better and has_loss, "better", f"{keep} unless {loss} matters more: {fewer}"),
@@ -293,7 +290,7 @@ class Reading:
             share = precision(outcome, self.targets)
             shares.append("none" if share is None else f"{share:.0%}")
         before, after = counts
-        text = f"Other images called {self.named(self.targets)} (false calls): "
+        text = f"Other images called {self.name} (false calls): "
         text += f"{before:,} -> {after:,}; precision {shares[0]} -> {shares[1]}."
         # As if no image were among both counts, which is the cautious way to compare them.
         if mcnemar(before, after) > LEVEL:
@@ -368,11 +365,10 @@ class Reading:
         """The dial's counts by name: what a repair is to save, then its price, if it has one."""
         if not self.targets:
             return {"errors on all classes": self.dial["errors"]}
-        name = self.named(self.targets)
         return {
-            f"errors on {name}": self.dial["errors_of_target"],
+            f"errors on {self.name}": self.dial["errors_of_target"],
             f"errors on {self.others}": self.dial["errors_elsewhere"],
-            f"false calls of {name}": self.dial["false_calls_of_target"],
+            f"false calls of {self.name}": self.dial["false_calls_of_target"],
         }
 
     def advice(self) -> str:
@@ -399,7 +395,7 @@ class Reading:
 
     def _repair_the_weakest(self, folder: Path) -> list[Phrase]:
         """Repair the class that is weakest on validation images, which the command itself finds."""
-        total, worst = self.change(), self.change([self.weakest(self.every)])
+        total, worst = self.total, self.change([self.weakest(self.every)])
         learnt = self.results["training_images_per_class"]
         has_images = sum(learnt) > max(learnt) and self.results["validation_images"]
         # A repair of them all might be chance; a base with so many errors has to be trained.
@@ -424,7 +420,7 @@ class Reading:
         """After a repair that helped: the weakest of the other classes on validation images."""
         if not (self.targets and self.rest and "val" in self.results):
             return []
-        if {self.change().judgement, self.change(self.targets).judgement} != {"better"}:
+        if {self.total.judgement, self.of_targets.judgement} != {"better"}:
             return []
         worst = self.weakest(self.rest, "val")
         change = self.change([worst], "val")

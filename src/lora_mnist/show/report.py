@@ -128,7 +128,6 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["commas"] = "{:,}".format
     environment.filters["shortened"] = shortened
     text = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:
