@@ -64,11 +64,9 @@ def run_entry(function: Command, config_name: str) -> None:
     def call(cfg: DictConfig, run: Run) -> None:
         try:
             function(cfg, run)
-        except (Exception, SystemExit):  # Lightning makes SystemExit of an interrupt
-            if not signals:
-                raise
-        if signals:  # Lightning and Gradio may swallow the KeyboardInterrupt
-            raise KeyboardInterrupt
+        finally:
+            if signals:  # Lightning makes SystemExit of the KeyboardInterrupt, Gradio swallows it
+                raise KeyboardInterrupt
 
     def task(cfg: DictConfig) -> float | None:
         nonlocal failure
@@ -123,21 +121,15 @@ def run_entry(function: Command, config_name: str) -> None:
 
 def _for_hydra(typed: list[str]) -> list[str]:
     """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
-    names = ("target=", "digit=")
-    classes = [text for text in typed if text.startswith(names) and not text.endswith("=null")]
-    digits = [text for text in classes if text.startswith("digit=")]
-    if digits and digits != classes:
-        raise UserError(f"{digits[0]}: expected target alone, since both mean the same")
     options, overrides = [], []
     for text in typed:
         key, equals, value = text.partition("=")
         if key.startswith("-") or not (equals or key.startswith("~")):
             options.append(text)
             continue
-        if classes and text.startswith(names) and text not in classes:
-            continue  # digit=null beside target=4
-        if not _is_readable(text) and not set(value) & set(",[]{}()"):
-            text = override(key, value)  # a name such as Flöte or epoch=3.ckpt
+        if not _is_readable(text):  # a name such as Flöte or epoch=3.ckpt, or a list of such
+            is_list = set(value) & set(",[]{}()")
+            text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
         if key == "resume" and value != "null":
             overrides.append("hydra.output_subdir=null")  # its folder has a record of Hydra's
         text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
@@ -205,11 +197,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
         message = one_line(resolvers or f"{cause.full_key}: {reason}")
     elif isinstance(error, OverrideParseException):
-        mended = _NOT_ASCII.sub(r'"\g<0>"', error.override)
-        if "=" not in mended:
+        if "=" not in error.override:
             message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
-        elif _is_readable(mended):
-            message = f"expected {quoted(mended)}"
         message = f"{error.override}: {message}"
     elif isinstance(error, HydraException):
         if "hydra/launcher" in message or "hydra/sweeper" in message:

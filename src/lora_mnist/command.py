@@ -70,11 +70,6 @@ class Run:
             typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
         return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
 
-    @property
-    def typed_keys(self) -> set[str]:
-        """The keys of its overrides, such as lora.rank."""
-        return {key_of(text) for text in self.typed or ()}
-
     def typed_without(self, *starts: str) -> list[str]:
         """The overrides but for those that begin with one of ``starts``."""
         return [text for text in self.typed or () if not text.lstrip("+~").startswith(starts)]
@@ -110,13 +105,13 @@ def _keys_of(entry: str, stage: str | None = None) -> set[str]:
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     """A copy of ``cfg`` with the keys that its command has, and the run's folder as paths.run.
 
-    Those of other commands, in a file of the user's, are left out. ``digit`` becomes ``target``.
+    Those of other commands, in a file of the user's, are left out.
     """
     checked, is_train = cfg.copy(), cfg.stage in ("pretrain", "lora")
     keys = _keys_of("train", cfg.stage) if is_train else _keys_of(cfg.stage)
     typed = None
     if run is not None and run.typed is not None:
-        typed = {key.partition(".")[0] for key in run.typed_keys}
+        typed = {key_of(text).partition(".")[0] for text in run.typed}
     for key in set(map(str, cfg)) - keys:
         known = _keys_of("train", "lora").union(*map(_keys_of, _ENTRIES))
         if typed is None or key in typed or key not in known:
@@ -132,13 +127,6 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
                 f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
                 f"'defaults: [override /{group}: {cfg[group]}]'"
             )
-    if is_train:
-        with open_dict(checked):
-            digit = checked.pop("digit")
-        if digit is not None and checked.target in (None, "weakest"):  # experiment=repair's own
-            checked.target = digit
-        elif digit not in (None, checked.target) and "target" not in (typed or ()):
-            raise UserError(f"digit={digit}: expected target={checked.target} alone: both mean one")
     if run is not None:
         checked.paths.run = str(run.folder)
     return checked

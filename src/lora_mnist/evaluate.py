@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.recipe import stated
 from lora_mnist.repair.dial import MAX_IMAGES
 from lora_mnist.results import finish
 from lora_mnist.session import Choice, open_session
@@ -39,10 +38,10 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         advice = check_preprocessing(session, tables["test"])
         choices = {}
         if classifier.adapter is not None:
-            choices["scale"] = stated(session, "scale", scale)
-        if cfg.scale is None and choices:
-            choices["scale"] = Choice(scale, None, 0, "as saved")
-        elif cfg.scale == "auto" and choices:
-            images = min(len(session.images.val), MAX_IMAGES)
-            choices["scale"] = Choice(scale, None, images, "advised by validation images")
+            choices["scale"] = Choice(scale)
+            if cfg.scale is None:
+                choices["scale"] = Choice(scale, why="as saved")
+            elif cfg.scale == "auto":
+                images = min(len(session.images.val), MAX_IMAGES)
+                choices["scale"] = Choice(scale, None, images, "advised by validation images")
         return finish(session, tables, choices, advice=advice)

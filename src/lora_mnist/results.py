@@ -50,23 +50,60 @@ def finish(
     adapter by its scale. ``advice`` are overrides that prepare images in a better way.
     ``TrainingError`` at the end, if the training was of no use.
     """
-    cfg, run, classifier, trainer = session.cfg, session.run, session.classifier, session.trainer
-    base, dataset, images = classifier.base, classifier.dataset, session.images
+    cfg, run, images = session.cfg, session.run, session.images
+    results = results_of(session, tables, choices)
+    results |= {"dial": dial, "better_preprocessing": list(advice)}
+    reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
+    weights, current = None, None
+    if cfg.stage == "pretrain":
+        is_trial = bool(cfg.debug) or session.is_fast_dev_run
+        # What knows some classes alone, or nothing, or was a trial, is no base for others.
+        is_base = not (results["targets"] or reason or is_trial)
+        folder = Path(cfg.paths.bases) if is_base else run.folder
+        name = base_name(session.classifier.settings.data, session.classifier.settings.net)
+        weights = versioned_base_path(folder, name, results["base_sha256"])
+        current = base_to_replace(cfg, run) if is_base else None
+        if current is None:  # the user has to name it to other commands
+            results["weights"] = str(weights) if is_base else weights.name
+    if results["adapter"] == ADAPTER_FOLDER:
+        _save_adapter(session, choices, dial)
+    results["seconds"] = session.clock.seconds()
+    table, reading = tables["test"].columns(), Reading(results)
+    write_json(run.folder / RESULTS_FILE, results)
+    write_predictions(table, images.test.names(), run.folder, reading.classes)
+    print_results(reading, run.folder)
+    figures: dict[str, Any] = {}
+    if cfg.figures or (cfg.figures is None and not run.is_sweep):
+        figures = make_report(run.folder, reading, table, images.test)
+    log_results(session.trainer.loggers, reading, figures)
+    log.info("run: %s", run.folder)
+    if weights is not None:  # last: a run that fails on the way leaves the current base alone
+        _write_base(session, weights, current)
+    is_expected = session.is_fast_dev_run or (weights and (results["targets"] or cfg.debug))
+    if reason and not is_expected:
+        raise TrainingError(reason)
+    return results
+
+
+def results_of(
+    session: Session, tables: Mapping[str, Predictions], choices: Mapping[str, Choice]
+) -> dict[str, Any]:
+    """What results.json says of a run: on what it ran, and the counts of its predictions."""
+    cfg, classifier, images = session.cfg, session.classifier, session.images
+    base, dataset = classifier.base, classifier.dataset
+    preprocessing = dataset.preprocessing()
     names = choices["target"].value if "target" in choices else classifier.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
-    outcomes = outcomes_by_split(tables, targets)
-    useless = _why_useless(session, outcomes, choices) if cfg.stage != "eval" else None
     is_ours = base is None or base.is_pretrained_here
     overrides = None
-    if run.typed is not None:  # a run that was resumed leaves the same results
+    if session.run.typed is not None:  # a run that was resumed leaves the same results
         how = re.compile(r"[+~]*(hydra|resume|sweep)\b")
-        overrides = [text for text in run.typed if not how.match(text)]
-    preprocessing = dataset.preprocessing()
+        overrides = [text for text in session.run.typed if not how.match(text)]
     counts = images.train.labels.bincount(minlength=len(dataset.classes))
     adapter = classifier.adapter and str(classifier.adapter)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
         adapter = ADAPTER_FOLDER
-    results = {
+    return {
         "stage": cfg.stage,
         "dataset": dataset.name,
         "overrides": overrides,
@@ -86,43 +123,13 @@ def finish(
         "base_pretrained_here": is_ours,
         "test_held_out_now": "test" in images.held_out and not is_ours,
         "parameters": count_parameters(classifier.net),
-        **outcomes,
+        **outcomes_by_split(tables, targets),
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
         "base_unchanged": True if cfg.stage == "lora" else None,
         "adapter": adapter,
         "scale": choices["scale"].value if "scale" in choices else None,
-        "dial": dial,
-        "steps": trainer.global_step,
-        "better_preprocessing": list(advice),
+        "steps": session.trainer.global_step,
     }
-    weights, current = None, None
-    if cfg.stage == "pretrain":
-        is_trial = bool(cfg.debug) or session.is_fast_dev_run
-        # What knows some classes alone, or nothing, or was a trial, is no base for others.
-        is_base = not (targets or useless or is_trial)
-        folder = Path(cfg.paths.bases) if is_base else run.folder
-        name = base_name(classifier.settings.data, classifier.settings.net)
-        weights = versioned_base_path(folder, name, results["base_sha256"])
-        current = base_to_replace(cfg, run) if is_base else None
-        if current is None:  # the user has to name it to other commands
-            results["weights"] = str(weights) if is_base else weights.name
-    results["seconds"] = session.clock.seconds()
-    if adapter == ADAPTER_FOLDER:
-        _save_adapter(session, names, choices, dial)
-    table, reading = tables["test"].columns(), Reading(results)
-    write_json(run.folder / RESULTS_FILE, results)
-    write_predictions(table, images.test.names(), run.folder, dataset.classes)
-    print_results(reading, run.folder)
-    figures: dict[str, Any] = {}
-    if cfg.figures or (cfg.figures is None and not run.is_sweep):
-        figures = make_report(run.folder, reading, table, images.test)
-    log_results(trainer.loggers, reading, figures)
-    log.info("run: %s", run.folder)
-    if weights is not None:  # last: a run that fails on the way leaves the current base alone
-        _write_base(session, weights, current)
-    if useless and not session.is_fast_dev_run and not (weights and (targets or cfg.debug)):
-        raise TrainingError(useless)
-    return results
 
 
 def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
@@ -180,10 +187,7 @@ def _write_base(session: Session, own: Path, current: Path | None) -> None:
 
 
 def _save_adapter(
-    session: Session,
-    names: Sequence[str],
-    choices: Mapping[str, Choice],
-    dial: Mapping[str, Any] | None,
+    session: Session, choices: Mapping[str, Choice], dial: Mapping[str, Any] | None
 ) -> None:
     """Save the adapter with its record, and a copy of its base, where there is none."""
     classifier, bases = session.classifier, Path(session.cfg.paths.bases)
@@ -199,7 +203,8 @@ def _save_adapter(
     made |= {name: choice.value for name, choice in choices.items() if name != "target"}
     if made.get("refit"):
         made["advised_scale"] = dial and scale_of_refit(dial)
-    metadata = {"base_sha256": base.sha256, "targets": list(names), **record}
+    targets = choices["target"].value if "target" in choices else []
+    metadata = {"base_sha256": base.sha256, "targets": targets, **record}
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
 
 

@@ -43,9 +43,9 @@ class Choice(NamedTuple):
     """What was chosen, and why."""
 
     value: Any
-    of: Sequence[Any] | None  # among what; None: it is the only one
-    images: int  # of validation, which have decided; 0: they were not asked
-    why: str
+    of: Sequence[Any] | None = None  # among what; None: it is the only one
+    images: int = 0  # of validation, which have decided; 0: they were not asked
+    why: str = "as configured"
 
 
 def tell(choices: Mapping[str, Choice]) -> None:
@@ -169,6 +169,7 @@ class Session:
         settings: Any = OmegaConf.to_container(cfg, resolve=True)
         resolved = classifier.settings
         settings |= {"net": resolved.net, "prepare": resolved.prepare, "data": resolved.data}
+        del settings["digit"]  # another name of target
         settings |= {"classes": classifier.classes, "data_sha256": dict(self.images.sha256)}
         settings["base_ckpt"] = str(classifier.base_path)
         settings["base_sha256"] = classifier.base and classifier.base.sha256
