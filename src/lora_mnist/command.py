@@ -4,7 +4,6 @@ import os
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import BooleanNode, DictConfig, IntegerNode, OmegaConf, open_dict
 
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, nearest_to
 from lora_mnist.project import CONFIGS, program
 
 if TYPE_CHECKING:
@@ -115,10 +114,8 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     for key in set(map(str, cfg)) - keys:
         known = _keys_of("train", "lora").union(*map(_keys_of, _ENTRIES))
         if typed is None or key in typed or key not in known:
-            message = f"{key}: nothing reads this key with stage={cfg.stage}"
-            if key not in known and (nearest := get_close_matches(key, known, n=1)):
-                message += f"; the nearest: {nearest[0]}"
-            raise UserError(message)
+            nearest = "" if key in known else nearest_to(key, known)
+            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}{nearest}")
         with open_dict(checked):
             del checked[key]
     for group in ("data", "net", "prepare"):

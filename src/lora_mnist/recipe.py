@@ -289,18 +289,14 @@ def try_scales(
     session: Session, data: ImageDataModule, val: Predictions | None
 ) -> dict[str, Any] | None:
     """The errors of the adapter at several scales on validation images; ``None``: not asked for."""
-    cfg, trainer = session.cfg, session.trainer
+    cfg, images = session.cfg, session.images.val
     wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):
         return None
     log.info("dial: the adapter at several scales on validation images")
-    device: Any = trainer.strategy.root_device
-    precision: Any = trainer.precision_plugin
-    images = session.images.val
-    batches = partial(session.classifier.dataset.batches, images, device, name="dial")
-    net, targets = session.net, data.plan.selection.targets
-    with session.clock.measure("dial"), evaluating(net, device), precision.forward_context():
-        return measure_dial(net, batches, val, targets, cfg.seed)
+    with session.clock.measure("dial"), session.evaluating() as device:
+        batches = partial(session.classifier.dataset.batches, images, device, name="dial")
+        return measure_dial(session.net, batches, val, data.plan.selection.targets, cfg.seed)
 
 
 def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice) -> Choice:
@@ -309,13 +305,12 @@ def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice
     if scale != "auto":
         return Choice(float(scale))
     assert dial is not None  # open_session has refused it
-    advised = session.first_says(dial["advised"])
+    advised = dial["advised"]
     errors = dict(zip(dial["scales"], dial["errors"], strict=True))
+    chosen = session.first_says(scale_of_refit(dial) if refit.value else advised)
     why = f"advised by validation images: {errors[advised]:,} errors, {errors[0]:,} of the base"
-    of_refit = session.first_says(scale_of_refit(dial))
-    if refit.value and of_refit != advised:
+    if chosen != advised:
         why = f"a refit learns these images; before it, they advise {advised:g}"
-    chosen = of_refit if refit.value else advised
     return Choice(chosen, dial["scales"], dial["images"], why)
 
 

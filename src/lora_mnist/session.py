@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -90,11 +90,17 @@ class Session:
         images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
-        device: Any = self.trainer.strategy.root_device
-        precision: Any = self.trainer.precision_plugin
         measured = nullcontext() if part == "val" else self.clock.measure("test")
-        with measured, evaluating(self.net, device), precision.forward_context():
+        with measured, self.evaluating() as device:
             return evaluate(self.net, dataset.batches(images, device, name=part), before)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[torch.device]:
+        """Inside the ``with`` block the network is on the Trainer's device, in eval mode."""
+        precision: Any = self.trainer.precision_plugin
+        on_device = evaluating(self.net, self.trainer.strategy.root_device)
+        with on_device as device, precision.forward_context():
+            yield device
 
     def tables(self) -> dict[str, Predictions]:
         """The predictions for each part but ``val``, if it has images."""
