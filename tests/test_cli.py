@@ -26,7 +26,6 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
     [
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
-        ("trainer.max_steps=abc", "trainer.max_steps: Value 'abc' of type 'str' could not be con"),
         ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
         ("trainer.limit_val_batches=0", ", or +trainer.limit_val_batches, a new argument of light"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
@@ -42,12 +41,7 @@ def test_a_refusal_is_one_line(cli, tmp_path, argument, answer):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_key_that_was_deleted_is_missing(cli):
-    done = cli("train.py", "stage=lora", "~seed")
-    assert (done.code, done.err) == (2, "seed: missing; expected a value\n")
-
-
-@pytest.mark.parametrize("text", ["Flöte", "photos/Flöte/*.png", "epoch=3 step=10.ckpt", "a & b!"])
+@pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt", "a & b!"])
 def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
     """Options may stand behind keys."""
     cli(TOY, f"note={text}", "--config-name", "plain", "x=2").ok()
@@ -104,28 +98,22 @@ def test_a_run_goes_on_in_its_folder_and_no_other_run_comes_there(cli, tmp_path)
     assert (runs / "a" / ".hydra" / "config.yaml").read_bytes() == config
 
 
-def test_commands_run_from_any_folder(cli, tmp_path):
+def test_commands_run_from_any_folder(cli, outputs, tmp_path):
     """MNIST is the project's; outputs, and what a user names, are where he stands."""
     here = tmp_path / "here"
     here.mkdir()
     before = set((ROOT / "outputs").rglob("*"))
-    train = ("train.py", "stage=pretrain", *SMALL, "trainer.max_steps=3")
     base = "base_ckpt=../outputs/base/mnist.ckpt"
-    for command in (train, ("eval.py", *SMALL, base, "hydra.run.dir=../run")):
-        cli(*command, here=here).ok()
+    few = (*SMALL, "+trainer.limit_test_batches=1", "hydra.run.dir=../run")
+    cli("eval.py", *few, base, here=here).ok()
     assert read_results(tmp_path / "run")["stage"] == "eval"
     assert not list(here.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"here", "outputs", "run"}
     assert set((ROOT / "outputs").rglob("*")) == before
 
 
-@pytest.mark.slow
-def test_help_and_config_need_no_torch():
-    for arguments, line in (
-        (["--help"], "stage=lora digit=9     # repair"),
-        (["stage=lora", "--cfg", "job", "--resolve"], "target_modules: all"),
-    ):
-        done = run_process("-X", "importtime", "train.py", *arguments)
-        assert done.returncode == 0, done.stderr
-        assert "torch" not in done.stderr
-        assert line in done.stdout
+def test_a_configuration_is_shown_without_torch():
+    done = run_process("-X", "importtime", "train.py", "stage=lora", "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stderr
+    assert "target_modules: all" in done.stdout
