@@ -1,16 +1,15 @@
 """What the files of bases and adapters say, as a classifier."""
 
-import shutil
-import sys
+import os
 
 import pytest
 import torch
-from composed import small_adapter, small_net
-from helpers.commands import only_run, read_results, refused
-from helpers.stranger import fresh, move_in
+from composed import SMALL, composed, small_adapter, small_net
+from helpers.commands import refused
 
 from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier import Classifier
+from lora_mnist.command import Run, classifier_of
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
@@ -47,38 +46,15 @@ def test_an_adapter_finds_its_own_base(outputs, adapter):
     assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in said
 
 
-@pytest.mark.slow
-def test_what_is_typed_goes_before_what_a_run_brings(cli, tmp_path, monkeypatch):
-    """Its network, its images and its base are found from anywhere."""
-    here, elsewhere = move_in(tmp_path / "here", monkeypatch), tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.setenv("HOME", str(here))
-    torch.save(fresh(width=5).state_dict(), "mine.pt")
-    cli(
-        *("train.py", "experiment=repair", "data=folder", 'data.data_dir="~/photos"', "net=custom"),
-        *("net._target_=nets_of_a_stranger.Net", "net.width=5", "base_ckpt=mine.pt", "digit=dog"),
-        *("batches.replay=10", "batches.batch_size=5", "trainer.max_steps=6", "trainer=cpu"),
-        *("callbacks.checkpoint=null", "logger=none", "figures=false", "prepare.image_size=8"),
-        here=here,
-    ).ok()
-    own = ("net._target_=nets_of_a_stranger.Net",)
-    options = ("adapter=latest", "trainer=cpu", "figures=false")
-    said = "code of its maker: net._target_=nets_of_a_stranger.Net runs it, from where you stand"
-    assert said in cli("eval.py", *options, here=elsewhere).err
-    shutil.copy(here / "nets_of_a_stranger.py", elsewhere)
-    sys.modules.pop("nets_of_a_stranger")
-    options = (*options[:1], *own, *options[1:])
-    run = tmp_path / "changed"
-    cli("eval.py", "prepare.mean=0.25", *options, f"hydra.run.dir={run}", here=elsewhere).ok()
-    results = read_results(run)
-    assert (results["mean"], results["dataset"]) == (0.25, "photos")
-    log = (run / "eval.log").read_text()
-    assert "set by you, other than in the adapter: prepare.mean=0.25" in log
-    cli("predict.py", "images=../here/photos/cat/1.png", *options[:2], here=elsewhere).ok()
-    done = cli("eval.py", "-m", "scale=1,0.5", *options)
-    assert done.code != 0
-    assert "adapter=latest: expected the folder itself in a sweep" in done.err
-    assert f"adapter={only_run(tmp_path / 'outputs', 'lora')}" in done.err
+def test_the_latest_is_the_newest_by_time(outputs):
+    """Whatever the folders are called; the jobs of a sweep could find different ones."""
+    cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
+    for seconds, run in enumerate(("lora/2026-b", "lora/2026-a", "lora/nines", "lora/2026-b")):
+        file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
+        os.utime(file, (10**9 + seconds, 10**9 + seconds))
+        assert classifier_of(cfg).adapter.parent == outputs / run
+    said = refused(classifier_of, cfg, Run(outputs, is_sweep=True))
+    assert said.startswith("adapter=latest: expected the folder itself in a sweep")
 
 
 def test_auto_asks_the_rule_of_training(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from composed import composed
-from helpers.commands import only_run, read_results
+from helpers.commands import only_run, read_results, refused
 from helpers.stranger import move_in
 
 from lora_mnist.command import Run, checked_copy
@@ -75,3 +75,11 @@ def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
         Path("classifier", "photos.yaml").write_text(change)
     done = cli("predict.py", *typed, "images=photos", here=here)
     assert (done.code, done.err.startswith(said)) == (2, True), done.err
+
+
+def test_each_command_takes_the_keys_that_it_has(tmp_path):
+    """Of ``configs/local/default.yaml``, where nobody has typed them."""
+    cfg = composed("predict", "+seed=3", "images=x.png")
+    assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
+    said = refused(checked_copy, cfg, Run(tmp_path, typed=("+seed=3",)))
+    assert said.startswith("seed: nothing reads this key with stage=predict")

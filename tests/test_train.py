@@ -155,6 +155,12 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0
 
 
+def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller(outputs):
+    run(outputs, *NINES, "lora.rank=auto", "lora.rank_pattern={linear2: 2}")
+    ranks = [len(A) for name, A in sorted(adapter_of(newest(outputs)).items()) if "lora_A" in name]
+    assert ranks == [16, 2]
+
+
 def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
     """Nor does one batch have to be right about more than one class."""
     before = files_of(outputs / "base")
