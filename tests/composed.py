@@ -81,10 +81,10 @@ def run(outputs, *overrides):
     return train(composed("train", *QUICK, f"paths.outputs={outputs}", *overrides))
 
 
-def evaluated(outputs, adapter="latest"):
+def evaluated(outputs, adapter="latest", *overrides):
     """The results of testing an adapter on few images."""
     options = (*SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={adapter}")
-    return evaluate(composed("eval", *options))
+    return evaluate(composed("eval", *options, *overrides))
 
 
 def small_base(outputs, seed=0):

@@ -1,100 +1,40 @@
 """Which preprocessing and which order of classes a network was trained with."""
 
-from types import SimpleNamespace
-
 import numpy
 import pytest
 import torch
 from composed import composed, logged
-from helpers.commands import only_run, read_results
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
-from lora_mnist import MLP, Classifier
-from lora_mnist.check_preprocessing import better_order, better_preparation, warn_of_guessing
-from lora_mnist.command import Run
+from lora_mnist.check_preprocessing import better_order, warn_of_guessing
 from lora_mnist.data import Folder
 from lora_mnist.evaluate import evaluate
 from lora_mnist.repair.predictions import Predictions
 
 
-def train_plain(folder):
-    """Somebody's own script, which stretches pictures and divides them by 255.
+class Striped(nn.Sequential):
+    """A network that takes images of any size."""
 
-    The pictures are wide, with noise and a coloured bar in one of three places, 150 a class.
-    """
-    generator = numpy.random.default_rng(0)
-    for label, name in enumerate(("cat", "dog", "emu")):
-        (folder / "photos" / name).mkdir(parents=True)
-        for number in range(150):
-            pixels = generator.normal(90, 80, (12, 20, 3))
-            left = 3 * label  # of a cat, cropping leaves nothing
-            pixels[:, left : left + 4] += generator.normal([70, 20, 0], 25)
-            picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
-            picture.save(folder / "photos" / name / f"{number}.png")
-    (folder / "nets_of_photos.py").write_text("from lora_mnist import MLP")
-    steps = [v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    pictures = ImageFolder(str(folder / "photos"), v2.Compose(steps))
-    images = torch.stack([image for image, _ in pictures])
-    labels = torch.tensor(pictures.targets)
-    torch.manual_seed(0)
-    net = MLP(3 * 8 * 8, [32], 3)
-    adam = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(15):
-        for batch in torch.randperm(len(images)).split(30):
-            adam.zero_grad()
-            cross_entropy(net(images[batch]), labels[batch]).backward()
-            adam.step()
-    torch.save(net.state_dict(), folder / "mine.pt")
+    def __init__(self):
+        layers = (nn.Conv2d(1, 8, 9, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(*layers, nn.Linear(8, 2))
 
 
-OPTIONS = (
-    *("data=folder", "data.data_dir=photos", "prepare.image_size=8", "figures=false"),
-    "trainer=cpu",
-    *("net=custom", "net._target_=nets_of_photos.MLP", "base_ckpt=mine.pt"),
-    *("net.in_features=192", "net.hidden_sizes=[32]", "net.num_classes=3"),
-)
-
-
-@pytest.mark.slow
-def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
-    train_plain(tmp_path)
-    done = cli("eval.py", *OPTIONS, here=tmp_path).ok()
-    assert "tried, with: prepare.resize=stretch " in done.err
-    assert "To repair" not in done.out  # on other images than the network was trained on
-    results = read_results(only_run(tmp_path / "outputs", "eval"))
-    better = results["better_preprocessing"]
-    keys = ["prepare.resize", "prepare.mean", "prepare.std"]
-    assert [text.partition("=")[0] for text in better] == keys
-    options = (*OPTIONS, *better, f"paths.outputs={tmp_path}/outputs")
-    with logged("lora_mnist.check_preprocessing") as log:
-        mended = evaluate(composed("eval", *options))
-    assert log.getvalue() == ""
-    assert mended["test"]["errors"] < results["test"]["errors"]
-    moved = evaluate(composed("eval", *options, "prepare.classes=[emu,cat,dog]"))
-    assert moved["better_preprocessing"] == ["prepare.classes=[cat,dog,emu]"]
-
-
-def stripes(folder):
-    """A network that knows pictures of stripes at 64 pixels, and takes any size.
-
-    The classes are told apart by the width of the stripes.
-    """
+def train_on_stripes(folder):
+    """Photos whose classes differ in the width of stripes; weights that know them at 64 pixels."""
     generator = numpy.random.default_rng(0)
     for name, width in (("fine", 4), ("coarse", 7)):
         (folder / "photos" / name).mkdir(parents=True)
-        for number in range(60):
+        for number in range(100):
             wave = numpy.sin(2 * numpy.pi * (numpy.arange(32) / width + generator.random()))
             pixels = 128 + 60 * wave + generator.normal(0, 20, (32, 32))
             picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
             picture.save(folder / "photos" / name / f"{number}.png")
     data = Folder(folder / "photos", channels=1, image_size=64, mean=0.5, std=0.25)
     torch.manual_seed(0)
-    layers = (nn.Conv2d(1, 8, 9, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    net = nn.Sequential(*layers, nn.Linear(8, 2))
+    net = Striped()
     adam = torch.optim.Adam(net.parameters(), lr=0.01)
     ((images, labels),) = data.batches(data.sets.train)
     for _ in range(60):
@@ -102,19 +42,27 @@ def stripes(folder):
         cross_entropy(net(images), labels).backward()
         adam.step()
     torch.save(net.state_dict(), folder / "mine.pt")
-    return net
 
 
-def test_a_network_that_takes_any_size_is_tried_at_others(tmp_path):
-    classifier = Classifier.load(
-        net=stripes(tmp_path),
-        base=tmp_path / "mine.pt",
-        prepare={"image_size": 192, "channels": 1, "mean": 0.4, "std": 0.3},
-        data={"_target_": "lora_mnist.data.Folder", "data_dir": str(tmp_path / "photos")},
-    )
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu"))
-    session = SimpleNamespace(classifier=classifier, run=Run(tmp_path), trainer=trainer)
-    assert better_preparation(session)[0] == "prepare.image_size=[64,64]"
+def test_eval_says_unasked_how_a_network_was_trained(tmp_path):
+    train_on_stripes(tmp_path)
+
+    def tested(*overrides):
+        options = ("data=folder", f"data.data_dir={tmp_path}/photos", "net=custom")
+        options += (f"net._target_={__name__}.Striped", f"base_ckpt={tmp_path}/mine.pt")
+        options += ("trainer=cpu", "figures=false", f"paths.outputs={tmp_path}/outputs")
+        return evaluate(composed("eval", *options, "prepare.channels=1", *overrides))
+
+    wrong = ("prepare.image_size=192", "prepare.mean=0.4", "prepare.std=0.3")
+    results = tested(*wrong)
+    better = results["better_preprocessing"]
+    assert better[0].startswith("prepare.image_size=")
+    with logged("lora_mnist.check_preprocessing") as log:
+        mended = tested(*wrong, *better)
+    assert log.getvalue() == ""
+    assert mended["test"]["errors"] < results["test"]["errors"]
+    moved = tested(*wrong, *better, "prepare.classes=[fine,coarse]")
+    assert moved["better_preprocessing"] == ["prepare.classes=[coarse,fine]"]
 
 
 def table_of(label, before):

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, small_adapter, small_base, small_net
+from composed import FEW, SMALL, composed, small_net
 from helpers.stranger import CLASSES, move_in
 from helpers.stranger import config as stranger_config
 from PIL import Image
@@ -12,28 +12,20 @@ from lora_mnist.command import classifier_of
 from lora_mnist.demo import build_page, mistakes_of_base, side_by_side
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    outputs = tmp_path_factory.mktemp("outputs")
-    small_base(outputs)
-    small_adapter(outputs, "lora/2026-01-01", std=0.2)
-    return outputs
-
-
 @pytest.fixture
-def classifier(outputs):
-    return classifier_of(composed("demo", SMALL[0], *FEW, f"paths.outputs={outputs}"))
+def classifier(with_nine):
+    return classifier_of(composed("demo", SMALL[0], *FEW, f"paths.outputs={with_nine}"))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.35])
 @torch.no_grad()
-def test_asks_the_base_and_the_adapted_network(classifier, outputs, scale):
+def test_asks_the_base_and_the_adapted_network(classifier, with_nine, scale):
     image = classifier.test_images().pixels[3]
     base, adapted = side_by_side(classifier, image, scale)
     assert list(base) == list(adapted) == [*"0123456789"]
     x = classifier.dataset.normalise(image[None])
-    assert list(base.values()) == small_net(outputs)(x).softmax(1)[0].tolist()
-    net = small_net(outputs, outputs / "lora" / "2026-01-01" / "adapter")
+    assert list(base.values()) == small_net(with_nine)(x).softmax(1)[0].tolist()
+    net = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")
     set_lora_scale(net, scale)
     assert list(adapted.values()) == pytest.approx(net(x).softmax(1)[0].tolist(), abs=1e-6)
     assert base != adapted
@@ -41,9 +33,9 @@ def test_asks_the_base_and_the_adapted_network(classifier, outputs, scale):
 
 
 @torch.no_grad()
-def test_shows_every_mistake_of_the_base(classifier, outputs):
+def test_shows_every_mistake_of_the_base(classifier, with_nine):
     images = classifier.test_images()
-    predictions = small_net(outputs)(classifier.dataset.normalise(images.pixels)).argmax(1)
+    predictions = small_net(with_nine)(classifier.dataset.normalise(images.pixels)).argmax(1)
     notes = [note for note, _ in mistakes_of_base(classifier, images)]
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
     assert notes == [f"Test image {n}, labelled {images.labels[n]}" for n in wrong]

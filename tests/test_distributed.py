@@ -14,6 +14,7 @@ from lora_mnist.train import train
 
 
 def losses_of(folder):
+    """Of each second step."""
     with next(folder.rglob("metrics.csv")).open(newline="") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 

@@ -13,13 +13,6 @@ from lora_mnist.repair.module import Loss
 from lora_mnist.repair.predictions import columns_of
 
 
-@pytest.fixture
-def on_gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("this machine has no CUDA device")
-    return ("trainer=gpu", "figures=false")
-
-
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])
 def test_nothing_of_a_step_stays_on_the_cpu(init):
     """On the device meta, which knows shapes alone, and refuses tensors of another device."""
@@ -34,8 +27,9 @@ def test_nothing_of_a_step_stays_on_the_cpu(init):
 
 
 @pytest.mark.gpu
-def test_both_stages_with_the_same_numbers_twice(cli, tmp_path, on_gpu):
-    bases = set()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_both_stages_with_the_same_numbers_twice(cli, tmp_path):
+    on_gpu, bases = ("trainer=gpu", "figures=false"), set()
     for _ in range(2):
         cli("train.py", "stage=pretrain", "trainer.max_steps=300", *on_gpu).ok()
         bases.add((tmp_path / "outputs" / "base" / "mnist.ckpt").read_bytes())

@@ -62,24 +62,6 @@ def test_the_best_weights_are_tested_and_saved(outputs):
     assert loaded["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
 
-@pytest.mark.nightly
-def test_a_trial_leaves_no_checkpoint_and_publishes_nothing(cli, tmp_path):
-    mine = tmp_path / "mine.pt"
-    mine.write_bytes(b"the user's own weights")
-    options = ("stage=pretrain", *SMALL[:1], *FEW, "debug=profiler", "trainer.max_steps=2")
-    done = cli("train.py", *options, f"base_ckpt={mine}").ok()
-    assert mine.read_bytes() == b"the user's own weights"
-    outputs = tmp_path / "outputs"
-    assert [path.name for path in outputs.iterdir()] == ["debug"]
-    folder = only_run(outputs, "debug")
-    results = read_results(folder)
-    assert results["steps"] == 2
-    assert [path.name for path in folder.glob("*.ckpt")] == [results["weights"]]
-    assert not list(folder.rglob("events.*"))
-    assert not [*folder.rglob("checkpoints/*.ckpt"), *folder.rglob("report.html")]
-    assert "Profiler Report" in done.err
-
-
 def test_no_validation_where_lightning_is_told_so(outputs):
     none = ("stage=lora", "digit=9", "+trainer.limit_val_batches=0")
     assert "val" not in run(outputs, *none)
@@ -87,21 +69,14 @@ def test_no_validation_where_lightning_is_told_so(outputs):
     assert said.startswith("dial=true: expected validation images")
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "expected"),
-    [
-        (("scheduler=one_cycle",), [0.04, 0.8117, 0.2831, 0]),
-        (("scheduler=cosine", "scheduler.interval=epoch", "scheduler.T_max=2"), [1, 1, 0.5, 0.5]),
-    ],
-)
-def test_schedules(outputs, scheduler, expected):
-    """The learning rate of each step, over optimizer.lr; an epoch has two steps."""
+def test_a_schedule_ends_with_the_training(outputs):
+    """The learning rate of each step, over optimizer.lr."""
     options = ("logger=csv", "callbacks=lr_monitor", "callbacks.checkpoint=null")
-    options += ("batches.batch_size=2000", "trainer.log_every_n_steps=1", "trainer.max_steps=4")
-    options += ("trainer.max_epochs=2", *scheduler)
-    run(outputs, "stage=pretrain", *options)
-    with next(only_run(outputs, "pretrain").rglob("metrics.csv")).open(newline="") as lines:
+    options += ("trainer.log_every_n_steps=1", "trainer.max_steps=4", "scheduler=one_cycle")
+    run(outputs, "stage=lora", "digit=9", *options)
+    with next(only_run(outputs, "lora").rglob("metrics.csv")).open(newline="") as lines:
         rates = [float(row["lr-Adam"]) for row in csv.DictReader(lines) if row["lr-Adam"]]
+    expected = [0.04, 0.8117, 0.2831, 0]
     assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
 
 

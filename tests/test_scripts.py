@@ -51,7 +51,7 @@ def test_links_lead_somewhere(document):
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_task_composes():
     every = (*tasks.TASKS, *tasks.FURTHER)
     assert len({task.seed for task in every}) == len({task.name for task in every}) == len(every)

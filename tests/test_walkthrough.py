@@ -48,8 +48,6 @@ def test_it_was_run_from_top_to_bottom_without_a_warning():
     assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
     kinds = {o.get("name", o["output_type"]) for cell in CELLS for o in cell["outputs"]}
     assert not kinds & {"error", "stderr"}
-    assert sum(map(has_figure, CELLS)) >= 8
-    assert sum(map(is_exact, CELLS)) >= 10
 
 
 @pytest.mark.slow(15)
