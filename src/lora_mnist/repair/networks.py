@@ -191,7 +191,7 @@ def own_preprocessing(
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
         import timm.data  # here: an extra, and net has it
 
-        named: dict[str, Any] = timm.data.resolve_model_data_config(net)  # type: ignore
+        named: dict[str, Any] = timm.data.resolve_model_data_config(net)
         channels, *original = named.pop("input_size")
         channels = net_settings.get("in_chans") or channels  # an argument comes first
         size = net_settings.get("img_size") or original

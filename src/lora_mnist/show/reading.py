@@ -188,7 +188,7 @@ class Reading:
     def verdict(self) -> list[Phrase]:
         """Whether to keep a repair, then what it changed, and for whom; or the errors of a base."""
         phrases = self._of_repair() if self.is_repair else self._of_base()
-        val = self.results.get("val_base")
+        val: Any = self.results.get("val_base")
         decided = [name for name, choice in self.choices.items() if choice["images"]]
         # Without the mistakes that were left out of either, the two cannot be compared.
         can_compare = decided and val and not self.is_hotfix
