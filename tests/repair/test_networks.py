@@ -20,7 +20,6 @@ from lora_mnist.repair.networks import (
     check_outputs,
     evaluating,
     importable,
-    outputs_key,
     own_preprocessing,
 )
 
@@ -35,18 +34,6 @@ def test_networks_have_the_documented_sizes():
     for net, count in ((mlp, 2_807_010), (cnn, 20_490)):
         assert sum(parameter.numel() for parameter in net.parameters()) == count
         assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-
-
-@pytest.mark.parametrize(
-    ("target", "key"),
-    [
-        ("lora_mnist.MLP", "net.num_classes"),
-        ("torchvision.models.resnet18", "net.num_classes"),
-        ("helpers.nets.TinyNet", None),
-    ],
-)
-def test_the_number_of_outputs_has_a_key_where_the_network_takes_one(target, key):
-    assert outputs_key({"_target_": target}) == key
 
 
 def test_each_target_is_called_with_the_values_beside_it():

@@ -1,8 +1,7 @@
 """Bases on disk: read anybody's weights, write ours, find one by its SHA-256.
 
-A base is the ``state_dict`` of a pretrained network, buffers included. Its identity is the SHA-256
-of its tensors. Each base that is made here keeps a file of its own, ``<name>-<first 12 digits of
-its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
+Each base that is made here keeps a file of its own, ``<name>-<first 12 digits of the SHA-256 of its
+tensors>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
 import logging
@@ -42,15 +41,10 @@ class BaseFile(NamedTuple):
     tensors: Mapping[str, Tensor]  # as they are named there
     record: Mapping[str, Any]  # see :mod:`lora_mnist.settings`; empty in files that are not ours
     sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
-    versions: Mapping[str, Any]  # of its layers, where torch has saved them
 
 
 def read_base(path: Path) -> BaseFile:
-    """The weights in ``path``, and what else a base of ours has there; nothing in it runs.
-
-    Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
-    that holds one, and safetensors. ``ValueError``, if the file holds no weights.
-    """
+    """The weights in ``path``, and what else a base of ours has there; nothing in it runs."""
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
     content: Any
@@ -73,43 +67,32 @@ def read_base(path: Path) -> BaseFile:
     record, sha256 = {}, None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
         record, sha256 = content["record"], content.get("sha256")
-    tensors, versions = _tensors_in(content)
+    tensors = _tensors_in(content)
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return BaseFile(tensors, record, sha256, versions)
+    return BaseFile(tensors, record, sha256)
 
 
-def _tensors_in(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors in a dictionary, and the versions of layers that torch has saved with them.
-
-    Where several dictionaries in it hold tensors, the names of each begin with its key.
-    """
+def _tensors_in(content: Any) -> dict[str, Tensor]:
+    """The tensors in a dictionary; of several dictionaries in it, each name begins with the key."""
     if not isinstance(content, Mapping):
-        return {}, {}
+        return {}
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    versions = dict(getattr(content, "_metadata", {}))
-    inner = {}
-    for key, value in content.items():
-        found = _tensors_in(value)
-        if found[0]:
-            inner[key] = found
+    inner = {key: _tensors_in(value) for key, value in content.items()}
+    inner = {key: found for key, found in inner.items() if found}
     if not tensors and len(inner) == 1:
-        (only,) = inner.values()
-        return only
-    for key, (more, their_versions) in inner.items():
-        tensors |= {f"{key}.{name}": tensor for name, tensor in more.items()}
-        versions |= {f"{key}.{name}".rstrip("."): each for name, each in their_versions.items()}
-    return tensors, versions
+        (tensors,) = inner.values()
+        return tensors
+    for key, found in inner.items():
+        tensors |= {f"{key}.{name}": tensor for name, tensor in found.items()}
+    return tensors
 
 
-def load_weights(
-    net: nn.Module, file: BaseFile, prefix: str | None = None, outputs_key: str | None = None
-) -> Base:
+def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
 
     ``prefix`` names one of several networks in the file. Without it a prefix such as ``module.`` is
-    dropped, and so are tensors outside it, such as a metric's. ``outputs_key`` is the key of the
-    number of outputs of ``net``, if it has one.
+    dropped, and so are tensors outside it, such as a metric's.
     """
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names, by what stands before them in the file
@@ -127,8 +110,6 @@ def load_weights(
                 f"holds {len(networks)} networks; expected base_prefix= one of {names}"
             )
         prefix = max(counts, key=lambda each: counts[each], default="")
-        if 2 * counts[prefix] < len(own):  # names that are the same by chance
-            prefix = ""
     elif prefix not in counts:
         raise ValueError(f"base_prefix={prefix}: expected one of {names}")
     others = tuple(each for each in networks if each != prefix and each.startswith(prefix))
@@ -140,19 +121,14 @@ def load_weights(
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
         chosen[name] = tensor
-    # A layer may convert the tensors of an older version, and not know what to do without one.
-    # Where the file has none, such as safetensors, and all names, they are today's.
-    chosen._metadata = {}
-    for layer, version in file.versions.items():
-        if f"{layer}.".startswith(prefix):
-            chosen._metadata[f"{layer}.".removeprefix(prefix).rstrip(".")] = version
-    if not chosen._metadata and prefix in networks:
+    # Layers convert the tensors of older versions. A file with all of today's names is of today's.
+    if prefix in networks:
         chosen._metadata = own._metadata
     try:
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
-        reason = textwrap.shorten(str(error), 400).rstrip(".")
-        reason = "; ".join([*_misfits(net, chosen, outputs_key), reason])
+        lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
+        reason = " ".join(lines).rstrip(".")
         raise ValueError(f"{reason}; expected the tensors of the configured net") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
@@ -160,38 +136,6 @@ def load_weights(
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     stage = file.record.get("made", {}).get("stage")
     return Base(tensors, fingerprint(tensors), stage == "pretrain")
-
-
-def _misfits(net: nn.Module, stored: Mapping[str, Tensor], outputs_key: str | None) -> list[str]:
-    """How names, outputs or channels of a file differ from those of ``net``, in words."""
-    own, layers = net.state_dict(), dict(net.named_modules())
-    if not own.keys() & stored.keys():
-        starts = []
-        for names in (stored, own):
-            parts = dict.fromkeys(name.partition(".")[0] for name in names)
-            starts.append(", ".join(f"{part}." for part in list(parts)[:3]))
-        theirs_and_ours = "its names begin with {}, the network's with {}".format(*starts)
-        return [f"no name of the file is one of the network's: {theirs_and_ours}"]
-    different: dict[tuple[int, int, int], str] = {}  # side, sizes there and here; the first tensor
-    for name, tensor in own.items():
-        if name in stored and isinstance(layers[name.rpartition(".")[0]], nn.Linear | nn.Conv2d):
-            sizes = zip(stored[name].shape, tensor.shape, strict=False)
-            for side, (there, here) in enumerate(sizes):
-                if there != here:
-                    different.setdefault((side, there, here), name)
-    sides, pairs = {key[0] for key in different}, {key[1:] for key in different}
-    if min(len(sides), len(pairs)) < len(different):
-        return []  # layers inside have other widths, too
-    reasons = []
-    for (side, there, here), name in different.items():
-        if side == 0:
-            advice = f": {outputs_key}={there}" if outputs_key else ""
-            reasons.append(f"the file has {there} outputs ({name}), the network {here}{advice}")
-        elif side == 1:
-            unit = "channel" if own[name].ndim > 2 else "value"
-            unit += "s" if there > 1 else ""
-            reasons.append(f"its first layer takes {there} {unit}, the network's {here}")
-    return reasons
 
 
 def write_base(
@@ -234,10 +178,7 @@ def refuse_to_replace(path: Path) -> None:
 
 
 def set_current_base(own: Path, current: Path) -> None:
-    """Make the base in ``own``, where it stays for good, the one in ``current``.
-
-    The log names the command to go back.
-    """
+    """Make the base in ``own``, where it stays for good, the one in ``current``."""
     refuse_to_replace(current)
     before = read_base(current).sha256 if current.exists() else None
     if before is not None and not own.stem.endswith(before[:12]):

@@ -44,8 +44,8 @@ def begin_run(
 ) -> Iterator[None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that its numbers depend on, and ``rate`` is the choice of its rate.
-    ``resume`` is the run to go on with, as the user named it; ``None``: a new run.
+    ``settings`` are all that its numbers depend on; ``rate`` is the choice of its rate; ``resume``
+    is the run to go on with, as it was typed.
     """
     record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]
