@@ -43,7 +43,6 @@ MISTAKES = {
         (*PRETRAIN, "+trainer.nope=1 -> TypeError: Trainer.__init__() got an unexpected"),
         (*PRETRAIN, "trainer.precision=64-true"),
         (*LORA, "target=cow"),
-        (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),
         (
             *(*LORA, "lora=pissa"),
             "optimizer._target_=torch.optim.AdamW -> optimizer.weight_decay=0.01: expected 0",

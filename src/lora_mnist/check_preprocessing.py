@@ -117,7 +117,7 @@ def better_preparation(session: Session) -> list[str]:
     mean, std = measured_pixels(some)
     changes = [*_CHANGES, {"mean": mean, "std": std}]
     if isinstance(dataset, Folder):
-        first = open_picture(dataset.root / str(some.names()[0]), decode=False)
+        first = open_picture(dataset.root / str(some.names[0]), decode=False)
         if max(first.size) <= 256:
             changes.insert(0, {"image_size": [first.height, first.width]})
     best, tried = configured, [configured]

@@ -70,7 +70,7 @@ def finish(
     results["seconds"] = session.clock.seconds()
     table, reading = tables["test"].columns(), Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
-    write_predictions(table, images.test.names(), run.folder, reading.classes)
+    write_predictions(table, images.test.names, run.folder, reading.classes)
     print_results(reading, run.folder)
     figures: dict[str, Any] = {}
     if cfg.figures or (cfg.figures is None and not run.is_sweep):

@@ -39,14 +39,3 @@ def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero():
     images.pixels[:, 2] = 17
     normalised = measured(images).normalise(images.pixels)
     assert normalised[:, 2].unique().tolist() == pytest.approx([0], abs=1e-4)
-
-
-def test_pictures_are_stacked_as_far_as_they_are_of_one_size():
-    dataset = ImageDataset("greys", ["cat", "dog"], 1, eval_batch_size=2)
-    dataset.mean, dataset.std = 0, 1
-    sides = [4, 4, 4, 5, 6, 6]
-    pictures = [(torch.full((1, side, side), 255), n) for n, side in enumerate(sides)]
-    batches = list(dataset.stacked(pictures))
-    assert [labels.tolist() for _, labels in batches] == [[0, 1], [2], [3], [4, 5]]
-    assert [images.shape[2] for images, _ in batches] == [4, 4, 5, 6]
-    assert all((images == 1).all() for images, _ in batches)

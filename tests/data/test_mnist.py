@@ -20,7 +20,7 @@ def test_images_are_those_of_torchvision():
     assert torch.equal(images.train.take(range(99))[0][:, 0], official.data[:99])
     assert len(images.train) == 55_000
     assert torch.equal(images.val.labels, official.targets[55_000:])
-    assert images.val.names()[:2] == [55_000, 55_001]
+    assert images.val.names[:2] == [55_000, 55_001]
     assert images.sha256["test"].startswith("a0863a96c44e5666")
 
 
@@ -28,7 +28,7 @@ def test_validation_images_may_be_held_out_of_the_test_images():
     images = MNIST(data_dir=ROOT / "data", val_from="test", val_size=4000).sets
     assert [len(images.train), len(images.val), len(images.test)] == [60_000, 4_000, 6_000]
     assert images.held_out == {"val": "test"}
-    names = [*images.val.names(), *images.test.names()]
+    names = [*images.val.names, *images.test.names]
     assert sorted(names) == list(range(10_000))
 
 

@@ -23,7 +23,7 @@ def test_a_row_an_image_for_anybody(tmp_path):
     """An image keeps its name in a part of the test set."""
     table = predictions().at(torch.arange(3))
     test_set = Images(images(), LABEL, [f"{n},.png" for n in range(6)])
-    rows = rows_of(tmp_path, table, test_set.subset(torch.arange(3, 6)).names())
+    rows = rows_of(tmp_path, table, test_set.subset(torch.arange(3, 6)).names)
     pair = {"label": "dog", "before": "cat", "before_probability": "0.600000"}
     pair |= {"after": "dog", "after_probability": "0.600000", "outcome": "repaired"}
     assert rows[2] == {"file": "5,.png", **pair}

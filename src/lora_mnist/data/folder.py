@@ -77,10 +77,7 @@ class Preparation:
         require_one_of("interpolation", self.interpolation, modes)
 
     def __call__(self, picture: Image, augment: Augment | None = None) -> Tensor:
-        """The image, uint8, (channels, height, width), or the result of ``transform``.
-
-        ``augment`` comes after resizing, but before ``transform``.
-        """
+        """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
             image = self.transform(augment(picture) if augment else picture)
@@ -90,7 +87,7 @@ class Preparation:
                     "shape (channels, height, width)"
                 )
             return image
-        # Down, as timm does, but for a share that was rounded: 32 / 0.889 is 36.
+        # Down, as in timm, but for a share that was rounded: 32 / 0.889 is 36.
         height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
         if self.resize == "crop":  # one side fits; the other is rounded down, as in torchvision
             longer = width * picture.height // picture.width
@@ -110,18 +107,11 @@ class Preparation:
 
 
 class Folder(ImageDataset):
-    """Images in folders, one folder a class, as ``configs/`` explains.
+    """Images in folders, one folder a class, read as torchvision's ImageFolder does it.
 
-    The files are listed and read as torchvision's ImageFolder does it, except that the upper eight
-    of 16 bits a channel are taken. Unreadable files are named and left out; so are validation and
-    test images that are also training images. The folder is only looked at where ``classes``,
-    ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked for.
-
-    ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
-    since reading every byte would take as long as an epoch.
-
-    With a ``transform``, images are read from the disk, and of the arguments from ``image_size`` to
-    ``std`` only ``channels`` may be given. ``common`` are arguments of :class:`.ImageDataset`.
+    The folder is only looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be
+    found there, or its images are asked for: somebody else's adapter comes without them.
+    ``common`` are arguments of :class:`.ImageDataset`.
     """
 
     def __init__(
@@ -151,12 +141,6 @@ class Folder(ImageDataset):
         size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
-        is_alone = self.prepare == Preparation(channels, transform=transform)
-        if transform is not None and ([image_size, mean, std] != [None] * 3 or not is_alone):
-            raise ValueError(
-                f"transform={transform}: expected null, or neither image_size, resize, crop_pct, "
-                "interpolation, mean nor std, which it has in itself"
-            )
         # The command line reads the name 7 as a number.
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
@@ -164,6 +148,12 @@ class Folder(ImageDataset):
         self.shares = Shares(val_size, test_size, split_seed, self.val_from)
         self._has_own_size = image_size is None and transform is None
         if transform is not None:
+            alone = Preparation(channels, transform=transform)
+            if [image_size, mean, std] != [None, None, None] or self.prepare != alone:
+                raise ValueError(
+                    f"transform={transform}: expected null, or neither image_size, resize, "
+                    "crop_pct, interpolation, mean nor std, which it has in itself"
+                )
             self.mean, self.std = 0.0, 1.0
             return
         height, width = size if size is not None else self._size_of_the_first()
@@ -191,7 +181,7 @@ class Folder(ImageDataset):
 
     def resized(self, images: Images, **sizing: Any) -> Images:
         """Images of this folder, read from the disk, and brought to their size in another way."""
-        files = [self.root / str(name) for name in images.names()]
+        files = [self.root / str(name) for name in images.names]
         return replace(images, pixels=files, read=replace(self.prepare, **sizing).read)
 
     def read_picture(self, picture: Path | Image) -> Tensor:
@@ -211,15 +201,12 @@ class Folder(ImageDataset):
 
     @cached_property
     def _parts(self) -> dict[Path, str]:
-        """The folders that hold classes, and the purpose of their images: train, val or test.
-
-        Without subfolders, ``train`` is a class, of trains.
-        """
+        """The folders that hold classes, and the purpose of their images: train, val or test."""
         root = self.root
         parts, others = {}, []
         for name in _subfolders(root):
             part = _ALSO_CALLED.get(name.lower(), name.lower())
-            if part in _PARTS and _subfolders(root / name):
+            if part in _PARTS and _subfolders(root / name):  # without these it is a class: trains
                 parts[root / name] = part
             else:
                 others.append(name)
@@ -228,21 +215,13 @@ class Folder(ImageDataset):
         return parts or {root: "train"}
 
     def _folders_of_classes(self) -> list[str]:
-        """The names of the folders of classes, sorted; those of val/ and test/ are in train/."""
+        """The names of the folders of classes, sorted: of those in train/, if there is one."""
         names: set[str] = set()
-        trained: set[str] = set()
         for folder, part in self._parts.items():
-            names.update(_subfolders(folder))
-            if part == "train":
-                trained.update(_subfolders(folder))
+            if part == "train" or "train" not in self._parts.values():
+                names.update(_subfolders(folder))
         if len(names) < 2:
             raise ValueError(f"data_dir={self.root}: expected a folder for each of two classes")
-        others = sorted(names - trained)
-        if trained and others:
-            raise ValueError(
-                f"data_dir={self.root}: expected the folders of train/ in val/ and test/, too, but "
-                f"{others[0]} is none of them{nearest_to(others[0], trained)}"
-            )
         return sorted(names)
 
     @cached_property
@@ -258,6 +237,12 @@ class Folder(ImageDataset):
         labels = {name: label for label, name in enumerate(self.classes)}
         entries, others = [], []
         for folder, part in self._parts.items():
+            for name in _subfolders(folder):
+                if name not in labels:
+                    raise ValueError(
+                        f"data_dir={folder}: expected the folders of train/, but {name} is none "
+                        f"of them{nearest_to(name, names)}"
+                    )
             for file, label in ImageFolder.make_dataset(
                 str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
             ):
@@ -354,12 +339,10 @@ def _subfolders(root: Path) -> list[str]:
 def split(
     entries: Iterable[Entry], classes: Sequence[str], shares: Shares
 ) -> tuple[dict[Entry, str], dict[str, str]]:
-    """The purpose of each image, "train", "val" or "test", and which part is held out of which.
+    """The part of each image, and for a part without a folder, the part it is held out of.
 
-    Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
-    from those to train on, by a hash of the seed and the file's path. So adding files changes the
-    choice little. With ``val_from="test"`` the validation images are such a share of the test
-    images, and those of ``val/`` are trained on.
+    A hash of the seed and the file's path decides, so that adding files changes the choice little.
+    With ``val_from="test"`` the images of ``val/`` are trained on.
     """
     val_size, test_size, seed, val_from = shares
     parts = {entry: entry.part for entry in entries}
@@ -370,8 +353,6 @@ def split(
         held_out["val"] = val_from
     if "test" not in existing:
         held_out["test"] = "train"
-        if not test_size:
-            raise ValueError("test_size=0: expected more, since there is no folder test/")
     members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in sorted(parts, key=lambda e: hashlib.sha256(f"{seed} {e.path}".encode()).digest()):
         members[entry.label, parts[entry]].append(entry)

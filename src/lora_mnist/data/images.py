@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +30,20 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 @dataclass(eq=False)
 class Images(Dataset[Batch]):
-    """A set of N images, some of them perhaps on the disk.
+    """A set of N images, some of them perhaps on the disk."""
 
-    Attributes:
-        pixels: of each image its tensor, (channels, height, width), or its file; or one tensor of
-            all, which is quicker.
-        labels: their classes, int64, shape (N,).
-        own_names: the file of each image, below the data's folder; ``None``: they have numbers.
-        read: makes the tensor of a file, changed by an :data:`Augment`, if any; ``None``: all
-            images are in memory.
-    """
-
+    #: The tensor of each image, (channels, height, width), or its file; or one tensor of all.
     pixels: Tensor | Sequence[Tensor | Path]
-    labels: Tensor
-    own_names: Sequence[str | int] | None = None
+    labels: Tensor  # int64, shape (N,)
+    names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
+    #: Reads and augments a file; None: all images are in memory.
     read: Callable[[Path, Augment | None], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.names = self.names or range(len(self))
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def names(self) -> Sequence[str | int]:
-        """The file of each image, below the data's folder, or its number in the data set."""
-        return range(len(self)) if self.own_names is None else self.own_names
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         """The images at ``indices``, each changed by ``augment``, and their labels."""
@@ -75,18 +67,17 @@ class Images(Dataset[Batch]):
 
     def subset(self, indices: Tensor) -> "Images":
         """The images at ``indices``, int64, under the names that they have here."""
-        names, order = self.names(), indices.tolist()
-        pixels: Any = self.pixels
-        pixels = pixels[indices] if isinstance(pixels, Tensor) else [pixels[i] for i in order]
-        own_names = [names[i] for i in order]
-        return replace(self, pixels=pixels, labels=self.labels[indices], own_names=own_names)
+        order, pixels = indices.tolist(), self.pixels
+        chosen = pixels[indices] if isinstance(pixels, Tensor) else [pixels[i] for i in order]
+        names = [self.names[i] for i in order]
+        return replace(self, pixels=chosen, labels=self.labels[indices], names=names)
 
     def followed_by(self, others: "Images") -> "Images":
         """These images, and after them ``others``, of the same size."""
         return Images(
             [*self.pixels, *others.pixels],
             torch.cat([self.labels, others.labels]),
-            [*self.names(), *others.names()],
+            [*self.names, *others.names],
             self.read or others.read,
         )
 
@@ -202,22 +193,18 @@ class ImageDataset:
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels.
-
-        A batch has pictures of one size, which a transform may leave as it was.
-        """
-        for _, group in groupby(pictures, lambda picture: picture[0].shape):
-            while batch := list(islice(group, self.eval_batch_size)):
-                images, labels = zip(*batch, strict=True)
-                pixels = self.normalise(torch.stack(images).to(device))
-                yield pixels, torch.tensor(labels).to(device)
+        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels."""
+        rest = iter(pictures)
+        while batch := list(islice(rest, self.eval_batch_size)):
+            images, labels = zip(*batch, strict=True)
+            pixels = self.normalise(torch.stack(images).to(device))
+            yield pixels, torch.tensor(labels).to(device)
 
 
 def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
-    """Mean and standard deviation of each channel, or of the only one, on the scale 0 to 1.
+    """Mean and standard deviation of each channel, or of the only one, to four decimals.
 
-    They are rounded to four decimals, as they are printed. A channel that is the same everywhere
-    has the deviation 1, by which it can be divided.
+    A channel that is the same everywhere has the deviation 1, by which it can be divided.
     """
     total = squares = torch.zeros(1, dtype=torch.int64)
     count = 0
@@ -253,10 +240,9 @@ def viewable(images: Tensor) -> Tensor:
 def open_picture(
     picture: Path | Image.Image, upright: bool = False, decode: bool = True
 ) -> Image.Image:
-    """A picture, decoded, with eight bits a channel; without ``decode`` only checked, if quickly.
+    """A picture, decoded, with eight bits a channel; without ``decode`` it is only checked.
 
-    Of 16 bits the upper eight are taken: Pillow would clip them at 255. ``upright`` turns it as its
-    EXIF data say.
+    Of 16 bits the upper eight are taken: Pillow would clip them at 255.
     """
     try:
         if isinstance(picture, Path):

@@ -35,9 +35,8 @@ def wrong_pictures(
 ) -> Mistakes:
     """The pictures in ``folder`` that a base gets wrong: to learn from, and held out.
 
-    ``predict`` gives the class that the base predicts for each picture. Each is held out, or not,
-    by the SHA-256 of its pixels, so that neither other pictures nor the network have a say. Of many
-    the share ``test_share`` is. The log names files that cannot be read.
+    ``predict`` gives the class that the base predicts for each picture. The SHA-256 of its pixels
+    alone decides whether one is held out: neither other pictures nor the network have a say.
     """
     setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
@@ -85,23 +84,24 @@ def move_to_training(
 ) -> tuple[ImageSets, Mistakes]:
     """The images of a training that learns mistakes, which stand at the end of those to train on.
 
-    Validation and test images that are learnt now are left out. So are held-out mistakes that are
-    among the training images, which may be replayed.
+    What is learnt is left out of the validation and test images, and what may be replayed out of
+    the held-out mistakes.
     """
     learnt, held_out = mistakes
-    trained = set(_sha256_of_each(images.train, dataset)) if len(held_out) else set()
-    held_out, others = _parted(held_out, [_sha256(image) in trained for image in held_out.pixels])
-    if len(others):
-        log.warning(
-            "%d held-out mistakes are also training images, and are held out no more; %d stay",
-            *(len(others), len(held_out)),
-        )
-    to_learn = {_sha256(image) for image in learnt.pixels}
-    unseen = [_sha256(image) for image in held_out.pixels]
+    if len(held_out):
+        trained = set(_sha256_of_each(images.train, dataset))
+        is_trained = [each in trained for each in _sha256_of_each(held_out, dataset)]
+        held_out, others = _parted(held_out, is_trained)
+        if len(others):
+            log.warning(
+                "%d held-out mistakes are also training images, and are held out no more; %d stay",
+                *(len(others), len(held_out)),
+            )
+    to_learn = set(_sha256_of_each(learnt, dataset))
     parts = {"val": images.val, "test": images.test}
     for part, purpose in (("val", "validation"), ("test", "test")):
-        hashes = _sha256_of_each(parts[part], dataset)
-        parts[part], copies = _parted(parts[part], [each in to_learn for each in hashes])
+        is_learnt = [each in to_learn for each in _sha256_of_each(parts[part], dataset)]
+        parts[part], copies = _parted(parts[part], is_learnt)
         if len(copies):
             log.warning(
                 "%d %s images are among the mistakes to learn, and left out of the %s: the base "
@@ -109,9 +109,6 @@ def move_to_training(
                 "(docs/your_classifier.md)",
                 *(len(copies), purpose, purpose),
             )
-        known = set(hashes) & set(unseen)
-        if known:
-            log.warning("%d held-out mistakes are also %s images", len(known), purpose)
     sha256 = dict(images.sha256)
     for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
@@ -120,9 +117,8 @@ def move_to_training(
     return changed, Mistakes(learnt, held_out)
 
 
-def _sha256(image: Tensor | Path) -> str:
+def _sha256(image: Tensor) -> str:
     """The SHA-256 of an image's pixels, in hexadecimal."""
-    assert isinstance(image, Tensor)
     return hashlib.sha256(image.numpy().tobytes()).hexdigest()
 
 

@@ -28,7 +28,7 @@ from lora_mnist.data.images import (
     open_picture,
     sha256_of,
 )
-from lora_mnist.errors import PREPARE, one_line, require_one_of
+from lora_mnist.errors import one_line, require_one_of
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -48,11 +48,7 @@ _FAINTEST = 0.1
 
 
 class MNIST(ImageDataset):
-    """A dataset of the MNIST family, as ``configs/data/mnist.yaml`` explains it.
-
-    ``common`` are arguments of :class:`.ImageDataset`. The pictures have a form of their own, of
-    which only mean and deviation may be others.
-    """
+    """A dataset of the MNIST family; ``common`` are arguments of :class:`.ImageDataset`."""
 
     def __init__(
         self,
@@ -65,9 +61,6 @@ class MNIST(ImageDataset):
         std: Channelwise | None = None,
         **common: Any,
     ) -> None:
-        for key in PREPARE:
-            if (value := common.pop(key, None)) is not None:
-                raise ValueError(f"{key}={value}: expected null: {dataset} has a form of its own")
         require_one_of("dataset", dataset, DATASETS)
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
@@ -105,8 +98,7 @@ class MNIST(ImageDataset):
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    torchvision verifies, extracts and reads the files, and downloads those that are missing, in one
-    process at a time. ``ValueError``, if it cannot.
+    torchvision downloads, verifies, extracts and reads the files, in one process at a time.
     """
     root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
     raw = root / dataset / "raw"
@@ -128,10 +120,7 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
 
 
 def prepare(picture: Image.Image) -> Tensor:
-    """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
-
-    It may be dark on light or light on dark. A picture that has this form already stays as it is.
-    """
+    """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink."""
     grey = _grey_levels(picture)
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if picture.mode == "L" and grey.shape == (_FIELD, _FIELD) and not border.any() and grey.any():

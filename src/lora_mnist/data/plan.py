@@ -1,7 +1,4 @@
-"""The plan of a training: which images each step has. It follows from the seed alone.
-
-And the data module that gives these batches to Lightning.
-"""
+"""The plan of a training, which follows from the seed alone, and how Lightning gets its batches."""
 
 import math
 import random
@@ -33,27 +30,20 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
 
     Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
     """
+    if target is None:
+        return Selection([], torch.arange(len(labels)), torch.arange(0))
     numbers = {str(number): number for number in range(len(classes))}
     numbers |= {name: number for number, name in enumerate(classes)}
-    names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
     targets: list[int] = []
-    for name in names if target is not None else ():
-        if name is None or isinstance(name, float | bool):  # 1.10 was typed, and read as 1.1
-            raise ValueError(
-                f"target={name}: expected a class; quote one that looks like a number, true or "
-                "null, as in 'target=\"1.10\"'"
-            )
+    for name in [target] if isinstance(target, str | int | float) else target:
         if str(name) not in numbers:
             raise ValueError(unknown_class(target, name, classes))
         targets.append(numbers[str(name)])
-    if not names or len(set(targets)) < len(targets):
-        raise ValueError(f"target={target}: expected each class once, and at least one")
-    is_target = torch.ones_like(labels, dtype=torch.bool)
-    if targets:
-        is_target = torch.isin(labels, torch.tensor(targets))
+    is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     if not is_target.any():
         raise ValueError(f"target={target}: expected a class with training images")
-    return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
+    replayed = (~is_target).nonzero()[:, 0]
+    return Selection(list(dict.fromkeys(targets)), is_target.nonzero()[:, 0], replayed)
 
 
 def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection:
@@ -69,10 +59,7 @@ def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a training, of which the process ``rank`` takes ``batch[rank::processes]``.
-
-    For equal shares the first images of a pass come once more at its end.
-    """
+    """The batches of a training, of which the process ``rank`` takes ``batch[rank::processes]``."""
 
     selection: Selection
     labels: Tensor  # the class of each training image, int64, shape (N,)
@@ -102,13 +89,12 @@ class Plan:
     @property
     def _images_a_pass(self) -> int:
         learnt = len(self.selection.target_indices)
-        return math.ceil(learnt / self.processes) * self.processes
+        return math.ceil(learnt / self.processes) * self.processes  # the first ones come once more
 
     def batches(self) -> Iterator[list[int]]:
         """Yield batch after batch without end: indices of images to learn, then replayed ones.
 
-        Each pass takes every image to learn once, in the order of a plain
-        ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``.
+        The images to learn are in the order of a ``DataLoader(shuffle=True)`` with this seed.
         """
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._replayed()
@@ -149,11 +135,7 @@ def seed_generators(seed: int, *place: int) -> None:
 
 
 class Augmented(Images):
-    """Training images for a DataLoader, with ``augment`` applied to each.
-
-    A batch is ``(number, indices)``. Its random numbers follow from its number in the plan: they
-    are the same in a worker, and in a resumed run.
-    """
+    """Training images, augmented with random numbers that follow from the number of the batch."""
 
     def __init__(self, images: Images, augment: Augment, seed: int, rank: int = 0) -> None:
         self.images, self.augment = images, augment
@@ -161,17 +143,14 @@ class Augmented(Images):
         self.labels, self.read = images.labels, images.read
 
     def __getitems__(self, batch: Any) -> Batch:
+        """A batch of ``(number, indices)``, the same in a worker and in a resumed run."""
         number, indices = batch
         seed_generators(self.seed, self.rank, number)
         return self.images.take(indices, self.augment)
 
 
 class ImageDataModule(LightningDataModule):
-    """Feeds a training by its plan, and its validation.
-
-    Images are uint8 until they are on the device, where each batch is normalised; ``augment`` gets
-    each training image as uint8, (channels, height, width).
-    """
+    """Feeds a training by its plan, and its validation; images are uint8 up to the device."""
 
     def __init__(
         self,
@@ -216,10 +195,9 @@ def is_one_epoch(trainer: Trainer) -> bool:
 
 
 class PlannedBatches:
-    """The batches of the plan from the Trainer's step on, epoch by epoch of Lightning's.
+    """The batches of the plan, from the one on that ``trainer.global_step`` alone says is next.
 
-    Which batch comes first follows from ``trainer.global_step`` alone, so that a resumed run goes
-    on at its place. It is no ``DataLoader``: Lightning would change its order.
+    It is no ``DataLoader``: Lightning would change its order.
     """
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:

@@ -154,7 +154,7 @@ def first_pictures(
     if "after" in table:
         sides = ["before", "after"]
         sort_by = {"broken": "before", "wrong": "after", "repaired": "after"}
-    names = images.names()
+    names = images.names
     pictures: dict[str, list[Picture]] = {kind: [] for kind in sort_by}
     for kind, side in sort_by.items():
         order = np.argsort(-table[f"{side}_probability"], kind="stable")
