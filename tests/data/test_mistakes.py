@@ -111,6 +111,5 @@ def test_no_picture_is_both_learnt_and_tested(caplog, on_disk):
         levels.append(pixels[:, 0, 0, 0].tolist())
         assert torch.equal(labels, torch.tensor(levels[-1]) % 2)
     assert levels == [[1, 2, 7, 9], [4], [11, 6], [7, 9], [11, 15, 4]]
-    assert "1 held-out mistakes are also training images, and are held out no more" in caplog.text
-    for purpose in ("validation", "test"):
-        assert f"1 {purpose} images are among the mistakes to learn, and left out" in caplog.text
+    for message in ("held-out mistakes are training", "val images are", "test images are"):
+        assert f"1 {message} " in caplog.text

@@ -29,7 +29,7 @@ from lora_mnist.data.images import (
     measured_pixels,
     open_picture,
 )
-from lora_mnist.errors import UserError, nearest_to, require_number, require_one_of
+from lora_mnist.errors import nearest_to, require_number, require_one_of
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,7 @@ class Preparation:
         """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
-            image = self.transform(augment(picture) if augment else picture)
-            if not isinstance(image, Tensor):
-                raise UserError(
-                    f"prepare.transform: gives a {type(image).__name__}; expected a tensor of "
-                    "shape (channels, height, width)"
-                )
+            image: Tensor = self.transform(augment(picture) if augment else picture)
             return image
         # Down, as in timm, but for a share that was rounded: 32 / 0.889 is 36.
         height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
@@ -254,10 +249,7 @@ class Folder(ImageDataset):
                 else:
                     others.append(path.as_posix())
         if others:
-            log.warning(
-                "%d files are left out because they are not named as images: %s, ...",
-                *(len(others), others[0]),
-            )
+            log.warning("%d files are not named as images: %s, ...", len(others), others[0])
         return sorted(entries)
 
     def _size_of_the_first(self) -> tuple[int, int]:
@@ -309,9 +301,8 @@ class Folder(ImageDataset):
         repeats = repeated(root, parts)
         if repeats:
             log.warning(
-                "%s: %d validation or test images are left out because train/ or val/ has them "
-                "too: %s, ...",
-                *(root, len(repeats), repeats[0].path),
+                "%d images are left out, since another part has them: %s, ...",
+                *(len(repeats), repeats[0].path),
             )
         for entry in repeats:
             del parts[entry]

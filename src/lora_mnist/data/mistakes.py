@@ -64,8 +64,9 @@ def wrong_pictures(
             f"{setting}: expected pictures that the base gets wrong; it has all {len(keys)} right"
         )
     mistakes = Images([pictures[key] for key in wrong], torch.tensor([label for _, label in wrong]))
-    is_held_out = [int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong]
-    learnt, held_out = _parted(mistakes, is_held_out)
+    is_held_out = torch.tensor([int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong])
+    learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
+    held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
@@ -89,32 +90,23 @@ def move_to_training(
     """
     learnt, held_out = mistakes
     if len(held_out):
-        trained = set(_sha256_of_each(images.train, dataset))
-        is_trained = [each in trained for each in _sha256_of_each(held_out, dataset)]
-        held_out, others = _parted(held_out, is_trained)
-        if len(others):
+        held_out, copies = _without(images.train, held_out, dataset)
+        if copies:
+            log.warning("%d held-out mistakes are training images, and left out", copies)
+    parts = {}
+    for part, some in (("val", images.val), ("test", images.test)):
+        parts[part], copies = _without(learnt, some, dataset)
+        if copies:
             log.warning(
-                "%d held-out mistakes are also training images, and are held out no more; %d stay",
-                *(len(others), len(held_out)),
-            )
-    to_learn = set(_sha256_of_each(learnt, dataset))
-    parts = {"val": images.val, "test": images.test}
-    for part, purpose in (("val", "validation"), ("test", "test")):
-        is_learnt = [each in to_learn for each in _sha256_of_each(parts[part], dataset)]
-        parts[part], copies = _parted(parts[part], is_learnt)
-        if len(copies):
-            log.warning(
-                "%d %s images are among the mistakes to learn, and left out of the %s: the base "
-                "looks better on the others than it is; expected mistakes from elsewhere "
-                "(docs/your_classifier.md)",
-                *(len(copies), purpose, purpose),
+                "%d %s images are mistakes to learn, and left out: the base looks better on the "
+                "others than it is; expected mistakes from elsewhere (docs/your_classifier.md)",
+                *(copies, part),
             )
     sha256 = dict(images.sha256)
     for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
     train = images.train.followed_by(learnt)
-    changed = replace(images, train=train, val=parts["val"], test=parts["test"], sha256=sha256)
-    return changed, Mistakes(learnt, held_out)
+    return replace(images, train=train, **parts, sha256=sha256), Mistakes(learnt, held_out)
 
 
 def _sha256(image: Tensor) -> str:
@@ -131,7 +123,9 @@ def _sha256_of_each(images: Images, dataset: ImageDataset) -> list[str]:
     return hashes
 
 
-def _parted(images: Images, is_other: list[bool]) -> tuple[Images, Images]:
-    """The images that are no others, and the others."""
-    others = torch.tensor(is_other, dtype=torch.bool)
-    return images.subset((~others).nonzero()[:, 0]), images.subset(others.nonzero()[:, 0])
+def _without(known: Images, images: Images, dataset: ImageDataset) -> tuple[Images, int]:
+    """Those of ``images`` that are not among ``known`` ones, and how many are."""
+    hashes = set(_sha256_of_each(known, dataset))
+    is_new = torch.tensor([each not in hashes for each in _sha256_of_each(images, dataset)])
+    chosen = is_new.nonzero()[:, 0]
+    return images.subset(chosen), len(images) - len(chosen)
