@@ -106,7 +106,8 @@ def move_to_training(
     for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
     train = images.train.followed_by(learnt)
-    return replace(images, train=train, **parts, sha256=sha256), Mistakes(learnt, held_out)
+    changed = replace(images, train=train, val=parts["val"], test=parts["test"], sha256=sha256)
+    return changed, Mistakes(learnt, held_out)
 
 
 def _sha256(image: Tensor) -> str:
