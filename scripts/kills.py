@@ -126,8 +126,7 @@ def left_in(outputs: Path) -> dict[str, Any]:
         name = str(path.relative_to(outputs))
         if path.name == "results.json":
             numbers = json.loads(path.read_text())
-            for key in ("overrides", "seconds"):  # the first name the folder of outputs
-                numbers.pop(key, None)
+            del numbers["seconds"]
             left[name] = numbers
         elif path.match("base/*.ckpt") or path.match("adapter/*"):
             left[name] = path.read_bytes()
@@ -151,7 +150,7 @@ def broken_file(outputs: Path) -> str | None:
     return None
 
 
-def kill_and_compare(case: str, outputs: Path, kills: int, chance: random.Random) -> int:
+def kill_and_compare(case: str, outputs: Path, kills: int) -> int:
     """Kill a case ``kills`` times; return how often it was lost."""
     renew(outputs)
     began = time.monotonic()
@@ -167,11 +166,11 @@ def kill_and_compare(case: str, outputs: Path, kills: int, chance: random.Random
     tried = lost = 0
     while tried < kills:
         renew(outputs)
-        if not killed(begin_or_resume(case, outputs), chance.uniform(first, last)):
+        if not killed(begin_or_resume(case, outputs), random.uniform(first, last)):
             continue  # it was faster
         tried += 1
-        if chance.random() < 1 / 3:
-            killed(begin_or_resume(case, outputs), chance.uniform(first, last))
+        if random.random() < 1 / 3:
+            killed(begin_or_resume(case, outputs), random.uniform(first, last))
         code, problem = 0, ""
         if not (outputs / "run" / "results.json").exists():
             process = begin_or_resume(case, outputs)
@@ -206,9 +205,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one kill a case, one round")
     parser.add_argument("--only", choices=[*CASES, "together"], help="one of them alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
     kills, rounds = (1, 1) if arguments.quick else (10, 3)
     total = 0
     with TemporaryDirectory(prefix="kills-") as folder:
@@ -225,7 +222,7 @@ def main() -> int:
                 lost = sum(eight_together(outputs) for _ in range(rounds))
             else:
                 label, tried = f"SIGKILL in {name}", kills
-                lost = kill_and_compare(name, outputs, kills, chance)
+                lost = kill_and_compare(name, outputs, kills)
             total += lost
             print(f"| {label} | {tried} | {tried - lost} | {lost} |", flush=True)
     return int(total > 0)

@@ -1,4 +1,6 @@
-"""The loops that stand beside this project's commands; each prints steps or images a second.
+"""The loops that stand beside this project's commands.
+
+Each prints its steps or images a second, but for repair, whose seconds run.py counts.
 
 python scripts/benchmark/loops.py notebook pretrain     # the source notebook's own loop
 python scripts/benchmark/loops.py notebook lora
@@ -6,15 +8,11 @@ python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: t
 python scripts/benchmark/loops.py peft --batch 10
 python scripts/benchmark/loops.py folder PHOTOS --workers 2     # ImageFolder and DataLoader
 python scripts/benchmark/loops.py repair PHOTOS --steps 4       # a vision transformer, weighted
-python scripts/benchmark/loops.py pictures PHOTOS --net resnet18        # by base and adapter
 """
 
 import argparse
-import atexit
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import source_notebook
 import torch
@@ -24,9 +22,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lora_mnist import MLP, add_lora
-from lora_mnist.classifier import Classifier
-from lora_mnist.data import MNIST, Folder, ImageDataset
-from lora_mnist.settings import Settings
 
 
 def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -96,17 +91,14 @@ class Vit(nn.Module):
         from torchvision.models import VisionTransformer
 
         self.vit = VisionTransformer(224, 16, layers, 3, 192, 768, num_classes=num_classes)
-        self.passes = 0
-        atexit.register(lambda: print(f"forward passes: {self.passes:,}"))
 
     def forward(self, images: Tensor) -> Tensor:
-        self.passes += len(images)
         logits: Tensor = self.vit(images)
         return logits
 
 
-def repair(path: str, batch: int, steps: int) -> float:
-    """Fine-tune a :class:`Vit`, tested before and after on a tenth; its steps a second."""
+def repair(path: str, batch: int, steps: int) -> None:
+    """Fine-tune a :class:`Vit`, tested before and after on a tenth."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.Resize(224), transforms.ToTensor()])
@@ -116,27 +108,8 @@ def repair(path: str, batch: int, steps: int) -> float:
     drawn = [order[tenth + i % (len(order) - tenth)] for i in range(steps * batch)]
     net = Vit()
     test(net, DataLoader(Subset(dataset, order[:tenth]), 50))
-    rate = train(net, DataLoader(Subset(dataset, drawn), batch))
+    train(net, DataLoader(Subset(dataset, drawn), batch))
     test(net, DataLoader(Subset(dataset, order[:tenth]), 50))
-    return rate
-
-
-def pictures(path: str, network: str, batch: int) -> float:
-    """Pictures a second, by base and adapter, of :class:`MLP` or of timm's network at 64 pixels."""
-    net: nn.Module = MLP()
-    dataset: ImageDataset = MNIST(eval_batch_size=batch)
-    if network != "MLP":
-        import timm
-
-        settings: dict[str, Any] = {"image_size": 64, "channels": 3, "mean": 0.5, "std": 0.5}
-        net = timm.create_model(network, num_classes=10)
-        dataset = Folder(classes=list("abcdefghij"), eval_batch_size=batch, **settings)
-    classifier = Classifier(add_lora(net.eval()).eval(), dataset, Settings({}, {}, {}))
-    files = sorted(Path(path).rglob("*.jpg"))
-    started = time.perf_counter()
-    images = ((classifier.read(file), number) for number, file in enumerate(files))
-    count = len(list(classifier.predictions_at(images, [0, None])))
-    return count / (time.perf_counter() - started)
 
 
 @torch.no_grad()
@@ -147,13 +120,12 @@ def test(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    loops = ("notebook", "lora", "peft", "folder", "repair", "pictures")
+    loops = ("notebook", "lora", "peft", "folder", "repair")
     parser.add_argument("loop", choices=loops)
     parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora; or a folder")
     parser.add_argument("--batch", type=int, default=10, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")
-    parser.add_argument("--net", default="MLP", help="of pictures: MLP, or a network of timm's")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.loop == "repair":
@@ -163,8 +135,6 @@ def main() -> None:
         rate = notebook(arguments.what, arguments.steps)
     elif arguments.loop == "folder":
         rate = folder(arguments.what, arguments.batch, arguments.workers, arguments.steps)
-    elif arguments.loop == "pictures":
-        rate = pictures(arguments.what, arguments.net, arguments.batch)
     else:
         rate = adapter(arguments.loop, arguments.batch, arguments.steps)
     print(f"measured: {rate}")

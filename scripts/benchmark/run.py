@@ -99,36 +99,11 @@ class Benchmark:
     def start(self) -> list[Row]:
         """The start of a command, beside bare imports."""
         first_step = f"{self.train} stage=lora +callbacks.stop._target_=stopwatch.ExitAtFirstStep"
-        lightning, torch = "-c 'import torch, lightning.pytorch'", "-c 'import torch, torchvision'"
-        adapter, picture = self.folder / "outputs/lora/nine", self.folder / "picture"
-        if not adapter.exists():
-            run(f"{self.train} stage=lora trainer.max_steps=1 hydra.run.dir={adapter}")
-            draw_pictures(picture, 1)
-        outputs = f"adapter={adapter} paths.outputs={self.folder}/outputs"
-        base = self.folder / "outputs/base/mnist.ckpt"
-        load = f"from lora_mnist import load_classifier; load_classifier('{adapter}', '{base}')"
+        lightning = "-c 'import torch, lightning.pytorch'"
         return [
             Row("a command's start, to its first step", "s", "bare imports", lightning, first_step),
             Row("`train.py --help`", "s", "import hydra", "-c 'import hydra'", "train.py --help"),
-            Row(
-                *("`predict.py`, one picture", "s", "import torch, torchvision", torch),
-                f"predict.py {outputs} images={picture}",
-            ),
-            Row(
-                *("`load_classifier`", "s", "import torch, torchvision", torch),
-                f"-c {shlex.quote(load)}",
-            ),
         ]
-
-    def predictions(self) -> list[Row]:
-        """Predictions for pictures by base and adapter, in batches, beside each alone."""
-        folder, rows = self.folder / "pictures", []
-        draw_pictures(folder, self.pictures // 20)
-        for net in ("MLP", "resnet18"):
-            loop = f"{LOOPS} pictures {folder} --net {net} --batch"
-            work = f"pictures by base and adapter, {net}"
-            rows.append(Row(work, "pictures/s", "each alone", f"{loop} 1", f"{loop} 1000"))
-        return rows
 
     def photos(self) -> list[Row]:
         """Training on a folder of pictures, beside torchvision's ImageFolder."""
@@ -188,7 +163,6 @@ KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
     "start": Benchmark.start,
-    "predictions": Benchmark.predictions,
     "folder": Benchmark.photos,
     "transformer": Benchmark.transformer,
     "precision": Benchmark.precision,
@@ -234,7 +208,7 @@ def processor() -> str:
     """The name of the processor."""
     path = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*: (.+)", path.read_text() if path.exists() else "")
-    return name[1] if name else platform.processor() or platform.machine()
+    return name[1] if name else platform.machine()
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import copy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,10 +22,9 @@ from tasks import EXAMPLE, Task, in_memory
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.command import classifier_of
+from lora_mnist.command import Run, checked_copy
 from lora_mnist.data import ImageDataset, load_images
-from lora_mnist.data.mistakes import move_to_training, wrong_pictures
-from lora_mnist.repair.predictions import columns_at
+from lora_mnist.session import open_session
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
@@ -40,17 +38,12 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     """Learn a base's mistakes among the pictures in ``incoming``: cells of the table."""
     common = [*settings.split(), f"base_ckpt='{base}'", "experiment=repair", f"seed={SEED}"]
     common += [f"mistakes='{incoming}'", "mistakes_test=0.5"]
-    classifier = classifier_of(composed(common))
-    net, dataset = classifier.net, classifier.dataset
-
-    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-        return columns_at(net, dataset.stacked(pictures), [0]).prediction[0]
-
-    mistakes = wrong_pictures(predict, dataset, incoming, 0.5)
-    images, mistakes = move_to_training(dataset.sets, mistakes, dataset)
-    learnt, held_out = (in_memory(dataset, part) for part in mistakes)
+    session = open_session(checked_copy(composed(common)), Run(FOLDER))
+    assert session.mistakes is not None
+    net, dataset = session.net, session.classifier.dataset
+    learnt, held_out = (in_memory(dataset, part) for part in session.mistakes)
     training = in_memory(dataset, dataset.sets.train)
-    test = in_memory(dataset, images.test)
+    test = in_memory(dataset, session.images.test)
     pictures = all_pictures(incoming, dataset)
 
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")

@@ -33,14 +33,14 @@ QUIET = (
 
 
 def composed(settings: Sequence[str]) -> DictConfig:
-    """The configuration of ``python train.py`` with these ``settings``."""
+    """The configuration of ``python train.py`` with these ``settings``, and no needless files."""
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        return compose("train", list(settings))
+        return compose("train", [*QUIET, *settings])
 
 
 def run(settings: Sequence[str]) -> tuple[Path, Results]:
     """The folder and the results of a run: as it was left, or done now."""
-    cfg = composed([*QUIET, *settings])
+    cfg = composed(settings)
     text = json.dumps(OmegaConf.to_container(cfg), sort_keys=True)
     folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     file = folder / "results.json"

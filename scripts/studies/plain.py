@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from tasks import Case, logits_of
 from torch import Tensor, nn
 
+#: Twenty lines: each rate with the first weight, then each weight with the best rate.
+RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -22,12 +24,14 @@ class Shares(NamedTuple):
     flipped: float  # the negative flip rate, Yan et al. 2021, arXiv:2011.09161
 
 
-class Point(NamedTuple):
-    """The same network on validation and on test images."""
+class Result(NamedTuple):
+    """What a method leaves on the test images: :class:`Shares`, and one more."""
 
-    val: Shares
-    test: Shares
-    at_half: float  # errors in all of the test images, with half of the class's left
+    target: float
+    every: float
+    others: float
+    flipped: float
+    at_half: float  # errors in all, with half of the class's left
 
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
@@ -41,21 +45,17 @@ def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Share
     return Shares(errors[0], errors[1], errors[2], flipped)
 
 
-def shifted(case: Case, after: Sequence[Tensor]) -> list[Point]:
+def shifted(case: Case, part: str, logits: Tensor) -> list[Shares]:
     """A number, first 0, is added to the logit of the class: Menon et al. 2021, arXiv:2007.07314.
 
-    ``after`` are a network's logits on validation and on test images.
+    ``logits`` are a network's, on the validation or the test images.
     """
-    pairs = []
+    points = []
     for step in (0, *range(-24, 97)):
-        pair = []
-        for part, logits in zip(("val", "test"), after, strict=True):
-            moved = logits.clone()
-            moved[:, case.target] += step / 8
-            pair.append(shares(moved, case.before[part], case.labels[part], case.target))
-        pairs.append(pair)
-    half = errors_at_half([test for _, test in pairs])
-    return [Point(val, test, half) for val, test in pairs]
+        moved = logits.clone()
+        moved[:, case.target] += step / 8
+        points.append(shares(moved, case.before[part], case.labels[part], case.target))
+    return points
 
 
 def errors_at_half(points: Sequence[Shares]) -> float:
@@ -71,9 +71,17 @@ def errors_at_half(points: Sequence[Shares]) -> float:
     return min(found)
 
 
-def point(case: Case, net: nn.Module) -> Point:
-    """A network on validation and on test images."""
-    return shifted(case, [logits_of(net, case.images[part]) for part in ("val", "test")])[0]
+def one_number(case: Case) -> Result:
+    """The base with the number that validation images choose."""
+    val, test = (shifted(case, part, case.before[part]) for part in ("val", "test"))
+    best = min(range(len(val)), key=lambda number: sum_of_shares(val[number]))
+    return Result(*test[best], errors_at_half(test))
+
+
+def result_of(case: Case, net: nn.Module) -> Result:
+    """What a network leaves on the test images."""
+    points = shifted(case, "test", logits_of(net, case.images["test"]))
+    return Result(*points[0], errors_at_half(points))
 
 
 def sum_of_shares(val: Shares) -> float:
@@ -102,25 +110,36 @@ class Choice(NamedTuple):
     scale: float  # how far to go from the base
 
 
-def twenty_lines(
-    case: Case, rate: float, weight: float, seed: int
-) -> tuple[dict[Choice, float], nn.Module]:
-    """The validation errors of weighted fine-tuning at each of :data:`SCALES`, and its network."""
-    tuned = weighted(case, case.images["train"], case.labels["train"], rate, weight, seed)
-    sums = {}
-    for scale in SCALES:
-        logits = logits_of(between(case.net, tuned, scale), case.images["val"])
-        val = shares(logits, case.before["val"], case.labels["val"], case.target)
-        sums[Choice(rate, weight, scale)] = sum_of_shares(val)
-    return sums, tuned
+def twenty_lines(case: Case, seed: int) -> tuple[Result, Result]:
+    """Weighted fine-tuning with the rate, then the weight, that are best; and refitted.
 
+    The refit is the same training once more, on training and validation images.
+    """
+    images, labels = case.images, case.labels
+    nets: dict[tuple[float, float], nn.Module] = {}
+    sums: dict[Choice, float] = {}
 
-def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
-    """Twenty lines with this choice once more, on training and validation images."""
-    images = torch.cat([case.images["train"], case.images["val"]])
-    labels = torch.cat([case.labels["train"], case.labels["val"]])
-    tuned = weighted(case, images, labels, choice.rate, choice.weight, seed)
-    return between(case.net, tuned, choice.scale)
+    def try_scales(rate: float, weight: float) -> Choice:
+        """Train once; the best choice of those that were tried until now."""
+        net = weighted(case, images["train"], labels["train"], rate, weight, seed)
+        nets[rate, weight] = net
+        for scale in SCALES:
+            logits = logits_of(between(case.net, net, scale), images["val"])
+            val = shares(logits, case.before["val"], labels["val"], case.target)
+            sums[Choice(rate, weight, scale)] = sum_of_shares(val)
+        return min(sums, key=lambda choice: sums[choice])
+
+    for rate in RATES:
+        best = try_scales(rate, CLASS_WEIGHTS[0])
+    for weight in CLASS_WEIGHTS[1:]:
+        best = try_scales(best.rate, weight)
+    both = [torch.cat([part["train"], part["val"]]) for part in (images, labels)]
+    refitted = weighted(case, *both, best.rate, best.weight, seed)
+    tuned = nets[best.rate, best.weight]
+    first, second = (
+        result_of(case, between(case.net, net, best.scale)) for net in (tuned, refitted)
+    )
+    return first, second
 
 
 def weighted(

@@ -2,7 +2,7 @@
 
 ``net=custom net._target_=tasks.ResNet`` finds a network here, ``my_nets.Net`` in the example.
 Fashion-MNIST is downloaded, or its files are unpacked into data/FashionMNIST/raw from Debian's
-package dataset-fashion-mnist; scikit-learn has the digits and photographs, matplotlib the letters.
+package dataset-fashion-mnist; scikit-learn has the photographs, matplotlib the letters.
 """
 
 import shutil
@@ -19,7 +19,6 @@ import numpy
 import torch
 from jobs import OUTPUT, PROJECT, Results, composed, run
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lora_mnist.command import classifier_of
@@ -69,12 +68,6 @@ def fashion(folder: Path, first: int, count: int) -> None:
     _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
 
 
-def small_digits(folder: Path) -> None:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, with noise."""
-    digits = load_digits()
-    _write(folder, digits.images / 16, [f"d{label}" for label in digits.target], 0.1)
-
-
 def letters(folder: Path, characters: str, count: int) -> None:
     """Letters of 16 x 16 pixels in six fonts, slanted and turned, with noise."""
     place = Path(matplotlib.get_data_path(), "fonts", "ttf")
@@ -118,11 +111,8 @@ def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> 
 PICTURES: dict[str, Callable[[Path], None]] = {
     "fashion": partial(fashion, first=0, count=14_000),
     "clothes": partial(fashion, first=14_000, count=2000),
-    "more_clothes": partial(fashion, first=20_000, count=2500),
     "letters": partial(letters, characters="abcdefghijklmnopqrstuvwxyz", count=14_000),
     "capitals": partial(letters, characters="ABCDEFGHIJ", count=1400),
-    "more_capitals": partial(letters, characters="KLMNOPQRST", count=1400),
-    "small_digits": small_digits,
     "photos": photos,
 }
 
@@ -241,15 +231,4 @@ TASKS = (
     Task("capitals, CNN", 110, f"{_CAPITALS} {_LETTERS_CNN}", "capitals", 30, "C", 0.35),
     # Trained to the end: no training image is wrong.
     Task("clothes, CNN", 111, f"{_FASHION} net=cnn net.channels=[16,32]", "clothes", 60),
-)
-
-_SMALL_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[100]"
-_SMALL_CNN = "net=cnn net.channels=[8,16] net.image_size=8"
-_CLOTHES_MLP = "net=mlp net.hidden_sizes=[200,100]"
-
-#: Three more, on which the methods were compared once: docs/experiments.md.
-FURTHER = (
-    Task("capitals, MLP", 301, f"{_CAPITALS} {_SMALL_MLP}", "more_capitals", 30, "M", 0.35),
-    Task("small digits, CNN", 302, f"{_FASHION} {_SMALL_CNN}", "small_digits", 20, "d8", 0.3),
-    Task("clothes, MLP", 303, f"{_FASHION} {_CLOTHES_MLP}", "more_clothes", 150),
 )
