@@ -3,14 +3,13 @@
     python scripts/readme.py                      # all that this script makes: some ten minutes
     python scripts/readme.py --only demo sweep   # some of them
     python scripts/readme.py --only keys          # the keys of the reference: a second
-    python scripts/readme.py --only left_out      # what target_modules=all leaves out: with timm
     python scripts/readme.py --only hotfix=FILE   # from what another script printed, in FILE
     python scripts/readme.py --folder runs        # keeps the runs there, and takes what is there
 
 A block stands between ``<!-- NAME: made by SCRIPT, SUM -->`` and ``<!-- /NAME -->``; nothing else
 in a document changes. The sum covers the block's text and the pictures that it links to, so that a
 test finds what was changed by hand. The commands are those that the documents print. Pictures
-of pages need Chromium and playwright.
+of pages need Chromium and playwright, left_out needs timm.
 """
 
 import argparse

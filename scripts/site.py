@@ -10,7 +10,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 #: Links of pages: to other pages, pictures, sources.
 SHOWN = ["*.md", "docs/*", "data/*.md", "examples/*/*.*", "examples/*/*/*.yaml", "notebooks/*"]
-SHOWN += ["configs/**/*.yaml", "src/**/*.py", "scripts/**/*.py", "scripts/**/*.yaml"]
+SHOWN += ["configs/**/*.yaml", "src/**/*.py", "scripts/**/*.py"]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -19,9 +19,6 @@ from lora_mnist.train import train
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
 
-#: The content of results.json.
-Results = dict[str, Any]
-
 #: No files that nobody would read.
 QUIET = (
     "logger=none",
@@ -38,7 +35,7 @@ def composed(settings: Sequence[str]) -> DictConfig:
         return compose("train", [*QUIET, *settings])
 
 
-def run(settings: Sequence[str]) -> tuple[Path, Results]:
+def run(settings: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The folder and the results of a run: as it was left, or done now."""
     cfg = composed(settings)
     text = json.dumps(OmegaConf.to_container(cfg), sort_keys=True)

@@ -115,17 +115,15 @@ def twenty_lines(case: Case, seed: int) -> tuple[Result, Result]:
 
     The refit is the same training once more, on training and validation images.
     """
-    images, labels = case.images, case.labels
     nets: dict[tuple[float, float], nn.Module] = {}
     sums: dict[Choice, float] = {}
 
     def try_scales(rate: float, weight: float) -> Choice:
         """Train once; the best choice of those that were tried until now."""
-        net = weighted(case, images["train"], labels["train"], rate, weight, seed)
-        nets[rate, weight] = net
+        net = nets[rate, weight] = weighted(case, ["train"], rate, weight, seed)
         for scale in SCALES:
-            logits = logits_of(between(case.net, net, scale), images["val"])
-            val = shares(logits, case.before["val"], labels["val"], case.target)
+            logits = logits_of(between(case.net, net, scale), case.images["val"])
+            val = shares(logits, case.before["val"], case.labels["val"], case.target)
             sums[Choice(rate, weight, scale)] = sum_of_shares(val)
         return min(sums, key=lambda choice: sums[choice])
 
@@ -133,19 +131,16 @@ def twenty_lines(case: Case, seed: int) -> tuple[Result, Result]:
         best = try_scales(rate, CLASS_WEIGHTS[0])
     for weight in CLASS_WEIGHTS[1:]:
         best = try_scales(best.rate, weight)
-    both = [torch.cat([part["train"], part["val"]]) for part in (images, labels)]
-    refitted = weighted(case, *both, best.rate, best.weight, seed)
-    tuned = nets[best.rate, best.weight]
-    first, second = (
-        result_of(case, between(case.net, net, best.scale)) for net in (tuned, refitted)
-    )
-    return first, second
+    tuned = between(case.net, nets[best.rate, best.weight], best.scale)
+    refitted = weighted(case, ["train", "val"], best.rate, best.weight, seed)
+    refitted = between(case.net, refitted, best.scale)
+    return result_of(case, tuned), result_of(case, refitted)
 
 
-def weighted(
-    case: Case, images: Tensor, labels: Tensor, rate: float, weight: float, seed: int
-) -> nn.Module:
+def weighted(case: Case, parts: Sequence[str], rate: float, weight: float, seed: int) -> nn.Module:
     """A copy of the base after 400 steps in which the class's loss counts ``weight`` times."""
+    images = torch.cat([case.images[part] for part in parts])
+    labels = torch.cat([case.labels[part] for part in parts])
     net = copy.deepcopy(case.net).train()
     weights = torch.ones(case.before["val"].shape[1])
     weights[case.target] = weight

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib
 import numpy
 import torch
-from jobs import OUTPUT, PROJECT, Results, composed, run
+from jobs import OUTPUT, PROJECT, composed, run
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
@@ -176,7 +176,7 @@ class Task:
         run([*self.common(), *own, *self.pretrain.split()])
         return file
 
-    def run(self, settings: str, base: Path | None = None) -> tuple[Path, Results]:
+    def run(self, settings: str, base: Path | None = None) -> tuple[Path, dict[str, Any]]:
         """A run on its base, or on ``base``."""
         own = [f"base_ckpt='{base or self.base()}'", f"target={self.target}"]
         return run([*self.common(), *own, *settings.split()])
