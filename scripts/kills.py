@@ -218,11 +218,8 @@ def main() -> int:
             if arguments.only not in (None, name):
                 continue
             if name == "together":
-                label, tried, lost = (
-                    "eight commands at once",
-                    len(TOGETHER),
-                    eight_together(outputs),
-                )
+                label, tried = "eight commands at once", len(TOGETHER)
+                lost = eight_together(outputs)
             else:
                 label, tried = f"SIGKILL in {name}", kills
                 lost = kill_and_compare(name, outputs, kills)
