@@ -31,16 +31,14 @@ def test_each_class_has_its_errors_and_an_arrow_where_they_changed():
     assert sorted(texts(draw_classes(Reading(results("pretrain"))))) == ["1", "2", "9"]
 
 
-@pytest.mark.parametrize("targets", [[1], []])
-def test_the_legend_of_the_dial_names_every_scale(targets):
-    """Labels beside the points would overlap."""
-    dial = {"images": 50, "scales": [0, 0.91, 0.92, 1], "advised": 0.92}
-    for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
-        dial[key] = [500, 21, 20, 20]
+@pytest.mark.parametrize(("targets", "panels"), [([1], 3), ([], 1)])
+def test_the_dial_has_a_panel_for_each_count(targets, panels):
+    dial = {"images": 50, "scales": [0, 0.5, 1], "advised": 0.5, "errors": [500, 21, 20]}
+    for key in ("errors_of_target", "errors_elsewhere", "false_calls_of_target"):
+        dial[key] = dial["errors"]
     figure = draw_dial(Reading(results(targets=targets, dial=dial)))
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names[:4] == ["0, the base", "0.91", "0.92, advised", "1"]
-    assert [axes.texts[:] for axes in figure.axes] == [[]] * len(figure.axes)
+    curves = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert curves == [[[0, 500], [0.5, 21], [1, 20]]] * panels
 
 
 VALUES = ("1", "2", "16")

@@ -88,7 +88,7 @@ def test_the_class_that_loses_most_is_named():
     run = run_of([10] * 9 + [100], broken, [1] * 9 + [100], 1000)
     *_, last = verdict(run)
     start = "Most is lost on sixes: 10 errors -> 49 (1 repaired, 40 broken"
-    assert last == (f"{start}, p < 0.001).", "worse", False)
+    assert last == (f"{start}, p < 0.001).", "worse")
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,9 @@ NO_ADVICE = {
 
 
 def commands_after(run, folder, monkeypatch):
-    """The next steps, of which each is a reason and a command."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    phrases = Reading(run).next_steps(folder / "run")
-    assert [phrase.is_command for phrase in phrases] == [False, True] * (len(phrases) // 2)
-    return [phrase.text for phrase in phrases if phrase.is_command]
+    return [step.command for step in Reading(run).next_steps(folder / "run")]
 
 
 @pytest.mark.parametrize(("run", "typed", "command"), ADVICE)

@@ -67,33 +67,19 @@ def draw_classes(reading: Reading) -> Figure:
 
 @_plain_text
 def draw_dial(reading: Reading) -> Figure:
-    """Validation errors on what is to be repaired against its price, or all over the scale."""
+    """Validation errors over the scale: on what is to be repaired, and what that costs."""
     dial, curves = reading.dial, reading.curves()
-    scales = dial["scales"]
-    (ylabel, up), *prices = curves.items()
-    prices = prices or [("scale", scales)]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
     figure.suptitle(f"the adapter at several scales; {dial['images']:,} validation images")
-    panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
-    panels[0].set_ylabel(shortened(ylabel, 50))
-    for axes, (xlabel, across) in zip(panels, prices, strict=True):
-        axes.set_xlabel(shortened(xlabel, 50))
-        axes.plot(across, up, color="gray", zorder=1)
-        for scale, x, y in zip(scales, across, up, strict=True):
-            # The legend tells the points apart: labels beside them would overlap.
-            marker, size, name = "o", 7, f"{scale:g}"
-            if scale == 0:
-                marker, name = "s", "0, the base"
-            if scale == dial["advised"]:
-                marker, size, name = "*", 15, f"{name}, advised"
-            axes.plot(x, y, marker, ms=size, label=name)
-        if axes is panels[0] and reading.targets:
-            base = across[scales.index(0)], up[scales.index(0)]
-            label = "as many errors in all as the base"
-            axes.axline(base, slope=-1, color="gray", ls="--", label=label)
+    panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, counts) in zip(panels, curves.items(), strict=True):
+        axes.plot(dial["scales"], counts, "o-")
+        axes.axvline(dial["advised"], color="gray", ls="--", label="advised")
+        axes.set_title(shortened(name, 70), fontsize=10)
         axes.set_ylim(bottom=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="scale", ncols=5, loc="outside lower center")
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    panels[-1].set_xlabel("scale: 0 is the base, 1 the adapter as trained")
     return figure
 
 

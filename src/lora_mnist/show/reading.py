@@ -32,11 +32,17 @@ _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "b
 
 
 class Phrase(NamedTuple):
-    """A sentence and its judgement, ``better``, ``worse`` or ``unclear``; or a command."""
+    """A sentence and its judgement: ``better``, ``worse`` or ``unclear``."""
 
     text: str
     judgement: str = "unclear"
-    is_command: bool = False
+
+
+class Step(NamedTuple):
+    """What to do next."""
+
+    reason: str
+    command: str
 
 
 class Change(NamedTuple):
@@ -86,7 +92,12 @@ class Reading:
         self.every = list(range(len(self.classes)))
         self.rest = [c for c in self.every if c not in self.targets]
         self.is_repair = results["stage"] == "lora" or bool(results["adapter"])
-        self.is_hotfix = "mistakes" in results
+        #: The counts of each split, as :func:`.predictions.outcomes_by_split` names them.
+        self.counts: dict[str, Mapping[str, Any]] = {}
+        for name, value in results.items():
+            if isinstance(value, Mapping) and "errors_per_class" in value:
+                self.counts[name] = value
+        self.is_hotfix = "mistakes" in self.counts
         self.steps: int = results["steps"]
         self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
         #: What :func:`.dial.dial_curve` found on validation images; empty where it was not asked.
@@ -97,8 +108,8 @@ class Reading:
 
     def change(self, classes: Sequence[int] | None = None, split: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
-        after = self.results[split]
-        before = self.results.get(f"{split}_base", after)
+        after = self.counts[split]
+        before = self.counts.get(f"{split}_base", after)
         numbers = self.every if classes is None else classes
 
         def total(counts: Mapping[str, Any], key: str) -> int:
@@ -119,14 +130,6 @@ class Reading:
         """The weakest of some classes on the images of a split, by number."""
         changes = [self.change([c], split) for c in classes]
         return classes[weakest([each.after for each in changes], [each.images for each in changes])]
-
-    def counts(self) -> dict[str, Mapping[str, Any]]:
-        """The counts of each split, as :func:`.predictions.outcomes_by_split` names them."""
-        splits = {}
-        for name, value in self.results.items():
-            if isinstance(value, Mapping) and "errors_per_class" in value:
-                splits[name] = value
-        return splits
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -188,11 +191,10 @@ class Reading:
     def verdict(self) -> list[Phrase]:
         """Whether to keep a repair, then what it changed, and for whom; or the errors of a base."""
         phrases = self._of_repair() if self.is_repair else self._of_base()
-        val: Any = self.results.get("val_base")
+        val, test = self.counts.get("val_base"), self.counts.get("test_base")
         decided = [name for name, choice in self.choices.items() if choice["images"]]
         # Without the mistakes that were left out of either, the two cannot be compared.
-        can_compare = decided and val and not self.is_hotfix
-        if can_compare and knows_validation(val, self.results["test_base"]):
+        if decided and val and test and not self.is_hotfix and knows_validation(val, test):
             text = f"The base has so few errors on the validation images, {val['errors']:,}, that "
             text += "it has probably been trained on them. What they decided may be wrong: "
             text += f"{', '.join(decided)}."
@@ -277,7 +279,7 @@ class Reading:
         learnt = self.change(split="mistakes")
         right = f"{learnt.images - learnt.after:,} of {learnt.images:,}"
         text = f"{right} mistakes to learn are right now"
-        if "mistakes_test" in self.results:
+        if "mistakes_test" in self.counts:
             held_out = self.change(split="mistakes_test")
             text += f", and {held_out.images - held_out.after:,} of {held_out.images:,} held out"
         return Phrase(f"{text}.", learnt.judgement)
@@ -285,7 +287,7 @@ class Reading:
     def _false_calls(self) -> Phrase:
         """How often images of other classes get a name of those to repair, which are one group."""
         counts, shares = [], []
-        for outcome in (self.results["test_base"], self.results["test"]):
+        for outcome in (self.counts["test_base"], self.counts["test"]):
             counts.append(outcome["false_calls_of_target"])
             share = precision(outcome, self.targets)
             shares.append("none" if share is None else f"{share:.0%}")
@@ -321,7 +323,7 @@ class Reading:
         """Whether the test can be believed: where its images come from, and those of the base."""
         results, lines = self.results, []
         for split, name in (("test", "test"), ("val", "validation")):
-            if split in results:
+            if split in self.counts:
                 source = f"the {name} part of the data set {results['dataset']}"
                 if split in results["held_out"]:
                     source = f"held out of the {results['held_out'][split]} part"
@@ -382,8 +384,8 @@ class Reading:
 
     # --- the next steps ---------------------------------------------------------------------------
 
-    def next_steps(self, folder: Path) -> list[Phrase]:
-        """Reasons, each followed by its command, from what the run in ``folder`` has left there."""
+    def next_steps(self, folder: Path) -> list[Step]:
+        """What to do next, by what the run in ``folder`` has left there."""
         # A run that was called from Python has no command line that says what it ran on.
         if self.results.get("overrides") is None or self.results.get("better_preprocessing"):
             return []
@@ -393,7 +395,7 @@ class Reading:
             return []
         return [*self._advised_scale(folder), *self._one_class_more()]
 
-    def _repair_the_weakest(self, folder: Path) -> list[Phrase]:
+    def _repair_the_weakest(self, folder: Path) -> list[Step]:
         """Repair the class that is weakest on validation images, which the command itself finds."""
         total, worst = self.total, self.change([self.weakest(self.every)])
         learnt = self.results["training_images_per_class"]
@@ -406,19 +408,19 @@ class Reading:
         if weights := self.results.get("weights"):  # the file of a base that is not the current one
             overrides.append(override("base_ckpt", relpath(folder / weights)))
         reason = "To repair the class that is weakest on validation images:"
-        return _step(reason, self._on_the_same("train", *overrides))
+        return [Step(reason, self._on_the_same("train", *overrides))]
 
-    def _advised_scale(self, folder: Path) -> list[Phrase]:
+    def _advised_scale(self, folder: Path) -> list[Step]:
         """Test the adapter at the advised scale, where validation images did not decide it."""
         decided, advised = self.choices.get("scale", {}).get("images"), self.dial.get("advised")
         if decided or advised in (None, 0, self.results["scale"]):
             return []
         overrides = [override("adapter", relpath(folder)), f"scale={advised:g}"]
-        return _step(self.advice(), self._on_the_same("eval", *overrides))
+        return [Step(self.advice(), self._on_the_same("eval", *overrides))]
 
-    def _one_class_more(self) -> list[Phrase]:
+    def _one_class_more(self) -> list[Step]:
         """After a repair that helped: the weakest of the other classes on validation images."""
-        if not (self.targets and self.rest and "val" in self.results):
+        if not (self.targets and self.rest and "val" in self.counts):
             return []
         if {self.total.judgement, self.of_targets.judgement} != {"better"}:
             return []
@@ -435,7 +437,7 @@ class Reading:
         for target in [*self.targets, worst]:
             names.append(override("target", self.classes[target]).partition("=")[2])
         line = command_line([*kept, f"target=[{','.join(names)}]"], program("train"))
-        return _step(f"{reason}To repair it as well:", line)
+        return [Step(f"{reason}To repair it as well:", line)]
 
     def _on_the_same(self, entry: str, *overrides: str) -> str:
         """A command on the run's images, network and base."""
@@ -449,8 +451,3 @@ class Reading:
 def number_of(count: int, word: str) -> str:
     """``1 error``, ``2,000 errors``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
-def _step(reason: str, command: str) -> list[Phrase]:
-    """A next step."""
-    return [Phrase(reason), Phrase(command, is_command=True)]

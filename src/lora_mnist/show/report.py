@@ -52,7 +52,7 @@ _ENDS = re.compile("test/(accuracy|errors|errors_of_target|false_calls_of_target
 
 def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
-    metrics = logged_metrics(reading.counts(), reading.classes, reading.targets)
+    metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
     for logger in loggers:
         logger.log_metrics(metrics, reading.steps)
         writer: Any = getattr(logger, "experiment", None)

@@ -92,9 +92,9 @@ def print_results(reading: Reading, folder: Path) -> None:
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
     parts: list[RenderableType] = [table, f"accuracy: {reading.accuracy()}"]
-    for phrase in [*reading.verdict(), *reading.next_steps(folder)]:
-        style = "bold" if phrase.is_command else _STYLES[phrase.judgement]
-        parts.append(Text(phrase.text, style, no_wrap=phrase.is_command))
+    parts += [Text(phrase.text, _STYLES[phrase.judgement]) for phrase in reading.verdict()]
+    for step in reading.next_steps(folder):
+        parts += [step.reason, Text(step.command, "bold", no_wrap=True)]
     show(*parts)
 
 
