@@ -105,6 +105,13 @@ class Reading:
         self.name = self.named(self.targets) if self.targets else ""
         self.total = self.change()
         self.of_targets = self.change(self.targets)
+        #: The class, not one to repair, that gets most errors more, if any does.
+        self.loser: int | None = None
+        most = 0
+        for number in self.rest:
+            change = self.change([number])
+            if change.after - change.before > most:
+                self.loser, most = number, change.after - change.before
 
     def change(self, classes: Sequence[int] | None = None, split: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
@@ -223,7 +230,7 @@ class Reading:
 
     def _of_repair(self) -> list[Phrase]:
         """The judgement, then a sentence for each group of images that the repair concerns."""
-        judgement, loser = self._judgement(), self._loser()
+        judgement, loser = self._judgement(), self.loser
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
         phrases.append(self.total.sentence("On all test images"))
         if self.of_targets.images:
@@ -253,10 +260,10 @@ class Reading:
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         is_untested = self.targets and not self.of_targets.images
         is_off = self.dial and self.dial["advised"] == 0 == self.results["scale"]
-        loser, has_loss, loss = self._loser(), False, ""
-        if loser is not None:
-            has_loss = self.change([loser]).judgement == "worse"
-            loss = f"the loss on {self.named([loser])}"
+        has_loss, loss = False, ""
+        if self.loser is not None:
+            has_loss = self.change([self.loser]).judgement == "worse"
+            loss = f"the loss on {self.named([self.loser])}"
         fewer, more = "there are fewer errors in all", "there are more errors in all"
         no_gain, no_loss = "there is no clear gain in all", "there is no clear loss in all"
         keep, drop = "Keep this repair", "Do not keep this repair"
@@ -299,15 +306,6 @@ class Reading:
             return Phrase(text)
         return Phrase(text, "worse" if after > before else "better")
 
-    def _loser(self) -> int | None:
-        """The class, not one to repair, that gets most errors more, if any does."""
-        loser, most = None, 0
-        for number in self.rest:
-            change = self.change([number])
-            if change.after - change.before > most:
-                loser, most = number, change.after - change.before
-        return loser
-
     # --- what decided, and how far to believe it ------------------------------------------------
 
     def choice_lines(self) -> list[str]:
@@ -321,17 +319,17 @@ class Reading:
 
     def belief(self) -> list[Phrase]:
         """Whether the test can be believed: where its images come from, and those of the base."""
-        results, lines = self.results, []
-        for split, name in (("test", "test"), ("val", "validation")):
+        results, held_out, lines = self.results, self.results["held_out"], []
+        for split, part in {"test": "test", "val": "validation"}.items():
+            source = f"the {part} part of the data set {results['dataset']}"
+            if split in held_out:
+                source = f"held out of the {held_out[split]} part"
             if split in self.counts:
-                source = f"the {name} part of the data set {results['dataset']}"
-                if split in results["held_out"]:
-                    source = f"held out of the {results['held_out'][split]} part"
-                lines.append(f"{self.change(split=split).images:,} {name} images: {source}.")
+                lines.append(f"{self.change(split=split).images:,} {part} images: {source}.")
         if self.choices.get("refit", {}).get("value"):
             text = "The last training learnt the validation images, too. What is said here of them "
             text += "is of the training before, which had not seen them."
-            if results["held_out"].get("val") == "test":
+            if held_out.get("val") == "test":
                 text += " Of the test part, only the images that are tested here are still unseen."
             lines.append(text)
         if results["copies"] is None:
@@ -340,12 +338,10 @@ class Reading:
             text = f"{number_of(results['copies'], 'identical file')} in two of training, "
             text += "validation and test, left out of one; similar ones were not searched for."
             lines.append(text)
+        text = "The base was trained elsewhere. Test images that it has learnt prove nothing."
         if results["base_pretrained_here"]:
-            lines.append("The base was trained by this project, on training images alone.")
-        else:
-            text = "The base was trained elsewhere. Test images that it has learnt prove nothing."
-            lines.append(text)
-        phrases = [Phrase(line) for line in lines]
+            text = "The base was trained by this project, on training images alone."
+        phrases = [Phrase(line) for line in [*lines, text]]
         if keys := results.get("better_preprocessing"):
             text = f"The base has fewer errors with another preprocessing: {' '.join(keys)}."
             phrases.append(Phrase(f"{text} Test it again with that.", "worse"))
