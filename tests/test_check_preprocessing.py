@@ -65,48 +65,38 @@ def test_eval_says_unasked_how_a_network_was_trained(tmp_path):
     assert moved["better_preprocessing"] == ["prepare.classes=[coarse,fine]"]
 
 
-def table_of(label, before):
-    nothing = torch.zeros(len(label))
-    return Predictions(4, torch.arange(len(label)), label, before, nothing, nothing)
+CLASSES = ["cat", "my dog", "emu", "owl"]
 
 
-def predictions(accuracy, seed=0):
-    """Labels of four classes, the last one rare, and predictions that are right so often."""
+def predictions(accuracy, output=(0, 1, 2, 3), seed=0):
+    """Of four classes, the last one rare, right so often; ``output``: the output of each class."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.tensor([0, 1, 2] * 50 + [3] * 10)
     guess = torch.randint(4, label.shape, generator=generator)
     is_right = torch.rand(label.shape, generator=generator) < accuracy
-    return label, torch.where(is_right, label, guess)
-
-
-CLASSES = ["cat", "my dog", "emu", "owl"]
+    before = torch.tensor(output)[torch.where(is_right, label, guess)]
+    nothing = torch.zeros(len(label))
+    return Predictions(4, torch.arange(len(label)), label, before, nothing, nothing)
 
 
 def test_a_forgotten_order_of_the_classes_is_told():
     """In the order of the network's outputs, quoted for the shell."""
-    label, before = predictions(0.8)
-    output = torch.tensor([2, 0, 1, 3])  # of each class
     with logged("lora_mnist.check_preprocessing") as log:
-        (order,) = better_order(table_of(label, output[before]), CLASSES)
+        (order,) = better_order(predictions(0.8, output=(2, 0, 1, 3)), CLASSES)
     assert order == "prepare.classes=['my dog',emu,cat,owl]"
     assert log.getvalue().endswith(f'with: "{order}"\n')
 
 
-@pytest.mark.parametrize(
-    ("label", "before"),
-    [
-        predictions(0.9),
-        *(predictions(0.0, seed) for seed in range(20)),
-        (predictions(1)[0], torch.zeros(160, dtype=torch.int64)),
-        (predictions(1)[0], torch.full((160,), 3)),  # always the rare one
-    ],
-)
-def test_a_right_order_and_a_network_that_guesses_are_left_alone(label, before):
-    assert better_order(table_of(label, before), CLASSES) == []
+def test_a_right_order_and_a_network_that_guesses_are_left_alone():
+    always_the_rare_one = predictions(1, output=(3, 3, 3, 3))
+    for table in (predictions(0.9), always_the_rare_one):
+        assert better_order(table, CLASSES) == []
+    for seed in range(20):
+        assert better_order(predictions(0, seed=seed), CLASSES) == []
 
 
 @pytest.mark.parametrize(("accuracy", "is_said"), [(0.0, True), (0.5, False)])
 def test_a_base_that_guesses_is_told_unasked(accuracy, is_said):
     with logged("lora_mnist.check_preprocessing") as log:
-        warn_of_guessing(table_of(*predictions(accuracy)))
+        warn_of_guessing(predictions(accuracy))
     assert ("which is hardly better than guessing" in log.getvalue()) == is_said

@@ -3,14 +3,12 @@
 import os
 
 import pytest
-import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import refused
 
-from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
+from lora_mnist import MLP, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of
-from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.weight import lora_adapters
@@ -55,28 +53,6 @@ def test_the_latest_is_the_newest_by_time(outputs):
         assert classifier_of(cfg).adapter.parent == outputs / run
     said = refused(classifier_of, cfg, Run(outputs, is_sweep=True))
     assert said.startswith("adapter=latest: expected the folder itself in a sweep")
-
-
-def test_auto_asks_the_rule_of_training(tmp_path):
-    """With the adapter's own targets: what repairs other classes alone is not advised."""
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
-    with torch.no_grad():
-        net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
-    add_lora(net.eval())
-    adapter = net[1].parametrizations.weight[0]
-    with torch.no_grad():  # owls are known again
-        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
-        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
-    pixels = 255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3)
-    images = Images(pixels, torch.arange(3))
-    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
-    dataset.mean, dataset.std = 0, 1
-    dataset.sets = ImageSets(images, images, images, {}, {}, None)
-    for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
-        set_lora_scale(net, 0.3)
-        classifier = Classifier(net, dataset, {}, adapter=tmp_path, targets=targets)
-        assert classifier.set_scale(None) == 0.3
-        assert classifier.set_scale("auto") == adapter.scale == scale
 
 
 def test_scale_of_a_saved_adapter(outputs, adapter):

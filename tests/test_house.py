@@ -5,6 +5,7 @@ import pydoc
 import sys
 from importlib.util import resolve_name
 
+import pytest
 from helpers.commands import ROOT
 
 import lora_mnist
@@ -28,8 +29,11 @@ HOUSE = [
     "disk.files",
     "errors project progress",
 ]
-TRAINING = {"lightning", "pytorch_lightning", "torchmetrics"}
-DRAWING = {"matplotlib", "jinja2", "gradio"}
+HEAVY = {"lightning", "torchmetrics", "matplotlib", "jinja2", "gradio"}
+#: What a module does not wait for: sweeps not for torch, pictures not for Lightning.
+LATE = {name: {"torch"} for name in ("cli", "command", "sweep")}
+LATE |= dict.fromkeys(("predict", "export", "demo"), HEAVY)
+LATE["api"] = {"hydra", "omegaconf", "scipy", *HEAVY}
 
 
 def imports_of(path, at_once=False):
@@ -73,9 +77,9 @@ def test_imports_run_downhill():
     assert seen == set(rows)
 
 
-def imported_with(module):
-    """The libraries and the modules of ours that are imported with a module of ours."""
-    names, waiting = set(), [module]
+@pytest.mark.parametrize("module", LATE)
+def test_what_needs_no_heavy_package_does_not_wait_for_it(module):
+    names, waiting = set(), [f"lora_mnist.{module}"]
     while waiting:
         name = waiting.pop()
         if name in names:
@@ -85,17 +89,7 @@ def imported_with(module):
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if name.startswith("lora_mnist.") and path.is_file():
             waiting += [name.rpartition(".")[0], *imports_of(path, at_once=True)]
-    return {name if name.startswith("lora_mnist") else name.partition(".")[0] for name in names}
-
-
-def test_what_needs_no_heavy_package_does_not_wait_for_it():
-    """``--help`` and sweeps not for torch, pictures not for Lightning, load_classifier for none."""
-    for module in ("cli", "command", "sweep"):
-        assert "torch" not in imported_with(f"lora_mnist.{module}")
-    for module in ("predict", "export", "demo"):
-        assert imported_with(f"lora_mnist.{module}") & {*TRAINING, *DRAWING} == set()
-    heavy = {"hydra", "omegaconf", "scipy", *TRAINING, *DRAWING}
-    assert imported_with("lora_mnist.api") & heavy == set()
+    assert {name.partition(".")[0] for name in names} & LATE[module] == set()
 
 
 def test_lora_imports_torch_safetensors_and_no_other_library():

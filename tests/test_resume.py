@@ -159,8 +159,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     assert only_run(outputs, "lora") == folder
     assert files_of(folder / ".hydra") == hydra
     # It says with which command it was made.
-    said = ["adapter_model.safetensors", "choices"]
-    assert differences(left_by(whole), left_by(folder)) == said
+    assert differences(left_by(whole), left_by(folder)) == ["adapter_model.safetensors"]
 
 
 def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
@@ -240,7 +239,7 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
 
 def test_other_images_are_refused_by_name(tmp_path, monkeypatch):
     photos, folder = move_in(tmp_path, monkeypatch) / "photos", tmp_path / "run"
-    options = ("stage=lora", "target=dog", "trainer.max_steps=20", *OFTEN, CRASH)
+    options = ("stage=lora", "target=dog", "trainer.max_steps=10", *OFTEN, CRASH)
     options = (*options, "logger=none", "trainer=cpu", "figures=false")
     monkeypatch.setenv("CRASH", "8")
     with pytest.raises(Crashed):

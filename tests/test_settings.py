@@ -17,7 +17,6 @@ TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
 @pytest.mark.parametrize(
     ("settings", "foreign"),
     [
-        ({"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}, None),
         ({**TIMM, "in_chans": 1, "pretrained": False}, None),
         ({"_target_": "my_nets.Net"}, "net._target_=my_nets.Net"),
         ({"_target_": "lora_mnist.cli.os.system"}, "net._target_=lora_mnist.cli.os.system"),
@@ -106,32 +105,28 @@ def evil_adapter(outputs, folder, **record):
 def test_code_that_a_file_names_is_run_only_where_it_is_typed(outputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil_net.py").write_text(EVIL + "from lora_mnist import MLP as Net\n")
-    adapter = evil_adapter(
-        outputs, tmp_path, net={"_target_": "evil_net.Net", "hidden_sizes": [16]}
-    )
+    net = {"_target_": "evil_net.Net", "hidden_sizes": [16]}
+    adapter = evil_adapter(outputs, tmp_path, net=net)
     base = f"{outputs}/base/mnist.ckpt"
-    options = (f"adapter={adapter}", f"base_ckpt={base}", *SMALL[1:2], f"paths.outputs={outputs}")
+    named = (f"adapter={adapter}", f"base_ckpt={base}")
+    options = (*named, *SMALL[1:], *FEW, f"paths.outputs={outputs}")
     said = "its file names evil_net.Net, code of its maker: net._target_=evil_net.Net runs it"
-    assert said in refused(evaluate, composed("eval", *options, *FEW, "figures=false"))
-    assert said in refused(predict, composed("predict", *options[:2], "images=evil_net.py"))
+    assert said in refused(evaluate, composed("eval", *options))
+    assert said in refused(predict, composed("predict", *named, "images=evil_net.py"))
     assert said in refused(load_classifier, adapter, base)
-    evaluate(composed("eval", *options, *FEW, "figures=false", "net=mlp", SMALL[0]))
+    evaluate(composed("eval", *options, "net=mlp", SMALL[0]))
     assert not (tmp_path / "ran").exists()
-    evaluate(composed("eval", *options, *FEW, "figures=false", "net._target_=evil_net.Net"))
+    evaluate(composed("eval", *options, "net._target_=evil_net.Net"))
     assert (tmp_path / "ran").exists()
 
 
-def test_a_value_of_a_file_runs_no_code(outputs, tmp_path):
+def test_values_of_a_file_run_no_code_and_name_no_other_folder(outputs, tmp_path):
     copy = {"_target_": "shutil.copy", "src": str(outputs / "base" / "mnist.ckpt")}
     prepare = {"image_size": {**copy, "dst": str(tmp_path / "ran")}}
     adapter = evil_adapter(outputs, tmp_path, prepare=prepare, net={})
-    options = (f"adapter={adapter}", SMALL[0], f"paths.outputs={outputs}")
-    refused(predict, composed("predict", *options, f"images={tmp_path}/x.png"))
+    options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
+    refused(evaluate, composed("eval", *options))
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_name_that_is_a_file_name_is_one_component(outputs, tmp_path):
-    adapter = evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
-    base = f"base_ckpt={outputs}/base/mnist.ckpt"
-    cfg = composed("eval", f"adapter={adapter}", base, *SMALL)
-    assert "data.name=../../elsewhere: expected a name without /" in refused(evaluate, cfg)
+    evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
+    said = refused(evaluate, composed("eval", *options))
+    assert "data.name=../../elsewhere: expected a name without /" in said
