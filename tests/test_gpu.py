@@ -5,25 +5,7 @@ pytest -m gpu -n 0
 
 import pytest
 import torch
-from helpers.commands import ROOT, only_run, read_results
-
-from lora_mnist import MLP, add_lora
-from lora_mnist.data import MNIST
-from lora_mnist.repair.module import Loss
-from lora_mnist.repair.predictions import columns_of
-
-
-@pytest.mark.parametrize("init", ["gaussian", "pissa"])
-def test_nothing_of_a_step_stays_on_the_cpu(init):
-    """On the device meta, which knows shapes alone, and refuses tensors of another device."""
-    net = add_lora(MLP(hidden_sizes=[16]), init=init, dropout=0.5).to("meta")
-    images = torch.empty(4, 1, 28, 28, dtype=torch.uint8, device="meta")
-    labels = torch.empty(4, dtype=torch.int64, device="meta")
-    logits = net(MNIST(data_dir=ROOT / "data").normalise(images))
-    Loss(target_weight=0.5)(logits, labels, replayed=2).backward()
-    for column in columns_of(logits, labels):
-        assert column.shape == (4,)
-        assert column.is_meta
+from helpers.commands import only_run, read_results
 
 
 @pytest.mark.gpu

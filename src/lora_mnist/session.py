@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.progress import Clock
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating, importable
-from lora_mnist.repair.predictions import Predictions, columns_at, evaluate
+from lora_mnist.repair.predictions import Predictions, columns_at, evaluate, val_metrics
 from lora_mnist.trainer import make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
@@ -158,14 +158,15 @@ class Session:
                 )
         return optimizer
 
-    def scheduler(self, optimizer: Optimizer) -> Any:
-        """The scheduler of the learning rate; ``None`` where it is constant."""
-        schedule = dict(self.cfg.scheduler or {})
-        schedule.pop("interval", None)
-        if not schedule:
+    def scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        """The scheduler of the learning rate, for Lightning; ``None`` where it is constant."""
+        settings = dict(self.cfg.scheduler or {})
+        interval = settings.pop("interval", "step")
+        if not settings:
             return None
         with config_group("scheduler"):
-            return instantiate(schedule, _convert_="all")(optimizer)
+            scheduler = instantiate(settings, _convert_="all")(optimizer)
+        return {"scheduler": scheduler, "interval": interval}
 
     def configuration(self, selection: Selection) -> dict[str, Any]:
         """Everything that the run's numbers depend on: with other settings it may not go on."""
@@ -198,15 +199,12 @@ class Session:
             net,
             optimizer,
             self.scheduler(optimizer),
-            interval=(self.cfg.scheduler or {}).get("interval", "step"),
             loss=self.loss(),
             replay=plan.replay,
             seed=self.cfg.seed,
-            classes=classes,
-            targets=targets,
-            base_val=before,
-            hyperparameters=self.configuration(plan.selection) | {"choices": choices},
+            metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
         )
+        module.save_hyperparameters(self.configuration(plan.selection) | {"choices": choices})
         net.train()
         learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
         names = ", ".join(classes[target] for target in targets) or "all classes"

@@ -9,7 +9,14 @@ from torch import nn
 
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.lora.model import add_lora, lora_disabled, merge_lora, remove_lora, unmerge_lora
+from lora_mnist.lora.model import (
+    add_lora,
+    lora_disabled,
+    merge_lora,
+    remove_lora,
+    set_lora_scale,
+    unmerge_lora,
+)
 from lora_mnist.lora.weight import adaptable_weights, layers_to_adapt, lora_adapters
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -31,6 +38,8 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
         assert torch.equal(tiny(X), base)
         raise KeyError
     assert torch.equal(tiny(X), without_the_first)
+    with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
+        set_lora_scale(tiny, float("nan"))
 
 
 #: Values of a single argument that are out of range.
@@ -43,12 +52,7 @@ BAD_VALUES = [("rank", 0), ("alpha", float("nan")), ("init", "zeros"), ("dropout
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
-        (
-            nn.ReLU,
-            {"target_modules": ["linear1", "lin"]},
-            "expected a layer with lin, of: 0",
-        ),
-        (nn.ReLU, {"target_modules": "("}, "expected a regular expression"),
+        (nn.ReLU, {"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
         (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
         # A layer that reads its weight never shows an adapter its input.
         (lambda: nn.LSTM(4, 3), {"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
@@ -69,7 +73,7 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     remove_lora(add_lora(net))
     (record,) = caplog.records
-    assert "60% of the weights; with the largest: target_modules=[all,in_pr" in record.message
+    assert record.message.endswith("60% of the weights; with the largest: [all,in_proj_weight]")
     caplog.clear()
     add_lora(net, target_modules=["all", "in_proj_weight"])
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
@@ -77,7 +81,7 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     assert not caplog.records
     add_lora(nn.Sequential(*[nn.Conv1d(4, size, 3) for size in range(10, 17)], nn.Linear(3, 3)))
     (record,) = caplog.records
-    assert record.message.endswith("with the largest: target_modules=[all,6,5,4,3,2]")
+    assert record.message.endswith("with the largest: [all,6,5,4,3,2]")
 
 
 class Mixed(nn.Module):

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -7,13 +8,17 @@ from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_mnist import add_lora, lora_parameters
+from lora_mnist import MLP, add_lora, lora_parameters
+from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.module import ClassifierModule, Loss, TrainedAverage
-from lora_mnist.repair.predictions import evaluate, logged_metrics, outcomes_by_split
-
-CLASSES = ["cat", "dog", "owl"]
+from lora_mnist.repair.predictions import (
+    evaluate,
+    logged_metrics,
+    outcomes_by_split,
+    val_metrics,
+)
 
 
 def test_target_weight_is_the_share_of_the_images_to_learn():
@@ -27,10 +32,23 @@ def test_target_weight_is_the_share_of_the_images_to_learn():
         assert torch.equal(loss(logits, labels, replayed), losses.mean())
 
 
-def module_of(net, kind=ClassifierModule, lr=0.1, **settings):
-    """A module that trains with Adam what is trainable in ``net``."""
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return kind(net, torch.optim.Adam(trained, lr=lr), classes=CLASSES, **settings)
+class Recorded(ClassifierModule):
+    """Keeps, batch by batch, a number that is drawn, the loss, what is logged, and the adapter."""
+
+    def __init__(self, net, **settings):
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        super().__init__(net, torch.optim.Adam(trained, lr=0.1), **settings)
+        self.drawn, self.losses, self.logged, self.adapters = [], [], [], []
+
+    def training_step(self, batch, batch_idx):
+        self.drawn.append(torch.rand(1).item())
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.item())
+        return loss
+
+    def on_train_batch_end(self, *_):
+        self.logged.append(self.trainer.callback_metrics.get("train/loss"))
+        self.adapters.append([p.detach().clone() for p in lora_parameters(self.net)])
 
 
 def trainer(tmp_path, **settings):
@@ -49,41 +67,29 @@ def loader():
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
 def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, init, more):
-    class Recorded(ClassifierModule):
-        def on_train_batch_end(self, *_):
-            seen.append([p.detach().clone() for p in lora_parameters(self.net)])
-
-    seen = []
     before = copy.deepcopy(tiny.state_dict())
-    module = module_of(add_lora(tiny, init=init), Recorded)
+    module = Recorded(add_lora(tiny, init=init))
     fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage())
     fit.fit(module, loader)
-    for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
+    steps_of = zip(*module.adapters, strict=True)
+    for parameter, steps in zip(lora_parameters(tiny), steps_of, strict=True):
         torch.testing.assert_close(parameter, torch.stack(steps).mean(dim=0))
     assert changed_tensors(before, base_state_dict(tiny)) == []
 
     fit.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    names = {name.rsplit(".", 1)[1] for name in state if name.startswith("net.")}
+    names = {name.rsplit(".", 1)[1] for name in state}
     assert names == {"lora_A", "lora_B"} | more
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_train_loss_is_that_of_every_second_steps_last_batch(tiny, loader, tmp_path, accumulate):
-    class Recorded(ClassifierModule):
-        def training_step(self, batch, batch_idx):
-            losses.append(loss := super().training_step(batch, batch_idx))
-            return loss
-
-        def on_train_batch_end(self, *_):
-            logged.append(self.trainer.callback_metrics.get("train/loss"))
-
-    losses, logged = [], []
     settings = {"max_steps": 4, "log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
-    trainer(tmp_path, **settings).fit(module_of(tiny, Recorded), loader)
-    assert logged[2 * accumulate - 1].item() == pytest.approx(losses[2 * accumulate - 1].item())
-    assert logged[-1].item() == pytest.approx(losses[-1].item())
-    assert len(logged) == 4 * accumulate
+    module = Recorded(tiny)
+    trainer(tmp_path, **settings).fit(module, loader)
+    assert len(module.logged) == 4 * accumulate
+    for batch in (2 * accumulate - 1, -1):
+        assert module.logged[batch].item() == pytest.approx(module.losses[batch])
 
 
 def test_a_loss_that_is_not_finite_ends_training(tiny, loader, tmp_path):
@@ -91,59 +97,57 @@ def test_a_loss_that_is_not_finite_ends_training(tiny, loader, tmp_path):
         tiny.linear2.bias[0] = float("nan")
     fit = trainer(tmp_path, max_steps=4, log_every_n_steps=2)
     with pytest.raises(TrainingError, match="optimizer.lr=0.1: the loss is nan at step 2; exp"):
-        fit.fit(module_of(tiny), loader)
+        fit.fit(Recorded(tiny), loader)
 
 
 def test_what_is_drawn_in_a_step_follows_from_seed_and_step(tiny, loader, tmp_path):
     """Whatever was drawn before, and also where a run goes on."""
 
-    class Drawing(ClassifierModule):
-        def training_step(self, batch, batch_idx):
-            drawn.append(torch.rand(1).item())
-            return super().training_step(batch, batch_idx)
+    def drawn(seed, max_steps=4, ckpt_path=None):
+        fit = trainer(tmp_path, max_steps=max_steps, accumulate_grad_batches=2)
+        module = Recorded(copy.deepcopy(tiny), seed=seed)
+        fit.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+        fit.save_checkpoint(tmp_path / f"{max_steps}.ckpt")
+        return module.drawn
 
-    def fit(seed, ckpt_path=None):
-        drawn.clear()
-        each = trainer(tmp_path, max_steps=4, accumulate_grad_batches=2)
-        module = module_of(copy.deepcopy(tiny), Drawing, seed=seed)
-        each.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
-        return each, [*drawn]
-
-    drawn = []
-    _, first = fit(0)
+    first = drawn(0)
     assert len(set(first)) == len(first) == 8
     torch.rand(5)
-    assert fit(0)[1] == first
-    assert not {*fit(1)[1]} & {*first}
-    half = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
-    half.fit(module_of(copy.deepcopy(tiny), seed=0), loader)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    assert fit(0, tmp_path / "half.ckpt")[1] == first[2:]
+    assert drawn(0) == first
+    assert not {*drawn(1)} & {*first}
+    drawn(0, max_steps=1)
+    assert drawn(0, ckpt_path=tmp_path / "1.ckpt") == first[2:]
 
 
 @pytest.mark.parametrize("has_adapter", [False, True])
 def test_validation_logs_the_counts_of_the_table(tiny, loader, tmp_path, has_adapter):
     """Those that an evaluation of the same network gives, and once more when it is repeated."""
-    base_val = None
+    before = None
     if has_adapter:
-        base_val = evaluate(tiny, loader)
+        before = evaluate(tiny, loader)
         randomize(add_lora(tiny))
-    module = module_of(tiny, targets=[1], base_val=base_val)
-    expected = outcomes_by_split({"val": evaluate(tiny, loader, base_val)}, [1])
-    tags = logged_metrics(expected, CLASSES, [1])
+    classes, targets = ["cat", "dog", "owl"], [1]
+    metrics = partial(val_metrics, before=before, classes=classes, targets=targets)
+    expected = outcomes_by_split({"val": evaluate(tiny, loader, before)}, targets)
+    tags = logged_metrics(expected, classes, targets)
     assert ("val/repaired" in tags) == has_adapter
+    module = Recorded(tiny, metrics=metrics)
     for _ in range(2):
         (logged,) = trainer(tmp_path).validate(module, loader, verbose=False)
         assert logged == pytest.approx(tags)
 
 
-def test_all_is_computed_where_the_batch_is(tiny, tmp_path):
-    """Training with replay, and validation, on a device that refuses to mix with the CPU."""
-    module = module_of(add_lora(tiny), replay=3, loss=Loss(target_weight=0.5)).to("meta")
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+def test_all_is_computed_where_the_batch_is(tmp_path, init):
+    """Training and validation, on a device that refuses to mix with the CPU, as a GPU does."""
+    net = add_lora(MLP(hidden_sizes=[16]), init=init, dropout=0.5)
+    module = Recorded(net, replay=3, loss=Loss(target_weight=0.5)).to("meta")
     module.trainer = trainer(tmp_path)
-    batch = torch.empty(8, 6, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-    module.training_step(batch, 0).backward()
-    gradients = [p.grad for p in tiny.parameters() if p.requires_grad]
-    assert {gradient.device.type for gradient in gradients} == {"meta"}
+    pixels = torch.empty(8, 1, 28, 28, dtype=torch.uint8, device="meta")
+    images = MNIST(data_dir=tmp_path).normalise(pixels)
+    batch = images, torch.empty(8, dtype=torch.int64, device="meta")
+    ClassifierModule.training_step(module, batch, 0).backward()
+    assert all(parameter.grad.is_meta for parameter in lora_parameters(net))
     module.validation_step(batch, 0)
-    assert {column.device.type for column in module.validated[0]} == {"meta"}
+    _, *columns = module.validated[0]
+    assert all(column.is_meta for column in columns)

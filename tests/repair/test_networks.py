@@ -175,10 +175,10 @@ class Through(nn.Module):
         (lambda x: x.log_softmax(1), None),  # a constant more, which softmax takes away
         (lambda x: x.half().float(), None),
         (lambda x: x.softmax(1), "its outputs sum to 1, as after a softmax; expected logits"),
-        (lambda x: x.squeeze(), "its output for an image depends on the others"),
         (lambda x: x / 0, "gives NaN or infinity"),
-        (lambda x: x + torch.randn_like(x), "gives other outputs for the same images"),
-        (lambda x: x - x.mean(0), "its output for an image depends on the others"),
+        (lambda x: x.squeeze(), "gives an image another output when it is alone, or each time"),
+        (lambda x: x + torch.randn_like(x), "gives an image another output"),
+        (lambda x: x - x.mean(0), "gives an image another output"),
         (lambda x: x[:, :2], "gives (4, 2) for images of shape (4, 1, 2, 2)"),
     ],
 )

@@ -47,10 +47,11 @@ peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules excl
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
 megatron_core qalora_group_size eva_config
 """
-_HARMLESS: list[tuple[str, Any]] = [("bias", "none")]
-# These initialisations leave the base as it is. With any other, the adapter fits only the base that
-# it changed.
-_HARMLESS += [("init_lora_weights", each) for each in (True, "gaussian", "eva", "orthogonal")]
+# With other initialisations an adapter fits only the base that they changed.
+_HARMLESS = {
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+}
 
 
 def save_adapter(
@@ -90,10 +91,12 @@ def save_adapter(
     about |= metadata or {}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
-    about |= {"scale": float(scale), "trained": _alphas_of(adapters)}
+    config = _config_of(adapters)
+    trained = {key: config[key] for key in ("lora_alpha", "alpha_pattern")}
+    about |= {"scale": float(scale), "trained": trained}
     with atomic_write(folder / WEIGHTS_NAME) as path:
         path.write_bytes(save(_tensors_of(weights), {_METADATA_KEY: json.dumps(about)}))
-    write_json(folder / CONFIG_NAME, _config_of(adapters))
+    write_json(folder / CONFIG_NAME, config | _at_scale(trained, scale))
     _warn_of_peft(model, weights)
     return folder
 
@@ -154,20 +157,25 @@ def _read_adapters(
         layer, end = match.groups()
         factors.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
     # Of PEFT's adapters the config is all that is known: they are as trained.
-    scale, trained = metadata.get("scale", 1.0), metadata.get("trained", config)
-    alphas, alphas_at_scale = _alphas_in(trained, factors), _alphas_in(config, factors)
+    scale, trained = metadata.get("scale", 1.0), config
+    if "trained" in metadata:
+        trained = metadata["trained"]
+        for key, value in _at_scale(trained, scale).items():
+            if config.get(key) != value:
+                raise ValueError(
+                    f"{key}={config.get(key)} in {CONFIG_NAME}: expected {value}, as "
+                    f"{WEIGHTS_NAME} says"
+                )
+    pattern, alpha = trained.get("alpha_pattern"), trained.get("lora_alpha")
+    alphas = by_pattern("alpha_pattern", pattern, factors, alpha)
+    use_rslora = config.get("use_rslora") or False
     saved_anew = ("base_sha256", "scale", "trained")
     kept = {key: value for key, value in metadata.items() if key not in saved_anew}
     adapters = {}
     for layer, tensors in factors.items():
         shape = weights[layer].base.detach().to("meta")  # no random number is drawn
-        rank, use_rslora = len(tensors.get("lora_A", ())), config.get("use_rslora") or False
+        rank = len(tensors.get("lora_A", ()))
         adapter = LoRAParametrization(shape, rank, alphas[layer], use_rslora=use_rslora)
-        if alphas_at_scale[layer] != adapter.alpha * scale:
-            raise ValueError(
-                f"lora_alpha={alphas_at_scale[layer]} of {layer} in {CONFIG_NAME}: expected "
-                f"{adapter.alpha * scale}, as {WEIGHTS_NAME} says"
-            )
         try:
             adapter.load_state_dict(tensors, assign=True)
         except RuntimeError as error:  # of other shapes
@@ -183,15 +191,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"expected a {CONFIG_NAME} with peft_type LORA")
     for key, value in config.items():
-        if key not in _KNOWN.split() and value and (key, value) not in _HARMLESS:
+        if key not in _KNOWN.split() and value and value not in _HARMLESS.get(key, ()):
             raise ValueError(f"{key}={value} is not supported; expected False")
     return config
-
-
-def _alphas_in(config: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The alpha that ``lora_alpha`` and ``alpha_pattern`` give to each layer."""
-    pattern = config.get("alpha_pattern")
-    return by_pattern("alpha_pattern", pattern, layers, config.get("lora_alpha"))
 
 
 def _tensors_of(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
@@ -210,35 +212,31 @@ def _tensors_of(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
 
 
 def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
-    """The ``adapter_config.json`` of an adapter at its scale, which is a factor of each alpha."""
-    ranks = {}
-    for name, adapter in adapters.items():  # with ^ PEFT takes a name for one layer's alone
-        ranks[f"^{name}"] = len(adapter.factors()[0])  # PiSSA has twice its own rank
-    rank = next(iter(ranks.values()))
-    first = next(iter(adapters.values()))
+    """The ``adapter_config.json`` of an adapter as trained."""
+    ranks, alphas = {}, {}
+    use_rslora = all(adapter.use_rslora for adapter in adapters.values())
+    for name, adapter in adapters.items():
+        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
+        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
+        ranks[f"^{name}"] = rank  # with ^ PEFT takes a name for one layer's alone
+        alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
         "r": rank,
-        **_alphas_of(adapters, first.scale),
+        "lora_alpha": alpha,
+        "alpha_pattern": {key: each for key, each in alphas.items() if each != alpha},
         "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
-        "use_rslora": all(adapter.use_rslora for adapter in adapters.values()),
+        "use_rslora": use_rslora,
         "lora_dropout": max(adapter.dropout for adapter in adapters.values()),
         "target_modules": "|".join(map(re.escape, adapters)),
     }
 
 
-def _alphas_of(adapters: Mapping[str, LoRAParametrization], scale: float = 1.0) -> dict[str, Any]:
-    """``lora_alpha`` and ``alpha_pattern`` of an adapter at a scale; at 1 they are as trained."""
-    alphas = {}
-    use_rslora = all(adapter.use_rslora for adapter in adapters.values())
-    for name, adapter in adapters.items():
-        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
-        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
-        alpha = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
-        alphas[f"^{name}"] = alpha * scale
-    alpha = next(iter(alphas.values()))
-    others = {key: each for key, each in alphas.items() if each != alpha}
-    return {"lora_alpha": alpha, "alpha_pattern": others}
+def _at_scale(trained: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The alphas of an adapter at a scale, which is a factor of each."""
+    pattern = {key: alpha * scale for key, alpha in trained["alpha_pattern"].items()}
+    return {"lora_alpha": trained["lora_alpha"] * scale, "alpha_pattern": pattern}
 
 
 def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:

@@ -72,16 +72,22 @@ class LoRAParametrization(nn.Module):
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.scale, self.enabled = 1.0, True
         self.metadata: dict[str, Any] = {}
+        out_features, *in_features = weight.shape
         ones = [1] * (weight.ndim - 2)
-        self.lora_A = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
-        self.lora_B = nn.Parameter(weight.new_zeros(len(weight), rank, *ones))
+        self.lora_A = nn.Parameter(weight.new_empty(rank, *in_features))
+        self.lora_B = nn.Parameter(weight.new_zeros(out_features, rank, *ones))
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         elif init == "gaussian":  # PiSSA's start is its own
             nn.init.normal_(self.lora_A, std=init_std)
 
+    @property
+    def strength(self) -> float:
+        """The factor of ``B A`` in the weight now; with 0 the layer computes the base exactly."""
+        return self.scaling * self.scale if self.enabled else 0.0
+
     def factors(self) -> tuple[Tensor, Tensor]:
-        """``A`` and ``B`` of the update ``scaling * B A``."""
+        """``A`` and ``B``."""
         return self.lora_A, self.lora_B
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -90,34 +96,34 @@ class LoRAParametrization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, which ``layer.weight`` reads as; it has the shape of ``weight``."""
-        if not (self.enabled and self.scale):
+        if not self.strength:
             return weight
         lora_A, lora_B = self.factors()
         product = (lora_B.flatten(1) @ lora_A.flatten(1)).view_as(weight)
-        return weight + product * (self.scaling * self.scale)
+        return weight + product * self.strength
 
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
-    stack: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     rows = x.reshape(-1, x.shape[-1])
-    y = F.linear(rows, stack.original, layer.bias)
-    for adapter in stack:
-        if adapter.enabled and adapter.scale:
+    y = F.linear(rows, adapters.original, layer.bias)
+    for adapter in adapters:
+        if adapter.strength:
             for inputs, lora_A, lora_B in adapter.terms(rows):
                 hidden = F.linear(inputs, lora_A)
-                y = torch.addmm(y, hidden, lora_B.t(), alpha=adapter.scaling * adapter.scale)
+                y = torch.addmm(y, hidden, lora_B.t(), alpha=adapter.strength)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """``forward`` of an adapted convolution: ``lora_A`` in place of the weight, 1x1 ``lora_B``."""
-    stack: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     geometry: Any = (layer.stride, layer.padding, layer.dilation)
-    y = F.conv2d(x, stack.original, layer.bias, *geometry)
-    for adapter in stack:
-        if adapter.enabled and adapter.scale:
+    y = F.conv2d(x, adapters.original, layer.bias, *geometry)
+    for adapter in adapters:
+        if adapter.strength:
             for inputs, lora_A, lora_B in adapter.terms(x):
                 hidden = F.conv2d(inputs, lora_A, None, *geometry)
-                y = torch.add(y, F.conv2d(hidden, lora_B), alpha=adapter.scaling * adapter.scale)
+                y = torch.add(y, F.conv2d(hidden, lora_B), alpha=adapter.strength)
     return y

@@ -92,7 +92,11 @@ def add_lora(
         )
     attach(model, adapters)
     if target_modules == "all":
-        warn_of_left_out(model, "target_modules")
+        share, sizes = left_out_by_all(model)
+        large = [name for name, size in sizes.items() if size >= 0.01]
+        if large and share >= 0.1:
+            text = "target_modules=all leaves out %.0f%% of the weights; with the largest: [all,%s]"
+            log.warning(text, 100 * share, ",".join(large[:5]))
     return model
 
 
@@ -164,10 +168,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
     registered: Any = {}
     for layer, weight in lora_weights(model).items():
         registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
-        effective = getattr(weight.module, weight.tensor)
-        if effective is weight.base:
-            effective = effective.clone()  # the kept base shares no memory with the network
-        weight.put(nn.Parameter(effective.detach(), requires_grad=False), [])
+        # A copy, also where an adapter is off: the kept base shares no memory with the network.
+        effective = getattr(weight.module, weight.tensor).detach().clone()
+        weight.put(nn.Parameter(effective, requires_grad=False), [])
     release_base(model)
     model.lora_merged = registered
     return model
@@ -227,15 +230,6 @@ def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")
     return adapters
-
-
-def warn_of_left_out(model: nn.Module, key: str) -> None:
-    """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
-    share, sizes = left_out_by_all(model)
-    large = [name for name, size in sizes.items() if size >= 0.01]
-    if large and share >= 0.1:
-        message = "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]"
-        log.warning(message, key, 100 * share, key, ",".join(large[:5]))
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:

@@ -106,7 +106,7 @@ def layers_to_adapt(
 ) -> dict[str, Weight]:
     """The weights that ``target_modules`` of :func:`.model.add_lora` chooses, by name, in order."""
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
-    start = f"target_modules={target_modules}: expected"
+    expected = f"target_modules={target_modules}: expected"
     entries = [target_modules] if isinstance(target_modules, str) else target_modules
     chosen: list[str] = []
     for entry in entries:
@@ -118,18 +118,14 @@ def layers_to_adapt(
                 if is_kind and getattr(weight.module, "groups", 1) == 1:
                     named.append(name)
         elif isinstance(target_modules, str):
-            try:
-                pattern = re.compile(entry)
-            except re.error as error:
-                raise ValueError(f"{start} a regular expression ({error})") from error
-            named = [name for name in weights if pattern.fullmatch(name)]
+            named = [name for name in weights if re.fullmatch(entry, name)]
         else:
             named = [name for name in weights if is_end(entry, name)]
             if not named:
-                raise ValueError(f"{start} a layer with {entry}, of: {listed(weights)}")
+                raise ValueError(f"{expected} a layer with {entry}, of: {listed(weights)}")
         chosen += named
     if not chosen:
-        raise ValueError(f"{start} some of: {listed(weights)}")
+        raise ValueError(f"{expected} some of: {listed(weights)}")
     return {name: weight for name, weight in weights.items() if name in chosen}
 
 

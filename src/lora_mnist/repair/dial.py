@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist.lora.model import usable_adapters
-from lora_mnist.repair.predictions import Predictions, columns_at
+from lora_mnist.repair.predictions import Predictions, columns_at, error_counts
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -83,20 +83,15 @@ def _curve(
     """The curve as results.json has it, from the predictions at each scale, (scales, N)."""
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
-    wrong = predictions != labels
-    curve: dict[str, Any] = {
+    is_wrong, errors = predictions != labels, error_counts(predictions, labels, targets or ())
+    of_base = is_wrong[list(scales).index(0)]
+    curve = {
         "images": len(labels),
         "scales": list(scales),
-        "errors": wrong.sum(dim=1).tolist(),
-        "repaired_or_broken": (wrong != wrong[list(scales).index(0)]).sum(dim=1).tolist(),
+        "errors": errors["errors"],
+        "repaired_or_broken": (is_wrong != of_base).sum(dim=1).tolist(),
+        **errors,
     }
-    if targets:
-        group = torch.tensor(list(targets))
-        is_target = torch.isin(labels, group)
-        is_false_call = torch.isin(predictions, group) & ~is_target
-        curve["errors_of_target"] = (wrong & is_target).sum(dim=1).tolist()
-        curve["errors_elsewhere"] = (wrong & ~is_target).sum(dim=1).tolist()
-        curve["false_calls_of_target"] = is_false_call.sum(dim=1).tolist()
     return {**curve, "advised": advised_scale(curve)}
 
 

@@ -1,6 +1,6 @@
 """How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,7 @@ from lora_mnist.data.plan import seed_generators
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.predictions import (
-    Predictions,
-    columns_of,
-    logged_metrics,
-    outcomes_by_split,
-)
+from lora_mnist.repair.predictions import Columns, columns_of, joined, val_metrics
 
 
 class Loss(nn.Module):
@@ -56,10 +51,16 @@ class Loss(nn.Module):
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch, and for ``val``
-    the counts, beside those of ``base_val``, the base's predictions, if there are any. What is
-    drawn in a step, as for dropout, follows from ``seed`` and the number of the step. The last
-    ``replay`` images of a batch, in all processes together, are replayed.
+    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch.
+
+    Args:
+        net: from images to logits of shape (N, num_classes).
+        optimizer: of the parameters to train.
+        scheduler: of its rate, perhaps with its interval, as ``configure_optimizers`` returns it.
+        loss: of a batch.
+        replay: how many images of a batch, in all processes together, are replayed: the last ones.
+        seed: what is drawn in a step, as for dropout, follows from it and the number of the step.
+        metrics: what is logged of a validation.
     """
 
     def __init__(
@@ -68,30 +69,24 @@ class ClassifierModule(LightningModule):
         optimizer: Optimizer,
         scheduler: Any = None,
         *,
-        interval: str = "step",
         loss: Loss | None = None,
         replay: int = 0,
         seed: int = 0,
-        classes: Sequence[str] = (),
-        targets: Sequence[int] = (),
-        base_val: Predictions | None = None,
-        hyperparameters: Mapping[str, Any] | None = None,
+        metrics: Callable[[Columns], Mapping[str, float]] = val_metrics,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(dict(hyperparameters or {}))
         self.net, self.loss = net, loss or Loss()
-        self.optimizer, self.scheduler, self.interval = optimizer, scheduler, interval
-        self.replay, self.seed = replay, seed
-        self.classes, self.targets, self.base_val = list(classes), list(targets), base_val
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.replay, self.seed, self.metrics = replay, seed, metrics
         self.has_adapter = bool(lora_adapters(net))
-        self.validated: list[tuple[Tensor, ...]] = []  # labels and columns of each batch
-        self.num_classes = 0
+        self.validated: list[Columns] = []  # batch by batch
 
     def setup(self, stage: str) -> None:
         """Refuse to train where rounding made several processes choose another class or rate."""
         if stage != "fit":
             return
-        chosen = {"target": self.targets, "optimizer.lr": self.optimizer.defaults["lr"]}
+        rate = self.optimizer.defaults["lr"]
+        chosen = {"target": self.hparams.get("target"), "optimizer.lr": rate}
         first = self.trainer.strategy.broadcast(chosen)  # only now are they connected
         for key, value in chosen.items():
             if value != first[key]:
@@ -103,8 +98,7 @@ class ClassifierModule(LightningModule):
     def configure_optimizers(self) -> Any:
         if self.scheduler is None:
             return self.optimizer
-        schedule = {"scheduler": self.scheduler, "interval": self.interval}
-        return {"optimizer": self.optimizer, "lr_scheduler": schedule}
+        return {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what is drawn in this step, in each process, for each of its batches."""
@@ -127,23 +121,14 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self.net(images)
-        self.num_classes = logits.shape[1]
-        self.validated.append((labels, *columns_of(logits, labels)))
+        self.validated.append(columns_of(self.net(images), labels))
 
     def on_validation_epoch_end(self) -> None:
         """Log the counts; each of several processes has validated all images."""
-        label, *columns = [torch.cat(column).cpu() for column in zip(*self.validated, strict=True)]
+        columns = joined(self.validated)
         self.validated.clear()
-        if self.trainer.sanity_checking:
-            return
-        index = torch.arange(len(label))
-        if self.base_val is None:
-            table = Predictions(self.num_classes, index, label, *columns)
-        else:
-            table = self.base_val.at(index).with_after(*columns)
-        outcomes = outcomes_by_split({"val": table}, self.targets)
-        self.log_dict(logged_metrics(outcomes, self.classes, self.targets))
+        if not self.trainer.sanity_checking:
+            self.log_dict(self.metrics(columns))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
@@ -209,7 +194,9 @@ class TrainedAverage(Callback):
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
         """Exchange parameters and average, if there is one."""
-        for name, parameter in _trained(pl_module) if self._average else ():
+        if not self._average:
+            return
+        for name, parameter in _trained(pl_module):
             value = parameter.clone()
             parameter.copy_(self._average[name])
             self._average[name] = value

@@ -162,11 +162,9 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
         raise UserError("net: gives NaN or infinity; expected finite logits")
     # Rounding is far smaller, in half precision too.
     most = 0.02 * max(output.std().item(), 1e-6)
-    if (net(images) - output).abs().max() > most:
-        raise UserError("net: gives other outputs for the same images; expected the same each time")
     alone = torch.cat([net(image[None]) for image in images])
     if alone.shape != output.shape or (alone - output).abs().max() > most:
-        raise UserError("net: its output for an image depends on the others of a batch")
+        raise UserError("net: gives an image another output when it is alone, or each time")
     sums = output.sum(dim=1)
     if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:
         raise UserError("net: its outputs sum to 1, as after a softmax; expected logits")

@@ -87,11 +87,11 @@ class Predictions:
 
 
 class Columns(NamedTuple):
-    """What a network makes of N images at S scales of its adapter, on the CPU."""
+    """What a network makes of N images, perhaps at each of S scales of its adapter."""
 
     num_classes: int
     label: Tensor  # (N,)
-    prediction: Tensor  # (S, N), as are the two that follow
+    prediction: Tensor  # (N,) or (S, N), as are the two that follow
     probability: Tensor
     loss: Tensor
 
@@ -100,12 +100,23 @@ class Columns(NamedTuple):
         return self.prediction[place], self.probability[place], self.loss[place]
 
 
-def columns_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The predicted class, its probability and the loss of each image, where the logits are."""
+def columns_of(logits: Tensor, labels: Tensor) -> Columns:
+    """The columns of a batch, where it is, from logits of shape (N, C) or (S, N, C)."""
     logits = logits.float()  # half precision would round the probabilities
-    prediction = logits.argmax(dim=1)
-    probability = logits.softmax(dim=1).gather(1, prediction[:, None])[:, 0]
-    return prediction, probability, F.cross_entropy(logits, labels, reduction="none")
+    prediction = logits.argmax(dim=-1)
+    probability = logits.softmax(dim=-1).gather(-1, prediction[..., None])[..., 0]
+    each_label = labels.expand_as(prediction).flatten()
+    loss = F.cross_entropy(logits.flatten(0, -2), each_label, reduction="none")
+    return Columns(logits.shape[-1], labels, prediction, probability, loss.view_as(prediction))
+
+
+def joined(batches: Sequence[Columns]) -> Columns:
+    """The columns of all batches, on the CPU."""
+    if not batches:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    _, *columns = zip(*batches, strict=True)
+    whole = [torch.cat(column, dim=-1).cpu() for column in columns]
+    return Columns(batches[0].num_classes, *whole)
 
 
 @torch.no_grad()
@@ -131,16 +142,10 @@ def columns_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
 ) -> Columns:
     """What :func:`logits_at` gives for all batches, without the logits."""
-    labels, parts, num_classes = [], [], 0
-    for batch_labels, at_scales in logits_at(net, batches, scales):
-        num_classes = at_scales[0].shape[1]
-        labels.append(batch_labels.cpu())
-        columns = [columns_of(logits, batch_labels) for logits in at_scales]
-        parts.append([torch.stack(column).cpu() for column in zip(*columns, strict=True)])
-    if not labels:
-        raise ValueError("batches: expected at least one batch of images and labels")
-    joined = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
-    return Columns(num_classes, torch.cat(labels), *joined)
+    columns = []
+    for labels, at_scales in logits_at(net, batches, scales):
+        columns.append(columns_of(torch.stack(at_scales), labels))
+    return joined(columns)
 
 
 def evaluate(
@@ -198,22 +203,30 @@ def _count(
 ) -> dict[str, Any]:
     """The counts of one side of a table."""
     is_wrong = prediction != label
-    errors, images = _per_class(label[is_wrong], num_classes), _per_class(label, num_classes)
+    errors = error_counts(prediction, label, targets)
     mean_loss = loss.double().mean().item()
-    counts: dict[str, Any] = {
+    return {
         "loss": mean_loss if math.isfinite(mean_loss) else None,
-        "accuracy": (len(label) - sum(errors)) / len(label),
-        "errors": sum(errors),
-        "errors_per_class": errors,
+        "accuracy": (len(label) - errors["errors"]) / len(label),
+        "errors": errors["errors"],
+        "errors_per_class": _per_class(label[is_wrong], num_classes),
         "false_calls_per_class": _per_class(prediction[is_wrong], num_classes),
-        "images_per_class": images,
+        "images_per_class": _per_class(label, num_classes),
+        **errors,
     }
+
+
+def error_counts(prediction: Tensor, label: Tensor, targets: Sequence[int]) -> dict[str, Any]:
+    """How many predictions, (N,) or (S, N), are wrong; with ``targets``, on which of the images."""
+    is_wrong = prediction != label
+    counts = {"errors": is_wrong.sum(dim=-1).tolist()}
     if targets:
-        counts["errors_of_target"] = sum(errors[c] for c in targets)
-        counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
         group = torch.tensor(list(targets))
-        is_called = torch.isin(prediction, group) & ~torch.isin(label, group)
-        counts["false_calls_of_target"] = int(is_called.sum())
+        is_target = torch.isin(label, group)
+        is_false_call = torch.isin(prediction, group) & ~is_target
+        counts["errors_of_target"] = (is_wrong & is_target).sum(dim=-1).tolist()
+        counts["errors_elsewhere"] = (is_wrong & ~is_target).sum(dim=-1).tolist()
+        counts["false_calls_of_target"] = is_false_call.sum(dim=-1).tolist()
     return counts
 
 
@@ -292,3 +305,18 @@ def logged_metrics(
             if number is not None:
                 tags[f"{split}/{key}"] = float(number)
     return tags
+
+
+def val_metrics(
+    columns: Columns,
+    before: Predictions | None = None,
+    classes: Sequence[str] = (),
+    targets: Sequence[int] = (),
+) -> dict[str, float]:
+    """What loggers get of a validation; ``before`` has the predictions of the base, if known."""
+    num_classes, label, *values = columns
+    if before is None:
+        table = Predictions(num_classes, torch.arange(len(label)), label, *values)
+    else:
+        table = before.with_after(*values)
+    return logged_metrics(outcomes_by_split({"val": table}, targets), classes, targets)
