@@ -21,6 +21,7 @@ from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.networks import build_network
 
 CLASSES = ["cat", "dog", "emu"]
+ALL = "the extra all is not installed"
 DAILY = (
     *("torchvision resnet18", "torchvision mobilenet_v3_small", "torchvision regnet_y_400mf"),
     *("torchvision squeezenet1_1", "torchvision shufflenet_v2_x0_5", "torchvision mnasnet0_5"),
@@ -30,8 +31,7 @@ DAILY = (
 
 
 def lightning(net):
-    module = nn.Module()
-    module.net, module.loss = net, nn.CrossEntropyLoss(torch.ones(3))
+    module = nn.ModuleDict({"net": net, "loss": nn.CrossEntropyLoss(torch.ones(3))})
     scores = {"ModelCheckpoint{}": {"best_model_score": torch.ones(())}}
     return {"epoch": 3, "state_dict": module.state_dict(), "callbacks": scores}
 
@@ -62,7 +62,7 @@ def network(name):
     """A network without a user's weights, for three classes, and its settings."""
     settings = {**known_networks.NETWORKS[name], "num_classes": len(CLASSES)}
     if name.startswith("timm"):
-        pytest.importorskip("timm", reason="the extra all is not installed")
+        pytest.importorskip("timm", reason=ALL)
     torch.manual_seed(0)
     return build_network(settings), settings
 
@@ -87,16 +87,15 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
         expected = mine.eval()(x)
     torch.save(FORMS[form](mine), tmp_path / "mine.pt")
     take_pictures(tmp_path / "photos", CLASSES, 1)
-    data = {"_target_": "lora_mnist.data.Folder", "data_dir": str(tmp_path / "photos")}
     classifier = Classifier.load(
         base=tmp_path / "mine.pt",
         net=settings,
         prepare={"image_size": 64, "mean": 0.5, "std": 0.5},
-        data=data,
+        data={"_target_": "lora_mnist.data.Folder", "data_dir": str(tmp_path / "photos")},
         base_prefix="model_ema." if form == "average" else None,
     )
-    net = classifier.net
     classifier.check()
+    net = classifier.net
     with torch.no_grad():
         assert torch.equal(net(x), expected)
     add_lora(net).train()(x).sum().backward()
@@ -115,10 +114,13 @@ QUICK = (
     *("figures=false", "lora.dropout=0", "refit=false", "batches.batch_size=4", "batches.replay=4"),
     *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false"),
 )
+OWN = ("data=folder", "data.data_dir=photos", "net=custom", "base_ckpt=mine.pt")
+FILE = ("--config-dir", ".", "classifier=photos")
 
 
 def repaired(cli, here, *typed):
-    """The results of a base's test, and of a repair of it, both by a command."""
+    """The results of a repair of a base by a command, after a test of that base by another."""
+    typed += ("prepare.image_size=64",)
     cli("eval.py", *typed, "figures=false", here=here).ok()
     cli("train.py", *typed, *QUICK, here=here).ok()
     results = read_results(only_run(here / "outputs", "lora"))
@@ -138,40 +140,35 @@ def test_a_network_is_repaired_by_commands(cli, tmp_path, name):
     mine, settings = network(name)
     torch.save(mine.state_dict(), tmp_path / "mine.pt")
     take_pictures(tmp_path / "photos", CLASSES, 10)
-    typed = [f"net.{key}={value}" for key, value in settings.items()]
-    typed += ["data=folder", "data.data_dir=photos", "net=custom", "base_ckpt=mine.pt"]
-    repaired(cli, tmp_path, *typed, "prepare.image_size=64")
+    repaired(cli, tmp_path, *OWN, *(f"net.{key}={value}" for key, value in settings.items()))
 
 
-@pytest.fixture
-def readme_repaired(cli, tmp_path):
-    """A folder with the README's file, as it is printed, and a repair of the network it names."""
-    timm = pytest.importorskip("timm", reason="the extra all is not installed")
+def classes_of_readme_repaired(cli, here):
+    """The classes of a network that is repaired with the README's file, as it is printed."""
+    timm = pytest.importorskip("timm", reason=ALL)
     (file,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "classifier").mkdir()
-    (tmp_path / "classifier" / "photos.yaml").write_text(file)
+    (here / "classifier").mkdir()
+    (here / "classifier" / "photos.yaml").write_text(file)
     torch.manual_seed(0)
-    net = timm.create_model("resnet18", num_classes=10)
-    torch.save(net.state_dict(), tmp_path / "mine.pt")
+    torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), here / "mine.pt")
     classes = ["dog", *(f"c{number}" for number in range(9))]
     for seed, part in enumerate(("train", "val", "test")):
-        take_pictures(tmp_path / "photos" / part, classes, 2, seed)
-    return repaired(cli, tmp_path, *FILE, "prepare.image_size=64")
-
-
-FILE = ("--config-dir", ".", "classifier=photos")
+        take_pictures(here / "photos" / part, classes, 2, seed)
+    results = repaired(cli, here, *FILE)
+    assert [results["classes"][target] for target in results["targets"]] == ["dog"]
+    return results["classes"]
 
 
 @pytest.mark.slow
-def test_the_file_of_the_readme_is_tested_and_repaired(readme_repaired):
-    assert readme_repaired["classes"][readme_repaired["targets"][0]] == "dog"
+def test_the_file_of_the_readme_is_tested_and_repaired(cli, tmp_path):
+    assert len(classes_of_readme_repaired(cli, tmp_path)) == 10
 
 
 @pytest.mark.nightly
-def test_the_file_of_the_readme_goes_to_onnxruntime(cli, tmp_path, readme_repaired):
+def test_the_file_of_the_readme_goes_to_onnxruntime(cli, tmp_path):
     """It has the predictions of predict.py, from the pictures' pixels."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    classes = classes_of_readme_repaired(cli, tmp_path)
     cli("export.py", "adapter=latest", "out=repaired.onnx", here=tmp_path).ok()
     asked = ("images=photos/test/*/*.png", "out=predictions.csv", "adapter=latest")
     cli("predict.py", *FILE, *asked, here=tmp_path).ok()
@@ -180,7 +177,6 @@ def test_the_file_of_the_readme_goes_to_onnxruntime(cli, tmp_path, readme_repair
     pixels = [numpy.asarray(Image.open(tmp_path / row["file"])) for row in rows]
     (logits,) = session.run(["logits"], {"images": numpy.stack(pixels).transpose(0, 3, 1, 2)})
     probabilities, labels = torch.from_numpy(logits).softmax(dim=1).max(dim=1)
-    classes = readme_repaired["classes"]
     assert [row["after"] for row in rows] == [classes[label] for label in labels]
     given = [float(row["after_probability"]) for row in rows]
     assert given == pytest.approx(probabilities.tolist(), abs=1e-5)
@@ -200,13 +196,12 @@ def test_a_classifier_of_ultralytics(cli, tmp_path, monkeypatch):
     trained.save("best.pt")
     exec(saved.partition("# Ultralytics\n")[2], {"torch": torch, "ultralytics": ultralytics})
     take_pictures(tmp_path / "photos", CLASSES, 10)
-    own = ("net._target_=my_nets.Net", "net.cfg=yolo11n-cls.yaml", "net.nc=3", "data=folder")
-    own += ("data.data_dir=photos", "net=custom", "base_ckpt=mine.pt", "prepare.image_size=64")
-    repaired(cli, tmp_path, *own, "prepare.mean=0", "prepare.std=1")
+    net = ("net._target_=my_nets.Net", "net.cfg=yolo11n-cls.yaml", "net.nc=3")
+    repaired(cli, tmp_path, *OWN, *net, "prepare.mean=0", "prepare.std=1")
 
 
 @pytest.mark.nightly
 def test_the_page_names_what_is_left_out():
-    pytest.importorskip("timm", reason="the extra all is not installed")
+    pytest.importorskip("timm", reason=ALL)
     page = (ROOT / "docs" / "your_classifier.md").read_text()
     assert known_networks.table() in page, "python scripts/readme.py --only left_out"

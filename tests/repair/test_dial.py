@@ -19,16 +19,10 @@ class Images:
         with lora_disabled(net), torch.no_grad():
             self.labels = net(self.images).argmax(dim=1)
         self.labels[::3] = (self.labels[::3] + 1) % 3
-        self.taken = []
 
     def __call__(self, indices=None):
         chosen = torch.arange(len(self.images)) if indices is None else indices
-        self.taken.append(len(chosen))
         return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
-
-
-def batches(net):
-    return Images(net, 90)()
 
 
 @pytest.fixture
@@ -37,13 +31,15 @@ def adapted(tiny):
 
 
 def test_each_scale_is_counted_as_the_network_errs_there(adapted):
-    given = batches(adapted)
-    curve = dial_curve(adapted, given, targets=[1], scales=[0, 0.5, 1])
+    batches = Images(adapted, 90)()
+    set_lora_scale(adapted, 0.5)
+    curve = dial_curve(adapted, batches, targets=[1], scales=[0, 0.5, 1])
+    assert {adapter.scale for adapter in lora_adapters(adapted)} == {0.5}  # its own, as before
     assert curve["images"] == 90
     for place, scale in enumerate(curve["scales"]):
         set_lora_scale(adapted, scale)
         errors, false_calls = [0, 0], 0
-        for images, labels in given:
+        for images, labels in batches:
             predictions = adapted(images).argmax(dim=1)
             wrong = predictions != labels
             false_calls += int((wrong & (predictions == 1)).sum())
@@ -53,54 +49,35 @@ def test_each_scale_is_counted_as_the_network_errs_there(adapted):
         assert curve["errors"][place] == sum(errors)
         assert curve["false_calls_of_target"][place] == false_calls > 0
     assert curve["errors"][0] == 30  # the base's, bit for bit
+    with pytest.raises(ValueError, match="scales=.*expected 0"):
+        dial_curve(adapted, batches, scales=[0.5, 1])
+    with pytest.raises(ValueError, match="batches: expected at least one"):
+        dial_curve(adapted, [])
 
 
-def test_scales_are_absolute(adapted):
-    given = batches(adapted)
-    curve = dial_curve(adapted, given, scales=[0, 0.5, 1])
-    set_lora_scale(adapted, 0.5)
-    assert dial_curve(adapted, given, scales=[0, 0.5, 1]) == curve
-    assert {adapter.scale for adapter in lora_adapters(adapted)} == {0.5}
-
-
-def advice(errors, changed, **further):
-    curve = {"scales": [0.0, 0.5, 1.0], "errors": errors, "repaired_or_broken": changed, **further}
+@pytest.mark.parametrize(
+    ("errors", "changed", "more", "advised"),
+    [
+        # Near 1, where that keeps half of the gain.
+        ([300, 200, 260], [0, 100, 100], {}, 0.5),  # 1 saves 40 of 100
+        ([300, 200, 255], [0, 100, 100], {}, 1.0),  # half of them, but for chance
+        ([42, 43, 44], [0, 9, 25], {}, 1.0),  # 2 errors more are half of the deviation, 5
+        ([42, 43, 46], [0, 9, 25], {}, 0.5),
+        ([300, 500, 1700], [0, 400, 1900], {}, 0.0),
+        # Never where it repairs none of the class.
+        ([40, 38, 41], [0, 2, 20], {"errors_of_target": [6, 5, 6]}, 0.5),
+        ([40, 38, 41], [0, 2, 20], {"errors_of_target": [6, 6, 6]}, 0.0),
+        ([40, 38, 41], [0, 2, 20], {"errors_of_target": [0, 0, 0]}, 1.0),  # there is none to repair
+        # Never where it harms other classes, unless these have too few errors to tell.
+        ([200, 180, 170], [0, 20, 30], {"errors_elsewhere": [120, 132, 133]}, 0.5),
+        ([200, 180, 170], [0, 20, 30], {"errors_elsewhere": [120, 133, 133]}, 0.0),
+        ([200, 180, 170], [0, 20, 30], {"errors_elsewhere": [90, 120, 150]}, 1.0),
+    ],
+)
+def test_advice(errors, changed, more, advised):
+    curve = {"scales": [0.0, 0.5, 1.0], "errors": errors, "repaired_or_broken": changed, **more}
     upside_down = {key: values[::-1] for key, values in curve.items()}
-    assert advised_scale(curve) == advised_scale(upside_down)
-    return advised_scale(curve)
-
-
-@pytest.mark.parametrize(
-    ("errors", "changed", "advised"),
-    [
-        ([300, 200, 260], [0, 100, 100], 0.5),  # 1 saves 40 of 100
-        ([300, 200, 255], [0, 100, 100], 1.0),  # half of them, but for chance
-        ([42, 43, 44], [0, 9, 25], 1.0),  # 2 errors more are half of the deviation, 5
-        ([42, 43, 46], [0, 9, 25], 0.5),
-        ([300, 500, 1700], [0, 400, 1900], 0.0),
-    ],
-)
-def test_advice_is_near_1_where_that_keeps_half_of_the_gain(errors, changed, advised):
-    assert advice(errors, changed) == advised
-
-
-def test_a_scale_that_repairs_none_of_the_class_is_not_advised():
-    errors, changed = [40, 38, 41], [0, 2, 20]
-    assert advice(errors, changed, errors_of_target=[6, 5, 6]) == 0.5
-    assert advice(errors, changed, errors_of_target=[6, 6, 6]) == 0
-    assert advice(errors, changed, errors_of_target=[0, 0, 0]) == 1  # there is none to repair
-
-
-@pytest.mark.parametrize(
-    ("elsewhere", "advised"),
-    [
-        ([120, 132, 133], 0.5),
-        ([120, 133, 133], 0.0),
-        ([90, 120, 150], 1.0),  # too few to tell harm from chance
-    ],
-)
-def test_advice_spares_other_classes(elsewhere, advised):
-    assert advice([200, 180, 170], [0, 20, 30], errors_elsewhere=elsewhere) == advised
+    assert advised_scale(curve) == advised_scale(upside_down) == advised
 
 
 @pytest.mark.parametrize(
@@ -118,13 +95,6 @@ def test_a_refit_is_turned_down_only_for_harm_beyond_chance(errors, elsewhere, s
     curve = {"scales": [0, 0.5, 1], "errors": errors, "errors_elsewhere": elsewhere}
     curve |= {"repaired_or_broken": [0, 9, 9], "advised": advised}
     assert scale_of_refit(curve) == scale
-
-
-def test_refused(adapted):
-    with pytest.raises(ValueError, match="scales=.*expected 0"):
-        dial_curve(adapted, batches(adapted), scales=[0.5, 1])
-    with pytest.raises(ValueError, match="batches: expected at least one"):
-        dial_curve(adapted, [])
 
 
 def test_of_many_images_those_of_the_seed_are_measured(adapted, monkeypatch):

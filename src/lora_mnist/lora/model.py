@@ -255,8 +255,7 @@ def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> Non
         keep_in_eval_mode(model)
     if hasattr(model, "lora_merged"):
         del model.lora_merged  # a merged network is the base of this adapter
-    for parameter in model.parameters():
-        parameter.requires_grad = False  # requires_grad_() refuses a lazy layer
+    model.requires_grad_(False)
     for layer, adapter in adapters.items():
         weight = weights[layer]
         weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])

@@ -87,7 +87,7 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
             bases[tensor] = stack.original if stack.is_tensor else stack.original0
         bases |= module.named_parameters(recurse=False)
         for tensor, base in bases.items():
-            if not nn.parameter.is_lazy(base) and base.is_floating_point():
+            if base.is_floating_point():
                 name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
                 on_it = list(registered.get(tensor, ()))
                 adapters = [p for p in on_it if isinstance(p, LoRAParametrization)]

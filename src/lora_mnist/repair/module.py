@@ -1,6 +1,6 @@
 """How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -169,7 +169,9 @@ class TrainedAverage(Callback):
         if trainer.global_step == self._steps:  # inside accumulated gradients
             return
         self._steps = trainer.global_step
-        for name, parameter in _trained(pl_module):
+        for name, parameter in pl_module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if name not in self._average:
                 self._average[name] = parameter.detach().clone()
             average = self._average[name]
@@ -194,21 +196,13 @@ class TrainedAverage(Callback):
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
         """Exchange parameters and average, if there is one."""
-        if not self._average:
-            return
-        for name, parameter in _trained(pl_module):
-            value = parameter.clone()
-            parameter.copy_(self._average[name])
-            self._average[name] = value
+        for name, average in self._average.items():
+            parameter = pl_module.get_parameter(name)
+            self._average[name] = parameter.clone()
+            parameter.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
         return self._average
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._average = dict(state_dict)
-
-
-def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter
