@@ -5,13 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, evaluated, run, small_net
+from composed import FEW, SMALL, composed, evaluated, run
 from helpers.commands import only_run, read_results, refused
 from helpers.sweeping import TOY, read_summary, start
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lora_mnist import add_lora, load_adapter
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.trainer import make_trainer
@@ -92,9 +91,6 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
         torch.testing.assert_close(tensor, tensors[1][name])
     assert compiled["test"]["errors"] == pytest.approx(plain["test"]["errors"], abs=2)
     assert compiled["base_unchanged"]
-    net = load_adapter(small_net(outputs), adapters[0])
-    with pytest.raises(ValueError, match="OptimizedModule: expected the network inside this wr"):
-        add_lora(torch.compile(net))
 
 
 @pytest.mark.nightly
