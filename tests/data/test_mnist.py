@@ -4,14 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.commands import ROOT
+from PIL import Image
 from torchvision import datasets
 
 from lora_mnist.data import MNIST, load_images
+from lora_mnist.data.images import open_picture
+from lora_mnist.data.mnist import prepare
 
 RAW = ROOT / "data" / "MNIST" / "raw"
-NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
-NAMES += ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
 
 
 def test_images_are_those_of_torchvision():
@@ -28,8 +31,7 @@ def test_validation_images_may_be_held_out_of_the_test_images():
     images = MNIST(data_dir=ROOT / "data", val_from="test", val_size=4000).sets
     assert [len(images.train), len(images.val), len(images.test)] == [60_000, 4_000, 6_000]
     assert images.held_out == {"val": "test"}
-    names = [*images.val.names, *images.test.names]
-    assert sorted(names) == list(range(10_000))
+    assert sorted([*images.val.names, *images.test.names]) == list(range(10_000))
 
 
 def test_half_written_files_are_extracted_anew(tmp_path):
@@ -37,9 +39,9 @@ def test_half_written_files_are_extracted_anew(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     contents = (struct.pack(">4I", 0x0803, 20, 28, 28) + b"short", b"", b"\0\0\x08", b"?")
-    for name, content in zip(NAMES, contents, strict=True):
-        shutil.copy(RAW / f"{name}.gz", raw)
-        (raw / name).write_bytes(content)
+    for archive, content in zip(sorted(RAW.glob("*.gz")), contents, strict=True):
+        shutil.copy(archive, raw)
+        (raw / archive.stem).write_bytes(content)
     with ThreadPoolExecutor() as pool:
         both = pool.map(lambda train: load_images("MNIST", tmp_path, train), [True, False])
         assert [len(labels) for _, labels in both] == [60_000, 10_000]
@@ -53,3 +55,54 @@ def test_files_that_are_not_there_are_named_where_no_download_is_possible(tmp_pa
     message = f"^data_dir={tmp_path}: expected the official .gz files in .*$"
     with pytest.raises(ValueError, match=message):
         _ = dataset.sets
+
+
+def enlarge(digit):
+    large = F.interpolate(digit[None, None], (150, 150), mode="bicubic", align_corners=False)
+    return large[0, 0].clamp(0, 255)
+
+
+def picture_of(levels):
+    return Image.fromarray(levels.round().byte().numpy())
+
+
+def likeness(ours, original):
+    """Correlation, give or take a pixel: a centre of mass between two pixels may go to either."""
+    moved = [ours.float().roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    rows = torch.stack([original, *moved]).flatten(1)
+    return torch.corrcoef(rows)[0, 1:].max().item()
+
+
+WAYS = {
+    "faint": lambda digit: picture_of(200 + 0.1 * enlarge(digit)),
+    "cut close": lambda digit: picture_of(255 - enlarge(digit)[12:138, 12:138]),
+    "off the centre": lambda digit: picture_of(F.pad(enlarge(digit), (300, 10, 5, 120))),
+    "on nothing": lambda digit: Image.merge(
+        "LA", [Image.new("L", (150, 150), 0), picture_of(enlarge(digit))]
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_brings_back_mnists_own_image(tmp_path, way):
+    for digit in DIGITS:
+        WAYS[way](digit).save(tmp_path / "digit.png")
+        ours = prepare(open_picture(tmp_path / "digit.png"))
+        assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
+        assert likeness(ours[0], digit) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(90, 30), (5, 200)])
+def test_the_box_and_the_centre_of_mass(shape):
+    height, width = shape
+    page = torch.zeros(height + 60, width + 100)
+    page[10 : 10 + height, 80 : 80 + width] = torch.linspace(180, 255, width)
+    field = prepare(picture_of(page))[0].double()
+    sides = [int(field.amax(axis).count_nonzero()) for axis in (0, 1)]
+    assert max(sides) == 20
+    assert min(sides) == pytest.approx(20 * min(shape) / max(shape), abs=1)
+    for axis in (0, 1):
+        centre = (field.sum(1 - axis) * torch.arange(28)).sum() / field.sum()
+        assert centre.item() == pytest.approx(14, abs=0.51)
+    with pytest.raises(ValueError, match="^nothing on it$"):
+        prepare(picture_of(0 * page))

@@ -1,14 +1,9 @@
-"""How a run goes on after a kill, to the same bits: its lock, its settings and its checkpoints.
-
-Lightning writes and reads the checkpoints (``trainer.fit(ckpt_path=...)``). Here they are written
-whole or not at all (Lightning issue 19970), and at steps from which Lightning goes on exactly.
-"""
+"""How a run goes on after a kill, to the same bits: its lock, its settings and its checkpoints."""
 
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +123,7 @@ def _limit(value: object) -> float:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes Lightning's checkpoints whole or not at all, wherever they are."""
+    """Writes Lightning's checkpoints whole or not at all (Lightning issue 19970)."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -139,11 +134,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         """Read a checkpoint; if its folder was moved, its callbacks get their paths there."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **options)
-        for name, state in checkpoint.get("callbacks", {}).items():
+        callbacks, here = checkpoint.get("callbacks", {}), str(Path(path).parent)
+        for name, state in callbacks.items():
             if name.startswith(LastCheckpoint.__name__):
-                callbacks = checkpoint["callbacks"]
-                moved = _moved(callbacks, state["dirpath"], str(Path(path).parent))
-                return {**checkpoint, "callbacks": moved}
+                return {**checkpoint, "callbacks": _moved(callbacks, state["dirpath"], here)}
         return checkpoint
 
 
@@ -165,21 +159,6 @@ class LastCheckpoint(ModelCheckpoint):
     after that; and at an epoch's end only if either ``max_steps`` or ``max_epochs`` is not set. A
     training that was too short for any checkpoint has one of its last step.
     """
-
-    def __init__(
-        self,
-        dirpath: str | Path,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-    ) -> None:
-        super().__init__(
-            dirpath,
-            save_last=True,
-            save_top_k=0,
-            enable_version_counter=False,
-            every_n_train_steps=every_n_train_steps,
-            train_time_interval=train_time_interval,
-        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take no step more where early stopping has ended the training before this process."""
@@ -250,9 +229,7 @@ def load_best_weights(
             path = callback.best_model_path
             value = float(callback.best_model_score)  # type: ignore[arg-type]
             best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
-            rank_zero_only(log.info)(
-                "best: %s=%g at step %d; these weights are tested and kept", *best.values()
-            )
+            log.info("best: %s=%g at step %d; these weights are kept", *best.values())
             # Lightning's documented way to load the weights of a checkpoint, and the callbacks'.
             trainer.validate(
                 module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
