@@ -328,7 +328,8 @@ def number(row: Row, key: object, of: Callable[[list[float]], float] = mean) -> 
 
 def of_base(key: object) -> str:
     """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
-    return re.sub(r"\.", "_base.", str(key), count=1)
+    split, _, name = str(key).partition(".")
+    return f"{split}_base.{name}"
 
 
 def _sign(metric: str | None) -> int:
@@ -370,7 +371,9 @@ def findings(summary: Summary) -> list[str]:
 
 def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | None]:
     """Titles, a row for each setting, and the row of the base, if all jobs share one."""
-    settings = summary.keys + ["seeds"] * summary.has_seeds
+    settings = list(summary.keys)
+    if summary.has_seeds:
+        settings.append("seeds")
     titles, base = ["", *settings], ["base", *[""] * len(settings)]
     rows = []
     for place, row in enumerate(summary.rows, start=1):
