@@ -58,7 +58,7 @@ def sweep_folder(new: str, resume: str | None) -> str:
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """Resolver for ``hydra.sweep.subdir``: the swept values, then what the job computes."""
+    """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of what the job computes."""
     sweep, digest = Path(_root_.hydra.sweep.dir), what_it_computes(_root_)
     for folder in sweep.glob(f"*{digest}"):
         return folder.name  # an earlier command may have swept other keys
