@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
-from lora_mnist.command import Run
-from lora_mnist.errors import TrainingError
+from lora_mnist.command import Run, checked_copy
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.repair.significance import weakest
@@ -87,7 +87,10 @@ def test_a_notebook_gets_the_results_back(outputs):
 
 def test_a_class_is_named_once(tmp_path):
     """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
-    assert composed("train", *NINES, "target=3").target == 3
+    both = composed("train", *NINES, "target=3")
+    with pytest.raises(UserError, match="^digit=9: expected target=3 alone"):
+        checked_copy(both)
+    assert checked_copy(both, Run(tmp_path, ("target=3",))).target == 3
     assert composed("train", *NINES).target == 9
     assert composed("train", "experiment=repair").target == "weakest"
     assert composed("train", "experiment=repair", "digit=4").target == 4

@@ -106,8 +106,9 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 
     Those of other commands, in a file of the user's, are left out.
     """
-    checked, is_train = cfg.copy(), cfg.stage in ("pretrain", "lora")
-    keys = _keys_of("train", cfg.stage) if is_train else _keys_of(cfg.stage)
+    checked = cfg.copy()
+    entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
+    keys = _keys_of(*entry)
     typed = None
     if run is not None and run.typed is not None:
         typed = {key_of(text).partition(".")[0] for text in run.typed}
@@ -124,6 +125,9 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
                 f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
                 f"'defaults: [override /{group}: {cfg[group]}]'"
             )
+    digit = cfg.get("digit")
+    if digit not in (None, "weakest", cfg.get("target")) and "target" not in (typed or ()):
+        raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
     if run is not None:
         checked.paths.run = str(run.folder)
     return checked

@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         advice = check_preprocessing(session, tables["test"])
         choices = {}
         if classifier.adapter is not None:
-            choices["scale"] = Choice(scale)
+            choices["scale"] = session.stated("scale", scale)
             if cfg.scale is None:
                 choices["scale"] = Choice(scale, why="as saved")
             elif cfg.scale == "auto":

@@ -78,7 +78,7 @@ def choose_target(
         indices = torch.arange(len(labels))
         first = len(labels) - len(session.mistakes.learnt)
         return Selection([], indices[first:], indices[:first]), {}
-    choice = Choice(target)
+    choice = session.stated("target", target)
     if target == "weakest":
         assert before is not None  # open_session has refused it
         counts = counts_of(before)["before"]
@@ -129,7 +129,7 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
     """
     rate = session.cfg.optimizer.lr
     if rate != "auto":
-        return Choice(rate)
+        return session.stated("optimizer.lr", rate)
     learnt = len(data.plan.selection.target_indices)
     rates = RATES if learnt < FEW_IMAGES else RATES[1:]
     # A run that goes on keeps its rate; the processes that Lightning starts have the first one's.
@@ -252,7 +252,7 @@ def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
 def choose_dropout(session: Session, trials: Sequence[Trained]) -> tuple[Trained, Choice]:
     """The trial with the fewest validation errors, and the choice of its dropout."""
     if len(trials) == 1:
-        return trials[0], Choice(trials[0].dropout)
+        return trials[0], session.stated("lora.dropout", trials[0].dropout)
     errors = {}
     for trial in trials:
         assert trial.val is not None
@@ -268,7 +268,7 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
     if refit != "auto":
-        return Choice(bool(refit))
+        return session.stated("refit", bool(refit))
     count = len(data.plan.selection.target_indices)
     is_refit = _has_few(data) and not monitored_validation(session.trainer)
     return Choice(
@@ -300,7 +300,7 @@ def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice
     """The scale at which the adapter is saved: ``lora.scale``, or what the dial advises."""
     scale = session.cfg.lora.scale
     if scale != "auto":
-        return Choice(float(scale))
+        return session.stated("lora.scale", float(scale))
     assert dial is not None  # open_session has refused it
     advised = dial["advised"]
     errors = dict(zip(dial["scales"], dial["errors"], strict=True))

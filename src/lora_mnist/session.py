@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.command import Run, classifier_of, settings_of
+from lora_mnist.command import Run, classifier_of, key_of, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
     value: Any
     of: Sequence[Any] | None = None  # among what; None: it is the only one
     images: int = 0  # of validation, which have decided; 0: they were not asked
-    why: str = "as configured"
+    why: str = ""
 
 
 def tell(choices: Mapping[str, Choice]) -> None:
@@ -227,6 +227,11 @@ class Session:
             return None
         why = f"{best['monitor']}={best['value']:g} is the best"
         return Choice(best["step"], None, len(self.images.val), why)
+
+    def stated(self, key: str, value: Any) -> Choice:
+        """The choice of whoever has typed a value, or left the configured one."""
+        is_typed = key in [key_of(text) for text in self.run.typed or ()]
+        return Choice(value, why="typed" if is_typed else "as configured")
 
     def first_says(self, value: Any) -> Any:
         """The value that the first of several processes has chosen, for all of them."""

@@ -16,7 +16,7 @@ from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.recipe import choose_rate, choose_target, put_adapter, train_repair
 from lora_mnist.results import base_to_replace, finish
-from lora_mnist.session import Choice, open_session, prove_unchanged, tell
+from lora_mnist.session import open_session, prove_unchanged, tell
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.trainer import quiet_lightning
 
@@ -54,7 +54,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
     data = session.data(selection)
-    rate = Choice(cfg.optimizer.lr)
+    rate = session.stated("optimizer.lr", cfg.optimizer.lr)
     print_parameters(session.net)
     with begin_run(run.folder, session.configuration(selection), cfg.resume):
         weights = session.fit(data, rate.value)
