@@ -219,14 +219,10 @@ def resume_command(hydra: HydraConf) -> str:
 def end_early(hydra: HydraConf) -> str | None:
     """The command that goes on with a sweep that has ended early; without any job it is removed."""
     folder = Path(hydra.sweep.dir)
-    if not (folder / SWEEP_FILE).is_file():
-        return None
     if any(folder.glob(f"*/{JOB_FILE}")):
         return resume_command(hydra)
-    for name in (SWEEP_FILE, "multirun.yaml"):  # ours, and Hydra's
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
+    if {path.name for path in folder.glob("*")} <= {SWEEP_FILE, "multirun.yaml"}:  # and Hydra's
+        shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
