@@ -55,12 +55,16 @@ def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_lef
     cut, whole = (next(sweep.glob(f"x={x}-*")) for x in (2, 3))
     (cut / "results.json").unlink()
     before = snapshot(whole)
-    # What failed is not in this grid.
-    done = cli(TOY, "-m", "x=2,3,4", "note='a b'", "sweep.resume=latest").ok()
+    # What failed is not in this grid. The group's one file is its default: no other configuration.
+    grid = ("x=2,3,4", "note='a b'", "shape=glob(r*)", "sweep.metric=val.loss")
+    done = cli(TOY, "-m", *grid, "sweep.resume=latest")
     assert done.out.count("finished before") == 1
     assert snapshot(whole) == before
-    rows = [(row["x"], row["status"]) for row in read_summary(sweep)]
-    assert rows == [("3", "finished"), ("2", "finished"), ("4", "finished")]
+    rows = [(row["x"], row["shape"], row["status"]) for row in read_summary(sweep)]
+    assert rows == [(x, "round", "finished") for x in ("2", "3", "4")]
+    refusal = "sweep.metric=val.loss: no job has it; expected a column of summary.csv\n"
+    assert (done.code, done.err) == (2, refusal)
+    assert "best:" not in done.out
 
 
 @pytest.mark.slow
@@ -104,15 +108,6 @@ def test_bad_input(cli, tmp_path, arguments, message):
     assert done.err.startswith(message)
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.glob("outputs/multirun/*"))
-
-
-def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
-    """The jobs are there, also of a group's files; none of them is called the best."""
-    done = cli(TOY, "-m", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
-    assert done.code == 2
-    assert done.err == "sweep.metric=val.loss: no job has it; expected a column of summary.csv\n"
-    rows = read_summary(only_run(tmp_path / "outputs", "multirun"))
-    assert [row["shape"] for row in rows] == ["round", "square"]
 
 
 def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
