@@ -41,7 +41,7 @@ def test_shows_every_mistake_of_the_base(classifier, with_nine):
     assert notes == [f"Test image {n}, labelled {images.labels[n]}" for n in wrong]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_empty_drawing(classifier, tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
@@ -56,7 +56,7 @@ def test_an_empty_drawing(classifier, tmp_path):
     assert ask(None, 1.0) == (None, None, None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_photographs_are_uploaded(tmp_path, monkeypatch):
     """There is no pad to draw them on; a test image is called by the name of its class."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
