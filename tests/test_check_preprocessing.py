@@ -44,6 +44,7 @@ def train_on_stripes(folder):
     torch.save(net.state_dict(), folder / "mine.pt")
 
 
+@pytest.mark.slow
 def test_eval_says_unasked_how_a_network_was_trained(tmp_path):
     train_on_stripes(tmp_path)
 
