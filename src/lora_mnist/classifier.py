@@ -28,6 +28,7 @@ from lora_mnist.repair.networks import (
     check_outputs,
     evaluating,
     importable,
+    outputs_key,
     own_preprocessing,
 )
 from lora_mnist.repair.predictions import logits_at
@@ -121,7 +122,7 @@ class Classifier:
             settings.take("the base", file.record, f"base_ckpt={path}")
             settings.take("", _DEFAULTS)
             network = own or build_network(settings.net)
-            loaded = load_weights(network.eval(), file, base_prefix)
+            loaded = load_weights(network.eval(), file, base_prefix, outputs_key(settings.net))
         except FileNotFoundError as error:
             no_file = (
                 f"base_ckpt={path}: no such file; expected the network's weights; those of a new "

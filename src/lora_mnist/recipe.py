@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.resume import recorded_rate
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.model import add_lora, set_lora_scale, warn_of_left_out
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
 from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
@@ -117,6 +117,9 @@ def put_adapter(session: Session) -> None:
                 full = min(weight.base.flatten(1).shape)
                 if type(settings["rank"]) is int and full < settings["rank"]:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first
+        if settings["target_modules"] == "all":
+            warn_of_left_out(net, "lora.target_modules")
+            settings["target_modules"] = ["all"]  # add_lora would warn of its argument
         add_lora(net, **settings)
 
 

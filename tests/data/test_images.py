@@ -42,3 +42,14 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
     levels = torch.linspace(0, 65535, 81).view(9, 9).int().numpy().astype(numpy.uint16)
     Image.fromarray(levels).save(tmp_path / "x.png")
     assert numpy.array_equal(numpy.asarray(open_picture(tmp_path / "x.png")), levels >> 8)
+
+
+def test_pictures_are_stacked_as_far_as_they_are_of_one_size():
+    dataset = ImageDataset("greys", ["cat", "dog"], 1, eval_batch_size=2)
+    dataset.mean, dataset.std = 0, 1
+    sides = [4, 4, 4, 5, 6, 6]
+    pictures = [(torch.full((1, side, side), 255), n) for n, side in enumerate(sides)]
+    batches = list(dataset.stacked(pictures))
+    assert [labels.tolist() for _, labels in batches] == [[0, 1], [2], [3], [4, 5]]
+    assert [images.shape[2] for images, _ in batches] == [4, 4, 5, 6]
+    assert all((images == 1).all() for images, _ in batches)

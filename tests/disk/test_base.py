@@ -104,10 +104,24 @@ REFUSED = {
         lambda state: dict(list(state.items())[:-1]),
         'key(s) in state_dict: "linear2.bias"; ',
     ),
-    "other names": (prefixed("my"), 'Unexpected key(s) in state_dict: "mylinear1.weight", '),
-    "another width": (
-        lambda state: {**state, "linear1.weight": torch.ones(5, 7)},
-        "size mismatch for linear1.weight: copying a param with shape torch.Size([5, 7])",
+    "other names": (
+        prefixed("my"),
+        "no name of the file is one of the network's: its names begin with mylinear1., the "
+        "network's with linear1.; ",
+    ),
+    "outputs": (
+        lambda state: {**state, "linear2.weight": torch.ones(7, 5), "linear2.bias": torch.ones(7)},
+        "the file has 7 outputs (linear2.weight), the network 3: net.num_classes=7; ",
+    ),
+    "inputs": (
+        lambda state: {**state, "linear1.weight": torch.ones(5, 1)},
+        "its first layer takes 1 value, the network's 6; ",
+    ),
+    "width": (
+        lambda state: (
+            state | {"linear1.weight": torch.ones(9, 6), "linear2.weight": torch.ones(3, 9)}
+        ),
+        "Error(s) in loading state_dict for TinyNet: size mismatch",
     ),
     "too large for float32": (
         lambda state: {**state, "linear2.bias": torch.full((3,), 1e300, dtype=torch.float64)},
@@ -127,7 +141,7 @@ def test_refuses_other_weights(tmp_path, state, form):
     make, problem = REFUSED[form]
     torch.save(make(state), tmp_path / "mine.pt")
     with pytest.raises(ValueError, match="; expected ") as caught:
-        load_weights(other_net(), read_base(tmp_path / "mine.pt"))
+        load_weights(other_net(), read_base(tmp_path / "mine.pt"), outputs_key="net.num_classes")
     assert problem in str(caught.value)
     assert "weights_only=False" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +193,15 @@ class ImageDataset:
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels."""
-        rest = iter(pictures)
-        while batch := list(islice(rest, self.eval_batch_size)):
-            images, labels = zip(*batch, strict=True)
-            pixels = self.normalise(torch.stack(images).to(device))
-            yield pixels, torch.tensor(labels).to(device)
+        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels.
+
+        A batch has pictures of one size, which a transform may leave as it was.
+        """
+        for _, group in groupby(pictures, lambda picture: picture[0].shape):
+            while batch := list(islice(group, self.eval_batch_size)):
+                images, labels = zip(*batch, strict=True)
+                pixels = self.normalise(torch.stack(images).to(device))
+                yield pixels, torch.tensor(labels).to(device)
 
 
 def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:

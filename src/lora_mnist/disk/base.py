@@ -88,11 +88,14 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> Base:
+def load_weights(
+    net: nn.Module, file: BaseFile, prefix: str | None = None, outputs_key: str | None = None
+) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
 
     ``prefix`` names one of several networks in the file. Without it a prefix such as ``module.`` is
-    dropped, and so are tensors outside it, such as a metric's.
+    dropped, and so are tensors outside it, such as a metric's. ``outputs_key`` is the key of the
+    number of outputs of ``net``, if it has one.
     """
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names, by what stands before them in the file
@@ -128,7 +131,7 @@ def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> B
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
-        reason = " ".join(lines).rstrip(".")
+        reason = "; ".join([*_misfits(own, chosen, outputs_key), " ".join(lines).rstrip(".")])
         raise ValueError(f"{reason}; expected the tensors of the configured net") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
@@ -136,6 +139,33 @@ def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> B
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     stage = file.record.get("made", {}).get("stage")
     return Base(tensors, fingerprint(tensors), stage == "pretrain")
+
+
+def _misfits(
+    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], outputs_key: str | None
+) -> list[str]:
+    """What a person wants to know of weights that do not fit, before torch's list of names."""
+    if not own.keys() & stored.keys():
+        theirs, ours = (next(iter(names)).partition(".")[0] for names in (stored, own))
+        start = f"its names begin with {theirs}., the network's with {ours}."
+        return [f"no name of the file is one of the network's: {start}"]
+    reasons, may_be_first = [], True
+    for name, tensor in own.items():
+        there, here = list(stored.get(name, tensor).shape), list(tensor.shape)
+        if len(here) < 2 or there == here:
+            continue
+        if there[1:] == here[1:]:
+            may_be_first = False
+            advice = f": {outputs_key}={there[0]}" if outputs_key else ""
+            reason = f"the file has {there[0]} outputs ({name}), the network {here[0]}{advice}"
+        elif may_be_first and there[:1] + there[2:] == here[:1] + here[2:]:
+            unit = "channel" if len(here) > 2 else "value"
+            unit += "s" if there[1] > 1 else ""
+            reason = f"its first layer takes {there[1]} {unit}, the network's {here[1]}"
+        else:
+            return []  # layers inside have other widths, too
+        reasons.append(reason)
+    return reasons
 
 
 def write_base(

@@ -92,11 +92,7 @@ def add_lora(
         )
     attach(model, adapters)
     if target_modules == "all":
-        share, sizes = left_out_by_all(model)
-        large = [name for name, size in sizes.items() if size >= 0.01]
-        if large and share >= 0.1:
-            text = "target_modules=all leaves out %.0f%% of the weights; with the largest: [all,%s]"
-            log.warning(text, 100 * share, ",".join(large[:5]))
+        warn_of_left_out(model, "target_modules")
     return model
 
 
@@ -230,6 +226,15 @@ def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")
     return adapters
+
+
+def warn_of_left_out(model: nn.Module, key: str) -> None:
+    """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
+    share, sizes = left_out_by_all(model)
+    large = [name for name, size in sizes.items() if size >= 0.01]
+    if large and share >= 0.1:
+        message = "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]"
+        log.warning(message, key, 100 * share, key, ",".join(large[:5]))
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:

@@ -139,6 +139,16 @@ def build_network(settings: Mapping[str, Any]) -> nn.Module:
     return net.eval()
 
 
+def outputs_key(settings: Mapping[str, Any]) -> str | None:
+    """The key of the number of outputs of a network with these settings, if it has one."""
+    parameters = signature(resolve_name(settings["_target_"])).parameters
+    for name in ("num_classes", "nc"):  # nc: Ultralytics
+        if name in parameters:
+            return f"net.{name}"
+    has_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return "net.num_classes" if has_any else None  # as timm and torchvision hand them on
+
+
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
     """Refuse a network that cannot take some images of a data set, or gives no logit a class."""
