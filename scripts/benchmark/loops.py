@@ -1,6 +1,4 @@
-"""The loops that stand beside this project's commands.
-
-Each prints its steps or images a second, but for repair, whose seconds run.py counts.
+"""Loops beside this project's commands; each but repair prints its steps or images a second.
 
 python scripts/benchmark/loops.py notebook pretrain     # the source notebook's own loop
 python scripts/benchmark/loops.py notebook lora

@@ -81,9 +81,9 @@ class Benchmark:
         """Training, beside the source notebook's own loops."""
         few = max(self.steps // 4, 5)  # the notebook's steps are slow, and all alike
         rows = []
-        for stage in ("pretrain", "lora"):
+        for stage, settings in (("pretrain", ""), ("lora", "digit=9")):
             loop = f"{LOOPS} --steps {few} notebook {stage}"
-            ours = f"{self.watched} stage={stage} trainer.max_steps={self.steps}"
+            ours = f"{self.watched} stage={stage} {settings} trainer.max_steps={self.steps}"
             rows.append(Row(f"`stage={stage}`", "steps/s", "notebook", loop, ours))
         return rows
 
@@ -98,7 +98,8 @@ class Benchmark:
 
     def start(self) -> list[Row]:
         """The start of a command, beside bare imports."""
-        first_step = f"{self.train} stage=lora +callbacks.stop._target_=stopwatch.ExitAtFirstStep"
+        stop = "+callbacks.stop._target_=stopwatch.ExitAtFirstStep"
+        first_step = f"{self.train} stage=lora digit=9 {stop}"
         lightning = "-c 'import torch, lightning.pytorch'"
         return [
             Row("a command's start, to its first step", "s", "bare imports", lightning, first_step),
