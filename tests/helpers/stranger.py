@@ -62,10 +62,9 @@ def darker(photos, folder):
     return folder
 
 
-def fresh(**arguments):
+def fresh():
     """The stranger's network with random weights."""
-    typed = [f"net.{key}={value}" for key, value in arguments.items()]
-    return build_network(settings_of(config("eval", *typed))["net"])
+    return build_network(settings_of(config("eval"))["net"])
 
 
 def mine():
