@@ -176,7 +176,7 @@ def test_the_split_is_stable():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
+        ({"classes": ["cat", "cow"]}, r"classes=.*: expected the folders of .*: \['cat', 'dog'\]"),
         ({"transform": v2.Resize(4), "image_size": 8}, "transform=Resize.*: expected null, or"),
         ({"transform": v2.Resize(4), "crop_pct": 0.9}, "transform=Resize.*: expected null, or"),
         ({"val_size": "abc"}, "val_size=abc: expected a number from 0 to 1"),
@@ -196,8 +196,6 @@ def test_each_class_has_a_folder_of_its_name_with_images_to_train_on(make_photos
         Folder(root)
     make_photos({"Oboe": 2}, "train")
     odd = "Floete is none of them; the nearest is Flöte"
-    with pytest.raises(ValueError, match=f"^classes=.*: expected every folder of .* once: .*{odd}"):
-        _ = Folder(root, classes=["Floete", "Oboe"]).sets
     make_photos({"Floete": 2, "Oboe": 2}, "test")
     with pytest.raises(ValueError, match=f"^data_dir=.*/test: expected the folders of .*{odd}"):
         _ = Folder(root).sets

@@ -201,7 +201,7 @@ class Folder(ImageDataset):
         parts, others = {}, []
         for name in _subfolders(root):
             part = _ALSO_CALLED.get(name.lower(), name.lower())
-            if part in _PARTS and _subfolders(root / name):  # without these it is a class: trains
+            if part in _PARTS and _subfolders(root / name):  # else it is a class, of trains
                 parts[root / name] = part
             else:
                 others.append(name)
@@ -224,11 +224,7 @@ class Folder(ImageDataset):
         """The image files in the folders of classes, by path, as torchvision lists them."""
         root, names = self.root, self._folders_of_classes()
         if sorted(self.classes) != names:
-            others = [name for name in self.classes if name not in names]
-            odd = f"; {others[0]} is none of them{nearest_to(others[0], names)}" if others else ""
-            raise ValueError(
-                f"classes={self.classes}: expected every folder of {root} once: {names}{odd}"
-            )
+            raise ValueError(f"classes={self.classes}: expected the folders of {root}: {names}")
         labels = {name: label for label, name in enumerate(self.classes)}
         entries, others = [], []
         for folder, part in self._parts.items():

@@ -52,9 +52,7 @@ def begin_run(
         lock = FileLock(record.with_name(".lock"), timeout=0).acquire()
     except Timeout as error:
         key = "hydra.run.dir" if resume is None else "resume"
-        raise UserError(
-            f"{key}={folder}: a run is still going there; expected one at a time"
-        ) from error
+        raise UserError(f"{key}={folder}: a run is still going there") from error
     with lock:
         remove_leftovers(folder)
         if resume is not None:
