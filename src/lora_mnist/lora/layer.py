@@ -83,7 +83,7 @@ class LoRAParametrization(nn.Module):
 
     @property
     def strength(self) -> float:
-        """The factor of ``B A`` in the weight now; with 0 the layer computes the base exactly."""
+        """The factor of ``B A`` now; with 0 the layer computes the base exactly."""
         return self.scaling * self.scale if self.enabled else 0.0
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class LoRAParametrization(nn.Module):
         return self.lora_A, self.lora_B
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """What the forward pass adds: for each term its input, and its ``A`` and ``B``."""
+        """What the forward pass adds, each as (input, ``A``, ``B``): one term; PiSSA has two."""
         return [(F.dropout(x, self.dropout, self.training), *self.factors())]
 
     def forward(self, weight: Tensor) -> Tensor:

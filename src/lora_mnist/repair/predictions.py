@@ -66,11 +66,9 @@ class Predictions:
             if name.endswith("probability"):
                 columns[name] = columns[name].astype(float).round(6)
         was_right = columns["before"] == columns["label"]
-        columns["outcome"] = np.where(was_right, "right", "wrong")
-        if "after" in columns:
-            is_right = columns["after"] == columns["label"]
-            cases = [was_right & is_right, is_right, was_right]
-            columns["outcome"] = np.select(cases, ["right", "repaired", "broken"], "wrong")
+        is_right = columns.get("after", columns["before"]) == columns["label"]
+        cases = [was_right & is_right, is_right, was_right]
+        columns["outcome"] = np.select(cases, ["right", "repaired", "broken"], "wrong")
         return columns
 
     def __post_init__(self) -> None:

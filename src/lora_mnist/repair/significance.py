@@ -81,17 +81,12 @@ def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
     return bool(test.pvalue > LEVEL)
 
 
-def p_text(p_value: float) -> str:
-    """``p = 0.65`` or ``p < 0.001``; never rounded to the other side of :data:`LEVEL`."""
+def chance_text(p_value: float) -> str:
+    """``may be chance, p = 0.65``, or ``p < 0.001``; never rounded past :data:`LEVEL`."""
     if p_value < 0.001:
         return "p < 0.001"
     digits = 2
     while (float(f"{p_value:.{digits}g}") <= LEVEL) != (p_value <= LEVEL):
         digits += 1
-    return f"p = {p_value:.{digits}g}"
-
-
-def chance_text(p_value: float) -> str:
-    """``may be chance, p = 0.65``, or ``p < 0.001`` alone."""
     chance = "may be chance, " if p_value > LEVEL else ""
-    return f"{chance}{p_text(p_value)}"
+    return f"{chance}p = {p_value:.{digits}g}"
