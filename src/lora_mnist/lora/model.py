@@ -230,11 +230,10 @@ def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
 
 def warn_of_left_out(model: nn.Module, key: str) -> None:
     """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
-    share, sizes = left_out_by_all(model)
-    large = [name for name, size in sizes.items() if size >= 0.01]
-    if large and share >= 0.1:
+    share, names = left_out_by_all(model)
+    if share >= 0.1:
         message = "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]"
-        log.warning(message, key, 100 * share, key, ",".join(large[:5]))
+        log.warning(message, key, 100 * share, key, ",".join(names[:5]))
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:

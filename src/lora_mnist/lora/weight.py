@@ -129,17 +129,14 @@ def layers_to_adapt(
     return {name: weight for name, weight in weights.items() if name in chosen}
 
 
-def left_out_by_all(model: nn.Module) -> tuple[float, dict[str, float]]:
-    """The share of the weights that ``all`` leaves out, and of each of these, the largest first.
-
-    Layers go by their names, and other tensors by the last part of theirs, together.
-    """
+def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
+    """The share of the weights that ``all`` leaves out, and what adds them, the largest first."""
     targets, sizes, total = layers_to_adapt(model), Counter[str](), 0
     for name, weight in layers_to_adapt(model, ".*").items():
         total += weight.base.numel()
         if name not in targets:
             sizes[name if weight.tensor == "weight" else weight.tensor] += weight.base.numel()
-    return sizes.total() / total, {name: size / total for name, size in sizes.most_common()}
+    return sizes.total() / total, [name for name, _ in sizes.most_common()]
 
 
 def is_end(end: str, name: str) -> bool:
