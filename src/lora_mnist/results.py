@@ -211,25 +211,20 @@ def _save_adapter(
 def _why_useless(
     session: Session, outcomes: Mapping[str, Any], choices: Mapping[str, Choice]
 ) -> str | None:
-    """Why what was trained is of no use, if it is not; a refit has learnt the validation images."""
+    """Why what was trained is of no use: it is no better than one class for all images.
+
+    A refit has learnt the validation images. Where the base was no better, a repair is no worse.
+    """
     is_refit = "refit" in choices and choices["refit"].value
     split = "val" if "val" in outcomes and not is_refit else "test"
-    before = outcomes.get(f"{split}_base")
-    reason = useless(outcomes[split], before, session.classifier.classes)
-    if reason is None:
-        return None
-    start = f"optimizer.lr={choices['rate'].value}: of the {split} images {reason}"
-    where = "" if session.cfg.stage == "lora" else f"; the base stays in {session.run.folder}"
-    return f"{start}; expected another learning rate{where}"
-
-
-def useless(
-    outcome: Mapping[str, Any], before: Mapping[str, Any] | None, classes: Sequence[str]
-) -> str | None:
-    """How a network is no better than one class for all images, unless its base was no better."""
+    outcome, before = outcomes[split], outcomes.get(f"{split}_base")
     images, accuracy = outcome["images_per_class"], outcome["accuracy"]
     share = max(images) / sum(images)
     if accuracy > share or (before is not None and before["accuracy"] <= share):
         return None
-    commonest = classes[images.index(max(images))]
-    return f"{accuracy:.1%} are right, no more than by always saying {commonest}"
+    commonest = session.classifier.classes[images.index(max(images))]
+    where = "" if session.cfg.stage == "lora" else f"; the base stays in {session.run.folder}"
+    return (
+        f"optimizer.lr={choices['rate'].value}: of the {split} images {accuracy:.1%} are right, no "
+        f"more than by always saying {commonest}; expected another learning rate{where}"
+    )
