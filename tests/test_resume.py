@@ -158,8 +158,9 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     cli(*words).ok()
     assert only_run(outputs, "lora") == folder
     assert files_of(folder / ".hydra") == hydra
-    # It says with which command it was made.
-    assert differences(left_by(whole), left_by(folder)) == ["adapter_model.safetensors"]
+    # It says with which command it was made, and what was typed.
+    said = ["adapter_model.safetensors", "choices"]
+    assert differences(left_by(whole), left_by(folder)) == said
 
 
 def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
