@@ -32,6 +32,7 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs):
     done = cli("train.py", *QUICK, *REPAIR, f"mistakes={incoming}").ok()
     results = read_results(only_run(outputs, "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([], True)
+    assert results["choices"]["refit"]["why"] == "mistakes are learnt"
     counts = [sum(results[split]["images_per_class"]) for split in ("mistakes", "mistakes_test")]
     assert 20 < sum(counts) < 80
     assert 0.05 < counts[1] / sum(counts) < 0.4

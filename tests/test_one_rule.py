@@ -33,6 +33,7 @@ FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 MISTAKES = {
     "train": [
         (*PRETRAIN, "seed=-1 -> -1 is not in bounds, numpy accepts from 0 to 4294967295"),
+        (*PRETRAIN, "seed=null -> seed: "),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
@@ -54,10 +55,13 @@ MISTAKES = {
         (*LORA, "loss.target_weight=0.5"),
         (*LORA, "batches.replay=99999999"),
         (*LORA, "mistakes={tmp}", "target=3"),
+        ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
+        (*LORA, "refit=1"),
         (*LORA, *FOLDER[:1], "base_ckpt={tmp}/outputs/base/mnist.ckpt", FOLDER[1]),
     ],
     "eval": [
         ("scale=0.5",),
+        ("scale=auto",),
         ("prepare.mean=[0.1,0.2,0.3] -> prepare.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         ("net=custom", "base_ckpt={tmp}/outputs/base/mnist.ckpt", "net._target_=builtins.dict"),
     ],

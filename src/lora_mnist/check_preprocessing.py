@@ -17,7 +17,7 @@ from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
 from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.session import Session
-from lora_mnist.settings import as_override
+from lora_mnist.settings import as_value
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ def better_preparation(session: Session) -> list[str]:
             changes.insert(0, {"image_size": [first.height, first.width]})
     best, tried = configured, [configured]
     with evaluating(net, session.trainer.strategy.root_device) as device:
-        wrong_as_configured = fewest_wrong = is_wrong(configured)
-        if len(changes) * mcnemar(int(fewest_wrong.sum()), 0) >= LEVEL:
+        wrong_as_configured = wrong_at_best = is_wrong(configured)
+        if len(changes) * mcnemar(int(wrong_at_best.sum()), 0) >= LEVEL:
             return []  # so few errors that no way can be clearly better
         for change in 2 * changes:  # at another size, another mean may be better
             way = {**best, **change}
@@ -134,19 +134,19 @@ def better_preparation(session: Session) -> list[str]:
             except Exception:  # whatever layers raise that do not take this size, or these channels
                 continue
             tried.append(way)
-            if wrong.sum() < fewest_wrong.sum():
-                best, fewest_wrong = way, wrong
-    repaired = int((wrong_as_configured & ~fewest_wrong).sum())
-    broken = int((fewest_wrong & ~wrong_as_configured).sum())
+            if wrong.sum() < wrong_at_best.sum():
+                best, wrong_at_best = way, wrong
+    repaired = int((wrong_as_configured & ~wrong_at_best).sum())
+    broken = int((wrong_at_best & ~wrong_as_configured).sum())
     if len(tried) * mcnemar(repaired, broken) >= LEVEL:  # the best of several ways is tested
         return []
     keys = [key for key in best if best[key] != configured[key]]
-    overrides = [f"prepare.{key}={as_override(best[key])}" for key in keys]
+    overrides = [f"prepare.{key}={as_value(best[key])}" for key in keys]
     log.warning(
         "the network may have been trained on images that were prepared otherwise: it makes %d "
         "errors instead of %d in %d validation and training images, the fewest of %d ways that "
         "were tried, with: %s",
-        *(fewest_wrong.sum(), wrong_as_configured.sum(), len(some), len(tried)),
+        *(wrong_at_best.sum(), wrong_as_configured.sum(), len(some), len(tried)),
         " ".join(map(quoted, overrides)),
     )
     return overrides

@@ -101,9 +101,9 @@ class Classifier:
         Raises:
             UserError: if a file is missing, does not fit, or names code that is not typed.
         """
-        own = net if isinstance(net, nn.Module) else None
+        own = None
         if isinstance(net, nn.Module):
-            net = {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
+            own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         settings = Settings(dict(net or {}), dict(prepare or {}), dict(data or {}))
         record: Mapping[str, Any] = {}
         if adapter is not None:
@@ -166,12 +166,10 @@ class Classifier:
         adapters = lora_adapters(self.net)
         if scale not in (None, "auto") and not is_number(scale):
             raise UserError(f"scale={scale}: expected a number, 1 as trained; auto; or null")
-        if scale not in (None, "auto") and not adapters:
+        if scale is not None and not adapters:
             raise UserError(f"scale={scale}: expected null, since there is no adapter")
-        if not adapters:
-            return 0.0
         if scale is None:
-            return adapters[0].scale
+            return adapters[0].scale if adapters else 0.0
         scale = self._advised_scale(device) if scale == "auto" else float(scale)
         set_lora_scale(self.net, scale)
         return scale

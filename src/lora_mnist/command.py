@@ -34,7 +34,8 @@ def _store() -> None:
     OmegaConf.set_struct(any_keys, False)
     whether = BooleanNode(None)
     steps = {"max_steps": IntegerNode(None), "max_epochs": IntegerNode(None)}
-    train = {"seed": IntegerNode(None), "compile": whether, "figures": whether, "trainer": steps}
+    seed = IntegerNode(0, is_optional=False)
+    train = {"seed": seed, "compile": whether, "figures": whether, "trainer": steps}
     nodes = {
         "any_keys": any_keys,
         "types_of_train": OmegaConf.create(train),
@@ -84,9 +85,9 @@ def override(key: str, value: object) -> str:
     return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
-def key_of(override: str) -> str:
+def key_of(text: str) -> str:
     """The key that an override of the command line sets."""
-    return override.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
+    return text.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
 
 
 @cache

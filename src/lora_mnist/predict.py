@@ -40,7 +40,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     """
     cfg = checked_copy(cfg, run)
     files = find_pictures(cfg.images)
-    if cfg.out is not None and Path(cfg.out).exists():
+    if cfg.out is not None and Path(str(cfg.out)).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
     classifier = classifier_of(cfg, run)
     classifier.check()
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         of_each = dict(zip(scales, of_image, strict=True))
         predictions.append({"file": str(files[number]), **of_each})
     if cfg.out is not None:
-        write_table(predictions, list(scales), Path(cfg.out))
+        write_table(predictions, list(scales), Path(str(cfg.out)))
         log.info("%s: %d predictions", cfg.out, len(predictions))
     elif predictions:
         print_predictions(predictions)

@@ -53,7 +53,6 @@ DROPOUTS = (0.0, 0.05)
 class Trained(NamedTuple):
     """What is known of an adapter after its training."""
 
-    dropout: float
     val: Predictions | None  # for the validation images, at its scale; None: there are none
     dial: dict[str, Any] | None
     scale: Choice
@@ -116,7 +115,7 @@ def put_adapter(session: Session) -> None:
             for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
                 full = min(weight.base.flatten(1).shape)
                 if type(settings["rank"]) is int and full < settings["rank"]:
-                    ranks[f"^{name}"] = full  # the user's own pattern comes first
+                    ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
         if settings["target_modules"] == "all":
             warn_of_left_out(net, "lora.target_modules")
             settings["target_modules"] = ["all"]  # add_lora would warn of its argument
@@ -145,7 +144,7 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
     count = min(len(before), _RATE_IMAGES)
     spread = torch.linspace(0, len(before) - 1, count).long()
     start = start_of(net)
-    device, loss = trainer.strategy.root_device, session.loss()
+    device, loss = trainer.strategy.root_device, session.make_loss()
     precision: Any = trainer.precision_plugin
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(net, device):
@@ -159,13 +158,12 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
         base_errors = errors()
         most = _MAX_HARM * base_errors + 2 * base_errors**0.5
         for rate in rates:
-            optimizer = session.optimizer(rate)
+            optimizer = session.make_optimizer(rate)
             net.train()
             started = time.perf_counter()
             for images, labels in data.read(islice(data.plan.batches(), _RATE_STEPS)):
                 with precision.forward_context():
                     logits = net(dataset.normalise(images.to(device)))
-                    # Before training each process has whole batches.
                     value = loss(logits, labels.to(device), data.plan.replay)
                 optimizer.zero_grad()
                 value.backward()
@@ -198,14 +196,14 @@ def train_repair(
     has_trials = len(dropouts) > 1 or refit.value
     if has_trials:
         log.info("%d trainings, of which the last is kept", len(dropouts) + 1)
-    trials: list[Trained] = []
+    trials: dict[float, Trained] = {}
     for dropout in dropouts:
         its_session = session
         if has_trials:
             log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
             its_session = session.in_folder(f"trials/dropout={dropout}")
         start_again(session.net, start, dropout)
-        trials.append(_train_and_measure(its_session, data, rate, before, refit))
+        trials[dropout] = _train_and_measure(its_session, data, rate, before, refit)
     chosen, choice = choose_dropout(session, trials)
     choices = {"dropout": choice, "scale": chosen.scale, "refit": refit}
     weights = chosen.weights
@@ -216,7 +214,8 @@ def train_repair(
                 unseen = ", which are part of test/; only the other test images are still unseen"
             log.info("refit: once more, with the validation images%s", unseen)
             data = session.data(data.plan.selection, with_validation=True)
-        start_again(session.net, start, chosen.dropout)
+        # Without a refit the same training again: its files are in the run's own folder.
+        start_again(session.net, start, choice.value)
         weights = session.fit(data, rate, before)
         set_lora_scale(session.net, chosen.scale.value)
     if weights is not None:
@@ -240,7 +239,7 @@ def _train_and_measure(
     set_lora_scale(session.net, scale.value)
     if scale.value != 1:
         val = session.predictions("val", before)
-    return Trained(lora_adapters(session.net)[0].dropout, val, dial, scale, weights)
+    return Trained(val, dial, scale, weights)
 
 
 def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
@@ -252,19 +251,22 @@ def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
     return DROPOUTS if _has_few(data) and takes_dropout else DROPOUTS[:1]
 
 
-def choose_dropout(session: Session, trials: Sequence[Trained]) -> tuple[Trained, Choice]:
+def choose_dropout(session: Session, trials: Mapping[float, Trained]) -> tuple[Trained, Choice]:
     """The trial with the fewest validation errors, and the choice of its dropout."""
     if len(trials) == 1:
-        return trials[0], session.stated("lora.dropout", trials[0].dropout)
+        (dropout,) = trials
+        if session.cfg.lora.dropout != "auto":
+            return trials[dropout], session.stated("lora.dropout", dropout)
+        why = "others are tried for few images of a class, in layers that take dropout"
+        return trials[dropout], Choice(dropout, why=why)
     errors = {}
-    for trial in trials:
+    for dropout, trial in trials.items():
         assert trial.val is not None
-        errors[trial.dropout] = int(counts_of(trial.val)["after"]["errors"])
+        errors[dropout] = int(counts_of(trial.val)["after"]["errors"])
     best = session.first_says(min(errors, key=lambda dropout: errors[dropout]))
-    chosen = next(trial for trial in trials if trial.dropout == best)
     counts = [f"{count:,} with {dropout:g}" for dropout, count in errors.items()]
     why = f"the fewest validation errors: {', '.join(counts)}"
-    return chosen, Choice(best, list(errors), len(session.images.val), why)
+    return trials[best], Choice(best, list(errors), len(session.images.val), why)
 
 
 def choose_refit(session: Session, data: ImageDataModule) -> Choice:
@@ -272,11 +274,12 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
     refit = session.cfg.refit
     if refit != "auto":
         return session.stated("refit", bool(refit))
+    monitor = monitored_validation(session.trainer)
+    if monitor or session.mistakes is not None:
+        return Choice(False, why=f"{monitor} is monitored" if monitor else "mistakes are learnt")
     count = len(data.plan.selection.target_indices)
-    is_refit = _has_few(data) and not monitored_validation(session.trainer)
-    return Choice(
-        is_refit, [True, False], 0, f"{count:,} images to learn, and {FEW_IMAGES} are many"
-    )
+    why = f"{count:,} images to learn, and {FEW_IMAGES} are many"
+    return Choice(_has_few(data), [True, False], why=why)
 
 
 def _has_few(data: ImageDataModule) -> bool:
@@ -330,5 +333,6 @@ def start_again(
         adapter.load_state_dict(state)
         for parameter in adapter.parameters():
             parameter.grad = None
+        adapter.scale = 1.0
         if dropout is not None:
-            adapter.dropout, adapter.scale = dropout, 1.0
+            adapter.dropout = dropout

@@ -1,7 +1,6 @@
 """The end of a run: what it found is judged, and all its files are written, here alone."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import affects_results
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
-from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.project import DATA
@@ -54,17 +53,14 @@ def finish(
     results = results_of(session, tables, choices)
     results |= {"dial": dial, "better_preprocessing": list(advice)}
     reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
-    weights, current = None, None
+    kept, current = None, None
     if cfg.stage == "pretrain":
         is_trial = bool(cfg.debug) or session.is_fast_dev_run
         # What knows some classes alone, or nothing, or was a trial, is no base for others.
         is_base = not (results["targets"] or reason or is_trial)
-        folder = Path(cfg.paths.bases) if is_base else run.folder
-        name = base_name(session.classifier.settings.data, session.classifier.settings.net)
-        weights = versioned_base_path(folder, name, results["base_sha256"])
-        current = base_to_replace(cfg, run) if is_base else None
+        kept, current = _base_files(session, results["base_sha256"], is_base)
         if current is None:  # the user has to name it to other commands
-            results["weights"] = str(weights) if is_base else weights.name
+            results["weights"] = str(kept) if is_base else kept.name
     if results["adapter"] == ADAPTER_FOLDER:
         _save_adapter(session, choices, dial)
     results["seconds"] = session.clock.seconds()
@@ -77,9 +73,9 @@ def finish(
         figures = make_report(run.folder, reading, table, images.test)
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
-    if weights is not None:  # last: a run that fails on the way leaves the current base alone
-        _write_base(session, weights, current)
-    is_expected = session.is_fast_dev_run or (weights and (results["targets"] or cfg.debug))
+    if kept is not None:  # last: a run that fails on the way leaves the current base alone
+        _write_base(session, kept, current)
+    is_expected = session.is_fast_dev_run or (kept and (results["targets"] or cfg.debug))
     if reason and not is_expected:
         raise TrainingError(reason)
     return results
@@ -97,8 +93,7 @@ def results_of(
     is_ours = base is None or base.is_pretrained_here
     overrides = None
     if session.run.typed is not None:  # a run that was resumed leaves the same results
-        how = re.compile(r"[+~]*(hydra|resume|sweep)\b")
-        overrides = [text for text in session.run.typed if not how.match(text)]
+        overrides = session.run.typed_without("hydra", "resume", "sweep")
     counts = images.train.labels.bincount(minlength=len(dataset.classes))
     adapter = classifier.adapter and str(classifier.adapter)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
@@ -134,10 +129,6 @@ def results_of(
 
 def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
     """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep."""
-    if cfg.target == "weakest":
-        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
-    if cfg.mistakes is not None:
-        raise UserError(f"mistakes={cfg.mistakes}: expected null: only stage=lora learns mistakes")
     current = Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
     if cfg.base_ckpt is not None:
         current = Path(cfg.base_ckpt)
@@ -174,16 +165,24 @@ def _record_of(session: Session) -> dict[str, Any]:
     }
 
 
-def _write_base(session: Session, own: Path, current: Path | None) -> None:
-    """Write the base to the file in which it stays, and make it the current one."""
+def _base_files(session: Session, sha256: str, is_base: bool) -> tuple[Path, Path | None]:
+    """The file in which a new base is kept, and the one of the current base that it becomes."""
+    cfg, settings = session.cfg, session.classifier.settings
+    folder = Path(cfg.paths.bases) if is_base else session.run.folder
+    kept = versioned_base_path(folder, base_name(settings.data, settings.net), sha256)
+    return kept, base_to_replace(cfg, session.run) if is_base else None
+
+
+def _write_base(session: Session, kept: Path, current: Path | None) -> None:
+    """Write the base to the file in which it is kept, and make it the current one."""
     record = _record_of(session)
     # How many are held out is each training's choice; the base's is for a warning.
     record["made"]["val_size"] = record["data"].pop("val_size", None)
-    write_base(session.net.state_dict(), own, record)
+    write_base(session.net.state_dict(), kept, record)
     if current is not None:
-        set_current_base(own, current)
+        set_current_base(kept, current)
     else:
-        log.info("base: %s; the current one stays", own)
+        log.info("base: %s; the current one stays", kept)
 
 
 def _save_adapter(

@@ -23,7 +23,7 @@ from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning
 from lora_mnist.disk.resume import last_checkpoint, load_best_weights
-from lora_mnist.errors import TrainingError, UserError, config_group, is_number
+from lora_mnist.errors import TrainingError, UserError, config_group, is_number, require_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.progress import Clock
@@ -43,17 +43,18 @@ class Choice(NamedTuple):
     """What was chosen, and why."""
 
     value: Any
-    of: Sequence[Any] | None = None  # among what; None: it is the only one
+    of: Sequence[Any] | None = None  # the values to choose from; None: not a list
     images: int = 0  # of validation, which have decided; 0: they were not asked
     why: str = ""
 
 
 def tell(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
-    for name, (value, among, images, why) in choices.items():
-        if among or images:
+    for name, choice in choices.items():
+        if choice.of or choice.images:
+            value = choice.value
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            log.info("%s=%s: %s", KEY_OF.get(name, name), shown, why)
+            log.info("%s=%s: %s", KEY_OF.get(name, name), shown, choice.why)
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,13 @@ class Session:
             augment = instantiate(batches.augment) if batches.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
 
-    def loss(self) -> Loss:
+    def make_loss(self) -> Loss:
         """The loss of a batch."""
-        with config_group("loss"):
+        with importable(), config_group("loss"):
             loss: Loss = instantiate(self.cfg.loss, _convert_="all")
         return loss
 
-    def optimizer(self, rate: float) -> Optimizer:
+    def make_optimizer(self, rate: float) -> Optimizer:
         """The optimizer of what is trainable in the network."""
         settings = dict(self.cfg.optimizer)
         settings.pop("lr")
@@ -158,13 +159,13 @@ class Session:
                 )
         return optimizer
 
-    def scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
+    def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
         """The scheduler of the learning rate, for Lightning; ``None`` where it is constant."""
         settings = dict(self.cfg.scheduler or {})
         interval = settings.pop("interval", "step")
         if not settings:
             return None
-        with config_group("scheduler"):
+        with importable(), config_group("scheduler"):
             scheduler = instantiate(settings, _convert_="all")(optimizer)
         return {"scheduler": scheduler, "interval": interval}
 
@@ -191,15 +192,15 @@ class Session:
         classes, targets = self.classifier.classes, plan.selection.targets
         if self.cfg.compile:
             net.compile()  # in place: its tensors keep their names
-        optimizer = self.optimizer(rate)
+        optimizer = self.make_optimizer(rate)
         adapters = lora_adapters(net)
         choices = {"rate": rate, "dropout": adapters[0].dropout if adapters else None}
         choices["images"] = len(data.images.train)
         module = ClassifierModule(
             net,
             optimizer,
-            self.scheduler(optimizer),
-            loss=self.loss(),
+            self.make_scheduler(optimizer),
+            loss=self.make_loss(),
             replay=plan.replay,
             seed=self.cfg.seed,
             metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
@@ -245,7 +246,7 @@ class Session:
             if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
                 cfg.logger[logger] = None
         trainer = make_trainer(cfg, run)
-        trainer.limit_val_batches = self.trainer.limit_val_batches
+        trainer.limit_val_batches = 1.0  # the images are limited already
         return replace(self, cfg=cfg, run=run, trainer=trainer)
 
 
@@ -259,6 +260,10 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         )
     if cfg.stage == "lora" and cfg.mistakes is not None and cfg.target not in (None, "weakest"):
         raise UserError(f"target={cfg.target}: expected null; mistakes={cfg.mistakes} is learnt")
+    if cfg.stage == "pretrain" and cfg.target == "weakest":
+        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
+    if cfg.stage == "pretrain" and cfg.mistakes is not None:
+        raise UserError(f"mistakes={cfg.mistakes}: expected null: only stage=lora learns mistakes")
     trainer = make_trainer(cfg, run)
     if cfg.stage == "eval" and trainer.world_size > 1:
         count = trainer.num_devices
@@ -276,6 +281,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     mistakes = None
     if cfg.mistakes is not None:
         folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
+        with config_group("data"):
+            require_number("mistakes_test", share, 0, 1)
         with evaluating(classifier.net, trainer.strategy.root_device) as device:
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
@@ -331,10 +338,10 @@ def _refuse_inconsistent(session: Session) -> None:
             raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
         if scale != "auto" and (not is_number(scale) or scale <= 0):
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-        if refit not in (True, False, "auto"):
+        if not isinstance(refit, bool) and refit != "auto":
             raise UserError(f"refit={refit}: expected true, false or auto")
     # Made once, so that what they refuse is refused before anything is computed.
-    session.scheduler(session.optimizer(0.1 if is_auto else cfg.optimizer.lr))
+    session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))
     monitor, interval = monitored_validation(trainer), trainer.val_check_interval
     batches = trainer.max_steps * trainer.accumulate_grad_batches
     if monitor and isinstance(interval, int) and 0 <= batches < interval:

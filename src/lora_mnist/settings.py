@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_mnist.errors import UserError
-from lora_mnist.project import quoted
+from lora_mnist.project import DATA, quoted
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class Settings:
                 continue
             for key, value in stored.items():
                 if key in values:
-                    taken.append(f"{key}={as_override(value)}")
+                    taken.append(f"{key}={as_value(value)}")
                 elif file and self._typed.get(key) not in (None, value):
-                    others.append(f"prepare.{key}={as_override(self._typed[key])}")
+                    others.append(f"prepare.{key}={as_value(self._typed[key])}")
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
         if others:
@@ -89,7 +89,7 @@ def _is_elsewhere(own: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     """Whether another folder is named than that of a record."""
     if own.get("data_dir") is None:
         return False
-    return Path(own["data_dir"]).expanduser().absolute() != Path(stored.get("data_dir") or "")
+    return Path(own["data_dir"]).expanduser().absolute() != Path(stored.get("data_dir") or DATA)
 
 
 def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,22 +123,22 @@ def foreign_code(settings: Any, key: str, function: str | None = None) -> tuple[
             is_known = function != "timm.create_model" or name in _KNOWN_ARGUMENTS.split()
             is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
             if not (is_known and is_plain) and value:
-                return f"{key}.{name}={value}", f"{key}.{name}={as_override(value)}"
+                return f"{key}.{name}={value}", f"{key}.{name}={as_value(value)}"
             if foreign := foreign_code(value, f"{key}.{name}"):
                 return foreign
     elif isinstance(settings, list):
         for value in settings:
             if foreign := foreign_code(value, key):
-                return foreign[0], f"{key}={as_override(settings)}"  # Hydra takes a list whole
+                return foreign[0], f"{key}={as_value(settings)}"  # Hydra takes a list whole
     return None
 
 
-def as_override(value: Any) -> str:
+def as_value(value: Any) -> str:
     """A value as it is typed behind a key: ``[0.5,0.5]``, ``{_target_: my.Crop, size: 8}``."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {as_override(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {as_value(each)}' for key, each in value.items())}}}"
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(as_override, value))}]"
+        return f"[{','.join(map(as_value, value))}]"
     return "null" if value is None else str(value)
 
 
@@ -147,7 +147,7 @@ def warn_of_other_split(
 ) -> None:
     """Say so where a base with this record may have been trained on images that are held out."""
     made, data = record.get("made", {}), record.get("data", {})
-    if "val_size" not in made or data.get("data_dir") != settings.get("data_dir"):
+    if "val_size" not in made or _is_elsewhere(settings, data):
         return  # a base that was not trained here, or on other images
     trained = {**data, "val_size": made["val_size"]}
     arguments = signature(type(dataset)).parameters

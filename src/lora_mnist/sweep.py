@@ -377,7 +377,7 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | Non
         if summary.has_seeds:
             cells.append(str(len(row)))
         rows.append(cells)
-    title_of = {str(summary.metric): str(summary.metric)}
+    title_of = {summary.metric: summary.metric} if summary.metric else {}
     for title, key in summary.columns.items():
         title_of[key] = title.replace("_", " ")
     for key, title in title_of.items():

@@ -61,10 +61,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if not session.trainer.is_global_zero:
             return {}
         choices |= {"rate": rate} | ({"weights": weights} if weights else {})
-        val, tables = session.predictions("val"), session.tables()
-        if val is not None:
-            tables = {"val": val, **tables}
-        return finish(session, tables, choices)
+        val = session.predictions("val")
+        tables = {} if val is None else {"val": val}
+        return finish(session, tables | session.tables(), choices)
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:

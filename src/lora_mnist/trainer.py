@@ -70,7 +70,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         if "purge_step" in config and cfg.get("resume") is not None:
             # Steps after the checkpoint are logged again.
             changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
-        with config_group(f"logger.{name}"):
+        with importable(), config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.

@@ -183,6 +183,8 @@ def test_several_processes_share_training_and_validate_whole():
     assert validated == [[[0, 1], [2, 3], [4]]] * 2
     for whole, first, second in zip(islice(data.plan.batches(), 10), *shares, strict=True):
         assert (first, second) == (whole[::2], whole[1::2])
+    data.trainer = None  # before a training one process tries learning rates
+    assert seen(data.read(islice(data.plan.batches(), 3))) == list(islice(data.plan.batches(), 3))
     assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
 
 

@@ -50,7 +50,7 @@ def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection
     """The selection with more images, from the place ``first`` on: learnt or replayed by class."""
     targets, learnt, replayed = selection
     added = torch.arange(first, first + len(labels))
-    is_learnt = torch.full((len(added),), not len(replayed))  # all classes, or those to repair
+    is_learnt = torch.full((len(added),), not len(replayed))  # all classes, or mistakes
     if targets:
         is_learnt = torch.isin(labels, torch.tensor(targets))
     learnt = torch.cat([learnt, added[is_learnt]])
@@ -135,7 +135,7 @@ def seed_generators(seed: int, *place: int) -> None:
 
 
 class Augmented(Images):
-    """Training images, augmented with random numbers that follow from the number of the batch."""
+    """Training images for a DataLoader, augmented with random numbers of each batch's own."""
 
     def __init__(self, images: Images, augment: Augment, seed: int, rank: int = 0) -> None:
         self.images, self.augment = images, augment
@@ -164,9 +164,14 @@ class ImageDataModule(LightningDataModule):
         self.plan, self.augment = plan, augment
 
     def read(self, batches: Iterable[list[int]], first: int = 0) -> DataLoader[Batch]:
-        """This process's share of ``batches`` of the plan; the first has the number ``first``."""
-        rank = self.trainer.global_rank if self.trainer else 0
-        shares = (batch[rank :: self.plan.processes] for batch in batches)
+        """This process's share of ``batches`` of the plan; the first has the number ``first``.
+
+        Before a training each process has whole batches.
+        """
+        rank, processes = 0, 1
+        if self.trainer is not None:
+            rank, processes = self.trainer.global_rank, self.plan.processes
+        shares = (batch[rank::processes] for batch in batches)
         if self.augment is None:
             return self.dataset.loader(self.images.train, batch_sampler=shares)
         images = Augmented(self.images.train, self.augment, self.plan.seed, rank)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 #: These may differ, beside what :func:`.numbers.affects_results` leaves out: base and images are
 #: compared by content, not by path. Another device brings a warning.
-_FREE = ("base_ckpt", "data.data_dir", "mistakes", "device", "trainer.accelerator")
+_COMPARED_BY_CONTENT = ("base_ckpt", "data.data_dir", "mistakes", "device", "trainer.accelerator")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
@@ -92,7 +92,7 @@ def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: objec
         old, new = before.get(key), settings.get(key)
         if key == "device" and old != new:
             log.warning("device: this run began on %s, and %s rounds otherwise", old, new)
-        if old == new or key in _FREE or not affects_results(key):
+        if old == new or key in _COMPARED_BY_CONTENT or not affects_results(key):
             continue
         if key.startswith("trainer.max_time") or (key in _LIMITS and _limit(new) > _limit(old)):
             goes_farther = True

@@ -83,14 +83,13 @@ def _curve(
     """The curve as results.json has it, from the predictions at each scale, (scales, N)."""
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
-    is_wrong, errors = predictions != labels, error_counts(predictions, labels, targets or ())
+    is_wrong = predictions != labels
     of_base = is_wrong[list(scales).index(0)]
     curve = {
         "images": len(labels),
         "scales": list(scales),
-        "errors": errors["errors"],
         "repaired_or_broken": (is_wrong != of_base).sum(dim=1).tolist(),
-        **errors,
+        **error_counts(predictions, labels, targets or ()),
     }
     return {**curve, "advised": advised_scale(curve)}
 

@@ -133,7 +133,7 @@ class Reading:
             false_calls=total(after, "false_calls"),
         )
 
-    def weakest(self, classes: Sequence[int], split: str = "test") -> int:
+    def weakest_of(self, classes: Sequence[int], split: str = "test") -> int:
         """The weakest of some classes on the images of a split, by number."""
         changes = [self.change([c], split) for c in classes]
         return classes[weakest([each.after for each in changes], [each.images for each in changes])]
@@ -222,7 +222,7 @@ class Reading:
         errors = number_of(self.total.after, "error")
         phrases = [Phrase(f"{errors} in {self.total.images:,} images.")]
         if self.total.after:
-            worst = self.weakest(self.every)
+            worst = self.weakest_of(self.every)
             change = self.change([worst])
             errors = f"{number_of(change.after, 'error')} in {change.images:,}"
             phrases.append(Phrase(f"The weakest class is {self.named([worst])}: {errors}."))
@@ -393,7 +393,7 @@ class Reading:
 
     def _repair_the_weakest(self, folder: Path) -> list[Step]:
         """Repair the class that is weakest on validation images, which the command itself finds."""
-        total, worst = self.total, self.change([self.weakest(self.every)])
+        total, worst = self.total, self.change([self.weakest_of(self.every)])
         learnt = self.results["training_images_per_class"]
         has_images = sum(learnt) > max(learnt) and self.results["validation_images"]
         # A repair of them all might be chance; a base with so many errors has to be trained.
@@ -420,7 +420,7 @@ class Reading:
             return []
         if {self.total.judgement, self.of_targets.judgement} != {"better"}:
             return []
-        worst = self.weakest(self.rest, "val")
+        worst = self.weakest_of(self.rest, "val")
         change = self.change([worst], "val")
         if mcnemar(change.after, 0) > LEVEL:
             return []
