@@ -274,9 +274,12 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
     refit = session.cfg.refit
     if refit != "auto":
         return session.stated("refit", bool(refit))
-    monitor = monitored_validation(session.trainer)
-    if monitor or session.mistakes is not None:
-        return Choice(False, why=f"{monitor} is monitored" if monitor else "mistakes are learnt")
+    if session.mistakes is not None:
+        return Choice(False, why="mistakes are learnt")
+    if not len(session.images.val):
+        return Choice(False, why="there are no validation images")
+    if monitor := monitored_validation(session.trainer):
+        return Choice(False, why=f"{monitor} is monitored")
     count = len(data.plan.selection.target_indices)
     why = f"{count:,} images to learn, and {FEW_IMAGES} are many"
     return Choice(_has_few(data), [True, False], why=why)
