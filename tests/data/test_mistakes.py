@@ -113,3 +113,5 @@ def test_no_picture_is_both_learnt_and_tested(caplog, on_disk):
     assert levels == [[1, 2, 7, 9], [4], [11, 6], [7, 9], [11, 15, 4]]
     for message in ("held-out mistakes are training", "val images are", "test images are"):
         assert f"1 {message} " in caplog.text
+    for part in ("val", "test"):
+        assert f"1 held-out mistakes are also {part} images" in caplog.text

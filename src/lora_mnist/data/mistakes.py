@@ -90,18 +90,24 @@ def move_to_training(
     """
     learnt, held_out = mistakes
     if len(held_out):
-        held_out, copies = _without(images.train, held_out, dataset)
+        trained = set(_sha256_of_each(images.train, dataset))
+        held_out, copies = _without(trained, held_out, _sha256_of_each(held_out, dataset))
         if copies:
             log.warning("%d held-out mistakes are training images, and left out", copies)
+    to_learn = set(_sha256_of_each(learnt, dataset))
+    unseen = set(_sha256_of_each(held_out, dataset))
     parts = {}
     for part, some in (("val", images.val), ("test", images.test)):
-        parts[part], copies = _without(learnt, some, dataset)
+        hashes = _sha256_of_each(some, dataset)
+        parts[part], copies = _without(to_learn, some, hashes)
         if copies:
             log.warning(
                 "%d %s images are mistakes to learn, and left out: the base looks better on the "
                 "others than it is; expected mistakes from elsewhere (docs/your_classifier.md)",
                 *(copies, part),
             )
+        if known := unseen & set(hashes):
+            log.warning("%d held-out mistakes are also %s images", len(known), part)
     sha256 = dict(images.sha256)
     for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
@@ -124,9 +130,8 @@ def _sha256_of_each(images: Images, dataset: ImageDataset) -> list[str]:
     return hashes
 
 
-def _without(known: Images, images: Images, dataset: ImageDataset) -> tuple[Images, int]:
-    """Those of ``images`` that are not among ``known`` ones, and how many are."""
-    hashes = set(_sha256_of_each(known, dataset))
-    is_new = torch.tensor([each not in hashes for each in _sha256_of_each(images, dataset)])
+def _without(known: set[str], images: Images, hashes: list[str]) -> tuple[Images, int]:
+    """Those of ``images`` whose hash is not among ``known`` ones, and how many others there are."""
+    is_new = torch.tensor([each not in known for each in hashes])
     chosen = is_new.nonzero()[:, 0]
     return images.subset(chosen), len(images) - len(chosen)
