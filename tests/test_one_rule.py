@@ -44,6 +44,7 @@ MISTAKES = {
         (*PRETRAIN, "+trainer.nope=1 -> TypeError: Trainer.__init__() got an unexpected"),
         (*PRETRAIN, "trainer.precision=64-true"),
         (*LORA, "target=cow"),
+        (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),
         (
             *(*LORA, "lora=pissa"),
             "optimizer._target_=torch.optim.AdamW -> optimizer.weight_decay=0.01: expected 0",
@@ -63,6 +64,7 @@ MISTAKES = {
         ("scale=0.5",),
         ("scale=auto",),
         ("prepare.mean=[0.1,0.2,0.3] -> prepare.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
+        ("prepare.image_size=64 -> prepare.image_size=[64, 64]: expected null; MNIST has a form",),
         ("net=custom", "base_ckpt={tmp}/outputs/base/mnist.ckpt", "net._target_=builtins.dict"),
     ],
     "predict": [("images={tmp}/none*.png",), ("images=null",), ("images=[]",)],

@@ -28,7 +28,7 @@ from lora_mnist.data.images import (
     open_picture,
     sha256_of,
 )
-from lora_mnist.errors import one_line, require_one_of
+from lora_mnist.errors import PREPARE, one_line, require_one_of
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -61,6 +61,9 @@ class MNIST(ImageDataset):
         std: Channelwise | None = None,
         **common: Any,
     ) -> None:
+        for key in PREPARE:
+            if (value := common.pop(key, None)) is not None:
+                raise ValueError(f"{key}={value}: expected null; {dataset} has a form of its own")
         require_one_of("dataset", dataset, DATASETS)
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9

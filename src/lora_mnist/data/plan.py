@@ -36,6 +36,11 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     numbers |= {name: number for number, name in enumerate(classes)}
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
+        if isinstance(name, float | bool):  # 1.10 was typed, and read as 1.1
+            raise ValueError(
+                f"target={name}: expected a class; quote one that looks like a number, or true, as "
+                "in 'target=\"1.10\"'"
+            )
         if str(name) not in numbers:
             raise ValueError(unknown_class(target, name, classes))
         targets.append(numbers[str(name)])
