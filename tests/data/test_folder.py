@@ -4,6 +4,7 @@ from collections import Counter
 import numpy
 import pytest
 import torch
+from helpers.commands import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -196,6 +197,8 @@ def test_each_class_has_a_folder_of_its_name_with_images_to_train_on(make_photos
         Folder(root)
     make_photos({"Oboe": 2}, "train")
     odd = "Floete is none of them; the nearest is Flöte"
+    with pytest.raises(ValueError, match=f"^classes=.*: expected the folders of .*{odd}"):
+        _ = Folder(root, classes=["Floete", "Oboe"]).sets
     make_photos({"Floete": 2, "Oboe": 2}, "test")
     with pytest.raises(ValueError, match=f"^data_dir=.*/test: expected the folders of .*{odd}"):
         _ = Folder(root).sets
@@ -237,6 +240,12 @@ def test_parts_go_by_name_in_any_case(make_photos, caplog):
     assert "emu is ignored" in caplog.text
     # Of the test images, and those of val/ are trained on.
     assert counts(root, val_from="test", val_size=0.3) == [[13, 11], [3, 9], [7, 21]]
+
+
+def test_a_transform_gives_a_tensor():
+    data = Folder(classes=["cat", "dog"], transform=v2.Resize(4))
+    said = refused(data.read_picture, Image.new("RGB", (9, 9)))
+    assert said == "prepare.transform: gives a Image; expected a tensor"
 
 
 def test_a_folder_is_read_only_where_it_has_to_be(tmp_path):

@@ -29,7 +29,7 @@ from lora_mnist.data.images import (
     measured_pixels,
     open_picture,
 )
-from lora_mnist.errors import nearest_to, require_number, require_one_of
+from lora_mnist.errors import UserError, nearest_to, require_number, require_one_of
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,11 @@ class Preparation:
         """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
-            image: Tensor = self.transform(augment(picture) if augment else picture)
+            image = self.transform(augment(picture) if augment else picture)
+            if not isinstance(image, Tensor):
+                raise UserError(
+                    f"prepare.transform: gives a {type(image).__name__}; expected a tensor"
+                )
             return image
         # Down, as in timm, but for a share that was rounded: 32 / 0.889 is 36.
         height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
@@ -224,7 +228,11 @@ class Folder(ImageDataset):
         """The image files in the folders of classes, by path, as torchvision lists them."""
         root, names = self.root, self._folders_of_classes()
         if sorted(self.classes) != names:
-            raise ValueError(f"classes={self.classes}: expected the folders of {root}: {names}")
+            others = [name for name in self.classes if name not in names]
+            odd = f"; {others[0]} is none of them{nearest_to(others[0], names)}" if others else ""
+            raise ValueError(
+                f"classes={self.classes}: expected the folders of {root}: {names}{odd}"
+            )
         labels = {name: label for label, name in enumerate(self.classes)}
         entries, others = [], []
         for folder, part in self._parts.items():
