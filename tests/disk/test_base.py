@@ -147,6 +147,15 @@ def test_refuses_other_weights(tmp_path, state, form):
     assert "\n" not in str(caught.value)
 
 
+def test_an_embedding_of_positions_is_no_first_layer(tmp_path):
+    """Of a transformer whose images have another size."""
+    net = nn.Linear(4, 3)
+    net.pos_embed = nn.Parameter(torch.ones(1, 17, 4))
+    torch.save({**net.state_dict(), "pos_embed": torch.ones(1, 197, 4)}, tmp_path / "mine.pt")
+    with pytest.raises(ValueError, match=r"^Error\(s\) in loading .* for pos_embed"):
+        load_weights(net, read_base(tmp_path / "mine.pt"))
+
+
 class Trap:
     """What a pickle can do to whoever opens it."""
 

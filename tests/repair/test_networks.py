@@ -18,6 +18,7 @@ from lora_mnist.repair.networks import (
     build_network,
     check_outputs,
     importable,
+    outputs_key,
     own_preprocessing,
 )
 
@@ -32,6 +33,12 @@ def test_networks_have_the_documented_sizes():
     for net, count in ((mlp, 2_807_010), (cnn, 20_490)):
         assert sum(parameter.numel() for parameter in net.parameters()) == count
         assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_the_number_of_outputs_has_a_key_where_the_network_takes_one():
+    for target in ("lora_mnist.MLP", "torchvision.models.resnet18"):
+        assert outputs_key({"_target_": target}) == "net.num_classes"
+    assert outputs_key({"_target_": "helpers.nets.TinyNet"}) is None
 
 
 def test_each_target_is_called_with_the_values_beside_it():
