@@ -52,6 +52,7 @@ BAD_VALUES = [("rank", 0), ("alpha", float("nan")), ("init", "zeros"), ("dropout
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
         (nn.ReLU, {"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
+        (nn.ReLU, {"target_modules": "*conv"}, r"=\*conv: expected a regular expression"),
         (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
         # A layer that reads its weight never shows an adapter its input.
         (lambda: nn.LSTM(4, 3), {"dropout": 0.1}, "dropout: 1.* expected dropout=0"),

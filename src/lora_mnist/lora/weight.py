@@ -118,7 +118,10 @@ def layers_to_adapt(
                 if is_kind and getattr(weight.module, "groups", 1) == 1:
                     named.append(name)
         elif isinstance(target_modules, str):
-            named = [name for name in weights if re.fullmatch(entry, name)]
+            try:
+                named = [name for name in weights if re.fullmatch(entry, name)]
+            except re.error as error:
+                raise ValueError(f"{expected} a regular expression ({error})") from error
         else:
             named = [name for name in weights if is_end(entry, name)]
             if not named:
