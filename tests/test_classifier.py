@@ -3,12 +3,14 @@
 import os
 
 import pytest
+import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import refused
 
-from lora_mnist import MLP, load_classifier, save_adapter, set_lora_scale
+from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of
+from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.weight import lora_adapters
@@ -42,6 +44,24 @@ def test_an_adapter_finds_its_own_base(outputs, adapter):
         path.unlink()
     said = refused(load, None)
     assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in said
+
+
+def test_auto_asks_the_rule_of_training(tmp_path):
+    """With the adapter's own targets: what repairs other classes alone is not advised."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
+    (adapter,) = lora_adapters(add_lora(net.eval()))
+    with torch.no_grad():  # owls are known again
+        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
+    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
+    dataset.normalise_by(0, 1)
+    dataset.sets = ImageSets(images, images, images, {}, {}, None)
+    for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
+        classifier = Classifier(net, dataset, {}, adapter=tmp_path, targets=targets)
+        assert classifier.set_scale("auto") == adapter.scale == scale
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

@@ -23,6 +23,15 @@ class Tied(nn.Sequential):
         self[3].weight = self[2].weight
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.linear = nn.GRU(28, 6, batch_first=True), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.linear(self.rnn(x[:, 0])[1][0])
+
+
 def run(outputs, *overrides):
     return export(composed("export", SMALL[0], *FEW, f"paths.outputs={outputs}", *overrides))
 
@@ -93,6 +102,17 @@ def test_a_base_alone_with_tied_weights(tmp_path):
         metadata = file.metadata()
     for state in (fresh.state_dict(), net.state_dict()):
         assert fingerprint(state) == metadata["sha256"] == metadata["base_sha256"]
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("error")
+def test_a_recurrent_network_without_warnings(tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    torch.save(Recurrent().state_dict(), tmp_path / "mine.pt")
+    options = ("net=custom", f"net._target_={__name__}.Recurrent", f"base_ckpt={tmp_path}/mine.pt")
+    out = tmp_path / "recurrent.onnx"
+    export(composed("export", *FEW, *options, f"paths.outputs={tmp_path}", f"out={out}"))
+    assert out.exists()
 
 
 def test_a_network_that_differs_is_not_written(with_nine, tmp_path, monkeypatch):

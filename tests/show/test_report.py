@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from helpers.runs import outcome, report_of, results
+from helpers.runs import images, outcome, predictions, report_of, results
 
 from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
@@ -40,6 +40,14 @@ def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     advice = "errors on dog 9 -&gt; 5, errors on the other classes 3 -&gt; 5, false calls of dog 0"
     assert f"Validation images advise scale 0.5: {advice}" in page
     assert "<li>scale=1: typed</li>" in page
+
+
+def test_long_names_of_files_lose_their_middle(tmp_path):
+    names = [f"test/cat/a_very_long_name_of_a_picture_{n}.png" for n in range(6)]
+    table = predictions()
+    report_of(tmp_path, results(), table, Images(images(), table.label, names))
+    page = (tmp_path / "report.html").read_text()
+    assert f'<span title="{names[1]}">test/cat/…ture_1.png</span>' in page
 
 
 def belief(**more):
