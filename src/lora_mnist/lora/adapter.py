@@ -235,8 +235,8 @@ def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
 
 def _at_scale(trained: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The alphas of an adapter at a scale, which is a factor of each."""
-    pattern = {key: alpha * scale for key, alpha in trained["alpha_pattern"].items()}
-    return {"lora_alpha": trained["lora_alpha"] * scale, "alpha_pattern": pattern}
+    pattern = {key: alpha * scale for key, alpha in trained.get("alpha_pattern", {}).items()}
+    return {"lora_alpha": trained.get("lora_alpha", 0) * scale, "alpha_pattern": pattern}
 
 
 def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:

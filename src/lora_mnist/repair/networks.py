@@ -174,7 +174,9 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
     most = 0.02 * max(output.std().item(), 1e-6)
     alone = torch.cat([net(image[None]) for image in images])
     if alone.shape != output.shape or (alone - output).abs().max() > most:
-        raise UserError("net: gives an image another output when it is alone, or each time")
+        raise UserError(
+            "net: gives an image another output when it is asked alone; expected the same each time"
+        )
     sums = output.sum(dim=1)
     if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:
         raise UserError("net: its outputs sum to 1, as after a softmax; expected logits")
