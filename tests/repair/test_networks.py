@@ -171,7 +171,7 @@ class Through(nn.Module):
         (lambda x: x.half().float(), None),
         (lambda x: x.softmax(1), "its outputs sum to 1, as after a softmax; expected logits"),
         (lambda x: x / 0, "gives NaN or infinity"),
-        (lambda x: x.squeeze(), "gives an image another output when it is alone, or each time"),
+        (lambda x: x.squeeze(), "gives an image another output when it is asked alone"),
         (lambda x: x + torch.randn_like(x), "gives an image another output"),
         (lambda x: x - x.mean(0), "gives an image another output"),
         (lambda x: x[:, :2], "gives (4, 2) for images of shape (4, 1, 2, 2)"),
