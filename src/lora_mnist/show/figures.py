@@ -76,7 +76,7 @@ def draw_dial(reading: Reading) -> Figure:
         axes.plot(dial["scales"], counts, "o-")
         axes.axvline(dial["advised"], color="gray", ls="--", label="advised")
         axes.set_title(shortened(name, 70), fontsize=10)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(*counts, 1))
         axes.grid(alpha=0.3)
     panels[0].legend()
     panels[-1].set_xlabel("scale: 0 is the base, 1 the adapter as trained")
