@@ -21,7 +21,7 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, key_of, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
-from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning, select
 from lora_mnist.disk.resume import last_checkpoint, load_best_weights
 from lora_mnist.errors import TrainingError, UserError, config_group, is_number, require_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
@@ -278,6 +278,9 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     classifier.check(images.test if cfg.stage == "eval" else images.train)
+    if cfg.stage != "eval" and cfg.target != "weakest":
+        with config_group("data"):
+            select(images.train.labels, dataset.classes, cfg.target)  # refuses an unknown class
     mistakes = None
     if cfg.mistakes is not None:
         folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test

@@ -140,7 +140,8 @@ def test_a_base_has_a_weakest_class():
     """It has the highest rate that chance does not explain."""
     test = {**outcome([40, 30, 2], 400), "images_per_class": [400, 60, 8]}
     run = {**results("pretrain", test=test), "classes": ["a", "b", "c"]}
-    assert verdict_text(run) == "72 errors in 468 images. The weakest class is b: 30 errors in 60."
+    text = "72 errors in 468 test images. The weakest class is b: 30 errors in 60."
+    assert verdict_text(run) == text
 
 
 CHOICES = {

@@ -57,8 +57,8 @@ def draw_classes(reading: Reading) -> Figure:
         text = f"{before:,} → {after:,}" if reading.is_repair else f"{after:,}"
         style: Any = {"textcoords": "offset points", "va": "center", "weight": weight}
         axes.annotate(text, (max(before, after), place), (9, 0), fontsize=9, **style)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.2)
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -220,7 +220,7 @@ class Reading:
     def _of_base(self) -> list[Phrase]:
         """The errors of a base alone."""
         errors = number_of(self.total.after, "error")
-        phrases = [Phrase(f"{errors} in {self.total.images:,} images.")]
+        phrases = [Phrase(f"{errors} in {self.total.images:,} test images.")]
         if self.total.after:
             worst = self.weakest_of(self.every)
             change = self.change([worst])
