@@ -28,7 +28,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
         ("trainer.limit_val_batches=0", ", or +trainer.limit_val_batches, a new argument of light"),
-        ("digit=4", "target=9: expected this alone, since target=4 is typed, too"),
+        ("digit=4", "target=4 and target=9: expected one of them; digit is another name"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: expected false, "),
         ("Flöte", "Flöte: expected KEY=VALUE; one with spaces stands in quotes"),

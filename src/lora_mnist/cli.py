@@ -134,9 +134,10 @@ def _for_hydra(typed: list[str]) -> list[str]:
             overrides.append("hydra.output_subdir=null")  # its folder has a record of Hydra's
         text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
         overrides.append(re.sub("^digit=", "target=", text))
-    named = [text for text in overrides if text.startswith("target=") and text != "target=null"]
-    if len(set(named)) > 1:
-        raise UserError(f"{named[0]}: expected this alone, since {named[1]} is typed, too")
+    named = {text for text in overrides if text.startswith("target=") and text != "target=null"}
+    if len(named) > 1:
+        both = " and ".join(sorted(named))
+        raise UserError(f"{both}: expected one of them; digit is another name of target")
     if named:  # digit=null beside target=4
         overrides = [text for text in overrides if text != "target=null"]
     return options + overrides
