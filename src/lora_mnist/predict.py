@@ -1,6 +1,5 @@
 """From pictures to classes: prepare, predict before and after the repair, print both."""
 
-import csv
 import glob
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, checked_copy, classifier_of
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.files import write_csv
 from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.progress import progress
 from lora_mnist.show.screen import print_predictions
@@ -79,14 +78,13 @@ def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], 
     titles = ["file"]
     for side in sides:
         titles += [side, f"{side}_probability"]
-    with atomic_write(out) as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(titles)
-        for prediction in predictions:
-            row = [prediction["file"]]
-            for side in sides:
-                row += [prediction[side].label, f"{prediction[side].probability:.6f}"]
-            writer.writerow(row)
+    rows = []
+    for prediction in predictions:
+        row = [prediction["file"]]
+        for side in sides:
+            row += [prediction[side].label, f"{prediction[side].probability:.6f}"]
+        rows.append(row)
+    write_csv(out, titles, rows)
 
 
 def find_pictures(images: Any) -> list[Path]:

@@ -4,7 +4,6 @@ Hydra's sweeper and launcher decide which jobs run and where. The summary is mad
 each leaves: job.json, which says how it ended, and results.json.
 """
 
-import csv
 import gc
 import hashlib
 import json
@@ -26,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.command import Run, key_of, override
-from lora_mnist.disk.files import atomic_write, read_json, write_json
+from lora_mnist.disk.files import read_json, write_csv, write_json
 from lora_mnist.disk.numbers import affects_results, better_end, flatten, numeric_sort_key
 from lora_mnist.disk.run_paths import RESULTS_FILE, base_name, latest, refuse_used_folder
 from lora_mnist.errors import UserError, one_line
@@ -339,12 +338,9 @@ def _write_csv(summary: Summary) -> None:
     for job in [*(job for row in summary.rows for job in row), *summary.failed]:
         line = {"status": job.status, **job.swept, "error": job.error, "folder": job.folder}
         lines.append(line | job.results | job.swept)
-    columns = {key: None for line in lines for key in line}
-    path = summary.folder / "summary.csv"
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+    titles = {key: None for line in lines for key in line}
+    rows = [[line.get(title) for title in titles] for line in lines]
+    write_csv(summary.folder / "summary.csv", titles, rows)
 
 
 def findings(summary: Summary) -> list[str]:

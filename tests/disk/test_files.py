@@ -34,7 +34,6 @@ def test_whatever_fails_the_old_file_stays(tmp_path, monkeypatch):
 WRITE_AND_DIE = """
 import os, pathlib, signal, sys
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.resume import begin_run
 with atomic_write(pathlib.Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,13 +1,12 @@
 """``predictions.csv``: the prediction for each test image, for anybody to read."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.files import write_csv
 
 PREDICTIONS_FILE = "predictions.csv"
 
@@ -34,10 +33,4 @@ def write_predictions(
         columns[class_title] = [classes[number] for number in table[side]]
         columns[probability_title] = [f"{p:.6f}" for p in table[f"{side}_probability"]]
     columns["outcome"] = table["outcome"].tolist()
-    with (
-        atomic_write(folder / PREDICTIONS_FILE) as path,
-        path.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    write_csv(folder / PREDICTIONS_FILE, columns, zip(*columns.values(), strict=True))
