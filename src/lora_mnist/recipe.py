@@ -300,7 +300,7 @@ def try_scales(
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):
         return None
     log.info("dial: the adapter at several scales on validation images")
-    with session.clock.measure("dial"), session.evaluating() as device:
+    with session.evaluating() as device:
         batches = partial(session.classifier.dataset.batches, images, device, name="dial")
         return measure_dial(session.net, batches, val, data.plan.selection.targets, cfg.seed)
 

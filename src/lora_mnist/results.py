@@ -1,6 +1,7 @@
 """The end of a run: what it found is judged, and all its files are written, here alone."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -63,7 +64,7 @@ def finish(
             results["weights"] = str(kept) if is_base else kept.name
     if results["adapter"] == ADAPTER_FOLDER:
         _save_adapter(session, choices, dial)
-    results["seconds"] = session.clock.seconds()
+    results["seconds"] = round(time.perf_counter() - session.started, 3)
     table, reading = tables["test"].columns(), Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
     write_predictions(table, images.test.names, run.folder, reading.classes)

@@ -2,8 +2,9 @@
 
 import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +27,6 @@ from lora_mnist.disk.resume import last_checkpoint, load_best_weights
 from lora_mnist.errors import TrainingError, UserError, config_group, is_number, require_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.progress import Clock
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, columns_at, evaluate, val_metrics
@@ -67,7 +67,7 @@ class Session:
     classifier: Classifier
     images: ImageSets  # mistakes to learn stand at the end of those to train on
     mistakes: Mistakes | None
-    clock: Clock
+    started: float  # seconds, as time.perf_counter has them
 
     @property
     def net(self) -> nn.Module:
@@ -91,8 +91,7 @@ class Session:
         images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
-        measured = nullcontext() if part == "val" else self.clock.measure("test")
-        with measured, self.evaluating() as device:
+        with self.evaluating() as device:
             return evaluate(self.net, dataset.batches(images, device, name=part), before)
 
     @contextmanager
@@ -214,8 +213,7 @@ class Session:
             of_others = f"{plan.replay:,} of {others:,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         checkpoint = last_checkpoint(self.run.folder, self.cfg.resume, choices)
-        with self.clock.measure("fit"):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # of training alone
         for name, parameter in net.named_parameters():
             if parameter.requires_grad and not parameter.isfinite().all():
@@ -252,7 +250,7 @@ class Session:
 
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
-    clock = Clock()
+    started = time.perf_counter()
     if cfg.stage == "lora" and cfg.mistakes is None and cfg.target is None:
         raise UserError(
             "target: missing; expected the class to repair, by number or name, a list of them, or "
@@ -299,7 +297,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     test = _limited(images.test, trainer.limit_test_batches, size)
     images = replace(images, val=val, test=test)
     trainer.limit_val_batches = 1.0  # of these images
-    session = Session(cfg, run, trainer, classifier, images, mistakes, clock)
+    session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_inconsistent(session)
     if cfg.stage == "lora":

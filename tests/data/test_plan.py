@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 from lora_mnist.command import Run
 from lora_mnist.data import MNIST, ImageDataset, Images, ImageSets
 from lora_mnist.data.plan import ImageDataModule, Plan, select
-from lora_mnist.progress import Clock
 from lora_mnist.recipe import choose_target
 from lora_mnist.session import Session
 
@@ -45,7 +44,7 @@ def test_images_come_in_the_recorded_order(way):
     classifier = SimpleNamespace(dataset=MNIST_DIGITS, classes=DIGITS)
     trainer = SimpleNamespace(global_rank=rank, world_size=processes)
     images = MNIST_DIGITS.sets
-    session = Session(cfg, Run(ROOT), trainer, classifier, images, None, Clock())
+    session = Session(cfg, Run(ROOT), trainer, classifier, images, None, 0.0)
     selection, _ = choose_target(session)
     torch.manual_seed(3)
     data = session.data(selection)

@@ -15,7 +15,7 @@ COLUMNS = {
     "val_errors_on_target": "val.errors_of_target",
     "test_accuracy": "test.accuracy",
     "scale": "scale",
-    "seconds": "seconds.total",
+    "seconds": "seconds",
 }
 
 
@@ -41,7 +41,7 @@ def write_job(sweep, name, overrides, command=1, **outcome):
     write_json(sweep / name / "job.json", record)
     if "accuracy" in outcome:
         val = {"accuracy": outcome["accuracy"], "errors_of_target": 4}
-        results = {"val": val, "test": {}, "seconds": {"total": 1.25}}
+        results = {"val": val, "test": {}, "seconds": 1.25}
         write_json(sweep / name / "results.json", results | outcome.get("more", {}))
     return sweep / name
 

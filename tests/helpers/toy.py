@@ -65,7 +65,7 @@ def play(cfg, run):
             **{"false_calls_per_class": [0, count]},
         },
         "val": {"accuracy": 1 / (1 + missed), "errors": missed, "errors_per_class": [missed, 0]},
-        "seconds": {"total": 0.5},
+        "seconds": 0.5,
         "worker": {"process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")},
     }
     with atomic_write(folder / "results.json") as path:
