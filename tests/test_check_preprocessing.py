@@ -77,7 +77,7 @@ def predictions(accuracy, output=(0, 1, 2, 3), seed=0):
     is_right = torch.rand(label.shape, generator=generator) < accuracy
     before = torch.tensor(output)[torch.where(is_right, label, guess)]
     nothing = torch.zeros(len(label))
-    return Predictions(4, torch.arange(len(label)), label, before, nothing, nothing)
+    return Predictions(4, label, before, nothing, nothing)
 
 
 def test_a_forgotten_order_of_the_classes_is_told():

@@ -73,7 +73,6 @@ def predictions(pair=True):
     """Predictions for six images."""
     table = Predictions(
         num_classes=3,
-        index=torch.arange(6),
         label=torch.tensor([0, 0, 1, 1, 2, 2]),
         before=torch.tensor([0, 1, 0, 1, 2, 2]),
         before_probability=torch.tensor([0.9, 0.5, 0.6, 0.7, 1.0, 0.8]),

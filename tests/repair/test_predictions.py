@@ -26,7 +26,7 @@ AFTER = 9.0 * F.one_hot(torch.tensor([0, 0, 1, 1, 1, 2]), 4)
 def table_of(before, after=None):
     """The table of these logits of a base, and of base and adapter."""
     _, _, *columns = columns_of(before, LABELS)
-    table = Predictions(4, torch.arange(len(LABELS)), LABELS, *columns)
+    table = Predictions(4, LABELS, *columns)
     return table if after is None else table.with_after(*columns_of(after, LABELS)[2:])
 
 
@@ -76,12 +76,12 @@ def test_a_loss_that_is_not_finite_is_no_number():
 
 def test_columns_say_what_became_of_each_image():
     columns = table_of(BEFORE, AFTER).at(torch.tensor([5, 0, 1, 2])).columns()
-    assert columns["index"].tolist() == [5, 0, 1, 2]
+    assert columns["label"].tolist() == [1, 0, 0, 0]
     assert columns["outcome"].tolist() == ["broken", "right", "repaired", "wrong"]
     assert columns["after"].tolist() == [2, 0, 0, 1]
     assert columns["after_probability"].tolist() == [0.99963] * 4
     alone = table_of(BEFORE).columns()
-    assert list(alone) == ["index", "label", "before", "before_probability", "outcome"]
+    assert list(alone) == ["label", "before", "before_probability", "outcome"]
     assert alone["outcome"].tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
 
 

@@ -91,7 +91,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
     sure, loss = torch.ones(count), torch.zeros(count)
-    before = Predictions(count, torch.arange(count), label, base, sure, loss)
+    before = Predictions(count, label, base, sure, loss)
     noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
     for after in (adapted, base):
         table = before.with_after(after, sure, loss)

@@ -21,9 +21,8 @@ def write_predictions(
 
     ``names`` has the file of each image of the set, or its number in the data set.
     """
-    names_of_rows = [names[place] for place in table["index"]]
-    title = "file" if isinstance(names_of_rows[0], str) else "index"
-    columns: dict[str, list[Any]] = {title: names_of_rows}
+    title = "file" if isinstance(names[0], str) else "index"
+    columns: dict[str, Sequence[Any]] = {title: names}
     columns["label"] = [classes[number] for number in table["label"]]
     titles = {"before": ("prediction", "probability")}
     if "after" in table:

@@ -64,9 +64,10 @@ def measure_dial(
     seed: int,
 ) -> dict[str, Any]:
     """The curve on validation images, whose ``table`` knows scale 0 and, as its after, scale 1."""
-    some = table.at(images_of_dial(len(table), seed))
+    chosen = images_of_dial(len(table), seed)
+    some = table.at(chosen)
     assert some.after is not None
-    between = columns_at(net, batches(some.index), SCALES[1:-1]).prediction
+    between = columns_at(net, batches(chosen), SCALES[1:-1]).prediction
     predictions = torch.cat([some.before[None], between, some.after[None]])
     return _curve(SCALES, predictions, some.label, targets)
 

@@ -36,7 +36,6 @@ class Predictions:
     """
 
     num_classes: int
-    index: Tensor  # the place of the image in its set
     label: Tensor  # the right class
     before: Tensor  # the class that is predicted
     before_probability: Tensor  # which this class is given
@@ -158,8 +157,7 @@ def evaluate(
         scales.append(None)
     columns = columns_at(net, batches, scales)
     if base is None:
-        index = torch.arange(len(columns.label))
-        base = Predictions(columns.num_classes, index, columns.label, *columns.at(0))
+        base = Predictions(columns.num_classes, columns.label, *columns.at(0))
     return base.with_after(*columns.at(-1)) if has_adapter else base
 
 
@@ -312,9 +310,7 @@ def val_metrics(
     targets: Sequence[int] = (),
 ) -> dict[str, float]:
     """What loggers get of a validation; ``before`` has the predictions of the base, if known."""
-    num_classes, label, *values = columns
-    if before is None:
-        table = Predictions(num_classes, torch.arange(len(label)), label, *values)
-    else:
-        table = before.with_after(*values)
+    table = Predictions(*columns)
+    if before is not None:
+        table = before.with_after(*columns[2:])
     return logged_metrics(outcomes_by_split({"val": table}, targets), classes, targets)

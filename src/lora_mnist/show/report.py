@@ -159,16 +159,15 @@ def first_pictures(
     for kind, side in sort_by.items():
         order = np.argsort(-table[f"{side}_probability"], kind="stable")
         rows = order[table["outcome"][order] == kind]
-        for row in rows[:_MAX_SHOWN]:
-            place = int(table["index"][row])
+        for row in rows[:_MAX_SHOWN].tolist():
             predictions = []
             for each in sides:
                 predictions.append((classes[table[each][row]], table[f"{each}_probability"][row]))
-            pixels = viewable(images.take([place])[0][0]).movedim(0, -1).numpy()
+            pixels = viewable(images.take([row])[0][0]).movedim(0, -1).numpy()
             image = Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
             image.thumbnail((_MAX_SIDE, _MAX_SIDE))
             png = BytesIO()
             image.save(png, "PNG")
             label, address = classes[table["label"][row]], png_address(png.getvalue())
-            pictures[kind].append(Picture(str(names[place]), label, predictions, address))
+            pictures[kind].append(Picture(str(names[row]), label, predictions, address))
     return pictures
