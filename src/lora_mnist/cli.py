@@ -121,13 +121,15 @@ def run_entry(function: Command, config_name: str) -> None:
 
 def _for_hydra(typed: list[str]) -> list[str]:
     """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
-    options, overrides = [], []
+    options, overrides, parser = [], [], OverridesParser.create()
     for text in typed:
         key, equals, value = text.partition("=")
         if key.startswith("-") or not (equals or key.startswith("~")):
             options.append(text)
             continue
-        if not _is_readable(text):  # a name such as Flöte or epoch=3.ckpt, or a list of such
+        try:
+            parser.parse_override(text)
+        except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
         if key == "resume" and value != "null":
@@ -141,15 +143,6 @@ def _for_hydra(typed: list[str]) -> list[str]:
     if named:  # digit=null beside target=4
         overrides = [text for text in overrides if text != "target=null"]
     return options + overrides
-
-
-def _is_readable(text: str) -> bool:
-    """Whether Hydra's grammar can read an override."""
-    try:
-        OverridesParser.create().parse_override(text)
-    except HydraException:
-        return False
-    return True
 
 
 def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:

@@ -28,25 +28,20 @@ CLASSIFIER = "classifier@_global_"
 _ENTRIES = ("train", "eval", "predict", "export", "demo")
 
 
-def _store() -> None:
-    """Give Hydra what configurations inherit: keys that no file lists, and types of values."""
-    any_keys = OmegaConf.create({})  # who inherits it takes any key without a +
-    OmegaConf.set_struct(any_keys, False)
-    whether = BooleanNode(None)
-    steps = {"max_steps": IntegerNode(None), "max_epochs": IntegerNode(None)}
-    seed = IntegerNode(0, is_optional=False)
-    train = {"seed": seed, "compile": whether, "figures": whether, "trainer": steps}
-    nodes = {
-        "any_keys": any_keys,
-        "types_of_train": OmegaConf.create(train),
-        "types_of_lora": OmegaConf.create({"dial": whether}),
-        "types_of_eval": OmegaConf.create({"figures": whether}),
-    }
-    for name, node in nodes.items():
-        ConfigStore.instance().store(name, node, provider="lora_mnist")
-
-
-_store()
+# What configurations inherit: keys that no file lists, and types of values.
+_any_keys = OmegaConf.create({})  # who inherits it takes any key without a +
+OmegaConf.set_struct(_any_keys, False)
+_whether = BooleanNode(None)
+_steps = {"max_steps": IntegerNode(None), "max_epochs": IntegerNode(None)}
+_seed = IntegerNode(0, is_optional=False)
+_train = {"seed": _seed, "compile": _whether, "figures": _whether, "trainer": _steps}
+for _name, _node in {
+    "any_keys": _any_keys,
+    "types_of_train": OmegaConf.create(_train),
+    "types_of_lora": OmegaConf.create({"dial": _whether}),
+    "types_of_eval": OmegaConf.create({"figures": _whether}),
+}.items():
+    ConfigStore.instance().store(_name, _node, provider="lora_mnist")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -60,17 +60,6 @@ def nearest_to(name: str, names: Iterable[str]) -> str:
     """``; the nearest is NAME``, to be put behind a name that is none of ``names``."""
     nearest = get_close_matches(name, names, n=1)
     return f"; the nearest is {nearest[0]}" if nearest else ""
-
-
-def unknown_class(target: object, name: object, classes: Sequence[str]) -> str:
-    """The line about a class that is none of ``classes``, with the nearest of these."""
-    those = f"there are {', '.join(classes[:12])}"
-    if nearest := get_close_matches(str(name), classes, n=1):
-        those = f"the nearest is {nearest[0]}"
-    return (
-        f"target={target}: no class is called {name}; {those}; expected a class by name, or by "
-        f"number from 0 to {len(classes) - 1}, a list, weakest, or null for all"
-    )
 
 
 @contextmanager

@@ -97,9 +97,14 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if classifier.adapter is not None:
         merge_lora(plain)
     (example,), _ = images.take([0])
+    dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
+    if transform := classifier.settings.prepare.get("transform"):
+        content = json.dumps(transform)
+    elif ending == ".safetensors":
+        dtype, content = "float32", "(pixel / 255 - mean) / std"
     metadata = metadata_of(classifier, plain, scale) | {
         "channels": json.dumps(len(example)),
-        "input": input_of(classifier, example, takes_pixels=ending == ".onnx"),
+        "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
     with atomic_write(out) as path:
         if ending == ".onnx":
@@ -143,16 +148,6 @@ def metadata_of(classifier: Classifier, plain: nn.Module, scale: float) -> dict[
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(classifier.dataset.name),
     }
-
-
-def input_of(classifier: Classifier, example: Tensor, takes_pixels: bool) -> str:
-    """The input that a written network takes: its dtype, shape and content."""
-    dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
-    if transform := classifier.settings.prepare.get("transform"):
-        content = json.dumps(transform)
-    elif not takes_pixels:
-        dtype, content = "float32", "(pixel / 255 - mean) / std"
-    return f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}"
 
 
 def write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:

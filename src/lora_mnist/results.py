@@ -50,7 +50,7 @@ def finish(
     adapter by its scale. ``advice`` are overrides that prepare images in a better way.
     ``TrainingError`` at the end, if the training was of no use.
     """
-    cfg, run, images = session.cfg, session.run, session.images
+    cfg, run, settings = session.cfg, session.run, session.classifier.settings
     results = results_of(session, tables, choices)
     results |= {"dial": dial, "better_preprocessing": list(advice)}
     reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
@@ -59,7 +59,10 @@ def finish(
         is_trial = bool(cfg.debug) or session.is_fast_dev_run
         # What knows some classes alone, or nothing, or was a trial, is no base for others.
         is_base = not (results["targets"] or reason or is_trial)
-        kept, current = _base_files(session, results["base_sha256"], is_base)
+        folder, name = run.folder, base_name(settings.data, settings.net)
+        if is_base:
+            folder, current = Path(cfg.paths.bases), base_to_replace(cfg, run)
+        kept = versioned_base_path(folder, name, results["base_sha256"])
         if current is None:  # the user has to name it to other commands
             results["weights"] = str(kept) if is_base else kept.name
     if results["adapter"] == ADAPTER_FOLDER:
@@ -67,11 +70,11 @@ def finish(
     results["seconds"] = round(time.perf_counter() - session.started, 3)
     table, reading = tables["test"].columns(), Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
-    write_predictions(table, images.test.names, run.folder, reading.classes)
+    write_predictions(table, session.images.test.names, run.folder, reading.classes)
     print_results(reading, run.folder)
     figures: dict[str, Any] = {}
     if cfg.figures or (cfg.figures is None and not run.is_sweep):
-        figures = make_report(run.folder, reading, table, images.test)
+        figures = make_report(run.folder, reading, table, session.images.test)
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
     if kept is not None:  # last: a run that fails on the way leaves the current base alone
@@ -164,14 +167,6 @@ def _record_of(session: Session) -> dict[str, Any]:
             "versions": {package: version(package) for package in ("lora-mnist", "torch")},
         },
     }
-
-
-def _base_files(session: Session, sha256: str, is_base: bool) -> tuple[Path, Path | None]:
-    """The file in which a new base is kept, and the one of the current base that it becomes."""
-    cfg, settings = session.cfg, session.classifier.settings
-    folder = Path(cfg.paths.bases) if is_base else session.run.folder
-    kept = versioned_base_path(folder, base_name(settings.data, settings.net), sha256)
-    return kept, base_to_replace(cfg, session.run) if is_base else None
 
 
 def _write_base(session: Session, kept: Path, current: Path | None) -> None:

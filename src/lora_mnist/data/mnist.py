@@ -124,9 +124,17 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
 
 def prepare(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink."""
-    grey = _grey_levels(picture)
+    has_alpha, mode = picture.has_transparency_data, picture.mode
+    picture = picture.convert("RGBA" if has_alpha else "L")
+    picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.BILINEAR)
+    grey = torch.tensor(numpy.asarray(picture.convert("L"))).float()
+    if has_alpha:
+        opacity = torch.tensor(numpy.asarray(picture.getchannel("A"))) / 255
+        # The paper is transparent: take white paper for dark ink and black paper for light ink.
+        is_dark = (grey * opacity).sum() < 127.5 * opacity.sum()
+        grey = grey * opacity + (1 - opacity) * (255 if is_dark else 0)
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if picture.mode == "L" and grey.shape == (_FIELD, _FIELD) and not border.any() and grey.any():
+    if mode == "L" and grey.shape == (_FIELD, _FIELD) and not border.any() and grey.any():
         return grey.to(torch.uint8)[None]
     ink = grey - border.median()  # the border shows the paper
     if -ink.min() > ink.max():  # dark on light
@@ -150,16 +158,3 @@ def _corner(mass: Tensor) -> int:
     """Where a box begins on one axis of the field, so that its centre of mass is in the centre."""
     centre = (mass * torch.arange(len(mass))).sum() / mass.sum()
     return min(max(round(_CENTRE - centre.item()), 0), _FIELD - len(mass))
-
-
-def _grey_levels(picture: Image.Image) -> Tensor:
-    """The grey levels, (height, width) float32, without transparency."""
-    picture = picture.convert("RGBA" if picture.has_transparency_data else "L")
-    picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.BILINEAR)
-    grey = torch.tensor(numpy.asarray(picture.convert("L"))).float()
-    if picture.mode == "L":
-        return grey
-    opacity = torch.tensor(numpy.asarray(picture.getchannel("A"))) / 255
-    # The paper is transparent: take white paper for dark ink and black paper for light ink.
-    is_dark = (grey * opacity).sum() < 127.5 * opacity.sum()
-    return grey * opacity + (1 - opacity) * (255 if is_dark else 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lora_mnist.data.images import Augment, Batch, ImageDataset, Images, ImageSets
-from lora_mnist.errors import unknown_class
+from lora_mnist.errors import nearest_to
 
 
 class Selection(NamedTuple):
@@ -42,7 +42,11 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
                 "in 'target=\"1.10\"'"
             )
         if str(name) not in numbers:
-            raise ValueError(unknown_class(target, name, classes))
+            nearest = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
+            raise ValueError(
+                f"target={target}: no class is called {name}{nearest}; expected a class by name, "
+                f"or by number from 0 to {len(classes) - 1}, a list, weakest, or null for all"
+            )
         targets.append(numbers[str(name)])
     is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     if not is_target.any():
