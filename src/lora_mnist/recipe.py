@@ -50,19 +50,10 @@ _MAX_HARM = 1.3
 DROPOUTS = (0.0, 0.05)
 
 
-class Trained(NamedTuple):
-    """What is known of an adapter after its training."""
-
-    val: Predictions | None  # for the validation images, at its scale; None: there are none
-    dial: dict[str, Any] | None
-    scale: Choice
-    weights: Choice | None  # where a monitored value chose them
-
-
 class Repair(NamedTuple):
-    """A finished repair: its network carries the adapter at its scale."""
+    """What is known of an adapter after its training, at the scale that was chosen."""
 
-    tables: dict[str, Predictions]
+    tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
     dial: dict[str, Any] | None
 
@@ -196,17 +187,17 @@ def train_repair(
     has_trials = len(dropouts) > 1 or refit.value
     if has_trials:
         log.info("%d trainings, of which the last is kept", len(dropouts) + 1)
-    trials: dict[float, Trained] = {}
-    for dropout in dropouts:
+    trials: dict[float, Repair] = {}
+    for tried in dropouts:
         its_session = session
         if has_trials:
-            log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
-            its_session = session.in_folder(f"trials/dropout={dropout}")
-        start_again(session.net, start, dropout)
-        trials[dropout] = _train_and_measure(its_session, data, rate, before, refit)
-    chosen, choice = choose_dropout(session, trials)
-    choices = {"dropout": choice, "scale": chosen.scale, "refit": refit}
-    weights = chosen.weights
+            log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), tried)
+            its_session = session.in_folder(f"trials/dropout={tried}")
+        start_again(session.net, start, tried)
+        trials[tried] = _train_and_measure(its_session, data, rate, before, refit)
+    dropout = choose_dropout(session, trials)
+    chosen = trials[dropout.value]
+    choices = {"dropout": dropout, **chosen.choices, "refit": refit}
     if has_trials:
         if refit.value:
             unseen = ""
@@ -215,13 +206,10 @@ def train_repair(
             log.info("refit: once more, with the validation images%s", unseen)
             data = session.data(data.plan.selection, with_validation=True)
         # Without a refit the same training again: its files are in the run's own folder.
-        start_again(session.net, start, choice.value)
-        weights = session.fit(data, rate, before)
-        set_lora_scale(session.net, chosen.scale.value)
-    if weights is not None:
-        choices["weights"] = weights
-    tables = {} if chosen.val is None else {"val": chosen.val}
-    return Repair(tables, choices, chosen.dial)
+        start_again(session.net, start, dropout.value)
+        choices |= session.fit(data, rate, before)
+        set_lora_scale(session.net, choices["scale"].value)
+    return Repair(chosen.tables, choices, chosen.dial)
 
 
 def _train_and_measure(
@@ -230,16 +218,16 @@ def _train_and_measure(
     rate: float,
     before: Predictions | None,
     refit: Choice,
-) -> Trained:
+) -> Repair:
     """Train the adapter that is on the network, and turn it to the scale that is chosen."""
-    weights = session.fit(data, rate, before)
+    choices = session.fit(data, rate, before)
     val = session.predictions("val", before)
     dial = try_scales(session, data, val)
-    scale = choose_scale(session, dial, refit)
-    set_lora_scale(session.net, scale.value)
-    if scale.value != 1:
+    choices["scale"] = choose_scale(session, dial, refit)
+    set_lora_scale(session.net, choices["scale"].value)
+    if choices["scale"].value != 1:
         val = session.predictions("val", before)
-    return Trained(val, dial, scale, weights)
+    return Repair({} if val is None else {"val": val}, choices, dial)
 
 
 def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
@@ -251,22 +239,21 @@ def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
     return DROPOUTS if _has_few(data) and takes_dropout else DROPOUTS[:1]
 
 
-def choose_dropout(session: Session, trials: Mapping[float, Trained]) -> tuple[Trained, Choice]:
-    """The trial with the fewest validation errors, and the choice of its dropout."""
+def choose_dropout(session: Session, trials: Mapping[float, Repair]) -> Choice:
+    """The dropout of the trial with the fewest validation errors."""
     if len(trials) == 1:
         (dropout,) = trials
         if session.cfg.lora.dropout != "auto":
-            return trials[dropout], session.stated("lora.dropout", dropout)
+            return session.stated("lora.dropout", dropout)
         why = "others are tried for few images of a class, in layers that take dropout"
-        return trials[dropout], Choice(dropout, why=why)
+        return Choice(dropout, why=why)
     errors = {}
     for dropout, trial in trials.items():
-        assert trial.val is not None
-        errors[dropout] = int(counts_of(trial.val)["after"]["errors"])
+        errors[dropout] = int(counts_of(trial.tables["val"])["after"]["errors"])
     best = session.first_says(min(errors, key=lambda dropout: errors[dropout]))
     counts = [f"{count:,} with {dropout:g}" for dropout, count in errors.items()]
     why = f"the fewest validation errors: {', '.join(counts)}"
-    return trials[best], Choice(best, list(errors), len(session.images.val), why)
+    return Choice(best, list(errors), len(session.images.val), why)
 
 
 def choose_refit(session: Session, data: ImageDataModule) -> Choice:

@@ -185,7 +185,7 @@ class Session:
 
     def fit(
         self, data: ImageDataModule, rate: float, before: Predictions | None = None
-    ) -> Choice | None:
+    ) -> dict[str, Choice]:
         """Train, or go on from the checkpoint; the choice of the weights, if a value chose them."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, targets = self.classifier.classes, plan.selection.targets
@@ -223,9 +223,9 @@ class Session:
                 )
         best = load_best_weights(trainer, module, data)
         if best is None:
-            return None
+            return {}
         why = f"{best['monitor']}={best['value']:g} is the best"
-        return Choice(best["step"], None, len(self.images.val), why)
+        return {"weights": Choice(best["step"], None, len(self.images.val), why)}
 
     def stated(self, key: str, value: Any) -> Choice:
         """The choice of whoever has typed a value, or left the configured one."""

@@ -57,10 +57,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     rate = session.stated("optimizer.lr", cfg.optimizer.lr)
     print_parameters(session.net)
     with begin_run(run.folder, session.configuration(selection), cfg.resume):
-        weights = session.fit(data, rate.value)
+        choices |= {"rate": rate} | session.fit(data, rate.value)
         if not session.trainer.is_global_zero:
             return {}
-        choices |= {"rate": rate} | ({"weights": weights} if weights else {})
         val = session.predictions("val")
         tables = {} if val is None else {"val": val}
         return finish(session, tables | session.tables(), choices)
