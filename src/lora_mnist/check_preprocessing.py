@@ -40,10 +40,7 @@ _IMAGES = 50
 
 
 def check_preprocessing(session: Session, base: Predictions | None) -> list[str]:
-    """Warn of what seems to be set otherwise than in the training of the base, by its predictions.
-
-    Returned are the overrides that mend it; of several processes only the first looks for them.
-    """
+    """Warn of what the base's training seems to have had otherwise; return what would help."""
     if not session.trainer.is_global_zero:
         return []
     overrides = better_order(base, session.classifier.classes) if base is not None else []
@@ -54,10 +51,7 @@ def check_preprocessing(session: Session, base: Predictions | None) -> list[str]
 
 
 def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
-    """The override of another order of the classes, if it explains the predictions far better.
-
-    The classes that it moves have at most half of their errors then, each class counting alike.
-    """
+    """The override of another order of the classes, if it halves the errors of those it moves."""
     from scipy.optimize import linear_sum_assignment
 
     count = len(classes)
@@ -84,11 +78,7 @@ def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
 
 
 def better_preparation(session: Session) -> list[str]:
-    """The overrides of another usual preparation, if the base does clearly better with it.
-
-    Nothing is tried where the preparation is known: the network or the base is ours, or there is an
-    adapter or a ``prepare.transform``; nor in a sweep's jobs.
-    """
+    """The overrides of another usual preparation, if the base does clearly better with it."""
     classifier, base = session.classifier, session.classifier.base
     net, dataset = classifier.net, classifier.dataset
     assert base is not None

@@ -44,12 +44,7 @@ _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
 def run_entry(function: Command, config_name: str) -> None:
-    """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
-
-    Args:
-        function: the command; it is called with a configuration and the run, in a sweep once a job.
-        config_name: its file in ``configs``.
-    """
+    """Run a command by Hydra's ``main``, and end the process with the exit code that fits."""
     if checkout := other_checkout():
         line = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
         print(f"{line}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
@@ -245,11 +240,7 @@ class ClaimOutputFolder(Callback):
     """Hydra callback: claims the folder of a run, or of a sweep."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim ``hydra.run.dir``.
-
-        A run that goes on has its folder, and so have the processes that Lightning starts: both
-        have ``hydra.output_subdir=null``.
-        """
+        """Claim ``hydra.run.dir``."""
         with _refusals(config):
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
@@ -257,7 +248,7 @@ class ClaimOutputFolder(Callback):
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
-            if subfolder is None:
+            if subfolder is None:  # of a run that goes on, and of processes that Lightning starts
                 return
             log_file = folder / f"{config.hydra.job.name}.log"
             if (folder / subfolder).exists() or log_file.exists():
@@ -285,10 +276,7 @@ class ClaimOutputFolder(Callback):
 
 @contextmanager
 def _refusals(config: DictConfig) -> Iterator[None]:
-    """Inside the ``with`` block, an error ends the command, after its reason was printed.
-
-    Hydra would turn it into a warning, but for ``SystemExit``.
-    """
+    """Inside the ``with`` block, an error ends the command, after its reason was printed."""
     HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
     try:
         if config.hydra.job.chdir:
@@ -297,4 +285,4 @@ def _refusals(config: DictConfig) -> Iterator[None]:
     except Exception as error:
         reason, code = explain(error)
         print(reason, file=sys.stderr)
-        raise SystemExit(code) from error
+        raise SystemExit(code) from error  # of anything else Hydra would make a warning

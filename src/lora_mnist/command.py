@@ -98,10 +98,7 @@ def _keys_of(entry: str, stage: str | None = None) -> set[str]:
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the keys that its command has, and the run's folder as paths.run.
-
-    Those of other commands, in a file of the user's, are left out.
-    """
+    """A copy of ``cfg`` with the run's folder, without other commands' keys in a user's file."""
     checked = cfg.copy()
     entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
     keys = _keys_of(*entry)

@@ -88,10 +88,7 @@ def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], 
 
 
 def find_pictures(images: Any) -> list[Path]:
-    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such.
-
-    A folder stands for all pictures in it and in its subfolders, but hidden ones.
-    """
+    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such."""
     from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
 
     endings = (*IMG_EXTENSIONS, ".gif")

@@ -44,12 +44,7 @@ def finish(
     dial: Mapping[str, Any] | None = None,
     advice: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Judge what a run has found, write all its files, and return what results.json holds.
-
-    ``tables`` are the predictions for the parts of the images. ``dial`` are the errors of an
-    adapter by its scale. ``advice`` are overrides that prepare images in a better way.
-    ``TrainingError`` at the end, if the training was of no use.
-    """
+    """Judge what a run has found and write all its files; at the end, refuse what is of no use."""
     cfg, run, settings = session.cfg, session.run, session.classifier.settings
     results = results_of(session, tables, choices)
     results |= {"dial": dial, "better_preprocessing": list(advice)}

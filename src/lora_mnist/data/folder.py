@@ -110,7 +110,6 @@ class Folder(ImageDataset):
 
     The folder is only looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be
     found there, or its images are asked for: somebody else's adapter comes without them.
-    ``common`` are arguments of :class:`.ImageDataset`.
     """
 
     def __init__(
@@ -337,7 +336,6 @@ def split(
     """The part of each image, and for a part without a folder, the part it is held out of.
 
     A hash of the seed and the file's path decides, so that adding files changes the choice little.
-    With ``val_from="test"`` the images of ``val/`` are trained on.
     """
     val_size, test_size, seed, val_from = shares
     parts = {entry: entry.part for entry in entries}

@@ -193,10 +193,7 @@ class ImageDataset:
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Pictures, as :meth:`read_picture` gives them, in batches, normalised, with labels.
-
-        A batch has pictures of one size, which a transform may leave as it was.
-        """
+        """Pictures of :meth:`read_picture` in batches of one size, normalised, with labels."""
         for _, group in groupby(pictures, lambda picture: picture[0].shape):
             while batch := list(islice(group, self.eval_batch_size)):
                 images, labels = zip(*batch, strict=True)
@@ -205,10 +202,7 @@ class ImageDataset:
 
 
 def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
-    """Mean and standard deviation of each channel, or of the only one, to four decimals.
-
-    A channel that is the same everywhere has the deviation 1, by which it can be divided.
-    """
+    """Mean and standard deviation of each channel, or of the only one, to four decimals."""
     total = squares = torch.zeros(1, dtype=torch.int64)
     count = 0
     for indices in torch.split(torch.arange(len(images)), 64):
@@ -220,7 +214,7 @@ def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     mean = total.double() / count
     std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
     means = [round(value / 255, 4) for value in mean.tolist()]
-    stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]
+    stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]  # 0 divides nothing
     return (means, stds) if len(means) > 1 else (means[0], stds[0])
 
 
@@ -243,10 +237,7 @@ def viewable(images: Tensor) -> Tensor:
 def open_picture(
     picture: Path | Image.Image, upright: bool = False, decode: bool = True
 ) -> Image.Image:
-    """A picture, decoded, with eight bits a channel; without ``decode`` it is only checked.
-
-    Of 16 bits the upper eight are taken: Pillow would clip them at 255.
-    """
+    """A picture, decoded, with eight bits a channel; without ``decode`` it is only checked."""
     try:
         if isinstance(picture, Path):
             picture = Image.open(picture, formats=_FORMATS)
@@ -260,7 +251,7 @@ def open_picture(
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
     if picture.mode == "F":
         raise ValueError("no readable picture (floating-point pixels)")
-    if picture.mode.startswith("I"):
+    if picture.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
         values = numpy.asarray(picture).astype(numpy.int64) >> 8
         picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
     return picture

@@ -99,10 +99,7 @@ class MNIST(ImageDataset):
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
-    """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
-
-    torchvision downloads, verifies, extracts and reads the files, in one process at a time.
-    """
+    """All training or test images, (N, 1, 28, 28) uint8, and their labels, (N,) int64."""
     root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
     raw = root / dataset / "raw"
     with suppress(Exception):  # torchvision has no one class for what is missing or half-written

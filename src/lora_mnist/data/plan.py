@@ -101,10 +101,7 @@ class Plan:
         return math.ceil(learnt / self.processes) * self.processes  # the first ones come once more
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield batch after batch without end: indices of images to learn, then replayed ones.
-
-        The images to learn are in the order of a ``DataLoader(shuffle=True)`` with this seed.
-        """
+        """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._replayed()
         learnt = self.selection.target_indices
@@ -173,11 +170,8 @@ class ImageDataModule(LightningDataModule):
         self.plan, self.augment = plan, augment
 
     def read(self, batches: Iterable[list[int]], first: int = 0) -> DataLoader[Batch]:
-        """This process's share of ``batches`` of the plan; the first has the number ``first``.
-
-        Before a training each process has whole batches.
-        """
-        rank, processes = 0, 1
+        """This process's share of ``batches`` of the plan; the first has the number ``first``."""
+        rank, processes = 0, 1  # before a training each process has whole batches
         if self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.plan.processes
         shares = (batch[rank::processes] for batch in batches)

@@ -17,10 +17,7 @@ Columns = Mapping[str, NDArray[Any]]
 def write_predictions(
     table: Columns, names: Sequence[str | int], folder: Path, classes: Sequence[str]
 ) -> None:
-    """Write ``predictions.csv`` into a run's folder, whole or not at all.
-
-    ``names`` has the file of each image of the set, or its number in the data set.
-    """
+    """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""
     title = "file" if isinstance(names[0], str) else "index"
     columns: dict[str, Sequence[Any]] = {title: names}
     columns["label"] = [classes[number] for number in table["label"]]

@@ -37,11 +37,7 @@ def begin_run(
     resume: object,
     rate: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """Lock a run's folder from the first step to the last file; record its settings, and its end.
-
-    ``settings`` are all that its numbers depend on; ``rate`` is the choice of its rate; ``resume``
-    is the run to go on with, as it was typed.
-    """
+    """Lock a run's folder from the first step to the last file; record its settings and its end."""
     record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         yield  # the first process, which started this one, has checked the settings

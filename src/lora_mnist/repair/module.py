@@ -55,12 +55,9 @@ class ClassifierModule(LightningModule):
 
     Args:
         net: from images to logits of shape (N, num_classes).
-        optimizer: of the parameters to train.
-        scheduler: of its rate, perhaps with its interval, as ``configure_optimizers`` returns it.
-        loss: of a batch.
+        scheduler: of the rate, perhaps with its interval, as ``configure_optimizers`` returns it.
         replay: how many images of a batch, in all processes together, are replayed: the last ones.
         seed: what is drawn in a step, as for dropout, follows from it and the number of the step.
-        metrics: what is logged of a validation.
     """
 
     def __init__(

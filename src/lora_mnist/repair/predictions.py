@@ -30,10 +30,7 @@ _LOGGED = (
 
 @dataclass(frozen=True)
 class Predictions:
-    """A row an image; each column is a tensor of shape (N,), on the CPU.
-
-    ``before`` is of the base, ``after`` of base and adapter; it is ``None`` without one.
-    """
+    """A row an image; each column is a tensor of shape (N,), on the CPU."""
 
     num_classes: int
     label: Tensor  # the right class

@@ -49,10 +49,7 @@ def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None
 
 
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
-    """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance.
-
-    Then the network seems to have been trained on them. Chance: the chi-squared test.
-    """
+    """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance."""
     from scipy.stats import chi2_contingency
 
     images, tested = sum(val["images_per_class"]), sum(test["images_per_class"])

@@ -92,10 +92,7 @@ def _log_pages(
 def make_report(
     folder: Path, reading: Reading, table: Columns, images: Images
 ) -> dict[str, Figure]:
-    """Draw the figures of a run and write its ``report.html``; return the figures.
-
-    ``table`` has the predictions for the test ``images``.
-    """
+    """Draw the figures of a run and write its ``report.html``; return the figures."""
     figures = {"classes": draw_classes(reading)}
     if reading.dial:
         figures["dial"] = draw_dial(reading)
@@ -118,10 +115,7 @@ def make_report(
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill in a template and write it, whole or not at all.
-
-    The names of classes, and all else that comes from a file, are escaped.
-    """
+    """Fill in a template and write it; what comes from a file is escaped."""
     environment = Environment(
         loader=PackageLoader("lora_mnist.show", "templates"),
         autoescape=True,
