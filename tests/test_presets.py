@@ -142,13 +142,14 @@ def test_jobs_run_side_by_side(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     joblib = ("launcher=joblib", "hydra.launcher.n_jobs=2")
-    process = start(tmp_path, "-m", "x=0,1,2", *joblib)
+    process = start(tmp_path, "-m", "x=0,1,2,2", "pause=0.3", *joblib)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 1, out + err
     assert "failed: x=0: x=0: expected an integer >= 1" in out
+    assert "x=2: val.accuracy 0.166667, finished before" in out  # of two at once, one waits
     count, last = err.splitlines()[-2:]
     assert count == "1 failed"
-    assert last.startswith(f"go on with: python {TOY} -m x=0,1,2 launcher=joblib ")
+    assert last.startswith(f"go on with: python {TOY} -m x=0,1,2,2 pause=0.3 launcher=joblib ")
     sweep = only_run(tmp_path / "outputs", "multirun")
     assert [row["status"] for row in read_summary(sweep)] == ["finished", "finished", "failed"]
     workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]

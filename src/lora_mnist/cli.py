@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import hydra
+from filelock import FileLock
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,7 +33,7 @@ from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
-from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job, swept_keys
+from lora_mnist.sweep import JOB_LOCK, close_sweep, end_early, open_sweep, run_job, swept_keys
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def run_entry(function: Command, config_name: str) -> None:
         settings = HydraConfig.get()
         run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
         if run.is_sweep and "sweep" in cfg:
-            return run_job(call, cfg, run, settings, explain)
+            with FileLock(run.folder / JOB_LOCK):  # another job may have the same values
+                return run_job(call, cfg, run, settings, explain)
         try:
             # As the user has set it, for the processes that Lightning starts.
             with env_override({_FULL_ERROR: str(int(shows_traceback))}):

@@ -87,6 +87,8 @@ def choose_target(
         choice = Choice(target, None, len(before), f"the weakest class, {share}")
     with config_group("data"):
         selection = select(labels, classes, target)
+    if target is None:
+        return selection, {}
     return selection, {"target": choice._replace(value=[classes[c] for c in selection.targets])}
 
 

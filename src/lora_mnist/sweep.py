@@ -33,7 +33,7 @@ from lora_mnist.project import command_line
 
 log = logging.getLogger(__name__)
 
-JOB_FILE = "job.json"
+JOB_FILE, JOB_LOCK = "job.json", ".lock"
 #: Has the number of the sweep's last command, and the keys that it sweeps.
 SWEEP_FILE = "sweep.json"
 
@@ -170,7 +170,7 @@ def run_job(
         for path in folder.iterdir():  # what an earlier command has left unfinished
             if path.is_dir() and path.name != hydra.output_subdir:
                 shutil.rmtree(path)
-            elif path.is_file() and path != log_file:
+            elif path.is_file() and path.name not in (log_file.name, JOB_LOCK):
                 path.unlink()
         write_json(folder / JOB_FILE, record)
         try:
@@ -279,25 +279,19 @@ class Summary:
         return [key for key in keys if key != "seed" or not self.has_seeds]
 
 
-def read_jobs(folder: Path) -> list[Job]:
-    """The jobs of the last command of the sweep in ``folder``, sorted by what was swept."""
-    command, jobs = read_json(folder / SWEEP_FILE).get("command"), []
-    for path in sorted(folder.glob(f"*/{JOB_FILE}")):
-        job = Job(**read_json(path), folder=path.parent.name)
-        if job.command != command:
-            continue
-        if job.status == "finished":
-            job.results = flatten(read_json(path.parent / RESULTS_FILE))
-        jobs.append(job)
-    return sorted(jobs, key=lambda job: [numeric_sort_key(each) for each in job.swept.values()])
-
-
 def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> Summary:
-    """Rank the jobs in ``folder`` and write ``summary.csv``.
+    """Rank the jobs of the last command of the sweep in ``folder``, and write ``summary.csv``.
 
     Jobs that differ only in their seed are one row, and the mean ranks, so that no lucky seed wins.
     """
-    jobs = read_jobs(folder)
+    command, jobs = read_json(folder / SWEEP_FILE).get("command"), []
+    for path in sorted(folder.glob(f"*/{JOB_FILE}")):
+        job = Job(**read_json(path), folder=path.parent.name)
+        if job.status == "finished":
+            job.results = flatten(read_json(path.parent / RESULTS_FILE))
+        if job.command == command:
+            jobs.append(job)
+    jobs.sort(key=lambda job: [numeric_sort_key(each) for each in job.swept.values()])
     rows: dict[object, Row] = {}
     for job in jobs:
         if job.results:

@@ -11,11 +11,11 @@ from lora_mnist.disk.files import write_csv
 PREDICTIONS_FILE = "predictions.csv"
 
 #: The columns of a table by name: see :meth:`.repair.predictions.Predictions.columns`.
-Columns = Mapping[str, NDArray[Any]]
+Table = Mapping[str, NDArray[Any]]
 
 
 def write_predictions(
-    table: Columns, names: Sequence[str | int], folder: Path, classes: Sequence[str]
+    table: Table, names: Sequence[str | int], folder: Path, classes: Sequence[str]
 ) -> None:
     """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""
     title = "file" if isinstance(names[0], str) else "index"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def begin_run(
     with lock:
         remove_leftovers(folder)
         if resume is not None:
-            _refuse_another_run(folder, flat, resume)
+            _refuse_another_run(folder, flat)
         else:
             last.unlink(missing_ok=True)
         content = {"settings": flat, "rate": rate}
@@ -78,8 +79,9 @@ def recorded_rate(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / RUN_RECORD).get("rate")
 
 
-def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
+def _refuse_another_run(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse settings other than those of the run, and a run with nothing left to do."""
+    resume = os.path.relpath(folder)  # which may have been typed as latest
     record = json.loads((folder / RUN_RECORD).read_text())
     before, goes_farther = record["settings"], False
     # stage first, then outer keys before inner ones, which follow from them.

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import numeric_sort_key
-from lora_mnist.disk.predictions import Columns
+from lora_mnist.disk.predictions import Table
 from lora_mnist.show.reading import Reading
 
 #: With more lines no reader could tell them apart: then there is no legend, or there are points.
@@ -84,7 +84,7 @@ def draw_dial(reading: Reading) -> Figure:
 
 
 @_plain_text
-def draw_confusion(table: Columns, classes: Sequence[str]) -> Figure:
+def draw_confusion(table: Table, classes: Sequence[str]) -> Figure:
     """How many images of each class get each prediction, or how an adapter changes that."""
     title, sign = "images of each class by their prediction\ngreen: right, pink: wrong", ""
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -128,11 +128,10 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
     # Few values, or words, stand side by side; many numbers have an axis.
     is_axis = len(texts) > _MAX_LINES and not any(numeric_sort_key(text)[0] for text in texts)
     if not is_axis:
-        axes.xaxis.update_units(texts)  # type: ignore[no-untyped-call]
+        axes.set_xticks(range(len(texts)), texts)
     for label, line in lines.items():
-        x: Any = [swept[across] for swept, _, _ in line]
-        if is_axis:
-            x = list(map(float, x))
+        typed = [swept[across] for swept, _, _ in line]
+        x = [float(each) if is_axis else texts.index(each) for each in typed]
         y = [value for _, value, _ in line]
         axes.errorbar(x, y, [std or 0.0 for _, _, std in line], fmt=style, label=label)
     if len(lines) > 1:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.predictions import Columns
+from lora_mnist.disk.predictions import Table
 from lora_mnist.repair.predictions import logged_metrics
 from lora_mnist.show.figures import (
     draw_classes,
@@ -89,9 +89,7 @@ def _log_pages(
 # --- the page -------------------------------------------------------------------------------------
 
 
-def make_report(
-    folder: Path, reading: Reading, table: Columns, images: Images
-) -> dict[str, Figure]:
+def make_report(folder: Path, reading: Reading, table: Table, images: Images) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
     figures = {"classes": draw_classes(reading)}
     if reading.dial:
@@ -138,7 +136,7 @@ class Picture(NamedTuple):
 
 
 def first_pictures(
-    table: Columns, images: Images, classes: Sequence[str]
+    table: Table, images: Images, classes: Sequence[str]
 ) -> dict[str, list[Picture]]:
     """The first ``broken``, ``wrong`` and ``repaired`` images; a base alone has wrong ones.
 
