@@ -194,14 +194,10 @@ TWO = run_of(
 #: A run, its overrides, and the command that is advised.
 ADVICE = [
     (results("eval", adapter=None, targets=[]), [*OWN, "seed=3"], f"{WEAKEST} {AS_TYPED}"),
-    (
-        results("pretrain", weights="farm.ckpt"),
-        ["base_ckpt=mine.pt", "debug=default"],
-        f"{WEAKEST} base_ckpt=run/farm.ckpt",
-    ),
+    (results("pretrain", weights="a.ckpt"), OWN[-1:], f"{WEAKEST} base_ckpt=run/a.ckpt"),
     (
         nines(20, 0, targets=[], dial=DIAL, scale=0.5),
-        ["experiment=repair", "lora.scale=0.5", "base_ckpt=mine.pt"],
+        ["experiment=repair", *OWN[-1:]],
         "eval.py adapter=run scale=0.4 base_ckpt=mine.pt",
     ),
     (
@@ -217,15 +213,11 @@ ADVICE = [
 ]
 #: Runs after which there is nothing to advise.
 NO_ADVICE = {
-    "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
     "called from Python": results("pretrain", overrides=None),
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
-    "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
     "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
     "a class that only test images could choose": GOOD,
-    "no scale": nines(900, 61, dial={**DIAL, "advised": 0}),
     "a scale that validation images decided": nines(900, 61, dial=DIAL, choices=CHOICES),
-    "a good repair, tested again": {**TWO, "stage": "eval"},
     "a trial": {**TWO, "adapter": None},
 }
 
