@@ -18,19 +18,18 @@ TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
     ("settings", "foreign"),
     [
         ({**TIMM, "in_chans": 1, "pretrained": False}, None),
-        ({"_target_": "my_nets.Net"}, "net._target_=my_nets.Net"),
-        ({"_target_": "lora_mnist.cli.os.system"}, "net._target_=lora_mnist.cli.os.system"),
-        ({**TIMM, "checkpoint_path": "gift.pth"}, "net.checkpoint_path=gift.pth"),
-        ({**TIMM, "pretrained": True}, "net.pretrained=True"),
-        ({**TIMM, "model_name": "local-dir:/tmp/gift"}, "net.model_name=local-dir:/tmp/gift"),
-        ({"steps": [{"_target_": "a.B", "x": 1}]}, "net.steps=[{_target_: a.B, x: 1}]"),
-        ({"sizes": "${oc.env:HOME}"}, "net.sizes=${oc.env:HOME}"),
+        ({"_target_": "my_nets.Net"}, "my_nets.Net"),
+        ({"_target_": "lora_mnist.cli.os.system"}, "lora_mnist.cli.os.system"),
+        ({**TIMM, "checkpoint_path": "gift.pth"}, "checkpoint_path=gift.pth"),
+        ({**TIMM, "pretrained": True}, "pretrained=True"),
+        ({**TIMM, "model_name": "local-dir:/tmp/gift"}, "model_name=local-dir:/tmp/gift"),
+        ({"steps": [{"_target_": "a.B", "x": 1}]}, "a.B"),
+        ({"sizes": "${oc.env:HOME}"}, "${oc.env:HOME}"),
     ],
 )
 def test_what_runs_code_is_found(settings, foreign):
-    """And the key to repeat, which takes a list whole."""
-    found = foreign_code(settings, "net")
-    assert (found and found[1]) == foreign
+    assert foreign_code(settings) == foreign
+    assert foreign_code(settings, own=settings) is None  # it is typed
 
 
 def taken(own, **record):
@@ -42,8 +41,17 @@ def taken(own, **record):
 def test_an_argument_for_a_function_that_is_typed_is_checked_too():
     net = {**TIMM, "checkpoint_path": "gift.pth"}
     said = refused(lambda: taken({"net": dict(TIMM)}, net=net))
-    assert said.startswith("adapter=a: its file names net.checkpoint_path=gift.pth, code of its")
+    assert said.startswith("adapter=a: its file names checkpoint_path=gift.pth, code of its")
     assert said.endswith("net.checkpoint_path=gift.pth runs it, from where you stand")
+
+
+def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
+    """The key ``prepare.transform`` is null, so nothing below it could be typed."""
+    stored = {"transform": {"_target_": "my.Crop", "size": 8}}
+    said = refused(lambda: taken({}, prepare=stored))
+    assert "'prepare.transform={_target_: my.Crop, size: 8}' runs it" in said
+    typed = {"prepare": {"transform": {"_target_": "my.Crop"}}}
+    assert taken(typed, prepare=stored).prepare == stored
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from lora_mnist.data.images import ImageDataset
 from lora_mnist.errors import UserError
 from lora_mnist.project import DATA, quoted
 
@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 
 #: The version of the records that are written and read.
 VERSION = 1
-#: Keys of ``data`` that say which images are held out.
-_SPLIT_KEYS = ("val_size", "val_from", "test_size", "split_seed")
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
     r"lora_mnist\.(MLP|CNN|data\.(MNIST|Folder))"
@@ -65,20 +63,21 @@ class Settings:
                 for key in set(stored) - {"classes", "channels", "transform"}:
                     del stored[key]  # the network's input is that of the transform alone
             values = _missing(own, stored)
-            if file and (foreign := foreign_code(values, group, own.get("_target_"))):
-                raise UserError(
-                    f"{file}: its file names {foreign[0]}, code of its maker: {quoted(foreign[1])} "
-                    "runs it, from where you stand"
-                )
-            own |= values
-            if group != "prepare":
-                taken += [group] if values else []
-                continue
-            for key, value in stored.items():
-                if key in values:
+            for key, value in values.items():
+                if file and (foreign := foreign_code({key: value}, own)):
+                    typed = quoted(f"{group}.{key}={as_value(value)}")
+                    raise UserError(
+                        f"{file}: its file names {foreign}, code of its maker: {typed} runs it, "
+                        "from where you stand"
+                    )
+                if group == "prepare":
                     taken.append(f"{key}={as_value(value)}")
-                elif file and self._typed.get(key) not in (None, value):
-                    others.append(f"prepare.{key}={as_value(self._typed[key])}")
+            if group != "prepare" and values:
+                taken.append(group)
+            own |= values
+        for key, value in record.get("prepare", {}).items():
+            if file and self._typed.get(key) not in (None, value):
+                others.append(f"prepare.{key}={as_value(self._typed[key])}")
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
         if others:
@@ -107,29 +106,33 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
     return taken
 
 
-def foreign_code(settings: Any, key: str, function: str | None = None) -> tuple[str, str] | None:
-    """The first value in ``settings`` that could run code, or read a file; and its override.
+def foreign_code(
+    value: Any, own: Any = None, name: str = "", function: str | None = None
+) -> str | None:
+    """What in ``value`` could run code or read a file, but for what somebody's ``own`` has, too.
 
-    ``settings`` are arguments of their ``_target_`` or, without one, of ``function``.
+    ``value`` is the argument ``name`` of ``function``.
     """
-    if isinstance(settings, str):
-        return (settings, f"{key}={settings}") if "${" in settings else None
-    if isinstance(settings, Mapping):
-        target = settings.get("_target_")
-        if target is not None and not _KNOWN_FUNCTIONS.fullmatch(str(target)):
-            return str(target), f"{key}._target_={target}"
-        function = target or function
-        for name, value in settings.items():
-            is_known = function != "timm.create_model" or name in _KNOWN_ARGUMENTS.split()
-            is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
-            if not (is_known and is_plain) and value:
-                return f"{key}.{name}={value}", f"{key}.{name}={as_value(value)}"
-            if foreign := foreign_code(value, f"{key}.{name}"):
-                return foreign
-    elif isinstance(settings, list):
-        for value in settings:
-            if foreign := foreign_code(value, key):
-                return foreign[0], f"{key}={as_value(settings)}"  # Hydra takes a list whole
+    if value == own:
+        return None
+    if name == "_target_":
+        return None if _KNOWN_FUNCTIONS.fullmatch(str(value)) else str(value)
+    if function == "timm.create_model" and value:
+        is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
+        if name not in _KNOWN_ARGUMENTS.split() or not is_plain:
+            return f"{name}={value}"
+    if isinstance(value, str):
+        return value if "${" in value else None
+    parts: list[tuple[Any, ...]] = []
+    if isinstance(value, Mapping):
+        mine = own if isinstance(own, Mapping) else {}
+        inner = value.get("_target_") or mine.get("_target_")
+        parts = [(part, mine.get(key), key, inner) for key, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(part,) for part in value]
+    for part in parts:
+        if foreign := foreign_code(*part):
+            return foreign
     return None
 
 
@@ -143,19 +146,19 @@ def as_value(value: Any) -> str:
 
 
 def warn_of_other_split(
-    dataset: object, settings: Mapping[str, Any], record: Mapping[str, Any]
+    dataset: ImageDataset, settings: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
     """Say so where a base with this record may have been trained on images that are held out."""
     made, data = record.get("made", {}), record.get("data", {})
     if "val_size" not in made or _is_elsewhere(settings, data):
         return  # a base that was not trained here, or on other images
     trained = {**data, "val_size": made["val_size"]}
-    arguments = signature(type(dataset)).parameters
-    for key in _SPLIT_KEYS:
-        default = arguments[key].default if key in arguments else None
-        now: Any = default if settings.get(key) is None else settings[key]
-        then: Any = default if trained.get(key) is None else trained[key]
-        if now > then if key == "val_size" else now != then:
+    for key, now in dataset.split_settings().items():
+        then = trained.get(key, now)
+        is_less = now > then if key == "val_size" else now != then
+        if key == "val_from":
+            is_less = (now, then) == ("train", "test")  # it was trained on all but test images
+        if is_less:
             log.warning(
                 "data.%s=%s: the base was trained with %s on these images, and may have been "
                 "trained on some that are now held out",

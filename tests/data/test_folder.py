@@ -166,7 +166,7 @@ def test_shares_hold_in_every_class(sizes, val, test, seed):
 def test_the_split_is_stable():
     images, more, names = entries(200, 200), entries(202, 200), ["cat", "dog"]
     first, _ = split(images, names, Shares())
-    assert split(images, names, Shares(seed=1))[0] != first
+    assert split(images, names, Shares(split_seed=1))[0] != first
     after, _ = split(more, names, Shares())
     assert len([entry for entry in images if after[entry] != first[entry]]) <= 4
     # Another choice here would test old bases on images that they were trained on.

@@ -54,7 +54,7 @@ class Shares(NamedTuple):
 
     val_size: float = 0.1
     test_size: float = 0.1
-    seed: int = 0
+    split_seed: int = 0
     val_from: str = "train"
 
 
@@ -181,6 +181,9 @@ class Folder(ImageDataset):
         """Images of this folder, read from the disk, and brought to their size in another way."""
         files = [self.root / str(name) for name in images.names]
         return replace(images, pixels=files, read=replace(self.prepare, **sizing).read)
+
+    def split_settings(self) -> dict[str, Any]:
+        return self.shares._asdict()
 
     def read_picture(self, picture: Path | Image) -> Tensor:
         return self.prepare(open_picture(picture))

@@ -144,6 +144,10 @@ class ImageDataset:
         """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
         raise NotImplementedError
 
+    def split_settings(self) -> dict[str, Any]:
+        """The values of ``data`` that say which images are held out."""
+        raise NotImplementedError
+
     def preprocessing(self) -> dict[str, Any]:
         """The values of ``prepare`` by which another set prepares pictures as this one does."""
         return {"mean": self.mean, "std": self.std}

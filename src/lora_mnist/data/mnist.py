@@ -94,6 +94,9 @@ class MNIST(ImageDataset):
         parts["val"] = whole.subset(held_out)
         return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
 
+    def split_settings(self) -> dict[str, Any]:
+        return {"val_size": self.val_size, "val_from": self.val_from}
+
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         return prepare(open_picture(picture, upright=True))
 
