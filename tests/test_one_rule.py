@@ -58,6 +58,7 @@ MISTAKES = {
         (*LORA, "mistakes={tmp}", "target=3"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
         (*LORA, "refit=1"),
+        (*LORA, "batches.replay=9", "loss.target_weight=2"),
         (*LORA, *FOLDER[:1], "base_ckpt={tmp}/outputs/base/mnist.ckpt", FOLDER[1]),
     ],
     "eval": [
@@ -71,7 +72,7 @@ MISTAKES = {
     "export": [
         ("out={tmp}/outputs/base/mnist.ckpt",),
     ],
-    "demo": [("adapter={tmp}/none",)],
+    "demo": [("adapter={tmp}/none",), ("adapter=null", "scale=0.5")],
 }
 CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
 COMMANDS = {"eval": evaluate}

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
 from lora_mnist.command import Run, checked_copy
+from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.repair.significance import weakest
+from lora_mnist.session import _limited
 from lora_mnist.train import train
 
 NINES = ("stage=lora", "digit=9")
@@ -176,11 +178,12 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
 
 def test_a_base_that_was_trained_on_another_split_is_told(made, tmp_path):
     base = f"base_ckpt={made}/base/mnist.ckpt"
-    for size, is_told in ((500, False), (600, True)):
+    more = "data.val_size=600: the base was trained with 500 on these images, and may have been "
+    for typed, told in (("val_size=600", more), ("val_from=train", ""), ("val_from=test", "")):
         with logged("lora_mnist.settings") as log:
-            run(tmp_path, *NINES, base, f"data.val_size={size}")
-        line = f"data.val_size={size}: the base was trained with 500 on these images"
-        assert (line in log.getvalue()) == is_told
+            run(tmp_path, *NINES, base, "data.val_size=100", f"data.{typed}")
+        assert "may have been" in log.getvalue() if told else log.getvalue() == ""
+        assert log.getvalue().startswith(told)
 
 
 def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, tmp_path):
@@ -237,6 +240,8 @@ def test_a_share_of_the_images_is_one_batch_at_least(outputs):
     results = run(outputs, *NINES, *shares, "data.eval_batch_size=100")
     for split in ("val", "test"):
         assert sum(results[split]["images_per_class"]) == 100
+    in_rows = Images(torch.arange(10)[:, None, None, None], torch.arange(10))
+    assert _limited(in_rows, 0.4, batch_size=2).labels.tolist() == [0, 3, 6, 9]
 
 
 def test_a_learning_rate_that_does_no_harm(outputs):

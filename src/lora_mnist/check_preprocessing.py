@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_mnist.command import override
 from lora_mnist.data import Folder, Images
-from lora_mnist.data.images import measured_pixels, open_picture
+from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.project import quoted
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
@@ -107,9 +107,9 @@ def better_preparation(session: Session) -> list[str]:
     mean, std = measured_pixels(some)
     changes = [*_CHANGES, {"mean": mean, "std": std}]
     if isinstance(dataset, Folder):
-        first = open_picture(dataset.root / str(some.names[0]), decode=False)
-        if max(first.size) <= 256:
-            changes.insert(0, {"image_size": [first.height, first.width]})
+        own_size = size_of_picture(dataset.root / str(some.names[0]))
+        if max(own_size) <= 256:
+            changes.insert(0, {"image_size": list(own_size)})
     best, tried = configured, [configured]
     with evaluating(net, session.trainer.strategy.root_device) as device:
         wrong_as_configured = wrong_at_best = is_wrong(configured)

@@ -122,7 +122,8 @@ class Classifier:
             settings.take("the base", file.record, f"base_ckpt={path}")
             settings.take("", _DEFAULTS)
             network = own or build_network(settings.net)
-            loaded = load_weights(network.eval(), file, base_prefix, outputs_key(settings.net))
+            outputs = None if own else outputs_key(settings.net)
+            loaded = load_weights(network.eval(), file, base_prefix, outputs)
         except FileNotFoundError as error:
             no_file = (
                 f"base_ckpt={path}: no such file; expected the network's weights; those of a new "

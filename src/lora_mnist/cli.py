@@ -94,6 +94,10 @@ def run_entry(function: Command, config_name: str) -> None:
         error = failure
     except (Exception, KeyboardInterrupt) as exception:
         error = exception
+    except SystemExit as stop:
+        if shows_traceback and stop.__cause__ is not None:  # of a refusal
+            raise stop.__cause__ from None
+        raise
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)
@@ -136,7 +140,7 @@ def _for_hydra(typed: list[str]) -> list[str]:
     named = {text for text in overrides if text.startswith("target=") and text != "target=null"}
     if len(named) > 1:
         both = " and ".join(sorted(named))
-        raise UserError(f"{both}: expected one of them; digit is another name of target")
+        raise UserError(f"{both}: expected one of them; digit= and target= mean the same")
     if named:  # digit=null beside target=4
         overrides = [text for text in overrides if text != "target=null"]
     return options + overrides

@@ -112,18 +112,23 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
             raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}{nearest}")
         with open_dict(checked):
             del checked[key]
-    for group in ("data", "net", "prepare"):
-        if isinstance(cfg[group], str):
-            raise UserError(
-                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
-                f"'defaults: [override /{group}: {cfg[group]}]'"
-            )
+    refuse_names_of_groups(cfg)
     digit = cfg.get("digit")
     if digit not in (None, "weakest", cfg.get("target")) and "target" not in (typed or ()):
         raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
     if run is not None:
         checked.paths.run = str(run.folder)
     return checked
+
+
+def refuse_names_of_groups(cfg: DictConfig) -> None:
+    """Refuse ``data: folder`` in a file, which stands there for ``defaults: [override ...]``."""
+    for group in ("data", "net", "prepare"):
+        if isinstance(cfg.get(group), str):
+            raise UserError(
+                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
+                f"'defaults: [override /{group}: {cfg[group]}]'"
+            )
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:

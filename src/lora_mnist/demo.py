@@ -116,5 +116,6 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = checked_copy(cfg, run)
     classifier = classifier_of(cfg, run)
     classifier.check()
+    classifier.set_scale(cfg.scale)
     page, server = build_page(classifier), cfg.server
     page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)

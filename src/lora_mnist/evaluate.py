@@ -38,10 +38,14 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         advice = check_preprocessing(session, tables["test"])
         choices = {}
         if classifier.adapter is not None:
-            choices["scale"] = session.stated("scale", scale)
             if cfg.scale is None:
-                choices["scale"] = Choice(scale, why="as saved")
-            elif cfg.scale == "auto":
+                choice = Choice(scale, why="as saved")
+            elif cfg.scale != "auto":
+                choice = session.stated("scale", scale)
+            elif classifier.made.get("refit"):
+                choice = Choice(scale, why="advised before the adapter learnt validation images")
+            else:
                 images = min(len(session.images.val), MAX_IMAGES)
-                choices["scale"] = Choice(scale, None, images, "advised by validation images")
+                choice = Choice(scale, None, images, "advised by validation images")
+            choices["scale"] = choice
         return finish(session, tables, choices, advice=advice)

@@ -44,7 +44,7 @@ FEW_IMAGES = 400
 RATES = (0.003, 0.001, 0.0003, 0.0001)
 #: The steps of each trial of a rate, and the validation images that are counted after it, at most.
 _RATE_STEPS, _RATE_IMAGES = 25, 1000
-#: A rate is accepted if it leaves at most 1.3 * before + 2 * sqrt(before) errors.
+#: A rate is accepted if it leaves at most 1.3 * before + 2 * sqrt(before) errors; sqrt(1) for 0.
 _MAX_HARM = 1.3
 #: What lora.dropout=auto tries; 0.1 beside these gains nothing.
 DROPOUTS = (0.0, 0.05)
@@ -149,7 +149,7 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
             return int(counts_of(table)["after"]["errors"])
 
         base_errors = errors()
-        most = _MAX_HARM * base_errors + 2 * base_errors**0.5
+        most = _MAX_HARM * base_errors + 2 * max(1, base_errors) ** 0.5
         for rate in rates:
             optimizer = session.make_optimizer(rate)
             net.train()

@@ -1,6 +1,7 @@
 """The end of a run: what it found is judged, and all its files are written, here alone."""
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -59,7 +60,7 @@ def finish(
             folder, current = Path(cfg.paths.bases), base_to_replace(cfg, run)
         kept = versioned_base_path(folder, name, results["base_sha256"])
         if current is None:  # the user has to name it to other commands
-            results["weights"] = str(kept) if is_base else kept.name
+            results["weights"] = os.path.relpath(kept, run.folder)
     if results["adapter"] == ADAPTER_FOLDER:
         _save_adapter(session, choices, dial)
     results["seconds"] = round(time.perf_counter() - session.started, 3)

@@ -284,7 +284,9 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
         with config_group("data"):
             require_number("mistakes_test", share, 0, 1)
-        with evaluating(classifier.net, trainer.strategy.root_device) as device:
+        precision: Any = trainer.precision_plugin
+        on_device = evaluating(classifier.net, trainer.strategy.root_device)
+        with on_device as device, precision.forward_context():
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
                 batches = dataset.stacked(pictures, device)
@@ -312,9 +314,10 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
         batches = max(1, int(limit * batches)) if limit else 0
     elif limit is not None:
         batches = min(batches, limit)
-    if batches * batch_size >= len(images):
+    count = batches * batch_size
+    if count >= len(images):
         return images
-    return images.subset(torch.arange(batches * batch_size))
+    return images.subset(torch.linspace(0, len(images) - 1, count).long())  # of all classes
 
 
 def _refuse_inconsistent(session: Session) -> None:
@@ -335,13 +338,12 @@ def _refuse_inconsistent(session: Session) -> None:
         )
     if is_repair:
         scale, refit = cfg.lora.scale, cfg.refit
-        if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
-            raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
         if scale != "auto" and (not is_number(scale) or scale <= 0):
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if not isinstance(refit, bool) and refit != "auto":
             raise UserError(f"refit={refit}: expected true, false or auto")
     # Made once, so that what they refuse is refused before anything is computed.
+    session.make_loss()
     session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))
     monitor, interval = monitored_validation(trainer), trainer.val_check_interval
     batches = trainer.max_steps * trainer.accumulate_grad_batches

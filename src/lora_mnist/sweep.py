@@ -24,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.command import Run, key_of, override
+from lora_mnist.command import Run, key_of, override, refuse_names_of_groups
 from lora_mnist.disk.files import read_json, write_csv, write_json
 from lora_mnist.disk.numbers import affects_results, better_end, flatten, numeric_sort_key
 from lora_mnist.disk.run_paths import RESULTS_FILE, base_name, latest, refuse_used_folder
@@ -122,6 +122,7 @@ def swept_values(overrides: Iterable[str], sweep: Mapping[str, Any]) -> dict[str
 
 def open_sweep(config: DictConfig, keys: Mapping[str, bool]) -> None:
     """Refuse to rank by test images, and write into the sweep's folder what is swept."""
+    refuse_names_of_groups(config)
     if "resume" in keys:
         raise UserError("resume: expected a single run; a sweep has sweep.resume")
     if str(config.sweep.metric).startswith(("test", "mistakes")):

@@ -69,11 +69,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
     before = session.predictions("val")
-    advice = check_preprocessing(session, before)
     selection, choices = choose_target(session, before)
     tell(choices)
     put_adapter(session)
     data = session.data(selection)
+    advice = check_preprocessing(session, before)
     rate = choose_rate(session, data, before)
     tell({"rate": rate})
     choices |= {"rate": rate}

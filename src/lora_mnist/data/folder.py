@@ -28,6 +28,7 @@ from lora_mnist.data.images import (
     ImageSets,
     measured_pixels,
     open_picture,
+    size_of_picture,
 )
 from lora_mnist.errors import UserError, nearest_to, require_number, require_one_of
 from lora_mnist.progress import progress
@@ -262,8 +263,7 @@ class Folder(ImageDataset):
         """Height and width of the first image, which all others have to have."""
         for entry in self._entries:
             with suppress(ValueError):  # broken images are named later, when all are read
-                picture = open_picture(self.root / entry.path, decode=False)
-                return picture.height, picture.width
+                return size_of_picture(self.root / entry.path)
         raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
 
     @cached_property
@@ -276,16 +276,17 @@ class Folder(ImageDataset):
             """The image, or its file where images are not held in memory; or what is wrong."""
             path = root / entry.path
             try:
-                picture = open_picture(path, decode=in_memory)
+                picture = open_picture(path) if in_memory else None
+                size = (picture.height, picture.width) if picture else size_of_picture(path)
             except ValueError as error:
                 return error
-            height, width = prepare.size
-            if self._has_own_size and picture.size != (width, height):
+            if self._has_own_size and size != prepare.size:
+                here, there = ("x".join(map(str, each)) for each in (size, prepare.size))
                 raise ValueError(
-                    f"image_size=null: expected images of one size, but {path} is "
-                    f"{picture.height}x{picture.width} and another {height}x{width}"
+                    f"image_size=null: expected images of one size, but {path} is {here} and "
+                    f"another {there}"
                 )
-            return prepare(picture) if in_memory else path
+            return prepare(picture) if picture else path
 
         digest = hashlib.sha256()
         images: dict[Entry, Tensor | Path] = {}

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -238,24 +239,35 @@ def viewable(images: Tensor) -> Tensor:
     return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
 
 
-def open_picture(
-    picture: Path | Image.Image, upright: bool = False, decode: bool = True
-) -> Image.Image:
-    """A picture, decoded, with eight bits a channel; without ``decode`` it is only checked."""
-    try:
+def open_picture(picture: Path | Image.Image, upright: bool = False) -> Image.Image:
+    """A picture, decoded, with eight bits a channel; ValueError, if it cannot be read."""
+    with _readable():
         if isinstance(picture, Path):
             picture = Image.open(picture, formats=_FORMATS)
-        if not decode:
-            picture.verify()
-            return picture
         if upright:
             picture = ImageOps.exif_transpose(picture)
         picture.load()
-    except Exception as error:  # Pillow has no common class for damaged files
-        raise ValueError(f"no readable picture ({type(error).__name__})") from error
     if picture.mode == "F":
         raise ValueError("no readable picture (floating-point pixels)")
     if picture.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
         values = numpy.asarray(picture).astype(numpy.int64) >> 8
         picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
     return picture
+
+
+def size_of_picture(path: Path) -> tuple[int, int]:
+    """Height and width of a picture; ValueError, if it cannot be read to its end."""
+    with _readable(), Image.open(path, formats=_FORMATS) as picture:
+        width, height = picture.size
+        picture.draft("L", (1, 1))  # a JPEG is decoded at an eighth of its size
+        picture.load()
+        return height, width
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Inside the ``with`` block whatever Pillow raises is a ValueError."""
+    try:
+        yield
+    except Exception as error:  # Pillow has no common class for damaged files
+        raise ValueError(f"no readable picture ({type(error).__name__})") from error

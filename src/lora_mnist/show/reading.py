@@ -350,7 +350,7 @@ class Reading:
     def made(self) -> list[str]:
         """The command of the run, and what became of the base."""
         results, lines = self.results, []
-        if results["overrides"]:
+        if results["overrides"] is not None:
             entry = "eval" if results["stage"] == "eval" else "train"
             lines.append(command_line(results["overrides"], program(entry)))
         if results["base_unchanged"]:
