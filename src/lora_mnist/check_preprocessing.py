@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_mnist.command import override
+from lora_mnist.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.project import quoted
@@ -39,23 +39,25 @@ _CHANGES: tuple[dict[str, Any], ...] = (
 _IMAGES = 50
 
 
-def check_preprocessing(session: Session, base: Predictions | None) -> list[str]:
+def check_preprocessing(session: Session, before: Predictions | None) -> list[str]:
     """Warn of what the base's training seems to have had otherwise; return what would help."""
     if not session.trainer.is_global_zero:
         return []
-    overrides = better_order(base, session.classifier.classes) if base is not None else []
+    overrides = []
+    if before is not None:
+        overrides = better_order(before, session.classifier.classes)
     overrides = overrides or better_preparation(session)
-    if base is not None and not overrides:
-        warn_of_guessing(base)
+    if before is not None and not overrides:
+        warn_of_guessing(before)
     return overrides
 
 
-def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
+def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
     """The override of another order of the classes, if it halves the errors of those it moves."""
     from scipy.optimize import linear_sum_assignment
 
     count = len(classes)
-    confusion = torch.bincount(base.label * count + base.before, minlength=count**2)
+    confusion = torch.bincount(before.label * count + before.before, minlength=count**2)
     shares = confusion.view(count, count) / confusion.view(count, -1).sum(1, True).clamp(min=1)
     here = torch.arange(count)
     # Of equals, the order as it is.
@@ -63,16 +65,16 @@ def better_order(base: Predictions, classes: Sequence[str]) -> list[str]:
     output = torch.from_numpy(assigned)  # of each class
     moved = output != here
     rate, other_rate = 1 - shares[here, here][moved].mean(), 1 - shares[here, output][moved].mean()
-    was_right, is_right = base.before == base.label, base.before == output[base.label]
+    was_right, is_right = before.before == before.label, before.before == output[before.label]
     repaired, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
     if not moved.any() or other_rate > rate / 2 or mcnemar(repaired, broken) >= 0.001:
         return []
-    names = [override("class", classes[c]).partition("=")[2] for c in output.argsort().tolist()]
+    names = [in_grammar(classes[c]) for c in output.argsort().tolist()]
     order = f"prepare.classes=[{','.join(names)}]"
     log.warning(
         "the network's outputs are most likely in another order of the classes: the base has %d of "
         "%d images right instead of %d with: %s",
-        *(is_right.sum(), len(base), was_right.sum(), quoted(order)),
+        *(is_right.sum(), len(before), was_right.sum(), quoted(order)),
     )
     return [order]
 
@@ -142,16 +144,16 @@ def better_preparation(session: Session) -> list[str]:
     return overrides
 
 
-def warn_of_guessing(base: Predictions) -> None:
+def warn_of_guessing(before: Predictions) -> None:
     """Warn where the base is hardly better than guessing."""
-    counts = counts_of(base)["before"]
+    counts = counts_of(before)["before"]
     if is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
         log.warning(
             "the base has %d of %d images right, which is hardly better than guessing: if it was "
             "better where it was trained, look at net._target_ and base_ckpt; at prepare.classes, "
             "in the order of the outputs; and at prepare.image_size, prepare.resize, "
             "prepare.channels, prepare.mean and prepare.std, or prepare.transform (docs/failed.md)",
-            *(len(base) - counts["errors"], len(base)),
+            *(len(before) - counts["errors"], len(before)),
         )
 
 

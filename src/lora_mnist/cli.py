@@ -75,7 +75,7 @@ def run_entry(function: Command, config_name: str) -> None:
             # As the user has set it, for the processes that Lightning starts.
             with env_override({_FULL_ERROR: str(int(shows_traceback))}):
                 call(cfg, run)
-        except Exception as error:  # it is raised below: Hydra would print it in its own way
+        except Exception as error:  # it is raised below: Hydra would print a line of its own
             if run.is_sweep:
                 raise
             failure = error

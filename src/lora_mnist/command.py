@@ -71,13 +71,17 @@ class Run:
 
 
 def override(key: str, value: object) -> str:
-    """``key=value`` as Hydra's grammar has it; quoted are texts such as null, a class's name."""
+    """``key=value`` as Hydra's grammar has it."""
+    return f"{key}={in_grammar(value)}"
+
+
+def in_grammar(value: object) -> str:
+    """A value as Hydra's grammar has it; quoted are texts such as null, a class's name."""
     text = str(value)
     if re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
-        plain = f"{key}={text}"
-        if str(OverridesParser.create().parse_override(plain).value()) == text:
-            return plain
-    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
+        if str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
+            return text
+    return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def key_of(text: str) -> str:

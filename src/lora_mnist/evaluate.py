@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             if cfg.scale is None:
                 choice = Choice(scale, why="as saved")
             elif cfg.scale != "auto":
-                choice = session.stated("scale", scale)
+                choice = session.as_set("scale", scale)
             elif classifier.made.get("refit"):
                 choice = Choice(scale, why="advised before the adapter learnt validation images")
             else:

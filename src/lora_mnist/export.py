@@ -112,15 +112,16 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         else:
             written = FromPixels(write_weights(plain, metadata, path), dataset.normalise)
         live = FromPixels(classifier.net, dataset.normalise)
-        others, largest, most = compare(live, written, dataset, images)
-        if others or not largest <= most:
+        differing, deviation, allowed = compare(live, written, dataset, images)
+        if differing or not deviation <= allowed:
             raise IncompleteError(
-                f"out={out}: not written; the network in it differs from the live one: {others} "
-                f"other predictions, logits by up to {largest:.1e}; expected at most {most:.1e}"
+                f"out={out}: not written; the network in it differs from the live one: "
+                f"{differing} other predictions, logits by up to {deviation:.1e}; expected at most "
+                f"{allowed:.1e}"
             )
     parts = f"base and adapter at scale {scale:g}" if classifier.adapter else "base"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
-    log.info(message, cfg.out, parts, f"{len(images):,}", name, largest)
+    log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata
 
 
@@ -190,5 +191,5 @@ def compare(
         batches = progress(loader, "export", len(loader))
         both.append(torch.cat([logits for _, (logits,) in logits_at(net, batches, [None])]))
     expected, logits = both
-    others = int((logits.argmax(1) != expected.argmax(1)).sum())
-    return others, (logits - expected).abs().max().item(), TOLERANCE * expected.std().item()
+    differing = int((logits.argmax(1) != expected.argmax(1)).sum())
+    return differing, (logits - expected).abs().max().item(), TOLERANCE * expected.std().item()

@@ -42,8 +42,8 @@ _AUTO_RANK = 64
 FEW_IMAGES = 400
 #: The rates that optimizer.lr=auto tries; the first one is for few images.
 RATES = (0.003, 0.001, 0.0003, 0.0001)
-#: The steps of each trial of a rate, and the validation images that are counted after it, at most.
-_RATE_STEPS, _RATE_IMAGES = 25, 1000
+#: The steps of each probe of a rate, and the validation images that are counted after it, at most.
+_PROBE_STEPS, _PROBE_IMAGES = 25, 1000
 #: A rate is accepted if it leaves at most 1.3 * before + 2 * sqrt(before) errors; sqrt(1) for 0.
 _MAX_HARM = 1.3
 #: What lora.dropout=auto tries; 0.1 beside these gains nothing.
@@ -68,7 +68,7 @@ def choose_target(
         indices = torch.arange(len(labels))
         first = len(labels) - len(session.mistakes.learnt)
         return Selection([], indices[first:], indices[:first]), {}
-    choice = session.stated("target", target)
+    choice = session.as_set("target", target)
     if target == "weakest":
         assert before is not None  # open_session has refused it
         counts = counts_of(before)["before"]
@@ -111,7 +111,7 @@ def put_adapter(session: Session) -> None:
                     ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
         if settings["target_modules"] == "all":
             warn_of_left_out(net, "lora.target_modules")
-            settings["target_modules"] = ["all"]  # add_lora would warn of its argument
+            settings["target_modules"] = ["all"]  # the same, of which add_lora does not warn again
         add_lora(net, **settings)
 
 
@@ -119,12 +119,12 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
     """``optimizer.lr=auto``: 0.003 for fewer than 400 images to learn, else 0.001.
 
     A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
-    taken where 25 steps do harm on validation images. Each is tried from the same start on the
-    first images of the plan. Nothing of a trial stays, neither weights nor random numbers drawn.
+    taken where 25 steps do harm on validation images. Each probe begins at the same start, with the
+    first images of the plan. Nothing of it stays, neither weights nor random numbers drawn.
     """
     rate = session.cfg.optimizer.lr
     if rate != "auto":
-        return session.stated("optimizer.lr", rate)
+        return session.as_set("optimizer.lr", rate)
     learnt = len(data.plan.selection.target_indices)
     rates = RATES if learnt < FEW_IMAGES else RATES[1:]
     # A run that goes on keeps its rate; the processes that Lightning starts have the first one's.
@@ -132,9 +132,9 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
     if is_recorded and (recorded := recorded_rate(session.run.folder)):
         return Choice(**recorded)
     assert before is not None  # open_session has refused it
-    log.info("optimizer.lr=auto: %d steps at each rate that is tried", _RATE_STEPS)
+    log.info("optimizer.lr=auto: %d steps at each rate that is tried", _PROBE_STEPS)
     net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
-    count = min(len(before), _RATE_IMAGES)
+    count = min(len(before), _PROBE_IMAGES)
     spread = torch.linspace(0, len(before) - 1, count).long()
     start = start_of(net)
     device, loss = trainer.strategy.root_device, session.make_loss()
@@ -142,19 +142,19 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(net, device):
 
-        def errors() -> int:
+        def count_errors() -> int:
             batches = dataset.batches(session.images.val, device, spread, "optimizer.lr=auto")
             with precision.forward_context():
                 table = evaluate(net.eval(), batches, before.at(spread))
             return int(counts_of(table)["after"]["errors"])
 
-        base_errors = errors()
-        most = _MAX_HARM * base_errors + 2 * max(1, base_errors) ** 0.5
+        errors_before = count_errors()
+        most = _MAX_HARM * errors_before + 2 * max(1, errors_before) ** 0.5
         for rate in rates:
             optimizer = session.make_optimizer(rate)
             net.train()
             started = time.perf_counter()
-            for images, labels in data.read(islice(data.plan.batches(), _RATE_STEPS)):
+            for images, labels in data.read(islice(data.plan.batches(), _PROBE_STEPS)):
                 with precision.forward_context():
                     logits = net(dataset.normalise(images.to(device)))
                     value = loss(logits, labels.to(device), data.plan.replay)
@@ -162,15 +162,15 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
                 value.backward()
                 optimizer.step()
             seconds = time.perf_counter() - started
-            after = errors()
+            errors_after = count_errors()
             start_again(net, start)
-            if after <= most:
+            if errors_after <= most:
                 break
-    minutes = trainer.max_steps * seconds / _RATE_STEPS / 60
+    minutes = trainer.max_steps * seconds / _PROBE_STEPS / 60
     if minutes > 2:
         log.info("each training of %d steps takes some %.0f minutes", trainer.max_steps, minutes)
-    why = f"for {learnt:,} images to learn; {base_errors} validation errors become {after}"
-    if after > most:
+    why = f"for {learnt:,} images to learn; {errors_before} validation errors become {errors_after}"
+    if errors_after > most:
         tried = ", ".join(map(str, rates))
         log.warning("optimizer.lr=auto: each of %s does harm on validation images", tried)
     return Choice(rate, list(rates), count, why)
@@ -246,13 +246,13 @@ def choose_dropout(session: Session, trials: Mapping[float, Repair]) -> Choice:
     if len(trials) == 1:
         (dropout,) = trials
         if session.cfg.lora.dropout != "auto":
-            return session.stated("lora.dropout", dropout)
+            return session.as_set("lora.dropout", dropout)
         why = "others are tried for few images of a class, in layers that take dropout"
         return Choice(dropout, why=why)
     errors = {}
     for dropout, trial in trials.items():
         errors[dropout] = int(counts_of(trial.tables["val"])["after"]["errors"])
-    best = session.first_says(min(errors, key=lambda dropout: errors[dropout]))
+    best = session.of_first_process(min(errors, key=lambda dropout: errors[dropout]))
     counts = [f"{count:,} with {dropout:g}" for dropout, count in errors.items()]
     why = f"the fewest validation errors: {', '.join(counts)}"
     return Choice(best, list(errors), len(session.images.val), why)
@@ -262,16 +262,16 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
     if refit != "auto":
-        return session.stated("refit", bool(refit))
+        return session.as_set("refit", bool(refit))
     if session.mistakes is not None:
         return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
     if monitor := monitored_validation(session.trainer):
         return Choice(False, why=f"{monitor} is monitored")
-    count = len(data.plan.selection.target_indices)
-    why = f"{count:,} images to learn, and {FEW_IMAGES} are many"
-    return Choice(_has_few(data), [True, False], why=why)
+    count, few = len(data.plan.selection.target_indices), _has_few(data)
+    why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(few, [True, False], why=why)
 
 
 def _has_few(data: ImageDataModule) -> bool:
@@ -298,11 +298,11 @@ def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice
     """The scale at which the adapter is saved: ``lora.scale``, or what the dial advises."""
     scale = session.cfg.lora.scale
     if scale != "auto":
-        return session.stated("lora.scale", float(scale))
+        return session.as_set("lora.scale", float(scale))
     assert dial is not None  # open_session has refused it
     advised = dial["advised"]
     errors = dict(zip(dial["scales"], dial["errors"], strict=True))
-    chosen = session.first_says(scale_of_refit(dial) if refit.value else advised)
+    chosen = session.of_first_process(scale_of_refit(dial) if refit.value else advised)
     why = f"advised by validation images: {errors[advised]:,} errors, {errors[0]:,} of the base"
     if chosen != advised:
         why = f"a refit learns these images; before it, they advise {advised:g}"

@@ -10,11 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.command import Run
+from lora_mnist.command import Run, key_of
 from lora_mnist.disk.base import (
     find_base,
     read_base,
-    refuse_to_replace,
     set_current_base,
     versioned_base_path,
     write_base,
@@ -50,17 +49,17 @@ def finish(
     results = results_of(session, tables, choices)
     results |= {"dial": dial, "better_preprocessing": list(advice)}
     reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
-    kept, current = None, None
+    is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
+    path, current = None, None
     if cfg.stage == "pretrain":
-        is_trial = bool(cfg.debug) or session.is_fast_dev_run
-        # What knows some classes alone, or nothing, or was a trial, is no base for others.
-        is_base = not (results["targets"] or reason or is_trial)
+        # What knows some classes alone, or nothing, or was a quick run, is no base for others.
+        is_base = not (results["targets"] or reason or is_quick_run)
         folder, name = run.folder, base_name(settings.data, settings.net)
         if is_base:
-            folder, current = Path(cfg.paths.bases), base_to_replace(cfg, run)
-        kept = versioned_base_path(folder, name, results["base_sha256"])
+            folder, current = Path(cfg.paths.bases), current_base_path(cfg, run)
+        path = versioned_base_path(folder, name, results["base_sha256"])
         if current is None:  # the user has to name it to other commands
-            results["weights"] = os.path.relpath(kept, run.folder)
+            results["weights"] = os.path.relpath(path, run.folder)
     if results["adapter"] == ADAPTER_FOLDER:
         _save_adapter(session, choices, dial)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
@@ -73,10 +72,10 @@ def finish(
         figures = make_report(run.folder, reading, table, session.images.test)
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
-    if kept is not None:  # last: a run that fails on the way leaves the current base alone
-        _write_base(session, kept, current)
-    is_expected = session.is_fast_dev_run or (kept and (results["targets"] or cfg.debug))
-    if reason and not is_expected:
+    if path is not None:  # last: a run that fails on the way leaves the current base alone
+        _write_base(session, path, current)
+    knows_some = cfg.stage == "pretrain" and results["targets"]
+    if reason and not (knows_some or is_quick_run):
         raise TrainingError(reason)
     return results
 
@@ -120,23 +119,20 @@ def results_of(
         "parameters": count_parameters(classifier.net),
         **outcomes_by_split(tables, targets),
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
-        "base_unchanged": True if cfg.stage == "lora" else None,
+        "base_unchanged": True if cfg.stage == "lora" else None,  # prove_unchanged has looked
         "adapter": adapter,
         "scale": choices["scale"].value if "scale" in choices else None,
         "steps": session.trainer.global_step,
     }
 
 
-def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
+def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep."""
-    current = Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
     if cfg.base_ckpt is not None:
-        current = Path(cfg.base_ckpt)
-    elif run.is_sweep:
+        return Path(cfg.base_ckpt)
+    if run.is_sweep:
         return None
-    if not cfg.debug:
-        refuse_to_replace(current)
-    return current
+    return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
 
 
 def _record_of(session: Session) -> dict[str, Any]:
@@ -152,7 +148,7 @@ def _record_of(session: Session) -> dict[str, Any]:
     folder = Path(data.pop("data_dir", DATA)).expanduser().absolute()
     if folder != DATA:  # which each machine has
         data["data_dir"] = str(folder)
-    typed = [text for text in session.run.typed or () if affects_results(text.partition("=")[0])]
+    typed = [text for text in session.run.typed or () if affects_results(key_of(text))]
     return {
         "version": VERSION,
         "dataset": str(dataset.name),
@@ -166,16 +162,16 @@ def _record_of(session: Session) -> dict[str, Any]:
     }
 
 
-def _write_base(session: Session, kept: Path, current: Path | None) -> None:
+def _write_base(session: Session, path: Path, current: Path | None) -> None:
     """Write the base to the file in which it is kept, and make it the current one."""
     record = _record_of(session)
     # How many are held out is each training's choice; the base's is for a warning.
     record["made"]["val_size"] = record["data"].pop("val_size", None)
-    write_base(session.net.state_dict(), kept, record)
+    write_base(session.net.state_dict(), path, record)
     if current is not None:
-        set_current_base(kept, current)
+        set_current_base(path, current)
     else:
-        log.info("base: %s; the current one stays", kept)
+        log.info("base: %s; the current one stays", path)
 
 
 def _save_adapter(

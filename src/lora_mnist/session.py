@@ -102,11 +102,13 @@ class Session:
         with on_device as device, precision.forward_context():
             yield device
 
-    def tables(self) -> dict[str, Predictions]:
-        """The predictions for each part but ``val``, if it has images."""
+    def tables(self, with_val: bool = False) -> dict[str, Predictions]:
+        """The predictions for each part that has images; for ``val`` only if they are asked for."""
         tables = {}
         for part in self.parts:
-            if part != "val" and (table := self.predictions(part)) is not None:
+            if part == "val" and not with_val:
+                continue
+            if (table := self.predictions(part)) is not None:
                 tables[part] = table
         return tables
 
@@ -227,12 +229,12 @@ class Session:
         why = f"{best['monitor']}={best['value']:g} is the best"
         return {"weights": Choice(best["step"], None, len(self.images.val), why)}
 
-    def stated(self, key: str, value: Any) -> Choice:
-        """The choice of whoever has typed a value, or left the configured one."""
+    def as_set(self, key: str, value: Any) -> Choice:
+        """A value that was typed, or stands in the configuration."""
         is_typed = key in [key_of(text) for text in self.run.typed or ()]
         return Choice(value, why="typed" if is_typed else "as configured")
 
-    def first_says(self, value: Any) -> Any:
+    def of_first_process(self, value: Any) -> Any:
         """The value that the first of several processes has chosen, for all of them."""
         return self.trainer.strategy.broadcast(value)
 

@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.command import Run, checked_copy
+from lora_mnist.disk.base import refuse_to_replace
 from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.recipe import choose_rate, choose_target, put_adapter, train_repair
-from lora_mnist.results import base_to_replace, finish
+from lora_mnist.results import current_base_path, finish
 from lora_mnist.session import open_session, prove_unchanged, tell
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.trainer import quiet_lightning
@@ -50,19 +51,19 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=pretrain``: train all weights, test, and make the result the current base."""
-    base_to_replace(cfg, run)  # refuses what a base may not replace
+    current = current_base_path(cfg, run)
+    if current is not None and not cfg.debug:
+        refuse_to_replace(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
     data = session.data(selection)
-    rate = session.stated("optimizer.lr", cfg.optimizer.lr)
+    rate = session.as_set("optimizer.lr", cfg.optimizer.lr)
     print_parameters(session.net)
     with begin_run(run.folder, session.configuration(selection), cfg.resume):
         choices |= {"rate": rate} | session.fit(data, rate.value)
         if not session.trainer.is_global_zero:
             return {}
-        val = session.predictions("val")
-        tables = {} if val is None else {"val": val}
-        return finish(session, tables | session.tables(), choices)
+        return finish(session, session.tables(with_val=True), choices)
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:

@@ -28,10 +28,10 @@ class ProgressInLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first, self.started = trainer.global_step, time.monotonic()
-        self.told = self.started
+        self.last_line_at = self.started
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if time.monotonic() - self.told > 30:
+        if time.monotonic() - self.last_line_at > 30:
             self.tell(trainer, "train/loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,11 +40,11 @@ class ProgressInLog(Callback):
 
     def tell(self, trainer: Trainer, *keys: str) -> None:
         """Log how far the training is, and the values of these keys, as far as there are any."""
-        self.told = time.monotonic()
+        self.last_line_at = time.monotonic()
         step, steps = trainer.global_step, trainer.estimated_stepping_batches
         line = f"step {step:,}"
         if steps < float("inf"):
-            left = (steps - step) * (self.told - self.started) / max(1, step - self.first)
+            left = (steps - step) * (self.last_line_at - self.started) / max(1, step - self.first)
             line += f" of {steps:,}, {timedelta(seconds=round(left))} left"
         for key in keys:
             if key in trainer.callback_metrics:

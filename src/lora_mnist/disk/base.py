@@ -32,7 +32,7 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     sha256: str
-    is_pretrained_here: bool = False  # or somebody else's, of which we may keep a copy
+    is_pretrained_here: bool = False  # False: somebody else's, of which we may keep a copy
 
 
 class BaseFile(NamedTuple):
@@ -79,12 +79,12 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
         return {}
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     inner = {key: _tensors_in(value) for key, value in content.items()}
-    inner = {key: found for key, found in inner.items() if found}
+    inner = {key: part for key, part in inner.items() if part}
     if not tensors and len(inner) == 1:
         (tensors,) = inner.values()
         return tensors
-    for key, found in inner.items():
-        tensors |= {f"{key}.{name}": tensor for name, tensor in found.items()}
+    for key, part in inner.items():
+        tensors |= {f"{key}.{name}": tensor for name, tensor in part.items()}
     return tensors
 
 

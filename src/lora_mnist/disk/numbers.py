@@ -1,4 +1,4 @@
-"""The numbers in results.json by dotted keys, and which keys change them; no torch."""
+"""Dotted keys, and which of them change a number; no torch."""
 
 import re
 from typing import Any
@@ -21,8 +21,7 @@ def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str,
 
 
 def affects_results(key: str) -> bool:
-    """Whether a key such as ``lora.rank``, or ``+lora.rank``, may change what a run computes."""
-    key = key.lstrip("+~")
+    """Whether a key such as ``lora.rank`` may change what a run computes."""
     return not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS.split())
 
 

@@ -9,7 +9,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_mnist.command import key_of, override
+from lora_mnist.command import in_grammar, key_of, override
 from lora_mnist.project import command_line, program
 from lora_mnist.repair.significance import (
     LEVEL,
@@ -259,7 +259,7 @@ class Reading:
             name = "the mistakes"
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         is_untested = self.targets and not self.of_targets.images
-        is_off = self.dial and self.dial["advised"] == 0 == self.results["scale"]
+        is_off = self.dial.get("advised") == 0 and self.results["scale"] == 0
         has_loss, loss = False, ""
         if self.loser is not None:
             has_loss = self.change([self.loser]).judgement == "worse"
@@ -387,7 +387,7 @@ class Reading:
             return []
         if not self.is_repair:
             return self._repair_the_weakest(folder)
-        if self.results["stage"] != "lora" or not self.results["adapter"]:  # a trial keeps none
+        if self.results["stage"] != "lora" or not self.results["adapter"]:  # a quick run keeps none
             return []
         return [*self._advised_scale(folder), *self._one_class_more()]
 
@@ -431,7 +431,7 @@ class Reading:
             if key_of(text) not in ("digit", "target"):
                 kept.append(text)
         for target in [*self.targets, worst]:
-            names.append(override("target", self.classes[target]).partition("=")[2])
+            names.append(in_grammar(self.classes[target]))
         line = command_line([*kept, f"target=[{','.join(names)}]"], program("train"))
         return [Step(f"{reason}To repair it as well:", line)]
 
