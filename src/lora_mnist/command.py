@@ -78,9 +78,9 @@ def override(key: str, value: object) -> str:
 def in_grammar(value: object) -> str:
     """A value as Hydra's grammar has it; quoted are texts such as null, a class's name."""
     text = str(value)
-    if re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
-        if str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
-            return text
+    is_word = re.fullmatch(r"[\w/.+-]+", text, re.ASCII)
+    if is_word and str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
+        return text
     return str(QuotedString(text, Quote.single).with_quotes())
 
 

@@ -38,14 +38,15 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         advice = check_preprocessing(session, tables["test"])
         choices = {}
         if classifier.adapter is not None:
+            images, why = 0, session.as_set("scale", scale).why
             if cfg.scale is None:
-                choice = Choice(scale, why="as saved")
-            elif cfg.scale != "auto":
-                choice = session.as_set("scale", scale)
-            elif classifier.made.get("refit"):
-                choice = Choice(scale, why="advised before the adapter learnt validation images")
-            else:
-                images = min(len(session.images.val), MAX_IMAGES)
-                choice = Choice(scale, None, images, "advised by validation images")
-            choices["scale"] = choice
+                why = "as saved"
+            elif cfg.scale == "auto" and classifier.made.get("refit"):
+                why = "advised before the adapter learnt validation images"
+            elif cfg.scale == "auto":
+                images, why = (
+                    min(len(session.images.val), MAX_IMAGES),
+                    "advised by validation images",
+                )
+            choices["scale"] = Choice(scale, None, images, why)
         return finish(session, tables, choices, advice=advice)

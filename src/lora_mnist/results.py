@@ -142,7 +142,7 @@ def _record_of(session: Session) -> dict[str, Any]:
     if settings.prepare.get("transform") is not None:
         prepare["transform"] = settings.prepare["transform"]
     data = {key: value for key, value in settings.data.items() if value is not None}
-    data |= dataset.split_settings()
+    data |= dataset.split_settings
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
     folder = Path(data.pop("data_dir", DATA)).expanduser().absolute()

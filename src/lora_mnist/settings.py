@@ -153,7 +153,7 @@ def warn_of_other_split(
     if "val_size" not in made or _is_elsewhere(settings, data):
         return  # a base that was not trained here, or on other images
     trained = {**data, "val_size": made["val_size"]}
-    for key, now in dataset.split_settings().items():
+    for key, now in dataset.split_settings.items():
         then = trained.get(key, now)
         is_less = now > then if key == "val_size" else now != then
         if key == "val_from":

@@ -145,6 +145,7 @@ class Folder(ImageDataset):
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
         self.shares = Shares(val_size, test_size, split_seed, self.val_from)
+        self.split_settings = self.shares._asdict()
         self._has_own_size = image_size is None and transform is None
         if transform is not None:
             alone = Preparation(channels, transform=transform)
@@ -182,9 +183,6 @@ class Folder(ImageDataset):
         """Images of this folder, read from the disk, and brought to their size in another way."""
         files = [self.root / str(name) for name in images.names]
         return replace(images, pixels=files, read=replace(self.prepare, **sizing).read)
-
-    def split_settings(self) -> dict[str, Any]:
-        return self.shares._asdict()
 
     def read_picture(self, picture: Path | Image) -> Tensor:
         return self.prepare(open_picture(picture))

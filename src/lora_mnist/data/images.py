@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -106,6 +105,7 @@ class ImageDataset:
     Attributes:
         mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
         std: their standard deviation, likewise.
+        split_settings: the values of ``data`` that say which images are held out.
 
     Args:
         name: of the data set, in file names and results.
@@ -118,6 +118,7 @@ class ImageDataset:
 
     mean: Channelwise
     std: Channelwise
+    split_settings: Mapping[str, Any]
 
     def __init__(
         self,
@@ -143,10 +144,6 @@ class ImageDataset:
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
-        raise NotImplementedError
-
-    def split_settings(self) -> dict[str, Any]:
-        """The values of ``data`` that say which images are held out."""
         raise NotImplementedError
 
     def preprocessing(self) -> dict[str, Any]:
@@ -239,14 +236,20 @@ def viewable(images: Tensor) -> Tensor:
     return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
 
 
-def open_picture(picture: Path | Image.Image, upright: bool = False) -> Image.Image:
-    """A picture, decoded, with eight bits a channel; ValueError, if it cannot be read."""
-    with _readable():
+def open_picture(
+    picture: Path | Image.Image, upright: bool = False, draft: bool = False
+) -> Image.Image:
+    """A picture, decoded, with eight bits a channel; a ``draft`` of a JPEG is smaller and quicker."""
+    try:
         if isinstance(picture, Path):
             picture = Image.open(picture, formats=_FORMATS)
         if upright:
             picture = ImageOps.exif_transpose(picture)
+        if draft:
+            picture.draft("L", (1, 1))
         picture.load()
+    except Exception as error:  # Pillow has no common class for damaged files
+        raise ValueError(f"no readable picture ({type(error).__name__})") from error
     if picture.mode == "F":
         raise ValueError("no readable picture (floating-point pixels)")
     if picture.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
@@ -257,17 +260,6 @@ def open_picture(picture: Path | Image.Image, upright: bool = False) -> Image.Im
 
 def size_of_picture(path: Path) -> tuple[int, int]:
     """Height and width of a picture; ValueError, if it cannot be read to its end."""
-    with _readable(), Image.open(path, formats=_FORMATS) as picture:
-        width, height = picture.size
-        picture.draft("L", (1, 1))  # a JPEG is decoded at an eighth of its size
-        picture.load()
-        return height, width
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Inside the ``with`` block whatever Pillow raises is a ValueError."""
-    try:
-        yield
-    except Exception as error:  # Pillow has no common class for damaged files
-        raise ValueError(f"no readable picture ({type(error).__name__})") from error
+    open_picture(path, draft=True)
+    with Image.open(path, formats=_FORMATS) as picture:
+        return picture.height, picture.width

@@ -73,6 +73,7 @@ class MNIST(ImageDataset):
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
         self.val_size = val_size
+        self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 
     @cached_property
     def sets(self) -> ImageSets:
@@ -93,9 +94,6 @@ class MNIST(ImageDataset):
         parts[self.val_from] = whole.subset(rest.sort().values)
         parts["val"] = whole.subset(held_out)
         return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
-
-    def split_settings(self) -> dict[str, Any]:
-        return {"val_size": self.val_size, "val_from": self.val_from}
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         return prepare(open_picture(picture, upright=True))
