@@ -239,7 +239,7 @@ def viewable(images: Tensor) -> Tensor:
 def open_picture(
     picture: Path | Image.Image, upright: bool = False, draft: bool = False
 ) -> Image.Image:
-    """A picture, decoded, with eight bits a channel; a ``draft`` of a JPEG is smaller and quicker."""
+    """A picture, decoded, with eight bits a channel; the ``draft`` of a JPEG is small and quick."""
     try:
         if isinstance(picture, Path):
             picture = Image.open(picture, formats=_FORMATS)
