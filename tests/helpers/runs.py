@@ -6,13 +6,15 @@ from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
+DIAL = {
+    **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9], "advised": 0.5},
+    **{"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]},
+    "false_calls_of_target": [0, 2, 4],
+}
 
 
 def outcome(errors, images=20, **more):
-    """Counts on so many images of each class, whose errors are false calls of the next one.
-
-    The last class is the target.
-    """
+    """Counts by class, the last of which is the target; errors are false calls of the next one."""
     false_calls = [*errors[-1:], *errors[:-1]]
     return {
         "errors": sum(errors),

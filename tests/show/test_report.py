@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from helpers.runs import images, outcome, predictions, results
+from helpers.runs import DIAL, images, outcome, predictions, results
 
 from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
@@ -37,11 +37,8 @@ def test_a_report_of_each_stage(tmp_path, stage):
 
 
 def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
-    dial = {"images": 50, "scales": [0.0, 0.5, 1.0], "advised": 0.5, "errors": [12, 10, 9]}
-    dial |= {"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]}
-    dial |= {"false_calls_of_target": [0, 2, 4]}
     scale = {"value": 1, "of": None, "images": 0, "why": "typed"}
-    page = " ".join(report_of(tmp_path, results(dial=dial, choices={"scale": scale})).split())
+    page = " ".join(report_of(tmp_path, results(dial=DIAL, choices={"scale": scale})).split())
     advice = "errors on dog 9 -&gt; 5, errors on the other classes 3 -&gt; 5, false calls of dog 0"
     assert f"Validation images advise scale 0.5: {advice}" in page
     assert "<li>scale=1: typed</li>" in page
@@ -93,8 +90,8 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
     for after in (adapted, base):
         table = before.with_after(after, sure, loss)
-        run = {**results(), **outcomes_by_split({"test": table}, [0]), "targets": [0]}
-        run["classes"] = [f"class number {n}" for n in range(count)]
+        counts = outcomes_by_split({"test": table}, [0])
+        run = results(targets=[0], classes=[f"class number {n}" for n in range(count)], **counts)
         page = report_of(tmp_path, run, table, Images(noise, label))
         assert len(page) < 5e6
         assert page.count("<tr") == 13
