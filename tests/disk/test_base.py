@@ -33,14 +33,19 @@ def prefixed(prefix, state):
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
+def file_of(content, folder):
+    """What is read of a file that holds this."""
+    torch.save(content, folder / "mine.pt")
+    return read_base(folder / "mine.pt")
+
+
 def test_reads_what_training_scripts_save(tmp_path):
     """Lightning's: a network in two others, a loss with weights, and an optimizer."""
     tensors = {**prefixed("model._orig_mod.", STATE), "criterion.weight": torch.ones(7)}
     optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
     content = {"epoch": 3, "state_dict": tensors, "optimizer_states": [optimizer]}
-    torch.save(content, tmp_path / "mine.pt")
     net = TinyNet()
-    base = load_weights(net, read_base(tmp_path / "mine.pt"))
+    base = load_weights(net, file_of(content, tmp_path))
     assert list(base.tensors) == list(STATE)
     assert changed_tensors(STATE, net.state_dict()) == []
     assert base.sha256 == fingerprint(STATE)
@@ -50,8 +55,8 @@ def test_reads_what_training_scripts_save(tmp_path):
 
 
 def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path):
-    torch.save({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path / "mine.pt")
-    file, net = read_base(tmp_path / "mine.pt"), TinyNet()
+    file = file_of({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path)
+    net = TinyNet()
     with pytest.raises(ValueError, match="holds 2 networks; .* of '', ema."):
         load_weights(net, file)
     with pytest.raises(ValueError, match=r"^base_prefix=nope\.: expected one of "):
@@ -66,8 +71,7 @@ def test_another_precision_is_converted(tmp_path):
     net, fresh = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
     net(torch.randn(8, 2))
     saved = {name: tensor.half() for name, tensor in net.state_dict().items()}
-    torch.save(saved, tmp_path / "mine.pt")
-    base = load_weights(fresh, read_base(tmp_path / "mine.pt"))
+    base = load_weights(fresh, file_of(saved, tmp_path))
     assert base.tensors["1.num_batches_tracked"] == 1
     expected = {name: saved[name].to(tensor.dtype) for name, tensor in net.state_dict().items()}
     assert changed_tensors(expected, fresh.state_dict()) == []
@@ -95,9 +99,8 @@ def test_another_precision_is_converted(tmp_path):
     ],
 )
 def test_refuses_other_weights(tmp_path, content, problem):
-    torch.save(content, tmp_path / "mine.pt")
     with pytest.raises(ValueError, match=f"{problem}.*; expected ") as caught:
-        load_weights(TinyNet(), read_base(tmp_path / "mine.pt"), outputs_key="net.num_classes")
+        load_weights(TinyNet(), file_of(content, tmp_path), outputs_key="net.num_classes")
     assert "\n" not in str(caught.value)
 
 
@@ -105,9 +108,9 @@ def test_an_embedding_of_positions_is_no_first_layer(tmp_path):
     """Of a transformer whose images have another size."""
     net = nn.Linear(4, 3)
     net.pos_embed = nn.Parameter(torch.ones(1, 17, 4))
-    torch.save({**net.state_dict(), "pos_embed": torch.ones(1, 197, 4)}, tmp_path / "mine.pt")
+    file = file_of({**net.state_dict(), "pos_embed": torch.ones(1, 197, 4)}, tmp_path)
     with pytest.raises(ValueError, match=r"^Error\(s\) in loading .* for pos_embed"):
-        load_weights(net, read_base(tmp_path / "mine.pt"))
+        load_weights(net, file)
 
 
 class Trap:
@@ -144,8 +147,7 @@ def test_a_base_is_written_and_found_again(tmp_path):
     file = read_base(own)
     assert changed_tensors(file.tensors, STATE) == []
     assert (file.sha256, file.record) == (sha256, {"mean": 0.5})
-    torch.save(STATE, tmp_path / "another.pt")
-    assert read_base(tmp_path / "another.pt")[1:3] == ({}, None)
+    assert file_of(STATE, tmp_path)[1:3] == ({}, None)
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 
