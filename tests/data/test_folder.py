@@ -17,10 +17,7 @@ from lora_mnist.data.folder import Entry, Shares, split
 
 @pytest.fixture
 def make_photos(tmp_path):
-    """``make_photos({"cat": 5, "dog": 3}, "train", size=(8, 6))``: that many images a class.
-
-    The images are noise; they are cat/0.png, cat/1.png, ... in tmp_path/photos/train.
-    """
+    """``make_photos({"cat": 5}, "train")``: five images of noise, from train/cat/0.png on."""
 
     def make(counts, *below, size=(8, 8)):
         root = tmp_path / "photos"
@@ -53,7 +50,6 @@ LANCZOS = [v2.Resize(18, InterpolationMode.LANCZOS), v2.CenterCrop(16)]
 @pytest.mark.parametrize(
     ("keys", "steps"),
     [
-        ({}, [v2.Resize(16), v2.CenterCrop(16)]),
         ({"resize": "stretch", "image_size": [48, 64]}, [v2.Resize((48, 64))]),
         ({"crop_pct": 0.889, "interpolation": "lanczos"}, LANCZOS),  # a rounded share
     ],
@@ -110,16 +106,12 @@ def test_which_files_are_images_of_which_class(make_photos, caplog):
 
 def test_broken_images_are_named_and_left_out(make_photos, caplog):
     root = make_photos({"cat": 20, "dog": 20})
-    for i in range(12):
+    for i in range(14):
         path = root / "cat" / f"{i}.png"
         path.write_bytes(path.read_bytes()[:60] if i else b"no picture")
-    assert counts(root) == [[6, 16], [1, 2], [1, 2]]
+    assert counts(root) == [[4, 16], [1, 2], [1, 2]]
     assert f"{root}/cat/0.png: skipped: no readable picture (" in caplog.text
-    assert len(caplog.records) == 12
-    for path in (root / "cat").iterdir():
-        path.write_bytes(b"broken")
-    with pytest.raises(ValueError, match="some images of cat to train on, and to test on; 0 of"):
-        read(root)
+    assert len(caplog.records) == 14
 
 
 def test_the_sha256_changes_with_the_images(make_photos):
@@ -180,12 +172,10 @@ def test_the_split_is_stable():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": ["cat", "cow"]}, r"classes=.*: expected the folders of .*: \['cat', 'dog'\]"),
         ({"transform": v2.Resize(4), "image_size": 8}, "transform=Resize.*: expected null, or"),
         ({"transform": v2.Resize(4), "crop_pct": 0.9}, "transform=Resize.*: expected null, or"),
         ({"val_size": "abc"}, "val_size=abc: expected a number from 0 to 1"),
         ({"test_size": 0}, "expected test images that are not trained on"),
-        ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],
 )
 def test_refuses_bad_arguments(make_photos, changes, message):
@@ -208,7 +198,8 @@ def test_each_class_has_a_folder_of_its_name_with_images_to_train_on(make_photos
     (root / "test" / "Floete").rename(root / "train" / "Floete")
     for path in (root / "train" / "Floete").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="to leave some images of Floete to train on, and to "):
+    shares = "val_size=0.1 test_size=0.1"
+    with pytest.raises(ValueError, match=f"^{shares}: expected to leave some images of Floete "):
         _ = Folder(root).sets
 
 
@@ -227,10 +218,6 @@ def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog)
     assert [sum(part) for part in counts(root)] == [19, 9, 10]
     (message,) = caplog.messages
     assert message.startswith("4 images are left out, since another part has them: ")
-    shutil.rmtree(root / "test")
-    shutil.copytree(root / "train", root / "test")
-    with pytest.raises(ValueError, match="expected test images that are not trained on"):
-        read(root)
 
 
 def test_parts_go_by_name_in_any_case(make_photos, caplog):

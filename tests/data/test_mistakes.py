@@ -47,7 +47,6 @@ def test_what_the_base_has_right_or_nobody_can_read_is_left_out(tmp_path):
     with logged("lora_mnist.data.mistakes") as log:
         learnt, held_out = read(tmp_path)
     assert learnt | held_out == dict.fromkeys(range(DARK, 140), 0)
-    assert 4 <= len(held_out) <= 14
     skipped, summary = log.getvalue().splitlines()
     assert skipped.startswith(f"{tmp_path}/cat/notes.txt: skipped: no readable picture")
     assert "the base has 40 of 80 pictures right already, which are left out; of the " in summary

@@ -76,7 +76,6 @@ def likeness(ours, original):
 WAYS = {
     "faint": lambda digit: picture_of(200 + 0.1 * enlarge(digit)),
     "cut close": lambda digit: picture_of(255 - enlarge(digit)[12:138, 12:138]),
-    "off the centre": lambda digit: picture_of(F.pad(enlarge(digit), (300, 10, 5, 120))),
     "on nothing": lambda digit: Image.merge(
         "LA", [Image.new("L", (150, 150), 0), picture_of(enlarge(digit))]
     ),

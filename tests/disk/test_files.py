@@ -7,7 +7,10 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.resume import begin_run
 
 
-def test_replaces_the_file_at_the_end(tmp_path):
+def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
     path = tmp_path / "new" / "file.txt"
     for before, after in ((None, "first"), ("first", "second")):
         with atomic_write(path) as temporary:
@@ -15,20 +18,11 @@ def test_replaces_the_file_at_the_end(tmp_path):
             assert temporary.suffix == path.suffix
             assert (path.read_text() if path.exists() else None) == before
         assert path.read_text() == after
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_whatever_fails_the_old_file_stays(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("no space left")
-
-    path = tmp_path / "file.txt"
-    path.write_text("before")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space left"), atomic_write(path) as temporary:
-        temporary.write_text("after")
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
+        temporary.write_text("third")
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
 
 
 WRITE_AND_DIE = """

@@ -1,26 +1,22 @@
-"""A run, made up: results.json, predictions, and its report."""
+"""A run, made up: its results, its predictions, and their images."""
 
 import torch
 
 from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions
-from lora_mnist.repair.significance import mcnemar
-from lora_mnist.show.reading import Reading
-from lora_mnist.show.report import make_report
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
+DIAL = {
+    **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9], "advised": 0.5},
+    **{"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]},
+    "false_calls_of_target": [0, 2, 4],
+}
 
 
 def outcome(errors, images=20, **more):
-    """Counts on 20 images of each class, whose errors are false calls of the next one.
-
-    The last class is the target.
-    """
-    total = images * len(errors)
+    """Counts by class, the last of which is the target; errors are false calls of the next one."""
     false_calls = [*errors[-1:], *errors[:-1]]
     return {
-        "loss": 0.5,
-        "accuracy": 1 - sum(errors) / total,
         "errors": sum(errors),
         "errors_per_class": errors,
         "false_calls_per_class": false_calls,
@@ -33,13 +29,11 @@ def outcome(errors, images=20, **more):
 def repaired(base, broken, fixed, images=20):
     """The outcome of a repair of a base with these errors, by class."""
     after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
-    counts = {"repaired": sum(fixed), "broken": sum(broken)}
-    counts["p_value"] = mcnemar(sum(fixed), sum(broken))
-    return outcome(after, images, **counts, repaired_per_class=fixed, broken_per_class=broken)
+    return outcome(after, images, repaired_per_class=fixed, broken_per_class=broken)
 
 
 def results(stage="lora", **more):
-    """results.json of a repair of the dogs, or of a base."""
+    """What is read of the results of a repair of the dogs, or of a base."""
     base = [2, 9, 1]
     splits = {"test": outcome(base)}
     if stage != "pretrain":
@@ -47,24 +41,20 @@ def results(stage="lora", **more):
     return {
         "stage": stage,
         "dataset": "farm",
-        "seed": 3,
         "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
-        "choices": {},
         "scale": 1.0,
         "held_out": {"val": "train"},
         "copies": 0,
         "base_pretrained_here": True,
         "targets": [] if stage == "pretrain" else [1],
         "classes": CLASSES,
-        "training_images_per_class": [100] * 10,
+        "training_images_per_class": [100] * 3,
         "validation_images": 60,
         "steps": 12,
-        "parameters": {"base": 100, "lora": 4, "trainable": 4, "increase_percent": 4.0},
         **splits,
         "base_unchanged": stage == "lora" or None,
         "base_sha256": "ab" * 32,
         "adapter": None if stage == "pretrain" else "adapter",
-        "seconds": 1.25,
         **more,
     }
 
@@ -84,15 +74,7 @@ def predictions(pair=True):
     return table.with_after(after, torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75]), torch.zeros(6))
 
 
-def images():
-    """Six images, each of one grey."""
+def images(names=()):
+    """The six images, each of one grey."""
     greys = torch.arange(0, 60, 10, dtype=torch.uint8)
-    return greys[:, None, None, None].expand(6, 1, 4, 4)
-
-
-def report_of(folder, run, table=None, of=None):
-    """Write the report of a run, of these predictions for a set of images; returns its figures."""
-    if table is None:
-        table = predictions("test_base" in run)
-        of = Images(images(), table.label)
-    return make_report(folder, Reading(run), table.columns(), of)
+    return Images(greys[:, None, None, None].expand(6, 1, 4, 4), predictions().label, names)

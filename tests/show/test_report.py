@@ -2,20 +2,27 @@ import re
 
 import pytest
 import torch
-from helpers.runs import images, outcome, predictions, report_of, results
+from helpers.runs import DIAL, images, outcome, predictions, results
 
 from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.show.reading import Reading
+from lora_mnist.show.report import make_report
+
+
+def report_of(folder, run, table=None, of=None):
+    """The page on a run, and on these predictions for a set of images."""
+    table = table or predictions("test_base" in run)
+    make_report(folder, Reading(run), table.columns(), of or images())
+    return (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("stage", ["lora", "eval", "pretrain"])
 def test_a_report_of_each_stage(tmp_path, stage):
     """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
-    assert list(report_of(tmp_path, results(stage))) == ["classes", "confusion"]
+    page = report_of(tmp_path, results(stage))
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"classes.png", "confusion.png"}
-    page = (tmp_path / "report.html").read_text()
     for text in ("Each class", "onfusion matrix", "Can the test be believed?", "farm"):
         assert text in page
     kinds = re.findall(r'<section id="(\w+)">', page)
@@ -24,19 +31,14 @@ def test_a_report_of_each_stage(tmp_path, stage):
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
     assert "<script" not in page
     assert "<b>cow" not in page
-    assert "&lt;b&gt;cow&lt;/b&gt;" in page
     assert ".py stage=lora &#39;notes=&lt;script&gt;alert(1)&lt;/script&gt;" in page
     for tag in ("src=", "href="):
         assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
 
 
 def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
-    dial = {"images": 50, "scales": [0.0, 0.5, 1.0], "advised": 0.5, "errors": [12, 10, 9]}
-    dial |= {"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]}
-    dial |= {"false_calls_of_target": [0, 2, 4]}
     scale = {"value": 1, "of": None, "images": 0, "why": "typed"}
-    report_of(tmp_path, results(dial=dial, choices={"scale": scale}))
-    page = " ".join((tmp_path / "report.html").read_text().split())
+    page = " ".join(report_of(tmp_path, results(dial=DIAL, choices={"scale": scale})).split())
     advice = "errors on dog 9 -&gt; 5, errors on the other classes 3 -&gt; 5, false calls of dog 0"
     assert f"Validation images advise scale 0.5: {advice}" in page
     assert "<li>scale=1: typed</li>" in page
@@ -44,9 +46,7 @@ def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
 
 def test_long_names_of_files_lose_their_middle(tmp_path):
     names = [f"test/cat/a_very_long_name_of_a_picture_{n}.png" for n in range(6)]
-    table = predictions()
-    report_of(tmp_path, results(), table, Images(images(), table.label, names))
-    page = (tmp_path / "report.html").read_text()
+    page = report_of(tmp_path, results(), of=images(names))
     assert f'<span title="{names[1]}">test/cat/…ture_1.png</span>' in page
 
 
@@ -64,16 +64,11 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "t
     [
         ({}, "60 test images: the test part of the data set farm."),
         ({}, "60 validation images: held out of the train part."),
-        ({}, "0 identical files in two of training, "),
         ({}, "The base was trained by this project, "),
-        ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
         ({"copies": 7}, "7 identical files in two of training, "),
         ({"copies": None}, "It was not checked whether images are in two of these parts."),
         ({"base_pretrained_here": False}, "The base was trained elsewhere."),
-        (
-            {"better_preprocessing": ["prepare.mean=0.5"]},
-            "another preprocessing: prepare.mean=0.5.",
-        ),
+        ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "preprocessing: net.a=1 net.b=2."),
         (REFIT, "The last training learnt the validation images, too."),
         ({**REFIT, "held_out": {"val": "test"}}, "only the images that are tested here are still"),
     ],
@@ -95,10 +90,9 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
     for after in (adapted, base):
         table = before.with_after(after, sure, loss)
-        run = {**results(), **outcomes_by_split({"test": table}, [0]), "targets": [0]}
-        run["classes"] = [f"class number {n}" for n in range(count)]
-        report_of(tmp_path, run, table, Images(noise, label))
-        page = (tmp_path / "report.html").read_text()
+        counts = outcomes_by_split({"test": table}, [0])
+        run = results(targets=[0], classes=[f"class number {n}" for n in range(count)], **counts)
+        page = report_of(tmp_path, run, table, Images(noise, label))
         assert len(page) < 5e6
         assert page.count("<tr") == 13
         assert '<tr class="mark"><td>class number 0</td>' in page

@@ -3,27 +3,18 @@ from io import StringIO
 from pathlib import Path
 
 from composed import logged
-from helpers.runs import outcome, repaired
+from helpers.runs import results
 
 from lora_mnist import CNN, add_lora
 from lora_mnist.classifier import Prediction
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.screen import print_parameters, print_predictions, print_results
 
-BASE = outcome([30, 4], images=100)
-REPAIRED = repaired([30, 4], [1, 4], [21, 1], images=100)
-
 
 def printed(function, *arguments, to="log"):
     with logged(f"lora_mnist.show.{to}") as text:
         function(*arguments)
     return text.getvalue()
-
-
-def results(**more):
-    run = {"stage": "eval", "adapter": "here", "classes": ["cat", "dog"], "targets": [1]}
-    run |= {"test": REPAIRED, "test_base": BASE, "steps": 0, "overrides": None}
-    return {**run, **more}
 
 
 def printed_results(run, to="log"):
@@ -52,12 +43,13 @@ def test_results_of_a_repair():
     assert "test images, before -> after, * to be repaired" in text
     assert cells(text) == [
         ["class", "errors", "repaired", "broken", "false calls", "images", "95% interval"],
-        ["cat", "30 -> 10", "21", "1", "4 -> 7", "100", "6-17"],
-        ["dog *", "4 -> 7", "1", "4", "30 -> 10", "100", "3-14"],
-        ["all", "34 -> 17", "22", "5", "", "200", "11-26"],
+        ["cat", "2 -> 6", "0", "4", "1 -> 0", "20", "3-10"],
+        ["dog *", "9 -> 2", "7", "0", "2 -> 6", "20", "1-6"],
+        ["<b>cow</b>", "1 -> 0", "1", "0", "9 -> 2", "20", "0-3"],
+        ["all", "12 -> 8", "8", "4", "", "60", "4-14"],
     ]
-    assert "\naccuracy: 0.8300 -> 0.9150\n" in text
-    assert "\nOn dog: 4 errors -> 7 (1 repaired, 4 broken, may be chance, p = 0.38).\n" in text
+    assert "\naccuracy: 0.8000 -> 0.8667\n" in text
+    assert "\nOn dog: 9 errors -> 2 (7 repaired, 0 broken, p = 0.016).\n" in text
 
 
 def test_a_terminal_gets_its_width_and_colours(monkeypatch):
@@ -67,10 +59,7 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     typed = f"data.data_dir={'long/' * 40}"
-    run = results(stage="eval", adapter=None, targets=[], test=BASE, overrides=[typed])
-    del run["test_base"]
-    run |= {"training_images_per_class": [100, 100], "validation_images": 20}
-    run["classes"] = ["c" * 60, "[b]dog"]
+    run = results("pretrain", overrides=[typed], classes=["c" * 60, "[b]dog", "cow"])
     text = printed_results(run, to="screen")
     assert "\x1b[1m" in text
     assert "…" not in text
