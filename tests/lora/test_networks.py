@@ -103,7 +103,6 @@ def test_in_half_precision_and_on_another_device(kind, tmp_path):
         assert output.dtype == torch.bfloat16
         torch.testing.assert_close(output.float(), expected, **near)
         torch.testing.assert_close(merge_lora(net)(half).float(), expected, **near)
-        assert torch.equal(unmerge_lora(net)(half), output)
     x = x.to("meta")
     elsewhere.train()(x).sum().backward()
     assert all(p.grad.is_meta for p in lora_parameters(elsewhere) if p.requires_grad)

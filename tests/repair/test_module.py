@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 from lora_mnist import MLP, add_lora, lora_parameters
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.module import ClassifierModule, Loss, TrainedAverage
 from lora_mnist.repair.predictions import (
     evaluate,
@@ -58,15 +57,12 @@ def trainer(tmp_path, **settings):
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
 def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, tmp_path, init, more):
-    before = copy.deepcopy(tiny.state_dict())
     module = Recorded(add_lora(tiny, init=init))
     fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage())
     fit.fit(module, batches())
     steps_of = zip(*module.adapters, strict=True)
     for parameter, steps in zip(lora_parameters(tiny), steps_of, strict=True):
         torch.testing.assert_close(parameter, torch.stack(steps).mean(dim=0))
-    assert changed_tensors(before, base_state_dict(tiny)) == []
-
     fit.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     names = {name.rsplit(".", 1)[1] for name in state}
