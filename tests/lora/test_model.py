@@ -41,31 +41,30 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
         set_lora_scale(tiny, float("nan"))
 
 
-#: Values of a single argument that are out of range.
-BAD_VALUES = [("rank", 0), ("alpha", float("nan")), ("init", "zeros"), ("dropout", 1)]
-
-
 @pytest.mark.parametrize(
-    ("layer", "arguments", "message"),
+    ("arguments", "message"),
     [
-        *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
-        (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
-        (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
-        (nn.ReLU, {"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
-        (nn.ReLU, {"target_modules": "*conv"}, r"=\*conv: expected a regular expression"),
-        (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
+        ({"rank": 0}, "^rank=0: expected "),
+        ({"alpha": float("nan")}, "^alpha=nan: expected "),
+        ({"init": "zeros"}, "^init=zeros: expected "),
+        ({"dropout": 1}, "^dropout=1: expected "),
+        ({"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
+        ({"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
+        ({"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
+        ({"target_modules": "*conv"}, r"=\*conv: expected a regular expression"),
+        ({"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
         # A layer that reads its weight never shows an adapter its input.
-        (lambda: nn.LSTM(4, 3), {"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
+        ({"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
     ],
 )
-def test_refusals_leave_the_model_alone(layer, arguments, message):
-    net = nn.Sequential(TinyNet(), layer())
+def test_refusals_leave_the_model_alone(arguments, message):
+    net = nn.Sequential(TinyNet(), nn.LSTM(4, 3))
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
         add_lora(net, **{"target_modules": ".*", **arguments})
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
 
 
 def test_all_names_the_large_weights_that_it_leaves_out(caplog):

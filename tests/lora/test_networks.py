@@ -77,10 +77,9 @@ def test_laws_of_adapters(name, tmp_path):
     torch.testing.assert_close(outputs(loaded, x), adapted, **close)
 
 
-KINDS = ("linear", "convolutions", "conv1d", "embedding", "attention_to_others")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["linear", "convolutions", "conv1d", "embedding", "attention_to_others"]
+)
 def test_in_half_precision_and_on_another_device(kind, tmp_path):
     """bfloat16 has eight bits, and so does a network that is merged or cast in it.
 

@@ -25,7 +25,7 @@ from lora_mnist.repair.networks import (
 
 def test_networks_have_the_documented_sizes():
     """The MLP is the notebook's."""
-    assert [name for name, _ in MLP().named_children()][1::2] == ["linear1", "linear2", "linear3"]
+    assert MLP().linear2.weight.shape == (2000, 1000)
     for net, count in ((MLP(), 2_807_010), (CNN(), 20_490)):
         assert sum(parameter.numel() for parameter in net.parameters()) == count
         assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
