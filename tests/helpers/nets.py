@@ -1,14 +1,15 @@
 """Networks small enough to be understood by eye, and adapters on them."""
 
 import random
+from collections import OrderedDict
 
 import numpy
 import torch
 import torchvision
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import MLP
-from lora_mnist.lora.model import lora_parameters
 
 
 class Noisy(MLP):
@@ -43,32 +44,28 @@ class TinyNet(nn.Module):
         return self.linear2(torch.relu(self.linear1(x)))
 
 
-class ConvNet(nn.Module):
+def batches():
+    """Fifty images for TinyNet and their labels, in batches of 16; none is of class 2."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(50, 6, generator=generator)
+    labels = torch.randint(0, 2, (50,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), batch_size=16)
+
+
+def convolutions():
     """Convolutions of several geometries, one name the end of another, and a linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.block = nn.Sequential(nn.Conv2d(4, 3, (3, 2), stride=2), nn.ReLU())
-        self.block.add_module("conv", nn.Conv2d(3, 5, 1, bias=False))
-        self.linear = nn.Linear(5 * 9, 4)
-
-    def forward(self, x):
-        return self.linear(self.block(torch.relu(self.conv(x))).flatten(1))
+    block = nn.Sequential(nn.Conv2d(4, 3, (3, 2), stride=2), nn.ReLU())
+    block.add_module("conv", nn.Conv2d(3, 5, 1, bias=False))
+    layers = {"conv": nn.Conv2d(1, 4, 3, padding=1), "relu": nn.ReLU(), "block": block}
+    layers |= {"flatten": nn.Flatten(), "linear": nn.Linear(5 * 9, 4)}
+    return nn.Sequential(OrderedDict(layers))
 
 
-class Encoder(nn.Module):
-    """A transformer that classifies sequences of tokens."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.embed = nn.Embedding(20, 16)
-        layer = nn.TransformerEncoderLayer(16, dim_feedforward=24, dropout=0.3, **options)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.head(self.encoder(self.embed(x)).mean(1))
+def encoder():
+    """A transformer on sequences of tokens."""
+    layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=24, dropout=0.3, batch_first=True)
+    layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(nn.Embedding(20, 16), layers, nn.Linear(16, 4))
 
 
 class First(nn.Module):
@@ -90,27 +87,27 @@ class Shifted(nn.Linear):
         return super().forward(x) + 1
 
 
-def recurrent(kind, **options):
+def lstm():
     """A recurrent network on sequences of tokens."""
+    rnn = nn.LSTM(8, 6, num_layers=2, batch_first=True, dropout=0.3, bidirectional=True)
     embed = nn.Embedding(20, 8, padding_idx=0)
-    rnn = First(kind(8, 6, num_layers=2, batch_first=True, dropout=0.3, **options))
-    return nn.Sequential(embed, rnn, nn.BatchNorm1d(7), nn.LazyLinear(4))
+    return nn.Sequential(embed, First(rnn), nn.BatchNorm1d(7), nn.Linear(12, 4))
 
 
 #: Networks, and the shape of their images where they take no tokens.
 NETWORKS = {
     "linear": (TinyNet, (5, 6)),
-    "convolutions": (ConvNet, (6, 1, 8, 7)),
+    "convolutions": (convolutions, (6, 1, 8, 7)),
     "mobilenet_v2": (
         lambda: torchvision.models.MobileNetV2(5, 0.25, [[1, 16, 1, 1], [6, 24, 2, 2]]),
         (2, 3, 32, 32),
     ),
-    "encoder": (lambda: Encoder(nhead=2, batch_first=True), None),
+    "encoder": (encoder, None),
     "attention_to_others": (
         lambda: First(nn.MultiheadAttention(8, 2, kdim=5, vdim=5, batch_first=True)),
         (2, 3, 8),
     ),
-    "lstm": (lambda: recurrent(nn.LSTM, bidirectional=True), None),
+    "lstm": (lstm, None),
     "embedding": (lambda: nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 3)), None),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 5, 3, padding=1)), (2, 3, 9)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
@@ -120,7 +117,7 @@ NETWORKS = {
 }
 
 
-def made(name, dtype=torch.float32):
+def made(name):
     """A network and its input, the same every time."""
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
@@ -129,11 +126,12 @@ def made(name, dtype=torch.float32):
     with torch.no_grad():
         for _ in range(5):
             net(x)  # for the statistics
-    return net.to(dtype).eval(), x if shape is None else x.to(dtype)
+    return net.eval(), x
 
 
 def randomize(model):
-    """Give lora_B values, so that the adapters change something."""
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
+    """Give the adapters, ours or PEFT's, values that change something."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.5)
     return model

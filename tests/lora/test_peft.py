@@ -1,9 +1,8 @@
 import copy
-import warnings
 
 import pytest
 import torch
-from helpers.nets import made
+from helpers.nets import made, randomize
 from torch import nn
 
 from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
@@ -21,13 +20,6 @@ def base(kind):
     return made(kind)[0]
 
 
-def randomized(net):
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter)
-    return net.eval()
-
-
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -39,16 +31,13 @@ def randomized(net):
     ],
 )
 @pytest.mark.parametrize("scale", [-0.75, 0])
-def test_ours_load_here_and_in_peft(kind, options, scale, tmp_path, peft):
+@pytest.mark.filterwarnings("error:PEFT has no adapter")
+def test_ours_load_in_peft(kind, options, scale, tmp_path, peft):
     x = made(kind)[1]
-    ours = randomized(add_lora(base(kind), **{"target_modules": ".*", **options}))
+    ours = randomize(add_lora(base(kind), **{"target_modules": ".*", **options}))
     set_lora_scale(ours, scale)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        save_adapter(ours, tmp_path)
+    save_adapter(ours, tmp_path)
     assert torch.allclose(ours(x), base(kind)(x), atol=1e-2) == (scale == 0)
-    again = load_adapter(base(kind), tmp_path)
-    torch.testing.assert_close(again(x), ours(x), rtol=1e-5, atol=1e-5)
     theirs = peft.PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
@@ -59,35 +48,29 @@ def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):
     """And of the files that they came from, what both say is known."""
     net, x = made("linear")
     for layer, use_rslora in (("linear1", True), ("linear2", False)):
-        own = randomized(add_lora(base("linear"), 4, target_modules=layer, use_rslora=use_rslora))
+        own = randomize(add_lora(base("linear"), 4, target_modules=layer, use_rslora=use_rslora))
         load_adapter(net, save_adapter(own, tmp_path / layer, {"a": layer, "b": [1]}))
     save_adapter(net, tmp_path / "both")
     torch.testing.assert_close(load_adapter(base("linear"), tmp_path / "both")(x), net(x))
     assert read_metadata(tmp_path / "both").keys() == {"b", "base_sha256", "scale", "trained"}
 
 
-BOTH = ["linear1", "linear2"]
-
-
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("linear", {"target_modules": BOTH, "r": 4, "lora_alpha": 5, "use_rslora": True}),
-        ("linear", {"target_modules": BOTH, "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
+        ("linear", {"target_modules": "linear.", "r": 4, "lora_alpha": 5, "use_rslora": True}),
+        ("linear", {"target_modules": "linear.", "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
         ("convolutions", {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3}}),
         ("conv1d", {"target_modules": "0", "r": 2}),
     ],
 )
 def test_theirs_load_here(kind, options, tmp_path, peft):
     x = made(kind)[1]
-    theirs = randomized(peft.get_peft_model(base(kind), peft.LoraConfig(**options)))
+    theirs = randomize(peft.get_peft_model(base(kind), peft.LoraConfig(**options)))
     theirs.save_pretrained(str(tmp_path))
     ours = load_adapter(base(kind), tmp_path)
     assert not torch.allclose(ours(x), base(kind)(x), atol=1e-2)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
-    save_adapter(ours, tmp_path / "again")
-    again = peft.PeftModel.from_pretrained(base(kind), str(tmp_path / "again")).eval()
-    torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 1, dilation=2), nn.GRU(6, 5)], ids=str)
@@ -103,7 +86,7 @@ def test_pissa_trains_as_in_peft(tiny, peft):
     x = torch.randn(6, 6)
     base = tiny(x)
     ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, init="pissa")
-    options = {"target_modules": "all-linear", "init_lora_weights": "pissa"}
+    options = {"target_modules": "linear.", "init_lora_weights": "pissa"}
     settings = peft.LoraConfig(r=2, lora_alpha=3, **options)
     theirs = peft.get_peft_model(copy.deepcopy(tiny), settings)
     for net in (ours, theirs):

@@ -3,15 +3,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.nets import randomize
+from helpers.nets import batches, randomize
 from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import MLP, add_lora, lora_parameters
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.module import ClassifierModule, Loss, TrainedAverage
 from lora_mnist.repair.predictions import (
     evaluate,
@@ -57,25 +55,14 @@ def trainer(tmp_path, **settings):
     return Trainer(accelerator="cpu", **settings)
 
 
-@pytest.fixture
-def loader():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, 6, generator=generator)
-    y = torch.randint(0, 2, (50,), generator=generator)  # no image of class 2
-    return DataLoader(TensorDataset(x, y), batch_size=16)
-
-
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
-def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, init, more):
-    before = copy.deepcopy(tiny.state_dict())
+def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, tmp_path, init, more):
     module = Recorded(add_lora(tiny, init=init))
     fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage())
-    fit.fit(module, loader)
+    fit.fit(module, batches())
     steps_of = zip(*module.adapters, strict=True)
     for parameter, steps in zip(lora_parameters(tiny), steps_of, strict=True):
         torch.testing.assert_close(parameter, torch.stack(steps).mean(dim=0))
-    assert changed_tensors(before, base_state_dict(tiny)) == []
-
     fit.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     names = {name.rsplit(".", 1)[1] for name in state}
@@ -83,30 +70,30 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, 
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_train_loss_is_that_of_every_second_steps_last_batch(tiny, loader, tmp_path, accumulate):
+def test_train_loss_is_that_of_every_second_steps_last_batch(tiny, tmp_path, accumulate):
     settings = {"max_steps": 4, "log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
     module = Recorded(tiny)
-    trainer(tmp_path, **settings).fit(module, loader)
+    trainer(tmp_path, **settings).fit(module, batches())
     assert len(module.logged) == 4 * accumulate
     for batch in (2 * accumulate - 1, -1):
         assert module.logged[batch].item() == pytest.approx(module.losses[batch])
 
 
-def test_a_loss_that_is_not_finite_ends_training(tiny, loader, tmp_path):
+def test_a_loss_that_is_not_finite_ends_training(tiny, tmp_path):
     with torch.no_grad():
         tiny.linear2.bias[0] = float("nan")
     fit = trainer(tmp_path, max_steps=4, log_every_n_steps=2)
     with pytest.raises(TrainingError, match="optimizer.lr=0.1: the loss is nan at step 2; exp"):
-        fit.fit(Recorded(tiny), loader)
+        fit.fit(Recorded(tiny), batches())
 
 
-def test_what_is_drawn_in_a_step_follows_from_seed_and_step(tiny, loader, tmp_path):
+def test_what_is_drawn_in_a_step_follows_from_seed_and_step(tiny, tmp_path):
     """Whatever was drawn before, and also where a run goes on."""
 
     def drawn(seed, max_steps=4, ckpt_path=None):
         fit = trainer(tmp_path, max_steps=max_steps, accumulate_grad_batches=2)
         module = Recorded(copy.deepcopy(tiny), seed=seed)
-        fit.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+        fit.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True)
         fit.save_checkpoint(tmp_path / f"{max_steps}.ckpt")
         return module.drawn
 
@@ -120,20 +107,20 @@ def test_what_is_drawn_in_a_step_follows_from_seed_and_step(tiny, loader, tmp_pa
 
 
 @pytest.mark.parametrize("has_adapter", [False, True])
-def test_validation_logs_the_counts_of_the_table(tiny, loader, tmp_path, has_adapter):
+def test_validation_logs_the_counts_of_the_table(tiny, tmp_path, has_adapter):
     """Those that an evaluation of the same network gives, and once more when it is repeated."""
     before = None
     if has_adapter:
-        before = evaluate(tiny, loader)
+        before = evaluate(tiny, batches())
         randomize(add_lora(tiny))
     classes, targets = ["cat", "dog", "owl"], [1]
     metrics = partial(val_metrics, before=before, classes=classes, targets=targets)
-    expected = outcomes_by_split({"val": evaluate(tiny, loader, before)}, targets)
+    expected = outcomes_by_split({"val": evaluate(tiny, batches(), before)}, targets)
     tags = logged_metrics(expected, classes, targets)
     assert ("val/repaired" in tags) == has_adapter
     module = Recorded(tiny, metrics=metrics)
     for _ in range(2):
-        (logged,) = trainer(tmp_path).validate(module, loader, verbose=False)
+        (logged,) = trainer(tmp_path).validate(module, batches(), verbose=False)
         assert logged == pytest.approx(tags)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.nets import randomize
+from helpers.nets import batches, randomize
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set_lora_scale
 from lora_mnist.errors import TrainingError
@@ -95,13 +95,6 @@ def test_what_loggers_get_of_classes():
     assert (tags["val_base/precision_of_target"], tags["val/precision_of_target"]) == (2 / 3, 2 / 3)
     many = logged_metrics(outcomes, ["x"] * 17, [1])
     assert [tag for tag in many if "per_class" in tag] == ["val/accuracy_per_class/x"]
-
-
-def batches():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(50, 6, generator=generator)
-    labels = torch.randint(0, 2, (50,), generator=generator)
-    return list(zip(images.split(16), labels.split(16), strict=True))
 
 
 def test_compare_errors_counts_base_and_adapter(tiny):

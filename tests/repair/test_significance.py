@@ -26,8 +26,7 @@ def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain():
 @pytest.mark.parametrize(
     ("errors", "images", "expected"),
     [
-        ([173] * 8, [200] * 8, True),  # 13.5% of 8 classes
-        ([160] * 8, [200] * 8, False),  # 20%
+        ([171] * 8, [200] * 8, True),  # 14.5% of 8 classes
         ([0, 10], [90, 10], True),  # always the same class
         ([3, 3], [10, 10], True),  # 70% of so few may be chance
         ([70, 70], [200, 200], False),
