@@ -55,8 +55,7 @@ def add_lora(
 
     Args:
         model: any network; changed in place, and returned.
-        rank: inner dimension ``r`` of the update, an integer >= 1. A layer can have a smaller side
-            than that, but not every layer.
+        rank: inner dimension ``r`` of the update, an integer >= 1.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
             names, a list of names or of ends of names from a dot on, ``all-linear`` for every
