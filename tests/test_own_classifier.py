@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import ROOT, only_run, read_results, refused
-from helpers.stranger import CLASSES, config, darker, mine, move_in
+from helpers.stranger import CLASSES, config, mine, move_in, take_pictures
 from PIL import Image
 from safetensors import safe_open
 from torchvision.models import ResNet18_Weights
@@ -80,9 +80,9 @@ def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
     sys.modules.pop("knows", None)
     torch.save({"2.weight": torch.eye(3), "2.bias": torch.zeros(3)}, "mine.pt")
     shutil.copytree("photos", "parts/train")
-    darker(here / "photos", here / "halves")
-    shutil.copytree("halves/cat", "parts/test/dog")
-    shutil.copytree("halves/emu", "parts/test/cat")
+    take_pictures(here / "others", seed=1)
+    shutil.copytree("others/cat", "parts/test/dog")
+    shutil.copytree("others/emu", "parts/test/cat")
     own = ("net._target_=knows.net", "data.data_dir=parts", "prepare.mean=0", "prepare.std=1")
     said = refused(repaired, here, *own, "target=weakest")
     assert said.startswith("target=weakest: ")
@@ -117,7 +117,8 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     """Another folder is not measured anew, and the order of the classes stays."""
     order = ("prepare.classes=[emu,cat,dog]", "base_ckpt=outputs/base/new.ckpt")
     trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "batches.batch_size=20"))
-    other = (order[1], f"data.data_dir={darker(here / 'photos', here / 'other')}")
+    take_pictures(here / "others", seed=1)
+    other = (order[1], "data.data_dir=others")
     results = evaluate(config("eval", *other, "figures=false"))
     for key in ("mean", "std", "classes"):
         assert results[key] == trained[key]
