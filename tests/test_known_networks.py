@@ -61,18 +61,13 @@ def cases():
         yield pytest.param(name, form, marks=[] if is_daily else pytest.mark.nightly)
 
 
-def network(name):
-    """A network without a user's weights, for three classes, and its settings."""
-    settings = {**known_networks.NETWORKS[name], "num_classes": len(CLASSES)}
+@pytest.mark.parametrize(("name", "form"), [*cases()])
+def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path):
     if name.startswith("timm"):
         pytest.importorskip("timm", reason=ALL)
     torch.manual_seed(0)
-    return build_network(settings), settings
-
-
-@pytest.mark.parametrize(("name", "form"), [*cases()])
-def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path):
-    mine, settings = network(name)
+    settings = {**known_networks.NETWORKS[name], "num_classes": len(CLASSES)}
+    mine = build_network(settings)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         mine.train()(x)  # for the statistics
@@ -114,7 +109,6 @@ QUICK = (
     *("figures=false", "lora.dropout=0", "refit=false", "batches.batch_size=4", "batches.replay=4"),
     *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false"),
 )
-OWN = (*PHOTOS, "base_ckpt=mine.pt")
 FILE = ("--config-dir", ".", "classifier=photos")
 
 
@@ -126,21 +120,6 @@ def repaired(cli, here, *typed):
     results = read_results(only_run(here / "outputs", "lora"))
     assert results["base_unchanged"]
     return results
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("torchvision resnet50", "torchvision swin_t", "torchvision densenet121"),
-        *("timm resnet50d", "timm deit_tiny_patch16_224"),
-    ],
-)
-def test_a_network_is_repaired_by_commands(cli, tmp_path, name):
-    mine, settings = network(name)
-    torch.save(mine.state_dict(), tmp_path / "mine.pt")
-    take_pictures(tmp_path / "photos", count=10, side=64)
-    repaired(cli, tmp_path, *OWN, *(f"net.{key}={value}" for key, value in settings.items()))
 
 
 def move_in_with_the_file_of_the_readme(here):
@@ -197,7 +176,8 @@ def test_a_classifier_of_ultralytics(cli, tmp_path, monkeypatch):
     exec(saved.partition("# Ultralytics\n")[2], {"torch": torch, "ultralytics": ultralytics})
     take_pictures(tmp_path / "photos", count=10, side=64)
     net = ("net._target_=my_nets.Net", "net.cfg=yolo11n-cls.yaml", "net.nc=3")
-    repaired(cli, tmp_path, *OWN, *net, "prepare.mean=0", "prepare.std=1")
+    own = (*PHOTOS, "base_ckpt=mine.pt", "prepare.mean=0", "prepare.std=1")
+    repaired(cli, tmp_path, *own, *net)
 
 
 @pytest.mark.nightly

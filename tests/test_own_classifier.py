@@ -31,6 +31,11 @@ FIT = (
 )
 
 
+def evaluated(*overrides):
+    """The results of a test of the stranger's classifier."""
+    return evaluate(config("eval", "figures=false", *overrides))
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     return move_in(tmp_path, monkeypatch)
@@ -95,7 +100,7 @@ def test_which_images_are_held_out_is_each_repairs_choice(here):
     repaired(here, "data.val_from=test", "data.test_size=0.5")
     folder = here / "outputs" / "lora" / "second"
     second = train(config("train", "stage=lora", "target=dog", *FIT), Run(folder))
-    again = evaluate(config("eval", f"adapter={folder}", "base_ckpt=null", "figures=false"))
+    again = evaluated(f"adapter={folder}", "base_ckpt=null")
     assert again["test"]["images_per_class"] == second["test"]["images_per_class"]
     assert second["test_held_out_now"]
     assert again["test_held_out_now"]
@@ -104,11 +109,11 @@ def test_which_images_are_held_out_is_each_repairs_choice(here):
 def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     shutil.copytree("photos", "alone/test")
     form = ("data.data_dir=alone", "prepare.mean=[0.3,0.3,0.3]", "prepare.std=0.2")
-    results = evaluate(config("eval", *form, "figures=false"))
+    results = evaluated(*form)
     assert sum(results["test"]["images_per_class"]) == 60
     assert not results["test_held_out_now"]
-    assert "prepare.mean=null: expected mean and std" in refused(evaluate, config("eval", form[0]))
-    grey = refused(evaluate, config("eval", "prepare.channels=1"))
+    assert "prepare.mean=null: expected mean and std" in refused(evaluated, form[0])
+    grey = refused(evaluated, "prepare.channels=1")
     assert grey.startswith("net: cannot take images of shape (4, 1, 8, 8) from photos")
     assert refused(repaired, here, *form) == "data: expected images to train on; alone has none"
 
@@ -119,16 +124,13 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "batches.batch_size=20"))
     take_pictures(here / "others", seed=1)
     other = (order[1], "data.data_dir=others")
-    results = evaluate(config("eval", *other, "figures=false"))
+    results = evaluated(*other)
     for key in ("mean", "std", "classes"):
         assert results[key] == trained[key]
-    typed = config("eval", *other, "prepare.mean=0.5", "figures=false")
-    assert evaluate(typed)["mean"] == 0.5
     repaired = train(config("train", "stage=lora", "target=[emu,dog]", *FIT, *other))
     assert (repaired["targets"], repaired["mean"]) == ([0, 2], trained["mean"])
     assert repaired["base_unchanged"]
-    typed = config("eval", "adapter=latest", order[1], "prepare.mean=0.25", "figures=false")
-    assert evaluate(typed)["mean"] == 0.25
+    assert evaluated("adapter=latest", order[1], "prepare.mean=0.25")["mean"] == 0.25
     # Batch normalisation has not moved the base's statistics, which are no parameters.
     assert repaired["test_base"]["loss"] == results["test"]["loss"]
 
