@@ -3,8 +3,7 @@ import sys
 import pytest
 import torch
 from composed import FEW, SMALL, composed, small_net
-from helpers.stranger import CLASSES, move_in
-from helpers.stranger import config as stranger_config
+from helpers.stranger import CLASSES, config, move_in
 from PIL import Image
 
 from lora_mnist import set_lora_scale
@@ -60,7 +59,7 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     """There is no pad to draw them on; a test image is called by the name of its class."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     move_in(tmp_path, monkeypatch)
-    page = build_page(classifier_of(stranger_config("demo", "adapter=null")))
+    page = build_page(classifier_of(config("demo", "adapter=null")))
     assert "Sketchpad" not in [type(block).__name__ for block in page.blocks.values()]
     read, mistake = (page.fns[number].fn for number in (0, 1))
     image, note = read("photos/dog/3.png")

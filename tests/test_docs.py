@@ -7,6 +7,7 @@ is refused here too. Settings that stand alone, such as those of a table, have t
 import re
 import subprocess
 import tomllib
+from itertools import zip_longest
 
 import pytest
 from composed import FEW, SMALL, composed
@@ -150,8 +151,7 @@ def test_every_preset_composes():
     for group in ("callbacks", "debug", "logger", "lora", "optimizer", "scheduler", "trainer"):
         files = sorted((ROOT / "configs" / group).glob("*.yaml"))
         presets.append([f"{group}={path.stem}" for path in files])
-    for number in range(max(map(len, presets))):
-        chosen = [names[number % len(names)] for names in presets]
+    for chosen in zip_longest(*presets, fillvalue="stage=lora"):
         cfg = composed("train", "stage=lora", "paths.run=here", *chosen)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from composed import FEW, SMALL, composed, logged, small_net
+from helpers.nets import First
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -23,13 +24,9 @@ class Tied(nn.Sequential):
         self[3].weight = self[2].weight
 
 
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.linear = nn.GRU(28, 6, batch_first=True), nn.Linear(6, 10)
-
-    def forward(self, x):
-        return self.linear(self.rnn(x[:, 0])[1][0])
+def recurrent():
+    rnn = First(nn.GRU(28, 6, batch_first=True))
+    return nn.Sequential(nn.Flatten(1, 2), rnn, nn.Flatten(), nn.Linear(28 * 6, 10))
 
 
 def exported_base(make, out):
@@ -111,7 +108,7 @@ def test_a_base_alone_with_tied_weights(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_a_recurrent_network_without_warnings(tmp_path):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-    exported_base(Recurrent, tmp_path / "recurrent.onnx")
+    exported_base(recurrent, tmp_path / "recurrent.onnx")
     assert (tmp_path / "recurrent.onnx").exists()
 
 

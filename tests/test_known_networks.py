@@ -145,9 +145,7 @@ def test_the_file_of_the_readme_from_a_test_to_onnxruntime(cli, tmp_path):
     """Its file has the predictions of predict.py, from the pictures' pixels."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     move_in_with_the_file_of_the_readme(tmp_path)
-    results = repaired(cli, tmp_path, *FILE)
-    classes = results["classes"]
-    assert [classes[target] for target in results["targets"]] == ["dog"]
+    classes = repaired(cli, tmp_path, *FILE)["classes"]
     cli("export.py", "adapter=latest", "out=repaired.onnx", here=tmp_path).ok()
     asked = ("images=photos/test/*/*.png", "out=predictions.csv", "adapter=latest")
     cli("predict.py", *FILE, *asked, here=tmp_path).ok()

@@ -6,8 +6,7 @@ import pytest
 import torch
 from composed import SMALL, composed
 from helpers.commands import ROOT, refused
-from helpers.stranger import config as stranger_config
-from helpers.stranger import move_in
+from helpers.stranger import config, move_in
 from PIL import Image
 
 from lora_mnist.command import classifier_of
@@ -87,7 +86,7 @@ def test_the_example_prepares_a_picture_as_predict_does(tmp_path, monkeypatch):
     move_in(tmp_path, monkeypatch)
     pixels = numpy.linspace(0, 65535, 120, dtype="uint16").reshape(10, 12)
     Image.fromarray(pixels).save("grey.png")
-    dataset = classifier_of(stranger_config("predict")).dataset
+    dataset = classifier_of(config("predict")).dataset
     expected = dataset.read_picture(tmp_path / "grey.png")
     assert expected.float().std() > 20
     example = runpy.run_path(str(ROOT / "examples" / "own_classifier" / "use_repaired.py"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from composed import FEW, composed
-from helpers.commands import read_results, refused
+from helpers.commands import read_results
 from helpers.stranger import PHOTOS, move_in
 from PIL import Image
 from safetensors.torch import load_file
@@ -95,8 +95,3 @@ def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
     shutil.move("outputs", "gone")
     monkeypatch.chdir(elsewhere)
     assert answers("a", "base.ckpt", picture, own) == before
-    # Only the test needs the images.
-    shutil.move(here / "photos", here / "photographs")
-    if "data=folder" in CASES[case]:
-        cfg = composed("eval", "adapter=a", "base_ckpt=base.ckpt", *own, *QUICK)
-        assert refused(evaluate, cfg).startswith("data.data_dir=")
