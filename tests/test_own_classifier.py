@@ -131,8 +131,6 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     assert (repaired["targets"], repaired["mean"]) == ([0, 2], trained["mean"])
     assert repaired["base_unchanged"]
     assert evaluated("adapter=latest", order[1], "prepare.mean=0.25")["mean"] == 0.25
-    # Batch normalisation has not moved the base's statistics, which are no parameters.
-    assert repaired["test_base"]["loss"] == results["test"]["loss"]
 
 
 @pytest.mark.nightly
