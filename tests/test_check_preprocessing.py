@@ -14,12 +14,10 @@ from lora_mnist.evaluate import evaluate
 from lora_mnist.repair.predictions import Predictions
 
 
-class Striped(nn.Sequential):
+def striped():
     """A network that takes images of any size."""
-
-    def __init__(self):
-        layers = (nn.Conv2d(1, 8, 9, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        super().__init__(*layers, nn.Linear(8, 2))
+    layers = (nn.Conv2d(1, 8, 9, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(8, 2))
 
 
 def train_on_stripes(folder):
@@ -34,7 +32,7 @@ def train_on_stripes(folder):
             picture.save(folder / "photos" / name / f"{number}.png")
     data = Folder(folder / "photos", channels=1, image_size=64, mean=0.5, std=0.25)
     torch.manual_seed(0)
-    net = Striped()
+    net = striped()
     adam = torch.optim.Adam(net.parameters(), lr=0.01)
     ((images, labels),) = data.batches(data.sets.train)
     for _ in range(60):
@@ -50,7 +48,7 @@ def test_eval_says_unasked_how_a_network_was_trained(tmp_path):
 
     def tested(*overrides):
         options = ("data=folder", f"data.data_dir={tmp_path}/photos", "net=custom")
-        options += (f"net._target_={__name__}.Striped", f"base_ckpt={tmp_path}/mine.pt")
+        options += (f"net._target_={__name__}.striped", f"base_ckpt={tmp_path}/mine.pt")
         options += ("trainer=cpu", "figures=false", f"paths.outputs={tmp_path}/outputs")
         return evaluate(composed("eval", *options, "prepare.channels=1", *overrides))
 

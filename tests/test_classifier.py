@@ -1,8 +1,8 @@
 """What the files of bases and adapters say, as a classifier."""
 
 import os
+from functools import partial
 
-import pytest
 import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import refused
@@ -16,33 +16,23 @@ from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.weight import lora_adapters
 
 
-@pytest.fixture
-def adapter(outputs):
-    """An adapter; its base is the current one, and has a file of its own."""
-    state = small_net(outputs).state_dict()
-    write_base(state, versioned_base_path(outputs / "base", "mnist", fingerprint(state)))
-    return small_adapter(outputs, "lora/nine")
-
-
-def test_an_adapter_finds_its_own_base(outputs, adapter):
+def test_an_adapter_finds_its_own_base(outputs):
     """Also after another has become the current one; what is asked for wins, where it fits."""
-    bases, net = outputs / "base", {"hidden_sizes": [16]}
-    own, other = fingerprint(small_net(outputs).state_dict()), MLP(hidden_sizes=[16]).state_dict()
+    adapter, bases = small_adapter(outputs, "lora/nine"), outputs / "base"
+    state, other = small_net(outputs).state_dict(), MLP(hidden_sizes=[16]).state_dict()
+    own = fingerprint(state)
+    write_base(state, versioned_base_path(bases, "mnist", own))
     write_base(other, bases / "mnist.ckpt")
+    load = partial(Classifier.load, net={"hidden_sizes": [16]}, bases=bases)
     for folder, sha256 in ((adapter, own), (adapter.parent, own), (None, fingerprint(other))):
-        classifier = Classifier.load(folder, net=net, bases=bases)
+        classifier = load(folder)
         assert classifier.base.sha256 == sha256
         assert not any(module.training for module in classifier.net.modules())
         assert bool(lora_adapters(classifier.net)) == bool(folder)
-
-    def load(base):
-        return Classifier.load(adapter, base, net=net, bases=bases)
-
-    said = refused(load, bases / "mnist.ckpt")
-    assert "expected the same base" in said
+    assert "expected the same base" in refused(load, adapter, bases / "mnist.ckpt")
     for path in bases.glob("mnist-*"):
         path.unlink()
-    said = refused(load, None)
+    said = refused(load, adapter)
     assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in said
 
 
@@ -75,15 +65,13 @@ def test_the_latest_is_the_newest_by_time(outputs):
     assert said.startswith("adapter=latest: expected the folder itself in a sweep")
 
 
-def test_scale_of_a_saved_adapter(outputs, adapter):
+def test_scale_of_a_saved_adapter(outputs):
     """As it was saved, unless it is said; 0 is the base and 1 as trained, whatever was saved."""
-    base, net = outputs / "base" / "mnist.ckpt", {"_target_": "lora_mnist.MLP"}
-    record = {"version": 1, "net": {**net, "hidden_sizes": [16]}}
+    net = {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}
+    adapter = small_adapter(outputs, "lora/nine")
     turned = small_net(outputs, adapter)
     set_lora_scale(turned, 0.4)
-    save_adapter(turned, adapter, metadata=record)
+    save_adapter(turned, adapter, metadata={"version": 1, "net": net})
     for scale, expected in ((None, 0.4), (1, 1), (0, 0)):
-        classifier = load_classifier(adapter, base, scale=scale)
+        classifier = load_classifier(adapter, outputs / "base" / "mnist.ckpt", scale=scale)
         assert {each.scale for each in lora_adapters(classifier.net)} == {expected}
-    alone = Classifier.load(None, base, net=record["net"])
-    assert refused(alone.set_scale, 0.5) == "scale=0.5: expected null, since there is no adapter"

@@ -59,8 +59,7 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
-    if change:
-        Path("classifier", "photos.yaml").write_text(change)
+    Path("classifier", "photos.yaml").write_text(change)
     done = cli("predict.py", *typed, "images=photos", here=here)
     assert (done.code, done.err.startswith(said)) == (2, True), done.err
 

@@ -9,11 +9,8 @@ from helpers.commands import ROOT, run_process
 from lora_mnist.entry import main
 
 
-@pytest.fixture
-def typed(monkeypatch, capfd):
-    """``typed("train", ...)``: what ``lora-mnist train ...`` answers: exit code, output, errors."""
-
-    def run(*arguments):
+def test_each_name_is_a_command(monkeypatch, capfd):
+    def typed(*arguments):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lora-mnist", *arguments])
         code = 0
         try:
@@ -22,10 +19,6 @@ def typed(monkeypatch, capfd):
             code = exit_.code
         return (code, *capfd.readouterr())
 
-    return run
-
-
-def test_each_name_is_a_command(typed):
     code, out, err = typed()
     assert (code, out) == (2, "")
     assert typed("--help") == (0, err, "")

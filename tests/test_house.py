@@ -62,11 +62,10 @@ def test_imports_run_downhill():
     rows = {}
     for row, places in enumerate(HOUSE):
         rows |= dict.fromkeys(places.split(), row)
-    uphill, seen = [], set()
+    uphill = []
     for path in set(SOURCE.rglob("*.py")) - {SOURCE / "__init__.py"}:
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
         place = place_of(name)
-        seen.add(place)
         for module in imports_of(path):
             there = place_of(module)
             if not module.startswith("lora_mnist.") or there in (place, "__version__"):
@@ -74,7 +73,6 @@ def test_imports_run_downhill():
             if rows[there] <= rows[place]:
                 uphill.append(f"{name} imports {module}")
     assert uphill == []
-    assert seen == set(rows)
 
 
 @pytest.mark.parametrize("module", LATE)

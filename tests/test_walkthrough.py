@@ -27,21 +27,11 @@ SHORTER = {
     "steps=100": "steps=2",
     '"../data" if Path("../data/MNIST").exists() else "data"': repr(FEW[0].partition("=")[2]),
 }
-
-
 CELLS = [cell for cell in COMMITTED["cells"] if cell["cell_type"] == "code"]
 
 
 def printed(cell):
     return "".join("".join(o["text"]) for o in cell["outputs"] if o["output_type"] == "stream")
-
-
-def has_figure(cell):
-    return any("image/png" in output.get("data", {}) for output in cell["outputs"])
-
-
-def is_exact(cell):
-    return "exact" in cell["metadata"].get("tags", [])
 
 
 def test_it_was_run_from_top_to_bottom_without_a_warning():
@@ -68,10 +58,11 @@ def test_every_cell_runs_alone_and_each_solution_is_right(tmp_path, monkeypatch,
     for cell in CELLS:
         exec(compile(code[cell["id"]], cell["id"], "exec"), names)
         out, err = capsys.readouterr()
-        if is_exact(cell):
+        if "exact" in cell["metadata"].get("tags", []):
             assert out == printed(cell)
         assert (bool(out), err) == (bool(printed(cell)), "")
-        assert bool(plt.get_fignums()) == has_figure(cell)
+        has_figure = any("image/png" in output.get("data", {}) for output in cell["outputs"])
+        assert bool(plt.get_fignums()) == has_figure
         plt.close("all")
     last = "".join(COMMITTED["cells"][-1]["source"])
     solutions = re.findall(r"```python\n(.*?)```", last, re.DOTALL)

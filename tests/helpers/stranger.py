@@ -27,22 +27,24 @@ class Net(nn.Module):
             raise ValueError("expected small images")  # so larger ones are not tried for long
         return self.head(self.dropout(self.norm(self.conv(images)).relu().mean((2, 3))))
 """
-OPTIONS = (
-    *("data=folder", "data.data_dir=photos", "net=custom", "base_ckpt=mine.pt"),
-    "net._target_=nets_of_a_stranger.Net",
-)
+PHOTOS = ("data=folder", "data.data_dir=photos", "net=custom")
+OPTIONS = (*PHOTOS, "base_ckpt=mine.pt", "net._target_=nets_of_a_stranger.Net")
+
+
+def take_pictures(folder, classes=CLASSES, count=20, side=8, seed=0):
+    """Noise in three colours, in a folder for each class."""
+    generator = numpy.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 120, (side, side, 3), dtype=numpy.uint8)
+            pixels[:, :, label % 3] += 100
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
 def move_in(folder, monkeypatch):
     """Make ``folder`` the place where the stranger stands, with photos of three colours."""
-    generator = numpy.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        images = folder / "photos" / name
-        images.mkdir(parents=True)
-        for number in range(20):
-            pixels = generator.integers(0, 120, (8, 8, 3), dtype=numpy.uint8)
-            pixels[:, :, label] += 100
-            Image.fromarray(pixels).save(images / f"{number}.png")
+    take_pictures(folder / "photos")
     (folder / "nets_of_a_stranger.py").write_text(_MODULE)
     monkeypatch.chdir(folder)
     monkeypatch.delitem(sys.modules, "nets_of_a_stranger", raising=False)  # another test's
@@ -50,15 +52,6 @@ def move_in(folder, monkeypatch):
     net = fresh()
     net(torch.randn(50, 3, 8, 8))  # statistics that are not those of a fresh network
     torch.save(net.state_dict(), "mine.pt")
-    return folder
-
-
-def darker(photos, folder):
-    """Other images of the same classes: each pixel has half of its value."""
-    for path in photos.glob("*/*.png"):
-        copy = folder / path.relative_to(photos)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numpy.asarray(Image.open(path)) // 2).save(copy)
     return folder
 
 
