@@ -201,7 +201,6 @@ def _count(
     return {
         "loss": mean_loss if math.isfinite(mean_loss) else None,
         "accuracy": (len(label) - errors["errors"]) / len(label),
-        "errors": errors["errors"],
         "errors_per_class": _per_class(label[is_wrong], num_classes),
         "false_calls_per_class": _per_class(prediction[is_wrong], num_classes),
         "images_per_class": _per_class(label, num_classes),
