@@ -7,7 +7,7 @@ from helpers.callbacks import Crashed
 from helpers.commands import read_results, refused
 from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
-from test_resume import CRASH, OFTEN, differences, left_by
+from test_resume import CRASH, OFTEN, differences
 
 from lora_mnist.command import Run
 from lora_mnist.data.plan import also_learning, select
@@ -131,4 +131,4 @@ def test_cut_short_in_each_of_three_trainings(go, monkeypatch):
         resume = (f"resume={folder}",)
     monkeypatch.setenv("CRASH", "-1")
     go("cut", *options, *resume)
-    assert differences(left_by(whole), left_by(folder)) == []
+    assert differences(whole, folder) == []
