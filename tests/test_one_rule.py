@@ -39,7 +39,6 @@ MISTAKES = {
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
         (*PRETRAIN, "+trainer.nope=1 -> TypeError: Trainer.__init__() got an unexpected"),
         (*PRETRAIN, "trainer.precision=64-true"),
-        (*LORA, "target=cow"),
         (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),
         (
             *(*LORA, "lora=pissa"),
@@ -54,6 +53,8 @@ MISTAKES = {
         (*LORA, "mistakes={tmp}", "target=3"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
         (*LORA, "refit=1"),
+        (*LORA, "callbacks=best", "trainer.val_check_interval=2", "refit=true"),
+        (*LORA, "+trainer.limit_val_batches=0", "dial=true"),
     ],
     "eval": [
         ("adapter={tmp}/none",),

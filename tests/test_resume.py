@@ -97,9 +97,7 @@ def test_thrice_cut_short_and_moved_it_ends_as_it_would_have(
 ):
     """Twice before a step, and after training, when averaged weights stand where trained ones did.
 
-    The run "null" has no checkpoint when it is cut first, and begins again. Where a validation
-    follows the step of a checkpoint, and inside a step's accumulated gradients, Lightning's own
-    ModelCheckpoint loses both. The best weights lie in a run's folder. What has ended stays so.
+    The run "null" has no checkpoint when it is cut first, and begins again.
     """
 
     def fail(*_, **__):

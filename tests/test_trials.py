@@ -4,7 +4,7 @@ import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.callbacks import Crashed
-from helpers.commands import read_results, refused
+from helpers.commands import read_results
 from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences
 
@@ -105,11 +105,6 @@ def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
     choices = read_results(folder)["choices"]
     assert (choices["dropout"]["value"], choices["refit"]["value"]) == (0, False)
     assert not (folder / "trials").exists()
-
-
-def test_a_refit_that_cannot_be_is_refused(go):
-    said = refused(go, "a", "refit=true", "callbacks=best", "trainer.val_check_interval=5")
-    assert said.startswith("refit=true: expected false, since val/errors is monitored")
 
 
 @pytest.mark.slow
