@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
+from safetensors.torch import load_file
 from torch import nn
 
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
@@ -23,6 +24,7 @@ from lora_mnist.command import CLASSIFIER
 from lora_mnist.data import load_images
 from lora_mnist.disk.base import write_base
 from lora_mnist.evaluate import evaluate
+from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.train import train
 
 
@@ -85,6 +87,11 @@ def evaluated(outputs, adapter="latest", *overrides):
     """The results of testing an adapter on few images."""
     options = (*SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={adapter}")
     return evaluate(composed("eval", *options, *overrides))
+
+
+def adapter_of(folder):
+    """The tensors of the adapter that a run has left."""
+    return load_file(folder / "adapter" / WEIGHTS_NAME)
 
 
 def small_base(outputs, seed=0):

@@ -8,12 +8,17 @@ from PIL import Image
 
 from lora_mnist import set_lora_scale
 from lora_mnist.command import classifier_of
-from lora_mnist.demo import build_page, mistakes_of_base, side_by_side
+from lora_mnist.demo import build_page, demo, mistakes_of_base, side_by_side
 
 
 @pytest.fixture
-def classifier(with_nine):
-    return classifier_of(composed("demo", SMALL[0], *FEW, f"paths.outputs={with_nine}"))
+def cfg(with_nine):
+    return composed("demo", SMALL[0], *FEW, f"paths.outputs={with_nine}")
+
+
+@pytest.fixture
+def classifier(cfg):
+    return classifier_of(cfg)
 
 
 @torch.no_grad()
@@ -40,11 +45,13 @@ def test_shows_every_mistake_of_the_base(classifier, with_nine):
 
 
 @pytest.mark.nightly
-def test_an_empty_drawing(classifier, tmp_path):
+def test_an_empty_drawing(cfg, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
-    set_lora_scale(classifier.net, 0.4)
-    page = build_page(classifier)
+    pages, cfg.scale = [], 0.4
+    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **_: pages.append(page))
+    demo(cfg)
+    (page,) = pages
     assert page.analytics_enabled is False
     (slider,) = [block for block in page.blocks.values() if type(block).__name__ == "Slider"]
     assert slider.value == 0.4

@@ -7,29 +7,20 @@ from PIL import Image
 
 from lora_mnist.data import load_images
 
-REPAIR = (
-    *("experiment=repair", "trainer.max_steps=100", "optimizer.lr=0.003", "lora.rank=16"),
-    "lora.scale=1",
-)
 
-
-@pytest.fixture(scope="module")
-def incoming(tmp_path_factory):
+@pytest.mark.slow
+def test_from_pictures_to_an_adapter(cli, outputs, tmp_path):
     """100 test images as slanted digits, in a folder for each class."""
-    root = tmp_path_factory.mktemp("incoming")
     images, labels = load_images("MNIST", ROOT / "data", train=False)
     for number in range(100):
-        folder = root / str(int(labels[number]))
-        folder.mkdir(exist_ok=True)
+        folder = tmp_path / "incoming" / str(int(labels[number]))
+        folder.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(images[number, 0].numpy())
         slanted = picture.transform(picture.size, Image.Transform.AFFINE, (1, 0.8, -11, 0, 1, 0))
         slanted.save(folder / f"{number}.png")
-    return root
-
-
-@pytest.mark.slow
-def test_from_pictures_to_an_adapter(cli, incoming, outputs):
-    done = cli("train.py", *QUICK, *REPAIR, f"mistakes={incoming}").ok()
+    repair = ("experiment=repair", "trainer.max_steps=100", "optimizer.lr=0.003", "lora.rank=16")
+    mistakes = f"mistakes={tmp_path}/incoming"
+    done = cli("train.py", *QUICK, *repair, "lora.scale=1", mistakes).ok()
     results = read_results(only_run(outputs, "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([], True)
     assert results["choices"]["refit"]["why"] == "mistakes are learnt"
@@ -43,8 +34,7 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs):
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
         assert f"{count - results[split]['errors']} of {count} " in done.out
 
-    tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"mistakes={incoming}")
-    done = cli("eval.py", *tested).ok()
+    cli("eval.py", "adapter=latest", FEW[0], *SMALL[1:], mistakes).ok()
     again = read_results(only_run(outputs, "eval"))
     for split in ("test", "mistakes", "mistakes_test"):
         assert again[split]["errors_per_class"] == results[split]["errors_per_class"]

@@ -5,14 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, evaluated, run
-from helpers.commands import only_run, read_results, refused
+from composed import FEW, SMALL, adapter_of, composed, evaluated, run
+from helpers.commands import only_run, read_results
 from helpers.sweeping import TOY, read_summary, start
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from lora_mnist.command import Run, checked_copy
-from lora_mnist.lora.adapter import WEIGHTS_NAME
 from lora_mnist.trainer import make_trainer
 
 
@@ -59,10 +57,7 @@ def test_the_best_weights_are_tested_and_saved(outputs):
 
 
 def test_no_validation_where_lightning_is_told_so(outputs):
-    none = ("stage=lora", "digit=9", "+trainer.limit_val_batches=0")
-    assert "val" not in run(outputs, *none)
-    said = refused(run, outputs, *none, "dial=true")
-    assert said.startswith("dial=true: expected validation images")
+    assert "val" not in run(outputs, "stage=lora", "digit=9", "+trainer.limit_val_batches=0")
 
 
 def test_a_schedule_ends_with_the_training(outputs):
@@ -81,11 +76,8 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     options = ("stage=lora", "digit=9", "callbacks=best", "trainer.val_check_interval=1")
     compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
-    adapters = [folder / "adapter" for folder in sorted((outputs / "lora").iterdir())]
-    tensors = [load_file(folder / WEIGHTS_NAME) for folder in adapters]
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, tensor in tensors[0].items():
-        torch.testing.assert_close(tensor, tensors[1][name])
+    adapters = [adapter_of(folder) for folder in (outputs / "lora").iterdir()]
+    torch.testing.assert_close(*adapters)
     assert compiled["test"]["errors"] == pytest.approx(plain["test"]["errors"], abs=2)
     assert compiled["base_unchanged"]
 
@@ -142,16 +134,12 @@ def test_jobs_run_side_by_side(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     joblib = ("launcher=joblib", "hydra.launcher.n_jobs=2")
-    process = start(tmp_path, "-m", "x=0,1,2,2", "pause=0.3", *joblib)
+    process = start(tmp_path, "-m", "x=1,2,2", "pause=0.3", *joblib)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 1, out + err
-    assert "failed: x=0: x=0: expected an integer >= 1" in out
+    assert process.returncode == 0, out + err
     assert "x=2: val.accuracy 0.166667, finished before" in out  # of two at once, one waits
-    count, last = err.splitlines()[-2:]
-    assert count == "1 failed"
-    assert last.startswith(f"go on with: python {TOY} -m x=0,1,2,2 pause=0.3 launcher=joblib ")
     sweep = only_run(tmp_path / "outputs", "multirun")
-    assert [row["status"] for row in read_summary(sweep)] == ["finished", "finished", "failed"]
+    assert [row["status"] for row in read_summary(sweep)] == ["finished", "finished"]
     workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
     assert process.pid not in {worker["process"] for worker in workers}
     assert {worker["threads"] for worker in workers} == {"1"}

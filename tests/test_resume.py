@@ -18,7 +18,7 @@ from tensorboard.summary.writer import event_file_writer
 import lora_mnist.results
 from lora_mnist.command import Run
 from lora_mnist.disk.base import read_base, versioned_base_path
-from lora_mnist.disk.resume import begin_run, last_checkpoint
+from lora_mnist.disk.resume import begin_run, last_checkpoint, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.train import train
 
@@ -27,8 +27,6 @@ LORA = ("stage=lora", "digit=9", "trainer.max_steps=20", "lora.dropout=0.2", *OF
 NOISE = "net._target_=helpers.nets.Noisy"
 #: The first validation is the best.
 HARMFUL = ("optimizer.lr=0.03", "trainer.max_steps=40", "trainer.val_check_interval=7")
-#: The folders of runs that nothing cut short, by their overrides.
-WHOLE = {}
 
 
 def shortened(case):
@@ -39,17 +37,12 @@ def shortened(case):
 
 @pytest.fixture
 def go(tmp_path, monkeypatch):
-    """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step.
-
-    A run named "whole" is trained once for all tests.
-    """
+    """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step."""
     base = small_base(tmp_path / "outputs")
     # Readers sort event files by name, in which files are counted: .9 comes behind .10.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
 
     def run(name, *overrides, crash=None, resume=False):
-        if name == "whole" and overrides in WHOLE:
-            return WHOLE[overrides]
         folder = tmp_path / name
         common = [*SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/outputs"]
         is_base = "stage=pretrain" in overrides
@@ -62,8 +55,6 @@ def go(tmp_path, monkeypatch):
             assert crash is not None
         else:
             assert crash is None
-        if name == "whole":
-            WHOLE[overrides] = folder
         return folder
 
     return run
@@ -83,15 +74,10 @@ def left_by(folder):
     return left
 
 
-def differences(one, other):
+def differences(*folders):
     """The names of what differs between two runs."""
+    one, other = map(left_by, folders)
     return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-
-
-def step_of(folder):
-    """The step after which a run goes on; 0 without a checkpoint."""
-    last = folder / LAST_CHECKPOINT
-    return int(torch.load(last, weights_only=True)["global_step"]) if last.exists() else 0
 
 
 @pytest.mark.slow
@@ -111,9 +97,7 @@ def test_thrice_cut_short_and_moved_it_ends_as_it_would_have(
 ):
     """Twice before a step, and after training, when averaged weights stand where trained ones did.
 
-    The run "null" has no checkpoint when it is cut first, and begins again. Where a validation
-    follows the step of a checkpoint, and inside a step's accumulated gradients, Lightning's own
-    ModelCheckpoint loses both. The best weights lie in a run's folder. What has ended stays so.
+    The run "null" has no checkpoint when it is cut first, and begins again.
     """
 
     def fail(*_, **__):
@@ -124,12 +108,12 @@ def test_thrice_cut_short_and_moved_it_ends_as_it_would_have(
     go("run", *overrides, crash=first).rename(tmp_path / "moved")
     folder = go("moved", *overrides, crash=second, resume=True)
     assert not (folder / "results.json").exists()
-    assert second - 7 <= step_of(folder) <= second
+    assert second - 7 <= step_of(folder / LAST_CHECKPOINT) <= second
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
         patched.setattr(lora_mnist.results, "write_predictions", fail)
         go("moved", *overrides, resume=True)
     go("moved", *overrides, resume=True)
-    assert differences(left_by(whole), left_by(folder)) == []
+    assert differences(whole, folder) == []
     if "stage=pretrain" in overrides:
         assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
     assert not (tmp_path / "run").exists()
@@ -147,7 +131,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     time.sleep(1)  # readers sort event files by second, then by process
     folder = only_run(outputs, "lora")
     hydra = files_of(folder / ".hydra")
-    assert step_of(folder) == 7
+    assert step_of(folder / LAST_CHECKPOINT) == 7
     monkeypatch.setenv("CRASH", "16:SIGTERM")
     ended = cli(*command, "resume=latest")
     assert ended.code == 143, ended.err
@@ -160,7 +144,7 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     assert files_of(folder / ".hydra") == hydra
     # It says with which command it was made, and what was typed.
     said = ["adapter_model.safetensors", "choices"]
-    assert differences(left_by(whole), left_by(folder)) == said
+    assert differences(whole, folder) == said
 
 
 def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
@@ -174,10 +158,10 @@ def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
         patched.setattr(Crash, "on_train_batch_end", stop)
         folder = go("cut", *options, "trainer.max_steps=17")
     assert read_results(folder)["steps"] == 13
-    assert step_of(folder) == 7
+    assert step_of(folder / LAST_CHECKPOINT) == 7
     go("cut", *options, crash=18, resume=True)
     go("cut", *options, resume=True)
-    assert differences(left_by(go("whole", *options)), left_by(folder)) == []
+    assert differences(go("whole", *options), folder) == []
 
 
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path, caplog):
@@ -239,15 +223,12 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
 
 
 def test_other_images_are_refused_by_name(tmp_path, monkeypatch):
-    photos, folder = move_in(tmp_path, monkeypatch) / "photos", tmp_path / "run"
-    options = ("stage=lora", "target=dog", "trainer.max_steps=10", *OFTEN, CRASH)
-    options = (*options, "logger=none", "trainer=cpu", "figures=false")
-    monkeypatch.setenv("CRASH", "8")
-    with pytest.raises(Crashed):
-        train(config("train", *options), Run(folder))
-    monkeypatch.setenv("CRASH", "-1")
+    photos, run = move_in(tmp_path, monkeypatch) / "photos", Run(tmp_path / "run")
+    options = ("stage=lora", "target=dog", *OFTEN, "logger=none", "trainer=cpu", "figures=false")
+    train(config("train", *options, "trainer.max_steps=8"), run)
+    options = (*options, f"resume={run.folder}", "trainer.max_steps=10")
     shutil.copytree(photos, tmp_path / "moved")  # the same images elsewhere go on
-    train(config("train", *options, f"resume={folder}", "data.data_dir=moved"), Run(folder))
+    train(config("train", *options, "data.data_dir=moved"), run)
     shutil.copy(photos / "dog" / "1.png", photos / "cat" / "1.png")
-    answer = refused(train, config("train", *options, f"resume={folder}"), Run(folder))
+    answer = refused(train, config("train", *options), run)
     assert answer.startswith("data.data_dir=photos: expected the same images, as in resume=")

@@ -3,15 +3,13 @@
 A job finds how near ``x`` and ``y`` are to 3 and 5.
 """
 
-import json
 import os
 import time
-from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
 from lora_mnist.cli import run_entry
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.files import write_json
 from lora_mnist.errors import UserError
 
 CONFIG = {
@@ -37,7 +35,7 @@ STORE.store("toy", CONFIG)
 #: For a command without sweeps of its own.
 PLAIN = {**CONFIG, "defaults": [group for group in CONFIG["defaults"] if "sweep" not in group]}
 STORE.store("plain", PLAIN)
-for name in ("round", "square", "long"):
+for name in ("round", "square"):
     STORE.store(name, {"kind": name}, group="shape")
 
 
@@ -54,22 +52,11 @@ def play(cfg, run):
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
-    if cfg.get("adapter"):
-        missed += int(Path(cfg.adapter, "weights").read_text())
-    count = round(missed)
     results = {
-        "classes": ["far", "near"],
-        "targets": [],
-        "test": {
-            **{"errors_per_class": [count, 0], "images_per_class": [20, 20]},
-            **{"false_calls_per_class": [0, count]},
-        },
-        "val": {"accuracy": 1 / (1 + missed), "errors": missed, "errors_per_class": [missed, 0]},
-        "seconds": 0.5,
+        "val": {"accuracy": 1 / (1 + missed), "errors": missed},
         "worker": {"process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")},
     }
-    with atomic_write(folder / "results.json") as path:
-        path.write_text(json.dumps(results))
+    write_json(folder / "results.json", results)
 
 
 if __name__ == "__main__":
