@@ -47,7 +47,7 @@ def test_the_best_weights_are_tested_and_saved(outputs):
     steps = (*harmful, "trainer.max_steps=20", "trainer.val_check_interval=2")
     results = run(outputs, "callbacks=early_stopping", *steps)
     folder = only_run(outputs, "lora")
-    assert results["choices"]["weights"]["value"] == 2
+    assert results["choices"]["step"]["value"] == 2
     assert results["steps"] == 8
     short = run(outputs, *harmful, "trainer.max_steps=2")
     for split in ("val", "test"):

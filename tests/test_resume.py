@@ -188,7 +188,9 @@ def test_a_run_can_be_trained_farther(tmp_path, key, less, more):
         return begin_run(tmp_path, {"trainer": {key: limit}}, resume)
 
     with begin(less, None):
-        torch.save({"hyper_parameters": {"choices": {"dropout": 0.1}}}, tmp_path / LAST_CHECKPOINT)
+        torch.save(
+            {"hyper_parameters": {"trained_with": {"dropout": 0.1}}}, tmp_path / LAST_CHECKPOINT
+        )
     assert "has finished; expected a larger" in refused(begin(less).__enter__)
     with begin(more):
         last = last_checkpoint(tmp_path, "latest", {"dropout": 0.1})

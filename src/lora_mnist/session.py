@@ -195,8 +195,8 @@ class Session:
             net.compile()  # in place: its tensors keep their names
         optimizer = self.make_optimizer(rate)
         adapters = lora_adapters(net)
-        choices = {"rate": rate, "dropout": adapters[0].dropout if adapters else None}
-        choices["images"] = len(data.images.train)
+        dropout = adapters[0].dropout if adapters else None
+        trained_with = {"rate": rate, "dropout": dropout, "images": len(data.images.train)}
         module = ClassifierModule(
             net,
             optimizer,
@@ -206,7 +206,8 @@ class Session:
             seed=self.cfg.seed,
             metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
         )
-        module.save_hyperparameters(self.configuration(plan.selection) | {"choices": choices})
+        hyperparameters = self.configuration(plan.selection) | {"trained_with": trained_with}
+        module.save_hyperparameters(hyperparameters)
         net.train()
         learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
         names = ", ".join(classes[target] for target in targets) or "all classes"
@@ -214,7 +215,7 @@ class Session:
         if plan.replay:
             of_others = f"{plan.replay:,} of {others:,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
-        checkpoint = last_checkpoint(self.run.folder, self.cfg.resume, choices)
+        checkpoint = last_checkpoint(self.run.folder, self.cfg.resume, trained_with)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # of training alone
         for name, parameter in net.named_parameters():
@@ -227,7 +228,7 @@ class Session:
         if best is None:
             return {}
         why = f"{best['monitor']}={best['value']:g} is the best"
-        return {"weights": Choice(best["step"], None, len(self.images.val), why)}
+        return {"step": Choice(best["step"], None, len(self.images.val), why)}
 
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""

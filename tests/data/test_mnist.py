@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from lora_mnist.data import MNIST, load_images
 from lora_mnist.data.images import open_picture
-from lora_mnist.data.mnist import prepare
+from lora_mnist.data.mnist import digit_of
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
@@ -86,7 +86,7 @@ WAYS = {
 def test_brings_back_mnists_own_image(tmp_path, way):
     for digit in DIGITS:
         WAYS[way](digit).save(tmp_path / "digit.png")
-        ours = prepare(open_picture(tmp_path / "digit.png"))
+        ours = digit_of(open_picture(tmp_path / "digit.png"))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
         assert likeness(ours[0], digit) > 0.9
 
@@ -96,7 +96,7 @@ def test_the_box_and_the_centre_of_mass(shape):
     height, width = shape
     page = torch.zeros(height + 60, width + 100)
     page[10 : 10 + height, 80 : 80 + width] = torch.linspace(180, 255, width)
-    field = prepare(picture_of(page))[0].double()
+    field = digit_of(picture_of(page))[0].double()
     sides = [int(field.amax(axis).count_nonzero()) for axis in (0, 1)]
     assert max(sides) == 20
     assert min(sides) == pytest.approx(20 * min(shape) / max(shape), abs=1)
@@ -104,4 +104,4 @@ def test_the_box_and_the_centre_of_mass(shape):
         centre = (field.sum(1 - axis) * torch.arange(28)).sum() / field.sum()
         assert centre.item() == pytest.approx(14, abs=0.51)
     with pytest.raises(ValueError, match="^nothing on it$"):
-        prepare(picture_of(0 * page))
+        digit_of(picture_of(0 * page))

@@ -96,7 +96,7 @@ class MNIST(ImageDataset):
         return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        return prepare(open_picture(picture, upright=True))
+        return digit_of(open_picture(picture, upright=True))
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
@@ -120,7 +120,7 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     return images.data.unsqueeze(1), images.targets
 
 
-def prepare(picture: Image.Image) -> Tensor:
+def digit_of(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink."""
     has_alpha, mode = picture.has_transparency_data, picture.mode
     picture = picture.convert("RGBA" if has_alpha else "L")

@@ -62,7 +62,7 @@ def begin_run(
         write_json(record, {**content, "finished": True})
 
 
-def last_checkpoint(folder: Path, resume: object, choices: Mapping[str, Any]) -> Path | None:
+def last_checkpoint(folder: Path, resume: object, trained_with: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from in ``folder``; ``None``: a training begins at its first step.
 
     A repair that is trained farther may choose another dropout than before: then it begins anew.
@@ -71,7 +71,7 @@ def last_checkpoint(folder: Path, resume: object, choices: Mapping[str, Any]) ->
     if resume is None or not last.exists():
         return None
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
-    return last if checkpoint["hyper_parameters"]["choices"] == choices else None
+    return last if checkpoint["hyper_parameters"]["trained_with"] == trained_with else None
 
 
 def recorded_rate(folder: Path) -> dict[str, Any] | None:
