@@ -13,7 +13,6 @@ from lora_mnist.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.project import quoted
-from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
 from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.session import Session
@@ -113,7 +112,7 @@ def better_preparation(session: Session) -> list[str]:
         if max(own_size) <= 256:
             changes.insert(0, {"image_size": list(own_size)})
     best, tried = configured, [configured]
-    with evaluating(net, session.trainer.strategy.root_device) as device:
+    with session.evaluating() as device:
         wrong_as_configured = wrong_at_best = is_wrong(configured)
         if len(changes) * mcnemar(int(wrong_at_best.sum()), 0) >= LEVEL:
             return []  # so few errors that no way can be clearly better

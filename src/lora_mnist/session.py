@@ -282,14 +282,13 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.stage != "eval" and cfg.target != "weakest":
         with config_group("data"):
             select(images.train.labels, dataset.classes, cfg.target)  # refuses an unknown class
+    session = Session(cfg, run, trainer, classifier, images, None, started)
     mistakes = None
     if cfg.mistakes is not None:
         folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
         with config_group("data"):
             require_number("mistakes_test", share, 0, 1)
-        precision: Any = trainer.precision_plugin
-        on_device = evaluating(classifier.net, trainer.strategy.root_device)
-        with on_device as device, precision.forward_context():
+        with session.evaluating() as device:
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
                 batches = dataset.stacked(pictures, device)
@@ -302,7 +301,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     test = _limited(images.test, trainer.limit_test_batches, size)
     images = replace(images, val=val, test=test)
     trainer.limit_val_batches = 1.0  # of these images
-    session = Session(cfg, run, trainer, classifier, images, mistakes, started)
+    session = replace(session, images=images, mistakes=mistakes)
     if cfg.stage != "eval":
         _refuse_inconsistent(session)
     if cfg.stage == "lora":
@@ -378,12 +377,13 @@ def _refuse_inconsistent(session: Session) -> None:
 
 def _refuse_moving_base(session: Session) -> None:
     """Refuse a network that changes its own tensors while it predicts: no proof would hold."""
-    classifier, device = session.classifier, session.trainer.strategy.root_device
-    net, base, dataset = classifier.net, classifier.base, classifier.dataset
+    classifier, net, base = session.classifier, session.net, session.classifier.base
     assert base is not None
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), evaluating(net, device), torch.no_grad():
-        net(dataset.normalise(session.images.train.take([0])[0].to(device)))
+    root = session.trainer.strategy.root_device
+    devices = [root] if root.type == "cuda" else []
+    with torch.random.fork_rng(devices), session.evaluating() as device, torch.no_grad():
+        image, _ = session.images.train.take([0])
+        net(classifier.dataset.normalise(image.to(device)))
     if changed := changed_tensors(base.tensors, base_state_dict(net)):
         raise UserError(
             f"net._target_={classifier.settings.net['_target_']}: expected a network that "
