@@ -89,6 +89,8 @@ def test_each_format(with_nine, tmp_path, ending, read, takes):
     assert metadata.items() >= returned.items()
     assert metadata["base_sha256"] == fingerprint(small_net(with_nine).state_dict())
     assert json.loads(metadata["adapter"]) == "lora/nine/adapter"
+    assert json.loads(metadata["net"])["hidden_sizes"] == [16]
+    assert json.loads(metadata["classes"])[9].startswith("9")
     assert (metadata["mean"], metadata["std"], metadata["input"]) == ("0.1307", "0.3081", takes)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 

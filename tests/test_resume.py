@@ -4,6 +4,7 @@ import shlex
 import shutil
 import time
 from functools import partial
+from os.path import relpath
 
 import pytest
 import torch
@@ -217,7 +218,7 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
     ):
         answer = refused(partial(go, resume=True), "run", *options, override)
         assert answer.startswith(start)
-        assert f": expected {expected}, as in resume=" in answer
+        assert f": expected {expected}, as in resume={relpath(folder)}" in answer
     assert files_of(folder) == before
     moved = base.rename(tmp_path / "moved.ckpt")
     more = ("callbacks.checkpoint.every_n_train_steps=5", f"base_ckpt={moved}")

@@ -45,13 +45,27 @@ def test_an_argument_for_a_function_that_is_typed_is_checked_too():
     assert said.endswith("net.checkpoint_path=gift.pth runs it, from where you stand")
 
 
+@pytest.mark.parametrize(
+    "net", [{**TIMM, "checkpoint_path": "gift.pth"}, {**MLP, "sizes": ({"_target_": "os.system"},)}]
+)
+def test_what_runs_code_is_refused_where_nothing_is_typed(net):
+    """Also where two records say the function and its argument; a base's file has tuples."""
+    assert "its file names" in refused(lambda: taken({}, net=net))
+    settings = Settings({}, {}, {})
+    settings.take("", {"net": {"checkpoint_path": "gift.pth"}})
+    said = refused(settings.take, "b", {"version": VERSION, "net": TIMM}, "base_ckpt=b")
+    assert said.startswith("base_ckpt=b: its file names checkpoint_path=gift.pth")
+
+
 def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
     """The key ``prepare.transform`` is null, so nothing below it could be typed."""
     stored = {"transform": {"_target_": "my.Crop", "size": 8}}
     said = refused(lambda: taken({}, prepare=stored))
     assert "'prepare.transform={_target_: my.Crop, size: 8}' runs it" in said
     typed = {"prepare": {"transform": {"_target_": "my.Crop"}}}
-    assert taken(typed, prepare=stored).prepare == stored
+    settings = taken(typed, prepare=stored)
+    assert settings.prepare == stored
+    assert "set by you" not in settings.sources[-1]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def test_refit_learns_validation_images_after_they_have_decided(go):
     assert changed(folder, before)
     outputs = folder.parents[1]
     assert evaluated(outputs, folder)["test"]["errors"] == results["test"]["errors"]
-    assert evaluated(outputs, folder, "scale=auto")["scale"] == (1 if results["scale"] else 0)
+    auto = evaluated(outputs, folder, "scale=auto")
+    assert auto["scale"] == (1 if results["scale"] else 0)
+    assert auto["choices"]["scale"]["images"] == 0  # no image has decided now
 
 
 def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):

@@ -319,7 +319,8 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
     count = batches * batch_size
     if count >= len(images):
         return images
-    return images.subset(torch.linspace(0, len(images) - 1, count).long())  # of all classes
+    places = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    return images.subset(places)  # from everywhere: the classes of a folder stand in a row
 
 
 def _refuse_inconsistent(session: Session) -> None:
@@ -340,6 +341,8 @@ def _refuse_inconsistent(session: Session) -> None:
         )
     if is_repair:
         scale, refit = cfg.lora.scale, cfg.refit
+        if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
+            raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
         if scale != "auto" and (not is_number(scale) or scale <= 0):
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if not isinstance(refit, bool) and refit != "auto":

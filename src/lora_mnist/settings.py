@@ -6,7 +6,7 @@ A record has them as they were resolved. It may be a stranger's, and a ``_target
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Settings:
         size = self.prepare.get("image_size")
         if type(size) is int:
             self.prepare["image_size"] = [size, size]  # as records have it
-        self._typed = dict(self.prepare)
+        groups = ("net", "prepare", "data")
+        self._typed = {group: dict(getattr(self, group)) for group in groups}
 
     def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
         """Fill in what is missing, and remember who has said it; "": nobody.
@@ -63,21 +64,23 @@ class Settings:
                 for key in set(stored) - {"classes", "channels", "transform"}:
                     del stored[key]  # the network's input is that of the transform alone
             values = _missing(own, stored)
-            for key, value in values.items():
-                if file and (foreign := foreign_code({key: value}, own)):
+            own |= values
+            for key, value in own.items() if file else ():
+                mine = self._typed[group].get(key)
+                if foreign := foreign_code(value, mine, key, own.get("_target_")):
                     typed = quoted(f"{group}.{key}={as_value(value)}")
                     raise UserError(
                         f"{file}: its file names {foreign}, code of its maker: {typed} runs it, "
                         "from where you stand"
                     )
-                if group == "prepare":
-                    taken.append(f"{key}={as_value(value)}")
-            if group != "prepare" and values:
+            if group == "prepare":
+                taken += [f"{key}={as_value(value)}" for key, value in values.items()]
+            elif values:
                 taken.append(group)
-            own |= values
-        for key, value in record.get("prepare", {}).items():
-            if file and self._typed.get(key) not in (None, value):
-                others.append(f"prepare.{key}={as_value(self._typed[key])}")
+        for key, value in record.get("prepare", {}).items() if file else ():
+            mine = self._typed["prepare"].get(key)
+            if mine is not None and self.prepare[key] != value:
+                others.append(f"prepare.{key}={as_value(mine)}")
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
         if others:
@@ -128,7 +131,7 @@ def foreign_code(
         mine = own if isinstance(own, Mapping) else {}
         inner = value.get("_target_") or mine.get("_target_")
         parts = [(part, mine.get(key), key, inner) for key, part in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, Sequence):  # a base's file may have tuples, too
         parts = [(part,) for part in value]
     for part in parts:
         if foreign := foreign_code(*part):
@@ -154,7 +157,7 @@ def warn_of_other_split(
         return  # a base that was not trained here, or on other images
     trained = {**data, "val_size": made["val_size"]}
     for key, now in dataset.split_settings.items():
-        then = trained.get(key, now)
+        then = now if trained.get(key) is None else trained[key]
         is_less = now > then if key == "val_size" else now != then
         if key == "val_from":
             is_less = (now, then) == ("train", "test")  # it was trained on all but test images

@@ -288,10 +288,11 @@ def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> S
     command, jobs = read_json(folder / SWEEP_FILE).get("command"), []
     for path in sorted(folder.glob(f"*/{JOB_FILE}")):
         job = Job(**read_json(path), folder=path.parent.name)
+        if job.command != command:
+            continue
         if job.status == "finished":
             job.results = flatten(read_json(path.parent / RESULTS_FILE))
-        if job.command == command:
-            jobs.append(job)
+        jobs.append(job)
     jobs.sort(key=lambda job: [numeric_sort_key(each) for each in job.swept.values()])
     rows: dict[object, Row] = {}
     for job in jobs:

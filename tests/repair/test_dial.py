@@ -35,6 +35,7 @@ def test_each_scale_is_counted_as_the_network_errs_there(adapted):
         ([300, 200, 260], [0, 100, 100], {}, 0.5),  # 1 saves 40 of 100
         ([300, 200, 255], [0, 100, 100], {}, 1.0),  # half of them, but for chance
         ([42, 43, 44], [0, 9, 25], {}, 1.0),  # 2 errors more are half of the deviation, 5
+        ([42, 43, 46], [0, 9, 25], {}, 0.5),
         ([300, 500, 1700], [0, 400, 1900], {}, 0.0),
         # Never where it repairs none of the class.
         ([40, 38, 41], [0, 2, 20], {"errors_of_target": [6, 5, 6]}, 0.5),

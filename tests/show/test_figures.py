@@ -49,6 +49,9 @@ WORDS = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
 
 @pytest.mark.parametrize("points", [TWO[1:-1], SEARCH, WORDS])
 def test_whatever_was_swept_is_drawn(tmp_path, points):
-    save_figure(draw_sweep(points, "val.accuracy"), tmp_path / "a.png")
+    figure = draw_sweep(points, "val.accuracy")
+    places = {x for line in figure.axes[0].lines for x in line.get_xdata()}
+    assert len(places) == max(len({each[key] for each, _, _ in points}) for key in points[0][0])
+    save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50

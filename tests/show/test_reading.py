@@ -189,12 +189,16 @@ ADVICE = [
 ]
 #: Runs after which there is nothing to advise.
 NO_ADVICE = {
+    "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
     "called from Python": results("pretrain", overrides=None),
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
+    "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
     "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
     "a class that only test images could choose": GOOD,
     "a scale that validation images decided": nines(900, 61, dial=DIAL, choices=CHOICES),
-    "a trial": {**TWO, "adapter": None},
+    "no scale": nines(900, 61, dial={**DIAL, "advised": 0}),
+    "a good repair, tested again": {**TWO, "stage": "eval"},
+    "a quick run": {**TWO, "adapter": None},
 }
 
 

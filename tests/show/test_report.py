@@ -50,6 +50,11 @@ def test_long_names_of_files_lose_their_middle(tmp_path):
     assert f'<span title="{names[1]}">test/cat/…ture_1.png</span>' in page
 
 
+def test_a_command_without_overrides_is_a_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["eval.py"])
+    assert Reading(results("eval", overrides=[])).made()[0] == "python eval.py"
+
+
 def belief(**more):
     """What a report says of its test."""
     phrases = Reading(results(val=outcome([1, 1, 1]), **more)).belief()
@@ -65,6 +70,7 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "t
         ({}, "60 test images: the test part of the data set farm."),
         ({}, "60 validation images: held out of the train part."),
         ({}, "The base was trained by this project, "),
+        ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
         ({"copies": 7}, "7 identical files in two of training, "),
         ({"copies": None}, "It was not checked whether images are in two of these parts."),
         ({"base_pretrained_here": False}, "The base was trained elsewhere."),
