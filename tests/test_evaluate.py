@@ -15,9 +15,9 @@ def trained(made):
 
 
 def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
-    """The folder is given as the run printed it. The class it repairs is known from its run."""
+    """A copy of the folder may have its own name. The class it repairs is known from its run."""
     run, base = only_run(made, "lora"), f"base_ckpt={made}/base/mnist.ckpt"
-    done = cli("eval.py", *SMALL, f"adapter={run}", base).ok()
+    done = cli("eval.py", *SMALL, "adapter=adapter", base, here=run).ok()
     folder = only_run(tmp_path / "outputs", "eval")
     results = read_results(folder)
     for key in ("test", "test_base", "base_sha256"):

@@ -60,7 +60,7 @@ def finish(
         path = versioned_base_path(folder, name, results["base_sha256"])
         if current is None:  # the user has to name it to other commands
             results["weights"] = os.path.relpath(path, run.folder)
-    if results["adapter"] == ADAPTER_FOLDER:
+    if cfg.stage == "lora" and not session.is_fast_dev_run:
         _save_adapter(session, choices, dial)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
     table, reading = tables["test"].columns(), Reading(results)

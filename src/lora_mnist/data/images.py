@@ -107,13 +107,7 @@ class ImageDataset:
         std: their standard deviation, likewise.
         split_settings: the values of ``data`` that say which images are held out.
 
-    Args:
-        name: of the data set, in file names and results.
-        classes: their names, in the order of the network's outputs.
-        channels: of the images, 1 or 3.
-        val_from: where validation images come from, ``train`` or ``test``.
-        eval_batch_size: images a step in validation and test.
-        num_workers: processes that read from the disk.
+    Its arguments are keys of ``data`` and ``prepare``, which ``configs/`` explains.
     """
 
     mean: Channelwise
