@@ -59,6 +59,7 @@ def test_what_nobody_expected_is_one_line_or_a_traceback(cli, tmp_path, monkeypa
     done = cli(TOY, "x=-1")
     assert done.code == 1
     assert done.err == "RuntimeError: no such thing (HYDRA_FULL_ERROR=1 shows where)\n"
+    assert (cli(TOY, "x=-2").code, cli(TOY, "x=0").code) == (130, 2)  # these leave no folder
     assert "Traceback" in (only_run(tmp_path / "outputs", "toy") / "toy.log").read_text()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     for argument, message in (

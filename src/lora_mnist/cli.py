@@ -114,7 +114,7 @@ def run_entry(function: Command, config_name: str) -> None:
             reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
     if HydraConfig.initialized():
-        command = _clean_up(HydraConfig.get(), is_mistake=code == UserError.exit_code)
+        command = _clean_up(HydraConfig.get(), needs_log=code == 1)
         if command is not None and not isinstance(error, UserError):
             print(f"go on with: {command}", file=sys.stderr)
     raise SystemExit(code)
@@ -146,8 +146,8 @@ def _for_hydra(typed: list[str]) -> list[str]:
     return options + overrides
 
 
-def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
-    """The command that goes on with what has ended early, if any; a mistake leaves no folder."""
+def _clean_up(settings: HydraConf, needs_log: bool) -> str | None:
+    """The command that goes on with what has ended early, if any; else a folder is of no use."""
     if settings.mode == RunMode.MULTIRUN:
         return end_early(settings)
     folder = Path(settings.run.dir).absolute()
@@ -158,7 +158,7 @@ def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
         typed = run.typed_without(*ours)
         return command_line([*typed, override("resume", folder)])
     # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
-    if is_mistake and settings.output_subdir is not None:
+    if not needs_log and settings.output_subdir is not None:
         files = {path.name for path in folder.iterdir()}
         if files <= {settings.output_subdir, f"{settings.job.name}.log"}:
             shutil.rmtree(folder, ignore_errors=True)

@@ -45,6 +45,8 @@ def play(cfg, run):
         raise UserError("x=0: expected an integer >= 1")
     if cfg.x == -1:
         raise RuntimeError("no such thing")
+    if cfg.x == -2:
+        raise KeyboardInterrupt
     if cfg.checkpoint:
         (folder / "checkpoints").mkdir(exist_ok=True)
         for name in ("last.ckpt", "run.json"):
