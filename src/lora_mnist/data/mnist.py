@@ -37,7 +37,6 @@ DATASETS = {
     "KMNIST": (0.1918, 0.3483),
 }
 
-
 #: Sides of a picture and of the box in it for the digit, and where MNIST's images have their
 #: centre of mass, rounded to whole pixels.
 _FIELD, _BOX, _CENTRE = 28, 20, 14
