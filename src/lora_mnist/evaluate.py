@@ -44,9 +44,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             elif cfg.scale == "auto" and classifier.made.get("refit"):
                 why = "advised before the adapter learnt validation images"
             elif cfg.scale == "auto":
-                images, why = (
-                    min(len(session.images.val), MAX_IMAGES),
-                    "advised by validation images",
-                )
+                images = min(len(session.images.val), MAX_IMAGES)
+                why = "advised by validation images"
             choices["scale"] = Choice(scale, None, images, why)
         return finish(session, tables, choices, advice=advice)
