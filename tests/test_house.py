@@ -21,7 +21,7 @@ HOUSE = [
     "show trainer",
     "command",
     "classifier",
-    "settings",
+    "settings values",
     "disk",
     "repair",
     "data",

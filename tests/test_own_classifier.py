@@ -1,6 +1,7 @@
 """A stranger's network, weights and folder of images, through every command."""
 
 import csv
+import os
 import re
 import runpy
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from composed import logged
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import CLASSES, config, mine, move_in, take_pictures
 from PIL import Image
@@ -41,6 +43,11 @@ def here(tmp_path, monkeypatch):
     return move_in(tmp_path, monkeypatch)
 
 
+def rows_of(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def repaired(here, *overrides):
     """The folder of a repair, and its results."""
     folder = here / "outputs" / "lora" / "run"
@@ -55,8 +62,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     Path("my_transforms.py").write_text(f"{weights}make = ResNet18_Weights.DEFAULT.transforms\n")
     own = "prepare.transform={_target_: my_transforms.make, crop_size: 8, resize_size: 10}"
     folder, results = repaired(here, own, "augment=flip")
-    with (folder / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(folder)
     names = [row["file"] for row in rows]
     assert names == sorted(names)
     images = torch.stack([transform(Image.open(f"photos/{n}").convert("RGB")) for n in names])
@@ -95,9 +101,26 @@ def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
     repaired(here, *own, key)
 
 
+def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch):
+    """Wherever the folder lies, and by whatever path it is named."""
+    folder, results = repaired(here, "data.split_seed=7")
+    (here / "moved").mkdir()
+    (here / "photos").rename(here / "moved" / "pictures")
+    monkeypatch.chdir(here / "moved")
+    monkeypatch.syspath_prepend(str(here))
+    named = ("base_ckpt=../mine.pt", "data.data_dir=pictures", "paths.outputs=../outputs")
+    evaluated(f"adapter={folder}", *named)
+    tested = [folder, only_run(here / "outputs", "eval")]
+    names = [{row["file"] for row in rows_of(run)} for run in tested]
+    assert names[0] == names[1]
+    assert results["test"]["images_per_class"] == [2, 2, 2]
+    said = refused(evaluated, f"adapter={folder}", *named, "data.val_from=test")
+    assert said.startswith("data.val_from=test: expected train")
+
+
 def test_which_images_are_held_out_is_each_repairs_choice(here):
     """A copy of somebody's base does not remember that of the first repair, and proves nothing."""
-    repaired(here, "data.val_from=test", "data.test_size=0.5")
+    repaired(here, "data.split_seed=7", "data.test_size=0.5")
     folder = here / "outputs" / "lora" / "second"
     second = train(config("train", "stage=lora", "target=dog", *FIT), Run(folder))
     again = evaluated(f"adapter={folder}", "base_ckpt=null")
@@ -116,6 +139,27 @@ def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     grey = refused(evaluated, "prepare.channels=1")
     assert grey.startswith("net: cannot take images of shape (4, 1, 8, 8) from photos")
     assert refused(repaired, here, *form) == "data: expected images to train on; alone has none"
+
+
+def test_a_name_that_is_no_text_loses_nothing(here):
+    """A picture that was named in Latin-1, and folders whose names are numbers."""
+    for folder in map(os.fsencode, Path("photos").iterdir()):
+        Path(os.fsdecode(folder + b"/0.png")).rename(os.fsdecode(folder + b"/\xe4.png"))
+    Path("photos").rename("5")
+    folder, results = repaired(here, "data.data_dir=5", "data.test_size=0.5")
+    assert results["test"]["images_per_class"] == [10, 10, 10]
+    assert "\\udce4.png" in (folder / "predictions.csv").read_text()
+    folder.rename("2024")
+    evaluated("adapter=2024", "data.data_dir=5")
+    predict(config("predict", "images=5", "adapter=2024", "out=p.csv"))
+    assert len(Path("p.csv").read_text().splitlines()) == 1 + 60
+
+
+def test_the_recipe_replays_as_many_images_as_a_small_folder_has(here):
+    once = ("experiment=repair", "target=dog", "lora.dropout=0", "refit=false")
+    with logged("lora_mnist.session") as text:
+        train(config("train", *once, *FIT[1:]), Run(here / "run"))
+    assert "replay: 32 of 32 others beside each 10" in text.getvalue()
 
 
 def test_a_base_knows_how_its_images_were_prepared(here):

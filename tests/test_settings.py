@@ -81,9 +81,8 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
             {"mean": 0.5, "transform": {"_target_": V2, "size": 4, "antialias": True}},
             {"transform": {"_target_": V2, "size": 5, "antialias": True}},
         ),
-        # How images are held out belongs to their folder.
-        ("data", {"data_dir": "/a"}, SPLIT, SPLIT),
-        ("data", {"data_dir": "/b"}, SPLIT, {"data_dir": "/b"}),
+        # How images are held out does not depend on where they lie now.
+        ("data", {"data_dir": "/b"}, SPLIT, {**SPLIT, "data_dir": "/b"}),
     ],
 )
 def test_what_is_typed_goes_before_the_file(group, own, stored, expected):
@@ -135,6 +134,17 @@ def test_code_that_a_file_names_is_run_only_where_it_is_typed(outputs, tmp_path,
     assert not (tmp_path / "ran").exists()
     evaluate(composed("eval", *options, "net._target_=evil_net.Net"))
     assert (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_only_a_record_names_is_not_made(outputs, tmp_path):
+    """Nor filled: its maker may have named anything."""
+    elsewhere = tmp_path / "elsewhere"
+    data = {"_target_": "lora_mnist.data.MNIST", "data_dir": str(elsewhere)}
+    adapter = evil_adapter(outputs, tmp_path, net={}, data=data)
+    options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
+    said = refused(evaluate, composed("eval", *options))
+    assert said.startswith(f"data.data_dir={elsewhere}: expected the files of MNIST in ")
+    assert not elsewhere.exists()
 
 
 def test_values_of_a_file_run_no_code_and_name_no_other_folder(outputs, tmp_path):

@@ -57,7 +57,7 @@ def answers(adapter, base, picture, own):
     classifier = load_classifier(adapter, base, net=net)
     with torch.no_grad():
         row = plain(classifier.prepare(picture)[None]).softmax(1)[0].tolist()
-    (loaded,) = classifier.predict([picture])
+    (loaded,) = classifier.predict(picture)
     assert prediction["after"].probabilities == loaded.probabilities
     assert row == pytest.approx(loaded.probabilities, abs=1e-4)
     assert json.loads(about["classes"]) == classifier.classes

@@ -12,11 +12,11 @@ from torch import Tensor
 from lora_mnist.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
+from lora_mnist.errors import as_value
 from lora_mnist.project import quoted
 from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
 from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.session import Session
-from lora_mnist.settings import as_value
 
 log = logging.getLogger(__name__)
 

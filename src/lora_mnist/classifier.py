@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.data.images import ImageDataset, Images
+from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
+from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, is_number, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
@@ -109,7 +109,9 @@ class Classifier:
         if adapter is not None:
             adapter, record = read_adapter(adapter)
             settings.take("the adapter", record, f"adapter={adapter}")
-        path = Path(base or Path(bases, f"{base_name(settings.data, settings.net)}.ckpt"))
+        path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
+        if base is not None:
+            path = Path(str(base))
         expected = record.get("base_sha256") if base is None else None
         if expected is not None:
             path = find_base(Path(bases), expected) or path
@@ -135,7 +137,7 @@ class Classifier:
         if expected not in (None, loaded.sha256):
             raise UserError(not_here)
         dataset = build_dataset(network, settings)
-        warn_of_other_split(dataset, settings.data, file.record)
+        warn_of_other_split(dataset, file.record)
         if settings.sources:
             log.info("%s", "; ".join(settings.sources))
         classifier = cls(network, dataset, settings, loaded, path)
@@ -185,8 +187,7 @@ class Classifier:
                     "images, and its training asked them for no scale"
                 )
         else:
-            with config_group("data"):
-                images = self.dataset.sets.val
+            images = self.images.val
             if not len(images):
                 raise UserError(
                     "scale=auto: expected data.val_size > 0, or images in val/ that are not in "
@@ -215,11 +216,15 @@ class Classifier:
             picture = Path(picture)
         return self.dataset.read_picture(picture)
 
-    def predict(self, pictures: Iterable[str | Path | Image.Image]) -> list[Prediction]:
-        """The prediction for each picture, with the adapter as it is on the network.
+    def predict(
+        self, pictures: str | Path | Image.Image | Iterable[str | Path | Image.Image]
+    ) -> list[Prediction]:
+        """The prediction for each picture, or for one, with the adapter as it is on the network.
 
         ValueError, with the reason, if one cannot be read, or shows nothing.
         """
+        if isinstance(pictures, str | Path | Image.Image):
+            pictures = [pictures]
         images = ((self.read(picture), 0) for picture in pictures)
         return [prediction for _, (prediction,) in self.predictions_at(images, [None])]
 
@@ -238,11 +243,16 @@ class Classifier:
                     predictions.append(Prediction(self.classes[best], row[best], row))
                 yield label, predictions
 
+    @property
+    def images(self) -> ImageSets:
+        """All images of the data set; UserError, if they cannot be read."""
+        with config_group("data"):
+            return self.dataset.sets
+
     def test_images(self) -> Images | None:
         """The test images, if they are here."""
         try:
-            with config_group("data"):
-                return self.dataset.sets.test
+            return self.images.test
         except UserError as error:
             log.info("no test images here (%s)", error)
             return None
@@ -261,7 +271,7 @@ class Classifier:
 
 def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
     """The folder of an adapter itself, where that of its run may be named, and its record."""
-    path = Path(folder)
+    path = Path(str(folder))  # its name may be a number
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
     if not (path / CONFIG_NAME).is_file():
@@ -282,15 +292,17 @@ def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
         own = own_preprocessing(network, settings.net, settings.prepare)
         settings.take("the network", {"prepare": own})
     given = {}
-    for key, value in {**settings.prepare, **settings.data}.items():
-        if value is not None:
-            given[key] = value
+    for key, value in settings.data.items():
+        if value is None:
+            continue
+        if key in GROUP_OF:
+            raise UserError(f"data.{key}={as_value(value)}: expected {GROUP_OF[key]}.{key}")
+        given[key] = value
+    given |= {key: value for key, value in settings.prepare.items() if value is not None}
     if is_of_digits:
+        # Where only a record names a folder, nothing is made.
+        given["download"] = settings.typed["data"].get("data_dir") == given.get("data_dir")
         given.setdefault("data_dir", str(DATA))
-    try:
-        with importable(), config_group("data"):
-            dataset: ImageDataset = build(given)
-    except (ImportError, AttributeError, TypeError) as error:  # a name or an argument is misspelt
-        reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"data: {reason}") from error
+    with importable(), config_group("data"):
+        dataset: ImageDataset = build(given)
     return dataset

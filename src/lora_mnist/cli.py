@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,10 +27,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_mnist.command import CLASSIFIER, Run, override
-from lora_mnist.disk.numbers import flatten
+from lora_mnist.command import CLASSIFIER, Run, nearest_keys, override
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
-from lora_mnist.errors import UserError, error_in_user_code, one_line
+from lora_mnist.errors import GROUP_OF, UserError, described, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.sweep import JOB_LOCK, close_sweep, end_early, open_sweep, run_job, swept_keys
 
@@ -191,7 +189,10 @@ def explain(error: BaseException) -> tuple[str, int]:
             return _no_stage(), code  # which keys there are depends on it
         if not isinstance(error, HydraException):  # the command reads it
             return f"{cause.full_key}: missing; expected a value", code
-        message = f"{cause.full_key}: nothing reads this key; {_nearest(cause)}"
+        key, function = str(cause.full_key), cause.parent_node.get("_target_")
+        message = f"{key}: nothing reads this key; {nearest_keys(key)}"
+        if function and key.rpartition(".")[2] not in GROUP_OF:
+            message += f", or +{key}, a new argument of {function}"
     elif isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
@@ -214,26 +215,11 @@ def explain(error: BaseException) -> tuple[str, int]:
                 f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} for a group of "
                 "settings; expected another name for it, or a folder with nothing but classifier/"
             )
-    # Lightning's own name for a wrong value; Lightning is not imported here.
-    elif not isinstance(error, ValueError) and type(error).__name__ != "MisconfigurationException":
-        message = f"{type(error).__name__}: {message}"
-        code = code if isinstance(error, TypeError) else 1  # for an unknown argument
+    else:
+        message = described(error)
+        is_of_value = isinstance(error, ValueError | TypeError) or message == one_line(error)
+        code = code if is_of_value else 1
     return message, code
-
-
-def _nearest(error: Any) -> str:
-    """The keys that may be meant by the one that OmegaConf has not found, for a message."""
-    group, _, name = str(error.full_key).rpartition(".")
-    nested = flatten(OmegaConf.to_container(error.parent_node), into=dict)
-    keys = {key.rpartition(".")[2]: key for key in nested}
-    keys |= {key: key for key in map(str, error.parent_node)}
-    nearest = [keys[each] for each in get_close_matches(name, keys)]
-    if not nearest:
-        expected = f"expected one of {', '.join(sorted(map(str, error.parent_node)))}"
-        if error.parent_node.get("_target_"):
-            expected += f", or +{error.full_key}, a new argument of {error.parent_node._target_}"
-        return expected
-    return f"the nearest: {', '.join(f'{group}.{key}'.lstrip('.') for key in nearest)}"
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
-from omegaconf import BooleanNode, DictConfig, IntegerNode, OmegaConf, open_dict
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
-from lora_mnist.errors import UserError, nearest_to
+from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import CONFIGS, program
+from lora_mnist.values import check_values
 
 if TYPE_CHECKING:
     from lora_mnist.classifier import Classifier
@@ -28,20 +31,13 @@ CLASSIFIER = "classifier@_global_"
 _ENTRIES = ("train", "eval", "predict", "export", "demo")
 
 
-# What configurations inherit: keys that no file lists, and types of values.
-_any_keys = OmegaConf.create({})  # who inherits it takes any key without a +
+#: What a user names there is handed on, or is only listed: new keys are theirs to choose.
+_OPEN = ("callbacks", "logger", "net", "sweep.columns")
+
+# A configuration that inherits this one takes any key, without a + on the command line.
+_any_keys = OmegaConf.create({})
 OmegaConf.set_struct(_any_keys, False)
-_whether = BooleanNode(None)
-_steps = {"max_steps": IntegerNode(None), "max_epochs": IntegerNode(None)}
-_seed = IntegerNode(0, is_optional=False)
-_train = {"seed": _seed, "compile": _whether, "figures": _whether, "trainer": _steps}
-for _name, _node in {
-    "any_keys": _any_keys,
-    "types_of_train": OmegaConf.create(_train),
-    "types_of_lora": OmegaConf.create({"dial": _whether}),
-    "types_of_eval": OmegaConf.create({"figures": _whether}),
-}.items():
-    ConfigStore.instance().store(_name, _node, provider="lora_mnist")
+ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
 
 
 @dataclass(frozen=True)
@@ -90,38 +86,76 @@ def key_of(text: str) -> str:
 
 
 @cache
-def _keys_of(entry: str, stage: str | None = None) -> set[str]:
-    """The keys of a command, without those of the user's own files."""
+def keys_of(entry: str, stage: str | None = None) -> dict[str, set[str]]:
+    """The names in each group of a command's keys, without those of the user's own files."""
     overrides = ["~local@_global_"] if (CONFIGS / "local").is_dir() else []
     if stage is not None:
         overrides.append(f"stage={stage}")
     is_ready = GlobalHydra.instance().is_initialized()
     ready = nullcontext() if is_ready else initialize_config_dir(str(CONFIGS), version_base="1.3")
     with ready:
-        return set(map(str, compose(entry, overrides)))
+        return names_by_group(OmegaConf.to_container(compose(entry, overrides)))
+
+
+@cache
+def all_keys() -> dict[str, set[str]]:
+    """The names in each group of the keys of all commands."""
+    keys: dict[str, set[str]] = {}
+    for of_entry in (keys_of("train", "lora"), *map(keys_of, _ENTRIES)):
+        for group, names in of_entry.items():
+            keys[group] = keys.get(group, set()) | names
+    return keys
+
+
+def names_by_group(nested: Any, group: str = "") -> dict[str, set[str]]:
+    """The names in a group, "" for the whole, and in those below it that are no function's."""
+    groups = {group: set(map(str, nested))}
+    for name, value in nested.items():
+        key = f"{group}.{name}".lstrip(".")
+        if isinstance(value, dict) and key not in _OPEN and "_target_" not in value:
+            groups |= names_by_group(value, key)
+    return groups
+
+
+def nearest_keys(key: str) -> str:
+    """The keys of all commands that may be meant by one that is none of them, for a message."""
+    group, _, name = key.rpartition(".")
+    keys = []
+    for each, names in all_keys().items():
+        keys += [f"{each}.{other}".lstrip(".") for other in sorted(names)]
+    nearest = [each for each in keys if each.rpartition(".")[2] == name]
+    if nearest := nearest or get_close_matches(key, keys):
+        return f"the nearest: {', '.join(nearest)}"
+    return f"expected one of {', '.join(sorted(all_keys().get(group, ())))}"
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the run's folder, without other commands' keys in a user's file."""
+    """A copy of ``cfg`` with the run's folder, without other commands' keys in a user's file.
+
+    Hydra does not look for misspelt keys in files, so all are compared with those that there are.
+    """
     checked = cfg.copy()
     entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
-    keys = _keys_of(*entry)
+    known = keys_of(*entry)
     typed = None
     if run is not None and run.typed is not None:
-        typed = {key_of(text).partition(".")[0] for text in run.typed}
-    for key in set(map(str, cfg)) - keys:
-        known = _keys_of("train", "lora").union(*map(_keys_of, _ENTRIES))
-        if typed is None or key in typed or key not in known:
-            nearest = "" if key in known else nearest_to(key, known)
-            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}{nearest}")
-        with open_dict(checked):
-            del checked[key]
+        typed = [key_of(text) for text in run.typed]
+    for group, names in names_by_group(OmegaConf.to_container(cfg)).items():
+        for name in sorted(names - known.get(group, names)):
+            key = f"{group}.{name}".lstrip(".")
+            if name not in all_keys()[group]:
+                raise UserError(f"{key}: nothing reads this key; {nearest_keys(key)}")
+            if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
+                raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+            with open_dict(checked):
+                del (OmegaConf.select(checked, group) if group else checked)[name]
     refuse_names_of_groups(cfg)
     digit = cfg.get("digit")
     if digit not in (None, "weakest", cfg.get("target")) and "target" not in (typed or ()):
         raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
     if run is not None:
         checked.paths.run = str(run.folder)
+    check_values(checked)
     return checked
 
 
@@ -133,6 +167,15 @@ def refuse_names_of_groups(cfg: DictConfig) -> None:
                 f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
                 f"'defaults: [override /{group}: {cfg[group]}]'"
             )
+
+
+def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
+    """What Hydra makes of a part of the configuration; what cannot be made names its ``key``."""
+    from lora_mnist.repair.networks import importable  # here: torch
+
+    with importable(), config_group(key):
+        # Plain lists, for checkpoints.
+        return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:

@@ -1,22 +1,27 @@
 """Mistakes that a user can make, and how their one line is worded."""
 
-import math
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lora_mnist.lora.errors import ArgumentError as ArgumentError
+from lora_mnist.lora.errors import is_number as is_number
+
 #: The keys of prepare: how a picture becomes an input, and what the outputs are called.
 PREPARE = (
     *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
     *("mean", "std", "transform"),
 )
-#: Arguments whose key is in another group than that of the function which takes them; "": in none.
-_GROUP_OF = {"target": "", "mistakes_test": "", **dict.fromkeys(PREPARE, "prepare")}
+#: The group of the keys that another group's function takes, or that may be sought there.
+GROUP_OF = dict.fromkeys(PREPARE, "prepare")
+GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")
+#: Lightning's and Hydra's errors for a wrong value; neither is imported here.
+_SAY_ENOUGH = ("MisconfigurationException", "InstantiationException")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -38,22 +43,27 @@ class TrainingError(UserError):
     exit_code = 1
 
 
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number, and no bool."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def require_number(key: str, value: Any, least: float, most: float) -> None:
-    """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
+def require_number(name: str, value: Any, least: float, most: float) -> None:
+    """Raise :class:`ArgumentError` unless ``value`` is a number from ``least`` to ``most``."""
     if not is_number(value) or not least <= value <= most:
-        raise ValueError(f"{key}={value}: expected a number from {least:g} to {most:g}")
+        raise ArgumentError(name, value, f"expected a number from {least:g} to {most:g}")
 
 
-def require_one_of(key: str, value: Any, choices: Iterable[str | int]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``."""
+def require_one_of(name: str, value: Any, choices: Iterable[str | int]) -> None:
+    """Raise :class:`ArgumentError` unless ``value`` is one of ``choices``."""
     if value not in list(choices):
-        raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, choices))}")
+        raise ArgumentError(name, value, f"expected one of {', '.join(map(str, choices))}")
+
+
+def as_value(value: Any) -> str:
+    """A value as it is typed behind a key: ``[0.5,0.5]``, ``{_target_: my.Crop, size: 8}``."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_value, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 def nearest_to(name: str, names: Iterable[str]) -> str:
@@ -64,27 +74,31 @@ def nearest_to(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Inside the ``with`` block, our ``ValueError("argument=value: ...")`` names its config key.
+    """Inside the ``with`` block, what is refused becomes a :class:`UserError` with its key.
 
-    It becomes a :class:`UserError`, and so does what Hydra could not make. All other errors pass.
+    An argument that cannot be used has a key of its own; another error of a part of a library has
+    that of the ``group``. What a user's own code raises passes, and is told with its line.
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         cause: BaseException = error
-        innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        is_ours = isinstance(error, ValueError) and _PACKAGE in innermost.parents
         if type(error).__name__ == "InstantiationException":  # Hydra's, which is not imported here
-            cause, is_ours = error.__cause__ or error, True
-        if not is_ours or error_in_user_code(error):
+            cause = error.__cause__ or error
+        if isinstance(cause, ArgumentError):
+            key = f"{GROUP_OF.get(cause.name, group)}.{cause.name}"
+            raise UserError(f"{key}={as_value(cause.value)}: {cause.reason}") from error
+        if error_in_user_code(error):
             raise
-        message = one_line(cause)
-        argument, sign, _ = message.partition("=")
-        if not (sign and argument.isidentifier()):
-            message = f"{group}: {message}"
-        else:
-            message = f"{_GROUP_OF.get(argument, group)}.{message}".lstrip(".")
-        raise UserError(message) from error
+        raise UserError(f"{group}: {described(cause)}") from error
+
+
+def described(error: BaseException) -> str:
+    """The message of a library's error in a line, after the error's name where that says more."""
+    says_enough = isinstance(error, ValueError) or type(error).__name__ in _SAY_ENOUGH
+    return one_line(error) if says_enough else f"{type(error).__name__}: {one_line(error)}"
 
 
 def error_in_user_code(error: BaseException) -> str | None:
@@ -118,7 +132,12 @@ def _is_own_code(file: Path) -> bool:
 
 def one_line(text: object) -> str:
     """A text, or the message of an error, without line breaks."""
-    return " ".join(str(text).split())
+    return " ".join(printable(text).split())
+
+
+def printable(text: object) -> str:
+    """A text or a path that UTF-8 has: a file may be named in Latin-1."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def require_extra(key: str, extra: str, *packages: str) -> None:

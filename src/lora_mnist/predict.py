@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.disk.files import write_csv
-from lora_mnist.errors import IncompleteError, UserError, one_line
+from lora_mnist.errors import IncompleteError, UserError, one_line, printable
 from lora_mnist.progress import progress
 from lora_mnist.show.screen import print_predictions
 
@@ -51,7 +51,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     images = readable_pictures(classifier, files)
     for number, of_image in classifier.predictions_at(images, list(scales.values())):
         of_each = dict(zip(scales, of_image, strict=True))
-        predictions.append({"file": str(files[number]), **of_each})
+        predictions.append({"file": printable(files[number]), **of_each})
     if cfg.out is not None:
         write_table(predictions, list(scales), Path(str(cfg.out)))
         log.info("%s: %d predictions", cfg.out, len(predictions))
@@ -70,7 +70,7 @@ def readable_pictures(
         try:
             yield classifier.read(file), number
         except ValueError as error:
-            log.error("%s: skipped: %s", file, one_line(error))
+            log.error("%s: skipped: %s", printable(file), one_line(error))
 
 
 def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], out: Path) -> None:

@@ -85,8 +85,7 @@ def choose_target(
         wrong, count = errors[target], numbers[target]
         share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
         choice = Choice(target, None, len(before), f"the weakest class, {share}")
-    with config_group("data"):
-        selection = select(labels, classes, target)
+    selection = select(labels, classes, target)
     if target is None:
         return selection, {}
     return selection, {"target": choice._replace(value=[classes[c] for c in selection.targets])}
@@ -144,8 +143,7 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
 
         def count_errors() -> int:
             batches = dataset.batches(session.images.val, device, spread, "optimizer.lr=auto")
-            with precision.forward_context():
-                table = evaluate(net.eval(), batches, before.at(spread))
+            table = evaluate(net.eval(), batches, before.at(spread))
             return int(counts_of(table)["after"]["errors"])
 
         errors_before = count_errors()

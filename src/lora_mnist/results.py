@@ -129,7 +129,7 @@ def results_of(
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep."""
     if cfg.base_ckpt is not None:
-        return Path(cfg.base_ckpt)
+        return Path(str(cfg.base_ckpt))
     if run.is_sweep:
         return None
     return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
@@ -145,7 +145,7 @@ def _record_of(session: Session) -> dict[str, Any]:
     data |= dataset.split_settings
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
-    folder = Path(data.pop("data_dir", DATA)).expanduser().absolute()
+    folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
     if folder != DATA:  # which each machine has
         data["data_dir"] = str(folder)
     typed = [text for text in session.run.typed or () if affects_results(key_of(text))]
@@ -164,10 +164,7 @@ def _record_of(session: Session) -> dict[str, Any]:
 
 def _write_base(session: Session, path: Path, current: Path | None) -> None:
     """Write the base to the file in which it is kept, and make it the current one."""
-    record = _record_of(session)
-    # How many are held out is each training's choice; the base's is for a warning.
-    record["made"]["val_size"] = record["data"].pop("val_size", None)
-    write_base(session.net.state_dict(), path, record)
+    write_base(session.net.state_dict(), path, _record_of(session))
     if current is not None:
         set_current_base(path, current)
     else:

@@ -3,15 +3,14 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
@@ -19,22 +18,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.command import Run, classifier_of, key_of, settings_of
+from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning, select
 from lora_mnist.disk.resume import last_checkpoint, load_best_weights
-from lora_mnist.errors import TrainingError, UserError, config_group, is_number, require_number
+from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.module import ClassifierModule, Loss
-from lora_mnist.repair.networks import evaluating, importable
+from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, columns_at, evaluate, val_metrics
 from lora_mnist.trainer import make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
 
 
+#: batches.replay=auto, or as many as there are.
+AUTO_REPLAY = 90
 #: The keys that set the choices of a repair.
 KEY_OF = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
 
@@ -94,13 +95,9 @@ class Session:
         with self.evaluating() as device:
             return evaluate(self.net, dataset.batches(images, device, name=part), before)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[torch.device]:
+    def evaluating(self) -> AbstractContextManager[torch.device]:
         """Inside the ``with`` block the network is on the Trainer's device, in eval mode."""
-        precision: Any = self.trainer.precision_plugin
-        on_device = evaluating(self.net, self.trainer.strategy.root_device)
-        with on_device as device, precision.forward_context():
-            yield device
+        return evaluating(self.net, self.trainer.strategy.root_device)
 
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
         """The predictions for each part that has images; for ``val`` only if they are asked for."""
@@ -127,18 +124,18 @@ class Session:
             selection = also_learning(selection, images.val.labels, len(images.train))
             train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
             images = replace(images, train=train, val=none)
+        processes, replay = self.trainer.world_size, batches.replay
+        if replay == "auto":  # a multiple of the processes
+            replay = min(AUTO_REPLAY, len(selection.replay_indices)) // processes * processes
         with config_group("batches"):
-            labels, world_size = images.train.labels, self.trainer.world_size
-            seed, size = self._order_seed, batches.batch_size
-            plan = Plan(selection, labels, size, batches.replay, seed, world_size)
-        with importable(), config_group("batches.augment"):
-            augment = instantiate(batches.augment) if batches.augment else None
+            labels, seed, size = images.train.labels, self._order_seed, batches.batch_size
+            plan = Plan(selection, labels, size, replay, seed, processes)
+        augment = make("batches.augment", batches.augment) if batches.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
 
     def make_loss(self) -> Loss:
         """The loss of a batch."""
-        with importable(), config_group("loss"):
-            loss: Loss = instantiate(self.cfg.loss, _convert_="all")
+        loss: Loss = make("loss", self.cfg.loss)
         return loss
 
     def make_optimizer(self, rate: float) -> Optimizer:
@@ -146,18 +143,14 @@ class Session:
         settings = dict(self.cfg.optimizer)
         settings.pop("lr")
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        with importable(), config_group("optimizer"):
-            if not is_number(rate) or rate < 0:
-                raise ValueError(f"lr={rate}: expected a number >= 0, or auto")
-            # Plain lists, for checkpoints.
-            optimizer: Optimizer = instantiate(settings, _convert_="all")(trained, lr=rate)
-            decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
-            if decay and self.cfg.stage == "lora" and self.cfg.lora.init == "pissa":
-                raise ValueError(
-                    f"weight_decay={decay}: expected 0 with lora.init=pissa, whose factors start "
-                    "at the weight's principal part: decay would move the network away from the "
-                    "base, not towards it"
-                )
+        optimizer: Optimizer = make("optimizer", settings, trained, lr=rate)
+        decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
+        if decay and self.cfg.stage == "lora" and self.cfg.lora.init == "pissa":
+            raise UserError(
+                f"optimizer.weight_decay={decay}: expected 0 with lora.init=pissa, whose factors "
+                "start at the weight's principal part: decay would move the network away from the "
+                "base, not towards it"
+            )
         return optimizer
 
     def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
@@ -166,9 +159,7 @@ class Session:
         interval = settings.pop("interval", "step")
         if not settings:
             return None
-        with importable(), config_group("scheduler"):
-            scheduler = instantiate(settings, _convert_="all")(optimizer)
-        return {"scheduler": scheduler, "interval": interval}
+        return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
 
     def configuration(self, selection: Selection) -> dict[str, Any]:
         """Everything that the run's numbers depend on: with other settings it may not go on."""
@@ -246,9 +237,7 @@ class Session:
         for logger in cfg.get("logger") or {}:
             if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
                 cfg.logger[logger] = None
-        trainer = make_trainer(cfg, run)
-        trainer.limit_val_batches = 1.0  # the images are limited already
-        return replace(self, cfg=cfg, run=run, trainer=trainer)
+        return replace(self, cfg=cfg, run=run, trainer=make_trainer(cfg, run))
 
 
 def open_session(cfg: DictConfig, run: Run) -> Session:
@@ -274,20 +263,16 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     else:
         classifier = classifier_of(cfg, run)
     dataset = classifier.dataset
-    with config_group("data"):
-        images = dataset.sets
+    images = classifier.images
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     if cfg.stage != "eval" and cfg.target != "weakest":
-        with config_group("data"):
-            select(images.train.labels, dataset.classes, cfg.target)  # refuses an unknown class
+        select(images.train.labels, dataset.classes, cfg.target)  # refuses an unknown class
     session = Session(cfg, run, trainer, classifier, images, None, started)
     mistakes = None
     if cfg.mistakes is not None:
         folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
-        with config_group("data"):
-            require_number("mistakes_test", share, 0, 1)
         with session.evaluating() as device:
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
@@ -296,11 +281,10 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
 
             mistakes = wrong_pictures(predict, dataset, folder, share)
         images, mistakes = move_to_training(images, mistakes, dataset)
-    size = dataset.eval_batch_size
-    val = _limited(images.val, trainer.limit_val_batches, size)
-    test = _limited(images.test, trainer.limit_test_batches, size)
+    size, few = dataset.eval_batch_size, int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
+    val = _limited(images.val, few or cfg.trainer.get("limit_val_batches"), size)
+    test = _limited(images.test, few or cfg.trainer.get("limit_test_batches"), size)
     images = replace(images, val=val, test=test)
-    trainer.limit_val_batches = 1.0  # of these images
     session = replace(session, images=images, mistakes=mistakes)
     if cfg.stage != "eval":
         _refuse_inconsistent(session)
@@ -331,22 +315,13 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    if cfg.batches.replay == 0 and (weight := cfg.loss.get("target_weight")) is not None:
-        raise UserError(f"loss.target_weight={weight}: expected null, or batches.replay > 0")
     is_auto = cfg.optimizer.lr == "auto"
-    if is_auto and (not is_repair or "max_lr" in scheduler):
-        raise UserError(
-            "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
-            "scheduler=one_cycle"
-        )
-    if is_repair:
-        scale, refit = cfg.lora.scale, cfg.refit
-        if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
-            raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
-        if scale != "auto" and (not is_number(scale) or scale <= 0):
-            raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-        if not isinstance(refit, bool) and refit != "auto":
-            raise UserError(f"refit={refit}: expected true, false or auto")
+    if is_auto and not is_repair:
+        raise UserError("optimizer.lr=auto: expected a number; only stage=lora finds one")
+    if cfg.loss.get("target_weight") is not None and not cfg.batches.replay:
+        log.warning("loss.target_weight: has no effect with batches.replay=0")
+    if is_repair and cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
+        log.warning("lora.init_std: has no effect with lora.init=%s", cfg.lora.init)
     # Made once, so that what they refuse is refused before anything is computed.
     session.make_loss()
     session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))

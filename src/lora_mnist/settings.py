@@ -8,12 +8,11 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lora_mnist.data.images import ImageDataset
-from lora_mnist.errors import UserError
-from lora_mnist.project import DATA, quoted
+from lora_mnist.errors import UserError, as_value
+from lora_mnist.project import quoted
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class Settings:
         if type(size) is int:
             self.prepare["image_size"] = [size, size]  # as records have it
         groups = ("net", "prepare", "data")
-        self._typed = {group: dict(getattr(self, group)) for group in groups}
+        self.typed = {group: dict(getattr(self, group)) for group in groups}
 
     def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
         """Fill in what is missing, and remember who has said it; "": nobody.
@@ -58,15 +57,13 @@ class Settings:
         taken, others = [], []
         for group in ("net", "prepare", "data"):
             own, stored = getattr(self, group), dict(record.get(group, {}))
-            if group == "data" and _is_elsewhere(own, stored):
-                stored = {key: stored.get(key) for key in ("_target_", "dataset")}
             if group == "prepare" and own.get("transform") is not None:
                 for key in set(stored) - {"classes", "channels", "transform"}:
                     del stored[key]  # the network's input is that of the transform alone
             values = _missing(own, stored)
             own |= values
             for key, value in own.items() if file else ():
-                mine = self._typed[group].get(key)
+                mine = self.typed[group].get(key)
                 if foreign := foreign_code(value, mine, key, own.get("_target_")):
                     typed = quoted(f"{group}.{key}={as_value(value)}")
                     raise UserError(
@@ -78,20 +75,13 @@ class Settings:
             elif values:
                 taken.append(group)
         for key, value in record.get("prepare", {}).items() if file else ():
-            mine = self._typed["prepare"].get(key)
+            mine = self.typed["prepare"].get(key)
             if mine is not None and self.prepare[key] != value:
                 others.append(f"prepare.{key}={as_value(mine)}")
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
         if others:
             self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
-
-
-def _is_elsewhere(own: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
-    """Whether another folder is named than that of a record."""
-    if own.get("data_dir") is None:
-        return False
-    return Path(own["data_dir"]).expanduser().absolute() != Path(stored.get("data_dir") or DATA)
 
 
 def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,25 +129,11 @@ def foreign_code(
     return None
 
 
-def as_value(value: Any) -> str:
-    """A value as it is typed behind a key: ``[0.5,0.5]``, ``{_target_: my.Crop, size: 8}``."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {as_value(each)}' for key, each in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(as_value, value))}]"
-    return "null" if value is None else str(value)
-
-
-def warn_of_other_split(
-    dataset: ImageDataset, settings: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
+def warn_of_other_split(dataset: ImageDataset, record: Mapping[str, Any]) -> None:
     """Say so where a base with this record may have been trained on images that are held out."""
-    made, data = record.get("made", {}), record.get("data", {})
-    if "val_size" not in made or _is_elsewhere(settings, data):
-        return  # a base that was not trained here, or on other images
-    trained = {**data, "val_size": made["val_size"]}
+    trained = record.get("data", {})  # nothing of a base that was trained elsewhere
     for key, now in dataset.split_settings.items():
-        then = now if trained.get(key) is None else trained[key]
+        then = trained.get(key, now)
         is_less = now > then if key == "val_size" else now != then
         if key == "val_from":
             is_less = (now, then) == ("train", "test")  # it was trained on all but test images

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
-from lora_mnist.command import Run
+from lora_mnist.command import Run, make
 from lora_mnist.disk.resume import AtomicCheckpointIO, LastCheckpoint, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
@@ -60,8 +60,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     callbacks: list[Any] = []
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
-            with importable(), config_group(f"callbacks.{name}"):
-                callbacks.append(instantiate(config))
+            callbacks.append(make(f"callbacks.{name}", config))
     loggers: list[Any] = []
     for name, config in (cfg.get("logger") or {}).items():  # ~logger leaves none
         if config is None:
@@ -70,8 +69,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         if "purge_step" in config and cfg.get("resume") is not None:
             # Steps after the checkpoint are logged again.
             changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
-        with importable(), config_group(f"logger.{name}"):
-            loggers.append(instantiate(config, **changes))
+        loggers.append(make(f"logger.{name}", config, **changes))
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         made = instantiate(cfg.trainer, _convert_="all", _partial_=True)
@@ -89,6 +87,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
         }
+        arguments["limit_val_batches"] = 1.0  # of images that the session has limited
         trainer: Trainer = made.func(
             default_root_dir=str(run.folder),
             callbacks=callbacks,
@@ -109,8 +108,6 @@ def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
         )
-    if not trainer.limit_test_batches:
-        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
     if trainer.world_size > 1 and run.is_sweep:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"

@@ -132,7 +132,7 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
     Image.new("L", (40, 90)).save(root.parent / "x.jpg")
     assert Folder(root).read_picture(root.parent / "x.jpg").shape == (3, 7, 9)
     make_photos({"owl": 5}, size=(4, 6))
-    with pytest.raises(ValueError, match=r"image_size=null: expected .* is 6x4 and another 7x9$"):
+    with pytest.raises(ValueError, match=r"image_size=null: expected .* is 6x4, another 7x9$"):
         read(root)
 
 
@@ -198,8 +198,7 @@ def test_each_class_has_a_folder_of_its_name_with_images_to_train_on(make_photos
     (root / "test" / "Floete").rename(root / "train" / "Floete")
     for path in (root / "train" / "Floete").iterdir():
         path.unlink()
-    shares = "val_size=0.1 test_size=0.1"
-    with pytest.raises(ValueError, match=f"^{shares}: expected to leave some images of Floete "):
+    with pytest.raises(ValueError, match=r"^val_size=0\.1: expected to leave.* images of Floete "):
         _ = Folder(root).sets
 
 

@@ -184,3 +184,17 @@ def test_the_way_back_is_a_command_that_goes_back(tmp_path):
     command = text.getvalue().partition("go back with: ")[2].splitlines()[0]
     subprocess.run(shlex.split(command), check=True)
     assert read_base(target).sha256 == fingerprint(STATE)
+
+
+def test_a_damaged_copy_of_a_base_is_not_relied_on(tmp_path):
+    """The current base would be in no file any more."""
+    sha256 = fingerprint(STATE)
+    own, current = versioned_base_path(tmp_path, "tiny", sha256), tmp_path / "tiny.ckpt"
+    write_base(STATE, own)
+    set_current_base(own, current)
+    own.write_bytes(own.read_bytes()[:1000])
+    assert find_base(tmp_path, sha256) is None
+    make_current(tmp_path, current)
+    assert read_base(current).sha256 == fingerprint(OTHER)
+    assert find_base(tmp_path, sha256) == own
+    assert changed_tensors(read_base(own).tensors, STATE) == []

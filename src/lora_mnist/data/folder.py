@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,14 @@ from lora_mnist.data.images import (
     open_picture,
     size_of_picture,
 )
-from lora_mnist.errors import UserError, nearest_to, require_number, require_one_of
+from lora_mnist.errors import (
+    ArgumentError,
+    UserError,
+    nearest_to,
+    printable,
+    require_number,
+    require_one_of,
+)
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -103,7 +111,7 @@ class Preparation:
         try:
             return self(open_picture(path), augment)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{printable(path)}: {error}") from error
 
 
 class Folder(ImageDataset):
@@ -133,13 +141,15 @@ class Folder(ImageDataset):
         eval_batch_size: int = 250,
         **common: Any,
     ) -> None:
-        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        # A folder's name may be a number.
+        self.data_dir = None if data_dir is None else Path(str(data_dir)).expanduser()
         self.prepare = Preparation(channels, (0, 0), resize, crop_pct, interpolation, transform)
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
         size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
-            raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
+            expected = "expected null, pixels, or [height, width]"
+            raise ArgumentError("image_size", image_size, expected)
         # The command line reads the name 7 as a number.
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
@@ -150,9 +160,11 @@ class Folder(ImageDataset):
         if transform is not None:
             alone = Preparation(channels, transform=transform)
             if [image_size, mean, std] != [None, None, None] or self.prepare != alone:
-                raise ValueError(
-                    f"transform={transform}: expected null, or neither image_size, resize, "
-                    "crop_pct, interpolation, mean nor std, which it has in itself"
+                raise ArgumentError(
+                    "transform",
+                    transform,
+                    "expected null, or neither image_size, resize, crop_pct, interpolation, mean "
+                    "nor std, which it has in itself",
                 )
             self.mean, self.std = 0.0, 1.0
             return
@@ -160,9 +172,11 @@ class Folder(ImageDataset):
         self.prepare = replace(self.prepare, size=(height, width))
         if mean is None or std is None:
             if not len(self.sets.train):
-                raise ValueError(
-                    "mean=null: expected mean and std, as in the network's training, since there "
-                    "are no training images to measure"
+                raise ArgumentError(
+                    "mean",
+                    "null",
+                    "expected mean and std, as in the network's training, since there are no "
+                    "training images to measure",
                 )
             measured_mean, measured_std = measured_pixels(self.sets.train)
             mean = measured_mean if mean is None else mean
@@ -173,9 +187,11 @@ class Folder(ImageDataset):
     def root(self) -> Path:
         """The folder of images; ValueError, if there is none."""
         if self.data_dir is None or not self.data_dir.is_dir():
-            raise ValueError(
-                f"data_dir={self.data_dir}: expected a folder of images; without one, classes, "
-                "image_size, mean and std have to be those of the network's training"
+            raise ArgumentError(
+                "data_dir",
+                self.data_dir,
+                "expected a folder of images; without one, classes, image_size, mean and std have "
+                "to be those of the network's training",
             )
         return self.data_dir
 
@@ -221,7 +237,7 @@ class Folder(ImageDataset):
             if part == "train" or "train" not in self._parts.values():
                 names.update(_subfolders(folder))
         if len(names) < 2:
-            raise ValueError(f"data_dir={self.root}: expected a folder for each of two classes")
+            raise ArgumentError("data_dir", self.root, "expected a folder for each of two classes")
         return sorted(names)
 
     @cached_property
@@ -231,18 +247,15 @@ class Folder(ImageDataset):
         if sorted(self.classes) != names:
             others = [name for name in self.classes if name not in names]
             odd = f"; {others[0]} is none of them{nearest_to(others[0], names)}" if others else ""
-            raise ValueError(
-                f"classes={self.classes}: expected the folders of {root}: {names}{odd}"
-            )
+            expected = f"expected the folders of {root}: {names}{odd}"
+            raise ArgumentError("classes", self.classes, expected)
         labels = {name: label for label, name in enumerate(self.classes)}
         entries, others = [], []
         for folder, part in self._parts.items():
             for name in _subfolders(folder):
                 if name not in labels:
-                    raise ValueError(
-                        f"data_dir={folder}: expected the folders of train/, but {name} is none "
-                        f"of them{nearest_to(name, names)}"
-                    )
+                    expected = f"expected the folders of train/, but {name} is none of them"
+                    raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
             for file, label in ImageFolder.make_dataset(
                 str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
             ):
@@ -252,7 +265,7 @@ class Folder(ImageDataset):
                 if path.name.lower().endswith(IMG_EXTENSIONS):
                     entries.append(Entry(path.as_posix(), label, part))
                 else:
-                    others.append(path.as_posix())
+                    others.append(printable(path.as_posix()))
         if others:
             log.warning("%d files are not named as images: %s, ...", len(others), others[0])
         return sorted(entries)
@@ -262,7 +275,7 @@ class Folder(ImageDataset):
         for entry in self._entries:
             with suppress(ValueError):  # broken images are named later, when all are read
                 return size_of_picture(self.root / entry.path)
-        raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
+        raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
     @cached_property
     def sets(self) -> ImageSets:
@@ -280,10 +293,8 @@ class Folder(ImageDataset):
                 return error
             if self._has_own_size and size != prepare.size:
                 here, there = ("x".join(map(str, each)) for each in (size, prepare.size))
-                raise ValueError(
-                    f"image_size=null: expected images of one size, but {path} is {here} and "
-                    f"another {there}"
-                )
+                expected = f"expected images of one size, but {path} is {here}, another {there}"
+                raise ArgumentError("image_size", "null", expected)
             return prepare(picture) if picture else path
 
         digest = hashlib.sha256()
@@ -292,10 +303,10 @@ class Folder(ImageDataset):
             pairs = zip(entries, pool.map(read, entries), strict=True)
             for entry, image in progress(pairs, "reading", len(entries)):
                 if isinstance(image, ValueError):
-                    log.warning("%s: skipped: %s", root / entry.path, image)
+                    log.warning("%s: skipped: %s", printable(root / entry.path), image)
                     continue
                 images[entry] = image
-                digest.update(f"{entry.path} {entry.label} ".encode())
+                digest.update(os.fsencode(f"{entry.path} {entry.label} "))
                 if isinstance(image, Tensor):
                     digest.update(image.numpy().data)
                 else:
@@ -307,7 +318,7 @@ class Folder(ImageDataset):
         if repeats:
             log.warning(
                 "%d images are left out, since another part has them: %s, ...",
-                *(len(repeats), repeats[0].path),
+                *(len(repeats), printable(repeats[0].path)),
             )
         for entry in repeats:
             del parts[entry]
@@ -317,11 +328,11 @@ class Folder(ImageDataset):
             sets[part] = Images(
                 [images[entry] for entry in chosen],
                 torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
-                [entry.path for entry in chosen],
+                [printable(entry.path) for entry in chosen],
                 None if in_memory else prepare.read,
             )
         if not len(sets["test"]):
-            raise ValueError(f"data_dir={root}: expected test images that are not trained on")
+            raise ArgumentError("data_dir", root, "expected test images that are not trained on")
         sha256 = {"all": digest.hexdigest()}
         return ImageSets(**sets, sha256=sha256, held_out=held_out, copies=len(repeats))
 
@@ -344,12 +355,18 @@ def split(
     if val_from == "test":
         parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
     existing, held_out = set(parts.values()), {}
+    if val_from == "test" and "test" not in existing:
+        raise ArgumentError("val_from", val_from, "expected train, since there is no folder test/")
     if "val" not in existing:
         held_out["val"] = val_from
     if "test" not in existing:
         held_out["test"] = "train"
     members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
-    for entry in sorted(parts, key=lambda e: hashlib.sha256(f"{seed} {e.path}".encode()).digest()):
+
+    def place(entry: Entry) -> bytes:
+        return hashlib.sha256(os.fsencode(f"{seed} {entry.path}")).digest()
+
+    for entry in sorted(parts, key=place):
         members[entry.label, parts[entry]].append(entry)
     for label, name in enumerate(classes):
         train, val, test = (members[label, part] for part in _PARTS)
@@ -362,9 +379,11 @@ def split(
             val = _take(test, val_size, len(test))
         is_trained = existing != {"test"}  # a test/ alone is enough to test
         if (is_trained and not train) or (val and val_from == "test" and not test):
-            raise ValueError(
-                f"val_size={val_size} test_size={test_size}: expected to leave some images of "
-                f"{name} to train on, and to test on; {readable} of those to train on are readable"
+            raise ArgumentError(
+                "val_size",
+                val_size,
+                f"expected to leave, with test_size={test_size}, some images of {name} to train "
+                f"on, and to test on; {readable} of those to train on are readable",
             )
         for part, images in (("train", train), ("val", val), ("test", test)):
             parts |= dict.fromkeys(images, part)

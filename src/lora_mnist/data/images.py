@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from lora_mnist.errors import require_number, require_one_of
+from lora_mnist.errors import ArgumentError, require_number, require_one_of
 from lora_mnist.progress import progress
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
@@ -125,7 +126,7 @@ class ImageDataset:
         num_workers: int = 0,
     ) -> None:
         if not re.fullmatch(r"[^/\\\0]+", name):
-            raise ValueError(f"name={name}: expected a name without /, since files are called so")
+            raise ArgumentError("name", name, "expected a name without /, since files have it")
         require_one_of("val_from", val_from, ["train", "test"])
         self.name, self.classes, self.channels = name, list(classes), channels
         self.val_from = val_from
@@ -149,7 +150,7 @@ class ImageDataset:
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
             values = value if isinstance(value, Sequence) else [value]
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{key}={value}: expected one number, or {self.channels}")
+                raise ArgumentError(key, value, f"expected one number, or {self.channels}")
             for each in values:
                 require_number(key, each, least, most)
         self.mean, self.std = mean, std
@@ -235,13 +236,14 @@ def open_picture(
 ) -> Image.Image:
     """A picture, decoded, with eight bits a channel; the ``draft`` of a JPEG is small and quick."""
     try:
-        if isinstance(picture, Path):
-            picture = Image.open(picture, formats=_FORMATS)
-        if upright:
-            picture = ImageOps.exif_transpose(picture)
-        if draft:
-            picture.draft("L", (1, 1))
-        picture.load()
+        is_file = isinstance(picture, Path)
+        opened = Image.open(picture, formats=_FORMATS) if is_file else nullcontext(picture)
+        with opened as picture:  # which closes a damaged file, too
+            if upright:
+                picture = ImageOps.exif_transpose(picture)
+            if draft:
+                picture.draft("L", (1, 1))
+            picture.load()
     except Exception as error:  # Pillow has no common class for damaged files
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
     if picture.mode == "F":

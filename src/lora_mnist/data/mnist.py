@@ -28,7 +28,7 @@ from lora_mnist.data.images import (
     open_picture,
     sha256_of,
 )
-from lora_mnist.errors import PREPARE, one_line, require_one_of
+from lora_mnist.errors import PREPARE, ArgumentError, one_line, require_one_of
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -54,6 +54,7 @@ class MNIST(ImageDataset):
         dataset: str = "MNIST",
         data_dir: str | Path = "data",
         *,
+        download: bool = True,
         name: str | None = None,
         val_size: int = 5000,
         mean: Channelwise | None = None,
@@ -62,7 +63,7 @@ class MNIST(ImageDataset):
     ) -> None:
         for key in PREPARE:
             if (value := common.pop(key, None)) is not None:
-                raise ValueError(f"{key}={value}: expected null; {dataset} has a form of its own")
+                raise ArgumentError(key, value, f"expected null; {dataset} has a form of its own")
         require_one_of("dataset", dataset, DATASETS)
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
@@ -70,7 +71,7 @@ class MNIST(ImageDataset):
         usual_mean, usual_std = DATASETS[dataset]
         self.normalise_by(usual_mean if mean is None else mean, usual_std if std is None else std)
         self.dataset = dataset
-        self.data_dir = Path(data_dir).expanduser()
+        self.data_dir, self.download = Path(str(data_dir)).expanduser(), download
         self.val_size = val_size
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 
@@ -78,13 +79,16 @@ class MNIST(ImageDataset):
     def sets(self) -> ImageSets:
         parts, sha256 = {}, {}
         for part in ("train", "test"):
-            images, labels = load_images(self.dataset, self.data_dir, part == "train")
+            images, labels = load_images(
+                self.dataset, self.data_dir, part == "train", self.download
+            )
             parts[part] = Images(images, labels)
             sha256[part] = sha256_of(images, labels)
         whole = parts[self.val_from]
         count = len(whole)
         if type(self.val_size) is not int or not 0 <= self.val_size < count:
-            raise ValueError(f"val_size={self.val_size}: expected an integer from 0 to {count - 1}")
+            expected = f"expected an integer from 0 to {count - 1}"
+            raise ArgumentError("val_size", self.val_size, expected)
         order = list(range(count))
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
@@ -98,13 +102,19 @@ class MNIST(ImageDataset):
         return digit_of(open_picture(picture, upright=True))
 
 
-def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
-    """All training or test images, (N, 1, 28, 28) uint8, and their labels, (N,) int64."""
+def load_images(dataset: str, data_dir: str | Path, train: bool, download: bool = True) -> Batch:
+    """All training or test images, (N, 1, 28, 28) uint8, and their labels, (N,) int64.
+
+    With ``download`` a folder that lacks some is made, cleaned of half-written files, and filled.
+    """
     root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
     raw = root / dataset / "raw"
     with suppress(Exception):  # torchvision has no one class for what is missing or half-written
         images = family(root, train=train)
         return images.data.unsqueeze(1), images.targets
+    if not download:
+        expected = f"expected the files of {dataset} in {raw}; type this key to have them fetched"
+        raise ArgumentError("data_dir", root, expected)
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
@@ -112,9 +122,11 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
                 archive.with_suffix("").unlink(missing_ok=True)
             images = family(root, train=train, download=True)
     except Exception as error:
-        raise ValueError(
-            f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "
-            f"damaged, and no download is possible ({one_line(error)})"
+        raise ArgumentError(
+            "data_dir",
+            root,
+            f"expected the official .gz files in {raw}; some are missing or damaged, and no "
+            f"download is possible ({one_line(error)})",
         ) from error
     return images.data.unsqueeze(1), images.targets
 

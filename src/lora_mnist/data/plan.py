@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lora_mnist.data.images import Augment, Batch, ImageDataset, Images, ImageSets
-from lora_mnist.errors import nearest_to
+from lora_mnist.errors import ArgumentError, UserError, nearest_to
 
 
 class Selection(NamedTuple):
@@ -37,20 +37,20 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
         if isinstance(name, float | bool):  # 1.10 was typed, and read as 1.1
-            raise ValueError(
+            raise UserError(
                 f"target={name}: expected a class; quote one that looks like a number, or true, as "
                 "in 'target=\"1.10\"'"
             )
         if str(name) not in numbers:
             nearest = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
-            raise ValueError(
+            raise UserError(
                 f"target={target}: no class is called {name}{nearest}; expected a class by name, "
                 f"or by number from 0 to {len(classes) - 1}, a list, weakest, or null for all"
             )
         targets.append(numbers[str(name)])
     is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     if not is_target.any():
-        raise ValueError(f"target={target}: expected a class with training images")
+        raise UserError(f"target={target}: expected a class with training images")
     replayed = (~is_target).nonzero()[:, 0]
     return Selection(list(dict.fromkeys(targets)), is_target.nonzero()[:, 0], replayed)
 
@@ -78,17 +78,14 @@ class Plan:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        for key, size, least in (("batch_size", self.batch_size, 1), ("replay", self.replay, 0)):
-            if type(size) is not int or size < least:
-                raise ValueError(f"{key}={size}: expected an integer >= {least}")
+        for key, size in (("batch_size", self.batch_size), ("replay", self.replay)):
             if size % self.processes:
-                raise ValueError(f"{key}={size}: expected a multiple of {self.processes} processes")
+                expected = f"expected a multiple of {self.processes} processes"
+                raise ArgumentError(key, size, expected)
         others = len(self.selection.replay_indices)
         if self.replay > others:
-            raise ValueError(
-                f"replay={self.replay}: expected at most {others}, the number of training images "
-                "that are not learnt"
-            )
+            expected = f"expected at most {others}, the training images that are not learnt"
+            raise ArgumentError("replay", self.replay, expected)
 
     @property
     def batches_a_pass(self) -> int:

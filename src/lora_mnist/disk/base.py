@@ -188,19 +188,27 @@ def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
 
 
 def find_base(folder: Path, sha256: str) -> Path | None:
-    """The file in ``folder`` of the base with this fingerprint."""
-    return next(iter(sorted(folder.glob(f"*-{sha256[:12]}.ckpt"))), None)
+    """The file in ``folder`` that holds the base with this fingerprint; damaged ones do not."""
+    for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
+        if sha256_of_base(path) == sha256:
+            return path
+    return None
+
+
+def sha256_of_base(path: Path) -> str | None:
+    """The fingerprint of a base of ours; ``None`` for any other file, or a damaged one."""
+    with suppress(OSError, ValueError):
+        file = read_base(path)
+        if file.sha256 == fingerprint(file.tensors):
+            return file.sha256
+    return None
 
 
 def refuse_to_replace(path: Path) -> None:
     """Refuse a file that a new base must not replace: not ours, or where a base stays for good."""
     if not path.exists():
         return
-    sha256 = None
-    with suppress(OSError, ValueError):  # no base at all
-        file = read_base(path)
-        if file.sha256 == fingerprint(file.tensors):
-            sha256 = file.sha256
+    sha256 = sha256_of_base(path)
     if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
@@ -214,7 +222,7 @@ def set_current_base(own: Path, current: Path) -> None:
     before = read_base(current).sha256 if current.exists() else None
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base(own.parent, before)
-        if previous is None:  # it was made on another machine
+        if previous is None:  # it was made on another machine, or its own file is damaged
             previous = versioned_base_path(own.parent, current.stem, before)
             with atomic_write(previous) as temporary:
                 shutil.copyfile(current, temporary)

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import ArgumentError, is_number
+
 
 def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
     """What divides alpha; rsLoRA's is ``sqrt(rank)`` (Kalajdzievski 2023, arXiv:2312.03732)."""
@@ -48,7 +50,7 @@ class LoRAParametrization(nn.Module):
         metadata: what the file says that the adapter was loaded from.
 
     Raises:
-        ValueError: if ``rank``, ``alpha`` or ``use_rslora`` is out of range.
+        ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class LoRAParametrization(nn.Module):
     ) -> None:
         super().__init__()
         if type(rank) is not int or rank < 1:
-            raise ValueError(f"rank={rank}: expected an integer >= 1")
-        if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-            raise ValueError(f"alpha={alpha}: expected a finite number > 0")
+            raise ArgumentError("rank", rank, "expected an integer >= 1")
+        if not is_number(alpha) or alpha <= 0:
+            raise ArgumentError("alpha", alpha, "expected a finite number > 0")
+        if not is_number(init_std) or init_std < 0:
+            raise ArgumentError("init_std", init_std, "expected a finite number >= 0")
         if not isinstance(use_rslora, bool):
-            raise ValueError(f"use_rslora={use_rslora}: expected true or false")
+            raise ArgumentError("use_rslora", use_rslora, "expected true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.scale, self.enabled = 1.0, True

@@ -11,7 +11,6 @@ adapter.
 """
 
 import logging
-import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .errors import ArgumentError, is_number
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
 from .weight import (
@@ -74,9 +74,9 @@ def add_lora(
             adapted. ``model`` is then as it was.
     """
     if init not in ("gaussian", "kaiming", "pissa"):
-        raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: expected a number from 0 to below 1")
+        raise ArgumentError("init", init, "expected one of gaussian, kaiming, pissa")
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise ArgumentError("dropout", dropout, "expected a number from 0 to below 1")
     targets = layers_to_adapt(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
@@ -85,7 +85,7 @@ def add_lora(
     for layer, weight in targets.items():
         # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
         if dropout and not weight.factored_forward:
-            raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
+            raise ArgumentError("dropout", dropout, f"{layer} has a forward of its own; expected 0")
         adapters[layer] = kind(
             weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
@@ -118,8 +118,8 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     number. Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError``
     if no layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale={scale}: expected a finite number")
+    if not is_number(scale):
+        raise ArgumentError("scale", scale, "expected a finite number")
     for adapter in usable_adapters(model):
         adapter.scale = scale
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import ArgumentError
 from .layer import LoRAParametrization
 
 
@@ -39,7 +40,9 @@ class PiSSAParametrization(LoRAParametrization):
         matrix = weight.detach().flatten(1)
         full, shape = min(matrix.shape), tuple(weight.shape)
         if rank > full:
-            raise ValueError(f"rank={rank}: expected at most {full} with init=pissa for {shape}")
+            raise ArgumentError(
+                "rank", rank, f"expected at most {full} with init=pissa for {shape}"
+            )
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)

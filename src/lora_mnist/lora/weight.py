@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from .errors import ArgumentError
 from .layer import LoRAParametrization, conv2d_forward, linear_forward
 
 
@@ -106,7 +107,10 @@ def layers_to_adapt(
 ) -> dict[str, Weight]:
     """The weights that ``target_modules`` of :func:`.model.add_lora` chooses, by name, in order."""
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
-    expected = f"target_modules={target_modules}: expected"
+
+    def refusal(expected: str) -> ArgumentError:
+        return ArgumentError("target_modules", target_modules, f"expected {expected}")
+
     entries = [target_modules] if isinstance(target_modules, str) else target_modules
     chosen: list[str] = []
     for entry in entries:
@@ -121,14 +125,14 @@ def layers_to_adapt(
             try:
                 named = [name for name in weights if re.fullmatch(entry, name)]
             except re.error as error:
-                raise ValueError(f"{expected} a regular expression ({error})") from error
+                raise refusal(f"a regular expression ({error})") from error
         else:
             named = [name for name in weights if is_end(entry, name)]
             if not named:
-                raise ValueError(f"{expected} a layer with {entry}, of: {listed(weights)}")
+                raise refusal(f"a layer with {entry}, of: {listed(weights)}")
         chosen += named
     if not chosen:
-        raise ValueError(f"{expected} some of: {listed(weights)}")
+        raise refusal(f"some of: {listed(weights)}")
     return {name: weight for name, weight in weights.items() if name in chosen}
 
 
@@ -156,7 +160,7 @@ def by_pattern(
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]
         if not named:
             expected = f"a layer's name, or its end from a dot on, of: {listed(names)}"
-            raise ValueError(f"{argument}={{{key}: {value}}}: expected {expected}")
+            raise ArgumentError(argument, f"{{{key}: {value}}}", f"expected {expected}")
         values.update(dict.fromkeys(named, value))
     return values
 

@@ -205,7 +205,7 @@ class Reading:
             text = f"The base has so few errors on the validation images, {val['errors']:,}, that "
             text += "it has probably been trained on them. What they decided may be wrong: "
             text += f"{', '.join(decided)}."
-            if self.results["val_from"] == "train":
+            if self.results["val_from"] == "train" and "test" not in self.results["held_out"]:
                 text += " data.val_from=test takes them from the test images."
             phrases.append(Phrase(text, "worse"))
         if self.results.get("test_held_out_now"):

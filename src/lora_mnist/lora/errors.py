@@ -1,0 +1,17 @@
+"""What the package raises where an argument cannot be used."""
+
+import math
+
+
+class ArgumentError(ValueError):
+    """An argument that cannot be used: ``name=value: reason``."""
+
+    def __init__(self, name: str, value: object, reason: str) -> None:
+        super().__init__(f"{name}={value}: {reason}")
+        self.name, self.value, self.reason = name, value, reason
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number, and no bool."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)  # type: ignore[arg-type]
