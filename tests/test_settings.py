@@ -7,29 +7,13 @@ from helpers.commands import refused
 from lora_mnist import add_lora, load_classifier, save_adapter
 from lora_mnist.evaluate import evaluate
 from lora_mnist.predict import predict
-from lora_mnist.settings import VERSION, Settings, foreign_code
+from lora_mnist.settings import VERSION, Settings
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 V2 = "torchvision.transforms.v2.Resize"
 TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
 MLP = {"_target_": "lora_mnist.MLP"}
 SPLIT = {"data_dir": "/a", "val_size": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("settings", "foreign"),
-    [
-        ({**TIMM, "in_chans": 1, "pretrained": False}, None),
-        ({"_target_": "lora_mnist.cli.os.system"}, "lora_mnist.cli.os.system"),
-        ({**TIMM, "pretrained": True}, "pretrained=True"),
-        ({**TIMM, "model_name": "local-dir:/tmp/gift"}, "model_name=local-dir:/tmp/gift"),
-        ({"steps": [{"_target_": "a.B", "x": 1}]}, "a.B"),
-        ({"sizes": "${oc.env:HOME}"}, "${oc.env:HOME}"),
-    ],
-)
-def test_what_runs_code_is_found(settings, foreign):
-    assert foreign_code(settings) == foreign
-    assert foreign_code(settings, own=settings) is None  # it is typed
 
 
 def taken(own, **record):
@@ -46,11 +30,29 @@ def test_an_argument_for_a_function_that_is_typed_is_checked_too():
 
 
 @pytest.mark.parametrize(
-    "net", [{**TIMM, "checkpoint_path": "gift.pth"}, {**MLP, "sizes": ({"_target_": "os.system"},)}]
+    ("net", "foreign"),
+    [
+        ({**TIMM, "in_chans": 1, "pretrained": False}, None),
+        ({**MLP, "hidden_sizes": [16, [8]]}, None),
+        ({"_target_": "lora_mnist.cli.os.system"}, "lora_mnist.cli.os.system"),
+        ({**TIMM, "pretrained": True}, "pretrained=true"),
+        ({**TIMM, "model_name": "local-dir:/tmp/gift"}, "model_name=local-dir:/tmp/gift"),
+        ({**MLP, "steps": [{"_target_": "a.B", "x": 1}]}, "steps=[{_target_: a.B, x: 1}]"),
+        ({**MLP, "sizes": "${oc.env:HOME}"}, "sizes=${oc.env:HOME}"),
+        ({**TIMM, "checkpoint_path": "gift.pth"}, "checkpoint_path=gift.pth"),
+        ({**MLP, "sizes": ({"_target_": "os.system"},)}, "sizes=[{_target_: os.system}]"),
+    ],
 )
-def test_what_runs_code_is_refused_where_nothing_is_typed(net):
-    """Also where two records say the function and its argument; a base's file has tuples."""
-    assert "its file names" in refused(lambda: taken({}, net=net))
+def test_what_runs_code_is_refused_where_nothing_is_typed(net, foreign):
+    """A base's file has tuples."""
+    if foreign is None:
+        assert taken({}, net=net).net == net
+        return
+    assert f"its file names {foreign}, code" in refused(lambda: taken({}, net=net))
+    assert taken({"net": net}, net=net).net == net  # it is typed
+
+
+def test_what_two_records_say_together_is_refused_too():
     settings = Settings({}, {}, {})
     settings.take("", {"net": {"checkpoint_path": "gift.pth"}})
     said = refused(settings.take, "b", {"version": VERSION, "net": TIMM}, "base_ckpt=b")

@@ -189,10 +189,10 @@ def explain(error: BaseException) -> tuple[str, int]:
             return _no_stage(), code  # which keys there are depends on it
         if not isinstance(error, HydraException):  # the command reads it
             return f"{cause.full_key}: missing; expected a value", code
-        key, function = str(cause.full_key), cause.parent_node.get("_target_")
-        message = f"{key}: nothing reads this key; {nearest_keys(key)}"
-        if function and key.rpartition(".")[2] not in GROUP_OF:
-            message += f", or +{key}, a new argument of {function}"
+        unknown, function = str(cause.full_key), cause.parent_node.get("_target_")
+        message = f"{unknown}: nothing reads this key; {nearest_keys(unknown)}"
+        if function and unknown.rpartition(".")[2] not in GROUP_OF:
+            message += f", or +{unknown}, a new argument of {function}"
     elif isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")

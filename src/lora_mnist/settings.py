@@ -6,7 +6,7 @@ A record has them as they were resolved. It may be a stranger's, and a ``_target
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,8 @@ class Settings:
             own |= values
             for key, value in own.items() if file else ():
                 mine = self.typed[group].get(key)
-                if foreign := foreign_code(value, mine, key, own.get("_target_")):
+                foreign = None if value == mine else foreign_code(own, key, value, mine)
+                if foreign:
                     typed = quoted(f"{group}.{key}={as_value(value)}")
                     raise UserError(
                         f"{file}: its file names {foreign}, code of its maker: {typed} runs it, "
@@ -100,33 +101,35 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
 
 
 def foreign_code(
-    value: Any, own: Any = None, name: str = "", function: str | None = None
+    arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
 ) -> str | None:
-    """What in ``value`` could run code or read a file, but for what somebody's ``own`` has, too.
+    """What of an argument of a record could run code, or read a file; ``None``: nothing.
 
-    ``value`` is the argument ``name`` of ``function``.
+    ``typed`` is what somebody has typed for it, which may be a part of a transform.
     """
-    if value == own:
+    if name == "transform" and isinstance(value, Mapping):
+        own = typed if isinstance(typed, Mapping) else {}
+        for key, each in value.items():
+            foreign = None if each == own.get(key) else foreign_code(value, key, each)
+            if foreign:
+                return foreign
         return None
     if name == "_target_":
         return None if _KNOWN_FUNCTIONS.fullmatch(str(value)) else str(value)
-    if function == "timm.create_model" and value:
-        is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
-        if name not in _KNOWN_ARGUMENTS.split() or not is_plain:
-            return f"{name}={value}"
+    is_harmless = is_plain(value)
+    if value and arguments.get("_target_") == "timm.create_model":
+        is_name = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
+        is_harmless &= name in _KNOWN_ARGUMENTS.split() and bool(is_name)
+    return None if is_harmless else f"{name}={as_value(value)}"
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``value`` is a text without ``${``, a number, a bool, None, or a list of these."""
+    if isinstance(value, list | tuple):  # a base's file may have tuples, too
+        return all(map(is_plain, value))
     if isinstance(value, str):
-        return value if "${" in value else None
-    parts: list[tuple[Any, ...]] = []
-    if isinstance(value, Mapping):
-        mine = own if isinstance(own, Mapping) else {}
-        inner = value.get("_target_") or mine.get("_target_")
-        parts = [(part, mine.get(key), key, inner) for key, part in value.items()]
-    elif isinstance(value, Sequence):  # a base's file may have tuples, too
-        parts = [(part,) for part in value]
-    for part in parts:
-        if foreign := foreign_code(*part):
-            return foreign
-    return None
+        return "${" not in value
+    return value is None or isinstance(value, bool | int | float)
 
 
 def warn_of_other_split(dataset: ImageDataset, record: Mapping[str, Any]) -> None:

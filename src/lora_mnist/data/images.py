@@ -235,23 +235,24 @@ def open_picture(
     picture: Path | Image.Image, upright: bool = False, draft: bool = False
 ) -> Image.Image:
     """A picture, decoded, with eight bits a channel; the ``draft`` of a JPEG is small and quick."""
+    source: Any = nullcontext(picture)
     try:
-        is_file = isinstance(picture, Path)
-        opened = Image.open(picture, formats=_FORMATS) if is_file else nullcontext(picture)
-        with opened as picture:  # which closes a damaged file, too
+        if isinstance(picture, Path):
+            source = Image.open(picture, formats=_FORMATS)
+        with source as image:  # which closes a damaged file, too
             if upright:
-                picture = ImageOps.exif_transpose(picture)
+                image = ImageOps.exif_transpose(image)
             if draft:
-                picture.draft("L", (1, 1))
-            picture.load()
+                image.draft("L", (1, 1))
+            image.load()
     except Exception as error:  # Pillow has no common class for damaged files
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ValueError("no readable picture (floating-point pixels)")
-    if picture.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
-        values = numpy.asarray(picture).astype(numpy.int64) >> 8
-        picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
-    return picture
+    if image.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
+        values = numpy.asarray(image).astype(numpy.int64) >> 8
+        return Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
+    return image
 
 
 def size_of_picture(path: Path) -> tuple[int, int]:
