@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -235,10 +235,12 @@ def open_picture(
     picture: Path | Image.Image, upright: bool = False, draft: bool = False
 ) -> Image.Image:
     """A picture, decoded, with eight bits a channel; the ``draft`` of a JPEG is small and quick."""
-    source: Any = nullcontext(picture)
+    source: AbstractContextManager[Image.Image]
     try:
         if isinstance(picture, Path):
             source = Image.open(picture, formats=_FORMATS)
+        else:
+            source = nullcontext(picture)
         with source as image:  # which closes a damaged file, too
             if upright:
                 image = ImageOps.exif_transpose(image)

@@ -185,7 +185,10 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 def own_preprocessing(
     net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The preprocessing of pretrained weights: timm's, or torchvision's ``net.weights``."""
+    """The preprocessing of pretrained weights: timm's, or torchvision's ``net.weights``.
+
+    Whoever says another ``image_size`` than theirs has a way of their own to bring pictures to it.
+    """
     weights = net_settings.get("weights")
     package, _, builder = str(net_settings["_target_"]).rpartition(".")
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
@@ -213,11 +216,13 @@ def own_preprocessing(
     else:
         return {}
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
-    size = prepare.get("image_size") or size
     named["image_size"] = [size, size] if isinstance(size, int) else list(size)
     named["channels"] = prepare.get("channels") or channels
     if named["image_size"] != list(original):
         del named["crop_pct"]  # it belongs to that size
+    if prepare.get("image_size") is not None:
+        for key in ("image_size", "resize", "crop_pct", "interpolation"):
+            named.pop(key, None)
     if len(named["mean"]) not in (1, named["channels"]):
         del named["mean"], named["std"]  # images are measured
     return named
