@@ -84,6 +84,10 @@ def run_entry(function: Command, config_name: str) -> None:
     error: BaseException | None = None
     try:
         sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
+        for place, text in enumerate(sys.argv):
+            if text in ("--help", "-h"):
+                _print_groups(config_name)
+                sys.argv[place] = "--cfg=job"
         # Hydra then raises what it would print, and exit with 1.
         with env_override({_FULL_ERROR: "1"}):
             main()
@@ -127,7 +131,19 @@ def run_program(function: Command, names: Iterable[str], usage: str) -> None:
     elif name != "--config-name":  # which a process that Lightning starts has
         print(f"{name}: no such command\n\n{usage}" if name else usage, file=sys.stderr)
         raise SystemExit(2)
-    run_entry(function, "train")
+    run_entry(function, name if name in names else "train")
+
+
+def _print_groups(name: str) -> None:
+    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
+    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
+    if help_of is not None:
+        print(help_of.header)
+    print("Groups; GROUP=NAME chooses:")
+    for folder in sorted(CONFIGS.rglob("*/")):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
+    print("\nKeys; KEY=VALUE sets:")
 
 
 def _for_hydra(typed: list[str]) -> list[str]:
