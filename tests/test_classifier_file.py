@@ -45,10 +45,6 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
     assert (results["mean"], results["std"]) == (0.4, 0.3)
     assert "nothing reads" not in done.err
     cli("predict.py", *TYPED, "images=photos/emu/1.png", here=here).ok()
-    sweep = ("stage=lora", "loss.target_weight=2")
-    done = cli("train.py", "-m", *TYPED, *sweep, here=here)  # its job fails at once
-    line = done.err.splitlines()[-1]
-    assert "train.py -m --config-dir=. classifier=photos stage=lora " in line
 
 
 @pytest.mark.parametrize(

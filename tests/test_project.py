@@ -24,7 +24,7 @@ ARGUMENTS = [
 def test_a_command_is_ready_to_paste(shell):
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
-    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line(ARGUMENTS, 'python train.py')}"
+    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line('train', ARGUMENTS)}"
     done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\0")[:-1] == ["train.py", *ARGUMENTS]
 

@@ -9,14 +9,13 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import hydra
-from filelock import FileLock
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,7 +30,7 @@ from lora_mnist.command import CLASSIFIER, Run, nearest_keys, override
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import GROUP_OF, UserError, described, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
-from lora_mnist.sweep import JOB_LOCK, close_sweep, end_early, open_sweep, run_job, swept_keys
+from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits."""
-    if checkout := other_checkout():
+    if checkout := other_checkout(Path(sys.argv[0])):
         line = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
         print(f"{line}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
@@ -67,8 +66,7 @@ def run_entry(function: Command, config_name: str) -> None:
         settings = HydraConfig.get()
         run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
         if run.is_sweep and "sweep" in cfg:
-            with FileLock(run.folder / JOB_LOCK):  # another job may have the same values
-                return run_job(call, cfg, run, settings, explain)
+            return run_job(call, cfg, run, settings, explain)
         try:
             # As the user has set it, for the processes that Lightning starts.
             with env_override({_FULL_ERROR: str(int(shows_traceback))}):
@@ -86,6 +84,10 @@ def run_entry(function: Command, config_name: str) -> None:
     error: BaseException | None = None
     try:
         sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
+        for place, text in enumerate(sys.argv):
+            if text in ("--help", "-h"):
+                _print_groups(config_name)
+                sys.argv[place] = "--cfg=job"
         # Hydra then raises what it would print, and exit with 1.
         with env_override({_FULL_ERROR: "1"}):
             main()
@@ -118,6 +120,32 @@ def run_entry(function: Command, config_name: str) -> None:
     raise SystemExit(code)
 
 
+def run_program(function: Command, names: Iterable[str], usage: str) -> None:
+    """Run the command of ``names`` that comes first: it is the name of its configuration."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in names:
+        sys.argv.insert(1, "--config-name")
+    elif name in ("--help", "-h"):
+        print(usage)
+        return
+    elif name != "--config-name":  # which a process that Lightning starts has
+        print(f"{name}: no such command\n\n{usage}" if name else usage, file=sys.stderr)
+        raise SystemExit(2)
+    run_entry(function, name if name in names else "train")
+
+
+def _print_groups(name: str) -> None:
+    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
+    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
+    if help_of is not None:
+        print(help_of.header)
+    print("Groups; GROUP=NAME chooses:")
+    for folder in sorted(CONFIGS.rglob("*/")):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
+    print("\nKeys; KEY=VALUE sets:")
+
+
 def _for_hydra(typed: list[str]) -> list[str]:
     """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
     options, overrides, parser = [], [], OverridesParser.create()
@@ -147,14 +175,16 @@ def _for_hydra(typed: list[str]) -> list[str]:
 def _clean_up(settings: HydraConf, needs_log: bool) -> str | None:
     """The command that goes on with what has ended early, if any; else a folder is of no use."""
     if settings.mode == RunMode.MULTIRUN:
-        return end_early(settings)
+        end_early(Path(settings.sweep.dir))
+        return None
     folder = Path(settings.run.dir).absolute()
     checkpoints = [folder / LAST_CHECKPOINT, *folder.glob(f"trials/*/{LAST_CHECKPOINT}")]
     if any(path.is_file() for path in checkpoints):
         run = Run.of_command_line(settings, folder)
         ours = ("resume=", "hydra.run.dir=", "hydra.mode=", "hydra.output_subdir=")
         typed = run.typed_without(*ours)
-        return command_line([*typed, override("resume", folder)])
+        name = str(settings.job.config_name)
+        return command_line(name, [*typed, override("resume", folder)])
     # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
     if not needs_log and settings.output_subdir is not None:
         files = {path.name for path in folder.iterdir()}
@@ -236,9 +266,6 @@ class ClaimOutputFolder(Callback):
         with _refusals(config):
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
-            resume = OmegaConf.select(config, "sweep.resume")
-            if resume is not None:
-                raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of a run that goes on, and of processes that Lightning starts
                 return
@@ -252,18 +279,25 @@ class ClaimOutputFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         with _refusals(config):
-            keys = swept_keys(config)
-            is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
-            if OmegaConf.is_missing(config, "stage") and not is_set:
+            if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
                 raise UserError(_no_stage())
             if "sweep" in config:
-                open_sweep(config, keys)
+                open_sweep(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
         if "sweep" in config:
             with _refusals(config):
                 close_sweep(config)
+
+
+def _sweeps_the_stage(config: DictConfig) -> bool:
+    """Whether each job of a sweep gets its stage, or an experiment that sets one."""
+    keys = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
+    for each in OverridesParser.create().parse_overrides(config.hydra.overrides.task):
+        if each.is_sweep_override():
+            keys.add(each.key_or_group)
+    return bool(keys & {"stage", "experiment"})
 
 
 @contextmanager

@@ -4,13 +4,12 @@
 ``data/`` and ``outputs/`` are in the folder where it is started.
 """
 
-import sys
 from importlib import import_module
 
 from omegaconf import DictConfig
 
 from lora_mnist import __version__
-from lora_mnist.cli import run_entry
+from lora_mnist.cli import run_program
 from lora_mnist.command import Run
 
 #: By its name, the module of a command, and its function there.
@@ -34,14 +33,5 @@ def _run(cfg: DictConfig, run: Run) -> None:
 
 
 def main() -> None:
-    """Run the command that the first argument names: it is the name of its configuration."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in _COMMANDS:
-        sys.argv.insert(1, "--config-name")
-    elif name in ("--help", "-h"):
-        print(_USAGE)
-        return
-    elif name != "--config-name":  # which a process that Lightning starts has
-        print(f"{name}: no such command\n\n{_USAGE}" if name else _USAGE, file=sys.stderr)
-        raise SystemExit(2)
-    run_entry(_run, "train")
+    """Run the command that the first argument names."""
+    run_program(_run, _COMMANDS, _USAGE)

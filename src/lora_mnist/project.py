@@ -1,7 +1,7 @@
 """Where the project is, and how its commands are typed there. Imports neither torch nor Hydra."""
 
+import os
 import shlex
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,27 +16,26 @@ if not CONFIGS.is_dir():
 DATA = PROJECT / "data"
 
 
-def other_checkout() -> Path | None:
-    """The checkout whose ``train.py`` or other entry was started, where another package runs."""
-    checkout = Path(sys.argv[0]).resolve().parent
+def other_checkout(entry: Path) -> Path | None:
+    """The checkout of ``entry``, such as its ``train.py``, where another package runs."""
+    checkout = entry.resolve().parent
     package = checkout / "src" / "lora_mnist"
     return checkout if package.is_dir() and package != _PACKAGE else None
 
 
-def program(name: str | None = None) -> str:
-    """How the command ``name``, or the one that runs, is typed: ``python ../train.py``."""
-    if Path(sys.argv[0]).stem == "lora-mnist":
-        return f"lora-mnist {name or sys.argv[2]}"  # entry.py has put --config-name before the word
-    typed = Path(sys.argv[0])
-    if name is not None:
-        is_entry = typed.resolve().parent == PROJECT  # and no notebook's kernel
-        typed = typed.with_name(f"{name}.py") if is_entry else Path(f"{name}.py")
-    return f"python {shlex.quote(str(typed))}"
+def program(name: str) -> str:
+    """How the command ``name`` is typed here: ``python ../train.py``, or ``lora-mnist train``."""
+    if CONFIGS.parent == _PACKAGE:
+        return f"lora-mnist {name}"
+    entry = PROJECT / f"{name}.py"
+    if Path.cwd().is_relative_to(PROJECT):
+        entry = Path(os.path.relpath(entry))
+    return f"python {shlex.quote(str(entry))}"
 
 
-def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
-    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh."""
-    return " ".join([entry or program(), *map(quoted, arguments)])
+def command_line(name: str, arguments: Iterable[str]) -> str:
+    """A whole command, ready to paste into bash or zsh."""
+    return " ".join([program(name), *map(quoted, arguments)])
 
 
 def quoted(text: str) -> str:

@@ -42,7 +42,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora}
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
     cfg = checked_copy(cfg, run)
-    if cfg.resume is None:
+    if cfg.resume is None and not run.is_sweep:  # a cluster may start a job again in its folder
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():

@@ -24,26 +24,15 @@ def read_summary(sweep):
         return list(csv.DictReader(file))
 
 
-def write_job(sweep, name, overrides, command=1, **outcome):
-    """A job's folder; ``accuracy`` makes it finished, ``error`` failed.
-
-    Command 1 is the sweep's last one.
-    """
-    swept = dict(text.split("=") for text in overrides)
-    write_json(sweep / "sweep.json", {"swept": [*swept], "command": 1})
-    record = {
-        "overrides": ["stage=lora", *overrides],
-        "swept": swept,
-        "command": command,
-        "status": "finished" if "accuracy" in outcome else "failed",
-        "error": outcome.get("error"),
-    }
-    write_json(sweep / name / "job.json", record)
-    if "accuracy" in outcome:
-        val = {"accuracy": outcome["accuracy"], "errors_of_target": 4}
-        results = {"val": val, "test": {}, "seconds": 1.25}
-        write_json(sweep / name / "results.json", results | outcome.get("more", {}))
-    return sweep / name
+def write_job(sweep, name, overrides, **outcome):
+    """A job's folder; ``accuracy`` makes it finished, ``error`` failed."""
+    overrides = ["stage=lora", *overrides]
+    if "error" in outcome:
+        write_json(sweep / name / "failed.json", {"overrides": overrides, **outcome})
+        return
+    val = {"accuracy": outcome["accuracy"], "errors_of_target": 4}
+    results = {"stage": "lora", "overrides": overrides, "val": val, "test": {}, "seconds": 1.25}
+    write_json(sweep / name / "results.json", results | outcome.get("more", {}))
 
 
 def start(tmp_path, *overrides):

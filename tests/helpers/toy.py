@@ -55,6 +55,8 @@ def play(cfg, run):
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
     results = {
+        "stage": cfg.stage,
+        "overrides": list(run.typed_without("hydra", "launcher", "sweep")),
         "val": {"accuracy": 1 / (1 + missed), "errors": missed},
         "worker": {"process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")},
     }

@@ -1,6 +1,7 @@
 """What results.json says: the verdict, the table of classes, the next steps, on made-up runs."""
 
 import pytest
+from helpers.commands import ROOT
 from helpers.runs import DIAL, outcome, repaired, results
 
 from lora_mnist.show.reading import Reading
@@ -204,14 +205,13 @@ NO_ADVICE = {
 
 def commands_after(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["train.py"])
     return [step.command for step in Reading(run).next_steps(folder / "run")]
 
 
 @pytest.mark.parametrize(("run", "typed", "command"), ADVICE)
 def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypatch):
     commands = commands_after({**run, "overrides": typed}, tmp_path, monkeypatch)
-    assert commands == [f"python {command}"]
+    assert commands == [f"python {ROOT}/{command}"]
 
 
 def test_nothing_is_advised_without_a_reason(tmp_path, monkeypatch):

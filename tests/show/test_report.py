@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from helpers.commands import ROOT
 from helpers.runs import DIAL, images, outcome, predictions, results
 
 from lora_mnist.data import Images
@@ -51,7 +52,7 @@ def test_long_names_of_files_lose_their_middle(tmp_path):
 
 
 def test_a_command_without_overrides_is_a_command(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["eval.py"])
+    monkeypatch.chdir(ROOT)
     assert Reading(results("eval", overrides=[])).made()[0] == "python eval.py"
 
 

@@ -19,7 +19,7 @@ LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 _WRITTEN = (
     *("results.json", "predictions.csv", "report.html", "adapter", "checkpoints", "figures"),
     "trials",
-    *("summary.csv", "summary.png", "sweep.json", "multirun.yaml"),
+    *("summary.csv", "summary.png", "multirun.yaml"),
 )
 
 

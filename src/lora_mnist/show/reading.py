@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_mnist.command import in_grammar, key_of, override
-from lora_mnist.project import command_line, program
+from lora_mnist.project import command_line
 from lora_mnist.repair.significance import (
     LEVEL,
     chance_text,
@@ -352,7 +352,7 @@ class Reading:
         results, lines = self.results, []
         if results["overrides"] is not None:
             entry = "eval" if results["stage"] == "eval" else "train"
-            lines.append(command_line(results["overrides"], program(entry)))
+            lines.append(command_line(entry, results["overrides"]))
         if results["base_unchanged"]:
             lines.append(f"base unchanged, bit for bit: SHA-256 {results['base_sha256'][:12]}")
         return lines
@@ -432,7 +432,7 @@ class Reading:
                 kept.append(text)
         for target in [*self.targets, worst]:
             names.append(in_grammar(self.classes[target]))
-        line = command_line([*kept, f"target=[{','.join(names)}]"], program("train"))
+        line = command_line("train", [*kept, f"target=[{','.join(names)}]"])
         return [Step(f"{reason}To repair it as well:", line)]
 
     def _on_the_same(self, entry: str, *overrides: str) -> str:
@@ -441,7 +441,7 @@ class Reading:
         for text in self.results["overrides"]:
             if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
                 repeated.append(text)
-        return command_line([*overrides, *repeated], program(entry))
+        return command_line(entry, [*overrides, *repeated])
 
 
 def number_of(count: int, word: str) -> str:
