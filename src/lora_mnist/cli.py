@@ -112,9 +112,10 @@ def run_entry(function: Command, config_name: str) -> None:
             reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
     if HydraConfig.initialized():
-        line = _clean_up(HydraConfig.get(), isinstance(error, KeyboardInterrupt), code == 1)
-        if line is not None and not isinstance(error, UserError):
-            print(line, file=sys.stderr)
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        advice = _clean_up(HydraConfig.get(), is_interrupted, needs_log=code == 1)
+        if advice is not None and not isinstance(error, UserError):
+            print(advice, file=sys.stderr)
     raise SystemExit(code)
 
 
