@@ -5,6 +5,7 @@ import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_results
 
+import lora_mnist.recipe
 from lora_mnist.command import Run
 from lora_mnist.data.plan import also_learning, select
 from lora_mnist.lora.adapter import read_metadata
@@ -40,12 +41,13 @@ def changed(one, other):
     return changed_tensors(adapter_of(one), adapter_of(other))
 
 
-def test_the_trial_with_the_fewest_validation_errors_decides(go):
-    """What is trained after the trials is the trial that was chosen, to the bit."""
+def test_the_trial_with_the_fewest_validation_errors_decides(go, monkeypatch):
+    """What is trained after the trials is the trial that was chosen, to the bit: all draw alike."""
+    monkeypatch.setattr(lora_mnist.recipe, "DROPOUTS", (0.1, 0.05))
     chosen = go("chosen", *QUIET, "refit=false")
     results = read_results(chosen)
     choice = results["choices"]["dropout"]
-    assert choice["of"] == [0.0, 0.05]
+    assert choice["of"] == [0.1, 0.05]
     assert choice["images"] == results["validation_images"] == 500
     assert not results["choices"]["refit"]["value"]
     errors = {}

@@ -160,13 +160,14 @@ class Session:
             return None
         return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
 
-    def _hyperparameters(self, selection: Selection) -> dict[str, Any]:
+    def _hyperparameters(self, selection: Selection, rate: float) -> dict[str, Any]:
         """What loggers and checkpoints say of a training."""
         classifier, base = self.classifier, self.classifier.base
+        resolved = classifier.settings
         settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        for group in ("net", "prepare", "data"):
-            settings[group] = getattr(classifier.settings, group)
+        settings |= {"net": resolved.net, "prepare": resolved.prepare, "data": resolved.data}
         settings["target"] = [classifier.classes[target] for target in selection.targets]
+        settings["optimizer"]["lr"] = rate
         settings["base_sha256"] = base and base.sha256
         return dict(settings)
 
@@ -186,7 +187,7 @@ class Session:
             replay=plan.replay,
             metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
         )
-        module.save_hyperparameters(self._hyperparameters(plan.selection))
+        module.save_hyperparameters(self._hyperparameters(plan.selection, rate))
         net.train()
         learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
         names = ", ".join(classes[target] for target in targets) or "all classes"
@@ -324,7 +325,7 @@ def _refuse_inconsistent(session: Session) -> None:
         "lora.scale=auto": is_repair and cfg.lora.scale == "auto",
         "refit=true": is_repair and cfg.refit is True,
         "dial=true": is_repair and cfg.dial is True,
-        f"callbacks, of which one monitors {monitor}": monitor is not None,
+        f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
     }
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
     if asking and not len(session.images.val):
