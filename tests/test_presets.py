@@ -24,7 +24,7 @@ def test_lists_of_presets_keep_all(tmp_path):
     presets = "callbacks=[best,early_stopping,rich,lr_monitor]"
     trainer = trainer_of(tmp_path, presets, "logger=[csv,tensorboard]")
     names = {type(callback).__name__ for callback in trainer.callbacks}
-    assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
+    assert {"ModelCheckpoint", "EarlyStopping"} <= names
     assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
     assert len(trainer.loggers) == 2
 
@@ -35,25 +35,23 @@ def test_lists_of_presets_keep_all(tmp_path):
         "+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer}]",
         f"+trainer.plugins=[{{{precision}, device: cpu}}]",
     )
-    assert {"LastCheckpoint", "Timer"} <= {type(each).__name__ for each in trainer.callbacks}
+    assert {"ModelCheckpoint", "Timer"} <= {type(each).__name__ for each in trainer.callbacks}
     assert type(trainer.precision_plugin).__name__ == "MixedPrecision"
     assert not trainer.loggers
 
 
-@pytest.mark.nightly
-def test_the_best_weights_are_tested_and_saved(outputs):
-    """With this learning rate every step makes it worse."""
-    harmful = ("stage=lora", "digit=9", "optimizer.lr=0.03")
-    steps = (*harmful, "trainer.max_steps=20", "trainer.val_check_interval=2")
-    results = run(outputs, "callbacks=early_stopping", *steps)
-    folder = only_run(outputs, "lora")
-    assert results["choices"]["step"]["value"] == 2
-    assert results["steps"] == 8
-    short = run(outputs, *harmful, "trainer.max_steps=2")
-    for split in ("val", "test"):
-        assert results[split] == short[split]
-    loaded = evaluated(outputs, folder)
-    assert loaded["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+@pytest.mark.slow
+def test_the_best_weights_of_a_pretraining_are_a_file_for_others(outputs):
+    """With this learning rate every step makes it worse, and early stopping ends it."""
+    harmful = ("stage=pretrain", "optimizer.lr=0.3", "batches.batch_size=500")
+    more = ("callbacks=early_stopping", "trainer.val_check_interval=1", "trainer.max_steps=40")
+    results = run(outputs, *harmful, *more)
+    assert results["steps"] < 40
+    (best,) = only_run(outputs, "pretrain").glob("checkpoints/best.ckpt")
+    step = torch.load(best, weights_only=True)["global_step"]
+    short = run(outputs, *harmful, f"trainer.max_steps={step}")
+    loaded = evaluated(outputs, "null", f"base_ckpt={best}")
+    assert loaded["base_sha256"] == short["base_sha256"] != results["base_sha256"]
 
 
 def test_no_validation_where_lightning_is_told_so(outputs):
@@ -74,7 +72,7 @@ def test_a_schedule_ends_with_the_training(outputs):
 @pytest.mark.nightly
 def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    options = ("stage=lora", "digit=9", "callbacks=best", "trainer.val_check_interval=1")
+    options = ("stage=lora", "digit=9", "trainer.val_check_interval=1")
     compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
     adapters = [adapter_of(folder) for folder in (outputs / "lora").iterdir()]
     torch.testing.assert_close(*adapters)

@@ -3,11 +3,9 @@
 import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
-from helpers.callbacks import Crashed
 from helpers.commands import read_results
-from tensorboard.summary.writer import event_file_writer
-from test_resume import CRASH, OFTEN, differences
 
+import lora_mnist.recipe
 from lora_mnist.command import Run
 from lora_mnist.data.plan import also_learning, select
 from lora_mnist.lora.adapter import read_metadata
@@ -43,12 +41,13 @@ def changed(one, other):
     return changed_tensors(adapter_of(one), adapter_of(other))
 
 
-def test_the_trial_with_the_fewest_validation_errors_decides(go):
-    """What is trained after the trials is the trial that was chosen, to the bit."""
+def test_the_trial_with_the_fewest_validation_errors_decides(go, monkeypatch):
+    """What is trained after the trials is the trial that was chosen, to the bit: all draw alike."""
+    monkeypatch.setattr(lora_mnist.recipe, "DROPOUTS", (0.1, 0.05))
     chosen = go("chosen", *QUIET, "refit=false")
     results = read_results(chosen)
     choice = results["choices"]["dropout"]
-    assert choice["of"] == [0.0, 0.05]
+    assert choice["of"] == [0.1, 0.05]
     assert choice["images"] == results["validation_images"] == 500
     assert not results["choices"]["refit"]["value"]
     errors = {}
@@ -107,23 +106,3 @@ def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
     choices = read_results(folder)["choices"]
     assert (choices["dropout"]["value"], choices["refit"]["value"]) == (0, False)
     assert not (folder / "trials").exists()
-
-
-@pytest.mark.slow
-def test_cut_short_in_each_of_three_trainings(go, monkeypatch):
-    # Readers sort event files by name, in which files are counted: .9 comes behind .10.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
-    options = (CRASH, *OFTEN, "logger=tensorboard", "refit=true")
-    monkeypatch.setenv("CRASH", "-1")
-    whole = go("whole", *options)
-    monkeypatch.setenv("CRASH", "9")
-    folder, resume = whole.with_name("cut"), ()
-    for name in ("dropout=0.0", "dropout=0.05", "cut"):
-        monkeypatch.setenv("CRASH_IN", name)
-        with pytest.raises(Crashed):
-            go("cut", *options, *resume)
-        assert not (folder / "results.json").exists()
-        resume = (f"resume={folder}",)
-    monkeypatch.setenv("CRASH", "-1")
-    go("cut", *options, *resume)
-    assert differences(whole, folder) == []

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.command import CLASSIFIER, Run, nearest_keys, override
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
 from lora_mnist.errors import GROUP_OF, UserError, described, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
@@ -114,9 +114,10 @@ def run_entry(function: Command, config_name: str) -> None:
             reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
     if HydraConfig.initialized():
-        command = _clean_up(HydraConfig.get(), needs_log=code == 1)
-        if command is not None and not isinstance(error, UserError):
-            print(f"go on with: {command}", file=sys.stderr)
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        advice = _clean_up(HydraConfig.get(), is_interrupted, needs_log=code == 1)
+        if advice is not None and not isinstance(error, UserError):
+            print(advice, file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -159,8 +160,6 @@ def _for_hydra(typed: list[str]) -> list[str]:
         except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
-        if key == "resume" and value != "null":
-            overrides.append("hydra.output_subdir=null")  # its folder has a record of Hydra's
         text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
         overrides.append(re.sub("^digit=", "target=", text))
     named = {text for text in overrides if text.startswith("target=") and text != "target=null"}
@@ -172,25 +171,25 @@ def _for_hydra(typed: list[str]) -> list[str]:
     return options + overrides
 
 
-def _clean_up(settings: HydraConf, needs_log: bool) -> str | None:
-    """The command that goes on with what has ended early, if any; else a folder is of no use."""
+def _clean_up(settings: HydraConf, is_interrupted: bool, needs_log: bool) -> str | None:
+    """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
     if settings.mode == RunMode.MULTIRUN:
         end_early(Path(settings.sweep.dir))
         return None
-    folder = Path(settings.run.dir).absolute()
-    checkpoints = [folder / LAST_CHECKPOINT, *folder.glob(f"trials/*/{LAST_CHECKPOINT}")]
-    if any(path.is_file() for path in checkpoints):
-        run = Run.of_command_line(settings, folder)
-        ours = ("resume=", "hydra.run.dir=", "hydra.mode=", "hydra.output_subdir=")
-        typed = run.typed_without(*ours)
-        name = str(settings.job.config_name)
-        return command_line(name, [*typed, override("resume", folder)])
-    # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
-    if not needs_log and settings.output_subdir is not None:
-        files = {path.name for path in folder.iterdir()}
-        if files <= {settings.output_subdir, f"{settings.job.name}.log"}:
-            shutil.rmtree(folder, ignore_errors=True)
-    return None
+    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
+    if settings.output_subdir is None:
+        return None
+    folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
+    run, ours = Run.of_command_line(settings, folder), ("hydra.run.dir=", "hydra.mode=")
+    last = folder / LAST_CHECKPOINT
+    if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
+        typed = run.typed_without(*ours, "ckpt_path=")
+        return f"go on with: {command_line(name, [*typed, override('ckpt_path', last)])}"
+    files = {path.name for path in folder.iterdir()}
+    if not needs_log and files <= {settings.output_subdir, f"{settings.job.name}.log"}:
+        shutil.rmtree(folder, ignore_errors=True)
+    again = command_line(name, run.typed_without(*ours))
+    return f"start again with: {again}" if is_interrupted else None
 
 
 # --- what went wrong, in a line ------------------------------------------------------------------
@@ -254,9 +253,6 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 # --- folders -------------------------------------------------------------------------------------
 
-# hydra.run.dir; cached, so that latest is the same run whenever it is asked for.
-OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)
-
 
 class ClaimOutputFolder(Callback):
     """Hydra callback: claims the folder of a run, or of a sweep."""
@@ -267,7 +263,7 @@ class ClaimOutputFolder(Callback):
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
-            if subfolder is None:  # of a run that goes on, and of processes that Lightning starts
+            if subfolder is None:  # of processes that Lightning starts
                 return
             log_file = folder / f"{config.hydra.job.name}.log"
             if (folder / subfolder).exists() or log_file.exists():

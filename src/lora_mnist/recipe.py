@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.data.plan import ImageDataModule, Selection, select
-from lora_mnist.disk.resume import recorded_rate
+from lora_mnist.disk.run_paths import TRIALS_FOLDER
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.model import add_lora, set_lora_scale, warn_of_left_out
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
@@ -31,7 +31,6 @@ from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
 from lora_mnist.repair.significance import weakest
 from lora_mnist.session import Choice, Session
-from lora_mnist.trainer import monitored_validation
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +125,6 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
         return session.as_set("optimizer.lr", rate)
     learnt = len(data.plan.selection.target_indices)
     rates = RATES if learnt < FEW_IMAGES else RATES[1:]
-    # A run that goes on keeps its rate; the processes that Lightning starts have the first one's.
-    is_recorded = session.cfg.resume is not None or not session.trainer.is_global_zero
-    if is_recorded and (recorded := recorded_rate(session.run.folder)):
-        return Choice(**recorded)
     assert before is not None  # open_session has refused it
     log.info("optimizer.lr=auto: %d steps at each rate that is tried", _PROBE_STEPS)
     net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
@@ -185,6 +180,11 @@ def train_repair(
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
     has_trials = len(dropouts) > 1 or refit.value
+    if has_trials and (path := session.cfg.ckpt_path) is not None:
+        raise UserError(
+            f"ckpt_path={path}: expected null, since this repair has several trainings; start it "
+            "again: same seed, same numbers"
+        )
     if has_trials:
         log.info("%d trainings, of which the last is kept", len(dropouts) + 1)
     trials: dict[float, Repair] = {}
@@ -192,7 +192,7 @@ def train_repair(
         its_session = session
         if has_trials:
             log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), tried)
-            its_session = session.in_folder(f"trials/dropout={tried}")
+            its_session = session.in_folder(f"{TRIALS_FOLDER}/dropout={tried}")
         start_again(session.net, start, tried)
         trials[tried] = _train_and_measure(its_session, data, rate, before, refit)
     dropout = choose_dropout(session, trials)
@@ -207,7 +207,7 @@ def train_repair(
             data = session.data(data.plan.selection, with_validation=True)
         # Without a refit the same training again: its files are in the run's own folder.
         start_again(session.net, start, dropout.value)
-        choices |= session.fit(data, rate, before)
+        session.fit(data, rate, before)
         set_lora_scale(session.net, choices["scale"].value)
     return Repair(chosen.tables, choices, chosen.dial)
 
@@ -220,14 +220,14 @@ def _train_and_measure(
     refit: Choice,
 ) -> Repair:
     """Train the adapter that is on the network, and turn it to the scale that is chosen."""
-    choices = session.fit(data, rate, before)
+    session.fit(data, rate, before)
     val = session.predictions("val", before)
     dial = try_scales(session, data, val)
-    choices["scale"] = choose_scale(session, dial, refit)
-    set_lora_scale(session.net, choices["scale"].value)
-    if choices["scale"].value != 1:
+    scale = choose_scale(session, dial, refit)
+    set_lora_scale(session.net, scale.value)
+    if scale.value != 1:
         val = session.predictions("val", before)
-    return Repair({} if val is None else {"val": val}, choices, dial)
+    return Repair({} if val is None else {"val": val}, {"scale": scale}, dial)
 
 
 def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
@@ -265,8 +265,6 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
         return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
-    if monitor := monitored_validation(session.trainer):
-        return Choice(False, why=f"{monitor} is monitored")
     count, few = len(data.plan.selection.target_indices), _has_few(data)
     why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
     return Choice(few, [True, False], why=why)

@@ -91,8 +91,8 @@ def results_of(
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
     is_ours = base is None or base.is_pretrained_here
     overrides = None
-    if session.run.typed is not None:  # a run that was resumed leaves the same results
-        overrides = session.run.typed_without("hydra", "launcher", "resume", "sweep")
+    if session.run.typed is not None:
+        overrides = session.run.typed_without("hydra", "launcher", "sweep")
     counts = images.train.labels.bincount(minlength=len(dataset.classes))
     adapter = classifier.adapter and str(classifier.adapter)
     if cfg.stage == "lora" and not session.is_fast_dev_run:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -22,14 +22,13 @@ from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning, select
-from lora_mnist.disk.resume import last_checkpoint, load_best_weights
+from lora_mnist.disk.checkpoint import refuse_other_base
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, columns_at, evaluate, val_metrics
-from lora_mnist.trainer import make_trainer, monitored_validation
+from lora_mnist.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -161,44 +160,34 @@ class Session:
             return None
         return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
 
-    def configuration(self, selection: Selection) -> dict[str, Any]:
-        """Everything that the run's numbers depend on: with other settings it may not go on."""
-        cfg, classifier = self.cfg.copy(), self.classifier
-        cfg.paths.run = "."  # it may be moved
-        cfg.target = [classifier.classes[target] for target in selection.targets]
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    def _hyperparameters(self, selection: Selection, rate: float) -> dict[str, Any]:
+        """What loggers and checkpoints say of a training."""
+        classifier, base = self.classifier, self.classifier.base
         resolved = classifier.settings
+        settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
         settings |= {"net": resolved.net, "prepare": resolved.prepare, "data": resolved.data}
-        del settings["digit"]  # another name of target
-        settings |= {"classes": classifier.classes, "data_sha256": dict(self.images.sha256)}
-        settings["base_ckpt"] = str(classifier.base_path)
-        settings["base_sha256"] = classifier.base and classifier.base.sha256
-        settings["device"] = self.trainer.strategy.root_device.type
+        settings["target"] = [classifier.classes[target] for target in selection.targets]
+        settings["optimizer"]["lr"] = rate
+        settings["base_sha256"] = base and base.sha256
         return dict(settings)
 
-    def fit(
-        self, data: ImageDataModule, rate: float, before: Predictions | None = None
-    ) -> dict[str, Choice]:
-        """Train, or go on from the checkpoint; the choice of the weights, if a value chose them."""
+    def fit(self, data: ImageDataModule, rate: float, before: Predictions | None = None) -> None:
+        """Train, from the checkpoint on that ``ckpt_path`` names."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, targets = self.classifier.classes, plan.selection.targets
+        seed_everything(self.cfg.seed, verbose=False)
         if self.cfg.compile:
             net.compile()  # in place: its tensors keep their names
         optimizer = self.make_optimizer(rate)
-        adapters = lora_adapters(net)
-        dropout = adapters[0].dropout if adapters else None
-        trained_with = {"rate": rate, "dropout": dropout, "images": len(data.images.train)}
         module = ClassifierModule(
             net,
             optimizer,
             self.make_scheduler(optimizer),
             loss=self.make_loss(),
             replay=plan.replay,
-            seed=self.cfg.seed,
             metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
         )
-        hyperparameters = self.configuration(plan.selection) | {"trained_with": trained_with}
-        module.save_hyperparameters(hyperparameters)
+        module.save_hyperparameters(self._hyperparameters(plan.selection, rate))
         net.train()
         learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
         names = ", ".join(classes[target] for target in targets) or "all classes"
@@ -206,8 +195,7 @@ class Session:
         if plan.replay:
             of_others = f"{plan.replay:,} of {others:,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
-        checkpoint = last_checkpoint(self.run.folder, self.cfg.resume, trained_with)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
         trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # of training alone
         for name, parameter in net.named_parameters():
             if parameter.requires_grad and not parameter.isfinite().all():
@@ -215,11 +203,6 @@ class Session:
                     f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
                     f"{trainer.global_step}; expected a smaller learning rate"
                 )
-        best = load_best_weights(trainer, module, data)
-        if best is None:
-            return {}
-        why = f"{best['monitor']}={best['value']:g} is the best"
-        return {"step": Choice(best["step"], None, len(self.images.val), why)}
 
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""
@@ -322,20 +305,19 @@ def _refuse_inconsistent(session: Session) -> None:
         log.warning("loss.target_weight: has no effect with batches.replay=0")
     if is_repair and cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
         log.warning("lora.init_std: has no effect with lora.init=%s", cfg.lora.init)
+    if cfg.ckpt_path is not None:
+        base = session.classifier.base
+        refuse_other_base(Path(cfg.ckpt_path), base and base.sha256)
     # Made once, so that what they refuse is refused before anything is computed.
     session.make_loss()
     session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))
-    monitor, interval = monitored_validation(trainer), trainer.val_check_interval
-    batches = trainer.max_steps * trainer.accumulate_grad_batches
-    if monitor and isinstance(interval, int) and 0 <= batches < interval:
+    monitor = None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None) or monitor
+    if monitor and is_repair:
         raise UserError(
-            f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
-            f"trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
-        )
-    if monitor and is_repair and cfg.refit is True:
-        raise UserError(
-            f"refit=true: expected false, since {monitor} is monitored, and the last training "
-            "learns the validation images"
+            f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
+            "last weights, or their average"
         )
     needs_images = {
         "target=weakest": cfg.target == "weakest" and session.mistakes is None,
@@ -343,7 +325,7 @@ def _refuse_inconsistent(session: Session) -> None:
         "lora.scale=auto": is_repair and cfg.lora.scale == "auto",
         "refit=true": is_repair and cfg.refit is True,
         "dial=true": is_repair and cfg.dial is True,
-        f"callbacks: monitor={monitor}": monitor is not None,
+        f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
     }
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
     if asking and not len(session.images.val):

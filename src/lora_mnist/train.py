@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.base import refuse_to_replace
-from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.recipe import choose_rate, choose_target, put_adapter, train_repair
 from lora_mnist.results import current_base_path, finish
@@ -28,8 +27,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     Args:
         cfg: a configuration of ``configs/train.yaml``; it is not changed.
         run: the folder for results.json, checkpoints, the adapter and the loggers' files, and how
-            the command was typed; ``None``: a new folder, named by the time, or with ``cfg.resume``
-            that run's.
+            the command was typed; ``None``: a new folder, named by the time.
 
     Returns:
         What results.json holds; of several processes only the first returns it.
@@ -40,9 +38,9 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
-    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
+    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
     cfg = checked_copy(cfg, run)
-    if cfg.resume is None and not run.is_sweep:  # a cluster may start a job again in its folder
+    if not run.is_sweep:  # a cluster may start a job again in its folder
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
@@ -59,11 +57,10 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = session.data(selection)
     rate = session.as_set("optimizer.lr", cfg.optimizer.lr)
     print_parameters(session.net)
-    with begin_run(run.folder, session.configuration(selection), cfg.resume):
-        choices |= {"rate": rate} | session.fit(data, rate.value)
-        if not session.trainer.is_global_zero:
-            return {}
-        return finish(session, session.tables(with_val=True), choices)
+    session.fit(data, rate.value)
+    if not session.trainer.is_global_zero:
+        return {}
+    return finish(session, session.tables(with_val=True), choices | {"rate": rate})
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -79,11 +76,10 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     tell({"rate": rate})
     choices |= {"rate": rate}
     print_parameters(session.net)
-    with begin_run(run.folder, session.configuration(selection), cfg.resume, rate._asdict()):
-        repair = train_repair(session, data, rate.value, before)
-        prove_unchanged(session)
-        if not session.trainer.is_global_zero:
-            return {}
-        tell(repair.choices)
-        tables = repair.tables | session.tables()
-        return finish(session, tables, choices | repair.choices, repair.dial, advice)
+    repair = train_repair(session, data, rate.value, before)
+    prove_unchanged(session)
+    if not session.trainer.is_global_zero:
+        return {}
+    tell(repair.choices)
+    tables = repair.tables | session.tables()
+    return finish(session, tables, choices | repair.choices, repair.dial, advice)

@@ -15,8 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.command import Run, make
-from lora_mnist.disk.resume import AtomicCheckpointIO, LastCheckpoint, step_of
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT
+from lora_mnist.disk.checkpoint import AtomicCheckpointIO
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.repair.networks import importable
 
@@ -63,13 +62,8 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             callbacks.append(make(f"callbacks.{name}", config))
     loggers: list[Any] = []
     for name, config in (cfg.get("logger") or {}).items():  # ~logger leaves none
-        if config is None:
-            continue
-        changes = {}
-        if "purge_step" in config and cfg.get("resume") is not None:
-            # Steps after the checkpoint are logged again.
-            changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
-        loggers.append(make(f"logger.{name}", config, **changes))
+        if config is not None:
+            loggers.append(make(f"logger.{name}", config))
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         made = instantiate(cfg.trainer, _convert_="all", _partial_=True)
@@ -79,8 +73,6 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         if not has_bar:
             callbacks.append(ProgressInLog())
-        # After the others, whose states it saves.
-        callbacks.sort(key=lambda each: isinstance(each, LastCheckpoint))
         defaults: dict[str, Any] = {
             "logger": loggers or False,
             # Without a callback of ours Lightning would add one of its own.
@@ -114,22 +106,13 @@ def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
         )
 
 
-def monitored_validation(trainer: Trainer) -> str | None:
-    """The validation's value that a callback monitors, if one does."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = str(getattr(callback, "monitor", ""))
-        if monitor.startswith("val/"):
-            return monitor
-    return None
-
-
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Inside the ``with`` block, warnings of Lightning that do not apply here are hidden."""
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
-            ".*your dataloader is not resumable.*",  # its place follows from the step
+            ".*dirpath has changed.*",  # a run that goes on has a folder of its own
             ".*to use `self.log.*sync_dist=True.*",  # each process validates all images
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose

@@ -2,9 +2,15 @@
 
 import os
 import signal
-from pathlib import Path
 
 from lightning.pytorch import Callback
+
+CRASH = "+callbacks.crash._target_=helpers.callbacks.Crash"
+#: A checkpoint after each step.
+OFTEN = (
+    "callbacks.checkpoint.every_n_train_steps=1",
+    "callbacks.checkpoint.train_time_interval=null",
+)
 
 
 class Crashed(BaseException):
@@ -14,15 +20,13 @@ class Crashed(BaseException):
 class Crash(Callback):
     """Ends the run before a step, counted from 0 over all epochs.
 
-    Which one, and how, stands in the environment, so that the run that goes on has the same
-    settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal. ``CRASH_IN`` is
-    the name of a training's folder, where a run has several.
+    Which one, and how, stands in the environment, so that the command that goes on is the same:
+    ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal.
     """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step, _, name = os.environ.get("CRASH", "-1").partition(":")
-        folder = Path(trainer.default_root_dir).name
-        if trainer.global_step == int(step) and os.environ.get("CRASH_IN", folder) == folder:
+        if trainer.global_step == int(step):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))

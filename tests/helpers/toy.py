@@ -27,8 +27,6 @@ CONFIG = {
     "y": 1,
     "note": None,
     "pause": 0,
-    "checkpoint": False,
-    "resume": None,
 }
 STORE = ConfigStore.instance()
 STORE.store("toy", CONFIG)
@@ -47,10 +45,6 @@ def play(cfg, run):
         raise RuntimeError("no such thing")
     if cfg.x == -2:
         raise KeyboardInterrupt
-    if cfg.checkpoint:
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        for name in ("last.ckpt", "run.json"):
-            (folder / "checkpoints" / name).touch()
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed

@@ -1,4 +1,3 @@
-import copy
 from functools import partial
 
 import pytest
@@ -31,15 +30,14 @@ def test_target_weight_is_the_share_of_the_images_to_learn():
 
 
 class Recorded(ClassifierModule):
-    """Keeps, batch by batch, a number that is drawn, the loss, what is logged, and the adapter."""
+    """Keeps, batch by batch, the loss, what is logged, and the adapter."""
 
     def __init__(self, net, **settings):
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         super().__init__(net, torch.optim.Adam(trained, lr=0.1), **settings)
-        self.drawn, self.losses, self.logged, self.adapters = [], [], [], []
+        self.losses, self.logged, self.adapters = [], [], []
 
     def training_step(self, batch, batch_idx):
-        self.drawn.append(torch.rand(1).item())
         loss = super().training_step(batch, batch_idx)
         self.losses.append(loss.item())
         return loss
@@ -85,25 +83,6 @@ def test_a_loss_that_is_not_finite_ends_training(tiny, tmp_path):
     fit = trainer(tmp_path, max_steps=4, log_every_n_steps=2)
     with pytest.raises(TrainingError, match="optimizer.lr=0.1: the loss is nan at step 2; exp"):
         fit.fit(Recorded(tiny), batches())
-
-
-def test_what_is_drawn_in_a_step_follows_from_seed_and_step(tiny, tmp_path):
-    """Whatever was drawn before, and also where a run goes on."""
-
-    def drawn(seed, max_steps=4, ckpt_path=None):
-        fit = trainer(tmp_path, max_steps=max_steps, accumulate_grad_batches=2)
-        module = Recorded(copy.deepcopy(tiny), seed=seed)
-        fit.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True)
-        fit.save_checkpoint(tmp_path / f"{max_steps}.ckpt")
-        return module.drawn
-
-    first = drawn(0)
-    assert len(set(first)) == len(first) == 8
-    torch.rand(5)
-    assert drawn(0) == first
-    assert not {*drawn(1)} & {*first}
-    drawn(0, max_steps=1)
-    assert drawn(0, ckpt_path=tmp_path / "1.ckpt") == first[2:]
 
 
 @pytest.mark.parametrize("has_adapter", [False, True])

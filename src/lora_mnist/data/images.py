@@ -39,6 +39,7 @@ class Images(Dataset[Batch]):
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
     #: Reads and augments a file; None: all images are in memory.
     read: Callable[[Path, Augment | None], Tensor] | None = None
+    augment: Augment | None = None  # changes each image that is taken
 
     def __post_init__(self) -> None:
         self.names = self.names or range(len(self))
@@ -46,19 +47,19 @@ class Images(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
-        """The images at ``indices``, each changed by ``augment``, and their labels."""
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The images at ``indices``, and their labels."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        if isinstance(self.pixels, Tensor) and augment is None:
+        if isinstance(self.pixels, Tensor) and self.augment is None:
             return self.pixels[index], self.labels[index]
         images = []
         for i in indices:
             image = self.pixels[i]
             if isinstance(image, Path):
                 assert self.read is not None
-                image = self.read(image, augment)
-            elif augment is not None:
-                image = augment(image)
+                image = self.read(image, self.augment)
+            elif self.augment is not None:
+                image = self.augment(image)
             images.append(image)
         return torch.stack(images) if images else torch.empty(0), self.labels[index]
 
@@ -163,15 +164,16 @@ class ImageDataset:
         )
         return images.float().div_(255).sub_(mean).div_(std)
 
-    def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
-        """torch's DataLoader in an order; it draws nothing from torch's global generator."""
+    def loader(self, images: Images, **options: Any) -> DataLoader[Batch]:
+        """torch's DataLoader, which draws nothing from torch's generator, unless it is named."""
+        # What a training draws does not depend on what was evaluated before.
+        options = {"generator": torch.Generator(), **options}
         return DataLoader(
             images,
             collate_fn=default_convert,  # Images give whole batches
             num_workers=self.num_workers if images.read else 0,  # they read files
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # torch's own is for dropout alone
-            **order,
+            **options,
         )
 
     def batches(

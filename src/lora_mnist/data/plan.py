@@ -1,19 +1,18 @@
 """The plan of a training, which follows from the seed alone, and how Lightning gets its batches."""
 
 import math
-import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lora_mnist.data.images import Augment, Batch, ImageDataset, Images, ImageSets
+from lora_mnist.data.images import Augment, Batch, ImageDataset, ImageSets
 from lora_mnist.errors import ArgumentError, UserError, nearest_to
 
 
@@ -125,33 +124,6 @@ class Plan:
                 yield order.pop(0)
 
 
-def seed_generators(seed: int, *place: int) -> None:
-    """Seed the generators of Python, NumPy and torch for one place in a training."""
-    sequence = np.random.SeedSequence(seed, spawn_key=place)
-    number = int(sequence.generate_state(1)[0])
-    random.seed(number)
-    np.random.seed(number)
-    if torch.accelerator.is_available():
-        torch.manual_seed(number)
-    else:  # the same numbers, a thousand times as fast
-        torch.default_generator.manual_seed(number)
-
-
-class Augmented(Images):
-    """Training images for a DataLoader, augmented with random numbers of each batch's own."""
-
-    def __init__(self, images: Images, augment: Augment, seed: int, rank: int = 0) -> None:
-        self.images, self.augment = images, augment
-        self.seed, self.rank = seed, rank
-        self.labels, self.read = images.labels, images.read
-
-    def __getitems__(self, batch: Any) -> Batch:
-        """A batch of ``(number, indices)``, the same in a worker and in a resumed run."""
-        number, indices = batch
-        seed_generators(self.seed, self.rank, number)
-        return self.images.take(indices, self.augment)
-
-
 class ImageDataModule(LightningDataModule):
     """Feeds a training by its plan, and its validation; images are uint8 up to the device."""
 
@@ -166,19 +138,20 @@ class ImageDataModule(LightningDataModule):
         self.dataset, self.images = dataset, images
         self.plan, self.augment = plan, augment
 
-    def read(self, batches: Iterable[list[int]], first: int = 0) -> DataLoader[Batch]:
-        """This process's share of ``batches`` of the plan; the first has the number ``first``."""
+    def read(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
+        """This process's share of ``batches`` of the plan."""
         rank, processes = 0, 1  # before a training each process has whole batches
         if self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.plan.processes
-        shares = (batch[rank::processes] for batch in batches)
-        if self.augment is None:
-            return self.dataset.loader(self.images.train, batch_sampler=shares)
-        images = Augmented(self.images.train, self.augment, self.plan.seed, rank)
-        return self.dataset.loader(images, batch_sampler=enumerate(shares, first))
+        return self.dataset.loader(
+            replace(self.images.train, augment=self.augment),
+            batch_sampler=(batch[rank::processes] for batch in batches),
+            generator=None,  # torch's own: each epoch, and each worker, has other numbers
+            worker_init_fn=pl_worker_init_function,
+        )
 
     def train_dataloader(self) -> "PlannedBatches":
-        """The batches of the plan from the Trainer's step on."""
+        """The batches of the plan."""
         assert self.trainer is not None
         return PlannedBatches(self, self.trainer)
 
@@ -194,38 +167,41 @@ class ImageDataModule(LightningDataModule):
         return self.dataset.normalise(images), labels
 
 
-def is_one_epoch(trainer: Trainer) -> bool:
-    """Whether a training is one epoch of Lightning's, and not a pass over the images each."""
-    return trainer.max_steps != -1 and trainer.max_epochs == -1
-
-
 class PlannedBatches:
-    """The batches of the plan, from the one on that ``trainer.global_step`` alone says is next.
+    """The batches of the plan; Lightning saves its place in an epoch, and restores it.
 
     It is no ``DataLoader``: Lightning would change its order.
     """
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
+        self._place = 0  # the batch of the epoch that is next
         self._batches: Iterator[list[int]] = iter(())
         self._next: int | None = None  # the number of the next of these
 
     def __len__(self) -> int:
-        """All batches of an epoch, also of one that is resumed."""
-        if is_one_epoch(self.trainer):
-            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        """All batches of an epoch, also of one that goes on."""
+        trainer = self.trainer
+        if trainer.max_steps != -1 and trainer.max_epochs == -1:  # one epoch is all
+            return trainer.max_steps * trainer.accumulate_grad_batches
         return self.data.plan.batches_a_pass
 
     def __iter__(self) -> Iterator[Batch]:
         trainer = self.trainer
-        batches = int(trainer.num_training_batches)  # Lightning may have been told to take fewer
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
-        epoch, step = divmod(trainer.global_step, steps)
+        count = int(trainer.num_training_batches)  # Lightning may have been told to take fewer
+        epoch = trainer.current_epoch
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             epoch = 0  # each epoch has the first one's batches
-        first = epoch * batches + step * trainer.accumulate_grad_batches
-        end = (epoch + 1) * batches
+        first, end = epoch * count + self._place, (epoch + 1) * count
         if first != self._next:
             self._batches = islice(self.data.plan.batches(), first, None)
         self._next = end
-        yield from self.data.read(islice(self._batches, end - first), first)
+        for batch in self.data.read(islice(self._batches, end - first)):
+            self._place = (self._place + 1) % count  # after the last one: the next epoch's first
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self._place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._place = state["place"]

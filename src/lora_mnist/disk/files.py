@@ -15,7 +15,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write ``path`` so that it is either the complete new file or what it was before.
 
     Yields the path of a temporary file in the same folder, which is renamed when the block ends and
-    deleted when it raises. A kill leaves it behind: see :func:`remove_leftovers`.
+    deleted when it raises. A kill leaves it behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the last part: some writers append one of their own where it is missing.
@@ -27,12 +27,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a kill in :func:`atomic_write` has left; nobody else may be writing there."""
-    for path in folder.rglob(f".*.{'[0-9a-f]' * 16}.tmp*"):
-        path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-#: These keys, and those below them, change no number. A resumed run or sweep may change them.
-_FREE_KEYS = "callbacks.checkpoint figures hydra logger paths resume run_name sweep"
+#: These keys, and those below them, change no number.
+_FREE_KEYS = "callbacks.checkpoint figures hydra logger paths run_name sweep"
 
 
 def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str, Any]:

@@ -11,14 +11,16 @@ from lora_mnist.errors import UserError
 
 RESULTS_FILE = "results.json"
 ADAPTER_FOLDER = "adapter"
-#: The checkpoint from which a run goes on, and its settings.
-LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
+#: Of several trainings, all but the last have their files there.
+TRIALS_FOLDER = "trials"
+#: The checkpoint from which ckpt_path= goes on.
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
 
 #: Files and folders that a run or a sweep writes into its folder.
 _WRITTEN = (
     *("results.json", "predictions.csv", "report.html", "adapter", "checkpoints", "figures"),
-    "trials",
+    TRIALS_FOLDER,
     *("summary.csv", "summary.png", "multirun.yaml"),
 )
 
@@ -30,25 +32,9 @@ def refuse_used_folder(key: str, folder: Path) -> None:
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 
 
-def run_folder(runs: str | Path, resume: str | None, now: str) -> str:
-    """A new folder in ``runs``, or that of the run to go on with: ``resume``, or the latest."""
-    if resume is None:
-        return str(Path(runs, now))
-    record: Path | None = Path(resume) / RUN_RECORD
-    if resume == "latest":
-        record = latest(Path(runs), f"*/{RUN_RECORD}")
-    if record is None or not record.is_file():
-        raise UserError(
-            f"resume={resume}: expected the folder of a run that began to train, with {RUN_RECORD} "
-            "in it, or latest"
-        )
-    return str(record.parents[1].absolute())
-
-
-def new_run_folder(outputs: str | Path, stage: str, resume: str | None = None) -> Path:
-    """The folder of a run that is called from Python: a new one, named by the time, or resume's."""
-    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    return Path(run_folder(Path(outputs, stage), resume, now))
+def new_run_folder(outputs: str | Path, stage: str) -> Path:
+    """A new folder, named by the time, of a run that is called from Python."""
+    return Path(outputs, stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
 
 
 def latest(folder: Path, pattern: str) -> Path | None:

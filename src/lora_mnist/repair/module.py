@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_mnist.data.images import Batch
-from lora_mnist.data.plan import seed_generators
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
@@ -57,7 +56,6 @@ class ClassifierModule(LightningModule):
         net: from images to logits of shape (N, num_classes).
         scheduler: of the rate, perhaps with its interval, as ``configure_optimizers`` returns it.
         replay: how many images of a batch, in all processes together, are replayed: the last ones.
-        seed: what is drawn in a step, as for dropout, follows from it and the number of the step.
     """
 
     def __init__(
@@ -68,13 +66,12 @@ class ClassifierModule(LightningModule):
         *,
         loss: Loss | None = None,
         replay: int = 0,
-        seed: int = 0,
         metrics: Callable[[Columns], Mapping[str, float]] = val_metrics,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss or Loss()
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.replay, self.seed, self.metrics = replay, seed, metrics
+        self.replay, self.metrics = replay, metrics
         self.has_adapter = bool(lora_adapters(net))
         self.validated: list[Columns] = []  # batch by batch
 
@@ -96,12 +93,6 @@ class ClassifierModule(LightningModule):
         if self.scheduler is None:
             return self.optimizer
         return {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is drawn in this step, in each process, for each of its batches."""
-        trainer = self.trainer
-        batch_of_step = batch_idx % trainer.accumulate_grad_batches
-        seed_generators(self.seed, trainer.global_rank, trainer.global_step, batch_of_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -179,14 +170,12 @@ class TrainedAverage(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
-        if trainer.state.fn != "fit":  # of a checkpoint: its average is what is wanted
-            self._average = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the network, also where a resumed run had no step left."""
+        """Leave the average in the network, also where a checkpoint left no step to take."""
         self._swap(pl_module)
         self._average = {}
 

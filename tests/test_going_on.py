@@ -1,0 +1,168 @@
+"""A training that was cut short goes on from Lightning's checkpoint; a kill loses no file."""
+
+import shlex
+
+import pytest
+from composed import FEW, SMALL, composed, small_base
+from helpers.callbacks import CRASH, OFTEN, Crashed
+from helpers.commands import ROOT, files_of, only_run, read_results, refused, run_process
+
+from lora_mnist.command import Run
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT
+from lora_mnist.train import train
+
+#: Two epochs of seven steps.
+PRETRAIN = ("stage=pretrain", "trainer.max_epochs=2", "batches.batch_size=500", *OFTEN)
+LORA = ("stage=lora", "digit=9", "trainer.max_steps=14", "trainer.val_check_interval=5", *OFTEN)
+HERE = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/src"}
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch):
+    """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step."""
+    base = small_base(tmp_path / "outputs")
+
+    def run(name, *overrides, crash=-1):
+        folder = tmp_path / name
+        is_base = "stage=pretrain" in overrides
+        path = f"base_ckpt={folder}/base.ckpt" if is_base else f"base_ckpt={base}"
+        monkeypatch.setenv("CRASH", str(crash))
+        options = (*SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/outputs", "logger=none", path)
+        try:
+            train(composed("train", *options, *overrides), Run(folder))
+        except Crashed:
+            assert crash != -1
+        return folder
+
+    return run
+
+
+def weights_of(folder):
+    """The bytes of the adapter, or of the base, that a run has left."""
+    paths = [folder / "adapter" / "adapter_model.safetensors", folder / "base.ckpt"]
+    return next(path for path in paths if path.exists()).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "crashes"),
+    [
+        ((*PRETRAIN, "trainer.accumulate_grad_batches=2"), (2, 6)),
+        ((*PRETRAIN, "callbacks=averaging"), (3, 7)),
+        ((*LORA, "batches.replay=9", "callbacks=averaging"), (5, 8)),
+        ((*PRETRAIN, "+trainer.limit_train_batches=3"), (3, 4)),
+        ((*PRETRAIN, "+trainer.overfit_batches=3"), (3, 4)),
+    ],
+    ids=["accumulated", "averaged", "lora", "limited", "overfit"],
+)
+def test_it_goes_on_at_the_next_batch(go, overrides, crashes):
+    """Inside an epoch, and at its last batch; where nothing is drawn, it ends in the same bits."""
+    whole = go("whole", *overrides)
+    for crash in crashes:
+        cut = go(f"cut {crash}", *overrides, crash=crash)
+        assert not (cut / "results.json").exists()
+        before = files_of(cut)
+        on = go(f"on {crash}", *overrides, f"ckpt_path='{cut / LAST_CHECKPOINT}'")
+        assert read_results(on)["steps"] == read_results(whole)["steps"]
+        assert weights_of(on) == weights_of(whole)
+        assert files_of(cut) == before
+
+
+def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
+    """Of another base, of another stage, or none at all; or where there are several trainings."""
+    last = go("cut", *LORA, crash=3) / LAST_CHECKPOINT
+    other = small_base(tmp_path / "other", seed=1)
+    several = "this repair has several trainings; start it again: same seed, same numbers"
+    for overrides, reason in (
+        ((*LORA, f"base_ckpt={other}"), "expected a checkpoint of an adapter on the base"),
+        (PRETRAIN, "expected a checkpoint of a base; it is of an adapter on the base"),
+        ((*LORA, "refit=true"), several),
+        ((*LORA, "lora.dropout=auto"), several),
+    ):
+        answer = refused(go, "new", *overrides, f"ckpt_path={last}")
+        assert answer.startswith(f"ckpt_path={last}: ")
+        assert reason in answer
+    for path in (other, tmp_path / "none.ckpt"):
+        answer = refused(go, "new", *LORA, f"ckpt_path={path}")
+        assert answer.startswith(f"ckpt_path={path}: expected a checkpoint of a training, ")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch):
+    """Killed, then interrupted, after which the command to go on with is named."""
+    outputs = tmp_path / "outputs"
+    base = small_base(outputs)
+    before = base.read_bytes()
+    command = ("train.py", *PRETRAIN, *SMALL, *FEW, CRASH)
+    killed = run_process(*command, f"paths.outputs={outputs}", CRASH="5:SIGKILL", **HERE)
+    assert killed.returncode == -9
+    folder = only_run(outputs, "pretrain")
+    files = files_of(folder)
+    monkeypatch.setenv("CRASH", "9:SIGTERM")
+    ended = cli(*command, f"ckpt_path={folder / LAST_CHECKPOINT}", f"hydra.run.dir={tmp_path}/two")
+    assert ended.code == 143, ended.err
+    assert base.read_bytes() == before
+    line = ended.err.splitlines()[-1]
+    script, *typed = shlex.split(line.removeprefix("go on with: python "))
+    assert script == f"{ROOT}/train.py"
+    assert typed[-1] == f"ckpt_path={tmp_path}/two/{LAST_CHECKPOINT}"
+    assert not [text for text in typed[:-1] if "ckpt_path" in text or "hydra.run.dir" in text]
+    monkeypatch.setenv("CRASH", "-1")
+    cli(script, *typed).ok()
+    (last,) = set((outputs / "pretrain").iterdir()) - {folder}
+    assert read_results(last)["steps"] == 14
+    assert base.read_bytes() != before
+    assert files_of(folder) == files
+
+
+@pytest.mark.parametrize(
+    ("overrides", "crash"), [((), 0), (("refit=true",), 9)], ids=["no checkpoint", "trials"]
+)
+def test_what_cannot_go_on_is_started_again(cli, outputs, monkeypatch, overrides, crash):
+    monkeypatch.setenv("CRASH", f"{crash}:SIGINT")
+    command = (*LORA, *overrides, *SMALL, *FEW, CRASH, "logger=none")
+    ended = cli("train.py", *command, f"hydra.run.dir={outputs}/mine")
+    assert ended.code == 130, ended.err
+    line = ended.err.splitlines()[-1].removeprefix("start again with: python ")
+    typed = [text.replace("digit=", "target=") for text in command]
+    assert shlex.split(line) == [f"{ROOT}/train.py", *typed, f"paths.outputs={outputs}"]
+    assert (outputs / "mine").exists() == (crash > 0)
+
+
+KILLED = """
+import os, signal, sys
+import lora_mnist.results
+from lora_mnist.cli import run_entry
+from lora_mnist.train import train
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(lora_mnist.results, sys.argv.pop(1), kill)
+run_entry(train, "train")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["write_predictions", "set_current_base"])
+def test_a_kill_while_results_are_written_loses_no_base(cli, tmp_path, writer):
+    """What was trained is there; the same command gives the same, and so does going on."""
+    outputs = tmp_path / "outputs"
+    base = small_base(outputs)
+    before = base.read_bytes()
+    command = (*PRETRAIN, *SMALL, *FEW, "logger=none")
+    killed = run_process("-c", KILLED, writer, *command, f"paths.outputs={outputs}", **HERE)
+    assert killed.returncode == -9, killed.stderr
+    assert base.read_bytes() == before
+    folder = only_run(outputs, "pretrain")
+    left = files_of(folder)
+    results = read_results(folder)
+    for more in ((), (f"ckpt_path={folder / LAST_CHECKPOINT}",)):
+        cli("train.py", *command, *more).ok()
+        newest = max((outputs / "pretrain").iterdir())
+        again = read_results(newest)
+        for key in ("base_sha256", "steps", "test", "val"):
+            assert again[key] == results[key]
+    assert files_of(folder) == left
+    names = {path.name for path in base.parent.iterdir()}
+    assert f"mnist-{results['base_sha256'][:12]}.ckpt" in names
+    assert len(names) == 3  # the one before is kept, too
