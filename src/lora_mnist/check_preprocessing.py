@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_mnist.classifier import build_dataset
-from lora_mnist.command import in_grammar, settings_of
+from lora_mnist.command import in_grammar
 from lora_mnist.data import Folder
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.disk.base import read_base
@@ -74,7 +74,7 @@ def better_preparation(session: Session) -> list[str]:
         return []
     some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
     files, labels = [dataset.root / str(name) for name in some.names], some.labels.tolist()
-    typed = {**settings_of(session.cfg)["prepare"], "classes": dataset.classes}
+    typed = {**settings.typed["prepare"], "classes": dataset.classes}
     # What images alone have said is typed, too: else each size would have a mean of its own.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
     best = {key: dataset.preprocessing()[key] for key in keys}
