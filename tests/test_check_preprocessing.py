@@ -1,5 +1,7 @@
 """Which preprocessing and which order of classes a network was trained with."""
 
+from functools import partial
+
 import numpy
 import pytest
 import torch
@@ -9,28 +11,61 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lora_mnist.check_preprocessing import better_order, warn_of_guessing
+from lora_mnist.command import classifier_of
 from lora_mnist.data import Folder
 from lora_mnist.evaluate import evaluate
 from lora_mnist.repair.predictions import Predictions
+from lora_mnist.repair.predictions import evaluate as predictions_of
 
 
 def striped():
-    """A network that takes images of any size."""
-    layers = (nn.Conv2d(1, 8, 9, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return nn.Sequential(*layers, nn.Linear(8, 2))
+    """A network of images from 36 pixels; as timm's do, it says at which size it was trained."""
+    layers = (nn.Conv2d(3, 8, 9, stride=2), nn.ReLU(), nn.MaxPool2d(14, stride=1))
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    net.pretrained_cfg = {"input_size": (3, 128, 128), "crop_pct": 0.9}
+    return net
 
 
-def train_on_stripes(folder):
-    """Photos whose classes differ in the width of stripes; weights that know them at 64 pixels."""
-    generator = numpy.random.default_rng(0)
-    for name, width in (("fine", 4), ("coarse", 7)):
-        (folder / "photos" / name).mkdir(parents=True)
+def grey():
+    """A network of the mean pixel alone."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+
+
+def save_grey(here):
+    """Its weights, by which it calls a picture light above a mean of 0.5."""
+    weight = torch.tensor([[-1.0] * 3, [1.0] * 3])
+    torch.save({"2.weight": weight, "2.bias": torch.zeros(2)}, here / "mine.pt")
+
+
+def stripes(width, random):
+    """Stripes, a few pixels wide."""
+    wave = numpy.sin(2 * numpy.pi * (numpy.arange(32) / width + random.random()))
+    return 128 + 60 * wave + random.normal(0, 20, (32, 32))
+
+
+def framed(width, level, random):
+    """A grey in a frame that is black or white."""
+    pixels = numpy.full((32, 32), 255.0 * random.integers(2))
+    inside = slice(width, 32 - width)
+    pixels[inside, inside] = level
+    pixels += random.normal(0, 3, (32, 32))
+    return pixels
+
+
+def take_pictures(folder, draw, *values):
+    """A folder of photos whose two classes have different values."""
+    random = numpy.random.default_rng(0)
+    for name, value in zip(("a", "b"), values, strict=True):
+        (folder / name).mkdir(parents=True)
         for number in range(100):
-            wave = numpy.sin(2 * numpy.pi * (numpy.arange(32) / width + generator.random()))
-            pixels = 128 + 60 * wave + generator.normal(0, 20, (32, 32))
-            picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
-            picture.save(folder / "photos" / name / f"{number}.png")
-    data = Folder(folder / "photos", channels=1, image_size=64, mean=0.5, std=0.25)
+            picture = Image.fromarray(draw(value, random).clip(0, 255).astype("uint8"))
+            picture.save(folder / name / f"{number}.png")
+
+
+def train_on_stripes(here):
+    """Photos of stripes, and the weights of a network that knows them at 64 pixels."""
+    take_pictures(here / "photos", stripes, 7, 4)
+    data = Folder(here / "photos", image_size=64, mean=0.5, std=0.25)
     torch.manual_seed(0)
     net = striped()
     adam = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -39,29 +74,60 @@ def train_on_stripes(folder):
         adam.zero_grad()
         cross_entropy(net(images), labels).backward()
         adam.step()
-    torch.save(net.state_dict(), folder / "mine.pt")
+    torch.save(net.state_dict(), here / "mine.pt")
+
+
+def evaluated(here, net, *overrides):
+    """What a test of the network says: the keys that it advises, and its errors."""
+    options = ("data=folder", f"data.data_dir={here}/photos", "data.val_size=0.25", "net=custom")
+    options += (f"net._target_={__name__}.{net}", f"base_ckpt={here}/mine.pt")
+    options += ("trainer=cpu", "figures=false", f"paths.outputs={here}/outputs")
+    cfg = composed("eval", *options, *overrides)
+    with logged("lora_mnist.check_preprocessing") as log:
+        results = evaluate(cfg)
+    return results["better_preprocessing"], results["test"]["errors"], log.getvalue(), cfg
 
 
 @pytest.mark.slow
-def test_eval_says_unasked_how_a_network_was_trained(tmp_path):
+def test_eval_says_unasked_at_which_size_a_network_was_trained(tmp_path):
+    """Not at the network's own size, with ImageNet's mean; typed, its keys give what it printed."""
+    pytest.importorskip("timm", reason="the extra all is not installed")
     train_on_stripes(tmp_path)
-
-    def tested(*overrides):
-        options = ("data=folder", f"data.data_dir={tmp_path}/photos", "net=custom")
-        options += (f"net._target_={__name__}.striped", f"base_ckpt={tmp_path}/mine.pt")
-        options += ("trainer=cpu", "figures=false", f"paths.outputs={tmp_path}/outputs")
-        return evaluate(composed("eval", *options, "prepare.channels=1", *overrides))
-
-    wrong = ("prepare.image_size=192", "prepare.mean=0.4", "prepare.std=0.3")
-    results = tested(*wrong)
-    better = results["better_preprocessing"]
+    better, errors, said, _ = evaluated(tmp_path, "striped")
     assert better[0].startswith("prepare.image_size=")
-    with logged("lora_mnist.check_preprocessing") as log:
-        mended = tested(*wrong, *better)
-    assert log.getvalue() == ""
-    assert mended["test"]["errors"] < results["test"]["errors"]
-    moved = tested(*wrong, *better, "prepare.classes=[fine,coarse]")
-    assert moved["better_preprocessing"] == ["prepare.classes=[coarse,fine]"]
+    mended, fewer, nothing, cfg = evaluated(tmp_path, "striped", *better)
+    assert (mended, nothing) == ([], "")
+    assert fewer < errors / 2
+    classifier = classifier_of(cfg)
+    data = classifier.dataset
+    table = predictions_of(classifier.net, data.batches(data.sets.val))
+    wrong = int((table.before != table.label).sum())
+    assert f"it makes {wrong} errors instead of " in said
+    assert f" in {len(table)} validation images with: " in said
+    order = evaluated(tmp_path, "striped", *better, "prepare.classes=[b,a]")[0]
+    assert order == ["prepare.classes=[a,b]"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "told", "key"), [(0, 0.3, "prepare.mean=0.5"), (2, 0.5, "prepare.crop_pct=0.875")]
+)
+def test_eval_says_unasked_how_pictures_were_prepared(tmp_path, frame, told, key):
+    """Another mean; or CenterCrop, which cuts off a frame."""
+    take_pictures(tmp_path / "photos", partial(framed, frame), 117, 138)
+    save_grey(tmp_path)
+    better, errors, *_ = evaluated(tmp_path, "grey", f"prepare.mean={told}")
+    assert key in better
+    assert evaluated(tmp_path, "grey", *better)[:2] == ([], 0)
+    assert errors > 5
+
+
+def test_after_a_minute_eval_tries_no_more(tmp_path, monkeypatch):
+    take_pictures(tmp_path / "photos", partial(framed, 0), 117, 138)
+    save_grey(tmp_path)
+    monkeypatch.setattr("lora_mnist.check_preprocessing._SECONDS", -1)
+    better, _, said, _ = evaluated(tmp_path, "grey", "prepare.mean=0.3")
+    assert better == []
+    assert "a minute is over" in said
 
 
 CLASSES = ["cat", "my dog", "emu", "owl"]

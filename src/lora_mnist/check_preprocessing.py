@@ -1,54 +1,39 @@
 """Whether classes and images of a network of one's own are those of its training."""
 
-import copy
 import logging
+import time
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lora_mnist.classifier import build_dataset
 from lora_mnist.command import in_grammar
-from lora_mnist.data import Folder, Images
+from lora_mnist.data import Folder
 from lora_mnist.data.images import measured_pixels, size_of_picture
-from lora_mnist.errors import as_value
+from lora_mnist.disk.base import read_base
+from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import quoted
-from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
+from lora_mnist.repair.networks import check_outputs
+from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
 from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.session import Session
+from lora_mnist.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Usual ways to prepare images, beside their own size, mean and deviation. A network may take any
-#: size; it comes from Resize(224), Resize(256) and CenterCrop(224), or Resize((224, 224)).
-_CHANGES: tuple[dict[str, Any], ...] = (
-    *({"image_size": [side, side]} for side in (32, 48, 64, 96, 128, 160, 192, 224, 256)),
-    {"mean": 0.5, "std": 0.5},
-    {"mean": 0.0, "std": 1.0},
-    {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+#: Usual ways to prepare images are tried on so many validation images, for so many seconds.
+_IMAGES, _SECONDS = 50, 60
+_SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
+_SCALINGS = ((0.5, 0.5), (0.0, 1.0), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+#: Resize(224), or Resize(256) and CenterCrop(224), or Resize((224, 224)).
+_RESIZINGS = (
     {"resize": "crop", "crop_pct": 1.0},
     {"resize": "crop", "crop_pct": 0.875},
     {"resize": "stretch", "crop_pct": 1.0},
-    {"interpolation": "bilinear"},
     {"interpolation": "bicubic"},
 )
-#: As many validation images are tried, and as many training images, where a network's own
-#: preprocessing stands out most.
-_IMAGES = 50
-
-
-def check_preprocessing(session: Session, before: Predictions | None) -> list[str]:
-    """Warn of what the base's training seems to have had otherwise; return what would help."""
-    if not session.trainer.is_global_zero:
-        return []
-    overrides = []
-    if before is not None:
-        overrides = better_order(before, session.classifier.classes)
-    overrides = overrides or better_preparation(session)
-    if before is not None and not overrides:
-        warn_of_guessing(before)
-    return overrides
 
 
 def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
@@ -64,83 +49,79 @@ def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
     output = torch.from_numpy(assigned)  # of each class
     moved = output != here
     rate, other_rate = 1 - shares[here, here][moved].mean(), 1 - shares[here, output][moved].mean()
-    was_right, is_right = before.before == before.label, before.before == output[before.label]
-    repaired, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
-    if not moved.any() or other_rate > rate / 2 or mcnemar(repaired, broken) >= 0.001:
+    was_wrong, is_wrong = before.before != before.label, before.before != output[before.label]
+    if not moved.any() or other_rate > rate / 2 or _p_value(was_wrong, is_wrong) >= 0.001:
         return []
     names = [in_grammar(classes[c]) for c in output.argsort().tolist()]
     order = f"prepare.classes=[{','.join(names)}]"
     log.warning(
         "the network's outputs are most likely in another order of the classes: the base has %d of "
         "%d images right instead of %d with: %s",
-        *(is_right.sum(), len(before), was_right.sum(), quoted(order)),
+        *((~is_wrong).sum(), len(before), (~was_wrong).sum(), quoted(order)),
     )
     return [order]
 
 
 def better_preparation(session: Session) -> list[str]:
     """The overrides of another usual preparation, if the base does clearly better with it."""
-    classifier, base = session.classifier, session.classifier.base
-    net, dataset = classifier.net, classifier.dataset
-    assert base is not None
-    is_ours = str(classifier.settings.net["_target_"]).startswith("lora_mnist.")
-    is_known = is_ours or base.is_pretrained_here or classifier.adapter is not None
-    configured = dataset.preprocessing()
-    some = _spread(dataset.sets.train).followed_by(_spread(dataset.sets.val))
-    if is_known or session.run.is_sweep or "mean" not in configured or not len(some):
+    classifier, val = session.classifier, session.images.val
+    net, dataset, settings = classifier.net, classifier.dataset, classifier.settings
+    if not isinstance(dataset, Folder) or dataset.prepare.transform is not None or not len(val):
         return []
-
-    @cache
-    def resized(**sizing: Any) -> Images:
-        """The images in memory, brought to their size in a way."""
-        images = dataset.resized(some, **sizing) if isinstance(dataset, Folder) else some
-        return Images(*images.take(range(len(images))))
-
-    def is_wrong(way: dict[str, Any]) -> Tensor:
-        """Which images the base gets wrong when they are prepared so: bool, shape (N,)."""
-        sizing = {key: way.get(key) for key in ("resize", "crop_pct", "interpolation")}
-        images = resized(size=tuple(way.get("image_size", ())), **sizing)
-        other = copy.copy(dataset)
-        other.mean, other.std = way["mean"], way["std"]
-        columns = columns_at(net, other.batches(images, device, name="preprocessing"), [0])
-        return columns.prediction[0] != columns.label
-
-    mean, std = measured_pixels(some)
-    changes = [*_CHANGES, {"mean": mean, "std": std}]
-    if isinstance(dataset, Folder):
-        own_size = size_of_picture(dataset.root / str(some.names[0]))
-        if max(own_size) <= 256:
-            changes.insert(0, {"image_size": list(own_size)})
-    best, tried = configured, [configured]
+    assert classifier.base_path is not None
+    is_known = classifier.adapter is not None or bool(read_base(classifier.base_path).record)
+    if is_known or session.run.is_sweep:
+        return []
+    some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
+    files, labels = [dataset.root / str(name) for name in some.names], some.labels.tolist()
+    typed = {**settings.typed["prepare"], "classes": dataset.classes}
+    # What images alone have said is typed, too: else each size would have a mean of its own.
+    keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
+    best = {key: dataset.preprocessing()[key] for key in keys}
+    own, configured = size_of_picture(files[0]), dataset.prepare.size
+    sizes: list[dict[str, Any]] = []
+    for size in (own, *((side, side) for side in _SIDES)):
+        if max(size) < max(configured):
+            sizes.append({"image_size": list(size)})
+    sizes.append({"image_size": list(configured)})
+    scalings = [{"mean": m, "std": s} for m, s in (*_SCALINGS, measured_pixels(some))]
+    # At another mean another size may be better.
+    ways, started = [*sizes, *scalings, *sizes, *_RESIZINGS], time.monotonic()
     with session.evaluating() as device:
-        wrong_as_configured = wrong_at_best = is_wrong(configured)
-        if len(changes) * mcnemar(int(wrong_at_best.sum()), 0) >= LEVEL:
+        table = evaluate(net, dataset.batches(some, device))
+        as_configured = least = table.before != table.label
+        if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
             return []  # so few errors that no way can be clearly better
-        for change in 2 * changes:  # at another size, another mean may be better
-            way = {**best, **change}
-            if way in tried:
-                continue
+        for way in ways:
+            if time.monotonic() - started > _SECONDS:
+                log.warning("a minute is over: no other way to prepare images is tried")
+                break
+            prepare = {**typed, **best, **way}
             try:
-                wrong = is_wrong(way)
-            except Exception:  # whatever layers raise that do not take this size, or these channels
+                other = build_dataset(net, Settings(settings.net, prepare, settings.data))
+                pictures = zip(map(other.read_picture, files), labels, strict=True)
+                batches = list(other.stacked(pictures, device))
+                check_outputs(net, batches[0][0][:1], len(other.classes), other.name)
+                table = evaluate(net, batches)
+            except UserError:  # the network takes no images of this size, or of these channels
                 continue
-            tried.append(way)
-            if wrong.sum() < wrong_at_best.sum():
-                best, wrong_at_best = way, wrong
-    repaired = int((wrong_as_configured & ~wrong_at_best).sum())
-    broken = int((wrong_at_best & ~wrong_as_configured).sum())
-    if len(tried) * mcnemar(repaired, broken) >= LEVEL:  # the best of several ways is tested
+            wrong = table.before != table.label
+            if wrong.sum() < least.sum():
+                best, least = {**best, **way}, wrong
+    if len(ways) * _p_value(as_configured, least) >= LEVEL:  # the best of several ways is tested
         return []
-    keys = [key for key in best if best[key] != configured[key]]
-    overrides = [f"prepare.{key}={as_value(best[key])}" for key in keys]
+    overrides = [f"prepare.{key}={as_value(value)}" for key, value in best.items()]
     log.warning(
         "the network may have been trained on images that were prepared otherwise: it makes %d "
-        "errors instead of %d in %d validation and training images, the fewest of %d ways that "
-        "were tried, with: %s",
-        *(wrong_at_best.sum(), wrong_as_configured.sum(), len(some), len(tried)),
-        " ".join(map(quoted, overrides)),
+        "errors instead of %d in %d validation images with: %s",
+        *(least.sum(), as_configured.sum(), len(some), " ".join(map(quoted, overrides))),
     )
     return overrides
+
+
+def _p_value(before: Tensor, after: Tensor) -> float:
+    """McNemar's, of two networks, from the images that each has wrong: bool, shape (N,)."""
+    return mcnemar(int((before & ~after).sum()), int((after & ~before).sum()))
 
 
 def warn_of_guessing(before: Predictions) -> None:
@@ -149,13 +130,7 @@ def warn_of_guessing(before: Predictions) -> None:
     if is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
         log.warning(
             "the base has %d of %d images right, which is hardly better than guessing: if it was "
-            "better where it was trained, look at net._target_ and base_ckpt; at prepare.classes, "
-            "in the order of the outputs; and at prepare.image_size, prepare.resize, "
-            "prepare.channels, prepare.mean and prepare.std, or prepare.transform (docs/failed.md)",
+            "better where it was trained, look at net._target_, base_ckpt and prepare, of which "
+            "eval.py tries usual values (docs/failed.md)",
             *(len(before) - counts["errors"], len(before)),
         )
-
-
-def _spread(images: Images) -> Images:
-    """Some images from everywhere in a set, whose classes stand in a row."""
-    return images.subset(torch.linspace(0, len(images) - 1, min(_IMAGES, len(images))).long())

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import better_order, better_preparation, warn_of_guessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.repair.dial import MAX_IMAGES
@@ -35,7 +35,10 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         classifier = session.classifier
         scale = classifier.set_scale(cfg.scale, session.trainer.strategy.root_device)
         tables = session.tables()
-        advice = check_preprocessing(session, tables["test"])
+        before = tables["test"]
+        advice = better_order(before, classifier.classes) or better_preparation(session)
+        if not advice:
+            warn_of_guessing(before)
         choices = {}
         if classifier.adapter is not None:
             images, why = 0, session.as_set("scale", scale).why

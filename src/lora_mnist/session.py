@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
-from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
+from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning, select
 from lora_mnist.disk.checkpoint import refuse_other_base
 from lora_mnist.errors import TrainingError, UserError, config_group
@@ -237,6 +237,12 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.stage == "pretrain" and cfg.mistakes is not None:
         raise UserError(f"mistakes={cfg.mistakes}: expected null: only stage=lora learns mistakes")
+    if cfg.mistakes is not None and (data_dir := cfg.data.get("data_dir")) is not None:
+        folder, root = (Path(str(each)).expanduser() for each in (cfg.mistakes, data_dir))
+        if folder.resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"mistakes={folder}: expected pictures from elsewhere than data.data_dir={root}"
+            )
     trainer = make_trainer(cfg, run)
     if cfg.stage == "eval" and trainer.world_size > 1:
         count = trainer.num_devices
@@ -263,7 +269,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
                 return columns_at(classifier.net, batches, [0]).prediction[0]
 
             mistakes = wrong_pictures(predict, dataset, folder, share)
-        images, mistakes = move_to_training(images, mistakes, dataset)
+        images = with_mistakes(images, mistakes)
     size, few = dataset.eval_batch_size, int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, few or cfg.trainer.get("limit_val_batches"), size)
     test = _limited(images.test, few or cfg.trainer.get("limit_test_batches"), size)

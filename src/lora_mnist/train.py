@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import better_order, warn_of_guessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.base import refuse_to_replace
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
@@ -71,7 +71,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     tell(choices)
     put_adapter(session)
     data = session.data(selection)
-    advice = check_preprocessing(session, before)
+    advice = []
+    if before is not None:
+        advice = better_order(before, session.classifier.classes)
+        if not advice:
+            warn_of_guessing(before)
     rate = choose_rate(session, data, before)
     tell({"rate": rate})
     choices |= {"rate": rate}

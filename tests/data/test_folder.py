@@ -67,24 +67,18 @@ def test_reads_what_torchvision_reads(make_photos, keys, steps):
 
 
 def test_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
-    """Also with another way to resize than the configured one."""
     root = make_photos({"cat": 20, "dog": 30}, size=(14, 9))
     jpeg = root / "dog" / "3.jpg"  # cut short; Pillow verifies the head of a JPEG alone
     Image.open(root / "dog" / "3.png").resize((140, 90)).save(jpeg)
     (root / "dog" / "3.png").unlink()
     jpeg.write_bytes(jpeg.read_bytes()[:-300])
-    changes = {"image_size": [6, 8], "channels": 1}
-    cropped = Folder(root, **changes)
-    resized = cropped.resized(cropped.sets.train, resize="stretch")
-    stretched = Folder(root, resize="stretch", **changes)
+    form = {"image_size": [6, 8], "channels": 1, "resize": "stretch"}
+    in_memory = Folder(root, **form).sets.train
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
-    on_disk = Folder(root, resize="stretch", **changes).sets.train
-    assert isinstance(stretched.sets.train.pixels[0], torch.Tensor)
-    expected = stretched.sets.train.take(range(39))
-    for images in (resized, on_disk):
-        given = images.take(range(39))
-        assert torch.equal(given[0], expected[0])
-        assert torch.equal(given[1], expected[1])
+    on_disk = Folder(root, **form).sets.train
+    assert isinstance(in_memory.pixels[0], torch.Tensor)
+    for given, expected in zip(on_disk.take(range(39)), in_memory.take(range(39)), strict=True):
+        assert torch.equal(given, expected)
     on_disk.pixels[1].write_bytes(b"broken meanwhile")
     with pytest.raises(ValueError, match=f"{on_disk.pixels[1]}: no readable picture"):
         on_disk.take([1])

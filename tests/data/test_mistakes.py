@@ -7,11 +7,32 @@ from composed import logged
 from PIL import Image
 
 from lora_mnist.data import Folder, Images, ImageSets
-from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
+from lora_mnist.data.mistakes import with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError
 
 DARK = 100
-DATASET = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
+
+
+def greys(*levels, on_disk=False):
+    """Images of one grey each, in memory or read from files of that name."""
+    labels = torch.tensor([level % 2 for level in levels], dtype=torch.int64)
+    images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 4, 4)
+    if not on_disk:
+        return Images(images, labels)
+
+    def read_file(path, augment):
+        return images[levels.index(int(path.name))]
+
+    return Images([Path(str(level)) for level in levels], labels, read=read_file)
+
+
+def dataset(train=(), val=(), test=(), on_disk=False):
+    """Cats and dogs of these greys."""
+    cats_and_dogs = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
+    parts = {"train": train, "val": val, "test": test}
+    parts = {part: greys(*levels, on_disk=on_disk) for part, levels in parts.items()}
+    cats_and_dogs.sets = ImageSets(**parts, sha256={"all": "a"}, held_out={}, copies=0)
+    return cats_and_dogs
 
 
 def by_darkness(pictures):
@@ -31,10 +52,10 @@ def write(folder, names):
     return folder
 
 
-def read(folder, share=0.2, predict=by_darkness):
+def read(folder, share=0.2, predict=by_darkness, **parts):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
-    parts = []
-    for images in wrong_pictures(predict, DATASET, folder, share):
+    mistakes, parts = wrong_pictures(predict, dataset(**parts), folder, share), []
+    for images in mistakes:
         greys = [int(pixels[0, 0, 0]) for pixels in images.pixels]
         parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
     return parts
@@ -81,36 +102,31 @@ def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, name, share, messa
     assert str(caught.value).startswith(message.format(tmp_path))
 
 
-def greys(*levels, on_disk=False):
-    """Images of one grey each, in memory or read from files of that name."""
-    labels = torch.tensor([level % 2 for level in levels])
-    images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 4, 4)
-    if not on_disk:
-        return Images(images, labels)
-
-    def read_file(path, augment):
-        return images[levels.index(int(path.name))]
-
-    return Images([Path(str(level)) for level in levels], labels, read=read_file)
-
-
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_no_picture_is_both_learnt_and_tested(caplog, on_disk):
-    """Learnt mistakes stand behind the training images, which may be replayed."""
-    mistakes = Mistakes(greys(7, 9), greys(2, 11, 15, 4))
-    parts = {"train": (1, 2), "val": (7, 4), "test": (9, 11, 6)}
-    parts = {part: greys(*levels, on_disk=on_disk) for part, levels in parts.items()}
-    images = ImageSets(**parts, sha256={"all": "a"}, held_out={}, copies=0)
-    changed, mistakes = move_to_training(images, mistakes, DATASET)
-    assert changed.sha256.keys() == {"all", "mistakes", "mistakes_test"}
-    assert list(changed.test.names) == [1, 2]
-    levels = []
-    for some in (changed.train, changed.val, changed.test, *mistakes):
-        pixels, labels = some.take(range(len(some)))
-        levels.append(pixels[:, 0, 0, 0].tolist())
-        assert torch.equal(labels, torch.tensor(levels[-1]) % 2)
-    assert levels == [[1, 2, 7, 9], [4], [11, 6], [7, 9], [11, 15, 4]]
-    for message in ("held-out mistakes are training", "val images are", "test images are"):
-        assert f"1 {message} " in caplog.text
-    for part in ("val", "test"):
-        assert f"1 held-out mistakes are also {part} images" in caplog.text
+def test_no_picture_is_both_learnt_and_tested(tmp_path, on_disk):
+    """One that is a training image is learnt; one that judges what is learnt is refused."""
+    levels = range(DARK, 140)
+    write(tmp_path, {f"cat/{n}.png": n for n in levels})
+    _, held_out = read(tmp_path)
+    known, *unseen = held_out
+    learnt, still_held_out = read(tmp_path, train=(1, known), val=(2,), test=(3,), on_disk=on_disk)
+    assert known in learnt
+    assert list(still_held_out) == unseen
+    for part, name in (("val", "validation"), ("test", "test")):
+        for level in (known, 139):
+            with pytest.raises(UserError) as caught:
+                read(tmp_path, **{part: (2, level)}, on_disk=on_disk)
+            start = f"mistakes={tmp_path}: {tmp_path}/cat/{level}.png is {name} image 1; expected "
+            assert str(caught.value).startswith(start)
+
+
+def test_learnt_mistakes_stand_behind_the_training_images(tmp_path):
+    data = dataset(train=(1, 2), val=(3,), test=(4,))
+    write(tmp_path, {f"cat/{n}.png": n for n in range(DARK, 120)})
+    mistakes = wrong_pictures(by_darkness, data, tmp_path, 0.2)
+    images = with_mistakes(data.sets, mistakes)
+    assert images.sha256.keys() == {"all", "mistakes", "mistakes_test"}
+    assert len(images.train) == 2 + len(mistakes.learnt)
+    pixels, labels = images.train.take(range(3))
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.learnt.pixels[0][0, 0, 0])]
+    assert labels.tolist() == [1, 0, 0]

@@ -195,11 +195,6 @@ class Folder(ImageDataset):
             )
         return self.data_dir
 
-    def resized(self, images: Images, **sizing: Any) -> Images:
-        """Images of this folder, read from the disk, and brought to their size in another way."""
-        files = [self.root / str(name) for name in images.names]
-        return replace(images, pixels=files, read=replace(self.prepare, **sizing).read)
-
     def read_picture(self, picture: Path | Image) -> Tensor:
         return self.prepare(open_picture(picture))
 

@@ -36,11 +36,12 @@ def wrong_pictures(
     """The pictures in ``folder`` that a base gets wrong: to learn from, and held out.
 
     ``predict`` gives the class that the base predicts for each picture. The SHA-256 of its pixels
-    alone decides whether one is held out: neither other pictures nor the network have a say.
+    alone decides whether one is held out: neither other pictures nor the network have a say. Those
+    that are training images are learnt, and none may be a validation or a test image.
     """
     setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
-    pictures: dict[tuple[str, int], Tensor] = {}
+    pictures: dict[tuple[str, int], tuple[Path, Tensor]] = {}
     for path in progress(paths, "mistakes", len(paths)):
         name = path.parent.name  # where it is listed, also of a link
         if name not in dataset.classes:
@@ -53,18 +54,31 @@ def wrong_pictures(
         except ValueError as error:
             log.warning("%s: skipped: %s", path, error)
             continue
-        pictures.setdefault((_sha256(image), dataset.classes.index(name)), image)
+        pictures.setdefault((_sha256(image), dataset.classes.index(name)), (path, image))
     if not pictures:
         raise UserError(f"{setting}: expected pictures, in a folder for each class; found none")
     keys = sorted(pictures)
-    predicted = predict((pictures[key], key[1]) for key in keys).tolist()
+    predicted = predict((pictures[key][1], key[1]) for key in keys).tolist()
     wrong = [key for key, prediction in zip(keys, predicted, strict=True) if prediction != key[1]]
     if not wrong:
         raise UserError(
             f"{setting}: expected pictures that the base gets wrong; it has all {len(keys)} right"
         )
-    mistakes = Images([pictures[key] for key in wrong], torch.tensor([label for _, label in wrong]))
-    is_held_out = torch.tensor([int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong])
+    files = {sha256: pictures[sha256, label][0] for sha256, label in wrong}
+    images = dataset.sets
+    for part, some in (("validation", images.val), ("test", images.test)):
+        for image_name, sha256 in zip(some.names, _sha256_of_each(some, dataset), strict=True):
+            if sha256 in files:
+                raise UserError(
+                    f"{setting}: {files[sha256]} is {part} image {image_name}; expected pictures "
+                    "from elsewhere, since these images judge what is learnt"
+                )
+    known = set(_sha256_of_each(images.train, dataset))
+    is_held_out = torch.tensor(
+        [sha256 not in known and int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong]
+    )
+    labels = torch.tensor([label for _, label in wrong])
+    mistakes = Images([pictures[key][1] for key in wrong], labels)
     learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
     held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
     if not len(learnt):
@@ -80,40 +94,12 @@ def wrong_pictures(
     return Mistakes(learnt, held_out)
 
 
-def move_to_training(
-    images: ImageSets, mistakes: Mistakes, dataset: ImageDataset
-) -> tuple[ImageSets, Mistakes]:
-    """The images of a training that learns mistakes, which stand at the end of those to train on.
-
-    What is learnt is left out of the validation and test images, and what may be replayed out of
-    the held-out mistakes.
-    """
-    learnt, held_out = mistakes
-    if len(held_out):
-        trained = set(_sha256_of_each(images.train, dataset))
-        held_out, copies = _without(trained, held_out, _sha256_of_each(held_out, dataset))
-        if copies:
-            log.warning("%d held-out mistakes are training images, and left out", copies)
-    to_learn = set(_sha256_of_each(learnt, dataset))
-    unseen = set(_sha256_of_each(held_out, dataset))
-    parts = {}
-    for part, some in (("val", images.val), ("test", images.test)):
-        hashes = _sha256_of_each(some, dataset)
-        parts[part], copies = _without(to_learn, some, hashes)
-        if copies:
-            log.warning(
-                "%d %s images are mistakes to learn, and left out: the base looks better on the "
-                "others than it is; expected mistakes from elsewhere (docs/your_classifier.md)",
-                *(copies, part),
-            )
-        if known := unseen & set(hashes):
-            log.warning("%d held-out mistakes are also %s images", len(known), part)
+def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
+    """The images of a run, with the mistakes to learn at the end of those to train on."""
     sha256 = dict(images.sha256)
-    for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
+    for name, pictures in (("mistakes", mistakes.learnt), ("mistakes_test", mistakes.held_out)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
-    train = images.train.followed_by(learnt)
-    changed = replace(images, train=train, val=parts["val"], test=parts["test"], sha256=sha256)
-    return changed, Mistakes(learnt, held_out)
+    return replace(images, train=images.train.followed_by(mistakes.learnt), sha256=sha256)
 
 
 def _sha256(image: Tensor) -> str:
@@ -128,10 +114,3 @@ def _sha256_of_each(images: Images, dataset: ImageDataset) -> list[str]:
     for batch, _ in progress(loader, "comparing with the mistakes", len(loader)):
         hashes += [_sha256(image) for image in batch]
     return hashes
-
-
-def _without(known: set[str], images: Images, hashes: list[str]) -> tuple[Images, int]:
-    """Those of ``images`` whose hash is not among ``known`` ones, and how many others there are."""
-    is_new = torch.tensor([each not in known for each in hashes])
-    chosen = is_new.nonzero()[:, 0]
-    return images.subset(chosen), len(images) - len(chosen)

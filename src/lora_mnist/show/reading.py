@@ -9,7 +9,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_mnist.command import in_grammar, key_of, override
+from lora_mnist.command import key_of, override
 from lora_mnist.project import command_line
 from lora_mnist.repair.significance import (
     LEVEL,
@@ -27,7 +27,7 @@ _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nine
 _MAX_NAMES = 4
 #: A longer table would push the verdict off the screen; results.json has every class.
 _MAX_ROWS = 12
-#: How overrides begin that say which images, network and base: other commands repeat them.
+#: How overrides begin that say which images, network and base: the next command repeats them.
 _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
 
@@ -36,13 +36,6 @@ class Phrase(NamedTuple):
 
     text: str
     judgement: str = "unclear"
-
-
-class Step(NamedTuple):
-    """What to do next."""
-
-    reason: str
-    command: str
 
 
 class Change(NamedTuple):
@@ -133,10 +126,10 @@ class Reading:
             false_calls=total(after, "false_calls"),
         )
 
-    def weakest_of(self, classes: Sequence[int], split: str = "test") -> int:
-        """The weakest of some classes on the images of a split, by number."""
-        changes = [self.change([c], split) for c in classes]
-        return classes[weakest([each.after for each in changes], [each.images for each in changes])]
+    def weakest_class(self) -> int:
+        """The weakest class on the test images, by number."""
+        changes = [self.change([c]) for c in self.every]
+        return weakest([each.after for each in changes], [each.images for each in changes])
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -200,8 +193,7 @@ class Reading:
         phrases = self._of_repair() if self.is_repair else self._of_base()
         val, test = self.counts.get("val_base"), self.counts.get("test_base")
         decided = [name for name, choice in self.choices.items() if choice["images"]]
-        # Without the mistakes that were left out of either, the two cannot be compared.
-        if decided and val and test and not self.is_hotfix and knows_validation(val, test):
+        if decided and val and test and knows_validation(val, test):
             text = f"The base has so few errors on the validation images, {val['errors']:,}, that "
             text += "it has probably been trained on them. What they decided may be wrong: "
             text += f"{', '.join(decided)}."
@@ -222,7 +214,7 @@ class Reading:
         errors = number_of(self.total.after, "error")
         phrases = [Phrase(f"{errors} in {self.total.images:,} test images.")]
         if self.total.after:
-            worst = self.weakest_of(self.every)
+            worst = self.weakest_class()
             change = self.change([worst])
             errors = f"{number_of(change.after, 'error')} in {change.images:,}"
             phrases.append(Phrase(f"The weakest class is {self.named([worst])}: {errors}."))
@@ -378,70 +370,31 @@ class Reading:
             texts.append(f"{name} {counts[base]:,} -> {counts[advised]:,}")
         return f"Validation images advise scale {dial['advised']:g}: {', '.join(texts)}."
 
-    # --- the next steps ---------------------------------------------------------------------------
+    # --- the next step ----------------------------------------------------------------------------
 
-    def next_steps(self, folder: Path) -> list[Step]:
-        """What to do next, by what the run in ``folder`` has left there."""
+    def next_step(self, folder: Path) -> str | None:
+        """After the test of a base in ``folder``: the command that repairs its weakest class.
+
+        It is weakest on validation images, which the command itself finds.
+        """
+        results, total = self.results, self.total
         # A run that was called from Python has no command line that says what it ran on.
-        if self.results.get("overrides") is None or self.results.get("better_preprocessing"):
-            return []
-        if not self.is_repair:
-            return self._repair_the_weakest(folder)
-        if self.results["stage"] != "lora" or not self.results["adapter"]:  # a quick run keeps none
-            return []
-        return [*self._advised_scale(folder), *self._one_class_more()]
-
-    def _repair_the_weakest(self, folder: Path) -> list[Step]:
-        """Repair the class that is weakest on validation images, which the command itself finds."""
-        total, worst = self.total, self.change([self.weakest_of(self.every)])
-        learnt = self.results["training_images_per_class"]
-        has_images = sum(learnt) > max(learnt) and self.results["validation_images"]
+        is_known = results.get("overrides") is not None and not results.get("better_preprocessing")
+        learnt = results["training_images_per_class"]
+        has_images = sum(learnt) > max(learnt) and results["validation_images"]
         # A repair of them all might be chance; a base with so many errors has to be trained.
+        worst = self.change([self.weakest_class()])
         is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images
-        if not (has_images and is_worth_it):
-            return []
+        if self.is_repair or not (is_known and has_images and is_worth_it):
+            return None
         overrides = ["experiment=repair", "target=weakest"]
-        if weights := self.results.get("weights"):  # the file of a base that is not the current one
+        if weights := results.get("weights"):  # the file of a base that is not the current one
             overrides.append(override("base_ckpt", relpath(folder / weights)))
-        reason = "To repair the class that is weakest on validation images:"
-        return [Step(reason, self._on_the_same("train", *overrides))]
-
-    def _advised_scale(self, folder: Path) -> list[Step]:
-        """Test the adapter at the advised scale, where validation images did not decide it."""
-        decided, advised = self.choices.get("scale", {}).get("images"), self.dial.get("advised")
-        if decided or advised in (None, 0, self.results["scale"]):
-            return []
-        overrides = [override("adapter", relpath(folder)), f"scale={advised:g}"]
-        return [Step(self.advice(), self._on_the_same("eval", *overrides))]
-
-    def _one_class_more(self) -> list[Step]:
-        """After a repair that helped: the weakest of the other classes on validation images."""
-        if not (self.targets and self.rest and "val" in self.counts):
-            return []
-        if {self.total.judgement, self.of_targets.judgement} != {"better"}:
-            return []
-        worst = self.weakest_of(self.rest, "val")
-        change = self.change([worst], "val")
-        if mcnemar(change.after, 0) > LEVEL:
-            return []
-        errors = f"{number_of(change.after, 'error')} in {change.images:,} validation images"
-        reason = f"The weakest of {self.others}: {self.named([worst])} ({errors}). "
-        kept, names = [], []
-        for text in self.results["overrides"]:
-            if key_of(text) not in ("digit", "target"):
-                kept.append(text)
-        for target in [*self.targets, worst]:
-            names.append(in_grammar(self.classes[target]))
-        line = command_line("train", [*kept, f"target=[{','.join(names)}]"])
-        return [Step(f"{reason}To repair it as well:", line)]
-
-    def _on_the_same(self, entry: str, *overrides: str) -> str:
-        """A command on the run's images, network and base."""
-        repeated, given = [], [key_of(text) for text in overrides]
-        for text in self.results["overrides"]:
+        given = [key_of(text) for text in overrides]
+        for text in results["overrides"]:
             if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
-                repeated.append(text)
-        return command_line(entry, [*overrides, *repeated])
+                overrides.append(text)
+        return command_line("train", overrides)
 
 
 def number_of(count: int, word: str) -> str:

@@ -93,8 +93,9 @@ def print_results(reading: Reading, folder: Path) -> None:
     table.rows[-2].end_section = True
     parts: list[RenderableType] = [table, f"accuracy: {reading.accuracy()}"]
     parts += [Text(phrase.text, _STYLES[phrase.judgement]) for phrase in reading.verdict()]
-    for step in reading.next_steps(folder):
-        parts += [step.reason, Text(step.command, "bold", no_wrap=True)]
+    if command := reading.next_step(folder):
+        parts.append("To repair the class that is weakest on validation images:")
+        parts.append(Text(command, "bold", no_wrap=True))
     show(*parts)
 
 
