@@ -14,7 +14,7 @@ from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.errors import as_value
 from lora_mnist.project import quoted
-from lora_mnist.repair.predictions import Predictions, columns_at, counts_of
+from lora_mnist.repair.predictions import Predictions, confusion_of, counts_of, predictions_at
 from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.session import Session
 
@@ -56,15 +56,16 @@ def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
     from scipy.optimize import linear_sum_assignment
 
     count = len(classes)
-    confusion = torch.bincount(before.label * count + before.before, minlength=count**2)
-    shares = confusion.view(count, count) / confusion.view(count, -1).sum(1, True).clamp(min=1)
+    label, prediction = before.label, before.prediction[0]
+    confusion = confusion_of(label, prediction, count)
+    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     here = torch.arange(count)
     # Of equals, the order as it is.
     _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
     output = torch.from_numpy(assigned)  # of each class
     moved = output != here
     rate, other_rate = 1 - shares[here, here][moved].mean(), 1 - shares[here, output][moved].mean()
-    was_right, is_right = before.before == before.label, before.before == output[before.label]
+    was_right, is_right = prediction == label, prediction == output[label]
     repaired, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
     if not moved.any() or other_rate > rate / 2 or mcnemar(repaired, broken) >= 0.001:
         return []
@@ -102,8 +103,8 @@ def better_preparation(session: Session) -> list[str]:
         images = resized(size=tuple(way.get("image_size", ())), **sizing)
         other = copy.copy(dataset)
         other.mean, other.std = way["mean"], way["std"]
-        columns = columns_at(net, other.batches(images, device, name="preprocessing"), [0])
-        return columns.prediction[0] != columns.label
+        table = predictions_at(net, other.batches(images, device, name="preprocessing"), [0])
+        return table.prediction[0] != table.label
 
     mean, std = measured_pixels(some)
     changes = [*_CHANGES, {"mean": mean, "std": std}]

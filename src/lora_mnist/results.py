@@ -63,7 +63,7 @@ def finish(
     if cfg.stage == "lora" and not session.is_fast_dev_run:
         _save_adapter(session, choices, dial)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
-    table, reading = tables["test"].columns(), Reading(results)
+    table, reading = tables["test"], Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
     write_predictions(table, session.images.test.names, run.folder, reading.classes)
     print_results(reading, run.folder)

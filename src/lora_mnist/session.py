@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
-from lora_mnist.repair.predictions import Predictions, columns_at, evaluate, val_metrics
+from lora_mnist.repair.predictions import Predictions, evaluate, predictions_at
 from lora_mnist.trainer import make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,7 @@ class Session:
         settings["device"] = self.trainer.strategy.root_device.type
         return dict(settings)
 
-    def fit(
-        self, data: ImageDataModule, rate: float, before: Predictions | None = None
-    ) -> dict[str, Choice]:
+    def fit(self, data: ImageDataModule, rate: float) -> dict[str, Choice]:
         """Train, or go on from the checkpoint; the choice of the weights, if a value chose them."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, targets = self.classifier.classes, plan.selection.targets
@@ -192,10 +190,11 @@ class Session:
             net,
             optimizer,
             self.make_scheduler(optimizer),
+            classes=classes,
+            targets=targets,
             loss=self.make_loss(),
             replay=plan.replay,
             seed=self.cfg.seed,
-            metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
         )
         hyperparameters = self.configuration(plan.selection) | {"trained_with": trained_with}
         module.save_hyperparameters(hyperparameters)
@@ -277,7 +276,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
                 batches = dataset.stacked(pictures, device)
-                return columns_at(classifier.net, batches, [0]).prediction[0]
+                return predictions_at(classifier.net, batches, [0]).prediction[0]
 
             mistakes = wrong_pictures(predict, dataset, folder, share)
         images, mistakes = move_to_training(images, mistakes, dataset)
@@ -336,6 +335,12 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             f"refit=true: expected false, since {monitor} is monitored, and the last training "
             "learns the validation images"
+        )
+    count, processes = len(session.images.val), trainer.world_size
+    if 0 < count < processes:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected no more processes, here {processes}, "
+            f"than validation images, {count}: each validates its share"
         )
     needs_images = {
         "target=weakest": cfg.target == "weakest" and session.mistakes is None,

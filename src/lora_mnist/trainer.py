@@ -130,7 +130,7 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*your dataloader is not resumable.*",  # its place follows from the step
-            ".*to use `self.log.*sync_dist=True.*",  # each process validates all images
+            ".*to use `self.log.*sync_dist=True.*",  # torchmetrics has gathered what is logged
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches

@@ -183,10 +183,18 @@ class ImageDataModule(LightningDataModule):
         return PlannedBatches(self, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """All validation images, in each process; nothing where there are none."""
-        if not len(self.images.val):
+        """This process's share of the validation images; nothing where there are none.
+
+        Each process has as many batches: a network with buffers waits in each for the others.
+        """
+        assert self.trainer is not None
+        count, rank, processes = len(self.images.val), self.trainer.global_rank, self.plan.processes
+        if not count:
             return []
-        return self.dataset.loader(self.images.val, batch_size=self.dataset.eval_batch_size)
+        batches = math.ceil(count / (self.dataset.eval_batch_size * processes))
+        whole = torch.arange(count).tensor_split(min(batches, count // processes))
+        shares = [batch[rank::processes].tolist() for batch in whole]
+        return self.dataset.loader(self.images.val, batch_sampler=shares)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""
