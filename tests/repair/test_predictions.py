@@ -10,7 +10,7 @@ from lora_mnist.repair.predictions import (
     counts_of,
     evaluate,
     logged_metrics,
-    outcomes_by_split,
+    outcomes_by_part,
     predictions_at,
 )
 from lora_mnist.repair.significance import mcnemar
@@ -59,7 +59,7 @@ def test_counts_by_hand():
     after |= {"errors_of_target": 1, "errors_elsewhere": 1, "false_calls_of_target": 1}
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
-    assert outcomes_by_split({"val": table}, [1]) == {"val": after, "val_base": before}
+    assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
     # An image of one target that is given the name of another is no false call.
     assert counts_of(table, [0, 1])["after"]["false_calls_of_target"] == 0
 
@@ -84,7 +84,7 @@ def test_the_outcome_says_what_became_of_each_image():
 
 def test_what_loggers_get_of_classes():
     """Before a training its validation images have no curve of a class; many classes have none."""
-    outcomes = outcomes_by_split({"val": table_of(BEFORE, AFTER)}, [1])
+    outcomes = outcomes_by_part({"val": table_of(BEFORE, AFTER)}, [1])
     tags = logged_metrics(outcomes, ["a/b", "c", "d", "e"], [1])
     curves = {tag for tag in tags if "per_class" in tag}
     assert curves == {"val/accuracy_per_class/a-b", "val/accuracy_per_class/c"}

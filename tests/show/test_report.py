@@ -5,7 +5,7 @@ import torch
 from helpers.runs import DIAL, images, outcome, predictions, results
 
 from lora_mnist.data import Images
-from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.predictions import Predictions, outcomes_by_part
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import make_report
 
@@ -95,7 +95,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
     for after in (adapted, base):
         table = Predictions(count, label, torch.stack([base, after]), sure, loss)
-        counts = outcomes_by_split({"test": table}, [0])
+        counts = outcomes_by_part({"test": table}, [0])
         run = results(targets=[0], classes=[f"class number {n}" for n in range(count)], **counts)
         page = report_of(tmp_path, run, table, Images(noise, label))
         assert len(page) < 5e6

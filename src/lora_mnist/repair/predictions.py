@@ -227,18 +227,18 @@ def compare_errors(
     return counts_of(evaluate(model, batches))
 
 
-def outcomes_by_split(
+def outcomes_by_part(
     tables: Mapping[str, Predictions], targets: Sequence[int] = ()
 ) -> dict[str, dict[str, Any]]:
     """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
     outcomes = {}
-    for split, predictions in tables.items():
+    for part, predictions in tables.items():
         counts = counts_of(predictions, targets)
         if "after" in counts:
-            outcomes[split] = counts["after"]
-            outcomes[f"{split}_base"] = counts["before"]
+            outcomes[part] = counts["after"]
+            outcomes[f"{part}_base"] = counts["before"]
         else:
-            outcomes[split] = counts["before"]
+            outcomes[part] = counts["before"]
     return outcomes
 
 
@@ -252,17 +252,17 @@ def logged_metrics(
     if len(names) > _MAX_CURVES:
         classes = targets[:_MAX_CURVES]
     tags: dict[str, float] = {}
-    for split, outcome in outcomes.items():
+    for part, outcome in outcomes.items():
         numbers = {key: outcome.get(key) for key in _LOGGED}
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
         if targets:
             numbers["precision_of_target"] = precision(outcome, targets)
-        if split in ("val", "test", "test_base"):
+        if part in ("val", "test", "test_base"):
             for c in classes:
                 name = names[c].replace("/", "-")  # else it would begin a level of tags
                 if images[c]:
                     numbers[f"accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
         for key, number in numbers.items():
             if number is not None:
-                tags[f"{split}/{key}"] = float(number)
+                tags[f"{part}/{key}"] = float(number)
     return tags
