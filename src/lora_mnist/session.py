@@ -84,7 +84,7 @@ class Session:
         """The images of which predictions are made, by the names of their parts."""
         parts = {"val": self.images.val, "test": self.images.test}
         if self.mistakes is not None:
-            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.held_out}
+            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.tested}
         return parts
 
     def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:

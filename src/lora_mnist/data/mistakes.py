@@ -24,7 +24,7 @@ class Mistakes(NamedTuple):
     """Pictures that a base gets wrong."""
 
     learnt: Images
-    held_out: Images
+    tested: Images
 
 
 def wrong_pictures(
@@ -64,9 +64,9 @@ def wrong_pictures(
             f"{setting}: expected pictures that the base gets wrong; it has all {len(keys)} right"
         )
     mistakes = Images([pictures[key] for key in wrong], torch.tensor([label for _, label in wrong]))
-    is_held_out = torch.tensor([int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong])
-    learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
-    held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
+    is_tested = torch.tensor([int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong])
+    learnt = mistakes.subset((~is_tested).nonzero()[:, 0])
+    tested = mistakes.subset(is_tested.nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
@@ -75,9 +75,9 @@ def wrong_pictures(
     log.info(
         "%s: the base has %d of %d pictures right already, which are left out; of the others %d "
         "are to be learnt, and %d are held out",
-        *(setting, len(keys) - len(wrong), len(keys), len(learnt), len(held_out)),
+        *(setting, len(keys) - len(wrong), len(keys), len(learnt), len(tested)),
     )
-    return Mistakes(learnt, held_out)
+    return Mistakes(learnt, tested)
 
 
 def move_to_training(
@@ -88,14 +88,14 @@ def move_to_training(
     What is learnt is left out of the validation and test images, and what may be replayed out of
     the held-out mistakes.
     """
-    learnt, held_out = mistakes
-    if len(held_out):
+    learnt, tested = mistakes
+    if len(tested):
         trained = set(_sha256_of_each(images.train, dataset))
-        held_out, copies = _without(trained, held_out, _sha256_of_each(held_out, dataset))
+        tested, copies = _without(trained, tested, _sha256_of_each(tested, dataset))
         if copies:
             log.warning("%d held-out mistakes are training images, and left out", copies)
     to_learn = set(_sha256_of_each(learnt, dataset))
-    unseen = set(_sha256_of_each(held_out, dataset))
+    unseen = set(_sha256_of_each(tested, dataset))
     parts = {}
     for part, some in (("val", images.val), ("test", images.test)):
         hashes = _sha256_of_each(some, dataset)
@@ -109,11 +109,11 @@ def move_to_training(
         if known := unseen & set(hashes):
             log.warning("%d held-out mistakes are also %s images", len(known), part)
     sha256 = dict(images.sha256)
-    for name, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
+    for name, pictures in (("mistakes", learnt), ("mistakes_test", tested)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
     train = images.train.followed_by(learnt)
     changed = replace(images, train=train, val=parts["val"], test=parts["test"], sha256=sha256)
-    return changed, Mistakes(learnt, held_out)
+    return changed, Mistakes(learnt, tested)
 
 
 def _sha256(image: Tensor) -> str:

@@ -287,8 +287,8 @@ class Reading:
         right = f"{learnt.images - learnt.after:,} of {learnt.images:,}"
         text = f"{right} mistakes to learn are right now"
         if "mistakes_test" in self.counts:
-            held_out = self.change(part="mistakes_test")
-            text += f", and {held_out.images - held_out.after:,} of {held_out.images:,} held out"
+            tested = self.change(part="mistakes_test")
+            text += f", and {tested.images - tested.after:,} of {tested.images:,} held out"
         return Phrase(f"{text}.", learnt.judgement)
 
     def _false_calls(self) -> Phrase:
