@@ -336,11 +336,10 @@ def _refuse_inconsistent(session: Session) -> None:
             f"refit=true: expected false, since {monitor} is monitored, and the last training "
             "learns the validation images"
         )
-    count, processes = len(session.images.val), trainer.world_size
-    if 0 < count < processes:
+    if 0 < len(session.images.val) < trainer.world_size:
         raise UserError(
-            f"trainer.devices={trainer.num_devices}: expected no more processes, here {processes}, "
-            f"than validation images, {count}: each validates its share"
+            f"trainer.devices={trainer.num_devices}: expected no more processes than validation "
+            f"images, {len(session.images.val)}, since each of {trainer.world_size} has its share"
         )
     needs_images = {
         "target=weakest": cfg.target == "weakest" and session.mistakes is None,

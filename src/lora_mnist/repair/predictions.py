@@ -53,13 +53,8 @@ class Predictions:
 
     def at(self, rows: Tensor) -> "Predictions":
         """The predictions for some of the images."""
-        return replace(
-            self,
-            label=self.label[rows],
-            prediction=self.prediction[:, rows],
-            probability=self.probability[:, rows],
-            loss=self.loss[:, rows],
-        )
+        num_classes, *columns = vars(self).values()
+        return Predictions(num_classes, *(column[..., rows] for column in columns))
 
     def followed_by(self, others: "Predictions") -> "Predictions":
         """These scales, and after them those of ``others``, for the same images."""
