@@ -183,18 +183,13 @@ class ImageDataModule(LightningDataModule):
         return PlannedBatches(self, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """This process's share of the validation images; nothing where there are none.
-
-        Each process has as many batches: a network with buffers waits in each for the others.
-        """
-        assert self.trainer is not None
-        count, rank, processes = len(self.images.val), self.trainer.global_rank, self.plan.processes
-        if not count:
+        """This process's share of the validation images; nothing where there are none."""
+        if not len(self.images.val):
             return []
-        batches = math.ceil(count / (self.dataset.eval_batch_size * processes))
-        whole = torch.arange(count).tensor_split(min(batches, count // processes))
-        shares = [batch[rank::processes].tolist() for batch in whole]
-        return self.dataset.loader(self.images.val, batch_sampler=shares)
+        assert self.trainer is not None
+        places = torch.arange(self.trainer.global_rank, len(self.images.val), self.plan.processes)
+        share = self.images.val.subset(places)
+        return self.dataset.loader(share, batch_size=self.dataset.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""
