@@ -140,8 +140,8 @@ def predictions(accuracy, output=(0, 1, 2, 3), seed=0):
     guess = torch.randint(4, label.shape, generator=generator)
     is_right = torch.rand(label.shape, generator=generator) < accuracy
     before = torch.tensor(output)[torch.where(is_right, label, guess)]
-    nothing = torch.zeros(len(label))
-    return Predictions(4, label, before, nothing, nothing)
+    nothing = torch.zeros(1, len(label))
+    return Predictions(4, label, before[None], nothing, nothing)
 
 
 def test_a_forgotten_order_of_the_classes_is_told():

@@ -37,6 +37,7 @@ MISTAKES = {
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
         (*LORA, "callbacks=best -> callbacks: one monitors val/errors"),
         (*PRETRAIN, "data.val_size=99999999"),
+        (*PRETRAIN, "data.val_size=1", "trainer.devices=2"),
         (*PRETRAIN, "trainer.devices=0 -> trainer: "),
         (*PRETRAIN, "+trainer.nope=1 -> trainer: TypeError: Trainer.__init__() got an unexpected"),
         (*PRETRAIN, "optimizer.lr=auto"),

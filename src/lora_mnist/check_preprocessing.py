@@ -16,7 +16,7 @@ from lora_mnist.disk.base import read_base
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import quoted
 from lora_mnist.repair.networks import check_outputs
-from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
+from lora_mnist.repair.predictions import Predictions, confusion_of, counts_of, evaluate
 from lora_mnist.repair.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.session import Session
 from lora_mnist.settings import Settings
@@ -41,15 +41,16 @@ def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
     from scipy.optimize import linear_sum_assignment
 
     count = len(classes)
-    confusion = torch.bincount(before.label * count + before.before, minlength=count**2)
-    shares = confusion.view(count, count) / confusion.view(count, -1).sum(1, True).clamp(min=1)
+    label, prediction = before.label, before.prediction[0]
+    confusion = confusion_of(label, prediction, count)
+    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     here = torch.arange(count)
     # Of equals, the order as it is.
     _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
     output = torch.from_numpy(assigned)  # of each class
     moved = output != here
     rate, other_rate = 1 - shares[here, here][moved].mean(), 1 - shares[here, output][moved].mean()
-    was_wrong, is_wrong = before.before != before.label, before.before != output[before.label]
+    was_wrong, is_wrong = prediction != label, prediction != output[label]
     if not moved.any() or other_rate > rate / 2 or _p_value(was_wrong, is_wrong) >= 0.001:
         return []
     names = [in_grammar(classes[c]) for c in output.argsort().tolist()]
@@ -89,7 +90,7 @@ def better_preparation(session: Session) -> list[str]:
     ways, started = [*sizes, *scalings, *sizes, *_RESIZINGS], time.monotonic()
     with session.evaluating() as device:
         table = evaluate(net, dataset.batches(some, device))
-        as_configured = least = table.before != table.label
+        as_configured = least = table.prediction[0] != table.label
         if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
             return []  # so few errors that no way can be clearly better
         for way in ways:
@@ -105,7 +106,7 @@ def better_preparation(session: Session) -> list[str]:
                 table = evaluate(net, batches)
             except UserError:  # the network takes no images of this size, or of these channels
                 continue
-            wrong = table.before != table.label
+            wrong = table.prediction[0] != table.label
             if wrong.sum() < least.sum():
                 best, least = {**best, **way}, wrong
     if len(ways) * _p_value(as_configured, least) >= LEVEL:  # the best of several ways is tested

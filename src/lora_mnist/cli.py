@@ -28,7 +28,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lora_mnist.command import CLASSIFIER, Run, nearest_keys, override
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
-from lora_mnist.errors import GROUP_OF, UserError, described, error_in_user_code, one_line
+from lora_mnist.errors import (
+    GROUP_OF,
+    UserError,
+    described,
+    error_in_user_code,
+    one_line,
+    printable,
+)
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
 
@@ -207,7 +214,7 @@ def _no_stage() -> str:
 def explain(error: BaseException) -> tuple[str, int]:
     """The line to print about an exception, in the words of who raised it, and the exit code."""
     if isinstance(error, UserError):
-        return str(error), error.exit_code
+        return printable(error), error.exit_code
     if line := error_in_user_code(error):
         return line, 1
     # Hydra says which override was wrong, and OmegaConf, its cause, why.

@@ -207,7 +207,7 @@ def train_repair(
             data = session.data(data.plan.selection, with_validation=True)
         # Without a refit the same training again: its files are in the run's own folder.
         start_again(session.net, start, dropout.value)
-        session.fit(data, rate, before)
+        session.fit(data, rate)
         set_lora_scale(session.net, choices["scale"].value)
     return Repair(chosen.tables, choices, chosen.dial)
 
@@ -220,7 +220,7 @@ def _train_and_measure(
     refit: Choice,
 ) -> Repair:
     """Train the adapter that is on the network, and turn it to the scale that is chosen."""
-    session.fit(data, rate, before)
+    session.fit(data, rate)
     val = session.predictions("val", before)
     dial = try_scales(session, data, val)
     scale = choose_scale(session, dial, refit)

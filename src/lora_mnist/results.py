@@ -27,7 +27,7 @@ from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.project import DATA
 from lora_mnist.repair.dial import scale_of_refit
-from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.predictions import Predictions, outcomes_by_part
 from lora_mnist.session import Choice, Session
 from lora_mnist.settings import VERSION
 from lora_mnist.show.reading import Reading
@@ -63,7 +63,7 @@ def finish(
     if cfg.stage == "lora" and not session.is_fast_dev_run:
         _save_adapter(session, choices, dial)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
-    table, reading = tables["test"].columns(), Reading(results)
+    table, reading = tables["test"], Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
     write_predictions(table, session.images.test.names, run.folder, reading.classes)
     print_results(reading, run.folder)
@@ -117,7 +117,7 @@ def results_of(
         "base_pretrained_here": is_ours,
         "test_held_out_now": "test" in images.held_out and not is_ours,
         "parameters": count_parameters(classifier.net),
-        **outcomes_by_split(tables, targets),
+        **outcomes_by_part(tables, targets),
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
         "base_unchanged": True if cfg.stage == "lora" else None,  # prove_unchanged has looked
         "adapter": adapter,
@@ -201,8 +201,8 @@ def _why_useless(
     A refit has learnt the validation images. Where the base was no better, a repair is no worse.
     """
     is_refit = "refit" in choices and choices["refit"].value
-    split = "val" if "val" in outcomes and not is_refit else "test"
-    outcome, before = outcomes[split], outcomes.get(f"{split}_base")
+    part = "val" if "val" in outcomes and not is_refit else "test"
+    outcome, before = outcomes[part], outcomes.get(f"{part}_base")
     images, accuracy = outcome["images_per_class"], outcome["accuracy"]
     share = max(images) / sum(images)
     if accuracy > share or (before is not None and before["accuracy"] <= share):
@@ -210,6 +210,6 @@ def _why_useless(
     commonest = session.classifier.classes[images.index(max(images))]
     where = "" if session.cfg.stage == "lora" else f"; the base stays in {session.run.folder}"
     return (
-        f"optimizer.lr={choices['rate'].value}: of the {split} images {accuracy:.1%} are right, no "
+        f"optimizer.lr={choices['rate'].value}: of the {part} images {accuracy:.1%} are right, no "
         f"more than by always saying {commonest}; expected another learning rate{where}"
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
-from lora_mnist.repair.predictions import Predictions, columns_at, evaluate, val_metrics
+from lora_mnist.repair.predictions import Predictions, evaluate, predictions_at
 from lora_mnist.trainer import make_trainer
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Session:
         """The images of which predictions are made, by the names of their parts."""
         parts = {"val": self.images.val, "test": self.images.test}
         if self.mistakes is not None:
-            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.held_out}
+            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.tested}
         return parts
 
     def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
@@ -171,7 +171,7 @@ class Session:
         settings["base_sha256"] = base and base.sha256
         return dict(settings)
 
-    def fit(self, data: ImageDataModule, rate: float, before: Predictions | None = None) -> None:
+    def fit(self, data: ImageDataModule, rate: float) -> None:
         """Train, from the checkpoint on that ``ckpt_path`` names."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, targets = self.classifier.classes, plan.selection.targets
@@ -183,9 +183,10 @@ class Session:
             net,
             optimizer,
             self.make_scheduler(optimizer),
+            classes=classes,
+            targets=targets,
             loss=self.make_loss(),
             replay=plan.replay,
-            metrics=partial(val_metrics, before=before, classes=classes, targets=targets),
         )
         module.save_hyperparameters(self._hyperparameters(plan.selection, rate))
         net.train()
@@ -266,7 +267,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
 
             def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
                 batches = dataset.stacked(pictures, device)
-                return columns_at(classifier.net, batches, [0]).prediction[0]
+                return predictions_at(classifier.net, batches, [0]).prediction[0]
 
             mistakes = wrong_pictures(predict, dataset, folder, share)
         images = with_mistakes(images, mistakes)
@@ -324,6 +325,11 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
             "last weights, or their average"
+        )
+    if 0 < len(session.images.val) < trainer.world_size:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected no more processes than validation "
+            f"images, {len(session.images.val)}, since each of {trainer.world_size} has its share"
         )
     needs_images = {
         "target=weakest": cfg.target == "weakest" and session.mistakes is None,

@@ -113,7 +113,7 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*dirpath has changed.*",  # a run that goes on has a folder of its own
-            ".*to use `self.log.*sync_dist=True.*",  # each process validates all images
+            ".*to use `self.log.*sync_dist=True.*",  # torchmetrics has gathered what is logged
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches

@@ -77,8 +77,8 @@ def test_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
     on_disk = Folder(root, **form).sets.train
     assert isinstance(in_memory.pixels[0], torch.Tensor)
-    for given, expected in zip(on_disk.take(range(39)), in_memory.take(range(39)), strict=True):
-        assert torch.equal(given, expected)
+    for taken, expected in zip(on_disk.take(range(39)), in_memory.take(range(39)), strict=True):
+        assert torch.equal(taken, expected)
     on_disk.pixels[1].write_bytes(b"broken meanwhile")
     with pytest.raises(ValueError, match=f"{on_disk.pixels[1]}: no readable picture"):
         on_disk.take([1])

@@ -163,15 +163,15 @@ def test_the_place_in_an_epoch_says_which_batch_comes_next(limits, accumulate, e
         assert seen(rest) == batches[number:][: count - number % count]
 
 
-def test_several_processes_share_training_and_validate_whole():
-    """Each image of a batch is in one of them; of an odd number one is drawn twice."""
+def test_several_processes_share_training_and_validation():
+    """Each image of a batch is in one of them; in training, of an odd number one is drawn twice."""
     shares, validated, drawn = [], [], set()
     for rank in (0, 1):
         trainer = trainer_of(global_rank=rank, world_size=2)
-        data = data_of(trainer, val=5)
+        data = data_of(trainer, val=9)
         shares.append(seen(data.train_dataloader()))
         validated.append(seen(data.val_dataloader()))
-    assert validated == [[[0, 1], [2, 3], [4]]] * 2
+    assert validated == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7]]]
     for whole, first, second in zip(islice(data.plan.batches(), 10), *shares, strict=True):
         assert (first, second) == (whole[::2], whole[1::2])
         assert len(first) == len(second)

@@ -10,7 +10,7 @@ from lora_mnist.show.report import first_pictures
 
 
 def lines_of(folder, table, names):
-    write_predictions(table.columns(), names, folder, CLASSES)
+    write_predictions(table, names, folder, CLASSES)
     return (folder / "predictions.csv").read_text().splitlines()
 
 
@@ -31,7 +31,7 @@ def test_a_base_alone_has_a_prediction(tmp_path):
 
 def test_the_surest_pictures_of_each_kind_come_first():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
-    shown = first_pictures(predictions().columns(), images(), CLASSES)
+    shown = first_pictures(predictions(), images(), CLASSES)
     names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}
     assert names == {"broken": ["4", "5"], "wrong": ["1"], "repaired": ["2"]}
     first = shown["broken"][0]

@@ -61,17 +61,16 @@ def results(stage="lora", **more):
 
 def predictions(pair=True):
     """Predictions for six images."""
-    table = Predictions(
+    scales = 2 if pair else 1
+    return Predictions(
         num_classes=3,
         label=torch.tensor([0, 0, 1, 1, 2, 2]),
-        before=torch.tensor([0, 1, 0, 1, 2, 2]),
-        before_probability=torch.tensor([0.9, 0.5, 0.6, 0.7, 1.0, 0.8]),
-        before_loss=torch.zeros(6),
+        prediction=torch.tensor([[0, 1, 0, 1, 2, 2], [0, 1, 1, 1, 0, 1]])[:scales],
+        probability=torch.tensor(
+            [[0.9, 0.5, 0.6, 0.7, 1.0, 0.8], [0.9, 0.5, 0.6, 0.7, 0.25, 0.75]]
+        )[:scales],
+        loss=torch.zeros(scales, 6),
     )
-    if not pair:
-        return table
-    after = torch.tensor([0, 1, 1, 1, 0, 1])
-    return table.with_after(after, torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75]), torch.zeros(6))
 
 
 def images(names=()):

@@ -1,5 +1,3 @@
-from functools import partial
-
 import pytest
 import torch
 from helpers.nets import batches, randomize
@@ -10,12 +8,7 @@ from lora_mnist import MLP, add_lora, lora_parameters
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
 from lora_mnist.repair.module import ClassifierModule, Loss, TrainedAverage
-from lora_mnist.repair.predictions import (
-    evaluate,
-    logged_metrics,
-    outcomes_by_split,
-    val_metrics,
-)
+from lora_mnist.repair.predictions import counts_of, evaluate, logged_metrics
 
 
 def test_target_weight_is_the_share_of_the_images_to_learn():
@@ -34,6 +27,7 @@ class Recorded(ClassifierModule):
 
     def __init__(self, net, **settings):
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        settings.setdefault("classes", ["cat", "dog", "owl"])
         super().__init__(net, torch.optim.Adam(trained, lr=0.1), **settings)
         self.losses, self.logged, self.adapters = [], [], []
 
@@ -85,19 +79,14 @@ def test_a_loss_that_is_not_finite_ends_training(tiny, tmp_path):
         fit.fit(Recorded(tiny), batches())
 
 
-@pytest.mark.parametrize("has_adapter", [False, True])
-def test_validation_logs_the_counts_of_the_table(tiny, tmp_path, has_adapter):
+def test_validation_logs_the_counts_of_the_table(tiny, tmp_path):
     """Those that an evaluation of the same network gives, and once more when it is repeated."""
-    before = None
-    if has_adapter:
-        before = evaluate(tiny, batches())
-        randomize(add_lora(tiny))
-    classes, targets = ["cat", "dog", "owl"], [1]
-    metrics = partial(val_metrics, before=before, classes=classes, targets=targets)
-    expected = outcomes_by_split({"val": evaluate(tiny, batches(), before)}, targets)
-    tags = logged_metrics(expected, classes, targets)
-    assert ("val/repaired" in tags) == has_adapter
-    module = Recorded(tiny, metrics=metrics)
+    randomize(add_lora(tiny))
+    module = Recorded(tiny, targets=[1])
+    counts = counts_of(evaluate(tiny, batches()), [1])["after"]
+    tags = logged_metrics({"val": counts}, module.classes, [1])
+    tags = {tag: tags[tag] for tag in tags if tag not in ("val/repaired", "val/broken")}
+    assert {"val/loss", "val/precision_of_target", "val/accuracy_per_class/dog"} <= {*tags}
     for _ in range(2):
         (logged,) = trainer(tmp_path).validate(module, batches(), verbose=False)
         assert logged == pytest.approx(tags)
@@ -105,7 +94,7 @@ def test_validation_logs_the_counts_of_the_table(tiny, tmp_path, has_adapter):
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])
 def test_all_is_computed_where_the_batch_is(tmp_path, init):
-    """Training and validation, on a device that refuses to mix with the CPU, as a GPU does."""
+    """In training, on a device that refuses to mix with the CPU, as a GPU does."""
     net = add_lora(MLP(hidden_sizes=[16]), init=init, dropout=0.5)
     module = Recorded(net, replay=3, loss=Loss(target_weight=0.5)).to("meta")
     module.trainer = trainer(tmp_path)
@@ -114,6 +103,3 @@ def test_all_is_computed_where_the_batch_is(tmp_path, init):
     batch = images, torch.empty(8, dtype=torch.int64, device="meta")
     ClassifierModule.training_step(module, batch, 0).backward()
     assert all(parameter.grad.is_meta for parameter in lora_parameters(net))
-    module.validation_step(batch, 0)
-    _, *columns = module.validated[0]
-    assert all(column.is_meta for column in columns)

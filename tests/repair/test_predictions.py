@@ -7,13 +7,11 @@ from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.predictions import (
-    Predictions,
-    columns_at,
-    columns_of,
     counts_of,
     evaluate,
     logged_metrics,
-    outcomes_by_split,
+    outcomes_by_part,
+    predictions_at,
 )
 from lora_mnist.repair.significance import mcnemar
 
@@ -25,9 +23,8 @@ AFTER = 9.0 * F.one_hot(torch.tensor([0, 0, 1, 1, 1, 2]), 4)
 
 def table_of(before, after=None):
     """The table of these logits of a base, and of base and adapter."""
-    _, _, *columns = columns_of(before, LABELS)
-    table = Predictions(4, LABELS, *columns)
-    return table if after is None else table.with_after(*columns_of(after, LABELS)[2:])
+    table = predictions_at(torch.nn.Identity(), [(before, LABELS)], [0])
+    return table if after is None else table.followed_by(table_of(after))
 
 
 def test_counts_by_hand():
@@ -36,6 +33,7 @@ def test_counts_by_hand():
         "accuracy": 0.5,
         "errors": 3,
         "errors_per_class": [2, 1, 0, 0],
+        "called_per_class": [[1, 1], [0, 1], None, None],
         "false_calls_per_class": [1, 1, 1, 0],
         "images_per_class": [3, 3, 0, 0],
     }
@@ -45,6 +43,7 @@ def test_counts_by_hand():
         "accuracy": pytest.approx(4 / 6),
         "errors": 2,
         "errors_per_class": [1, 1, 0, 0],
+        "called_per_class": [[1, 1], [2, 1], None, None],
         "false_calls_per_class": [0, 1, 1, 0],
         "images_per_class": [3, 3, 0, 0],
         "repaired": 2,
@@ -60,7 +59,7 @@ def test_counts_by_hand():
     after |= {"errors_of_target": 1, "errors_elsewhere": 1, "false_calls_of_target": 1}
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
-    assert outcomes_by_split({"val": table}, [1]) == {"val": after, "val_base": before}
+    assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
     # An image of one target that is given the name of another is no false call.
     assert counts_of(table, [0, 1])["after"]["false_calls_of_target"] == 0
 
@@ -74,20 +73,18 @@ def test_a_loss_that_is_not_finite_is_no_number():
         table_of(logits)
 
 
-def test_columns_say_what_became_of_each_image():
-    columns = table_of(BEFORE, AFTER).at(torch.tensor([5, 0, 1, 2])).columns()
-    assert columns["label"].tolist() == [1, 0, 0, 0]
-    assert columns["outcome"].tolist() == ["broken", "right", "repaired", "wrong"]
-    assert columns["after"].tolist() == [2, 0, 0, 1]
-    assert columns["after_probability"].tolist() == [0.99963] * 4
-    alone = table_of(BEFORE).columns()
-    assert list(alone) == ["label", "before", "before_probability", "outcome"]
-    assert alone["outcome"].tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
+def test_the_outcome_says_what_became_of_each_image():
+    table = table_of(BEFORE, AFTER).at(torch.tensor([5, 0, 1, 2]))
+    assert table.label.tolist() == [1, 0, 0, 0]
+    assert table.prediction.tolist() == [[1, 0, 1, 2], [2, 0, 0, 1]]
+    assert table.outcomes().tolist() == ["broken", "right", "repaired", "wrong"]
+    alone = table_of(BEFORE).outcomes()
+    assert alone.tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
 
 
 def test_what_loggers_get_of_classes():
     """Before a training its validation images have no curve of a class; many classes have none."""
-    outcomes = outcomes_by_split({"val": table_of(BEFORE, AFTER)}, [1])
+    outcomes = outcomes_by_part({"val": table_of(BEFORE, AFTER)}, [1])
     tags = logged_metrics(outcomes, ["a/b", "c", "d", "e"], [1])
     curves = {tag for tag in tags if "per_class" in tag}
     assert curves == {"val/accuracy_per_class/a-b", "val/accuracy_per_class/c"}
@@ -114,28 +111,28 @@ def test_compare_errors_counts_base_and_adapter(tiny):
         compare_errors(remove_lora(adapted), batches())
 
 
-def test_columns_at_each_scale(tiny):
+def test_predictions_at_each_scale(tiny):
     """Those of the network with that scale, which afterwards has its own again."""
     adapted = randomize(add_lora(tiny))
     set_lora_scale(adapted, 0.5)
     scales = [0, 0.3, None, 1]
-    columns = columns_at(adapted, batches(), scales)
+    table = predictions_at(adapted, batches(), scales)
     assert [adapter.scale for adapter in lora_adapters(adapted)] == [0.5, 0.5]
     for place, scale in enumerate(scales):
         set_lora_scale(adapted, 0.5 if scale is None else scale)
-        table = evaluate(adapted, batches())
-        expected = (table.after, table.after_probability, table.after_loss)
-        assert all(map(torch.equal, columns.at(place), expected))
-    assert len({tuple(row.tolist()) for row in columns.probability}) == 4
+        alone = evaluate(adapted, batches())
+        for column in ("prediction", "probability", "loss"):
+            assert torch.equal(getattr(table, column)[place], getattr(alone, column)[1])
+    assert len({tuple(row.tolist()) for row in table.probability}) == 4
     with pytest.raises(RuntimeError):  # images of another size
-        columns_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
+        predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
 
 
 def test_a_base_that_is_known_is_not_computed_again(tiny):
     """The table is the same, from half the forward passes."""
     base = evaluate(tiny, batches())
-    assert base.after is None
+    assert len(base.prediction) == 1
     adapted = randomize(add_lora(tiny))
     whole = evaluate(adapted, batches())
     calls = []

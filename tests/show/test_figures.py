@@ -13,13 +13,12 @@ def texts(figure):
 
 
 def test_what_is_good_is_green():
-    label, before, after = np.array([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]])
-    base = {"label": label, "before": before}
-    for table, signs, numbers in (
-        (base, [[1, -1], [0, 1]], ["1", "2", "2"]),
-        ({**base, "after": after}, [[1, 1], [-1, -1]], ["+1", "+2", "-1", "-2"]),
+    before, after = np.array([[[1, 2], [0, 2]], [[3, 0], [1, 1]]])
+    for matrices, signs, numbers in (
+        ([before], [[1, -1], [0, 1]], ["1", "2", "2"]),
+        ([before, after], [[1, 1], [-1, -1]], ["+1", "+2", "-1", "-2"]),
     ):
-        figure = draw_confusion(table, ["cat", "dog"])
+        figure = draw_confusion(matrices, ["cat", "dog"])
         assert np.sign(figure.axes[0].images[0].get_array()).tolist() == signs
         assert sorted(texts(figure)) == numbers
 

@@ -6,7 +6,7 @@ from helpers.commands import ROOT
 from helpers.runs import DIAL, images, outcome, predictions, results
 
 from lora_mnist.data import Images
-from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.predictions import Predictions, outcomes_by_part
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import make_report
 
@@ -14,7 +14,7 @@ from lora_mnist.show.report import make_report
 def report_of(folder, run, table=None, of=None):
     """The page on a run, and on these predictions for a set of images."""
     table = table or predictions("test_base" in run)
-    make_report(folder, Reading(run), table.columns(), of or images())
+    make_report(folder, Reading(run), table, of or images())
     return (folder / "report.html").read_text()
 
 
@@ -92,12 +92,11 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     label = torch.arange(count)
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
-    sure, loss = torch.ones(count), torch.zeros(count)
-    before = Predictions(count, label, base, sure, loss)
+    sure, loss = torch.ones(2, count), torch.zeros(2, count)
     noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
     for after in (adapted, base):
-        table = before.with_after(after, sure, loss)
-        counts = outcomes_by_split({"test": table}, [0])
+        table = Predictions(count, label, torch.stack([base, after]), sure, loss)
+        counts = outcomes_by_part({"test": table}, [0])
         run = results(targets=[0], classes=[f"class number {n}" for n in range(count)], **counts)
         page = report_of(tmp_path, run, table, Images(noise, label))
         assert len(page) < 5e6

@@ -323,7 +323,7 @@ class Folder(ImageDataset):
             sets[part] = Images(
                 [images[entry] for entry in chosen],
                 torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
-                [printable(entry.path) for entry in chosen],
+                [entry.path for entry in chosen],
                 None if in_memory else prepare.read,
             )
         if not len(sets["test"]):

@@ -24,7 +24,7 @@ class Mistakes(NamedTuple):
     """Pictures that a base gets wrong."""
 
     learnt: Images
-    held_out: Images
+    tested: Images
 
 
 def wrong_pictures(
@@ -74,13 +74,13 @@ def wrong_pictures(
                     "from elsewhere, since these images judge what is learnt"
                 )
     known = set(_sha256_of_each(images.train, dataset))
-    is_held_out = torch.tensor(
+    is_tested = torch.tensor(
         [sha256 not in known and int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong]
     )
     labels = torch.tensor([label for _, label in wrong])
     mistakes = Images([pictures[key][1] for key in wrong], labels)
-    learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
-    held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
+    learnt = mistakes.subset((~is_tested).nonzero()[:, 0])
+    tested = mistakes.subset(is_tested.nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
@@ -89,15 +89,15 @@ def wrong_pictures(
     log.info(
         "%s: the base has %d of %d pictures right already, which are left out; of the others %d "
         "are to be learnt, and %d are held out",
-        *(setting, len(keys) - len(wrong), len(keys), len(learnt), len(held_out)),
+        *(setting, len(keys) - len(wrong), len(keys), len(learnt), len(tested)),
     )
-    return Mistakes(learnt, held_out)
+    return Mistakes(learnt, tested)
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     """The images of a run, with the mistakes to learn at the end of those to train on."""
     sha256 = dict(images.sha256)
-    for name, pictures in (("mistakes", mistakes.learnt), ("mistakes_test", mistakes.held_out)):
+    for name, pictures in (("mistakes", mistakes.learnt), ("mistakes_test", mistakes.tested)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
     return replace(images, train=images.train.followed_by(mistakes.learnt), sha256=sha256)
 

@@ -93,9 +93,9 @@ class MNIST(ImageDataset):
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
         sizes = [count - self.val_size, self.val_size]
-        rest, held_out = torch.split(torch.tensor(order), sizes)
+        rest, val = torch.split(torch.tensor(order), sizes)
         parts[self.val_from] = whole.subset(rest.sort().values)
-        parts["val"] = whole.subset(held_out)
+        parts["val"] = whole.subset(val)
         return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:

@@ -156,10 +156,13 @@ class ImageDataModule(LightningDataModule):
         return PlannedBatches(self, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """All validation images, in each process; nothing where there are none."""
+        """This process's share of the validation images; nothing where there are none."""
         if not len(self.images.val):
             return []
-        return self.dataset.loader(self.images.val, batch_size=self.dataset.eval_batch_size)
+        assert self.trainer is not None
+        places = torch.arange(self.trainer.global_rank, len(self.images.val), self.plan.processes)
+        share = self.images.val.subset(places)
+        return self.dataset.loader(share, batch_size=self.dataset.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""

@@ -41,7 +41,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file, whole or not at all."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    # A file may be named in Latin-1.
+    options = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with atomic_write(path) as temporary, temporary.open("w", **options) as file:
         writer = csv.writer(file)
         writer.writerow(titles)
         writer.writerows(rows)

@@ -251,9 +251,9 @@ def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> Non
                 f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
                 f"{parametrize.__name__}.remove_parametrizations first"
             )
-        for part, numbers in adapter.to(weight.base).named_parameters():
+        for name, numbers in adapter.to(weight.base).named_parameters():
             if not (numbers.is_meta or numbers.isfinite().all()):
-                raise ValueError(f"{part} of {layer}: expected finite numbers")
+                raise ValueError(f"{name} of {layer}: expected finite numbers")
     if not hasattr(model, "lora_hooks"):
         keep_in_eval_mode(model)
     if hasattr(model, "lora_merged"):
@@ -268,7 +268,7 @@ def keep_in_eval_mode(model: nn.Module) -> None:
     """Put the base back in eval mode before each forward pass, whatever ``model.train()`` said."""
     hooks: Any = []
     for module in model.modules():
-        # A part with buffers gets a hook of its own, for whoever calls it alone. Not every layer
+        # A module with buffers gets a hook of its own, for whoever calls it alone. Not every layer
         # does: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
         has_buffers = next(module.buffers(recurse=False), None) is not None
         if module is model or (has_buffers and not isinstance(module, LoRAParametrization)):
@@ -276,9 +276,9 @@ def keep_in_eval_mode(model: nn.Module) -> None:
     model.lora_hooks = hooks
 
 
-def _base_to_eval(part: nn.Module, inputs: Any) -> None:
-    if part.training:
-        for module in part.modules():
+def _base_to_eval(root: nn.Module, inputs: Any) -> None:
+    if root.training:
+        for module in root.modules():
             if not isinstance(module, LoRAParametrization):
                 module.training = False
 

@@ -13,12 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist.lora.model import usable_adapters
-from lora_mnist.repair.predictions import Predictions, columns_at, error_counts
+from lora_mnist.repair.predictions import (
+    Predictions,
+    confusion_of,
+    counts_of_confusion,
+    predictions_at,
+)
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: The dial of a run sees this number of validation images, or fewer.
 MAX_IMAGES = 5000
+#: What is counted at each scale; without targets the first alone.
+_COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
 #: A scale is advised only if errors elsewhere are at most 1.1 times the base's, where the base has
 #: 100 of them or more: with fewer, harm cannot be told from chance.
 _MAX_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 100
@@ -52,8 +59,8 @@ def dial_curve(
             ``scales``.
     """
     usable_adapters(model)
-    columns = columns_at(model, batches, scales)
-    return _curve(scales, columns.prediction, columns.label, targets)
+    table = predictions_at(model, batches, scales)
+    return _curve(scales, table.prediction, table, targets or ())
 
 
 def measure_dial(
@@ -66,10 +73,9 @@ def measure_dial(
     """The curve on validation images, whose ``table`` knows scale 0 and, as its after, scale 1."""
     chosen = images_of_dial(len(table), seed)
     some = table.at(chosen)
-    assert some.after is not None
-    between = columns_at(net, batches(chosen), SCALES[1:-1]).prediction
-    predictions = torch.cat([some.before[None], between, some.after[None]])
-    return _curve(SCALES, predictions, some.label, targets)
+    between = predictions_at(net, batches(chosen), SCALES[1:-1]).prediction
+    before, after = some.prediction
+    return _curve(SCALES, torch.stack([before, *between, after]), some, targets)
 
 
 def images_of_dial(count: int, seed: int) -> Tensor:
@@ -79,19 +85,23 @@ def images_of_dial(count: int, seed: int) -> Tensor:
 
 
 def _curve(
-    scales: Sequence[float], predictions: Tensor, labels: Tensor, targets: Sequence[int] | None
+    scales: Sequence[float], prediction: Tensor, table: Predictions, targets: Sequence[int]
 ) -> dict[str, Any]:
-    """The curve as results.json has it, from the predictions at each scale, (scales, N)."""
+    """The curve as results.json has it, from the predictions at each scale for a table's images."""
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
-    is_wrong = predictions != labels
+    is_wrong = prediction != table.label
     of_base = is_wrong[list(scales).index(0)]
-    curve = {
-        "images": len(labels),
+    curve: dict[str, Any] = {
+        "images": len(table),
         "scales": list(scales),
         "repaired_or_broken": (is_wrong != of_base).sum(dim=1).tolist(),
-        **error_counts(predictions, labels, targets or ()),
     }
+    for at_scale in prediction:
+        confusion = confusion_of(table.label, at_scale, table.num_classes)
+        counts = counts_of_confusion(confusion, targets)
+        for key in _COUNTS if targets else _COUNTS[:1]:
+            curve.setdefault(key, []).append(counts[key])
     return {**curve, "advised": advised_scale(curve)}
 
 

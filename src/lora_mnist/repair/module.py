@@ -1,6 +1,6 @@
 """How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.predictions import Columns, columns_of, joined, val_metrics
+from lora_mnist.repair.predictions import counts_of_confusion, logged_metrics
 
 
 class Loss(nn.Module):
@@ -55,6 +57,8 @@ class ClassifierModule(LightningModule):
     Args:
         net: from images to logits of shape (N, num_classes).
         scheduler: of the rate, perhaps with its interval, as ``configure_optimizers`` returns it.
+        classes: their names, in the order of the logits.
+        targets: the classes to repair, by number.
         replay: how many images of a batch, in all processes together, are replayed: the last ones.
     """
 
@@ -64,23 +68,26 @@ class ClassifierModule(LightningModule):
         optimizer: Optimizer,
         scheduler: Any = None,
         *,
+        classes: Sequence[str],
+        targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,
-        metrics: Callable[[Columns], Mapping[str, float]] = val_metrics,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss or Loss()
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.replay, self.metrics = replay, metrics
+        self.classes, self.targets, self.replay = classes, targets, replay
         self.has_adapter = bool(lora_adapters(net))
-        self.validated: list[Columns] = []  # batch by batch
+        # What they would check makes a GPU wait at each batch.
+        self.val_confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
+        self.val_loss = MeanMetric(nan_strategy="disable")
 
     def setup(self, stage: str) -> None:
         """Refuse to train where rounding made several processes choose another class or rate."""
         if stage != "fit":
             return
         rate = self.optimizer.defaults["lr"]
-        chosen = {"target": self.hparams.get("target"), "optimizer.lr": rate}
+        chosen = {"target": [self.classes[c] for c in self.targets], "optimizer.lr": rate}
         first = self.trainer.strategy.broadcast(chosen)  # only now are they connected
         for key, value in chosen.items():
             if value != first[key]:
@@ -109,14 +116,17 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        self.validated.append(columns_of(self.net(images), labels))
+        logits = self.net(images).float()
+        self.val_confusion.update(logits, labels)
+        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the counts; each of several processes has validated all images."""
-        columns = joined(self.validated)
-        self.validated.clear()
-        if not self.trainer.sanity_checking:
-            self.log_dict(self.metrics(columns))
+        """Log what all processes have counted, and start anew."""
+        counts = counts_of_confusion(self.val_confusion.compute().cpu(), self.targets)
+        counts["loss"] = self.val_loss.compute().item()
+        self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
+        self.val_confusion.reset()
+        self.val_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""

@@ -6,7 +6,7 @@ Before is the base; after is base and adapter. A network without an adapter has 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,87 +30,47 @@ _LOGGED = (
 
 @dataclass(frozen=True)
 class Predictions:
-    """A row an image; each column is a tensor of shape (N,), on the CPU."""
+    """What a network predicts for N images, at each of S scales of its adapter, on the CPU.
+
+    A table with one scale is of a network as it is, and with two of before and after.
+    """
 
     num_classes: int
-    label: Tensor  # the right class
-    before: Tensor  # the class that is predicted
-    before_probability: Tensor  # which this class is given
-    before_loss: Tensor  # the cross-entropy, in nats
-    after: Tensor | None = None
-    after_probability: Tensor | None = None
-    after_loss: Tensor | None = None
+    label: Tensor  # the right class, (N,)
+    prediction: Tensor  # the class that is predicted, (S, N), as are the two that follow
+    probability: Tensor  # which this class is given
+    loss: Tensor  # the cross-entropy, in nats
+
+    def __post_init__(self) -> None:
+        if self.probability.isnan().any():
+            raise TrainingError(
+                "the network's outputs are not finite (NaN or infinity); expected logits, or "
+                "in training a smaller optimizer.lr"
+            )
 
     def __len__(self) -> int:
         return len(self.label)
 
     def at(self, rows: Tensor) -> "Predictions":
-        """Some rows of the table, as a table."""
-        columns: dict[str, Any] = {}
-        for name, column in vars(self).items():
-            if isinstance(column, Tensor):
-                columns[name] = column[rows]
-        return replace(self, **columns)
+        """The predictions for some of the images."""
+        num_classes, *columns = vars(self).values()
+        return Predictions(num_classes, *(column[..., rows] for column in columns))
 
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns to write and to show, by name, each of shape (N,)."""
-        columns: dict[str, NDArray[Any]] = {}
-        for name, column in vars(self).items():
-            if not isinstance(column, Tensor) or name.endswith("loss"):
-                continue
-            columns[name] = column.numpy()
-            if name.endswith("probability"):
-                columns[name] = columns[name].astype(float).round(6)
-        was_right = columns["before"] == columns["label"]
-        is_right = columns.get("after", columns["before"]) == columns["label"]
-        cases = [was_right & is_right, is_right, was_right]
-        columns["outcome"] = np.select(cases, ["right", "repaired", "broken"], "wrong")
-        return columns
+    def followed_by(self, others: "Predictions") -> "Predictions":
+        """These scales, and after them those of ``others``, for the same images."""
+        return replace(
+            self,
+            prediction=torch.cat([self.prediction, others.prediction]),
+            probability=torch.cat([self.probability, others.probability]),
+            loss=torch.cat([self.loss, others.loss]),
+        )
 
-    def __post_init__(self) -> None:
-        for probability in (self.before_probability, self.after_probability):
-            if probability is not None and probability.isnan().any():
-                raise TrainingError(
-                    "the network's outputs are not finite (NaN or infinity); expected logits, or "
-                    "in training a smaller optimizer.lr"
-                )
-
-    def with_after(self, prediction: Tensor, probability: Tensor, loss: Tensor) -> "Predictions":
-        """The table with the columns of base and adapter."""
-        return replace(self, after=prediction, after_probability=probability, after_loss=loss)
-
-
-class Columns(NamedTuple):
-    """What a network makes of N images, perhaps at each of S scales of its adapter."""
-
-    num_classes: int
-    label: Tensor  # (N,)
-    prediction: Tensor  # (N,) or (S, N), as are the two that follow
-    probability: Tensor
-    loss: Tensor
-
-    def at(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Prediction, probability and loss at one of the scales, each of shape (N,)."""
-        return self.prediction[place], self.probability[place], self.loss[place]
-
-
-def columns_of(logits: Tensor, labels: Tensor) -> Columns:
-    """The columns of a batch, where it is, from logits of shape (N, C) or (S, N, C)."""
-    logits = logits.float()  # half precision would round the probabilities
-    prediction = logits.argmax(dim=-1)
-    probability = logits.softmax(dim=-1).gather(-1, prediction[..., None])[..., 0]
-    each_label = labels.expand_as(prediction).flatten()
-    loss = F.cross_entropy(logits.flatten(0, -2), each_label, reduction="none")
-    return Columns(logits.shape[-1], labels, prediction, probability, loss.view_as(prediction))
-
-
-def joined(batches: Sequence[Columns]) -> Columns:
-    """The columns of all batches, on the CPU."""
-    if not batches:
-        raise ValueError("batches: expected at least one batch of images and labels")
-    _, *columns = zip(*batches, strict=True)
-    whole = [torch.cat(column, dim=-1).cpu() for column in columns]
-    return Columns(batches[0].num_classes, *whole)
+    def outcomes(self) -> NDArray[np.str_]:
+        """What became of each image, (N,): ``right``, ``repaired``, ``broken`` or ``wrong``."""
+        is_right = (self.prediction == self.label).numpy()
+        before, after = is_right[0], is_right[-1]
+        cases = [before & after, after, before]
+        return np.select(cases, ["right", "repaired", "broken"], "wrong")
 
 
 @torch.no_grad()
@@ -132,14 +92,22 @@ def logits_at(
         yield labels, at_scales
 
 
-def columns_at(
+def predictions_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
-) -> Columns:
+) -> Predictions:
     """What :func:`logits_at` gives for all batches, without the logits."""
     columns = []
     for labels, at_scales in logits_at(net, batches, scales):
-        columns.append(columns_of(torch.stack(at_scales), labels))
-    return joined(columns)
+        logits = torch.stack(at_scales).float()  # half precision would round the probabilities
+        prediction = logits.argmax(dim=-1)
+        probability = logits.softmax(dim=-1).gather(-1, prediction[..., None])[..., 0]
+        each_label = labels.expand_as(prediction).flatten()
+        loss = F.cross_entropy(logits.flatten(0, -2), each_label, reduction="none")
+        columns.append((labels, prediction, probability, loss.view_as(prediction)))
+    if not columns:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    whole = [torch.cat(column, dim=-1).cpu() for column in zip(*columns, strict=True)]
+    return Predictions(logits.shape[-1], *whole)
 
 
 def evaluate(
@@ -148,84 +116,79 @@ def evaluate(
     base: Predictions | None = None,
 ) -> Predictions:
     """The table of ``net``; the predictions of its ``base`` may be known."""
-    has_adapter = bool(lora_adapters(net))
     scales: list[float | None] = [0.0] if base is None else []
-    if has_adapter:
+    if lora_adapters(net):
         scales.append(None)
-    columns = columns_at(net, batches, scales)
-    if base is None:
-        base = Predictions(columns.num_classes, columns.label, *columns.at(0))
-    return base.with_after(*columns.at(-1)) if has_adapter else base
+    table = predictions_at(net, batches, scales)
+    return table if base is None else base.followed_by(table)
+
+
+def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """The images of each class by their prediction, int64, (num_classes, num_classes)."""
+    counts = torch.bincount(label * num_classes + prediction, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
+def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[str, Any]:
+    """Every count of a confusion matrix: see :func:`compare_errors`.
+
+    With ``targets`` there are also the errors of these classes together, the errors elsewhere, and
+    the images of other classes that are given the name of any of them.
+    """
+    wrong = confusion.clone().fill_diagonal_(0)
+    errors, images = wrong.sum(dim=1), confusion.sum(dim=1)
+    most, called = wrong.max(dim=1)
+    called_per_class: list[list[int] | None] = []
+    for number, count in zip(called.tolist(), most.tolist(), strict=True):
+        called_per_class.append([number, count] if count else None)
+    counts: dict[str, Any] = {
+        "accuracy": int(confusion.trace()) / int(images.sum()),
+        "errors": int(errors.sum()),
+        "errors_per_class": errors.tolist(),
+        "called_per_class": called_per_class,
+        "false_calls_per_class": wrong.sum(dim=0).tolist(),
+        "images_per_class": images.tolist(),
+    }
+    if targets:
+        group = list(targets)
+        counts["errors_of_target"] = int(errors[group].sum())
+        counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
+        called_so = confusion[:, group]
+        counts["false_calls_of_target"] = int(called_so.sum() - called_so[group].sum())
+    return counts
 
 
 def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
-    """Every count of a table, as results.json has it: see :func:`compare_errors`.
+    """Every count of a table, as results.json has it: :func:`counts_of_confusion` of each side.
 
-    With ``targets`` both sides have the errors of these classes together, the errors elsewhere, and
-    the images of other classes that are given the name of any of them; after a repair, p-values.
+    After a repair there are also the images that it repairs and breaks, and p-values.
     """
     label, num_classes = predictions.label, predictions.num_classes
-    was_right = predictions.before == label
-    before = _count(predictions.before, predictions.before_loss, label, num_classes, targets)
-    if predictions.after is None or predictions.after_loss is None:
-        return {"before": before}
-    is_right = predictions.after == label
-    repaired = _per_class(label[is_right & ~was_right], num_classes)
-    broken = _per_class(label[was_right & ~is_right], num_classes)
+    sides = []
+    for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
+        mean_loss = loss.double().mean().item()
+        confusion = confusion_of(label, prediction, num_classes)
+        counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
+        sides.append(counts | counts_of_confusion(confusion, targets))
+    if len(sides) == 1:
+        return {"before": sides[0]}
+    was_right, is_right = predictions.prediction == label
+    repaired = label[is_right & ~was_right].bincount(minlength=num_classes)
+    broken = label[was_right & ~is_right].bincount(minlength=num_classes)
+    groups = {"p_value": list(range(num_classes))}
+    if targets:
+        groups["p_value_of_target"] = list(targets)
+        groups["p_value_elsewhere"] = [c for c in range(num_classes) if c not in targets]
     after: dict[str, Any] = {
-        "repaired": sum(repaired),
-        "broken": sum(broken),
-        "negative_flip_rate": sum(broken) / len(label),
-        "p_value": mcnemar(sum(repaired), sum(broken)),
-        "repaired_per_class": repaired,
-        "broken_per_class": broken,
+        "repaired": int(repaired.sum()),
+        "broken": int(broken.sum()),
+        "negative_flip_rate": int(broken.sum()) / len(label),
+        "repaired_per_class": repaired.tolist(),
+        "broken_per_class": broken.tolist(),
     }
-    if targets:
-        repaired_targets = sum(repaired[c] for c in targets)
-        broken_targets = sum(broken[c] for c in targets)
-        after["p_value_of_target"] = mcnemar(repaired_targets, broken_targets)
-        after["p_value_elsewhere"] = mcnemar(
-            sum(repaired) - repaired_targets, sum(broken) - broken_targets
-        )
-    after |= _count(predictions.after, predictions.after_loss, label, num_classes, targets)
-    return {"before": before, "after": after}
-
-
-def _count(
-    prediction: Tensor, loss: Tensor, label: Tensor, num_classes: int, targets: Sequence[int]
-) -> dict[str, Any]:
-    """The counts of one side of a table."""
-    is_wrong = prediction != label
-    errors = error_counts(prediction, label, targets)
-    mean_loss = loss.double().mean().item()
-    return {
-        "loss": mean_loss if math.isfinite(mean_loss) else None,
-        "accuracy": (len(label) - errors["errors"]) / len(label),
-        "errors_per_class": _per_class(label[is_wrong], num_classes),
-        "false_calls_per_class": _per_class(prediction[is_wrong], num_classes),
-        "images_per_class": _per_class(label, num_classes),
-        **errors,
-    }
-
-
-def error_counts(prediction: Tensor, label: Tensor, targets: Sequence[int]) -> dict[str, Any]:
-    """How many predictions, (N,) or (S, N), are wrong; with ``targets``, on which of the images."""
-    is_wrong = prediction != label
-    counts = {"errors": is_wrong.sum(dim=-1).tolist()}
-    if targets:
-        group = torch.tensor(list(targets))
-        is_target = torch.isin(label, group)
-        is_false_call = torch.isin(prediction, group) & ~is_target
-        counts["errors_of_target"] = (is_wrong & is_target).sum(dim=-1).tolist()
-        counts["errors_elsewhere"] = (is_wrong & ~is_target).sum(dim=-1).tolist()
-        counts["false_calls_of_target"] = is_false_call.sum(dim=-1).tolist()
-    return counts
-
-
-def _per_class(labels: Tensor, num_classes: int) -> list[int]:
-    """How many of ``labels`` are of each class."""
-    counts: list[int] = torch.bincount(labels, minlength=num_classes).tolist()
-    return counts
+    for key, group in groups.items():
+        after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
+    return {"before": sides[0], "after": after | sides[1]}
 
 
 def compare_errors(
@@ -243,8 +206,9 @@ def compare_errors(
     Returns:
         ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
         ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
-        ``false_calls_per_class``, images of other classes that are given this one's name; and
-        ``images_per_class``.
+        ``called_per_class``, the class that most errors of a class are given, by number, and how
+        many, or ``None`` without errors; ``false_calls_per_class``, images of other classes that
+        are given this one's name; and ``images_per_class``.
 
         ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
         right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
@@ -258,18 +222,18 @@ def compare_errors(
     return counts_of(evaluate(model, batches))
 
 
-def outcomes_by_split(
+def outcomes_by_part(
     tables: Mapping[str, Predictions], targets: Sequence[int] = ()
 ) -> dict[str, dict[str, Any]]:
     """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
     outcomes = {}
-    for split, predictions in tables.items():
+    for part, predictions in tables.items():
         counts = counts_of(predictions, targets)
         if "after" in counts:
-            outcomes[split] = counts["after"]
-            outcomes[f"{split}_base"] = counts["before"]
+            outcomes[part] = counts["after"]
+            outcomes[f"{part}_base"] = counts["before"]
         else:
-            outcomes[split] = counts["before"]
+            outcomes[part] = counts["before"]
     return outcomes
 
 
@@ -283,30 +247,17 @@ def logged_metrics(
     if len(names) > _MAX_CURVES:
         classes = targets[:_MAX_CURVES]
     tags: dict[str, float] = {}
-    for split, outcome in outcomes.items():
+    for part, outcome in outcomes.items():
         numbers = {key: outcome.get(key) for key in _LOGGED}
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
         if targets:
             numbers["precision_of_target"] = precision(outcome, targets)
-        if split in ("val", "test", "test_base"):
+        if part in ("val", "test", "test_base"):
             for c in classes:
                 name = names[c].replace("/", "-")  # else it would begin a level of tags
                 if images[c]:
                     numbers[f"accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
         for key, number in numbers.items():
             if number is not None:
-                tags[f"{split}/{key}"] = float(number)
+                tags[f"{part}/{key}"] = float(number)
     return tags
-
-
-def val_metrics(
-    columns: Columns,
-    before: Predictions | None = None,
-    classes: Sequence[str] = (),
-    targets: Sequence[int] = (),
-) -> dict[str, float]:
-    """What loggers get of a validation; ``before`` has the predictions of the base, if known."""
-    table = Predictions(*columns)
-    if before is not None:
-        table = before.with_after(*columns[2:])
-    return logged_metrics(outcomes_by_split({"val": table}, targets), classes, targets)

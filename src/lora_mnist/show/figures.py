@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import numeric_sort_key
-from lora_mnist.disk.predictions import Table
 from lora_mnist.show.reading import Reading
 
 #: With more lines no reader could tell them apart: then there is no legend, or there are points.
@@ -84,15 +84,13 @@ def draw_dial(reading: Reading) -> Figure:
 
 
 @_plain_text
-def draw_confusion(table: Table, classes: Sequence[str]) -> Figure:
-    """How many images of each class get each prediction, or how an adapter changes that."""
+def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]) -> Figure:
+    """The confusion matrix of a base, or of two, before and after, their difference."""
     title, sign = "images of each class by their prediction\ngreen: right, pink: wrong", ""
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (table["label"], table["before"]), 1)
-    if "after" in table:
+    counts = matrices[-1]
+    if len(matrices) == 2:
         title, sign = "what changed: images, after - before\ngreen: better, pink: worse", "+"
-        counts = -counts
-        np.add.at(counts, (table["label"], table["after"]), 1)
+        counts = counts - matrices[0]
     figure = Figure(layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="prediction", ylabel="label")
     good = np.where(np.eye(len(counts), dtype=bool), counts, -counts)

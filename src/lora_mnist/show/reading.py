@@ -85,7 +85,7 @@ class Reading:
         self.every = list(range(len(self.classes)))
         self.rest = [c for c in self.every if c not in self.targets]
         self.is_repair = results["stage"] == "lora" or bool(results["adapter"])
-        #: The counts of each split, as :func:`.predictions.outcomes_by_split` names them.
+        #: The counts of each part, as :func:`.predictions.outcomes_by_part` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
         for name, value in results.items():
             if isinstance(value, Mapping) and "errors_per_class" in value:
@@ -106,10 +106,10 @@ class Reading:
             if change.after - change.before > most:
                 self.loser, most = number, change.after - change.before
 
-    def change(self, classes: Sequence[int] | None = None, split: str = "test") -> Change:
+    def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
-        after = self.counts[split]
-        before = self.counts.get(f"{split}_base", after)
+        after = self.counts[part]
+        before = self.counts.get(f"{part}_base", after)
         numbers = self.every if classes is None else classes
 
         def total(counts: Mapping[str, Any], key: str) -> int:
@@ -247,7 +247,7 @@ class Reading:
         if self.targets:
             is_reached = self.of_targets.judgement == "better"
         if self.is_hotfix:
-            mistakes = self.change(split="mistakes")
+            mistakes = self.change(part="mistakes")
             name = "the mistakes"
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         is_untested = self.targets and not self.of_targets.images
@@ -275,12 +275,12 @@ class Reading:
 
     def _mistakes(self) -> Phrase:
         """How many mistakes of a hotfix are right now: those to learn, and those held out."""
-        learnt = self.change(split="mistakes")
+        learnt = self.change(part="mistakes")
         right = f"{learnt.images - learnt.after:,} of {learnt.images:,}"
         text = f"{right} mistakes to learn are right now"
         if "mistakes_test" in self.counts:
-            held_out = self.change(split="mistakes_test")
-            text += f", and {held_out.images - held_out.after:,} of {held_out.images:,} held out"
+            tested = self.change(part="mistakes_test")
+            text += f", and {tested.images - tested.after:,} of {tested.images:,} held out"
         return Phrase(f"{text}.", learnt.judgement)
 
     def _false_calls(self) -> Phrase:
@@ -312,12 +312,12 @@ class Reading:
     def belief(self) -> list[Phrase]:
         """Whether the test can be believed: where its images come from, and those of the base."""
         results, held_out, lines = self.results, self.results["held_out"], []
-        for split, part in {"test": "test", "val": "validation"}.items():
-            source = f"the {part} part of the data set {results['dataset']}"
-            if split in held_out:
-                source = f"held out of the {held_out[split]} part"
-            if split in self.counts:
-                lines.append(f"{self.change(split=split).images:,} {part} images: {source}.")
+        for part, name in {"test": "test", "val": "validation"}.items():
+            source = f"the {name} part of the data set {results['dataset']}"
+            if part in held_out:
+                source = f"held out of the {held_out[part]} part"
+            if part in self.counts:
+                lines.append(f"{self.change(part=part).images:,} {name} images: {source}.")
         if self.choices.get("refit", {}).get("value"):
             text = "The last training learnt the validation images, too. What is said here of them "
             text += "is of the training before, which had not seen them."

@@ -14,8 +14,7 @@ from PIL import Image
 
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.predictions import Table
-from lora_mnist.repair.predictions import logged_metrics
+from lora_mnist.repair.predictions import Predictions, confusion_of, logged_metrics
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
@@ -39,7 +38,6 @@ _CHARTS = {
     "loss": "(train|val)/loss$",
     "accuracy": "val(_base)?/accuracy$",
     "errors": "val(_base)?/errors$",
-    "repaired and broken": "val/(repaired|broken)$",
     "errors on what is to be repaired": "val(_base)?/errors_of_target$",
     "errors elsewhere": "val(_base)?/errors_elsewhere$",
     "false calls of it": "val(_base)?/false_calls_of_target$",
@@ -89,13 +87,18 @@ def _log_pages(
 # --- the page -------------------------------------------------------------------------------------
 
 
-def make_report(folder: Path, reading: Reading, table: Table, images: Images) -> dict[str, Figure]:
+def make_report(
+    folder: Path, reading: Reading, table: Predictions, images: Images
+) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
     figures = {"classes": draw_classes(reading)}
     if reading.dial:
         figures["dial"] = draw_dial(reading)
     if len(reading.classes) <= _MAX_IN_MATRIX:
-        figures["confusion"] = draw_confusion(table, reading.classes)
+        matrices = []
+        for prediction in table.prediction:
+            matrices.append(confusion_of(table.label, prediction, table.num_classes).numpy())
+        figures["confusion"] = draw_confusion(matrices, reading.classes)
     addresses = {}
     for name, figure in figures.items():
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
@@ -123,7 +126,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     environment.filters["shortened"] = shortened
     text = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
 
 
 class Picture(NamedTuple):
@@ -136,30 +139,29 @@ class Picture(NamedTuple):
 
 
 def first_pictures(
-    table: Table, images: Images, classes: Sequence[str]
+    table: Predictions, images: Images, classes: Sequence[str]
 ) -> dict[str, list[Picture]]:
     """The first ``broken``, ``wrong`` and ``repaired`` images; a base alone has wrong ones.
 
     The most probable come first: by the prediction after, and of broken images by the right one.
     """
-    sides, sort_by = ["before"], {"wrong": "before"}
-    if "after" in table:
-        sides = ["before", "after"]
-        sort_by = {"broken": "before", "wrong": "after", "repaired": "after"}
-    names = images.names
+    sort_by = {"wrong": 0}
+    if len(table.prediction) == 2:
+        sort_by = {"broken": 0, "wrong": 1, "repaired": 1}
+    names, outcomes = images.names, table.outcomes()
+    probabilities = table.probability.double().round(decimals=6).numpy()
     pictures: dict[str, list[Picture]] = {kind: [] for kind in sort_by}
-    for kind, side in sort_by.items():
-        order = np.argsort(-table[f"{side}_probability"], kind="stable")
-        rows = order[table["outcome"][order] == kind]
+    for kind, place in sort_by.items():
+        order = np.argsort(-probabilities[place], kind="stable")
+        rows = order[outcomes[order] == kind]
         for row in rows[:_MAX_SHOWN].tolist():
-            predictions = []
-            for each in sides:
-                predictions.append((classes[table[each][row]], table[f"{each}_probability"][row]))
+            of_image = [classes[number] for number in table.prediction[:, row].tolist()]
+            predictions = list(zip(of_image, probabilities[:, row], strict=True))
             pixels = viewable(images.take([row])[0][0]).movedim(0, -1).numpy()
             image = Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
             image.thumbnail((_MAX_SIDE, _MAX_SIDE))
             png = BytesIO()
             image.save(png, "PNG")
-            label, address = classes[table["label"][row]], png_address(png.getvalue())
+            label, address = classes[int(table.label[row])], png_address(png.getvalue())
             pictures[kind].append(Picture(str(names[row]), label, predictions, address))
     return pictures
