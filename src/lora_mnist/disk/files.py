@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file, whole or not at all."""
-    # A file may be named in Latin-1.
-    options = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
-    with atomic_write(path) as temporary, temporary.open("w", **options) as file:
-        writer = csv.writer(file)
-        writer.writerow(titles)
-        writer.writerows(rows)
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(titles)
+    writer.writerows(rows)
+    with atomic_write(path) as temporary:
+        # A picture's file may be named in Latin-1.
+        temporary.write_bytes(text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
