@@ -171,33 +171,28 @@ class Classifier:
             raise UserError(f"scale={scale}: expected a number, 1 as trained; auto; or null")
         if scale is not None and not adapters:
             raise UserError(f"scale={scale}: expected null, since there is no adapter")
-        if scale is None:
+        is_learnt = scale == "auto" and self.made.get("refit")
+        if is_learnt:
+            log.info("scale=%g, as saved: the adapter has learnt the images that could advise")
+        if scale is None or is_learnt:
             return adapters[0].scale if adapters else 0.0
         scale = self._advised_scale(device) if scale == "auto" else float(scale)
         set_lora_scale(self.net, scale)
         return scale
 
     def _advised_scale(self, device: torch.device | str) -> float:
-        """The scale that validation images advise, or did before the adapter learnt them."""
-        if self.made.get("refit"):
-            advised = self.made["advised_scale"]
-            if advised is None:
-                raise UserError(
-                    "scale=auto: expected a number, since this adapter has learnt the validation "
-                    "images, and its training asked them for no scale"
-                )
-        else:
-            images = self.images.val
-            if not len(images):
-                raise UserError(
-                    "scale=auto: expected data.val_size > 0, or images in val/ that are not in "
-                    "train/, since validation images decide"
-                )
-            some = images_of_dial(len(images), self.made.get("seed", 0))
-            targets = [c for c, name in enumerate(self.classes) if name in self.targets]
-            with evaluating(self.net, device):
-                batches = self.dataset.batches(images, device, some, "scale=auto")
-                advised = dial_curve(self.net, batches, targets)["advised"]
+        """The scale that validation images advise."""
+        images = self.images.val
+        if not len(images):
+            raise UserError(
+                "scale=auto: expected data.val_size > 0, or images in val/ that are not in train/, "
+                "since validation images decide"
+            )
+        some = images_of_dial(len(images), self.made.get("seed", 0))
+        targets = [c for c, name in enumerate(self.classes) if name in self.targets]
+        with evaluating(self.net, device):
+            batches = self.dataset.batches(images, device, some, "scale=auto")
+            advised = dial_curve(self.net, batches, targets)["advised"]
         log.info("scale=%g, as validation images advise", advised)
         return float(advised)
 

@@ -45,9 +45,9 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             if cfg.scale is None:
                 why = "as saved"
             elif cfg.scale == "auto" and classifier.made.get("refit"):
-                why = "advised before the adapter learnt validation images"
+                why = "as saved, since the adapter has learnt the validation images"
             elif cfg.scale == "auto":
                 images = min(len(session.images.val), MAX_IMAGES)
                 why = "advised by validation images"
             choices["scale"] = Choice(scale, None, images, why)
-        return finish(session, tables, choices, advice=advice)
+        return finish(session, tables, choices, {"better_preprocessing": advice})

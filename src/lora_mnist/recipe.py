@@ -55,6 +55,7 @@ class Repair(NamedTuple):
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
     dial: dict[str, Any] | None
+    errors_by_step: dict[int, int]  # on validation images, while it was trained
 
 
 def choose_target(
@@ -159,14 +160,32 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
             start_again(net, start)
             if errors_after <= most:
                 break
-    minutes = trainer.max_steps * seconds / _PROBE_STEPS / 60
-    if minutes > 2:
-        log.info("each training of %d steps takes some %.0f minutes", trainer.max_steps, minutes)
-    why = f"for {learnt:,} images to learn; {errors_before} validation errors become {errors_after}"
+    tell_duration(session, data, seconds / _PROBE_STEPS)
+    why = f"for {learnt:,} images to learn; {_PROBE_STEPS} steps change {errors_before} validation "
+    why += f"errors to {errors_after}, and up to {most:.0f} are no harm"
     if errors_after > most:
         tried = ", ".join(map(str, rates))
         log.warning("optimizer.lr=auto: each of %s does harm on validation images", tried)
     return Choice(rate, list(rates), count, why)
+
+
+def tell_duration(session: Session, data: ImageDataModule, seconds: float) -> None:
+    """Log how long all trainings take, at so many ``seconds`` a step, and how to have fewer."""
+    count, steps = number_of_trainings(session, data), session.trainer.max_steps
+    advice = ""
+    if len(dropouts_to_try(session, data)) > 1:
+        advice = "; lora.dropout=0 saves one of them"
+    elif count > 1:
+        advice = "; refit=false saves one of them"
+    if steps > 0:
+        minutes = max(1, round(count * steps * seconds / 60))
+        log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
+
+
+def number_of_trainings(session: Session, data: ImageDataModule) -> int:
+    """How often an adapter is trained: trials that decide, and then the one that is kept."""
+    trials = len(dropouts_to_try(session, data))
+    return trials + 1 if trials > 1 or choose_refit(session, data).value else 1
 
 
 def train_repair(
@@ -179,14 +198,12 @@ def train_repair(
     """
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
-    has_trials = len(dropouts) > 1 or refit.value
+    has_trials = number_of_trainings(session, data) > 1
     if has_trials and (path := session.cfg.ckpt_path) is not None:
         raise UserError(
             f"ckpt_path={path}: expected null, since this repair has several trainings; start it "
             "again: same seed, same numbers"
         )
-    if has_trials:
-        log.info("%d trainings, of which the last is kept", len(dropouts) + 1)
     trials: dict[float, Repair] = {}
     for tried in dropouts:
         its_session = session
@@ -209,7 +226,7 @@ def train_repair(
         start_again(session.net, start, dropout.value)
         session.fit(data, rate)
         set_lora_scale(session.net, choices["scale"].value)
-    return Repair(chosen.tables, choices, chosen.dial)
+    return chosen._replace(choices=choices)
 
 
 def _train_and_measure(
@@ -220,14 +237,15 @@ def _train_and_measure(
     refit: Choice,
 ) -> Repair:
     """Train the adapter that is on the network, and turn it to the scale that is chosen."""
-    session.fit(data, rate)
+    errors_by_step = session.fit(data, rate)
     val = session.predictions("val", before)
     dial = try_scales(session, data, val)
     scale = choose_scale(session, dial, refit)
     set_lora_scale(session.net, scale.value)
     if scale.value != 1:
         val = session.predictions("val", before)
-    return Repair({} if val is None else {"val": val}, {"scale": scale}, dial)
+    tables = {} if val is None else {"val": val}
+    return Repair(tables, {"scale": scale}, dial, errors_by_step)
 
 
 def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.project import DATA
-from lora_mnist.repair.dial import scale_of_refit
 from lora_mnist.repair.predictions import Predictions, outcomes_by_part
 from lora_mnist.session import Choice, Session
 from lora_mnist.settings import VERSION
@@ -41,13 +40,15 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    dial: Mapping[str, Any] | None = None,
-    advice: Sequence[str] = (),
+    found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Judge what a run has found and write all its files; at the end, refuse what is of no use."""
+    """Judge a run and write all its files; at the end, refuse what is of no use.
+
+    ``found`` is what else results.json has of it, such as the dial.
+    """
     cfg, run, settings = session.cfg, session.run, session.classifier.settings
     results = results_of(session, tables, choices)
-    results |= {"dial": dial, "better_preprocessing": list(advice)}
+    results |= found or {}
     reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
     is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
     path, current = None, None
@@ -61,7 +62,7 @@ def finish(
         if current is None:  # the user has to name it to other commands
             results["weights"] = os.path.relpath(path, run.folder)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
-        _save_adapter(session, choices, dial)
+        _save_adapter(session, choices)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
     table, reading = tables["test"], Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
@@ -171,9 +172,7 @@ def _write_base(session: Session, path: Path, current: Path | None) -> None:
         log.info("base: %s; the current one stays", path)
 
 
-def _save_adapter(
-    session: Session, choices: Mapping[str, Choice], dial: Mapping[str, Any] | None
-) -> None:
+def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
     """Save the adapter with its record, and a copy of its base, where there is none."""
     classifier, bases = session.classifier, Path(session.cfg.paths.bases)
     base, record = classifier.base, _record_of(session)
@@ -184,10 +183,8 @@ def _save_adapter(
         if not about:  # somebody else's: which images there are is each command's choice
             about = {**record, "data": {}}
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
-    made = record["made"]
-    made |= {name: choice.value for name, choice in choices.items() if name != "target"}
-    if made.get("refit"):
-        made["advised_scale"] = dial and scale_of_refit(dial)
+    made = {name: choice.value for name, choice in choices.items() if name != "target"}
+    record["made"] |= made
     targets = choices["target"].value if "target" in choices else []
     metadata = {"base_sha256": base.sha256, "targets": targets, **record}
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)

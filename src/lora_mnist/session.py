@@ -171,8 +171,8 @@ class Session:
         settings["base_sha256"] = base and base.sha256
         return dict(settings)
 
-    def fit(self, data: ImageDataModule, rate: float) -> None:
-        """Train, from the checkpoint on that ``ckpt_path`` names."""
+    def fit(self, data: ImageDataModule, rate: float) -> dict[int, int]:
+        """Train, from the checkpoint on that ``ckpt_path`` names; validation errors by step."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, targets = self.classifier.classes, plan.selection.targets
         seed_everything(self.cfg.seed, verbose=False)
@@ -204,6 +204,7 @@ class Session:
                     f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
                     f"{trainer.global_step}; expected a smaller learning rate"
                 )
+        return module.errors_by_step
 
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""

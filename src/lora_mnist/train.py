@@ -86,4 +86,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         return {}
     tell(repair.choices)
     tables = repair.tables | session.tables()
-    return finish(session, tables, choices | repair.choices, repair.dial, advice)
+    curve = list(repair.errors_by_step.items())
+    found = {"dial": repair.dial, "validation_errors": curve, "better_preprocessing": advice}
+    return finish(session, tables, choices | repair.choices, found)

@@ -59,6 +59,22 @@ def test_a_verdict_in_full():
     assert lines == FULL.strip().splitlines()
 
 
+def test_a_verdict_names_what_errors_are_called():
+    run, called = dict(GOOD), [None, [0, 3], [1, 15]]
+    run["test"] = {**run["test"], "called_per_class": called}
+    assert "60 errors -> 20, 15 of them called dress (40" in Reading(run).verdict_text()
+    base = results("pretrain")
+    base["test"] |= {"called_per_class": [None, [0, 8], None]}
+    said = Reading(base).verdict_text()
+    assert said.endswith("The weakest class is dog: 9 errors in 20, 8 of them called cat.")
+
+
+@pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
+def test_errors_that_still_fall_ask_for_more_steps(last, falls):
+    run = {**GOOD, "validation_errors": [[100, 95], [200, 80], [300, 70], [400, last]]}
+    assert ("try trainer.max_steps=800." in Reading(run).verdict_text()) == falls
+
+
 @pytest.mark.parametrize(
     ("broken", "fixed", "expected"),
     [(0, 6, "better"), (6, 0, "worse"), (0, 5, "unclear"), (5, 12, "unclear"), (0, 0, "unclear")],
@@ -76,7 +92,9 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
     run = run_of([5, 60], [0, 0], [0, 40])
     for split, calls in (("test_base", before), ("test", after)):
         run[split]["false_calls_per_class"][1] = run[split]["false_calls_of_target"] = calls
-    calls = [phrase for phrase in verdict(run) if "false calls" in phrase.text]
+    first, *others = verdict(run)
+    assert ("more false calls" in first.text) == (outcome == "worse")
+    calls = [phrase for phrase in others if "false calls" in phrase.text]
     assert [phrase.judgement for phrase in calls] == [outcome]
 
 
@@ -87,7 +105,7 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
         (nines(900, 61, **OFF), "unclear", "There is no repair to keep: no scale of it beats"),
         (PRICE, "unclear", "Keep this repair only if errors on shirt matter most: there is no"),
         (ELSEWHERE, "unclear", "Keep this repair, though not for shirt: there are fewer errors"),
-        (nines(40, 65), "better", "Keep this repair unless the loss on fours matters more: there"),
+        (nines(40, 65), "unclear", "Keep this repair unless the loss on fours matters more: there"),
         (UNTESTED, "unclear", "No test image is of shirt: nothing judges the repair."),
     ],
 )

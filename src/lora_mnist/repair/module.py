@@ -81,6 +81,7 @@ class ClassifierModule(LightningModule):
         # What they would check makes a GPU wait at each batch.
         self.val_confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
         self.val_loss = MeanMetric(nan_strategy="disable")
+        self.errors_by_step: dict[int, int] = {}  # on validation images
 
     def setup(self, stage: str) -> None:
         """Refuse to train where rounding made several processes choose another class or rate."""
@@ -124,6 +125,7 @@ class ClassifierModule(LightningModule):
         """Log what all processes have counted, and start anew."""
         counts = counts_of_confusion(self.val_confusion.compute().cpu(), self.targets)
         counts["loss"] = self.val_loss.compute().item()
+        self.errors_by_step[self.global_step] = counts["errors"]
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
         self.val_confusion.reset()
         self.val_loss.reset()

@@ -56,9 +56,9 @@ class Change(NamedTuple):
             return "unclear"
         return "better" if self.after < self.before else "worse"
 
-    def sentence(self, name: str) -> Phrase:
+    def sentence(self, name: str, end: str = "") -> Phrase:
         """A sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
-        text = f"{name}: {number_of(self.before, 'error')} -> {self.after:,}"
+        text = f"{name}: {number_of(self.before, 'error')} -> {self.after:,}{end}"
         if self.repaired or self.broken:
             chance = chance_text(mcnemar(self.repaired, self.broken))
             text += f" ({self.repaired:,} repaired, {self.broken:,} broken, {chance})"
@@ -216,17 +216,27 @@ class Reading:
         if self.total.after:
             worst = self.weakest_class()
             change = self.change([worst])
-            errors = f"{number_of(change.after, 'error')} in {change.images:,}"
-            phrases.append(Phrase(f"The weakest class is {self.named([worst])}: {errors}."))
+            text = f"The weakest class is {self.named([worst])}: "
+            text += f"{number_of(change.after, 'error')} in {change.images:,}"
+            phrases.append(Phrase(f"{text}{self.mostly_called(worst)}."))
         return phrases
+
+    def mostly_called(self, number: int) -> str:
+        """What most errors of a class on test images are called: ``, 32 of them called fours``."""
+        called = self.counts["test"].get("called_per_class") or {number: None}
+        if called[number] is None:
+            return ""
+        other, count = called[number]
+        return f", {count:,} of them called {self.named([other])}" if count > 1 else ""
 
     def _of_repair(self) -> list[Phrase]:
         """The judgement, then a sentence for each group of images that the repair concerns."""
-        judgement, loser = self._judgement(), self.loser
+        (is_kept, judgement), loser = self._judgement(), self.loser
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
         phrases.append(self.total.sentence("On all test images"))
         if self.of_targets.images:
-            phrases.append(self.of_targets.sentence(f"On {self.name}"))
+            called = self.mostly_called(self.targets[0]) if len(self.targets) == 1 else ""
+            phrases.append(self.of_targets.sentence(f"On {self.name}", called))
             if self.rest:
                 phrases.append(self._false_calls())
         if self.targets and self.rest:
@@ -236,12 +246,39 @@ class Reading:
                 phrases.append(Phrase("No other class has more errors than before."))
         elif self.rest != [loser]:
             phrases.append(self.change([loser]).sentence(f"Most is lost on {self.named([loser])}"))
-        if judgement.text.startswith(("Do not keep", "There is no repair")):
+        if text := self._still_falling():
+            phrases.append(Phrase(text))
+        if not is_kept:
             phrases.append(Phrase("What it means, and what to try next: docs/failed.md."))
         return phrases
 
-    def _judgement(self) -> Phrase:
-        """Whether to keep the repair: the first case that fits. What may be chance is no reason."""
+    def _still_falling(self) -> str:
+        """What to do where validation errors fell beyond chance in a training's second half."""
+        curve: list[list[int]] = self.results.get("validation_errors") or [[0, 0]]
+        last_step, last = curve[-1]
+        half = next(errors for step, errors in curve if 2 * step >= last_step)
+        if half - last <= 2 * (half + last) ** 0.5:
+            return ""
+        return f"Its validation errors were still falling: try trainer.max_steps={2 * last_step}."
+
+    def _price(self) -> str:
+        """What a repair costs beyond chance, as in "the loss on fours matters"; "": nothing."""
+        parts = []
+        if self.targets and self.rest and self.of_targets.images:
+            before, after = self._counts_of_false_calls()
+            if after > before and mcnemar(before, after) <= LEVEL:
+                parts.append(f"{after - before:,} more false calls of {self.name}")
+        worse = [c for c in self.rest if self.change([c]).judgement == "worse"]
+        if len(worse) == 1:
+            parts.append(f"the loss on {self.named(worse)}")
+            if len(parts) == 1:
+                return f"{parts[0]} matters"
+        elif worse:
+            parts.append(f"losses on {len(worse)} of {len(self.rest)} other classes")
+        return f"{' and '.join(parts)} matter" if parts else ""
+
+    def _judgement(self) -> tuple[bool, Phrase]:
+        """Whether to keep a repair, and why, where what may be chance is no reason."""
         better, worse = self.total.judgement == "better", self.total.judgement == "worse"
         name, is_reached, is_mended = self.name, better, False
         if self.targets:
@@ -252,26 +289,27 @@ class Reading:
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         is_untested = self.targets and not self.of_targets.images
         is_off = self.dial.get("advised") == 0 and self.results["scale"] == 0
-        has_loss, loss = False, ""
-        if self.loser is not None:
-            has_loss = self.change([self.loser]).judgement == "worse"
-            loss = f"the loss on {self.named([self.loser])}"
+        price = self._price()
         fewer, more = "there are fewer errors in all", "there are more errors in all"
         no_gain, no_loss = "there is no clear gain in all", "there is no clear loss in all"
         keep, drop = "Keep this repair", "Do not keep this repair"
         off = "There is no repair to keep: no scale of it beats the base on validation images"
+        untested = f"No test image is of {name}: nothing judges the repair"
+        weighed = f"{keep} unless {price} more: {fewer}"
+        reached = f"{keep} only if errors on {name} matter most: {no_gain}"
         cases = (
-            (is_untested, "unclear", f"No test image is of {name}: nothing judges the repair"),
-            (is_off, "unclear", off),
-            (better and not is_reached, "unclear", f"{keep}, though not for {name}: {fewer}"),
-            (better and has_loss, "better", f"{keep} unless {loss} matters more: {fewer}"),
-            (better, "better", f"{keep}: {fewer}"),
-            (is_mended, "unclear", f"{keep} for {name} alone: {more if worse else no_loss}"),
-            (worse, "worse", f"{drop}: {more}"),
-            (is_reached, "unclear", f"{keep} only if errors on {name} matter most: {no_gain}"),
-            (True, "unclear", f"{drop}: {no_gain}"),
+            (is_untested, True, "unclear", untested),
+            (is_off, False, "unclear", off),
+            (better and not is_reached, True, "unclear", f"{keep}, though not for {name}: {fewer}"),
+            (better and price, True, "unclear", weighed),
+            (better, True, "better", f"{keep}: {fewer}"),
+            (is_mended, True, "unclear", f"{keep} for {name} alone: {more if worse else no_loss}"),
+            (worse, False, "worse", f"{drop}: {more}"),
+            (is_reached, True, "unclear", reached),
+            (True, False, "unclear", f"{drop}: {no_gain}"),
         )
-        return next(Phrase(f"{text}.", judgement) for fits, judgement, text in cases if fits)
+        _, is_kept, judgement, text = next(case for case in cases if case[0])
+        return is_kept, Phrase(f"{text}.", judgement)
 
     def _mistakes(self) -> Phrase:
         """How many mistakes of a hotfix are right now: those to learn, and those held out."""
@@ -283,14 +321,18 @@ class Reading:
             text += f", and {tested.images - tested.after:,} of {tested.images:,} held out"
         return Phrase(f"{text}.", learnt.judgement)
 
+    def _counts_of_false_calls(self) -> tuple[int, int]:
+        """The false calls of the classes to repair, which are one group, before and after."""
+        before, after = self.counts["test_base"], self.counts["test"]
+        return before["false_calls_of_target"], after["false_calls_of_target"]
+
     def _false_calls(self) -> Phrase:
         """How often images of other classes get a name of those to repair, which are one group."""
-        counts, shares = [], []
+        shares = []
         for outcome in (self.counts["test_base"], self.counts["test"]):
-            counts.append(outcome["false_calls_of_target"])
             share = precision(outcome, self.targets)
             shares.append("none" if share is None else f"{share:.0%}")
-        before, after = counts
+        before, after = self._counts_of_false_calls()
         text = f"Other images called {self.name} (false calls): "
         text += f"{before:,} -> {after:,}; precision {shares[0]} -> {shares[1]}."
         # As if no image were among both counts, which is the cautious way to compare them.
