@@ -101,7 +101,7 @@ def test_eval_says_unasked_at_which_size_a_network_was_trained(tmp_path):
     classifier = classifier_of(cfg)
     data = classifier.dataset
     table = predictions_of(classifier.net, data.batches(data.sets.val))
-    wrong = int((table.before != table.label).sum())
+    wrong = int((table.prediction[0] != table.label).sum())
     assert f"it makes {wrong} errors instead of " in said
     assert f" in {len(table)} validation images with: " in said
     order = evaluated(tmp_path, "striped", *better, "prepare.classes=[b,a]")[0]
