@@ -13,8 +13,10 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
     done = cli("train.py", *arguments)
     first, *commands = done.err.splitlines()
     assert (done.code, done.out, first) == (2, "", "stage: missing; expected one of")
-    for command, stage in zip(commands, ("pretrain", "lora digit=9"), strict=True):
-        assert f"python train.py stage={stage} " in command
+    for command, choice in zip(commands, ("stage=pretrain", "experiment=repair"), strict=True):
+        assert "train.py " in command
+        assert f" {arguments[-1]} " in command
+        assert f" {choice} " in command
     assert not list(tmp_path.iterdir())
 
 

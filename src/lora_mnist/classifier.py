@@ -127,10 +127,9 @@ class Classifier:
             outputs = None if own else outputs_key(settings.net)
             loaded = load_weights(network.eval(), file, base_prefix, outputs)
         except FileNotFoundError as error:
-            no_file = (
-                f"base_ckpt={path}: no such file; expected the network's weights; those of a new "
-                f"base are made with {program('train')} stage=pretrain and the same data and net"
-            )
+            no_file = f"base_ckpt={path}: no such file ({path.absolute()})"
+            if str(settings.net["_target_"]).startswith("lora_mnist."):
+                no_file += f"; make a base with: {program('train')} stage=pretrain"
             raise UserError(not_here if expected else no_file) from error
         except (ValueError, OSError) as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error

@@ -36,7 +36,7 @@ from lora_mnist.errors import (
     one_line,
     printable,
 )
-from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
+from lora_mnist.project import CONFIGS, command_line, other_checkout, quoted
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
 
 log = logging.getLogger(__name__)
@@ -203,11 +203,17 @@ def _clean_up(settings: HydraConf, is_interrupted: bool, needs_log: bool) -> str
 
 
 def _no_stage() -> str:
-    train = program("train")
+    """The two commands to choose from, each with what was typed."""
+    typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
+    if typed[:1] == ["--config-name"]:  # which lora-mnist has put before the command's name
+        typed = typed[2:]
+    others = [text for text in typed if not text.startswith("experiment=")]
+    pretrain = command_line("train", [*typed, "stage=pretrain"])
+    repair = command_line("train", [*others, "experiment=repair"])
     return (
         "stage: missing; expected one of\n"
-        f"  {train} stage=pretrain         to train a base\n"
-        f"  {train} stage=lora digit=9     to repair it with an adapter"
+        f"  {pretrain}        to train a base\n"
+        f"  {repair}    to repair it with an adapter"
     )
 
 

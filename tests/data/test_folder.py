@@ -192,7 +192,7 @@ def test_each_class_has_a_folder_of_its_name_with_images_to_train_on(make_photos
     (root / "test" / "Floete").rename(root / "train" / "Floete")
     for path in (root / "train" / "Floete").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"^val_size=0\.1: expected to leave.* images of Floete "):
+    with pytest.raises(ValueError, match=r"^data_dir=.*; Floete has no readable one"):
         _ = Folder(root).sets
 
 
@@ -236,7 +236,7 @@ def test_a_folder_is_read_only_where_it_has_to_be(tmp_path):
     known = {"classes": ["cat", "dog"], "image_size": 8, "mean": 0.5, "std": 0.25}
     data = Folder(tmp_path / "none", **known)
     assert data.read_picture(Image.new("RGB", (9, 9))).shape == (3, 8, 8)
-    with pytest.raises(ValueError, match="none: expected a folder of images"):
+    with pytest.raises(ValueError, match="none: no such folder "):
         _ = data.sets
     for key in known:
         with pytest.raises(ValueError, match="data_dir=None: expected a folder of images"):

@@ -82,12 +82,12 @@ def test_another_precision_is_converted(tmp_path):
     ("content", "problem"),
     [
         (dict([*STATE.items()][:-1]), r'Missing key\(s\) in state_dict: "linear2.bias"'),
-        (prefixed("my", STATE), "begin with mylinear1., the network's with linear1.; "),
+        (prefixed("my", STATE), "begin with mylinear1., the network's with linear1."),
         (
             {**STATE, "linear2.weight": torch.ones(7, 5), "linear2.bias": torch.ones(7)},
-            r"has 7 outputs \(linear2.weight\), the network 3: net.num_classes=7; ",
+            r"has 7 outputs \(linear2.weight\), the network 3: net.num_classes=7",
         ),
-        ({**STATE, "linear1.weight": torch.ones(5, 1)}, "layer takes 1 value, the network's 6; "),
+        ({**STATE, "linear1.weight": torch.ones(5, 1)}, "layer takes 1 value, the network's 6"),
         (
             {**STATE, "linear1.weight": torch.ones(9, 6), "linear2.weight": torch.ones(3, 9)},
             r"^Error\(s\) in loading state_dict for TinyNet: size mismatch",

@@ -187,12 +187,11 @@ class Folder(ImageDataset):
     def root(self) -> Path:
         """The folder of images; ValueError, if there is none."""
         if self.data_dir is None or not self.data_dir.is_dir():
-            raise ArgumentError(
-                "data_dir",
-                self.data_dir,
-                "expected a folder of images; without one, classes, image_size, mean and std have "
-                "to be those of the network's training",
-            )
+            expected = "expected a folder of images; without one, classes, image_size, mean and "
+            expected += "std have to be those of the network's training"
+            if self.data_dir is not None:
+                expected = f"no such folder ({self.data_dir.absolute()}); {expected}"
+            raise ArgumentError("data_dir", self.data_dir, expected)
         return self.data_dir
 
     def read_picture(self, picture: Path | Image) -> Tensor:
@@ -307,6 +306,11 @@ class Folder(ImageDataset):
                 else:
                     state = image.stat()
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
+        trained = {entry.label for entry in images if entry.part == "train"}
+        for label, name in enumerate(self.classes):
+            if trained and label not in trained:
+                expected = f"expected images of each class; {name} has no readable one to train on"
+                raise ArgumentError("data_dir", root, expected)
         # The split depends on the number of images: broken ones do not count.
         parts, held_out = split(images, self.classes, self.shares)
         repeats = repeated(root, parts)
@@ -377,8 +381,8 @@ def split(
             raise ArgumentError(
                 "val_size",
                 val_size,
-                f"expected to leave, with test_size={test_size}, some images of {name} to train "
-                f"on, and to test on; {readable} of those to train on are readable",
+                f"expected to leave, with test_size={test_size}, some of {readable} images of "
+                f"{name} to train on, and to test on",
             )
         for part, images in (("train", train), ("val", val), ("test", test)):
             parts |= dict.fromkeys(images, part)

@@ -131,7 +131,7 @@ def load_weights(
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
-        reason = "; ".join([*_misfits(own, chosen, outputs_key), " ".join(lines).rstrip(".")])
+        reason = "; ".join(_misfits(own, chosen, outputs_key)) or " ".join(lines).rstrip(".")
         raise ValueError(f"{reason}; expected the tensors of the configured net") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
