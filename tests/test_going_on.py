@@ -105,7 +105,7 @@ def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch):
     assert base.read_bytes() == before
     line = ended.err.splitlines()[-1]
     script, *typed = shlex.split(line.removeprefix("go on with: python "))
-    assert script == f"{ROOT}/train.py"
+    assert script == "train.py"
     assert typed[-1] == f"ckpt_path={tmp_path}/two/{LAST_CHECKPOINT}"
     assert not [text for text in typed[:-1] if "ckpt_path" in text or "hydra.run.dir" in text]
     monkeypatch.setenv("CRASH", "-1")
@@ -126,7 +126,7 @@ def test_what_cannot_go_on_is_started_again(cli, outputs, monkeypatch, overrides
     assert ended.code == 130, ended.err
     line = ended.err.splitlines()[-1].removeprefix("start again with: python ")
     typed = [text.replace("digit=", "target=") for text in command]
-    assert shlex.split(line) == [f"{ROOT}/train.py", *typed, f"paths.outputs={outputs}"]
+    assert shlex.split(line) == ["train.py", *typed, f"paths.outputs={outputs}"]
     assert (outputs / "mine").exists() == (crash > 0)
 
 

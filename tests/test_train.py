@@ -1,7 +1,6 @@
 """Runs of every stage, with a small network, few steps and few images."""
 
 import os
-import shutil
 import signal
 import sys
 import warnings
@@ -88,9 +87,7 @@ def test_a_training_of_little_use_leaves_the_base_alone(outputs):
     options = ("stage=pretrain", "trainer.max_steps=10")
     with pytest.raises(TrainingError, match=r"^optimizer\.lr=1e\+25: .* expected a smaller"):
         run(outputs, *options, "optimizer.lr=1e25")
-    (failed,) = (outputs / "pretrain").iterdir()
-    assert not (failed / "results.json").exists()
-    shutil.rmtree(failed)
+    assert not list(outputs.glob("pretrain/*/results.json"))
     run(outputs, *options, "digit=[3,4]")
     with pytest.raises(TrainingError, match="no more than by always saying"):
         run(outputs, *options, "optimizer.lr=1e6")
@@ -119,8 +116,7 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
 def test_the_base_is_proven_unchanged(outputs):
     with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
         run(outputs, *NINES, "+callbacks.spoil._target_=helpers.callbacks.Spoil")
-    assert not (newest(outputs) / "adapter").exists()
-    assert not (newest(outputs) / "results.json").exists()
+    assert not list(outputs.glob("lora/*/*"))
 
 
 def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
