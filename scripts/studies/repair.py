@@ -1,6 +1,7 @@
 """A repair beside a sceptic's twenty lines, on classifiers that no search has seen.
 
     python scripts/studies/repair.py    # the tables of docs/worth.md
+    python scripts/studies/repair.py --today --bases 2 --repairs 1    # that of networks of today
 
 Each classifier is trained with several seeds, and each base is repaired with several seeds. The
 classifiers are in tasks.py, the plain methods in plain.py. Every run of train.py is kept in
@@ -12,14 +13,14 @@ import copy
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 from jobs import OUTPUT, table
-from plain import Result, one_number, result_of, twenty_lines
+from plain import Result, balanced_head, one_number, refitted, result_of, twenty_lines
 from tasks import TASKS, Case, Task
 
 from lora_mnist import load_adapter, set_lora_scale
@@ -68,14 +69,26 @@ class Study:
         return [[getattr(each, name) for each in runs] for runs in self.results[method]]
 
 
-def study(task: Task, bases: int, repairs: int) -> Study:
-    """Every method on ``bases`` networks, ``repairs`` times each."""
+#: Of networks of today.
+METHODS_TODAY = {
+    "one number": 1,
+    "balanced head": 4,
+    "balanced head, refitted": 4,
+    "twenty lines": 4,
+    "twenty lines, refitted": 4,
+    "repair": 4,
+}
+
+
+def study(task: Task, bases: int, repairs: int, methods: Mapping[str, int]) -> Study:
+    """Each of ``methods`` on ``bases`` networks, ``repairs`` times each at most."""
     result = Study(task.name)
     for number in range(bases):
         own = replace(task, seed=task.seed + 1000 * number)
         of_base: dict[str, list[Result]] = {}
         for seed in range(repairs):
-            errors, results = every_method(own, seed)
+            names = [method for method, times in methods.items() if seed < times]
+            errors, results = every_method(own, seed, names)
             for method, numbers in results.items():
                 of_base.setdefault(method, []).append(Result(*numbers))
         result.errors.append(errors)
@@ -84,11 +97,11 @@ def study(task: Task, bases: int, repairs: int) -> Study:
     return result
 
 
-def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
-    """The base's errors, on the class and in all; each of :data:`METHODS` once, by its name."""
+def every_method(task: Task, seed: int, methods: Sequence[str]) -> tuple[list[int], dict[str, Any]]:
+    """The base's errors, on the class and in all; each of ``methods`` once, by its name."""
     file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
     errors, results = json.loads(file.read_text()) if file.exists() else ([], {})
-    missing = {method for method, times in METHODS.items() if seed < times} - set(results)
+    missing = set(methods) - set(results)
     if not missing:
         return errors, results
     case = task.load()
@@ -98,8 +111,13 @@ def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
         results["one number"] = one_number(case)
     if "notebook" in missing:
         results["notebook"] = result_of_adapter(case, task.run("stage=lora")[0])
+    if "balanced head" in missing:
+        both = balanced_head(case, seed)
+        results["balanced head"], results["balanced head, refitted"] = both
     if "twenty lines" in missing:
-        results["twenty lines"], results["twenty lines, refitted"] = twenty_lines(case, seed)
+        tuned, choice = twenty_lines(case, seed)
+        results["twenty lines"] = result_of(case, tuned)
+        results["twenty lines, refitted"] = result_of(case, refitted(case, choice, seed))
     if missing & {"repair", "before refit"}:
         settings = f"experiment=repair seed={seed}"
         folder, of_run = task.run(settings)
@@ -175,9 +193,8 @@ def methods_table(studies: Sequence[Study], methods: Sequence[str], heads: Seque
     return table(["method", *heads], rows)
 
 
-def tasks_table(studies: Sequence[Study]) -> str:
+def tasks_table(studies: Sequence[Study], methods: Sequence[str]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
-    methods = AT_HALF[1:]
     lines = []
     for each in studies:
         few, many = (statistics.mean(column) for column in zip(*each.errors, strict=True))
@@ -227,16 +244,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bases", type=int, default=3, help="bases of each classifier")
     parser.add_argument("--repairs", type=int, default=4, help="runs of each method on a base")
-    every = {task.name: task for task in TASKS}
-    parser.add_argument("--tasks", nargs="+", default=every, choices=every, metavar="CLASSIFIER")
+    parser.add_argument("--tasks", nargs="+", metavar="CLASSIFIER", help="some of the classifiers")
+    parser.add_argument("--today", action="store_true", help="networks of today (today.py)")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
-    studies = [study(every[name], options.bases, options.repairs) for name in options.tasks]
+    tasks, methods = TASKS, METHODS
+    if options.today:
+        from today import TODAY  # it needs packages that nobody else needs
+
+        tasks, methods = TODAY, METHODS_TODAY
+    studies = []
+    for task in tasks:
+        if task.name in (options.tasks or task.name):
+            studies.append(study(task, options.bases, options.repairs, methods))
+    if options.today:
+        print(methods_table(studies, list(methods), IN_WORTH), end="\n\n")
+        print(tasks_table(studies, list(methods)[1:]))
+        return
     in_readme = ("one number", "twenty lines", "twenty lines, refitted", "repair")
     print(methods_table(studies, in_readme, IN_README), end="\n\n")
     print(methods_table(studies, list(METHODS), IN_WORTH), end="\n\n")
-    print(tasks_table(studies), fronts_table(studies), sep="\n\n")
-    if TASKS[0].name in options.tasks:
+    print(tasks_table(studies, AT_HALF[1:]), fronts_table(studies), sep="\n\n")
+    if studies[0].name == TASKS[0].name:
         print(f"\n{seen_table(TASKS[0])}")
 
 

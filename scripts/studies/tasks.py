@@ -65,7 +65,7 @@ def fashion(folder: Path, first: int, count: int) -> None:
     """Some pictures of Fashion-MNIST that no other task has."""
     images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
     some = slice(first, first + count)
-    _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
+    write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
 
 
 def letters(folder: Path, characters: str, count: int) -> None:
@@ -85,7 +85,7 @@ def letters(folder: Path, characters: str, count: int) -> None:
         image = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
         images.append(numpy.asarray(image.resize((16, 16), Image.Resampling.BOX)) / 255)
         labels.append(letter)
-    _write(folder, numpy.stack(images), labels, 0.15)
+    write(folder, numpy.stack(images), labels, 0.15)
 
 
 def photos(folder: Path) -> None:
@@ -97,7 +97,7 @@ def photos(folder: Path) -> None:
     (folder / "photos").rmdir()
 
 
-def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> None:
+def write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> None:
     """Write pictures, on the scale 0 to 1: 3 of 10 to test on, 1 of 10 to validate."""
     images = images + noise * numpy.random.default_rng(1).normal(size=images.shape)
     images = (255 * images.clip(0, 1)).round().astype("uint8")
