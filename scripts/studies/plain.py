@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
+#: For networks of today: with the refit as many trainings as a repair has.
+DEEP = (0.0003, 0.001), (10,)
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -113,8 +115,9 @@ class Choice(NamedTuple):
     scale: float  # how far to go from the base
 
 
-def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
+def twenty_lines(case: Case, seed: int, is_deep: bool = False) -> tuple[nn.Module, Choice]:
     """Weighted fine-tuning with the rate, then the weight, that are best: five trainings."""
+    rates, weights = DEEP if is_deep else (RATES, CLASS_WEIGHTS)
     nets: dict[tuple[float, float], nn.Module] = {}
     sums: dict[Choice, float] = {}
 
@@ -127,9 +130,9 @@ def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
             sums[Choice(rate, weight, scale)] = sum_of_shares(val)
         return min(sums, key=lambda choice: sums[choice])
 
-    for rate in RATES:
-        best = try_scales(rate, CLASS_WEIGHTS[0])
-    for weight in CLASS_WEIGHTS[1:]:
+    for rate in rates:
+        best = try_scales(rate, weights[0])
+    for weight in weights[1:]:
         best = try_scales(best.rate, weight)
     return between(case.net, nets[best.rate, best.weight], best.scale), best
 
@@ -140,25 +143,11 @@ def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
     return between(case.net, net, choice.scale)
 
 
-def balanced_head(case: Case, seed: int) -> tuple[Result, Result]:
-    """The last layer anew, with images drawn evenly by class; and refitted.
+def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
+    """A copy of the base whose last layer has learnt anew, with images drawn evenly by class.
 
-    This is cRT: Kang et al. 2020, arXiv:1910.09217. Validation images choose the rate.
+    This is cRT: Kang et al. 2020, arXiv:1910.09217.
     """
-    nets: dict[float, nn.Module] = {}
-    sums: dict[float, float] = {}
-    for rate in RATES:
-        nets[rate] = head_trained(case, ["train"], rate, seed)
-        logits = logits_of(nets[rate], case.images["val"])
-        val = shares(logits, case.before["val"], case.labels["val"], case.target)
-        sums[rate] = sum_of_shares(val)
-    best = min(sums, key=lambda rate: sums[rate])
-    refitted = head_trained(case, ["train", "val"], best, seed)
-    return result_of(case, nets[best]), result_of(case, refitted)
-
-
-def head_trained(case: Case, parts: Sequence[str], rate: float, seed: int) -> nn.Module:
-    """A copy of the base whose last linear layer has learnt anew, in 400 steps of 100 images."""
     net = copy.deepcopy(case.net)
     head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
     inputs: list[Tensor] = []
@@ -175,7 +164,7 @@ def head_trained(case: Case, parts: Sequence[str], rate: float, seed: int) -> nn
         chosen = torch.multinomial(evenly, 100, replacement=True)
         return F.cross_entropy(head(features[chosen]), labels[chosen])
 
-    fine_tune(head, loss, rate)
+    fine_tune(head, loss, 0.003)
     return net
 
 

@@ -52,6 +52,9 @@ IN_WORTH = (
     "deviation in all: mean, worst",
     "negative flips",
 )
+#: Of networks of today.
+HEADS = ("balanced head", "balanced head, refitted")
+TODAY = ("one number", *HEADS, "twenty lines", "twenty lines, refitted", "repair")
 #: Those with fewer than 1,500 training images.
 SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
 
@@ -67,17 +70,6 @@ class Study:
     def every(self, method: str, name: str) -> list[list[float]]:
         """A number of each run's :class:`Result`, by base."""
         return [[getattr(each, name) for each in runs] for runs in self.results[method]]
-
-
-#: Of networks of today.
-METHODS_TODAY = {
-    "one number": 1,
-    "balanced head": 4,
-    "balanced head, refitted": 4,
-    "twenty lines": 4,
-    "twenty lines, refitted": 4,
-    "repair": 4,
-}
 
 
 def study(task: Task, bases: int, repairs: int, methods: Mapping[str, int]) -> Study:
@@ -101,35 +93,38 @@ def every_method(task: Task, seed: int, methods: Sequence[str]) -> tuple[list[in
     """The base's errors, on the class and in all; each of ``methods`` once, by its name."""
     file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
     errors, results = json.loads(file.read_text()) if file.exists() else ([], {})
-    missing = set(methods) - set(results)
-    if not missing:
+    if set(methods) <= set(results):
         return errors, results
     case = task.load()
     wrong = case.before["test"].argmax(1) != case.labels["test"]
     errors = [int((wrong & (case.labels["test"] == case.target)).sum()), int(wrong.sum())]
-    if "one number" in missing:
-        results["one number"] = one_number(case)
-    if "notebook" in missing:
-        results["notebook"] = result_of_adapter(case, task.run("stage=lora")[0])
-    if "balanced head" in missing:
-        both = balanced_head(case, seed)
-        results["balanced head"], results["balanced head, refitted"] = both
-    if "twenty lines" in missing:
-        tuned, choice = twenty_lines(case, seed)
-        results["twenty lines"] = result_of(case, tuned)
-        results["twenty lines, refitted"] = result_of(case, refitted(case, choice, seed))
-    if missing & {"repair", "before refit"}:
-        settings = f"experiment=repair seed={seed}"
-        folder, of_run = task.run(settings)
-        results["repair"] = result_of_adapter(case, folder)
-        if "before refit" in missing:
-            if of_run["choices"]["refit"]["value"]:
-                dropout = of_run["choices"]["dropout"]["value"]
-                folder, _ = task.run(f"{settings} refit=false lora.dropout={dropout}")
-            results["before refit"] = result_of_adapter(case, folder)
-    with atomic_write(file) as path:
-        path.write_text(json.dumps([errors, results]))
+    for method in methods:
+        if method not in results:
+            results |= results_of(task, case, seed, method)
+            with atomic_write(file) as path:
+                path.write_text(json.dumps([errors, results]))
     return errors, results
+
+
+def results_of(task: Task, case: Case, seed: int, method: str) -> dict[str, Result]:
+    """What a method leaves, and what others leave that the same trainings make."""
+    if method == "one number":
+        return {method: one_number(case)}
+    if method == "notebook":
+        return {method: result_of_adapter(case, task.run("stage=lora")[0])}
+    if method in HEADS:
+        parts = ["train"] if method == HEADS[0] else ["train", "val"]
+        return {method: result_of(case, balanced_head(case, parts, seed))}
+    if method.startswith("twenty lines"):
+        tuned, choice = twenty_lines(case, seed, task.is_deep)
+        again = result_of(case, refitted(case, choice, seed))
+        return {"twenty lines": result_of(case, tuned), "twenty lines, refitted": again}
+    settings = f"experiment=repair seed={seed}"
+    folder, of_run = task.run(settings)
+    if method == "before refit" and of_run["choices"]["refit"]["value"]:
+        dropout = of_run["choices"]["dropout"]["value"]
+        folder, _ = task.run(f"{settings} refit=false lora.dropout={dropout}")
+    return {method: result_of_adapter(case, folder)}
 
 
 def result_of_adapter(case: Case, folder: Path) -> Result:
@@ -226,20 +221,6 @@ def fronts_table(studies: Sequence[Study]) -> str:
     return table(["classifier", *AT_HALF], lines)
 
 
-def seen_table(task: Task) -> str:
-    """A repair whose validation images the base was trained on, and whose dial looks at others."""
-    base = replace(task, knows_val=True).base()
-    cells = [task.name]
-    for settings in ("", " data.val_from=test"):
-        _, results = task.run(f"experiment=repair{settings}", base)
-        after, before = results["test"], results["test_base"]
-        of_class = 100 * after["errors_of_target"] / before["errors_of_target"]
-        in_all = 100 * after["errors"] / before["errors"]
-        cells.append(f"{results['scale']:g}: {of_class:.0f} / {in_all:.1f}")
-    heads = ["classifier", "validation images that it knows", "`data.val_from=test`"]
-    return table(heads, [cells])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bases", type=int, default=3, help="bases of each classifier")
@@ -248,11 +229,12 @@ def main() -> None:
     parser.add_argument("--today", action="store_true", help="networks of today (today.py)")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
-    tasks, methods = TASKS, METHODS
+    tasks: Sequence[Task] = TASKS
+    methods = METHODS
     if options.today:
-        from today import TODAY  # it needs packages that nobody else needs
+        import today  # it needs packages that nobody else needs
 
-        tasks, methods = TODAY, METHODS_TODAY
+        tasks, methods = today.TODAY, dict.fromkeys(TODAY, options.repairs)
     studies = []
     for task in tasks:
         if task.name in (options.tasks or task.name):
@@ -265,8 +247,6 @@ def main() -> None:
     print(methods_table(studies, in_readme, IN_README), end="\n\n")
     print(methods_table(studies, list(METHODS), IN_WORTH), end="\n\n")
     print(tasks_table(studies, AT_HALF[1:]), fronts_table(studies), sep="\n\n")
-    if studies[0].name == TASKS[0].name:
-        print(f"\n{seen_table(TASKS[0])}")
 
 
 if __name__ == "__main__":

@@ -143,11 +143,11 @@ class Task:
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
-    knows_val: bool = False  # whether the base was trained on the validation images, too
+    is_deep: bool = False  # a network of today
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
-        name = f"{self.pictures} {self.target} {self.starved} {self.knows_val}"
+        name = f"{self.pictures} {self.target} {self.starved} False"
         folder = OUTPUT / "pictures" / name
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -157,8 +157,6 @@ class Task:
                 files = sorted((unfinished / "train" / self.target).iterdir())
                 for file in files[int(self.starved * len(files)) :]:
                     file.unlink()
-            if self.knows_val:
-                shutil.copytree(unfinished / "val", unfinished / "train", dirs_exist_ok=True)
             unfinished.rename(folder)
         return folder
 
@@ -170,7 +168,7 @@ class Task:
 
     def base(self) -> Path:
         """The file of its base; it is pretrained now, if it was not yet."""
-        file = OUTPUT / "bases" / f"{self.name}{self.seed}{self.knows_val}.ckpt"
+        file = OUTPUT / "bases" / f"{self.name}{self.seed}False.ckpt"
         own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
         own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
         run([*self.common(), *own, *self.pretrain.split()])
