@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from tasks import Case, logits_of
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
-
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: For networks of today: with the refit as many trainings as a repair has.
-DEEP = (0.0003, 0.001), (10,)
+DEEP = (0.001, 0.003), (10,)
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -170,7 +168,7 @@ def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
 
 def weighted(case: Case, parts: Sequence[str], rate: float, weight: float, seed: int) -> nn.Module:
     """A copy of the base after 400 steps in which the class's loss counts ``weight`` times."""
-    log.info("fine-tuning on %s: rate %g, weight %g", " and ".join(parts), rate, weight)
+    logging.getLogger(__name__).info("fine-tuning: rate %g, weight %g", rate, weight)
     images = torch.cat([case.images[part] for part in parts])
     labels = torch.cat([case.labels[part] for part in parts])
     net = copy.deepcopy(case.net).train()

@@ -240,8 +240,7 @@ def main() -> None:
         if task.name in (options.tasks or task.name):
             studies.append(study(task, options.bases, options.repairs, methods))
     if options.today:
-        print(methods_table(studies, list(methods), IN_WORTH), end="\n\n")
-        print(tasks_table(studies, list(methods)[1:]))
+        print(tasks_table(studies, TODAY))
         return
     in_readme = ("one number", "twenty lines", "twenty lines, refitted", "repair")
     print(methods_table(studies, in_readme, IN_README), end="\n\n")

@@ -147,7 +147,7 @@ class Task:
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
-        name = f"{self.pictures} {self.target} {self.starved} False"
+        name = f"{self.pictures} {self.target} {self.starved}"
         folder = OUTPUT / "pictures" / name
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -168,7 +168,7 @@ class Task:
 
     def base(self) -> Path:
         """The file of its base; it is pretrained now, if it was not yet."""
-        file = OUTPUT / "bases" / f"{self.name}{self.seed}False.ckpt"
+        file = OUTPUT / "bases" / f"{self.name}{self.seed}.ckpt"
         own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
         own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
         run([*self.common(), *own, *self.pretrain.split()])

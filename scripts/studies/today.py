@@ -59,7 +59,7 @@ def chess(folder: Path) -> None:
         draw = ImageDraw.Draw(shapes)
         draw.ellipse((2, 2, 46, 46), fill=(255, 0, 0))
         font = fonts[generator.integers(2)]
-        draw.text((24, 24), piece, fill=(255, 255, 0), font=font, anchor="mm")
+        draw.text((24, 24), piece, (255, 255, 0), font, anchor="mm")
         shapes = shapes.transform(shapes.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
         masks.append(numpy.asarray(shapes)[:, :, :2, None] / 255)
         labels.append(unicodedata.name(piece).split(" ")[-1].lower())
@@ -77,9 +77,8 @@ def chess(folder: Path) -> None:
 
 def pictograms(folder: Path) -> None:
     """Emoji by their group: animals, food, objects."""
-    debian = PROJECT / "data" / "debian"
-    if Path("/usr/share/unicode/emoji").exists():
-        debian = Path("/usr/share")
+    unpacked = PROJECT / "data" / "debian"
+    debian = unpacked if unpacked.exists() else Path("/usr/share")
     font = ImageFont.truetype(str(debian / "fonts/truetype/noto/NotoColorEmoji.ttf"), 109)
     images, labels, group = [], [], ""
     for line in (debian / "unicode/emoji/emoji-test.txt").read_text().splitlines():
