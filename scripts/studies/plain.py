@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
-#: For networks of today: with the refit as many trainings as a repair has.
-DEEP = (0.001, 0.003), (10,)
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -113,9 +111,8 @@ class Choice(NamedTuple):
     scale: float  # how far to go from the base
 
 
-def twenty_lines(case: Case, seed: int, is_deep: bool = False) -> tuple[nn.Module, Choice]:
+def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
     """Weighted fine-tuning with the rate, then the weight, that are best: five trainings."""
-    rates, weights = DEEP if is_deep else (RATES, CLASS_WEIGHTS)
     nets: dict[tuple[float, float], nn.Module] = {}
     sums: dict[Choice, float] = {}
 
@@ -128,9 +125,9 @@ def twenty_lines(case: Case, seed: int, is_deep: bool = False) -> tuple[nn.Modul
             sums[Choice(rate, weight, scale)] = sum_of_shares(val)
         return min(sums, key=lambda choice: sums[choice])
 
-    for rate in rates:
-        best = try_scales(rate, weights[0])
-    for weight in weights[1:]:
+    for rate in RATES:
+        best = try_scales(rate, CLASS_WEIGHTS[0])
+    for weight in CLASS_WEIGHTS[1:]:
         best = try_scales(best.rate, weight)
     return between(case.net, nets[best.rate, best.weight], best.scale), best
 

@@ -116,7 +116,7 @@ def results_of(task: Task, case: Case, seed: int, method: str) -> dict[str, Resu
         parts = ["train"] if method == HEADS[0] else ["train", "val"]
         return {method: result_of(case, balanced_head(case, parts, seed))}
     if method.startswith("twenty lines"):
-        tuned, choice = twenty_lines(case, seed, task.is_deep)
+        tuned, choice = twenty_lines(case, seed)
         again = result_of(case, refitted(case, choice, seed))
         return {"twenty lines": result_of(case, tuned), "twenty lines, refitted": again}
     settings = f"experiment=repair seed={seed}"

@@ -143,7 +143,6 @@ class Task:
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
-    is_deep: bool = False  # a network of today
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
