@@ -1,6 +1,7 @@
 """A repair beside a sceptic's twenty lines, on classifiers that no search has seen.
 
     python scripts/studies/repair.py    # the tables of docs/worth.md
+    python scripts/studies/repair.py --today --bases 2 --repairs 1    # that of networks of today
 
 Each classifier is trained with several seeds, and each base is repaired with several seeds. The
 classifiers are in tasks.py, the plain methods in plain.py. Every run of train.py is kept in
@@ -12,14 +13,14 @@ import copy
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 from jobs import OUTPUT, table
-from plain import Result, one_number, result_of, twenty_lines
+from plain import Result, balanced_head, one_number, refitted, result_of, twenty_lines
 from tasks import TASKS, Case, Task
 
 from lora_mnist import load_adapter, set_lora_scale
@@ -51,6 +52,9 @@ IN_WORTH = (
     "deviation in all: mean, worst",
     "negative flips",
 )
+#: Of networks of today.
+HEADS = ("balanced head", "balanced head, refitted")
+TODAY = ("one number", *HEADS, "twenty lines", "twenty lines, refitted", "repair")
 #: Those with fewer than 1,500 training images.
 SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
 
@@ -68,14 +72,15 @@ class Study:
         return [[getattr(each, name) for each in runs] for runs in self.results[method]]
 
 
-def study(task: Task, bases: int, repairs: int) -> Study:
-    """Every method on ``bases`` networks, ``repairs`` times each."""
+def study(task: Task, bases: int, repairs: int, methods: Mapping[str, int]) -> Study:
+    """Each of ``methods`` on ``bases`` networks, ``repairs`` times each at most."""
     result = Study(task.name)
     for number in range(bases):
         own = replace(task, seed=task.seed + 1000 * number)
         of_base: dict[str, list[Result]] = {}
         for seed in range(repairs):
-            errors, results = every_method(own, seed)
+            names = [method for method, times in methods.items() if seed < times]
+            errors, results = every_method(own, seed, names)
             for method, numbers in results.items():
                 of_base.setdefault(method, []).append(Result(*numbers))
         result.errors.append(errors)
@@ -84,34 +89,42 @@ def study(task: Task, bases: int, repairs: int) -> Study:
     return result
 
 
-def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
-    """The base's errors, on the class and in all; each of :data:`METHODS` once, by its name."""
+def every_method(task: Task, seed: int, methods: Sequence[str]) -> tuple[list[int], dict[str, Any]]:
+    """The base's errors, on the class and in all; each of ``methods`` once, by its name."""
     file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
     errors, results = json.loads(file.read_text()) if file.exists() else ([], {})
-    missing = {method for method, times in METHODS.items() if seed < times} - set(results)
-    if not missing:
+    if set(methods) <= set(results):
         return errors, results
     case = task.load()
     wrong = case.before["test"].argmax(1) != case.labels["test"]
     errors = [int((wrong & (case.labels["test"] == case.target)).sum()), int(wrong.sum())]
-    if "one number" in missing:
-        results["one number"] = one_number(case)
-    if "notebook" in missing:
-        results["notebook"] = result_of_adapter(case, task.run("stage=lora")[0])
-    if "twenty lines" in missing:
-        results["twenty lines"], results["twenty lines, refitted"] = twenty_lines(case, seed)
-    if missing & {"repair", "before refit"}:
-        settings = f"experiment=repair seed={seed}"
-        folder, of_run = task.run(settings)
-        results["repair"] = result_of_adapter(case, folder)
-        if "before refit" in missing:
-            if of_run["choices"]["refit"]["value"]:
-                dropout = of_run["choices"]["dropout"]["value"]
-                folder, _ = task.run(f"{settings} refit=false lora.dropout={dropout}")
-            results["before refit"] = result_of_adapter(case, folder)
-    with atomic_write(file) as path:
-        path.write_text(json.dumps([errors, results]))
+    for method in methods:
+        if method not in results:
+            results |= results_of(task, case, seed, method)
+            with atomic_write(file) as path:
+                path.write_text(json.dumps([errors, results]))
     return errors, results
+
+
+def results_of(task: Task, case: Case, seed: int, method: str) -> dict[str, Result]:
+    """What a method leaves, and what others leave that the same trainings make."""
+    if method == "one number":
+        return {method: one_number(case)}
+    if method == "notebook":
+        return {method: result_of_adapter(case, task.run("stage=lora")[0])}
+    if method in HEADS:
+        parts = ["train"] if method == HEADS[0] else ["train", "val"]
+        return {method: result_of(case, balanced_head(case, parts, seed))}
+    if method.startswith("twenty lines"):
+        tuned, choice = twenty_lines(case, seed)
+        again = result_of(case, refitted(case, choice, seed))
+        return {"twenty lines": result_of(case, tuned), "twenty lines, refitted": again}
+    settings = f"experiment=repair seed={seed}"
+    folder, of_run = task.run(settings)
+    if method == "before refit" and of_run["choices"]["refit"]["value"]:
+        dropout = of_run["choices"]["dropout"]["value"]
+        folder, _ = task.run(f"{settings} refit=false lora.dropout={dropout}")
+    return {method: result_of_adapter(case, folder)}
 
 
 def result_of_adapter(case: Case, folder: Path) -> Result:
@@ -175,9 +188,8 @@ def methods_table(studies: Sequence[Study], methods: Sequence[str], heads: Seque
     return table(["method", *heads], rows)
 
 
-def tasks_table(studies: Sequence[Study]) -> str:
+def tasks_table(studies: Sequence[Study], methods: Sequence[str]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
-    methods = AT_HALF[1:]
     lines = []
     for each in studies:
         few, many = (statistics.mean(column) for column in zip(*each.errors, strict=True))
@@ -209,35 +221,31 @@ def fronts_table(studies: Sequence[Study]) -> str:
     return table(["classifier", *AT_HALF], lines)
 
 
-def seen_table(task: Task) -> str:
-    """A repair whose validation images the base was trained on, and whose dial looks at others."""
-    base = replace(task, knows_val=True).base()
-    cells = [task.name]
-    for settings in ("", " data.val_from=test"):
-        _, results = task.run(f"experiment=repair{settings}", base)
-        after, before = results["test"], results["test_base"]
-        of_class = 100 * after["errors_of_target"] / before["errors_of_target"]
-        in_all = 100 * after["errors"] / before["errors"]
-        cells.append(f"{results['scale']:g}: {of_class:.0f} / {in_all:.1f}")
-    heads = ["classifier", "validation images that it knows", "`data.val_from=test`"]
-    return table(heads, [cells])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bases", type=int, default=3, help="bases of each classifier")
     parser.add_argument("--repairs", type=int, default=4, help="runs of each method on a base")
-    every = {task.name: task for task in TASKS}
-    parser.add_argument("--tasks", nargs="+", default=every, choices=every, metavar="CLASSIFIER")
+    parser.add_argument("--tasks", nargs="+", metavar="CLASSIFIER", help="some of the classifiers")
+    parser.add_argument("--today", action="store_true", help="networks of today (today.py)")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
-    studies = [study(every[name], options.bases, options.repairs) for name in options.tasks]
+    tasks: Sequence[Task] = TASKS
+    methods = METHODS
+    if options.today:
+        import today  # it needs packages that nobody else needs
+
+        tasks, methods = today.TODAY, dict.fromkeys(TODAY, options.repairs)
+    studies = []
+    for task in tasks:
+        if task.name in (options.tasks or task.name):
+            studies.append(study(task, options.bases, options.repairs, methods))
+    if options.today:
+        print(tasks_table(studies, TODAY))
+        return
     in_readme = ("one number", "twenty lines", "twenty lines, refitted", "repair")
     print(methods_table(studies, in_readme, IN_README), end="\n\n")
     print(methods_table(studies, list(METHODS), IN_WORTH), end="\n\n")
-    print(tasks_table(studies), fronts_table(studies), sep="\n\n")
-    if TASKS[0].name in options.tasks:
-        print(f"\n{seen_table(TASKS[0])}")
+    print(tasks_table(studies, AT_HALF[1:]), fronts_table(studies), sep="\n\n")
 
 
 if __name__ == "__main__":

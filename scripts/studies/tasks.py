@@ -65,7 +65,7 @@ def fashion(folder: Path, first: int, count: int) -> None:
     """Some pictures of Fashion-MNIST that no other task has."""
     images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
     some = slice(first, first + count)
-    _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
+    write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
 
 
 def letters(folder: Path, characters: str, count: int) -> None:
@@ -85,7 +85,7 @@ def letters(folder: Path, characters: str, count: int) -> None:
         image = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
         images.append(numpy.asarray(image.resize((16, 16), Image.Resampling.BOX)) / 255)
         labels.append(letter)
-    _write(folder, numpy.stack(images), labels, 0.15)
+    write(folder, numpy.stack(images), labels, 0.15)
 
 
 def photos(folder: Path) -> None:
@@ -97,7 +97,7 @@ def photos(folder: Path) -> None:
     (folder / "photos").rmdir()
 
 
-def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> None:
+def write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> None:
     """Write pictures, on the scale 0 to 1: 3 of 10 to test on, 1 of 10 to validate."""
     images = images + noise * numpy.random.default_rng(1).normal(size=images.shape)
     images = (255 * images.clip(0, 1)).round().astype("uint8")
@@ -143,11 +143,10 @@ class Task:
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
-    knows_val: bool = False  # whether the base was trained on the validation images, too
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
-        name = f"{self.pictures} {self.target} {self.starved} {self.knows_val}"
+        name = f"{self.pictures} {self.target} {self.starved}"
         folder = OUTPUT / "pictures" / name
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -157,8 +156,6 @@ class Task:
                 files = sorted((unfinished / "train" / self.target).iterdir())
                 for file in files[int(self.starved * len(files)) :]:
                     file.unlink()
-            if self.knows_val:
-                shutil.copytree(unfinished / "val", unfinished / "train", dirs_exist_ok=True)
             unfinished.rename(folder)
         return folder
 
@@ -170,7 +167,7 @@ class Task:
 
     def base(self) -> Path:
         """The file of its base; it is pretrained now, if it was not yet."""
-        file = OUTPUT / "bases" / f"{self.name}{self.seed}{self.knows_val}.ckpt"
+        file = OUTPUT / "bases" / f"{self.name}{self.seed}.ckpt"
         own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
         own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
         run([*self.common(), *own, *self.pretrain.split()])

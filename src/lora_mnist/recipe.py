@@ -253,7 +253,7 @@ def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
     dropout = session.cfg.lora.dropout
     if dropout != "auto":
         return [dropout]
-    takes_dropout = all(weight.factored_forward for weight in lora_weights(session.net).values())
+    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     return DROPOUTS if _has_few(data) and takes_dropout else DROPOUTS[:1]
 
 

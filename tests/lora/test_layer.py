@@ -121,3 +121,13 @@ def test_dropout_acts_on_the_trained_part_while_training(init, rank):
     expected = F.linear(x, rest, net[0].bias) + F.linear(F.dropout(x, 0.4), trained)
     torch.testing.assert_close(noisy, expected)
     torch.testing.assert_close(net.eval()(x), F.linear(x, rest + trained, net[0].bias))
+
+
+def test_dropout_leaves_out_a_layer_that_reads_its_weight():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 4, 5, 5)
+    randomize(add_lora(net, target_modules=".*", dropout=0.5)).train()
+    depthwise = net[0](x)
+    torch.testing.assert_close(net[0].eval()(x), depthwise)
+    noisy = net[1](depthwise)
+    assert not torch.allclose(net[1].eval()(depthwise), noisy)

@@ -73,7 +73,11 @@ def test_theirs_load_here(kind, options, tmp_path, peft):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 1, dilation=2), nn.GRU(6, 5)], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(4, 4, 1, dilation=2), nn.Conv2d(4, 4, 1, groups=4), nn.GRU(6, 5)],
+    ids=str,
+)
 def test_what_peft_cannot_adapt_is_named(layer, tmp_path):
     net = nn.Sequential(layer)
     add_lora(net, target_modules=".*")

@@ -247,8 +247,9 @@ def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         is_usual = weight.tensor == "weight" and not is_attention
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know neither of these
-            is_usual = set(module.dilation) == {1} and module.padding_mode == "zeros"
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know none of these
+            is_plain = module.groups == 1 and module.padding_mode == "zeros"
+            is_usual = is_plain and set(module.dilation) == {1}
         if not is_usual or every.count(module) > 1:  # PEFT takes the first of two names
             layers.append(name)
     if layers:

@@ -65,7 +65,9 @@ def add_lora(
             :class:`.layer.LoRAParametrization` and :class:`.pissa.PiSSAParametrization`.
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2).
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
-        dropout: probability of zeroing each input of the adapter while training, in [0, 1).
+        dropout: probability of zeroing each input of the adapter while training, in [0, 1). It acts
+            in ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1``; other layers read their weight,
+            and show an adapter no input.
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
         alpha_pattern: alphas of single layers, in the same way.
 
@@ -83,9 +85,6 @@ def add_lora(
     kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
     adapters = {}
     for layer, weight in targets.items():
-        # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
-        if dropout and not weight.factored_forward:
-            raise ArgumentError("dropout", dropout, f"{layer} has a forward of its own; expected 0")
         adapters[layer] = kind(
             weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
