@@ -53,6 +53,7 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
         ({"target_modules": ["linear1", "lin"]}, "expected a layer with lin, of: 0"),
         ({"target_modules": "*conv"}, r"=\*conv: expected a regular expression"),
         ({"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
+        ({"dropout": 0.1, "target_modules": ["weight_ih_l0"]}, "dropout=0.1: no chosen layer"),
     ],
 )
 def test_refusals_leave_the_model_alone(arguments, message):

@@ -80,6 +80,8 @@ def add_lora(
     if not is_number(dropout) or not 0 <= dropout < 1:
         raise ArgumentError("dropout", dropout, "expected a number from 0 to below 1")
     targets = layers_to_adapt(model, target_modules)
+    if dropout and not any(weight.factored_forward for weight in targets.values()):
+        raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
     kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
