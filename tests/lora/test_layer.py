@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from lora_mnist.lora.layer import LoRAParametrization
-from lora_mnist.lora.model import add_lora, lora_parameters, set_lora_scale
+from lora_mnist.lora.layer import LoRAParametrization, linear_forward
+from lora_mnist.lora.model import (
+    add_lora,
+    lora_parameters,
+    merge_lora,
+    remove_lora,
+    set_lora_scale,
+)
 from lora_mnist.lora.pissa import PiSSAParametrization
 from lora_mnist.lora.weight import lora_weights
 
@@ -100,6 +106,21 @@ def test_training_never_builds_the_dense_product(tiny, monkeypatch):
         assert all(p.grad is not None for p in lora_parameters(net) if p.requires_grad)
     with pytest.raises(NotImplementedError):
         _ = tiny.linear1.weight
+
+
+def test_what_becomes_of_a_copy_does_not_reach_the_layer(tiny):
+    """Though torch lets a copy share the class that its parametrizations change."""
+    layer, x = randomize(add_lora(tiny)).linear1, torch.randn(4, 6)
+    adapted, forward = layer(x), type(layer).forward
+    copies = [copy.deepcopy(layer) for _ in range(3)]
+    remove_lora(copies[0])
+    merge_lora(copies[1])
+    add_lora(copies[2], target_modules=".*")
+    assert type(layer).forward is forward
+    for each in (layer, copies[2], copy.deepcopy(layer)):
+        assert torch.equal(each(x), adapted)
+        assert type(each).forward is linear_forward
+    assert [type(each) for each in copies[:2]] == [nn.Linear, nn.Linear]
 
 
 @pytest.mark.parametrize(("init", "rank"), [("gaussian", 2), ("pissa", 2), ("pissa", 5)])

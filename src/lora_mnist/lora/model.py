@@ -29,6 +29,7 @@ from .weight import (
     left_out_by_all,
     lora_adapters,
     lora_weights,
+    put_on,
 )
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
         registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
         # A copy, also where an adapter is off: the kept base shares no memory with the network.
         effective = getattr(weight.module, weight.tensor).detach().clone()
-        weight.put(nn.Parameter(effective, requires_grad=False), [])
+        put_on(weight, nn.Parameter(effective, requires_grad=False))
     release_base(model)
     model.lora_merged = registered
     return model
@@ -190,7 +191,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     weights = adaptable_weights(model.requires_grad_(False))
     for layer, before in registered.items():
         before.to(weights[layer].base.device)
-        weights[layer].put(before.original, list(before))
+        put_on(weights[layer], before.original, list(before))
     for adapter in lora_adapters(model):
         adapter.train(model.training)
     keep_in_eval_mode(model)
@@ -213,7 +214,7 @@ def remove_lora(model: nn.Module) -> nn.Module:
         unmerge_lora(model)
     usable_adapters(model)
     for weight in lora_weights(model).values():
-        weight.put(weight.base, [])
+        put_on(weight, weight.base)
     release_base(model)
     return model
 
@@ -262,7 +263,7 @@ def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> Non
     model.requires_grad_(False)
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
+        put_on(weight, weight.base, [*weight.adapters, adapter.train(model.training)])
 
 
 def keep_in_eval_mode(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from .layer import LoRAParametrization, conv2d_forward, linear_forward
 
 
 class Weight(NamedTuple):
-    """One weight of a network, and what is on it now: :meth:`put` makes it another one."""
+    """One weight of a network, and what is on it."""
 
     module: nn.Module
     tensor: str  # the attribute of the module
@@ -25,41 +25,52 @@ class Weight(NamedTuple):
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
         """The forward pass that computes with the factors; ``None``: it reads the dense weight."""
-        module = self.module
-        plain: Any = parametrize.type_before_parametrizations(module)
-        is_grouped = getattr(module, "groups", 1) > 1
-        is_padded = getattr(module, "padding_mode", "zeros") != "zeros"
-        is_attention = isinstance(module, NonDynamicallyQuantizableLinear)  # is never called
-        if self.tensor != "weight" or is_grouped or is_padded or is_attention:
-            return None
-        forwards: dict[Any, Any] = {
-            nn.Linear.forward: linear_forward,
-            nn.Conv2d.forward: conv2d_forward,
-        }
-        return forwards.get(plain.forward)
-
-    def put(self, base: nn.Parameter, adapters: Sequence[LoRAParametrization]) -> None:
-        """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
         module: Any = self.module
-        if parametrize.is_parametrized(module):
-            # torch has given the layer a class of its own, which a deep copy shares. A change of
-            # that class would reach the copy too, so this layer gets another class first.
-            shared = type(module)
-            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-        if parametrize.is_parametrized(module, self.tensor):
-            parametrize.remove_parametrizations(module, self.tensor, leave_parametrized=False)
-        setattr(module, self.tensor, base)
-        for adapter in adapters:
-            is_training = adapter.training
-            # unsafe: skips torch's shape check, which would build the dense product.
-            parametrize.register_parametrization(module, self.tensor, adapter, unsafe=True)
-            adapter.train(is_training)  # registering gave it the mode of the layer
-        if self.tensor == "weight" and parametrize.is_parametrized(module):
-            # That class is this layer's alone, survives deepcopy, and goes with the last adapter.
-            layer: Any = type(module)
-            layer.forward = layer.__bases__[0].forward
-            if adapters and self.factored_forward:
-                layer.forward = self.factored_forward
+        plain: Any = parametrize.type_before_parametrizations(module)
+        if self.tensor != "weight":
+            return None
+        if plain.forward is nn.Linear.forward:
+            # Attention reads the weight of its last layer, and never calls the layer.
+            is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
+            return None if is_attention else linear_forward
+        if plain.forward is nn.Conv2d.forward:
+            is_simple = module.groups == 1 and module.padding_mode == "zeros"
+            return conv2d_forward if is_simple else None
+        return None
+
+
+def put_on(
+    weight: Weight, base: nn.Parameter, adapters: Sequence[LoRAParametrization] = ()
+) -> None:
+    """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
+    module, tensor = weight.module, weight.tensor
+    if parametrize.is_parametrized(module):
+        give_own_class(module)
+    if parametrize.is_parametrized(module, tensor):
+        parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
+    setattr(module, tensor, base)
+    for adapter in adapters:
+        is_training = adapter.training
+        # unsafe: skips torch's shape check, which would build the dense product.
+        parametrize.register_parametrization(module, tensor, adapter, unsafe=True)
+        adapter.train(is_training)  # registering gave it the mode of the layer
+    if tensor == "weight" and parametrize.is_parametrized(module):
+        own: Any = type(module)
+        plain: Any = parametrize.type_before_parametrizations(module)
+        factored = weight.factored_forward if adapters else None
+        own.forward = factored or plain.forward
+
+
+def give_own_class(layer: nn.Module) -> None:
+    """Give a parametrized layer a class that it shares with no copy, so that it can be changed.
+
+    torch derives a class for a layer with parametrizations from the layer's first class, and has a
+    property in it for each parametrized tensor; here ``forward`` stands in it, too. A deep copy of
+    the layer has the same class: to take a property out of it would break the copy. With the last
+    parametrization torch gives the layer its first class back.
+    """
+    shared = type(layer)
+    layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
@@ -137,7 +148,7 @@ def layers_to_adapt(
 
 
 def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
-    """The share of the weights that ``all`` leaves out, and what adds them, the largest first."""
+    """The share of the weights that ``all`` leaves out, and names for them, the largest first."""
     targets, sizes, total = layers_to_adapt(model), Counter[str](), 0
     for name, weight in layers_to_adapt(model, ".*").items():
         total += weight.base.numel()
@@ -154,7 +165,10 @@ def is_end(end: str, name: str) -> bool:
 def by_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: Collection[str], default: Any
 ) -> dict[str, Any]:
-    """What a pattern gives to each name; a key is its end from a dot on, or, after ``^``, all."""
+    """The value of each name: that of the first key in ``pattern`` that names it.
+
+    A key is a name's end from a dot on, or, after ``^``, a whole name.
+    """
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]
@@ -167,5 +181,6 @@ def by_pattern(
 
 def listed(names: Collection[str]) -> str:
     """``names`` for a message, the first twenty of them."""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(list(names)[:20]) + more or "none"
+    if len(names) > 20:
+        return f"{', '.join(list(names)[:20])} and {len(names) - 20} more"
+    return ", ".join(names) or "none"
