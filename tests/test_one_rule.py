@@ -138,6 +138,6 @@ def test_every_printed_key_is_one_that_a_command_takes():
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         for entry, overrides in commands:
             cfg = compose(entry, overrides, return_hydra_config=True)
-            known |= set(flatten(OmegaConf.to_container(cfg), into=dict))
+            known |= set(flatten(OmegaConf.to_container(cfg)))
     known |= {key.partition(".")[0] for key in known}
     assert {key: file for key, file in printed_keys().items() if key not in known} == {}

@@ -42,9 +42,9 @@ def open_sweep(config: DictConfig) -> None:
         )
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
+    if names := [path.name for path in folder.iterdir()]:
         raise UserError(
-            f"hydra.sweep.dir={folder}: has a {path.name} already; expected a new folder"
+            f"hydra.sweep.dir={folder}: has a {names[0]} already; expected a new folder"
         )
 
 
@@ -117,8 +117,7 @@ class Job:
     folder: Path
     overrides: list[str]  # its command line
     error: str | None  # why it failed, in a line
-    #: results.json, nested keys joined by dots; empty: it failed.
-    results: dict[str, Any]
+    results: dict[str, Any]  # results.json with flat keys; empty: it failed
 
     @property
     def settings(self) -> dict[str, str]:
@@ -126,7 +125,7 @@ class Job:
         return {key_of(text): text.partition("=")[2] for text in self.overrides}
 
 
-#: Finished jobs that differ only in their seed, or a single job.
+#: A row of the table: finished jobs that differ in their seed alone, or a single one.
 Row = list[Job]
 
 
@@ -137,45 +136,28 @@ class Summary:
     folder: Path
     metric: str | None  # of configs/sweep: the key of a number in results.json
     swept: list[str]  # the keys in which jobs differ
-    keys: list[str]  # those of them that tell the rows apart
-    has_seeds: bool  # whether a row has several
     rows: list[Row]  # best first by the metric; equal ones are sorted by what was swept
-    best: Row | None  # the first one, if it has the metric
     failed: list[Job]
+
+    @property
+    def best(self) -> Row | None:
+        """The first row, if it has the metric."""
+        has_metric = self.rows and number(self.rows[0], self.metric) is not None
+        return self.rows[0] if has_metric else None
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a row has several seeds."""
+        return any(len(row) > 1 for row in self.rows)
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys that tell the rows apart."""
+        return [key for key in self.swept if key != "seed" or not self.has_seeds]
 
 
 def summarize(folder: Path, metric: str | None) -> Summary:
-    """Rank the jobs of the sweep in ``folder``.
-
-    Jobs that differ only in their seed are one row, and the mean ranks, so that no lucky seed wins.
-    """
-    jobs = _jobs_of(folder)
-    values: dict[str, set[str]] = {}
-    for job in jobs:
-        for key, value in job.settings.items():
-            values.setdefault(key, set()).add(value)
-    swept = [key for key in values if len(values[key]) > 1]
-    jobs.sort(key=lambda job: [numeric_sort_key(job.settings[key]) for key in swept])
-    by_setting: dict[object, Row] = {}
-    for job in jobs:
-        if job.error is None:
-            setting = tuple(text for text in job.overrides if key_of(text) != "seed")
-            by_setting.setdefault(setting, []).append(job)
-
-    def rank(row: Row) -> tuple[bool, float]:
-        value = number(row, metric)
-        return value is None, _sign(metric) * (value or 0)
-
-    rows = sorted(by_setting.values(), key=rank)
-    best = next((row for row in rows if number(row, metric) is not None), None)
-    has_seeds = any(len(row) > 1 for row in rows)
-    keys = [key for key in swept if key != "seed" or not has_seeds]
-    failed = [job for job in jobs if job.error is not None]
-    return Summary(folder, metric, swept, keys, has_seeds, rows, best, failed)
-
-
-def _jobs_of(folder: Path) -> list[Job]:
-    """The jobs that have ended."""
+    """Rank the jobs of a sweep; of several seeds the mean ranks, so that no lucky one wins."""
     jobs = []
     files = [*folder.rglob(RESULTS_FILE), *folder.rglob(FAILED_FILE)]
     for path in sorted({file.parent for file in files}):
@@ -183,7 +165,24 @@ def _jobs_of(folder: Path) -> list[Job]:
         results = {} if failed else read_json(path / RESULTS_FILE)
         overrides = (failed or results)["overrides"]
         jobs.append(Job(path, overrides, failed.get("error"), flatten(results)))
-    return jobs
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for key, value in job.settings.items():
+            values.setdefault(key, set()).add(value)
+    swept = [key for key in values if len(values[key]) > 1]
+    jobs.sort(key=lambda job: [numeric_sort_key(job.settings[key]) for key in swept])
+    rows: dict[object, Row] = {}
+    for job in jobs:
+        if job.error is None:
+            setting = tuple(text for text in job.overrides if key_of(text) != "seed")
+            rows.setdefault(setting, []).append(job)
+
+    def rank(row: Row) -> tuple[bool, float]:
+        value = number(row, metric)
+        return value is None, _sign(metric) * (value or 0)
+
+    failed_jobs = [job for job in jobs if job.error is not None]
+    return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
 
 
 def number(row: Row, key: object, of: Callable[[list[float]], float] = mean) -> float | None:
@@ -217,25 +216,25 @@ def best_line(best: Row, metric: str | None) -> str:
     return f"{verdict}: {command_line(entry, best[0].overrides)}"
 
 
-def table_text(summary: Summary, titles: Mapping[str, str]) -> str:
-    """A row for each setting, and the row of the base, if all jobs share one.
+def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
+    """The table on the screen, with a line for the base, if all jobs share one.
 
-    ``titles`` are those of configs/sweep/columns, each with the key of its number.
+    ``columns`` are those of configs/sweep: a title, and the key of its number.
     """
     from rich.table import Table
 
     from lora_mnist.show.screen import rendered  # late: torch
 
     rows, metric = summary.rows, str(summary.metric)
-    # A title, the cells below it, and that of the base.
-    columns = [["", *(str(place) for place in range(1, len(rows) + 1)), "base"]]
-    for key in summary.keys:
-        columns.append([key, *(row[0].settings[key] for row in rows), ""])
-    if summary.has_seeds:
-        columns.append(["seeds", *(str(len(row)) for row in rows), ""])
     title_of = {metric: metric}
-    for title, key in titles.items():
+    for title, key in columns.items():
         title_of[key] = title.replace("_", " ")
+    # The texts of each column, from its title down to the base.
+    texts = [["", *(str(place) for place in range(1, len(rows) + 1)), "base"]]
+    for key in summary.keys:
+        texts.append([key, *(row[0].settings[key] for row in rows), ""])
+    if summary.has_seeds:
+        texts.append(["seeds", *(str(len(row)) for row in rows), ""])
     for key, title in title_of.items():
         cells = []
         for row in rows:
@@ -245,22 +244,22 @@ def table_text(summary: Summary, titles: Mapping[str, str]) -> str:
             cells.append(cell)
         of_bases = {number(row, of_base(key)) for row in rows}
         if any(cells):
-            columns.append([title, *cells, _text(of_bases.pop()) if len(of_bases) == 1 else ""])
-    heads, *lines, base = zip(*columns, strict=True)
-    drawn = Table()
-    for head in heads:
-        drawn.add_column(head, justify="right", overflow="fold")
+            texts.append([title, *cells, _text(of_bases.pop()) if len(of_bases) == 1 else ""])
+    titles, *lines, base = zip(*texts, strict=True)
+    table = Table()
+    for title in titles:
+        table.add_column(title, justify="right", overflow="fold")
     for line in lines:
-        drawn.add_row(*line)
+        table.add_row(*line)
     if any(base[1:]):
-        drawn.add_section()
-        drawn.add_row(*base)
+        table.add_section()
+        table.add_row(*base)
     is_terminal = sys.stdout.isatty()
-    return rendered([drawn], is_terminal, width=None if is_terminal else 200)
+    return rendered([table], is_terminal, width=None if is_terminal else 200)
 
 
 def _text(value: float | None) -> str:
-    """A number of a table."""
+    """A number as the table has it."""
     if value is None:
         return ""
     return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
@@ -272,7 +271,7 @@ def write_table(summary: Summary) -> None:
     for job in [*(job for row in summary.rows for job in row), *summary.failed]:
         line: dict[str, Any] = {key: job.settings[key] for key in summary.swept}
         line |= {"error": job.error, "folder": job.folder.relative_to(summary.folder)}
-        lines.append(line | job.results | line)  # these first, and a value as it was typed
+        lines.append(line | job.results | line)  # first the keys of line, with its values
     titles = {key: None for line in lines for key in line}
     rows = [[line.get(title) for title in titles] for line in lines]
     write_csv(summary.folder / "summary.csv", titles, rows)

@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Base(NamedTuple):
-    """A pretrained network: its ``state_dict`` and the SHA-256 of that in hexadecimal."""
+    """A pretrained network."""
 
-    tensors: Mapping[str, Tensor]
-    sha256: str
+    tensors: Mapping[str, Tensor]  # its state_dict
+    sha256: str  # their fingerprint, in hexadecimal
     is_pretrained_here: bool = False  # False: somebody else's, of which we may keep a copy
 
 
@@ -74,16 +74,19 @@ def read_base(path: Path) -> BaseFile:
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
-    """The tensors in a dictionary; of several dictionaries in it, each name begins with the key."""
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    inner = {key: _tensors_in(value) for key, value in content.items()}
-    inner = {key: part for key, part in inner.items() if part}
-    if not tensors and len(inner) == 1:
-        (tensors,) = inner.values()
-        return tensors
-    for key, part in inner.items():
+    """All tensors in a dictionary; those of a dictionary in it have its key before their names.
+
+    Where one dictionary in it has all of them, its key is left out.
+    """
+    tensors, parts = {}, {}
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor):
+            tensors[str(key)] = value
+        elif part := _tensors_in(value):
+            parts[key] = part
+    if not tensors and len(parts) == 1:
+        return next(iter(parts.values()))
+    for key, part in parts.items():
         tensors |= {f"{key}.{name}": tensor for name, tensor in part.items()}
     return tensors
 
@@ -98,7 +101,7 @@ def load_weights(
     number of outputs of ``net``, if it has one.
     """
     own: Any = net.state_dict()
-    counts = Counter[str]()  # of the network's names, by what stands before them in the file
+    counts = Counter[str]()  # of the network's names in the file, by the prefix before them
     for name in file.tensors:
         parts = name.split(".")
         for number in range(len(parts)):
@@ -188,7 +191,7 @@ def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
 
 
 def find_base(folder: Path, sha256: str) -> Path | None:
-    """The file in ``folder`` that holds the base with this fingerprint; damaged ones do not."""
+    """The file in ``folder`` that holds the base with this fingerprint, undamaged, if any does."""
     for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
         if sha256_of_base(path) == sha256:
             return path
@@ -219,7 +222,7 @@ def refuse_to_replace(path: Path) -> None:
 def set_current_base(own: Path, current: Path) -> None:
     """Make the base in ``own``, where it stays for good, the one in ``current``."""
     refuse_to_replace(current)
-    before = read_base(current).sha256 if current.exists() else None
+    before = sha256_of_base(current)
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base(own.parent, before)
         if previous is None:  # it was made on another machine, or its own file is damaged

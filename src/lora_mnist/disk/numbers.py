@@ -7,16 +7,13 @@ from typing import Any
 _FREE_KEYS = "callbacks.checkpoint figures hydra logger paths run_name sweep"
 
 
-def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str, Any]:
-    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``.
-
-    ``into=dict`` leaves lists as they are: ``{"a.b": 1, "a.c": [2, 3]}``.
-    """
-    if not isinstance(nested, into):
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
+    if not isinstance(nested, dict | list):
         return {prefix: nested}
     flat: dict[str, Any] = {}
     for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key), into)
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 

@@ -15,19 +15,15 @@ ADAPTER_FOLDER = "adapter"
 TRIALS_FOLDER = "trials"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-
-
-#: Files and folders that a run or a sweep writes into its folder.
-_WRITTEN = (
-    *("results.json", "predictions.csv", "report.html", "adapter", "checkpoints", "figures"),
-    TRIALS_FOLDER,
-    *("summary.csv", "summary.png", "multirun.yaml"),
-)
+#: What a run, or a sweep, writes into its folder besides these.
+_ALSO_WRITTEN = """
+predictions.csv report.html checkpoints figures summary.csv summary.png multirun.yaml
+"""
 
 
 def refuse_used_folder(key: str, folder: Path) -> None:
     """Refuse a folder, named by ``key``, in which a run would replace what is not its own."""
-    for name in _WRITTEN:
+    for name in (RESULTS_FILE, ADAPTER_FOLDER, TRIALS_FOLDER, *_ALSO_WRITTEN.split()):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 
