@@ -10,10 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import StatisticsError, mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
@@ -42,10 +41,10 @@ def open_sweep(config: DictConfig) -> None:
         )
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if names := [path.name for path in folder.iterdir()]:
-        raise UserError(
-            f"hydra.sweep.dir={folder}: has a {names[0]} already; expected a new folder"
-        )
+    used = next(folder.iterdir(), None)
+    if used is not None:
+        reason = f"has a {used.name} already; expected a new folder"
+        raise UserError(f"hydra.sweep.dir={folder}: {reason}")
 
 
 def run_job(
@@ -110,27 +109,21 @@ def end_early(folder: Path) -> None:
 # --- the summary ---------------------------------------------------------------------------------
 
 
-@dataclass
-class Job:
+class Job(NamedTuple):
     """One job of a sweep, as its folder has it."""
 
     folder: Path
     overrides: list[str]  # its command line
+    settings: dict[str, str]  # the same by key
     error: str | None  # why it failed, in a line
     results: dict[str, Any]  # results.json with flat keys; empty: it failed
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What was typed, by key."""
-        return {key_of(text): text.partition("=")[2] for text in self.overrides}
 
 
 #: A row of the table: finished jobs that differ in their seed alone, or a single one.
 Row = list[Job]
 
 
-@dataclass
-class Summary:
+class Summary(NamedTuple):
     """The jobs of the sweep in ``folder``."""
 
     folder: Path
@@ -164,7 +157,8 @@ def summarize(folder: Path, metric: str | None) -> Summary:
         failed = read_json(path / FAILED_FILE)  # a training that led nowhere has results, too
         results = {} if failed else read_json(path / RESULTS_FILE)
         overrides = (failed or results)["overrides"]
-        jobs.append(Job(path, overrides, failed.get("error"), flatten(results)))
+        settings = {key_of(text): text.partition("=")[2] for text in overrides}
+        jobs.append(Job(path, overrides, settings, failed.get("error"), flatten(results)))
     values: dict[str, set[str]] = {}
     for job in jobs:
         for key, value in job.settings.items():
