@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Which images are held out, where there is no folder of them."""
+    """How images are held out where no folder has them: the keys of ``data`` for it."""
 
     val_size: float = 0.1
     test_size: float = 0.1
@@ -72,11 +72,11 @@ class Preparation:
     """How a picture becomes an image: with ``transform``, or as torchvision's transforms do it."""
 
     channels: int
-    size: tuple[int, int] = (0, 0)  # height and width
-    resize: str = "crop"
-    crop_pct: float = 1.0
-    interpolation: str = "bilinear"
-    transform: Callable[[Any], Any] | None = None
+    size: tuple[int, int]  # height and width; of no meaning with a transform
+    resize: str
+    crop_pct: float
+    interpolation: str
+    transform: Callable[[Any], Any] | None
 
     def __post_init__(self) -> None:
         require_one_of("channels", self.channels, [1, 3])
@@ -91,23 +91,23 @@ class Preparation:
         if self.transform is not None:
             image = self.transform(augment(picture) if augment else picture)
             if not isinstance(image, Tensor):
-                raise UserError(
-                    f"prepare.transform: gives a {type(image).__name__}; expected a tensor"
-                )
+                kind = type(image).__name__
+                raise UserError(f"prepare.transform: gives a {kind}; expected a tensor")
             return image
-        # Down, as in timm, but for a share that was rounded: 32 / 0.889 is 36.
+        # Rounded down, as in timm, but for a share that was itself rounded: 32 / 0.889 is 36.
         height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
-        if self.resize == "crop":  # one side fits; the other is rounded down, as in torchvision
-            longer = width * picture.height // picture.width
+        if self.resize == "crop":
+            # The picture keeps its shape. Its longer side is rounded down, as in torchvision.
+            whole_height = width * picture.height // picture.width
             width = max(width, height * picture.width // picture.height)
-            height = max(height, longer)
+            height = max(height, whole_height)
         resized: Any = resize(picture, [height, width], InterpolationMode(self.interpolation))
         cropped: Any = center_crop(resized, list(self.size))
         pixels: Tensor = pil_to_tensor(cropped)
         return augment(pixels) if augment else pixels.contiguous()
 
     def read(self, path: Path, augment: Augment | None = None) -> Tensor:
-        """The image of a file; ``ValueError``, which names it, if it cannot be read."""
+        """The image of a file; a ``ValueError`` names the file."""
         try:
             return self(open_picture(path), augment)
         except ValueError as error:
@@ -117,8 +117,8 @@ class Preparation:
 class Folder(ImageDataset):
     """Images in folders, one folder a class, read as torchvision's ImageFolder does it.
 
-    The folder is only looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be
-    found there, or its images are asked for: somebody else's adapter comes without them.
+    The folder is looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be found
+    there, or its images are asked for. Somebody else's adapter comes without it.
     """
 
     def __init__(
@@ -141,43 +141,34 @@ class Folder(ImageDataset):
         eval_batch_size: int = 250,
         **common: Any,
     ) -> None:
-        # A folder's name may be a number.
+        # On the command line a folder, or a class, may be called 7, which is read as a number.
         self.data_dir = None if data_dir is None else Path(str(data_dir)).expanduser()
-        self.prepare = Preparation(channels, (0, 0), resize, crop_pct, interpolation, transform)
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
         size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
             expected = "expected null, pixels, or [height, width]"
             raise ArgumentError("image_size", image_size, expected)
-        # The command line reads the name 7 as a number.
+        if transform is not None:
+            others = [image_size, mean, std, resize, crop_pct, interpolation]
+            if others != [None, None, None, "crop", 1.0, "bilinear"]:
+                expected = "expected null, or neither image_size, resize, crop_pct, interpolation, "
+                expected += "mean nor std, which it has in itself"
+                raise ArgumentError("transform", transform, expected)
+            size, mean, std = (0, 0), 0.0, 1.0
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
         self.shares = Shares(val_size, test_size, split_seed, self.val_from)
         self.split_settings = self.shares._asdict()
-        self._has_own_size = image_size is None and transform is None
-        if transform is not None:
-            alone = Preparation(channels, transform=transform)
-            if [image_size, mean, std] != [None, None, None] or self.prepare != alone:
-                raise ArgumentError(
-                    "transform",
-                    transform,
-                    "expected null, or neither image_size, resize, crop_pct, interpolation, mean "
-                    "nor std, which it has in itself",
-                )
-            self.mean, self.std = 0.0, 1.0
-            return
-        height, width = size if size is not None else self._size_of_the_first()
-        self.prepare = replace(self.prepare, size=(height, width))
+        self._has_own_size = size is None
+        height, width = size or self._size_of_the_first()
+        ways = (resize, crop_pct, interpolation, transform)
+        self.prepare = Preparation(channels, (height, width), *ways)
         if mean is None or std is None:
             if not len(self.sets.train):
-                raise ArgumentError(
-                    "mean",
-                    "null",
-                    "expected mean and std, as in the network's training, since there are no "
-                    "training images to measure",
-                )
+                expected = "expected mean and std, as in the network's training, since there are "
+                raise ArgumentError("mean", "null", f"{expected}no training images to measure")
             measured_mean, measured_std = measured_pixels(self.sets.train)
             mean = measured_mean if mean is None else mean
             std = measured_std if std is None else std
@@ -211,12 +202,12 @@ class Folder(ImageDataset):
 
     @cached_property
     def _parts(self) -> dict[Path, str]:
-        """The folders that hold classes, and the purpose of their images: train, val or test."""
+        """The folders that hold folders of classes, and the part of the images in each."""
         root = self.root
         parts, others = {}, []
         for name in _subfolders(root):
             part = _ALSO_CALLED.get(name.lower(), name.lower())
-            if part in _PARTS and _subfolders(root / name):  # else it is a class, of trains
+            if part in _PARTS and _subfolders(root / name):  # without: the class of the trains
                 parts[root / name] = part
             else:
                 others.append(name)
@@ -250,9 +241,8 @@ class Folder(ImageDataset):
                 if name not in labels:
                     expected = f"expected the folders of train/, but {name} is none of them"
                     raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
-            for file, label in ImageFolder.make_dataset(
-                str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
-            ):
+            every: Any = {"is_valid_file": lambda _: True, "allow_empty": True}
+            for file, label in ImageFolder.make_dataset(str(folder), labels, **every):
                 path = Path(file).relative_to(root)
                 if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                     continue
@@ -265,9 +255,9 @@ class Folder(ImageDataset):
         return sorted(entries)
 
     def _size_of_the_first(self) -> tuple[int, int]:
-        """Height and width of the first image, which all others have to have."""
+        """Height and width of the first image; all others have to have them."""
         for entry in self._entries:
-            with suppress(ValueError):  # broken images are named later, when all are read
+            with suppress(ValueError):  # a broken one is named later, when all are read
                 return size_of_picture(self.root / entry.path)
         raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
@@ -315,10 +305,8 @@ class Folder(ImageDataset):
         parts, held_out = split(images, self.classes, self.shares)
         repeats = repeated(root, parts)
         if repeats:
-            log.warning(
-                "%d images are left out, since another part has them: %s, ...",
-                *(len(repeats), printable(repeats[0].path)),
-            )
+            message = "%d images are left out, since another part has them: %s, ..."
+            log.warning(message, len(repeats), printable(repeats[0].path))
         for entry in repeats:
             del parts[entry]
         sets: dict[str, Images] = {}
@@ -331,7 +319,8 @@ class Folder(ImageDataset):
                 None if in_memory else prepare.read,
             )
         if not len(sets["test"]):
-            raise ArgumentError("data_dir", root, "expected test images that are not trained on")
+            expected = "expected test images that are not trained on"
+            raise ArgumentError("data_dir", root, expected)
         sha256 = {"all": digest.hexdigest()}
         return ImageSets(**sets, sha256=sha256, held_out=held_out, copies=len(repeats))
 
@@ -351,7 +340,7 @@ def split(
     """
     val_size, test_size, seed, val_from = shares
     parts = {entry: entry.part for entry in entries}
-    if val_from == "test":
+    if val_from == "test":  # then images in val/ are trained on
         parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
     existing, held_out = set(parts.values()), {}
     if val_from == "test" and "test" not in existing:
@@ -360,11 +349,11 @@ def split(
         held_out["val"] = val_from
     if "test" not in existing:
         held_out["test"] = "train"
-    members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
 
     def place(entry: Entry) -> bytes:
         return hashlib.sha256(os.fsencode(f"{seed} {entry.path}")).digest()
 
+    members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in sorted(parts, key=place):
         members[entry.label, parts[entry]].append(entry)
     for label, name in enumerate(classes):
@@ -378,12 +367,8 @@ def split(
             val = _take(test, val_size, len(test))
         is_trained = existing != {"test"}  # a test/ alone is enough to test
         if (is_trained and not train) or (val and val_from == "test" and not test):
-            raise ArgumentError(
-                "val_size",
-                val_size,
-                f"expected to leave, with test_size={test_size}, some of {readable} images of "
-                f"{name} to train on, and to test on",
-            )
+            expected = f"expected to leave, with test_size={test_size}, some of {readable} images of "
+            raise ArgumentError("val_size", val_size, f"{expected}{name} to train on, and to test on")
         for part, images in (("train", train), ("val", val), ("test", test)):
             parts |= dict.fromkeys(images, part)
     return parts, held_out
