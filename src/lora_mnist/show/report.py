@@ -103,31 +103,23 @@ def make_report(
     addresses = {}
     for name, figure in figures.items():
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
-    page = folder / "report.html"
-    write_page(
-        page,
-        "report.html.j2",
+    # autoescape: names come from users and files.
+    templates = PackageLoader("lora_mnist.show", "templates")
+    environment = Environment(
+        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["shortened"] = shortened
+    text = environment.get_template("report.html.j2").render(
         folder=folder,
         reading=reading,
         figures=addresses,
         pictures=first_pictures(table, images, reading.classes),
     )
+    page = folder / "report.html"
+    with atomic_write(page) as temporary:
+        temporary.write_text(printable(text), encoding="utf-8")
     log.info("report: %s", page)
     return figures
-
-
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill in a template and write it; what comes from a file is escaped."""
-    environment = Environment(
-        loader=PackageLoader("lora_mnist.show", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shortened"] = shortened
-    text = environment.get_template(template).render(values)
-    with atomic_write(path) as temporary:
-        temporary.write_text(printable(text), encoding="utf-8")
 
 
 class Picture(NamedTuple):
@@ -135,7 +127,7 @@ class Picture(NamedTuple):
 
     name: str  # its file, or its number in the data set
     label: str
-    predictions: list[tuple[str, float]]  # class and probability: before and, if it is there, after
+    predictions: list[tuple[str, float]]  # class and probability: before, and after a repair
     address: str  # of the image, in a page
 
 
@@ -149,20 +141,21 @@ def first_pictures(
     sort_by = {"wrong": 0}
     if len(table.prediction) == 2:
         sort_by = {"broken": 0, "wrong": 1, "repaired": 1}
-    names, outcomes = images.names, table.outcomes()
+    outcomes = table.outcomes()
     probabilities = table.probability.double().round(decimals=6).numpy()
-    pictures: dict[str, list[Picture]] = {kind: [] for kind in sort_by}
-    for kind, place in sort_by.items():
+    pictures: dict[str, list[Picture]] = {outcome: [] for outcome in sort_by}
+    for outcome, place in sort_by.items():
         order = np.argsort(-probabilities[place], kind="stable")
-        rows = order[outcomes[order] == kind]
+        rows = order[outcomes[order] == outcome]
         for row in rows[:_MAX_SHOWN].tolist():
-            of_image = [classes[number] for number in table.prediction[:, row].tolist()]
-            predictions = list(zip(of_image, probabilities[:, row], strict=True))
+            predicted = [classes[number] for number in table.prediction[:, row].tolist()]
+            predictions = list(zip(predicted, probabilities[:, row], strict=True))
             pixels = viewable(images.take([row])[0][0]).movedim(0, -1).numpy()
             image = Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
             image.thumbnail((_MAX_SIDE, _MAX_SIDE))
             png = BytesIO()
             image.save(png, "PNG")
             label, address = classes[int(table.label[row])], png_address(png.getvalue())
-            pictures[kind].append(Picture(str(names[row]), label, predictions, address))
+            picture = Picture(str(images.names[row]), label, predictions, address)
+            pictures[outcome].append(picture)
     return pictures
