@@ -33,13 +33,13 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 class Images(Dataset[Batch]):
     """A set of N images, some of them perhaps on the disk."""
 
-    #: The tensor of each image, (channels, height, width), or its file; or one tensor of all.
+    #: One tensor of all images; or of each its tensor, (channels, height, width), or its file.
     pixels: Tensor | Sequence[Tensor | Path]
     labels: Tensor  # int64, shape (N,)
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
     #: Reads and augments a file; None: all images are in memory.
     read: Callable[[Path, Augment | None], Tensor] | None = None
-    augment: Augment | None = None  # changes each image that is taken
+    augment: Augment | None = None  # of each image that is taken
 
     def __post_init__(self) -> None:
         self.names = self.names or range(len(self))
@@ -92,16 +92,14 @@ class ImageSets:
     val: Images
     test: Images
     sha256: Mapping[str, str]  # of images and labels, by part, in hexadecimal
-    #: By part, val or test, the part that its images were held out of.
-    held_out: Mapping[str, str]
-    #: Number of images left out, since two parts had them; ``None``: not searched for.
-    copies: int | None
+    held_out: Mapping[str, str]  # of val or test, the part that its images were held out of
+    copies: int | None  # images left out, since two parts had them; None: not searched for
 
 
 class ImageDataset:
     """Images of classes: a subclass says where they come from and how a picture is prepared.
 
-    Images stay uint8 until :meth:`normalise` makes them the input of a network. A label is an index
+    Images are uint8 until :meth:`normalise` makes them the input of a network. A label is an index
     into ``classes``. No image is read before :attr:`sets` is asked for.
 
     Attributes:
@@ -165,13 +163,13 @@ class ImageDataset:
         return images.float().div_(255).sub_(mean).div_(std)
 
     def loader(self, images: Images, **options: Any) -> DataLoader[Batch]:
-        """torch's DataLoader, which draws nothing from torch's generator, unless it is named."""
-        # What a training draws does not depend on what was evaluated before.
+        """torch's DataLoader, with a generator of its own, unless ``options`` name one."""
+        # With torch's own, a training would depend on what was evaluated before it.
         options = {"generator": torch.Generator(), **options}
         return DataLoader(
             images,
             collate_fn=default_convert,  # Images give whole batches
-            num_workers=self.num_workers if images.read else 0,  # they read files
+            num_workers=self.num_workers if images.read else 0,  # workers read files
             pin_memory=torch.cuda.is_available(),
             **options,
         )
@@ -206,14 +204,14 @@ def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     count = 0
     for indices in torch.split(torch.arange(len(images)), 64):
         pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
-        # Whole numbers: exact, whatever the order of summation.
+        # Sums of whole numbers are exact, whatever their order.
         total = total + pixels.sum(1)
         squares = squares + pixels.square().sum(1)
         count += pixels.shape[1]
     mean = total.double() / count
     std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
     means = [round(value / 255, 4) for value in mean.tolist()]
-    stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]  # 0 divides nothing
+    stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]  # not 0, which divides
     return (means, stds) if len(means) > 1 else (means[0], stds[0])
 
 
@@ -225,7 +223,7 @@ def sha256_of(images: Tensor, labels: Tensor) -> str:
 
 
 def viewable(images: Tensor) -> Tensor:
-    """Images to look at: uint8, also where a transform made floats of them."""
+    """Images as uint8, to be looked at; the floats of a transform are stretched from 0 to 255."""
     if not images.is_floating_point():
         return images
     low = images.amin((-3, -2, -1), keepdim=True)
@@ -236,7 +234,7 @@ def viewable(images: Tensor) -> Tensor:
 def open_picture(
     picture: Path | Image.Image, upright: bool = False, draft: bool = False
 ) -> Image.Image:
-    """A picture, decoded, with eight bits a channel; the ``draft`` of a JPEG is small and quick."""
+    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small, and quickly read."""
     source: AbstractContextManager[Image.Image]
     try:
         if isinstance(picture, Path):
@@ -260,7 +258,7 @@ def open_picture(
 
 
 def size_of_picture(path: Path) -> tuple[int, int]:
-    """Height and width of a picture; ValueError, if it cannot be read to its end."""
-    open_picture(path, draft=True)
+    """Height and width of a picture; ``ValueError``, if it cannot be read to its end."""
+    open_picture(path, draft=True)  # whose size is another
     with Image.open(path, formats=_FORMATS) as picture:
         return picture.height, picture.width

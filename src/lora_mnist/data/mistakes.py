@@ -1,6 +1,6 @@
 """A folder of pictures, in a subfolder for each right class, some of which a base gets wrong.
 
-Everywhere here a picture is its prepared pixels: its file's name and format do not matter.
+A picture is its prepared pixels; its file's name and format do not matter.
 """
 
 import hashlib
@@ -35,15 +35,15 @@ def wrong_pictures(
 ) -> Mistakes:
     """The pictures in ``folder`` that a base gets wrong: to learn from, and held out.
 
-    ``predict`` gives the class that the base predicts for each picture. The SHA-256 of its pixels
-    alone decides whether one is held out: neither other pictures nor the network have a say. Those
-    that are training images are learnt, and none may be a validation or a test image.
+    ``predict`` gives the class that the base predicts for each picture. Whether a picture is held
+    out depends on the SHA-256 of its pixels alone, not on other pictures or the network. One that
+    is a training image is learnt; none may be a validation or a test image.
     """
     setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
     pictures: dict[tuple[str, int], tuple[Path, Tensor]] = {}
     for path in progress(paths, "mistakes", len(paths)):
-        name = path.parent.name  # where it is listed, also of a link
+        name = path.parent.name  # of the link, where it is one
         if name not in dataset.classes:
             raise UserError(
                 f"{setting}: expected folders named after classes, such as {dataset.classes[0]}, "

@@ -1,4 +1,4 @@
-"""The plan of a training, which follows from the seed alone, and how Lightning gets its batches."""
+"""The plan of a training: its batches, as the seed gives them, and how Lightning reads them."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,10 +55,11 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
 
 
 def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection:
-    """The selection with more images, from the place ``first`` on: learnt or replayed by class."""
+    """The selection with more images, of these labels, whose indices begin at ``first``."""
     targets, learnt, replayed = selection
     added = torch.arange(first, first + len(labels))
-    is_learnt = torch.full((len(added),), not len(replayed))  # all classes, or mistakes
+    # Without target classes all are learnt, or, beside mistakes, all are replayed.
+    is_learnt = torch.full((len(added),), not len(replayed))
     if targets:
         is_learnt = torch.isin(labels, torch.tensor(targets))
     learnt = torch.cat([learnt, added[is_learnt]])
@@ -94,7 +95,8 @@ class Plan:
     @property
     def _images_a_pass(self) -> int:
         learnt = len(self.selection.target_indices)
-        return math.ceil(learnt / self.processes) * self.processes  # the first ones come once more
+        # Each process has as many: some images come twice.
+        return math.ceil(learnt / self.processes) * self.processes
 
     def batches(self) -> Iterator[list[int]]:
         """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
@@ -140,7 +142,7 @@ class ImageDataModule(LightningDataModule):
 
     def read(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
         """This process's share of ``batches`` of the plan."""
-        rank, processes = 0, 1  # before a training each process has whole batches
+        rank, processes = 0, 1  # where a rate is sought, each process has whole batches
         if self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.plan.processes
         return self.dataset.loader(
@@ -173,17 +175,17 @@ class ImageDataModule(LightningDataModule):
 class PlannedBatches:
     """The batches of the plan; Lightning saves its place in an epoch, and restores it.
 
-    It is no ``DataLoader``: Lightning would change its order.
+    It is no ``DataLoader``, whose order Lightning would change.
     """
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
-        self._place = 0  # the batch of the epoch that is next
-        self._batches: Iterator[list[int]] = iter(())
-        self._next: int | None = None  # the number of the next of these
+        self._place = 0  # how many batches of the epoch have been given
+        self._batches: Iterator[list[int]] = iter(())  # of the plan, kept from epoch to epoch
+        self._next: int | None = None  # which of the plan's they go on with, after an epoch
 
     def __len__(self) -> int:
-        """All batches of an epoch, also of one that goes on."""
+        """The batches of a whole epoch, also where a part of it is done."""
         trainer = self.trainer
         if trainer.max_steps != -1 and trainer.max_epochs == -1:  # one epoch is all
             return trainer.max_steps * trainer.accumulate_grad_batches
@@ -191,16 +193,18 @@ class PlannedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         trainer = self.trainer
-        count = int(trainer.num_training_batches)  # Lightning may have been told to take fewer
+        count = int(
+            trainer.num_training_batches
+        )  # trainer.limit_train_batches may have made it less
         epoch = trainer.current_epoch
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             epoch = 0  # each epoch has the first one's batches
         first, end = epoch * count + self._place, (epoch + 1) * count
-        if first != self._next:
+        if first != self._next:  # the first epoch here, or one that is overfitted
             self._batches = islice(self.data.plan.batches(), first, None)
         self._next = end
         for batch in self.data.read(islice(self._batches, end - first)):
-            self._place = (self._place + 1) % count  # after the last one: the next epoch's first
+            self._place = (self._place + 1) % count  # 0 after the last one
             yield batch
 
     def state_dict(self) -> dict[str, int]:

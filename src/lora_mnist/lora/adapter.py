@@ -40,8 +40,8 @@ _PARTS = {
     "lora_embedding_B": "lora_A",
 }
 _KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
-# Options that are read here, and those that do not change what a finished adapter computes. Any
-# other one that is switched on is refused by its name.
+# Options that are read here, or do not change what a finished adapter computes. Any other one that
+# is switched on is refused by its name.
 _KNOWN = """
 peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
@@ -121,14 +121,16 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
     metadata = read_metadata(folder)
     try:
         adapters = _read_adapters(Path(folder), metadata, adaptable_weights(model))
-        made_for = metadata.get("base_sha256")
+        made_for, dataset = metadata.get("base_sha256"), metadata.get("dataset")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
-        elif made_for != (here := base_sha256 or fingerprint(base_state_dict(model))):
-            dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
-            raise ValueError(
-                f"made for the base {made_for}{dataset}, this one is {here}; expected the same base"
-            )
+        else:
+            sha256 = base_sha256 or fingerprint(base_state_dict(model))
+            if made_for != sha256:
+                base = f"{made_for} on {dataset}" if dataset else made_for
+                raise ValueError(
+                    f"made for the base {base}, this one is {sha256}; expected the same base"
+                )
         attach(model, adapters)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
@@ -156,7 +158,7 @@ def _read_adapters(
             raise ValueError(f"{WEIGHTS_NAME}: {key} belongs to no layer that can be adapted here")
         layer, end = match.groups()
         factors.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
-    # Of PEFT's adapters the config is all that is known: they are as trained.
+    # PEFT's adapters have no metadata: their config has the alphas as trained.
     scale, trained = metadata.get("scale", 1.0), config
     if "trained" in metadata:
         trained = metadata["trained"]
@@ -169,8 +171,9 @@ def _read_adapters(
     pattern, alpha = trained.get("alpha_pattern"), trained.get("lora_alpha")
     alphas = by_pattern("alpha_pattern", pattern, factors, alpha)
     use_rslora = config.get("use_rslora") or False
-    saved_anew = ("base_sha256", "scale", "trained")
-    kept = {key: value for key, value in metadata.items() if key not in saved_anew}
+    about = dict(metadata)
+    for key in ("base_sha256", "scale", "trained"):  # save_adapter writes them anew
+        about.pop(key, None)
     adapters = {}
     for layer, tensors in factors.items():
         shape = weights[layer].base.detach().to("meta")  # no random number is drawn
@@ -180,7 +183,7 @@ def _read_adapters(
             adapter.load_state_dict(tensors, assign=True)
         except RuntimeError as error:  # of other shapes
             raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
-        adapter.scale, adapter.metadata = float(scale), dict(kept)
+        adapter.scale, adapter.metadata = float(scale), about
         adapters[layer] = adapter
     return adapters
 

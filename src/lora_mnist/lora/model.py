@@ -5,9 +5,8 @@ effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.wei
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
 a second adapter stacks as ``[1]``.
 
-A base is its parameters and its buffers: in train mode, batch normalisation would move its running
-statistics, and compute with those of the batch. So the base stays in eval mode while it carries an
-adapter.
+A base is its parameters and its buffers. In train mode, batch normalisation would change its
+running statistics, so the base stays in eval mode while it carries an adapter.
 """
 
 import logging
@@ -230,7 +229,7 @@ def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
 
 
 def warn_of_left_out(model: nn.Module, key: str) -> None:
-    """Warn if ``all`` leaves out a tenth of the weights, and how ``key`` takes them in."""
+    """Warn if ``all`` leaves out a tenth of the weights, and say how ``key`` takes them in."""
     share, names = left_out_by_all(model)
     if share >= 0.1:
         message = "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]"
@@ -248,9 +247,9 @@ def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> Non
                 f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
                 "could not; expected none of them"
             )
-        for other in weight.others:
+        if weight.others:
             raise ValueError(
-                f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
+                f"{layer}: has {type(weight.others[0]).__name__} on its {weight.tensor}; expected "
                 f"{parametrize.__name__}.remove_parametrizations first"
             )
         for name, numbers in adapter.to(weight.base).named_parameters():
@@ -279,6 +278,7 @@ def keep_in_eval_mode(model: nn.Module) -> None:
 
 
 def _base_to_eval(root: nn.Module, inputs: Any) -> None:
+    """The hook: ``root`` is the module that is called; the adapters in it stay as they are."""
     if root.training:
         for module in root.modules():
             if not isinstance(module, LoRAParametrization):

@@ -85,26 +85,27 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
     for layer, module in model.named_modules():
         if isinstance(module, wrappers) or layer == "_orig_mod":  # torch.compile's
             raise ValueError(
-                f"{type(model).__name__}: expected the network inside this wrapper, since the "
-                "names of its layers belong into the adapter; wrap it after add_lora"
+                f"{type(model).__name__}: expected the network inside this wrapper, whose name "
+                "would stand in the adapter; wrap it after add_lora"
             )
         if "parametrizations" in layer.split("."):
             continue
-        bases: dict[str, Any] = {}
         registered: dict[str, Any] = {}
         if parametrize.is_parametrized(module):
             registered = dict(module.parametrizations.items())
+        bases: dict[str, Any] = {}
         for tensor, stack in registered.items():
             # Somebody else's may keep several tensors, as weight_norm does.
             bases[tensor] = stack.original if stack.is_tensor else stack.original0
         bases |= module.named_parameters(recurse=False)
         for tensor, base in bases.items():
-            if base.is_floating_point():
-                name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
-                on_it = list(registered.get(tensor, ()))
-                adapters = [p for p in on_it if isinstance(p, LoRAParametrization)]
-                others = [p for p in on_it if p not in adapters]
-                weights[name] = Weight(module, tensor, base, adapters, others)
+            if not base.is_floating_point():
+                continue
+            stack = registered.get(tensor, ())
+            adapters = [each for each in stack if isinstance(each, LoRAParametrization)]
+            others = [each for each in stack if not isinstance(each, LoRAParametrization)]
+            name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
+            weights[name] = Weight(module, tensor, base, adapters, others)
     return weights
 
 
@@ -122,33 +123,32 @@ def layers_to_adapt(
     def refusal(expected: str) -> ArgumentError:
         return ArgumentError("target_modules", target_modules, f"expected {expected}")
 
-    entries = [target_modules] if isinstance(target_modules, str) else target_modules
+    kinds = {"all": (nn.Linear, nn.Conv2d), "all-linear": (nn.Linear,)}
     chosen: list[str] = []
-    for entry in entries:
-        if entry in ("all", "all-linear"):
-            kinds = (nn.Linear,) if entry == "all-linear" else (nn.Linear, nn.Conv2d)
-            named = []
+    for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
+        if entry in kinds:
             for name, weight in weights.items():
-                is_kind = isinstance(weight.module, kinds) and weight.tensor == "weight"
-                if is_kind and getattr(weight.module, "groups", 1) == 1:
-                    named.append(name)
+                is_ungrouped = getattr(weight.module, "groups", 1) == 1
+                is_layer = isinstance(weight.module, kinds[entry]) and weight.tensor == "weight"
+                if is_layer and is_ungrouped:
+                    chosen.append(name)
         elif isinstance(target_modules, str):
             try:
-                named = [name for name in weights if re.fullmatch(entry, name)]
+                chosen += [name for name in weights if re.fullmatch(entry, name)]
             except re.error as error:
                 raise refusal(f"a regular expression ({error})") from error
         else:
             named = [name for name in weights if is_end(entry, name)]
             if not named:
                 raise refusal(f"a layer with {entry}, of: {listed(weights)}")
-        chosen += named
+            chosen += named
     if not chosen:
         raise refusal(f"some of: {listed(weights)}")
     return {name: weight for name, weight in weights.items() if name in chosen}
 
 
 def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
-    """The share of the weights that ``all`` leaves out, and names for them, the largest first."""
+    """The share of the weights that ``all`` leaves out, and how to name them, the largest first."""
     targets, sizes, total = layers_to_adapt(model), Counter[str](), 0
     for name, weight in layers_to_adapt(model, ".*").items():
         total += weight.base.numel()
