@@ -137,7 +137,7 @@ class ImageDataset:
         raise NotImplementedError
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
+        """A picture from elsewhere, in the form of these images; ``ValueError`` says why not."""
         raise NotImplementedError
 
     def preprocessing(self) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def viewable(images: Tensor) -> Tensor:
 def open_picture(
     picture: Path | Image.Image, upright: bool = False, draft: bool = False
 ) -> Image.Image:
-    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small, and quickly read."""
+    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
     source: AbstractContextManager[Image.Image]
     try:
         if isinstance(picture, Path):

@@ -15,7 +15,7 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import numeric_sort_key
 from lora_mnist.show.reading import Reading
 
-#: With more lines no reader could tell them apart: then there is no legend, or there are points.
+#: More lines could not be told apart, and become points; more values get an axis of numbers.
 _MAX_LINES = 10
 _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 
@@ -85,7 +85,7 @@ def draw_dial(reading: Reading) -> Figure:
 
 @_plain_text
 def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]) -> Figure:
-    """The confusion matrix of a base, or of two, before and after, their difference."""
+    """The confusion matrix of a base; or, of those before and after a repair, the difference."""
     title, sign = "images of each class by their prediction\ngreen: right, pink: wrong", ""
     counts = matrices[-1]
     if len(matrices) == 2:
@@ -107,9 +107,9 @@ def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]
 
 @_plain_text
 def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], metric: str) -> Figure:
-    """``metric`` over the key with most values, with a line for all other keys.
+    """``metric`` over the key with most values, with a line for each combination of the others.
 
-    A point has what was swept, the metric's mean over the seeds, and its standard deviation.
+    A point has the swept values by key, the metric's mean over seeds, and its standard deviation.
     """
     values = {key: {swept[key] for swept, _, _ in points} for key in points[0][0]}
     across = max(values, key=lambda key: len(values[key]))
@@ -123,9 +123,8 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
         lines, style = {"": list(points)}, "o"
     figure = Figure(layout="constrained")
     axes = figure.add_subplot(xlabel=across, ylabel=metric)
-    # Few values, or words, stand side by side; many numbers have an axis.
     is_axis = len(texts) > _MAX_LINES and not any(numeric_sort_key(text)[0] for text in texts)
-    if not is_axis:
+    if not is_axis:  # few values, or words, stand side by side
         axes.set_xticks(range(len(texts)), texts)
     for label, line in lines.items():
         typed = [swept[across] for swept, _, _ in line]

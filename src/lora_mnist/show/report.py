@@ -136,7 +136,7 @@ def first_pictures(
 ) -> dict[str, list[Picture]]:
     """The first ``broken``, ``wrong`` and ``repaired`` images; a base alone has wrong ones.
 
-    The most probable come first: by the prediction after, and of broken images by the right one.
+    The surest come first: of broken images those that the base was surest of.
     """
     sort_by = {"wrong": 0}
     if len(table.prediction) == 2:

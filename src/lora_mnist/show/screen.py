@@ -28,17 +28,15 @@ _STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
-    """Show tables and texts on the screen, and in the log with ``width`` columns."""
+    """Show tables and texts on the screen and in the log; ``width`` is that of plain text."""
     for logger, is_terminal in ((screen, sys.stdout.isatty()), (log, False)):
         logger.info("%s", rendered(parts, is_terminal, None if is_terminal else width))
 
 
 def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
-    """Tables and texts as lines. A terminal gets colours unless ``NO_COLOR`` is set.
-
-    Names come from users and files: [/b] and :x: in them are no markup.
-    """
+    """Tables and texts as lines; a terminal gets colours unless ``NO_COLOR`` is set."""
     text = StringIO()
+    # Names come from users and files: [/b] and :x: in them are no markup.
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
     console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
     for part in parts:
@@ -52,7 +50,7 @@ def print_parameters(net: nn.Module) -> None:
     count, rows = count_parameters(net), []
     for layer, weight in adaptable_weights(net).items():
         if weight.tensor != "weight" and weight.base.ndim < 2:
-            continue  # a bias, which stands in the row of its layer
+            continue  # a bias stands in the row of its layer
         bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
         cells = [layer, _shape(weight.base), _shape(bias)]
         for adapter in weight.adapters:
@@ -78,7 +76,7 @@ def _shape(tensor: Any) -> str:
 
 
 def print_results(reading: Reading, folder: Path) -> None:
-    """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
+    """Print the table of errors, the verdict, and the next command after the run in ``folder``."""
     rows = reading.rows()
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
