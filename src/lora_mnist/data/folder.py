@@ -262,29 +262,32 @@ class Folder(ImageDataset):
         raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
     @cached_property
+    def _are_in_memory(self) -> bool:
+        """Whether decoded images are held in memory."""
+        count_of_bytes = len(self._entries) * self.channels * math.prod(self.prepare.size)
+        return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
+
+    def _read(self, entry: Entry) -> Tensor | Path | ValueError:
+        """The image, or its file where images are not held in memory; or what is wrong."""
+        path = self.root / entry.path
+        try:
+            picture = open_picture(path) if self._are_in_memory else None
+            size = (picture.height, picture.width) if picture else size_of_picture(path)
+        except ValueError as error:
+            return error
+        if self._has_own_size and size != self.prepare.size:
+            here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
+            expected = f"expected images of one size, but {path} is {here}, another {there}"
+            raise ArgumentError("image_size", "null", expected)
+        return self.prepare(picture) if picture else path
+
+    @cached_property
     def sets(self) -> ImageSets:
-        entries, root, prepare = self._entries, self.root, self.prepare
-        count_of_bytes = len(entries) * self.channels * math.prod(prepare.size)
-        in_memory = prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
-
-        def read(entry: Entry) -> Tensor | Path | ValueError:
-            """The image, or its file where images are not held in memory; or what is wrong."""
-            path = root / entry.path
-            try:
-                picture = open_picture(path) if in_memory else None
-                size = (picture.height, picture.width) if picture else size_of_picture(path)
-            except ValueError as error:
-                return error
-            if self._has_own_size and size != prepare.size:
-                here, there = ("x".join(map(str, each)) for each in (size, prepare.size))
-                expected = f"expected images of one size, but {path} is {here}, another {there}"
-                raise ArgumentError("image_size", "null", expected)
-            return prepare(picture) if picture else path
-
+        entries, root = self._entries, self.root
         digest = hashlib.sha256()
         images: dict[Entry, Tensor | Path] = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            pairs = zip(entries, pool.map(read, entries), strict=True)
+            pairs = zip(entries, pool.map(self._read, entries), strict=True)
             for entry, image in progress(pairs, "reading", len(entries)):
                 if isinstance(image, ValueError):
                     log.warning("%s: skipped: %s", printable(root / entry.path), image)
@@ -316,7 +319,7 @@ class Folder(ImageDataset):
                 [images[entry] for entry in chosen],
                 torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
                 [entry.path for entry in chosen],
-                None if in_memory else prepare.read,
+                None if self._are_in_memory else self.prepare.read,
             )
         if not len(sets["test"]):
             expected = "expected test images that are not trained on"
