@@ -72,7 +72,7 @@ class Preparation:
     """How a picture becomes an image: with ``transform``, or as torchvision's transforms do it."""
 
     channels: int
-    size: tuple[int, int]  # height and width; of no meaning with a transform
+    size: tuple[int, int]  # height and width; a transform does not ask for it
     resize: str
     crop_pct: float
     interpolation: str
@@ -241,8 +241,9 @@ class Folder(ImageDataset):
                 if name not in labels:
                     expected = f"expected the folders of train/, but {name} is none of them"
                     raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
-            every: Any = {"is_valid_file": lambda _: True, "allow_empty": True}
-            for file, label in ImageFolder.make_dataset(str(folder), labels, **every):
+            for file, label in ImageFolder.make_dataset(
+                str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
+            ):
                 path = Path(file).relative_to(root)
                 if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                     continue
@@ -370,8 +371,9 @@ def split(
             val = _take(test, val_size, len(test))
         is_trained = existing != {"test"}  # a test/ alone is enough to test
         if (is_trained and not train) or (val and val_from == "test" and not test):
-            expected = f"expected to leave, with test_size={test_size}, some of {readable} images of "
-            raise ArgumentError("val_size", val_size, f"{expected}{name} to train on, and to test on")
+            expected = f"expected to leave, with test_size={test_size}, some of {readable} images "
+            expected += f"of {name} to train on, and to test on"
+            raise ArgumentError("val_size", val_size, expected)
         for part, images in (("train", train), ("val", val), ("test", test)):
             parts |= dict.fromkeys(images, part)
     return parts, held_out
