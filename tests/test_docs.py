@@ -180,14 +180,3 @@ def test_the_readme_from_the_first_command_to_the_last(cli, outputs, tmp_path):
         assert done.code == 0, f"{command}\n{done.err}"
         assert done.out, command
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "my"}
-
-
-def test_what_contributors_are_sent_to_is_there():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    package = ROOT / "src" / "lora_mnist"
-    for names, file in re.findall(r"((?:`\w+`(?:, )?)+)(?: in|,) `([\w/]+\.py)`", text):
-        path = package / file.removeprefix("src/lora_mnist/")
-        for name in re.findall(r"\w+", names):
-            assert re.search(rf"\b{name}\b", path.read_text()), f"{file} has no {name}"
-    for file in re.findall(r"`((?:src|tests|scripts|configs)/[a-z_/]+\.\w+)`", text):
-        assert (ROOT / file).is_file(), file

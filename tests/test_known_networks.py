@@ -15,7 +15,7 @@ import torch
 from composed import composed, logged
 from helpers.commands import ROOT, only_run, read_results
 from helpers.nets import randomize
-from helpers.stranger import CLASSES, PHOTOS, take_pictures
+from helpers.stranger import CLASSES, take_pictures
 from PIL import Image
 from torch import nn
 
@@ -112,35 +112,9 @@ def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
 QUICK = (
     *("experiment=repair", "target=dog", "trainer.max_steps=5", "trainer=cpu", "logger=none"),
     *("figures=false", "lora.dropout=0", "refit=false", "batches.batch_size=4", "batches.replay=4"),
-    *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false"),
+    *("callbacks.checkpoint=null", "optimizer.lr=0.01", "dial=false", "prepare.image_size=64"),
 )
 FILE = ("--config-dir", ".", "classifier=photos")
-
-
-def repaired(cli, here, *typed):
-    """The results of a repair of a base by a command, after a test of that base by another."""
-    typed += ("prepare.image_size=64",)
-    cli("eval.py", *typed, "figures=false", here=here).ok()
-    cli("train.py", *typed, *QUICK, here=here).ok()
-    results = read_results(only_run(here / "outputs", "lora"))
-    assert results["base_unchanged"]
-    return results
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("torchvision resnet50", "torchvision swin_t", "torchvision densenet121"),
-        *("timm resnet50d", "timm deit_tiny_patch16_224"),
-    ],
-)
-def test_a_network_is_repaired_by_commands(cli, tmp_path, name):
-    mine, settings = network(name)
-    torch.save(mine.state_dict(), tmp_path / "mine.pt")
-    take_pictures(tmp_path / "photos", count=10, side=64)
-    typed = [f"net.{key}={value}" for key, value in settings.items()]
-    repaired(cli, tmp_path, *PHOTOS, "base_ckpt=mine.pt", *typed)
 
 
 def move_in_with_the_file_of_the_readme(here):
@@ -166,7 +140,11 @@ def test_the_file_of_the_readme_from_a_test_to_onnxruntime(cli, tmp_path):
     """Its file has the predictions of predict.py, from the pictures' pixels."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     move_in_with_the_file_of_the_readme(tmp_path)
-    classes = repaired(cli, tmp_path, *FILE)["classes"]
+    cli("eval.py", *FILE, "prepare.image_size=64", "figures=false", here=tmp_path).ok()
+    cli("train.py", *FILE, *QUICK, here=tmp_path).ok()
+    results = read_results(only_run(tmp_path / "outputs", "lora"))
+    assert results["base_unchanged"]
+    classes = results["classes"]
     cli("export.py", "adapter=latest", "out=repaired.onnx", here=tmp_path).ok()
     asked = ("images=photos/test/*/*.png", "out=predictions.csv", "adapter=latest")
     cli("predict.py", *FILE, *asked, here=tmp_path).ok()
@@ -179,28 +157,3 @@ def test_the_file_of_the_readme_from_a_test_to_onnxruntime(cli, tmp_path):
     given = [float(row["after_probability"]) for row in rows]
     assert given == pytest.approx(probabilities.tolist(), abs=1e-5)
     assert len(rows) == 20
-
-
-@pytest.mark.nightly
-def test_a_classifier_of_ultralytics(cli, tmp_path, monkeypatch):
-    """As the documents say it."""
-    ultralytics = pytest.importorskip("ultralytics", reason="it is in no extra")
-    page = (ROOT / "docs" / "your_classifier.md").read_text()
-    saved, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
-    (tmp_path / "my_nets.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    trained = ultralytics.YOLO("yolo11n-cls.yaml")
-    trained.model = type(trained.model)("yolo11n-cls.yaml", nc=len(CLASSES))
-    trained.save("best.pt")
-    exec(saved.partition("# Ultralytics\n")[2], {"torch": torch, "ultralytics": ultralytics})
-    take_pictures(tmp_path / "photos", count=10, side=64)
-    net = ("net._target_=my_nets.Net", "net.cfg=yolo11n-cls.yaml", "net.nc=3")
-    own = (*PHOTOS, "base_ckpt=mine.pt", "prepare.mean=0", "prepare.std=1")
-    repaired(cli, tmp_path, *own, *net)
-
-
-@pytest.mark.nightly
-def test_the_page_names_what_is_left_out():
-    pytest.importorskip("timm", reason=ALL)
-    page = (ROOT / "docs" / "your_classifier.md").read_text()
-    assert known_networks.table() in page, "python scripts/readme.py --only left_out"

