@@ -74,8 +74,8 @@ def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
     """Also where a library takes the arguments."""
     file = FILE if f"{group}:" in FILE else f"{FILE}{group}:\n"
     file = file.replace(f"{group}:\n", f"{group}:\n  {misspelt}\n")
-    Path("classifier", "photos.yaml").write_text(file)
-    chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}=photos", "stage=lora", "logger=none")
+    Path("classifier", f"{group}.yaml").write_text(file)
+    chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}={group}", "stage=lora", "logger=none")
     said = refused(train, composed("train", *chosen, "paths.outputs=outputs"), Run(here / "run"))
     assert said.startswith(group)
 

@@ -7,7 +7,6 @@ is refused here too. Settings that stand alone, such as those of a table, have t
 import re
 import subprocess
 import tomllib
-from itertools import zip_longest
 
 import pytest
 from composed import FEW, SMALL, composed
@@ -16,7 +15,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
@@ -107,9 +105,7 @@ def test_command(command):
 
 
 def check_settings(given):
-    """A preset alone is composed elsewhere; other settings have to suit a command."""
-    if all((ROOT / "configs" / f"{setting.replace('=', '/')}.yaml").is_file() for setting in given):
-        return
+    """They have to suit a command."""
     own = ["train.py", "stage=lora", "data=folder", "net=custom"]
     for command in (["train.py", "stage=lora"], ["train.py"], ["eval.py"], ["predict.py"], own):
         try:
@@ -142,18 +138,6 @@ def check_python(given):
             compose(ENTRIES[script], overrides, return_hydra_config=True)
             return
     composed(ENTRIES[script], *overrides)
-
-
-@pytest.mark.slow
-def test_every_preset_composes():
-    """The first of each group, then the second of each, and so on."""
-    presets = []
-    for group in ("callbacks", "debug", "logger", "lora", "optimizer", "scheduler", "trainer"):
-        files = sorted((ROOT / "configs" / group).glob("*.yaml"))
-        presets.append([f"{group}={path.stem}" for path in files])
-    for chosen in zip_longest(*presets, fillvalue="stage=lora"):
-        cfg = composed("train", "stage=lora", "paths.run=here", *chosen)
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.slow

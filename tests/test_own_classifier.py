@@ -3,16 +3,13 @@
 import csv
 import os
 import re
-import runpy
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import readme
 import torch
-from helpers.commands import ROOT, only_run, read_results, refused
+from helpers.commands import only_run, read_results, refused
 from helpers.stranger import CLASSES, config, mine, move_in, take_pictures
 from PIL import Image
 from safetensors import safe_open
@@ -169,32 +166,14 @@ def test_a_base_knows_how_its_images_were_prepared(here):
 
 
 @pytest.mark.nightly
-def test_the_example_from_the_first_command_to_the_last(cli, tmp_path, monkeypatch):
+def test_the_example_from_the_first_command_to_the_last(tmp_path):
+    """As ``scripts/readme.py`` runs its README."""
     for package in ("sklearn", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="the extra all is not installed")
-    copy = tmp_path / "own_classifier"
-    left_out = shutil.ignore_patterns("photos", "*.pt", "*.onnx", "__pycache__")
-    shutil.copytree(ROOT / "examples" / "own_classifier", copy, ignore=left_out)
-    monkeypatch.syspath_prepend(str(copy))
-    blocks = re.findall(r"```bash\n(.*?)```", (copy / "README.md").read_text(), flags=re.DOTALL)
-    commands = [c for block in blocks for c in block.splitlines() if not c.startswith("pip ")]
-    assert len(commands) == 2 + 4 + 1
-    # One training, not three, of a quarter of the steps.
-    one = ("figures=false", "trainer.max_steps=100", "lora.dropout=0", "refit=false")
-    quick = {"train.py": one, "eval.py": ("figures=false",)}
-    for command in commands[:-1]:
-        _, script, *given = shlex.split(command)
-        entry = script.removeprefix("../../")
-        if entry == script:
-            monkeypatch.chdir(copy)
-            runpy.run_path(str(copy / script), run_name="__main__")
-        else:
-            cli(entry, *given, *quick.get(entry, ()), here=copy).ok()
+    printed = readme.Runs(tmp_path).example("use_repaired.py")
     results = read_results(only_run(tmp_path / "outputs", "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([0], True)
     after, before = (results[key]["errors_per_class"][0] for key in ("test", "test_base"))
     assert after < before / 2
     assert results["test"]["errors"] < results["test_base"]["errors"]
-    line = commands[-1].replace("python ", f"{shlex.quote(sys.executable)} ", 1)
-    process = subprocess.run(["bash", "-c", line], cwd=copy, capture_output=True, text=True)
-    assert process.stdout.count(": eight (") == 39 - after, process.stderr
+    assert printed.count(": eight (") == 39 - after

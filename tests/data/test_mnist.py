@@ -89,19 +89,3 @@ def test_brings_back_mnists_own_image(tmp_path, way):
         ours = digit_of(open_picture(tmp_path / "digit.png"))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
         assert likeness(ours[0], digit) > 0.9
-
-
-@pytest.mark.parametrize("shape", [(90, 30), (5, 200)])
-def test_the_box_and_the_centre_of_mass(shape):
-    height, width = shape
-    page = torch.zeros(height + 60, width + 100)
-    page[10 : 10 + height, 80 : 80 + width] = torch.linspace(180, 255, width)
-    field = digit_of(picture_of(page))[0].double()
-    sides = [int(field.amax(axis).count_nonzero()) for axis in (0, 1)]
-    assert max(sides) == 20
-    assert min(sides) == pytest.approx(20 * min(shape) / max(shape), abs=1)
-    for axis in (0, 1):
-        centre = (field.sum(1 - axis) * torch.arange(28)).sum() / field.sum()
-        assert centre.item() == pytest.approx(14, abs=0.51)
-    with pytest.raises(ValueError, match="^nothing on it$"):
-        digit_of(picture_of(0 * page))

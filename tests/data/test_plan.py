@@ -103,47 +103,18 @@ def data_of(trainer=None, val=0, augment=None, num_workers=0):
     return data
 
 
-def trainer_of(**settings):
-    """A Trainer's place among several processes and in a training, without either."""
-    place = {"global_rank": 0, "world_size": 1, "current_epoch": 0, "num_training_batches": 10}
-    place |= {"max_steps": -1, "max_epochs": 1, "accumulate_grad_batches": 1, "overfit_batches": 0}
-    return SimpleNamespace(**place | settings)
-
-
 def seen(batches):
     """The numbers of the images in each batch."""
     return [images.flatten().tolist() for images, _ in batches]
-
-
-@pytest.mark.parametrize(
-    ("limits", "accumulate", "epochs", "count"),
-    [({"max_steps": 30, "max_epochs": -1}, 4, 1, 120), ({"max_epochs": 9}, 1, 3, 10)],
-    ids=["one epoch", "several epochs"],
-)
-def test_the_place_in_an_epoch_says_which_batch_comes_next(limits, accumulate, epochs, count):
-    """A pass has ten batches."""
-    trainer = trainer_of(accumulate_grad_batches=accumulate, num_training_batches=count, **limits)
-    data = data_of(trainer)
-    loader = data.train_dataloader()
-    assert len(loader) == count
-    batches, states = [], []
-    for trainer.current_epoch in range(epochs):
-        for batch in loader:
-            batches += seen([batch])
-            states.append((trainer.current_epoch, loader.state_dict()))
-    assert batches == list(islice(data.plan.batches(), epochs * count))
-    for number, (epoch, state) in enumerate(states[:-1], 1):
-        trainer.current_epoch = epoch + (number % count == 0)  # as Lightning counts it
-        rest = data.train_dataloader()
-        rest.load_state_dict(state)
-        assert seen(rest) == batches[number:][: count - number % count]
 
 
 def test_several_processes_share_training_and_validation():
     """Each image of a batch is in one of them; in training, of an odd number one is drawn twice."""
     shares, validated, drawn = [], [], set()
     for rank in (0, 1):
-        trainer = trainer_of(global_rank=rank, world_size=2)
+        place = {"global_rank": rank, "world_size": 2, "current_epoch": 0}
+        limits = {"max_steps": -1, "max_epochs": 1, "num_training_batches": 10}
+        trainer = SimpleNamespace(**place, **limits, overfit_batches=0)
         data = data_of(trainer, val=9)
         shares.append(seen(data.train_dataloader()))
         validated.append(seen(data.val_dataloader()))

