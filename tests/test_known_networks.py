@@ -75,7 +75,7 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
         mine.train()(x)  # for the statistics
         expected = mine.eval()(x)
     torch.save(FORMS[form](mine), tmp_path / "mine.pt")
-    take_pictures(tmp_path / "photos", count=1, side=64)
+    take_pictures(tmp_path / "photos", dict.fromkeys(CLASSES, 1), (64, 64))
     classifier = Classifier.load(
         base=tmp_path / "mine.pt",
         net=settings,
@@ -113,6 +113,6 @@ def test_the_file_of_the_readme_is_read(cli, tmp_path):
     (tmp_path / "classifier" / "photos.yaml").write_text(file)
     torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), tmp_path / "mine.pt")
     classes = ["dog", *(f"c{number}" for number in range(9))]
-    take_pictures(tmp_path / "photos" / "train", classes, 2, side=64)
+    take_pictures(tmp_path / "photos" / "train", dict.fromkeys(classes, 2), (64, 64))
     file = ("--config-dir", ".", "classifier=photos")
     cli("predict.py", *file, "images=photos/train/dog", here=tmp_path).ok()

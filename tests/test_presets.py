@@ -81,16 +81,6 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
 
 
 @pytest.mark.nightly
-def test_wandb_offline(outputs):
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    run(outputs, "stage=lora", "digit=9", "logger=wandb", "+logger.wandb.tags=[first]")
-    (file,) = only_run(outputs, "lora").glob("wandb/offline-run-*/run-*.wandb")
-    content = file.read_bytes()
-    for text in (b"lora-mnist", b"first", b"val/repaired", b"On nines: ", b"hidden_sizes"):
-        assert text in content
-
-
-@pytest.mark.nightly
 def test_mlflow_in_sqlite(cli, outputs):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     options = ("stage=lora", "digit=9", *SMALL[:2], *FEW, "logger=mlflow")

@@ -54,6 +54,11 @@ def test_what_two_records_say_together_is_refused_too():
     assert said.startswith("base_ckpt=b: ")
 
 
+def test_a_value_of_the_preparation_runs_no_code():
+    copy = {"image_size": {"_target_": "shutil.copy", "src": "a", "dst": "b"}}
+    assert "shutil.copy" in refused(lambda: taken({}, prepare=copy))
+
+
 def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
     """The key ``prepare.transform`` is null, so nothing below it could be typed."""
     stored = {"transform": {"_target_": "my.Crop", "size": 8}}
@@ -133,12 +138,7 @@ def test_a_folder_that_only_a_record_names_is_not_made(outputs, tmp_path):
     assert not elsewhere.exists()
 
 
-def test_values_of_a_file_run_no_code_and_name_no_other_folder(outputs, tmp_path):
-    copy = {"_target_": "shutil.copy", "src": str(outputs / "base" / "mnist.ckpt")}
-    prepare = {"image_size": {**copy, "dst": str(tmp_path / "ran")}}
-    adapter = evil_adapter(outputs, tmp_path, prepare=prepare, net={})
+def test_a_name_that_a_file_gives_is_no_other_folder(outputs, tmp_path):
+    adapter = evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
     options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
-    refused(evaluate, composed("eval", *options))
-    assert not (tmp_path / "ran").exists()
-    evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
     assert "data.name=../../elsewhere: " in refused(evaluate, composed("eval", *options))

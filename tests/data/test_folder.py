@@ -1,10 +1,10 @@
 import shutil
 from collections import Counter
 
-import numpy
 import pytest
 import torch
 from helpers.commands import refused
+from helpers.stranger import take_pictures
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,16 +18,10 @@ from lora_mnist.data.folder import Entry, Shares, split
 @pytest.fixture
 def make_photos(tmp_path):
     """``make_photos({"cat": 5}, "train")``: five images of noise, from train/cat/0.png on."""
+    root = tmp_path / "photos"
 
     def make(counts, *below, size=(8, 8)):
-        root = tmp_path / "photos"
-        generator = numpy.random.default_rng(len(list(root.rglob("*"))))
-        for name, count in counts.items():
-            folder = root.joinpath(*below, name)
-            folder.mkdir(parents=True, exist_ok=True)
-            for i in range(count):
-                pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+        take_pictures(root.joinpath(*below), counts, size, seed=len(list(root.rglob("*"))))
         return root
 
     return make

@@ -1,5 +1,6 @@
 """Anybody's weights, as they come out of training scripts; and the bases that are kept here."""
 
+import os
 import pickle
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from lora_mnist.disk.base import (
     versioned_base_path,
     write_base,
 )
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import changed_tensors, fingerprint
 
@@ -185,3 +187,21 @@ def test_a_damaged_copy_of_a_base_is_not_relied_on(tmp_path):
     assert read_base(current).sha256 == fingerprint(OTHER)
     assert find_base(tmp_path, sha256) == own
     assert changed_tensors(read_base(own).tensors, STATE) == []
+
+
+def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    path = tmp_path / "new" / "file.txt"
+    for before, after in ((None, "first"), ("first", "second")):
+        with atomic_write(path) as temporary:
+            temporary.write_text(after)
+            assert temporary.suffix == path.suffix
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == after
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"), atomic_write(path) as temporary:
+        temporary.write_text("third")
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]

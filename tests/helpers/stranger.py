@@ -31,13 +31,14 @@ PHOTOS = ("data=folder", "data.data_dir=photos", "net=custom")
 OPTIONS = (*PHOTOS, "base_ckpt=mine.pt", "net._target_=nets_of_a_stranger.Net")
 
 
-def take_pictures(folder, classes=CLASSES, count=20, side=8, seed=0):
-    """Noise in three colours, in a folder for each class."""
+def take_pictures(folder, counts=None, size=(8, 8), seed=0):
+    """Noise in three colours: so many pictures in a folder for each class."""
     generator = numpy.random.default_rng(seed)
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
+    width, height = size
+    for label, (name, count) in enumerate((counts or dict.fromkeys(CLASSES, 20)).items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            pixels = generator.integers(0, 120, (side, side, 3), dtype=numpy.uint8)
+            pixels = generator.integers(0, 120, (height, width, 3), dtype=numpy.uint8)
             pixels[:, :, label % 3] += 100
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
 

@@ -127,17 +127,3 @@ def test_predictions_at_each_scale(tiny):
     with pytest.raises(RuntimeError):  # images of another size
         predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
-
-
-def test_a_base_that_is_known_is_not_computed_again(tiny):
-    """The table is the same, from half the forward passes."""
-    base = evaluate(tiny, batches())
-    assert len(base.prediction) == 1
-    adapted = randomize(add_lora(tiny))
-    whole = evaluate(adapted, batches())
-    calls = []
-    adapted.register_forward_hook(lambda *_: calls.append(1))
-    again = evaluate(adapted, batches(), base)
-    assert len(calls) == len(batches())
-    for name, column in vars(whole).items():
-        assert torch.equal(torch.as_tensor(getattr(again, name)), torch.as_tensor(column)), name

@@ -1,13 +1,16 @@
+import base64
 import re
+from io import BytesIO
 
 import pytest
 import torch
-from helpers.runs import DIAL, images, outcome, predictions, results
+from helpers.runs import CLASSES, DIAL, images, outcome, predictions, results
+from PIL import Image
 
 from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions, outcomes_by_part
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.report import make_report
+from lora_mnist.show.report import first_pictures, make_report
 
 
 def report_of(folder, run, table=None, of=None):
@@ -93,3 +96,14 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         assert len(page) < 5e6
         assert page.count("<tr") == 13
         assert '<tr class="mark"><td>class number 0</td>' in page
+
+
+def test_the_surest_pictures_of_each_kind_come_first():
+    """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
+    shown = first_pictures(predictions(), images(), CLASSES)
+    names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}
+    assert names == {"broken": ["4", "5"], "wrong": ["1"], "repaired": ["2"]}
+    first = shown["broken"][0]
+    assert (first.label, first.predictions) == (CLASSES[2], [(CLASSES[2], 1.0), ("cat", 0.25)])
+    png = base64.b64decode(first.address.partition(",")[2])
+    assert Image.open(BytesIO(png)).getcolors() == [(16, 40)]
