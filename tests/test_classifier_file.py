@@ -1,10 +1,11 @@
 """A file of the user's own, ``classifier/photos.yaml``, which every command takes."""
 
+import re
 from pathlib import Path
 
 import pytest
 from composed import composed
-from helpers.commands import only_run, read_results, refused
+from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import move_in
 
 from lora_mnist.command import CLASSIFIER, Run, checked_copy
@@ -85,3 +86,12 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
     cfg = composed("predict", "+seed=3", "images=x.png")
     assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
     assert refused(checked_copy, cfg, Run(tmp_path, typed=("+seed=3",))).startswith("seed: ")
+
+
+def test_the_file_of_the_readme_is_read(tmp_path):
+    (file,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "photos.yaml").write_text(file)
+    for entry in ("eval", "predict", "export", "demo"):
+        cfg = composed(entry, f"hydra.searchpath=[file://{tmp_path}]", f"{CLASSIFIER}=photos")
+        assert checked_copy(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"

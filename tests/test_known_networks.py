@@ -3,7 +3,6 @@
 All of them are tried each night; every day, ten small ones.
 """
 
-import re
 from itertools import product
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ import known_networks
 import pytest
 import torch
 from composed import composed, logged
-from helpers.commands import ROOT
 from helpers.nets import randomize
 from helpers.stranger import CLASSES, take_pictures
 from torch import nn
@@ -103,16 +101,3 @@ def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
         put_adapter(SimpleNamespace(cfg=composed("train", "stage=lora", "digit=9"), net=net))
     (line,) = text.getvalue().splitlines()
     assert line.endswith(" lora.target_modules=[all,in_proj_weight]")
-
-
-def test_the_file_of_the_readme_is_read(cli, tmp_path):
-    """As it is printed, with the weights that it names."""
-    timm = pytest.importorskip("timm", reason=ALL)
-    (file,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "classifier").mkdir()
-    (tmp_path / "classifier" / "photos.yaml").write_text(file)
-    torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), tmp_path / "mine.pt")
-    classes = ["dog", *(f"c{number}" for number in range(9))]
-    take_pictures(tmp_path / "photos" / "train", dict.fromkeys(classes, 2), (64, 64))
-    file = ("--config-dir", ".", "classifier=photos")
-    cli("predict.py", *file, "images=photos/train/dog", here=tmp_path).ok()

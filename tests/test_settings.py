@@ -54,13 +54,10 @@ def test_what_two_records_say_together_is_refused_too():
     assert said.startswith("base_ckpt=b: ")
 
 
-def test_a_value_of_the_preparation_runs_no_code():
-    copy = {"image_size": {"_target_": "shutil.copy", "src": "a", "dst": "b"}}
-    assert "shutil.copy" in refused(lambda: taken({}, prepare=copy))
-
-
 def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
     """The key ``prepare.transform`` is null, so nothing below it could be typed."""
+    copy = {"image_size": {"_target_": "shutil.copy", "src": "a", "dst": "b"}}
+    assert "shutil.copy" in refused(lambda: taken({}, prepare=copy))
     stored = {"transform": {"_target_": "my.Crop", "size": 8}}
     said = refused(lambda: taken({}, prepare=stored))
     assert "'prepare.transform={_target_: my.Crop, size: 8}' runs it" in said
