@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from source_notebook import RichBoyNet, fit, load, loader
 
 from lora_mnist.command import Run, checked_copy
+from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.repair.significance import weakest
+from lora_mnist.session import _limited
 from lora_mnist.train import train
 
 NINES = ("stage=lora", "digit=9")
@@ -201,6 +203,8 @@ def test_a_share_of_the_images_is_one_batch_at_least(outputs):
     results = run(outputs, *NINES, *shares, "data.eval_batch_size=100")
     for split in ("val", "test"):
         assert sum(results[split]["images_per_class"]) == 100
+    in_rows = Images(torch.arange(10)[:, None, None, None], torch.arange(10))
+    assert _limited(in_rows, 0.4, batch_size=2).labels.tolist() == [0, 3, 6, 9]
 
 
 def test_a_learning_rate_that_does_no_harm(outputs):
