@@ -14,28 +14,17 @@ from lora_mnist.command import Run, checked_copy
 from lora_mnist.trainer import make_trainer
 
 
-def trainer_of(folder, *overrides):
-    command = Run(folder)
-    cfg = composed("train", "trainer=cpu", "stage=lora", "digit=9", *overrides)
-    return make_trainer(checked_copy(cfg, command), command)
-
-
-def test_lists_of_presets_keep_all(tmp_path):
-    presets = "callbacks=[best,early_stopping,rich,lr_monitor]"
-    trainer = trainer_of(tmp_path, presets, "logger=[csv,tensorboard]")
-    names = {type(callback).__name__ for callback in trainer.callbacks}
-    assert {"ModelCheckpoint", "EarlyStopping"} <= names
-    assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
-    assert len(trainer.loggers) == 2
-
-    # Lightning's own arguments are used, too: beside our parts, or in their place.
+def test_lightnings_own_arguments_stand_beside_the_presets_or_in_their_place(tmp_path):
     precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
-    trainer = trainer_of(
-        *(tmp_path, "logger=tensorboard", "+trainer.logger=false"),
+    cfg = composed(
+        *("train", "trainer=cpu", "stage=lora", "digit=9", "callbacks=[best,early_stopping,rich]"),
+        *("logger=[csv,tensorboard]", "+trainer.logger=false"),
         "+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer}]",
         f"+trainer.plugins=[{{{precision}, device: cpu}}]",
     )
-    assert {"ModelCheckpoint", "Timer"} <= {type(each).__name__ for each in trainer.callbacks}
+    trainer = make_trainer(checked_copy(cfg, Run(tmp_path)), Run(tmp_path))
+    names = {type(callback).__name__ for callback in trainer.callbacks}
+    assert {"ModelCheckpoint", "EarlyStopping", "RichProgressBar", "Timer"} <= names
     assert type(trainer.precision_plugin).__name__ == "MixedPrecision"
     assert not trainer.loggers
 

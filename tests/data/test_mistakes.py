@@ -7,7 +7,7 @@ from composed import logged
 from PIL import Image
 
 from lora_mnist.data import Folder, Images, ImageSets
-from lora_mnist.data.mistakes import wrong_pictures
+from lora_mnist.data.mistakes import with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError
 
 DARK = 100
@@ -118,3 +118,14 @@ def test_no_picture_is_both_learnt_and_tested(tmp_path, on_disk):
                 read(tmp_path, **{part: (2, level)}, on_disk=on_disk)
             start = f"mistakes={tmp_path}: {tmp_path}/cat/{level}.png is {name} image 1; expected "
             assert str(caught.value).startswith(start)
+
+
+def test_learnt_mistakes_stand_behind_the_training_images(tmp_path):
+    data = dataset(train=(1, 2), val=(3,), test=(4,))
+    write(tmp_path, {f"cat/{n}.png": n for n in range(DARK, 120)})
+    mistakes = wrong_pictures(by_darkness, data, tmp_path, 0.2)
+    train = with_mistakes(data.sets, mistakes).train
+    assert len(train) == 2 + len(mistakes.learnt)
+    pixels, labels = train.take(range(3))
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.learnt.pixels[0][0, 0, 0])]
+    assert labels.tolist() == [1, 0, 0]
