@@ -75,11 +75,3 @@ def test_scale_of_a_saved_adapter(outputs):
     for scale, expected in ((None, 0.4), (1, 1), (0, 0)):
         classifier = load_classifier(adapter, outputs / "base" / "mnist.ckpt", scale=scale)
         assert {each.scale for each in lora_adapters(classifier.net)} == {expected}
-
-
-def test_a_network_may_be_of_a_class_that_no_name_finds(outputs):
-    class Local(MLP):
-        pass
-
-    own = Local(hidden_sizes=[16])
-    assert load_classifier(base=outputs / "base" / "mnist.ckpt", net=own).net is own

@@ -4,19 +4,16 @@ All of them are tried each night; every day, ten small ones.
 """
 
 from itertools import product
-from types import SimpleNamespace
 
 import known_networks
 import pytest
 import torch
-from composed import composed, logged
 from helpers.nets import randomize
 from helpers.stranger import CLASSES, take_pictures
 from torch import nn
 
 from lora_mnist import Classifier, add_lora, lora_disabled, lora_parameters
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.recipe import put_adapter
 from lora_mnist.repair.networks import build_network
 
 ALL = "the extra all is not installed"
@@ -93,11 +90,3 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
         with lora_disabled(net):
             assert torch.equal(net(x), expected)
     assert changed_tensors(mine.state_dict(), base_state_dict(net)) == []
-
-
-def test_a_repair_names_the_key_of_the_layers_that_all_leaves_out():
-    net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
-    with logged("lora_mnist.lora.model") as text:
-        put_adapter(SimpleNamespace(cfg=composed("train", "stage=lora", "digit=9"), net=net))
-    (line,) = text.getvalue().splitlines()
-    assert line.endswith(" lora.target_modules=[all,in_proj_weight]")
