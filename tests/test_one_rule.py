@@ -39,7 +39,6 @@ MISTAKES = {
         (*LORA, "lora.target_modules=5"),
         (*LORA, "+batches.repaly=3 -> batches.repaly: "),
         (*LORA, "+data.mean=0.1 -> data.mean=0.1"),
-        (*PRETRAIN, "trainer.precision=64-true"),
         (*LORA, "target=1.10 -> target=1.1"),
         (
             *(*LORA, "lora=pissa"),
