@@ -1,13 +1,12 @@
 """One training in two processes, trainer=ddp_sim: what one process alone would do."""
 
-import csv
 import os
 from unittest.mock import patch
 
 import pytest
 import torch
 from composed import FEW, SMALL, composed
-from helpers.commands import read_results
+from helpers.commands import read_csv, read_results
 
 from lora_mnist.command import Run
 from lora_mnist.train import train
@@ -15,8 +14,8 @@ from lora_mnist.train import train
 
 def logged_in(folder, key):
     """The values of a curve."""
-    with next(folder.rglob("metrics.csv")).open(newline="") as file:
-        return [float(row[key]) for row in csv.DictReader(file) if row[key]]
+    (metrics,) = folder.rglob("metrics.csv")
+    return [float(row[key]) for row in read_csv(metrics) if row[key]]
 
 
 #: How far curves may differ: an image on the border between two classes may change sides.

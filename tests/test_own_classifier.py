@@ -1,6 +1,5 @@
 """A stranger's network, weights and folder of images, through every command."""
 
-import csv
 import os
 import re
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import readme
 import torch
-from helpers.commands import only_run, read_results, refused
+from helpers.commands import only_run, read_csv, read_results, refused
 from helpers.stranger import CLASSES, config, mine, move_in, take_pictures
 from PIL import Image
 from safetensors import safe_open
@@ -39,11 +38,6 @@ def here(tmp_path, monkeypatch):
     return move_in(tmp_path, monkeypatch)
 
 
-def rows_of(folder):
-    with (folder / "predictions.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def repaired(here, *overrides):
     """The folder of a repair, and its results."""
     folder = here / "outputs" / "lora" / "run"
@@ -58,7 +52,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     Path("my_transforms.py").write_text(f"{weights}make = ResNet18_Weights.DEFAULT.transforms\n")
     own = "prepare.transform={_target_: my_transforms.make, crop_size: 8, resize_size: 10}"
     folder, results = repaired(here, own, "augment=flip")
-    rows = rows_of(folder)
+    rows = read_csv(folder / "predictions.csv")
     names = [row["file"] for row in rows]
     assert names == sorted(names)
     images = torch.stack([transform(Image.open(f"photos/{n}").convert("RGB")) for n in names])
@@ -107,7 +101,7 @@ def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch
     named = ("base_ckpt=../mine.pt", "data.data_dir=pictures", "paths.outputs=../outputs")
     evaluated(f"adapter={folder}", *named)
     tested = [folder, only_run(here / "outputs", "eval")]
-    names = [{row["file"] for row in rows_of(run)} for run in tested]
+    names = [{row["file"] for row in read_csv(run / "predictions.csv")} for run in tested]
     assert names[0] == names[1]
     assert results["test"]["images_per_class"] == [2, 2, 2]
     said = refused(evaluated, f"adapter={folder}", *named, "data.val_from=test")

@@ -1,9 +1,7 @@
-import csv
-
 import pytest
 import torch
 from composed import SMALL, composed
-from helpers.commands import ROOT, refused
+from helpers.commands import ROOT, read_csv, refused
 from PIL import Image
 
 from lora_mnist.data import load_images
@@ -31,9 +29,7 @@ def test_base_and_adapter_side_by_side(with_nine, pictures, tmp_path):
     labels = load_images("MNIST", ROOT / "data", train=False)[1]
     digits = torch.tensor([int(prediction["before"].label) for prediction in predictions])
     assert (digits == labels[:10]).sum() >= 8
-    with out.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row, prediction in zip(rows, predictions, strict=True):
+    for row, prediction in zip(read_csv(out), predictions, strict=True):
         assert row["file"] == prediction["file"]
         assert prediction["before"] != prediction["after"]
         for side in ("before", "after"):

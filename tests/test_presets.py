@@ -1,13 +1,12 @@
 """Presets of Lightning's and Hydra's parts: each composes, and those that take seconds run."""
 
-import csv
 from functools import partial
 
 import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, run
-from helpers.commands import only_run, read_results
-from helpers.sweeping import TOY, read_summary, start
+from helpers.commands import only_run, read_csv, read_results
+from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
 from lora_mnist.command import Run, checked_copy
@@ -52,8 +51,8 @@ def test_a_schedule_ends_with_the_training(outputs):
     options = ("logger=csv", "callbacks=lr_monitor", "callbacks.checkpoint=null")
     options += ("trainer.log_every_n_steps=1", "trainer.max_steps=4", "scheduler=one_cycle")
     run(outputs, "stage=lora", "digit=9", *options)
-    with next(only_run(outputs, "lora").rglob("metrics.csv")).open(newline="") as lines:
-        rates = [float(row["lr-Adam"]) for row in csv.DictReader(lines) if row["lr-Adam"]]
+    (metrics,) = only_run(outputs, "lora").rglob("metrics.csv")
+    rates = [float(row["lr-Adam"]) for row in read_csv(metrics) if row["lr-Adam"]]
     expected = [0.04, 0.8117, 0.2831, 0]
     assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
 
@@ -98,7 +97,7 @@ def test_optuna_searches_for_the_better_end(cli, tmp_path):
         sweep = tmp_path / name
         done = cli(TOY, *arguments, "hydra.sweeper.n_trials=5", f"hydra.sweep.dir={sweep}")
         assert "best: python" in done.out
-        rows = read_summary(sweep)
+        rows = read_csv(sweep / "summary.csv")
         drawn.append([(row["x"], row["y"]) for row in rows])
         accuracies = [float(row["val.accuracy"]) for row in rows if not row["error"]]
         results = OmegaConf.load(sweep / "optimization_results.yaml")
@@ -116,7 +115,7 @@ def test_jobs_run_side_by_side(tmp_path, monkeypatch):
     assert process.returncode == 1, out + err
     sweep = only_run(tmp_path / "outputs", "multirun")
     assert err.splitlines()[-1] == f"failed: x=0 in {sweep}/0: x=0: expected an integer >= 1"
-    assert [row["x"] for row in read_summary(sweep)] == ["2", "1", "0"]
+    assert [row["x"] for row in read_csv(sweep / "summary.csv")] == ["2", "1", "0"]
     workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
     assert process.pid not in {worker["process"] for worker in workers}
     assert {worker["threads"] for worker in workers} == {"1"}

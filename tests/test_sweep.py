@@ -4,8 +4,8 @@ import signal
 import time
 
 import pytest
-from helpers.commands import only_run
-from helpers.sweeping import COLUMNS, TOY, read_summary, start, write_job
+from helpers.commands import only_run, read_csv
+from helpers.sweeping import COLUMNS, TOY, start, write_job
 
 from lora_mnist.project import command_line
 from lora_mnist.sweep import best_line, summarize, table_text, write_table
@@ -27,7 +27,7 @@ def test_a_failing_job_takes_no_other_along_and_is_named_at_the_end(cli, tmp_pat
     assert "Traceback" in (sweep / "1" / "toy.log").read_text()
     assert "#3: val.accuracy 0.2, " in done.out
     assert "train.py x=3 \"note='a b'\" shape=round paths.outputs=" in done.out
-    rows = [(row["x"], row["folder"], row["error"]) for row in read_summary(sweep)]
+    rows = [(row["x"], row["folder"], row["error"]) for row in read_csv(sweep / "summary.csv")]
     assert rows[:2] == [("3", "3", ""), ("2", "2", "")]
     assert rows[2:] == [
         ("-1", "1", "RuntimeError: no such thing"),
@@ -145,5 +145,5 @@ def test_a_lucky_seed_is_not_crowned(tmp_path):
     assert "│ 2 │         1 │     3 │  0.8500 ± 0.1000 │" in text
     command = command_line("train", ["stage=lora", "seed=0", "lora.rank=2"])
     assert text.splitlines()[-1] == f"best by the mean of 2 seeds: {command}"
-    rows = read_summary(tmp_path)
+    rows = read_csv(tmp_path / "summary.csv")
     assert [row["lora.rank"] + row["seed"] for row in rows] == ["20", "21", "10", "11", "12", "22"]

@@ -1,5 +1,6 @@
 """Commands in a process of their own, their answers, and the folders of their runs."""
 
+import csv
 import json
 import os
 import subprocess
@@ -42,6 +43,11 @@ def run_process(*command, **environment):
 
 def read_results(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def files_of(folder):

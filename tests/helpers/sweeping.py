@@ -1,6 +1,5 @@
 """Helpers of the tests of sweeps."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -17,11 +16,6 @@ COLUMNS = {
     "scale": "scale",
     "seconds": "seconds",
 }
-
-
-def read_summary(sweep):
-    with (sweep / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write_job(sweep, name, overrides, **outcome):
