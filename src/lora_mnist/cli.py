@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_mnist.command import CLASSIFIER, Run, nearest_keys, override
+from lora_mnist.command import CLASSIFIER, Run, override, unknown_key
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
 from lora_mnist.errors import (
     GROUP_OF,
@@ -232,7 +232,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         if not isinstance(error, HydraException):  # the command reads it
             return f"{cause.full_key}: missing; expected a value", code
         unknown, function = str(cause.full_key), cause.parent_node.get("_target_")
-        message = f"{unknown}: nothing reads this key; {nearest_keys(unknown)}"
+        message = unknown_key(unknown)
         if function and unknown.rpartition(".")[2] not in GROUP_OF:
             message += f", or +{unknown}, a new argument of {function}"
     elif isinstance(cause, OmegaConfBaseException):
