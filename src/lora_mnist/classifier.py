@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lora_mnist.choice import Choice
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
@@ -159,8 +160,8 @@ class Classifier:
         network = build_network(settings.net)
         return cls(network, build_dataset(network, settings), settings)
 
-    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> float:
-        """Turn the adapter up or down; return its scale, 0 without an adapter.
+    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> Choice:
+        """Turn the adapter up or down; return its scale, 0 without an adapter, and why.
 
         0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` validation
         images decide, on ``device``, as in training.
@@ -170,16 +171,21 @@ class Classifier:
             raise UserError(f"scale={scale}: expected a number, 1 as trained; auto; or null")
         if scale is not None and not adapters:
             raise UserError(f"scale={scale}: expected null, since there is no adapter")
-        is_learnt = scale == "auto" and self.made.get("refit")
-        if is_learnt:
-            log.info("scale=%g, as saved: the adapter has learnt the images that could advise")
-        if scale is None or is_learnt:
-            return adapters[0].scale if adapters else 0.0
-        scale = self._advised_scale(device) if scale == "auto" else float(scale)
-        set_lora_scale(self.net, scale)
-        return scale
+        saved = adapters[0].scale if adapters else 0.0
+        if scale is None:
+            return Choice(saved, why="as saved")
+        if scale != "auto":
+            choice = Choice(float(scale), why="as set")
+        elif self.made.get("refit"):
+            choice = Choice(saved, why="as saved, since the adapter has learnt validation images")
+        else:
+            choice = self._advised_scale(device)
+        if scale == "auto":
+            log.info("scale=%g: %s", choice.value, choice.why)
+        set_lora_scale(self.net, choice.value)
+        return choice
 
-    def _advised_scale(self, device: torch.device | str) -> float:
+    def _advised_scale(self, device: torch.device | str) -> Choice:
         """The scale that validation images advise."""
         images = self.images.val
         if not len(images):
@@ -191,9 +197,8 @@ class Classifier:
         targets = [c for c, name in enumerate(self.classes) if name in self.targets]
         with evaluating(self.net, device):
             batches = self.dataset.batches(images, device, some, "scale=auto")
-            advised = dial_curve(self.net, batches, targets)["advised"]
-        log.info("scale=%g, as validation images advise", advised)
-        return float(advised)
+            curve = dial_curve(self.net, batches, targets)
+        return Choice(curve["advised"], curve["scales"], len(some), "advised by validation images")
 
     @property
     def classes(self) -> list[str]:

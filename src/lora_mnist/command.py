@@ -114,7 +114,7 @@ def all_keys() -> set[str]:
 def unknown_key(key: str) -> str:
     """What to say of a key that no command has: those that may be meant, or all of its group."""
     group, _, name = key.rpartition(".")
-    keys = sorted(all_keys())
+    keys = sorted(all_keys() - {""})
     beside = [each for each in keys if each.rpartition(".")[0] == group]
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
     if nearest := nearest or get_close_matches(key, keys):

@@ -45,7 +45,7 @@ def build_page(classifier: Classifier) -> Any:
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 
-    dataset, saved_scale = classifier.dataset, classifier.set_scale(None)
+    dataset, saved_scale = classifier.dataset, classifier.set_scale(None).value
     test_images = classifier.test_images()
     mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
 

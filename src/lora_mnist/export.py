@@ -92,7 +92,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if images is None:
         images, name = gradients(dataset), "pictures of a gradient"
     classifier.check(images)
-    scale = classifier.set_scale(cfg.scale)
+    scale = classifier.set_scale(cfg.scale).value
     plain = copy.deepcopy(classifier.net)
     if classifier.adapter is not None:
         merge_lora(plain)

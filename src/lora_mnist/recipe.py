@@ -21,6 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from lora_mnist.choice import Choice
 from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.run_paths import TRIALS_FOLDER
 from lora_mnist.errors import UserError, config_group
@@ -30,7 +31,7 @@ from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
 from lora_mnist.repair.significance import weakest
-from lora_mnist.session import Choice, Session
+from lora_mnist.session import Session
 
 log = logging.getLogger(__name__)
 

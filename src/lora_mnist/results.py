@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lora_mnist.choice import Choice
 from lora_mnist.command import Run, key_of
 from lora_mnist.disk.base import (
     find_base,
@@ -27,7 +28,7 @@ from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.project import DATA
 from lora_mnist.repair.predictions import Predictions, outcomes_by_part
-from lora_mnist.session import Choice, Session
+from lora_mnist.session import Session
 from lora_mnist.settings import VERSION
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import log_results, make_report
