@@ -173,14 +173,14 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
 def tell_duration(session: Session, data: ImageDataModule, seconds: float) -> None:
     """Log how long all trainings take, at so many ``seconds`` a step, and how to have fewer."""
     count, steps = number_of_trainings(session, data), session.trainer.max_steps
+    if steps <= 0:  # -1: max_epochs ends them
+        return
+    minutes = max(1, round(count * steps * seconds / 60))
     advice = ""
-    if len(dropouts_to_try(session, data)) > 1:
-        advice = "; lora.dropout=0 saves one of them"
-    elif count > 1:
-        advice = "; refit=false saves one of them"
-    if steps > 0:
-        minutes = max(1, round(count * steps * seconds / 60))
-        log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
+    if count > 1:
+        key = "lora.dropout=0" if len(dropouts_to_try(session, data)) > 1 else "refit=false"
+        advice = f"; {key} saves one of them"
+    log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
 
 
 def number_of_trainings(session: Session, data: ImageDataModule) -> int:

@@ -75,7 +75,11 @@ def finish(
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
     if path is not None:  # last: a run that fails on the way leaves the current base alone
-        _write_base(session, path, current)
+        write_base(session.net.state_dict(), path, _record_of(session))
+        if current is not None:
+            set_current_base(path, current)
+        else:
+            log.info("base: %s; the current one stays", path)
     knows_some = cfg.stage == "pretrain" and results["targets"]
     if reason and not (knows_some or is_quick_run):
         raise TrainingError(reason)
@@ -158,19 +162,12 @@ def _record_of(session: Session) -> dict[str, Any]:
         "prepare": prepare,
         "data": data,
         "made": {
-            **{"stage": session.cfg.stage, "overrides": typed, "seed": session.cfg.seed},
+            "stage": session.cfg.stage,
+            "overrides": typed,
+            "seed": session.cfg.seed,
             "versions": {package: version(package) for package in ("lora-mnist", "torch")},
         },
     }
-
-
-def _write_base(session: Session, path: Path, current: Path | None) -> None:
-    """Write the base to the file in which it is kept, and make it the current one."""
-    write_base(session.net.state_dict(), path, _record_of(session))
-    if current is not None:
-        set_current_base(path, current)
-    else:
-        log.info("base: %s; the current one stays", path)
 
 
 def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
@@ -184,9 +181,9 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
         if not about:  # somebody else's: which images there are is each command's choice
             about = {**record, "data": {}}
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
-    made = {name: choice.value for name, choice in choices.items() if name != "target"}
-    record["made"] |= made
-    targets = choices["target"].value if "target" in choices else []
+    values = {name: choice.value for name, choice in choices.items()}
+    targets = values.pop("target", [])
+    record["made"] |= values
     metadata = {"base_sha256": base.sha256, "targets": targets, **record}
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
 

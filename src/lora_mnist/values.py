@@ -59,6 +59,7 @@ EXPECTED = {
     "data.num_workers": Expected((int,), least=0, words=(None,)),
     "optimizer.lr": Expected((float,), least=0, words=("auto",)),
     "lora.scale": Expected((float,), above=0, words=("auto",)),
+    "scale": Expected((float,), words=("auto", None)),
     "lora.target_modules": Expected((str, list)),
     "lora.rank_pattern": Expected((dict,), words=(None,)),
     "lora.alpha_pattern": Expected((dict,), words=(None,)),
