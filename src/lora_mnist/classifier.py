@@ -37,9 +37,9 @@ from lora_mnist.settings import Settings, warn_of_other_split
 
 log = logging.getLogger(__name__)
 
-#: So many images are tried to see what a network's outputs are.
+#: The number of images on which the outputs of a network are checked.
 _CHECKED = 4
-#: A key has these values where nothing else says otherwise.
+#: The values of keys that nothing else sets.
 _DEFAULTS = {
     "net": {"_target_": "lora_mnist.MLP"},
     "data": {"_target_": "lora_mnist.data.MNIST"},
@@ -172,7 +172,7 @@ class Classifier:
         if scale is None:
             return Choice(saved, why="as saved")
         if scale != "auto":
-            choice = Choice(scale, why="as set")
+            choice = Choice(float(scale), why="as set")
         elif self.made.get("refit"):
             choice = Choice(saved, why="as saved, since the adapter has learnt validation images")
         else:
@@ -222,9 +222,9 @@ class Classifier:
         if isinstance(pictures, str | Path | Image.Image):
             pictures = [pictures]
         images = ((self.read(picture), 0) for picture in pictures)
-        return [prediction for _, (prediction,) in self.predictions_at(images, [None])]
+        return [prediction for _, (prediction,) in self.predict_at(images, [None])]
 
-    def predictions_at(
+    def predict_at(
         self, images: Iterable[tuple[Tensor, int]], scales: Sequence[float | None]
     ) -> Iterator[tuple[int, list[Prediction]]]:
         """Each image's label, which may be any number, and the prediction at each scale."""
@@ -282,7 +282,7 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
 
 
 def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
-    """The data set of these settings; ``network`` and images say what is still missing."""
+    """The data set of these settings; what is missing comes from ``network``, then the images."""
     is_of_digits = settings.data["_target_"] == _DEFAULTS["data"]["_target_"]
     if not is_of_digits and settings.prepare.get("transform") is None:
         own = own_preprocessing(network, settings.net, settings.prepare)

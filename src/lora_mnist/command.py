@@ -71,7 +71,7 @@ def override(key: str, value: object) -> str:
 
 
 def in_grammar(value: object) -> str:
-    """A value as Hydra's grammar has it; quoted are texts such as null, a class's name."""
+    """A value in Hydra's grammar; a text such as null, which may be a class's name, is quoted."""
     text = str(value)
     is_word = re.fullmatch(r"[\w/.+-]+", text, re.ASCII)
     if is_word and str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
@@ -123,9 +123,9 @@ def unknown_key(key: str) -> str:
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the run's folder, without other commands' keys in a user's file.
+    """A copy of ``cfg`` with the run's folder, without the keys that other commands have.
 
-    Hydra does not look for misspelt keys in files, so all are compared with those that there are.
+    Hydra finds misspelt keys on the command line, but not in a user's files. Here both are sought.
     """
     checked = cfg.copy()
     entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
@@ -133,12 +133,13 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     typed = None
     if run is not None and run.typed is not None:
         typed = [key_of(text) for text in run.typed]
-    for key in by_key(OmegaConf.to_container(cfg)):
+    given = by_key(OmegaConf.to_container(cfg))
+    for key in given:
         group, _, name = key.rpartition(".")
-        keys = known.get(group)
-        # A function, which has a _target_, and an open group take more than what is configured.
-        if not isinstance(keys, dict) or "_target_" in keys or group in _OPEN or key in known:
+        if key in known or group in _OPEN or not isinstance(known.get(group), dict):
             continue
+        if "_target_" in known[group] or "_target_" in given[group]:
+            continue  # a function takes other arguments than those that are configured
         if key not in all_keys():
             raise UserError(unknown_key(key))
         if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
@@ -161,7 +162,7 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 
 
 def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
-    """What Hydra makes of a part of the configuration; what cannot be made names its ``key``."""
+    """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
     from lora_mnist.repair.networks import importable  # here: torch
 
     with importable(), config_group(key):
@@ -170,7 +171,7 @@ def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The arguments of network, preparation and images that a configuration has, resolved."""
+    """The resolved arguments of network, preparation and images in a configuration."""
     groups = {}
     for group in ("net", "prepare", "data"):
         content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)

@@ -49,7 +49,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         scales["after"] = None  # as it is
     predictions = []
     images = readable_pictures(classifier, files)
-    for number, of_image in classifier.predictions_at(images, list(scales.values())):
+    for number, of_image in classifier.predict_at(images, list(scales.values())):
         of_each = dict(zip(scales, of_image, strict=True))
         predictions.append({"file": printable(files[number]), **of_each})
     if cfg.out is not None:

@@ -1,4 +1,4 @@
-"""The end of a run: what it found is judged, and all its files are written, here alone."""
+"""The end of a run: it is judged, and all its files are written, here alone."""
 
 import logging
 import os
@@ -41,20 +41,20 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    found: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge a run and write all its files; at the end, refuse what is of no use.
 
-    ``found`` is what else results.json has of it, such as the dial.
+    ``others`` are further entries of results.json, such as the dial.
     """
     cfg, run, settings = session.cfg, session.run, session.classifier.settings
     results = results_of(session, tables, choices)
-    results |= found or {}
+    results |= others or {}
     reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
     is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
     path, current = None, None
     if cfg.stage == "pretrain":
-        # What knows some classes alone, or nothing, or was a quick run, is no base for others.
+        # A network that knows only some classes, or nothing, is no base; nor is a quick run's.
         is_base = not (results["targets"] or reason or is_quick_run)
         folder, name = run.folder, base_name(settings.data, settings.net)
         if is_base:

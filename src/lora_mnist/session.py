@@ -79,7 +79,7 @@ class Session:
         return evaluating(self.net, self.trainer.strategy.root_device)
 
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
-        """The predictions for each part that has images; for ``val`` only if they are asked for."""
+        """The predictions for each part that has images, without ``val`` by default."""
         tables = {}
         for part in self.parts:
             if part == "val" and not with_val:
@@ -90,7 +90,7 @@ class Session:
 
     @cached_property
     def _order_seed(self) -> int:
-        """The seed of the images' order; ``null``: drawn as a plain DataLoader does it."""
+        """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
         seed = self.cfg.batches.seed
         if seed is None:  # two numbers: for its workers, then for its sampler
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
@@ -207,9 +207,6 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     started = time.perf_counter()
     _refuse_wrong_stage(cfg)
     trainer = make_trainer(cfg, run)
-    if cfg.stage == "eval" and trainer.world_size > 1:
-        count = trainer.num_devices
-        raise UserError(f"trainer.devices={count}: expected 1; one process evaluates")
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
     else:
@@ -231,8 +228,6 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_inconsistent(session)
-    if cfg.stage == "lora":
-        _refuse_moving_base(session)
     return session
 
 
@@ -259,20 +254,13 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
 
 def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:
     """The pictures in the folder ``mistakes`` that the base gets wrong."""
-    folder, data_dir = Path(str(cfg.mistakes)), cfg.data.get("data_dir")
-    if data_dir is not None:
-        root = Path(str(data_dir)).expanduser().resolve()
-        if folder.expanduser().resolve().is_relative_to(root):
-            raise UserError(
-                f"mistakes={folder}: expected pictures from elsewhere than data.data_dir={data_dir}"
-            )
+    net, dataset = classifier.net, classifier.dataset
 
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-        batches = classifier.dataset.stacked(pictures, device)
-        return predictions_at(classifier.net, batches, [0]).prediction[0]
+        return predictions_at(net, dataset.stacked(pictures, device), [0]).prediction[0]
 
-    with evaluating(classifier.net, device):
-        return wrong_pictures(predict, classifier.dataset, folder, cfg.mistakes_test)
+    with evaluating(net, device):
+        return wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
 
 
 def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
@@ -302,9 +290,16 @@ def _refuse_inconsistent(session: Session) -> None:
         log.warning("loss.target_weight: has no effect with batches.replay=0")
     if is_repair and cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
         log.warning("lora.init_std: has no effect with lora.init=%s", cfg.lora.init)
+    base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
-        base = session.classifier.base
         refuse_other_base(Path(cfg.ckpt_path), base and base.sha256)
+    # The check of its outputs has asked the network for predictions.
+    if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
+        raise UserError(
+            f"net._target_={session.classifier.settings.net['_target_']}: expected a network that "
+            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
+            f"{changed[0]} has changed"
+        )
     # Made once, so that what they refuse is refused before anything is computed.
     session.make_loss()
     session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))
@@ -334,23 +329,6 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             f"{', '.join(asking)}: expected validation images: data.val_size > 0, images in val/ "
             "that are not in train/, and trainer.limit_val_batches > 0"
-        )
-
-
-def _refuse_moving_base(session: Session) -> None:
-    """Refuse a network that changes its own tensors while it predicts: no proof would hold."""
-    classifier, net, base = session.classifier, session.net, session.classifier.base
-    assert base is not None
-    root = session.trainer.strategy.root_device
-    devices = [root] if root.type == "cuda" else []
-    with torch.random.fork_rng(devices), session.evaluating() as device, torch.no_grad():
-        image, _ = session.images.train.take([0])
-        net(classifier.dataset.normalise(image.to(device)))
-    if changed := changed_tensors(base.tensors, base_state_dict(net)):
-        raise UserError(
-            f"net._target_={classifier.settings.net['_target_']}: expected a network that "
-            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
-            f"{changed[0]} has changed"
         )
 
 

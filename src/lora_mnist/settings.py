@@ -88,8 +88,7 @@ class Settings:
             own = getattr(self, group)
             for key, value in own.items():
                 typed = self.typed[group].get(key)
-                foreign = None if value == typed else foreign_code(own, key, value, typed)
-                if foreign:
+                if foreign := foreign_code(own, key, value, typed):
                     line = quoted(f"{group}.{key}={as_value(value)}")
                     raise UserError(
                         f"{file}: its file names {foreign}, code of its maker: {line} runs it, "
@@ -115,15 +114,16 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
 def foreign_code(
     arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
 ) -> str | None:
-    """What of an argument of a record could run code, or read a file; ``None``: nothing.
+    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing.
 
-    ``typed`` is what somebody has typed for it, which may be a part of a transform.
+    ``typed`` is the value on the command line, of a transform perhaps only a part of it.
     """
+    if value == typed:
+        return None
     if name == "transform" and isinstance(value, Mapping):
         own = typed if isinstance(typed, Mapping) else {}
         for key, each in value.items():
-            foreign = None if each == own.get(key) else foreign_code(value, key, each)
-            if foreign:
+            if foreign := foreign_code(value, key, each, own.get(key)):
                 return foreign
         return None
     if name == "_target_":
@@ -145,14 +145,16 @@ def is_plain(value: Any) -> bool:
 
 
 def warn_of_other_split(dataset: ImageDataset, record: Mapping[str, Any]) -> None:
-    """Say so where a base with this record may have been trained on images that are held out."""
+    """Warn where a base with this record may have been trained on images that are held out."""
     trained = record.get("data", {})  # nothing of a base that was trained elsewhere
     for key, now in dataset.split_settings.items():
         then = trained.get(key, now)
-        is_less = now > then if key == "val_size" else now != then
-        if key == "val_from":
-            is_less = (now, then) == ("train", "test")  # it was trained on all but test images
-        if is_less:
+        may_overlap = now != then
+        if key == "val_size":
+            may_overlap = now > then
+        elif key == "val_from":
+            may_overlap = (now, then) == ("train", "test")  # it learnt all but test images
+        if may_overlap:
             log.warning(
                 "data.%s=%s: the base was trained with %s on these images, and may have been "
                 "trained on some that are now held out",

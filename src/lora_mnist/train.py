@@ -88,5 +88,5 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     tell(repair.choices)
     tables = repair.tables | session.tables()
     curve = list(repair.errors_by_step.items())
-    found = {"dial": repair.dial, "validation_errors": curve, "better_preprocessing": advice}
-    return finish(session, tables, choices | repair.choices, found)
+    others = {"dial": repair.dial, "validation_errors": curve, "better_preprocessing": advice}
+    return finish(session, tables, choices | repair.choices, others)

@@ -93,7 +93,7 @@ class Reading:
         self.is_hotfix = "mistakes" in self.counts
         self.steps: int = results["steps"]
         self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
-        #: What :func:`.dial.dial_curve` found on validation images; empty where it was not asked.
+        #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
         self.name = self.named(self.targets) if self.targets else ""
         self.total = self.change()
@@ -154,9 +154,12 @@ class Reading:
         """A row for each class and for all; of many classes for what changed most, or is worst."""
         numbers = self.every
         if len(numbers) >= _MAX_ROWS:
-            changes = {c: self.change([c]) for c in self.rest}
-            sizes = {c: (each.repaired + each.broken, each.after) for c, each in changes.items()}
-            others = sorted(self.rest, key=lambda c: sizes[c], reverse=True)
+
+            def size(number: int) -> tuple[int, int]:
+                change = self.change([number])
+                return change.repaired + change.broken, change.after
+
+            others = sorted(self.rest, key=size, reverse=True)
             numbers = [*self.targets, *others][: _MAX_ROWS - 2]
         groups: list[tuple[str, Sequence[int]]] = [(self.classes[c], [c]) for c in numbers]
         if rest := [c for c in self.every if c not in numbers]:
@@ -223,10 +226,10 @@ class Reading:
 
     def mostly_called(self, number: int) -> str:
         """What most errors of a class on test images are called: ``, 32 of them called fours``."""
-        called = self.counts["test"].get("called_per_class") or {number: None}
-        if called[number] is None:
+        called = self.counts["test"]["called_per_class"][number]
+        if called is None:
             return ""
-        other, count = called[number]
+        other, count = called
         return f", {count:,} of them called {self.named([other])}" if count > 1 else ""
 
     def _of_repair(self) -> list[Phrase]:
