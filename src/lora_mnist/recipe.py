@@ -51,7 +51,7 @@ DROPOUTS = (0.0, 0.05)
 
 
 class Repair(NamedTuple):
-    """What is known of an adapter after its training, at the scale that was chosen."""
+    """What was measured of an adapter after its training, at the chosen scale."""
 
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
@@ -194,8 +194,8 @@ def train_repair(
 ) -> Repair:
     """Train the adapter: once, or after trials that decide its dropout and its scale.
 
-    Each training begins at the same start. What validation images say is of the trial that was
-    chosen, which had not learnt them.
+    Each training begins at the same start. The tables, the dial and the scale are those of the
+    chosen trial, which had not learnt the validation images.
     """
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
@@ -207,12 +207,12 @@ def train_repair(
         )
     trials: dict[float, Repair] = {}
     for tried in dropouts:
-        its_session = session
+        session_of_trial = session
         if has_trials:
             log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), tried)
-            its_session = session.in_folder(f"{TRIALS_FOLDER}/dropout={tried}")
+            session_of_trial = session.in_folder(f"{TRIALS_FOLDER}/dropout={tried}")
         start_again(session.net, start, tried)
-        trials[tried] = _train_and_measure(its_session, data, rate, before, refit)
+        trials[tried] = _train_and_measure(session_of_trial, data, rate, before, refit)
     dropout = choose_dropout(session, trials)
     chosen = trials[dropout.value]
     choices = {"dropout": dropout, **chosen.choices, "refit": refit}
@@ -298,7 +298,7 @@ def _has_few(data: ImageDataModule) -> bool:
 def try_scales(
     session: Session, data: ImageDataModule, val: Predictions | None
 ) -> dict[str, Any] | None:
-    """The errors of the adapter at several scales on validation images; ``None``: not asked for."""
+    """The dial of the adapter on validation images; ``None`` if it is not wanted."""
     cfg, images = session.cfg, session.images.val
     wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):

@@ -278,7 +278,7 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
 
 
 def _refuse_inconsistent(session: Session) -> None:
-    """Refuse values that are each right on their own, but not together, or not with the images."""
+    """Refuse values that do not fit each other, or the images."""
     cfg, trainer = session.cfg, session.trainer
     scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
@@ -293,7 +293,7 @@ def _refuse_inconsistent(session: Session) -> None:
     base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
         refuse_other_base(Path(cfg.ckpt_path), base and base.sha256)
-    # The check of its outputs has asked the network for predictions.
+    # It has predicted already, when its outputs were checked.
     if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
         raise UserError(
             f"net._target_={session.classifier.settings.net['_target_']}: expected a network that "
