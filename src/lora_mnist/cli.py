@@ -278,8 +278,6 @@ class ClaimOutputFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
         with _refusals(config):
-            if OmegaConf.is_missing(config, "stage"):
-                raise UserError(_no_stage())
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
@@ -293,8 +291,6 @@ class ClaimOutputFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         with _refusals(config):
-            if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
-                raise UserError(_no_stage())
             if "sweep" in config:
                 open_sweep(config)
 
@@ -319,6 +315,8 @@ def _refusals(config: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block, an error ends the command, after its reason was printed."""
     HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
     try:
+        if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
+            raise UserError(_no_stage())
         if config.hydra.job.chdir:
             raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
         yield
