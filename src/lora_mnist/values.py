@@ -64,7 +64,6 @@ EXPECTED = {
     "lora.rank_pattern": Expected((dict,), words=(None,)),
     "lora.alpha_pattern": Expected((dict,), words=(None,)),
     "trainer.max_steps": Expected((int,), least=-1),
-    "trainer.max_epochs": Expected((int,), least=-1, words=(None,)),
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.val_check_interval": Expected((float, str), above=0, words=(None,)),
     "trainer.limit_train_batches": _SHARE,
