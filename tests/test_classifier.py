@@ -50,7 +50,7 @@ def test_auto_asks_the_rule_of_training(tmp_path):
     dataset.sets = ImageSets(images, images, images, {}, {}, None)
     for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
         classifier = Classifier(net, dataset, {}, adapter=tmp_path, targets=targets)
-        assert classifier.set_scale("auto") == adapter.scale == scale
+        assert classifier.set_scale("auto").value == adapter.scale == scale
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

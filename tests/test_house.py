@@ -25,7 +25,7 @@ HOUSE = [
     "disk",
     "repair",
     "data",
-    "errors project progress",
+    "choice errors project progress",
     "lora",  # with disk/files.py beside it, it can be copied into another project
     "disk.files",
 ]

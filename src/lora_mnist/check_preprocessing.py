@@ -1,4 +1,4 @@
-"""Whether classes and images of a network of one's own are those of its training."""
+"""Checks that classes and images are prepared as in the training of the base."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ from lora_mnist.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Usual ways to prepare images are tried on so many validation images, for so many seconds.
+#: On how many validation images usual preparations are tried, and for how many seconds at most.
 _IMAGES, _SECONDS = 50, 60
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SCALINGS = ((0.5, 0.5), (0.0, 1.0), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -76,7 +76,7 @@ def better_preparation(session: Session) -> list[str]:
     some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
     files, labels = [dataset.root / str(name) for name in some.names], some.labels.tolist()
     typed = {**settings.typed["prepare"], "classes": dataset.classes}
-    # What images alone have said is typed, too: else each size would have a mean of its own.
+    # Measured values are fixed, or each size would be measured anew.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
     best = {key: dataset.preprocessing()[key] for key in keys}
     own, configured = size_of_picture(files[0]), dataset.prepare.size
@@ -121,7 +121,7 @@ def better_preparation(session: Session) -> list[str]:
 
 
 def _p_value(before: Tensor, after: Tensor) -> float:
-    """McNemar's, of two networks, from the images that each has wrong: bool, shape (N,)."""
+    """McNemar's p-value, from the images that two networks get wrong: bool, shape (N,)."""
     return mcnemar(int((before & ~after).sum()), int((after & ~before).sum()))
 
 

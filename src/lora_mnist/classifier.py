@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lora_mnist.choice import Choice
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
-from lora_mnist.disk.base import Base, find_base, load_weights, read_base
+from lora_mnist.disk.base import Base, find_base, load_weights, read_base, sha256_of_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, is_number, one_line
+from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
@@ -36,9 +37,9 @@ from lora_mnist.settings import Settings, warn_of_other_split
 
 log = logging.getLogger(__name__)
 
-#: So many images are tried to see what a network's outputs are.
+#: The number of images on which the outputs of a network are checked.
 _CHECKED = 4
-#: A key has these values where nothing else says otherwise.
+#: The values of keys that nothing else sets.
 _DEFAULTS = {
     "net": {"_target_": "lora_mnist.MLP"},
     "data": {"_target_": "lora_mnist.data.MNIST"},
@@ -112,13 +113,13 @@ class Classifier:
         path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
         if base is not None:
             path = Path(str(base))
-        expected = record.get("base_sha256") if base is None else None
-        if expected is not None:
+        elif (expected := record.get("base_sha256")) is not None:
             path = find_base(Path(bases), expected) or path
-        not_here = (
-            f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights with "
-            f"SHA-256 {expected}"
-        )
+            if sha256_of_base(path) != expected:
+                raise UserError(
+                    f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the "
+                    f"weights with SHA-256 {expected}"
+                )
         try:
             file = read_base(path)
             settings.take("the base", file.record, f"base_ckpt={path}")
@@ -127,14 +128,13 @@ class Classifier:
             outputs = None if own else outputs_key(settings.net)
             loaded = load_weights(network.eval(), file, base_prefix, outputs)
         except FileNotFoundError as error:
-            no_file = f"base_ckpt={path}: no such file ({path.absolute()})"
+            advice = ""
             if str(settings.net["_target_"]).startswith("lora_mnist."):
-                no_file += f"; make a base with: {program('train')} stage=pretrain"
-            raise UserError(not_here if expected else no_file) from error
+                advice = f"; make a base with: {program('train')} stage=pretrain"
+            reason = f"no such file ({path.absolute()}){advice}"
+            raise UserError(f"base_ckpt={path}: {reason}") from error
         except (ValueError, OSError) as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-        if expected not in (None, loaded.sha256):
-            raise UserError(not_here)
         dataset = build_dataset(network, settings)
         warn_of_other_split(dataset, file.record)
         if settings.sources:
@@ -159,27 +159,30 @@ class Classifier:
         network = build_network(settings.net)
         return cls(network, build_dataset(network, settings), settings)
 
-    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> float:
-        """Turn the adapter up or down; return its scale, 0 without an adapter.
+    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> Choice:
+        """Turn the adapter up or down; return its scale, 0 without an adapter, and why.
 
         0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` validation
         images decide, on ``device``, as in training.
         """
         adapters = lora_adapters(self.net)
-        if scale not in (None, "auto") and not is_number(scale):
-            raise UserError(f"scale={scale}: expected a number, 1 as trained; auto; or null")
         if scale is not None and not adapters:
             raise UserError(f"scale={scale}: expected null, since there is no adapter")
-        is_learnt = scale == "auto" and self.made.get("refit")
-        if is_learnt:
-            log.info("scale=%g, as saved: the adapter has learnt the images that could advise")
-        if scale is None or is_learnt:
-            return adapters[0].scale if adapters else 0.0
-        scale = self._advised_scale(device) if scale == "auto" else float(scale)
-        set_lora_scale(self.net, scale)
-        return scale
+        saved = adapters[0].scale if adapters else 0.0
+        if scale is None:
+            return Choice(saved, why="as saved")
+        if scale != "auto":
+            choice = Choice(float(scale), why="as set")
+        elif self.made.get("refit"):
+            choice = Choice(saved, why="as saved, since the adapter has learnt validation images")
+        else:
+            choice = self._advised_scale(device)
+        if scale == "auto":
+            log.info("scale=%g: %s", choice.value, choice.why)
+        set_lora_scale(self.net, choice.value)
+        return choice
 
-    def _advised_scale(self, device: torch.device | str) -> float:
+    def _advised_scale(self, device: torch.device | str) -> Choice:
         """The scale that validation images advise."""
         images = self.images.val
         if not len(images):
@@ -191,9 +194,8 @@ class Classifier:
         targets = [c for c, name in enumerate(self.classes) if name in self.targets]
         with evaluating(self.net, device):
             batches = self.dataset.batches(images, device, some, "scale=auto")
-            advised = dial_curve(self.net, batches, targets)["advised"]
-        log.info("scale=%g, as validation images advise", advised)
-        return float(advised)
+            curve = dial_curve(self.net, batches, targets)
+        return Choice(curve["advised"], curve["scales"], len(some), "advised by validation images")
 
     @property
     def classes(self) -> list[str]:
@@ -220,9 +222,9 @@ class Classifier:
         if isinstance(pictures, str | Path | Image.Image):
             pictures = [pictures]
         images = ((self.read(picture), 0) for picture in pictures)
-        return [prediction for _, (prediction,) in self.predictions_at(images, [None])]
+        return [prediction for _, (prediction,) in self.predict_at(images, [None])]
 
-    def predictions_at(
+    def predict_at(
         self, images: Iterable[tuple[Tensor, int]], scales: Sequence[float | None]
     ) -> Iterator[tuple[int, list[Prediction]]]:
         """Each image's label, which may be any number, and the prediction at each scale."""
@@ -253,9 +255,9 @@ class Classifier:
 
     def check(self, images: Images | None = None) -> None:
         """Refuse a network that cannot take the images, or has no output for each class."""
-        if images is None and self.settings.prepare.get("transform") is not None:
-            return  # it may keep a picture's size
         if images is None:
+            if self.settings.prepare.get("transform") is not None:
+                return  # it may keep a picture's size
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = Images([picture], torch.zeros(1, dtype=torch.int64))
         some = torch.linspace(0, len(images) - 1, _CHECKED).long()
@@ -280,19 +282,18 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
 
 
 def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
-    """The data set of these settings; ``network`` and images say what is still missing."""
+    """The data set of these settings; what is missing comes from ``network``, then the images."""
     is_of_digits = settings.data["_target_"] == _DEFAULTS["data"]["_target_"]
     if not is_of_digits and settings.prepare.get("transform") is None:
         own = own_preprocessing(network, settings.net, settings.prepare)
         settings.take("the network", {"prepare": own})
-    given = {}
     for key, value in settings.data.items():
-        if value is None:
-            continue
-        if key in GROUP_OF:
+        if key in GROUP_OF and value is not None:
             raise UserError(f"data.{key}={as_value(value)}: expected {GROUP_OF[key]}.{key}")
-        given[key] = value
-    given |= {key: value for key, value in settings.prepare.items() if value is not None}
+    given = {}
+    for key, value in (settings.data | settings.prepare).items():
+        if value is not None:
+            given[key] = value
     if is_of_digits:
         # Where only a record names a folder, nothing is made.
         given["download"] = settings.typed["data"].get("data_dir") == given.get("data_dir")

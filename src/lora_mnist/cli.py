@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_mnist.command import CLASSIFIER, Run, nearest_keys, override
+from lora_mnist.command import CLASSIFIER, Run, override, unknown_key
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
 from lora_mnist.errors import (
     GROUP_OF,
@@ -223,45 +223,50 @@ def explain(error: BaseException) -> tuple[str, int]:
         return printable(error), error.exit_code
     if line := error_in_user_code(error):
         return line, 1
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_configuration(error), UserError.exit_code
+    message = described(error)
+    is_of_value = isinstance(error, ValueError | TypeError) or message == one_line(error)
+    return message, UserError.exit_code if is_of_value else 1
+
+
+def _explain_configuration(error: BaseException) -> str:
+    """What is wrong with an override or a key, in the words of Hydra or OmegaConf."""
     # Hydra says which override was wrong, and OmegaConf, its cause, why.
     cause = error.__cause__ if isinstance(error, HydraException) else error
-    message, code = one_line(str(error).partition("Config search path:")[0]), UserError.exit_code
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        key = str(cause.full_key)
         if OmegaConf.is_missing(cause.parent_node, "stage"):
-            return _no_stage(), code  # which keys there are depends on it
+            return _no_stage()  # which keys there are depends on it
         if not isinstance(error, HydraException):  # the command reads it
-            return f"{cause.full_key}: missing; expected a value", code
-        unknown, function = str(cause.full_key), cause.parent_node.get("_target_")
-        message = f"{unknown}: nothing reads this key; {nearest_keys(unknown)}"
-        if function and unknown.rpartition(".")[2] not in GROUP_OF:
-            message += f", or +{unknown}, a new argument of {function}"
-    elif isinstance(cause, OmegaConfBaseException):
+            return f"{key}: missing; expected a value"
+        function = cause.parent_node.get("_target_")
+        if function and key.rpartition(".")[2] not in GROUP_OF:
+            return f"{unknown_key(key)}, or +{key}, a new argument of {function}"
+        return unknown_key(key)
+    if isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
-        message = one_line(resolvers or f"{cause.full_key}: {reason}")
-    elif isinstance(error, OverrideParseException):
+        return one_line(resolvers or f"{cause.full_key}: {reason}")
+    message = one_line(str(error).partition("Config search path:")[0])
+    if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
-        message = f"{error.override}: {message}"
-    elif isinstance(error, HydraException):
-        if "hydra/launcher" in message or "hydra/sweeper" in message:
-            message += '; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
-        if "config group 'classifier' does not exist" in message:
-            message = (
-                "classifier: expected --config-dir FOLDER, with your file in it: "
-                "FOLDER/classifier/NAME.yaml"
-            )
-        key = re.match(r"Could not override '(\w+)'. No match", message)
-        if key and Path(key[1]).is_dir():  # predict.py --config-dir . images=images/cat.png
-            message = (
-                f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} for a group of "
-                "settings; expected another name for it, or a folder with nothing but classifier/"
-            )
-    else:
-        message = described(error)
-        is_of_value = isinstance(error, ValueError | TypeError) or message == one_line(error)
-        code = code if is_of_value else 1
-    return message, code
+        return f"{error.override}: {message}"
+    if "hydra/launcher" in message or "hydra/sweeper" in message:
+        return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+    if "config group 'classifier' does not exist" in message:
+        return (
+            "classifier: expected --config-dir FOLDER, with your file in it: "
+            "FOLDER/classifier/NAME.yaml"
+        )
+    key_of_folder = re.match(r"Could not override '(\w+)'. No match", message)
+    if key_of_folder and Path(name := key_of_folder[1]).is_dir():  # --config-dir . images=images
+        return (
+            f"{name}: with --config-dir, Hydra takes the folder {name} for a group of "
+            "settings; expected another name for it, or a folder with nothing but classifier/"
+        )
+    return message
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -273,8 +278,6 @@ class ClaimOutputFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
         with _refusals(config):
-            if OmegaConf.is_missing(config, "stage"):
-                raise UserError(_no_stage())
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
@@ -288,8 +291,6 @@ class ClaimOutputFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         with _refusals(config):
-            if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
-                raise UserError(_no_stage())
             if "sweep" in config:
                 open_sweep(config)
 
@@ -314,6 +315,8 @@ def _refusals(config: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block, an error ends the command, after its reason was printed."""
     HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
     try:
+        if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
+            raise UserError(_no_stage())
         if config.hydra.job.chdir:
             raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
         yield

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
 CLASSIFIER = "classifier@_global_"
 _ENTRIES = ("train", "eval", "predict", "export", "demo")
-
-
-#: What a user names there is handed on, or is only listed: new keys are theirs to choose.
+#: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns")
 
-# A configuration that inherits this one takes any key, without a + on the command line.
+# Hydra takes a new key only with a + before it. In a group that has any_keys among its defaults it
+# takes any.
 _any_keys = OmegaConf.create({})
 OmegaConf.set_struct(_any_keys, False)
 ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
@@ -72,7 +71,7 @@ def override(key: str, value: object) -> str:
 
 
 def in_grammar(value: object) -> str:
-    """A value as Hydra's grammar has it; quoted are texts such as null, a class's name."""
+    """A value in Hydra's grammar; a text such as null, which may be a class's name, is quoted."""
     text = str(value)
     is_word = re.fullmatch(r"[\w/.+-]+", text, re.ASCII)
     if is_word and str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
@@ -85,54 +84,48 @@ def key_of(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
 
 
+def by_key(nested: Any, group: str = "") -> dict[str, Any]:
+    """The groups and values of a configuration by their dotted keys, and the whole as ""."""
+    values = {group: nested}
+    if isinstance(nested, dict):
+        for name, value in nested.items():
+            values |= by_key(value, f"{group}.{name}".lstrip("."))
+    return values
+
+
 @cache
-def keys_of(entry: str, stage: str | None = None) -> dict[str, set[str]]:
-    """The names in each group of a command's keys, without those of the user's own files."""
+def keys_of(entry: str, stage: str | None = None) -> dict[str, Any]:
+    """What :func:`by_key` gives for a command, without the user's own files."""
     overrides = ["~local@_global_"] if (CONFIGS / "local").is_dir() else []
     if stage is not None:
         overrides.append(f"stage={stage}")
     is_ready = GlobalHydra.instance().is_initialized()
     ready = nullcontext() if is_ready else initialize_config_dir(str(CONFIGS), version_base="1.3")
     with ready:
-        return names_by_group(OmegaConf.to_container(compose(entry, overrides)))
+        return by_key(OmegaConf.to_container(compose(entry, overrides)))
 
 
 @cache
-def all_keys() -> dict[str, set[str]]:
-    """The names in each group of the keys of all commands."""
-    keys: dict[str, set[str]] = {}
-    for of_entry in (keys_of("train", "lora"), *map(keys_of, _ENTRIES)):
-        for group, names in of_entry.items():
-            keys[group] = keys.get(group, set()) | names
-    return keys
+def all_keys() -> set[str]:
+    """The keys of all commands."""
+    return set(keys_of("train", "lora")).union(*map(keys_of, _ENTRIES))
 
 
-def names_by_group(nested: Any, group: str = "") -> dict[str, set[str]]:
-    """The names in a group, "" for the whole, and in those below it that are no function's."""
-    groups = {group: set(map(str, nested))}
-    for name, value in nested.items():
-        key = f"{group}.{name}".lstrip(".")
-        if isinstance(value, dict) and key not in _OPEN and "_target_" not in value:
-            groups |= names_by_group(value, key)
-    return groups
-
-
-def nearest_keys(key: str) -> str:
-    """The keys of all commands that may be meant by one that is none of them, for a message."""
+def unknown_key(key: str) -> str:
+    """What to say of a key that no command has: those that may be meant, or all of its group."""
     group, _, name = key.rpartition(".")
-    keys = []
-    for each, names in all_keys().items():
-        keys += [f"{each}.{other}".lstrip(".") for other in sorted(names)]
+    keys = sorted(all_keys() - {""})
+    beside = [each for each in keys if each.rpartition(".")[0] == group]
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
     if nearest := nearest or get_close_matches(key, keys):
-        return f"the nearest: {', '.join(nearest)}"
-    return f"expected one of {', '.join(sorted(all_keys().get(group, ())))}"
+        return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"
+    return f"{key}: nothing reads this key; expected one of {', '.join(beside)}"
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the run's folder, without other commands' keys in a user's file.
+    """A copy of ``cfg`` with the run's folder, without the keys that other commands have.
 
-    Hydra does not look for misspelt keys in files, so all are compared with those that there are.
+    Hydra finds misspelt keys on the command line, but not in a user's files. Here both are sought.
     """
     checked = cfg.copy()
     entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
@@ -140,16 +133,25 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     typed = None
     if run is not None and run.typed is not None:
         typed = [key_of(text) for text in run.typed]
-    for group, names in names_by_group(OmegaConf.to_container(cfg)).items():
-        for name in sorted(names - known.get(group, names)):
-            key = f"{group}.{name}".lstrip(".")
-            if name not in all_keys()[group]:
-                raise UserError(f"{key}: nothing reads this key; {nearest_keys(key)}")
-            if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
-                raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
-            with open_dict(checked):
-                del (OmegaConf.select(checked, group) if group else checked)[name]
-    refuse_names_of_groups(cfg)
+    given = by_key(OmegaConf.to_container(cfg))
+    for key in given:
+        group, _, name = key.rpartition(".")
+        if key in known or group in _OPEN or not isinstance(known.get(group), dict):
+            continue
+        if "_target_" in known[group] or "_target_" in given[group]:
+            continue  # a function takes other arguments than those that are configured
+        if key not in all_keys():
+            raise UserError(unknown_key(key))
+        if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
+            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+        with open_dict(checked):
+            del (OmegaConf.select(checked, group) if group else checked)[name]
+    for group in ("data", "net", "prepare"):
+        if isinstance(cfg.get(group), str):  # Hydra would put the text in place of the keys
+            raise UserError(
+                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
+                f"'defaults: [override /{group}: {cfg[group]}]'"
+            )
     digit = cfg.get("digit")
     if digit not in (None, "weakest", cfg.get("target")) and "target" not in (typed or ()):
         raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
@@ -159,18 +161,8 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     return checked
 
 
-def refuse_names_of_groups(cfg: DictConfig) -> None:
-    """Refuse ``data: folder`` in a file, which stands there for ``defaults: [override ...]``."""
-    for group in ("data", "net", "prepare"):
-        if isinstance(cfg.get(group), str):
-            raise UserError(
-                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
-                f"'defaults: [override /{group}: {cfg[group]}]'"
-            )
-
-
 def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
-    """What Hydra makes of a part of the configuration; what cannot be made names its ``key``."""
+    """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
     from lora_mnist.repair.networks import importable  # here: torch
 
     with importable(), config_group(key):
@@ -179,7 +171,7 @@ def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The arguments of network, preparation and images that a configuration has, resolved."""
+    """The resolved arguments of network, preparation and images in a configuration."""
     groups = {}
     for group in ("net", "prepare", "data"):
         content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)

@@ -26,7 +26,7 @@ was trained. The page opens with the scale at which the adapter was saved.
 
 def side_by_side(classifier: Classifier, image: Tensor, scale: float) -> list[dict[str, float]]:
     """The probability of each class by its name: of the base, and of the adapted network."""
-    ((_, predictions),) = classifier.predictions_at([(image, 0)], [0, scale])
+    ((_, predictions),) = classifier.predict_at([(image, 0)], [0, scale])
     return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
 
 
@@ -34,7 +34,7 @@ def mistakes_of_base(classifier: Classifier, images: Images) -> Iterator[tuple[s
     """What to say of each of ``images`` that the base gets wrong, and the image."""
     for number in range(len(images)):
         ((image,), (label,)) = images.take([number])
-        ((_, (prediction,)),) = classifier.predictions_at([(image, 0)], [0])
+        ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [0])
         name = classifier.classes[int(label)]
         if prediction.label != name:
             yield f"Test image {number}, labelled {name}", image
@@ -45,7 +45,7 @@ def build_page(classifier: Classifier) -> Any:
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 
-    dataset, saved_scale = classifier.dataset, classifier.set_scale(None)
+    dataset, saved_scale = classifier.dataset, classifier.set_scale(None).value
     test_images = classifier.test_images()
     mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
 

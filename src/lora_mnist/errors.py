@@ -1,4 +1,4 @@
-"""Mistakes that a user can make, and how their one line is worded."""
+"""The errors that a user can cause, and how each is told in one line."""
 
 import sysconfig
 import traceback
@@ -17,7 +17,7 @@ PREPARE = (
     *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
     *("mean", "std", "transform"),
 )
-#: The group of the keys that another group's function takes, or that may be sought there.
+#: The group of keys that users may look for in another one, or that another's function takes.
 GROUP_OF = dict.fromkeys(PREPARE, "prepare")
 GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")
 #: Lightning's and Hydra's errors for a wrong value; neither is imported here.
@@ -74,10 +74,10 @@ def nearest_to(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Inside the ``with`` block, what is refused becomes a :class:`UserError` with its key.
+    """Inside the ``with`` block, an error of a library becomes a :class:`UserError`.
 
-    An argument that cannot be used has a key of its own; another error of a part of a library has
-    that of the ``group``. What a user's own code raises passes, and is told with its line.
+    Its line begins with the key of the argument that cannot be used, or with the ``group``. An
+    error in a user's own code passes: its file and line are told instead.
     """
     try:
         yield

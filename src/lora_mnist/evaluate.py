@@ -7,9 +7,8 @@ from omegaconf import DictConfig
 from lora_mnist.check_preprocessing import better_order, better_preparation, warn_of_guessing
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.repair.dial import MAX_IMAGES
 from lora_mnist.results import finish
-from lora_mnist.session import Choice, open_session
+from lora_mnist.session import open_session
 from lora_mnist.trainer import quiet_lightning
 
 
@@ -39,15 +38,5 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         advice = better_order(before, classifier.classes) or better_preparation(session)
         if not advice:
             warn_of_guessing(before)
-        choices = {}
-        if classifier.adapter is not None:
-            images, why = 0, session.as_set("scale", scale).why
-            if cfg.scale is None:
-                why = "as saved"
-            elif cfg.scale == "auto" and classifier.made.get("refit"):
-                why = "as saved, since the adapter has learnt the validation images"
-            elif cfg.scale == "auto":
-                images = min(len(session.images.val), MAX_IMAGES)
-                why = "advised by validation images"
-            choices["scale"] = Choice(scale, None, images, why)
+        choices = {} if classifier.adapter is None else {"scale": scale}
         return finish(session, tables, choices, {"better_preprocessing": advice})

@@ -19,7 +19,7 @@ from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.disk.base import load_weights, read_base
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, require_extra
+from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
 from lora_mnist.progress import progress
@@ -79,11 +79,12 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """
     cfg = checked_copy(cfg, run)
     out = Path(str(cfg.out or "."))
-    if out.exists():  # it may be somebody's weights, or a base
-        raise UserError(f"out={cfg.out or 'null'}: expected a new file, which does not exist yet")
     ending = out.suffix.lower()
-    if ending not in (".onnx", ".safetensors"):
-        raise UserError(f"out={out}: expected a file that ends in .onnx or .safetensors")
+    if out.exists() or ending not in (".onnx", ".safetensors"):  # it may be somebody's weights
+        raise UserError(
+            f"out={as_value(cfg.out)}: expected a file that does not exist yet, and ends in .onnx "
+            "or .safetensors"
+        )
     if ending == ".onnx":
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg, run)
@@ -92,7 +93,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if images is None:
         images, name = gradients(dataset), "pictures of a gradient"
     classifier.check(images)
-    scale = classifier.set_scale(cfg.scale)
+    scale = classifier.set_scale(cfg.scale).value
     plain = copy.deepcopy(classifier.net)
     if classifier.adapter is not None:
         merge_lora(plain)

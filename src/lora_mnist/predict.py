@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.disk.files import write_csv
-from lora_mnist.errors import IncompleteError, UserError, one_line, printable
+from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, printable
 from lora_mnist.progress import progress
 from lora_mnist.show.screen import print_predictions
 
@@ -49,7 +49,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         scales["after"] = None  # as it is
     predictions = []
     images = readable_pictures(classifier, files)
-    for number, of_image in classifier.predictions_at(images, list(scales.values())):
+    for number, of_image in classifier.predict_at(images, list(scales.values())):
         of_each = dict(zip(scales, of_image, strict=True))
         predictions.append({"file": printable(files[number]), **of_each})
     if cfg.out is not None:
@@ -92,19 +92,20 @@ def find_pictures(images: Any) -> list[Path]:
     from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
 
     endings = (*IMG_EXTENSIONS, ".gif")
-    expected = 'expected a picture, a folder, or a pattern like "some/*.png"'
-    if not images:
-        raise UserError(f"images={'null' if images is None else images}: {expected}")
     files: list[Path] = []
-    for each in images if isinstance(images, ListConfig) else [images]:
-        pattern, is_folder = str(each), Path(str(each)).is_dir()
-        if Path(pattern).exists():  # it is no pattern, even with brackets
+    for each in images if images and isinstance(images, ListConfig) else [images]:
+        pattern = str(each or "")
+        is_folder = Path(pattern).is_dir()
+        if pattern and Path(pattern).exists():  # it is no pattern, even with brackets
             pattern = glob.escape(pattern) + ("/**" if is_folder else "")
         matches = []
         for path in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207
             if path.is_file() and (path.suffix.lower() in endings or not is_folder):
                 matches.append(path)
         if not matches:
-            raise UserError(f"images={each}: {expected}; there is none")
+            raise UserError(
+                f"images={as_value(each)}: there is no picture; expected a file, a folder, or a "
+                'pattern like "some/*.png"'
+            )
         files += matches
     return list(dict.fromkeys(files))

@@ -21,6 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from lora_mnist.choice import Choice
 from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.run_paths import TRIALS_FOLDER
 from lora_mnist.errors import UserError, config_group
@@ -30,7 +31,7 @@ from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
 from lora_mnist.repair.significance import weakest
-from lora_mnist.session import Choice, Session
+from lora_mnist.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ DROPOUTS = (0.0, 0.05)
 
 
 class Repair(NamedTuple):
-    """What is known of an adapter after its training, at the scale that was chosen."""
+    """What was measured of an adapter after its training, at the chosen scale."""
 
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
@@ -172,14 +173,14 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
 def tell_duration(session: Session, data: ImageDataModule, seconds: float) -> None:
     """Log how long all trainings take, at so many ``seconds`` a step, and how to have fewer."""
     count, steps = number_of_trainings(session, data), session.trainer.max_steps
+    if steps <= 0:  # -1: max_epochs ends them
+        return
+    minutes = max(1, round(count * steps * seconds / 60))
     advice = ""
-    if len(dropouts_to_try(session, data)) > 1:
-        advice = "; lora.dropout=0 saves one of them"
-    elif count > 1:
-        advice = "; refit=false saves one of them"
-    if steps > 0:
-        minutes = max(1, round(count * steps * seconds / 60))
-        log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
+    if count > 1:
+        key = "lora.dropout=0" if len(dropouts_to_try(session, data)) > 1 else "refit=false"
+        advice = f"; {key} saves one of them"
+    log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
 
 
 def number_of_trainings(session: Session, data: ImageDataModule) -> int:
@@ -193,8 +194,8 @@ def train_repair(
 ) -> Repair:
     """Train the adapter: once, or after trials that decide its dropout and its scale.
 
-    Each training begins at the same start. What validation images say is of the trial that was
-    chosen, which had not learnt them.
+    Each training begins at the same start. The tables, the dial and the scale are those of the
+    chosen trial, which had not learnt the validation images.
     """
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
@@ -206,12 +207,12 @@ def train_repair(
         )
     trials: dict[float, Repair] = {}
     for tried in dropouts:
-        its_session = session
+        session_of_trial = session
         if has_trials:
             log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), tried)
-            its_session = session.in_folder(f"{TRIALS_FOLDER}/dropout={tried}")
+            session_of_trial = session.in_folder(f"{TRIALS_FOLDER}/dropout={tried}")
         start_again(session.net, start, tried)
-        trials[tried] = _train_and_measure(its_session, data, rate, before, refit)
+        trials[tried] = _train_and_measure(session_of_trial, data, rate, before, refit)
     dropout = choose_dropout(session, trials)
     chosen = trials[dropout.value]
     choices = {"dropout": dropout, **chosen.choices, "refit": refit}
@@ -297,7 +298,7 @@ def _has_few(data: ImageDataModule) -> bool:
 def try_scales(
     session: Session, data: ImageDataModule, val: Predictions | None
 ) -> dict[str, Any] | None:
-    """The errors of the adapter at several scales on validation images; ``None``: not asked for."""
+    """The dial of the adapter on validation images; ``None`` if it is not wanted."""
     cfg, images = session.cfg, session.images.val
     wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):

@@ -1,4 +1,4 @@
-"""The end of a run: what it found is judged, and all its files are written, here alone."""
+"""The end of a run: it is judged, and all its files are written, here alone."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lora_mnist.choice import Choice
 from lora_mnist.command import Run, key_of
 from lora_mnist.disk.base import (
     find_base,
@@ -27,7 +28,7 @@ from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.project import DATA
 from lora_mnist.repair.predictions import Predictions, outcomes_by_part
-from lora_mnist.session import Choice, Session
+from lora_mnist.session import Session
 from lora_mnist.settings import VERSION
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import log_results, make_report
@@ -40,20 +41,20 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    found: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge a run and write all its files; at the end, refuse what is of no use.
 
-    ``found`` is what else results.json has of it, such as the dial.
+    ``others`` are further entries of results.json, such as the dial.
     """
     cfg, run, settings = session.cfg, session.run, session.classifier.settings
     results = results_of(session, tables, choices)
-    results |= found or {}
+    results |= others or {}
     reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
     is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
     path, current = None, None
     if cfg.stage == "pretrain":
-        # What knows some classes alone, or nothing, or was a quick run, is no base for others.
+        # A network that knows only some classes, or nothing, is no base; nor is a quick run's.
         is_base = not (results["targets"] or reason or is_quick_run)
         folder, name = run.folder, base_name(settings.data, settings.net)
         if is_base:
@@ -74,7 +75,11 @@ def finish(
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
     if path is not None:  # last: a run that fails on the way leaves the current base alone
-        _write_base(session, path, current)
+        write_base(session.net.state_dict(), path, _record_of(session))
+        if current is not None:
+            set_current_base(path, current)
+        else:
+            log.info("base: %s; the current one stays", path)
     knows_some = cfg.stage == "pretrain" and results["targets"]
     if reason and not (knows_some or is_quick_run):
         raise TrainingError(reason)
@@ -157,19 +162,12 @@ def _record_of(session: Session) -> dict[str, Any]:
         "prepare": prepare,
         "data": data,
         "made": {
-            **{"stage": session.cfg.stage, "overrides": typed, "seed": session.cfg.seed},
+            "stage": session.cfg.stage,
+            "overrides": typed,
+            "seed": session.cfg.seed,
             "versions": {package: version(package) for package in ("lora-mnist", "torch")},
         },
     }
-
-
-def _write_base(session: Session, path: Path, current: Path | None) -> None:
-    """Write the base to the file in which it is kept, and make it the current one."""
-    write_base(session.net.state_dict(), path, _record_of(session))
-    if current is not None:
-        set_current_base(path, current)
-    else:
-        log.info("base: %s; the current one stays", path)
 
 
 def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
@@ -183,9 +181,9 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
         if not about:  # somebody else's: which images there are is each command's choice
             about = {**record, "data": {}}
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
-    made = {name: choice.value for name, choice in choices.items() if name != "target"}
-    record["made"] |= made
-    targets = choices["target"].value if "target" in choices else []
+    values = {name: choice.value for name, choice in choices.items()}
+    targets = values.pop("target", [])
+    record["made"] |= values
     metadata = {"base_sha256": base.sha256, "targets": targets, **record}
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
 

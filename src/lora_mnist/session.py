@@ -3,20 +3,20 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lora_mnist.choice import Choice
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
@@ -35,26 +35,6 @@ log = logging.getLogger(__name__)
 
 #: batches.replay=auto, or as many as there are.
 AUTO_REPLAY = 90
-#: The keys that set the choices of a repair.
-KEY_OF = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
-
-
-class Choice(NamedTuple):
-    """What was chosen, and why."""
-
-    value: Any
-    of: Sequence[Any] | None = None  # the values to choose from; None: not a list
-    images: int = 0  # of validation, which have decided; 0: they were not asked
-    why: str = ""
-
-
-def tell(choices: Mapping[str, Choice]) -> None:
-    """Log what was chosen, but not what somebody has set."""
-    for name, choice in choices.items():
-        if choice.of or choice.images:
-            value = choice.value
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            log.info("%s=%s: %s", KEY_OF.get(name, name), shown, choice.why)
 
 
 @dataclass(frozen=True)
@@ -99,7 +79,7 @@ class Session:
         return evaluating(self.net, self.trainer.strategy.root_device)
 
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
-        """The predictions for each part that has images; for ``val`` only if they are asked for."""
+        """The predictions for each part that has images, without ``val`` by default."""
         tables = {}
         for part in self.parts:
             if part == "val" and not with_val:
@@ -110,7 +90,7 @@ class Session:
 
     @cached_property
     def _order_seed(self) -> int:
-        """The seed of the images' order; ``null``: drawn as a plain DataLoader does it."""
+        """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
         seed = self.cfg.batches.seed
         if seed is None:  # two numbers: for its workers, then for its sampler
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
@@ -160,21 +140,20 @@ class Session:
             return None
         return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
 
-    def _hyperparameters(self, selection: Selection, rate: float) -> dict[str, Any]:
+    def _hyperparameters(self, targets: Sequence[str], rate: float) -> dict[str, Any]:
         """What loggers and checkpoints say of a training."""
-        classifier, base = self.classifier, self.classifier.base
-        resolved = classifier.settings
+        base, resolved = self.classifier.base, self.classifier.settings
         settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
         settings |= {"net": resolved.net, "prepare": resolved.prepare, "data": resolved.data}
-        settings["target"] = [classifier.classes[target] for target in selection.targets]
+        settings |= {"target": targets, "base_sha256": base and base.sha256}
         settings["optimizer"]["lr"] = rate
-        settings["base_sha256"] = base and base.sha256
         return dict(settings)
 
     def fit(self, data: ImageDataModule, rate: float) -> dict[int, int]:
         """Train, from the checkpoint on that ``ckpt_path`` names; validation errors by step."""
         net, trainer, plan = self.net, self.trainer, data.plan
-        classes, targets = self.classifier.classes, plan.selection.targets
+        classes, (targets, learnt, others) = self.classifier.classes, plan.selection
+        names = [classes[target] for target in targets]
         seed_everything(self.cfg.seed, verbose=False)
         if self.cfg.compile:
             net.compile()  # in place: its tensors keep their names
@@ -188,16 +167,14 @@ class Session:
             loss=self.make_loss(),
             replay=plan.replay,
         )
-        module.save_hyperparameters(self._hyperparameters(plan.selection, rate))
+        module.save_hyperparameters(self._hyperparameters(names, rate))
         net.train()
-        learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
-        names = ", ".join(classes[target] for target in targets) or "all classes"
-        log.info("training on %s images of %s", f"{learnt:,}", names)
+        of_names = ", ".join(names) or "all classes"
+        log.info("training on %s images of %s", f"{len(learnt):,}", of_names)
         if plan.replay:
-            of_others = f"{plan.replay:,} of {others:,} others"
+            of_others = f"{plan.replay:,} of {len(others):,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
-        trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # of training alone
         for name, parameter in net.named_parameters():
             if parameter.requires_grad and not parameter.isfinite().all():
                 raise TrainingError(
@@ -228,60 +205,62 @@ class Session:
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
-    if cfg.stage == "lora" and cfg.mistakes is None and cfg.target is None:
-        raise UserError(
-            "target: missing; expected the class to repair, by number or name, a list of them, or "
-            "weakest; or mistakes=FOLDER"
-        )
-    if cfg.stage == "lora" and cfg.mistakes is not None and cfg.target not in (None, "weakest"):
-        raise UserError(f"target={cfg.target}: expected null; mistakes={cfg.mistakes} is learnt")
-    if cfg.stage == "pretrain" and cfg.target == "weakest":
-        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
-    if cfg.stage == "pretrain" and cfg.mistakes is not None:
-        raise UserError(f"mistakes={cfg.mistakes}: expected null: only stage=lora learns mistakes")
-    if cfg.mistakes is not None and (data_dir := cfg.data.get("data_dir")) is not None:
-        folder, root = (Path(str(each)).expanduser() for each in (cfg.mistakes, data_dir))
-        if folder.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"mistakes={folder}: expected pictures from elsewhere than data.data_dir={root}"
-            )
+    _refuse_wrong_stage(cfg)
     trainer = make_trainer(cfg, run)
-    if cfg.stage == "eval" and trainer.world_size > 1:
-        count = trainer.num_devices
-        raise UserError(f"trainer.devices={count}: expected 1; one process evaluates")
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
     else:
         classifier = classifier_of(cfg, run)
-    dataset = classifier.dataset
-    images = classifier.images
+    dataset, images = classifier.dataset, classifier.images
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     if cfg.stage != "eval" and cfg.target != "weakest":
         select(images.train.labels, dataset.classes, cfg.target)  # refuses an unknown class
-    session = Session(cfg, run, trainer, classifier, images, None, started)
     mistakes = None
     if cfg.mistakes is not None:
-        folder, share = Path(str(cfg.mistakes)), cfg.mistakes_test
-        with session.evaluating() as device:
-
-            def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-                batches = dataset.stacked(pictures, device)
-                return predictions_at(classifier.net, batches, [0]).prediction[0]
-
-            mistakes = wrong_pictures(predict, dataset, folder, share)
+        mistakes = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
         images = with_mistakes(images, mistakes)
     size, few = dataset.eval_batch_size, int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, few or cfg.trainer.get("limit_val_batches"), size)
     test = _limited(images.test, few or cfg.trainer.get("limit_test_batches"), size)
     images = replace(images, val=val, test=test)
-    session = replace(session, images=images, mistakes=mistakes)
+    session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_inconsistent(session)
-    if cfg.stage == "lora":
-        _refuse_moving_base(session)
     return session
+
+
+def _refuse_wrong_stage(cfg: DictConfig) -> None:
+    """Refuse what only the other stage can do, and a repair of nothing."""
+    target, mistakes = cfg.get("target"), cfg.mistakes
+    if cfg.stage == "pretrain":
+        needs_base = {
+            "target=weakest": target == "weakest",
+            f"mistakes={mistakes}": mistakes is not None,
+            "optimizer.lr=auto": cfg.optimizer.lr == "auto",
+        }
+        for key, is_asked in needs_base.items():
+            if is_asked:
+                raise UserError(f"{key}: expected stage=lora, since it needs a base")
+    if cfg.stage == "lora" and mistakes is None and target is None:
+        raise UserError(
+            "target: missing; expected the class to repair, by number or name, a list of them, or "
+            "weakest; or mistakes=FOLDER"
+        )
+    if cfg.stage == "lora" and mistakes is not None and target not in (None, "weakest"):
+        raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
+
+
+def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:
+    """The pictures in the folder ``mistakes`` that the base gets wrong."""
+    net, dataset = classifier.net, classifier.dataset
+
+    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+        return predictions_at(net, dataset.stacked(pictures, device), [0]).prediction[0]
+
+    with evaluating(net, device):
+        return wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
 
 
 def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
@@ -299,7 +278,7 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
 
 
 def _refuse_inconsistent(session: Session) -> None:
-    """Refuse values that are each right on their own, but not together, or not with the images."""
+    """Refuse values that do not fit each other, or the images."""
     cfg, trainer = session.cfg, session.trainer
     scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
@@ -307,15 +286,20 @@ def _refuse_inconsistent(session: Session) -> None:
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
     is_auto = cfg.optimizer.lr == "auto"
-    if is_auto and not is_repair:
-        raise UserError("optimizer.lr=auto: expected a number; only stage=lora finds one")
     if cfg.loss.get("target_weight") is not None and not cfg.batches.replay:
         log.warning("loss.target_weight: has no effect with batches.replay=0")
     if is_repair and cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
         log.warning("lora.init_std: has no effect with lora.init=%s", cfg.lora.init)
+    base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
-        base = session.classifier.base
         refuse_other_base(Path(cfg.ckpt_path), base and base.sha256)
+    # It has predicted already, when its outputs were checked.
+    if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
+        raise UserError(
+            f"net._target_={session.classifier.settings.net['_target_']}: expected a network that "
+            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
+            f"{changed[0]} has changed"
+        )
     # Made once, so that what they refuse is refused before anything is computed.
     session.make_loss()
     session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))
@@ -345,23 +329,6 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             f"{', '.join(asking)}: expected validation images: data.val_size > 0, images in val/ "
             "that are not in train/, and trainer.limit_val_batches > 0"
-        )
-
-
-def _refuse_moving_base(session: Session) -> None:
-    """Refuse a network that changes its own tensors while it predicts: no proof would hold."""
-    classifier, net, base = session.classifier, session.net, session.classifier.base
-    assert base is not None
-    root = session.trainer.strategy.root_device
-    devices = [root] if root.type == "cuda" else []
-    with torch.random.fork_rng(devices), session.evaluating() as device, torch.no_grad():
-        image, _ = session.images.train.take([0])
-        net(classifier.dataset.normalise(image.to(device)))
-    if changed := changed_tensors(base.tensors, base_state_dict(net)):
-        raise UserError(
-            f"net._target_={classifier.settings.net['_target_']}: expected a network that "
-            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
-            f"{changed[0]} has changed"
         )
 
 

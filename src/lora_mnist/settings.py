@@ -1,7 +1,7 @@
-"""The settings of a classifier: each value comes from the first who says it.
+"""The settings of a classifier: each value comes from the first source that has it.
 
-A record has them as they were resolved. It may be a stranger's, and a ``_target_`` names code:
-:func:`foreign_code` says what may not be run because a record names it.
+A record holds them as they were resolved. A stranger may have made it, and a ``_target_`` names
+code: :func:`foreign_code` says what is not run because a record alone names it.
 """
 
 import logging
@@ -16,6 +16,7 @@ from lora_mnist.project import quoted
 
 log = logging.getLogger(__name__)
 
+_GROUPS = ("net", "prepare", "data")
 #: The version of the records that are written and read.
 VERSION = 1
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
@@ -32,57 +33,67 @@ _target_ model_name num_classes in_chans img_size patch_size global_pool drop_ra
 
 @dataclass
 class Settings:
-    """Arguments of network, preparation and images; ``None`` stands for a value nobody has said."""
+    """Arguments of network, preparation and images; ``None`` stands for one that is missing."""
 
     net: dict[str, Any]
     prepare: dict[str, Any]
     data: dict[str, Any]
-    sources: list[str] = field(default_factory=list)  # who has said what, for the log
+    sources: list[str] = field(default_factory=list)  # which values come from where, for the log
 
     def __post_init__(self) -> None:
         size = self.prepare.get("image_size")
         if type(size) is int:
             self.prepare["image_size"] = [size, size]  # as records have it
-        groups = ("net", "prepare", "data")
-        self.typed = {group: dict(getattr(self, group)) for group in groups}
+        self.typed = {group: dict(getattr(self, group)) for group in _GROUPS}
 
     def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
-        """Fill in what is missing, and remember who has said it; "": nobody.
+        """Fill in what is missing, and note for the log what comes from ``who``; "": nothing.
 
         ``file`` is the override that names a record's file: what could run code is refused there.
         """
         version = record.get("version")
         if file and record.keys() & {"net", "data"} and version != VERSION:
             raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
-        taken, others = [], []
-        for group in ("net", "prepare", "data"):
+        has_transform = self.prepare.get("transform") is not None
+        taken = []
+        for group in _GROUPS:
             own, stored = getattr(self, group), dict(record.get(group, {}))
-            if group == "prepare" and own.get("transform") is not None:
+            if group == "prepare" and has_transform:
                 for key in set(stored) - {"classes", "channels", "transform"}:
                     del stored[key]  # the network's input is that of the transform alone
             values = _missing(own, stored)
             own |= values
-            for key, value in own.items() if file else ():
-                mine = self.typed[group].get(key)
-                foreign = None if value == mine else foreign_code(own, key, value, mine)
-                if foreign:
-                    typed = quoted(f"{group}.{key}={as_value(value)}")
-                    raise UserError(
-                        f"{file}: its file names {foreign}, code of its maker: {typed} runs it, "
-                        "from where you stand"
-                    )
             if group == "prepare":
                 taken += [f"{key}={as_value(value)}" for key, value in values.items()]
             elif values:
                 taken.append(group)
-        for key, value in record.get("prepare", {}).items() if file else ():
-            mine = self.typed["prepare"].get(key)
-            if mine is not None and self.prepare[key] != value:
-                others.append(f"prepare.{key}={as_value(mine)}")
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
-        if others:
-            self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
+        if file:
+            self._refuse_foreign_code(file)
+            others = []
+            for key, value in record.get("prepare", {}).items():
+                typed = self.typed["prepare"].get(key)
+                if typed is not None and self.prepare[key] != value:
+                    others.append(f"prepare.{key}={as_value(typed)}")
+            if others:
+                self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
+
+    def _refuse_foreign_code(self, file: str) -> None:
+        """Refuse code that is not typed: an argument of one record may be for another's function.
+
+        So all arguments are looked at, not only those of this ``file``.
+        """
+        for group in _GROUPS:
+            own = getattr(self, group)
+            for key, value in own.items():
+                typed = self.typed[group].get(key)
+                if foreign := foreign_code(own, key, value, typed):
+                    line = quoted(f"{group}.{key}={as_value(value)}")
+                    raise UserError(
+                        f"{file}: its file names {foreign}, code of its maker: {line} runs it, "
+                        "from where you stand"
+                    )
 
 
 def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,15 +114,16 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
 def foreign_code(
     arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
 ) -> str | None:
-    """What of an argument of a record could run code, or read a file; ``None``: nothing.
+    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing.
 
-    ``typed`` is what somebody has typed for it, which may be a part of a transform.
+    ``typed`` is the value on the command line, of a transform perhaps only a part of it.
     """
+    if value == typed:
+        return None
     if name == "transform" and isinstance(value, Mapping):
         own = typed if isinstance(typed, Mapping) else {}
         for key, each in value.items():
-            foreign = None if each == own.get(key) else foreign_code(value, key, each)
-            if foreign:
+            if foreign := foreign_code(value, key, each, own.get(key)):
                 return foreign
         return None
     if name == "_target_":
@@ -133,14 +145,16 @@ def is_plain(value: Any) -> bool:
 
 
 def warn_of_other_split(dataset: ImageDataset, record: Mapping[str, Any]) -> None:
-    """Say so where a base with this record may have been trained on images that are held out."""
+    """Warn where a base with this record may have been trained on images that are held out."""
     trained = record.get("data", {})  # nothing of a base that was trained elsewhere
     for key, now in dataset.split_settings.items():
         then = trained.get(key, now)
-        is_less = now > then if key == "val_size" else now != then
-        if key == "val_from":
-            is_less = (now, then) == ("train", "test")  # it was trained on all but test images
-        if is_less:
+        may_overlap = now != then
+        if key == "val_size":
+            may_overlap = now > then
+        elif key == "val_from":
+            may_overlap = (now, then) == ("train", "test")  # it learnt all but test images
+        if may_overlap:
             log.warning(
                 "data.%s=%s: the base was trained with %s on these images, and may have been "
                 "trained on some that are now held out",

@@ -11,12 +11,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import better_order, warn_of_guessing
+from lora_mnist.choice import tell
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.base import refuse_to_replace
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.recipe import choose_rate, choose_target, put_adapter, train_repair
 from lora_mnist.results import current_base_path, finish
-from lora_mnist.session import open_session, prove_unchanged, tell
+from lora_mnist.session import open_session, prove_unchanged
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.trainer import quiet_lightning
 
@@ -87,5 +88,5 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     tell(repair.choices)
     tables = repair.tables | session.tables()
     curve = list(repair.errors_by_step.items())
-    found = {"dial": repair.dial, "validation_errors": curve, "better_preprocessing": advice}
-    return finish(session, tables, choices | repair.choices, found)
+    others = {"dial": repair.dial, "validation_errors": curve, "better_preprocessing": advice}
+    return finish(session, tables, choices | repair.choices, others)

@@ -87,22 +87,23 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             use_distributed_sampler=False,  # each process has its share of the plan's batches
             **defaults | arguments,
         )
-    refuse_unsuitable(trainer, run)
+    refuse_unsuitable(trainer, run, cfg.stage)
     if not trainer.is_global_zero:  # the first process says it for all
         logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
 
 
-def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
+def refuse_unsuitable(trainer: Trainer, run: Run, stage: str) -> None:
     """Refuse a Trainer that would do something else than what results.json says."""
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
         )
-    if trainer.world_size > 1 and run.is_sweep:
+    if trainer.world_size > 1 and (run.is_sweep or stage == "eval"):
         raise UserError(
-            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
+            f"trainer.devices={trainer.num_devices}: expected one process for stage=eval, and for "
+            "each job of a sweep"
         )
 
 

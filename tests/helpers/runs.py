@@ -19,6 +19,7 @@ def outcome(errors, images=20, **more):
     return {
         "errors": sum(errors),
         "errors_per_class": errors,
+        "called_per_class": [None] * len(errors),
         "false_calls_per_class": false_calls,
         "false_calls_of_target": false_calls[-1],
         "images_per_class": [images] * len(errors),

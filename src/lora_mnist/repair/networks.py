@@ -151,7 +151,7 @@ def outputs_key(settings: Mapping[str, Any]) -> str | None:
 
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
-    """Refuse a network that cannot take some images of a data set, or gives no logit a class."""
+    """Refuse a network that cannot take these images, or does not give a logit for each class."""
     shape = tuple(images.shape)
     try:
         output: Any = net(images)
@@ -187,7 +187,7 @@ def own_preprocessing(
 ) -> dict[str, Any]:
     """The preprocessing of pretrained weights: timm's, or torchvision's ``net.weights``.
 
-    Whoever says another ``image_size`` than theirs has a way of their own to bring pictures to it.
+    With another ``image_size`` than theirs, their way to bring pictures to a size is not taken.
     """
     weights = net_settings.get("weights")
     package, _, builder = str(net_settings["_target_"]).rpartition(".")

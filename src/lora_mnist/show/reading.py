@@ -1,6 +1,6 @@
 """Every question about results.json: changes, the table of classes, the verdict, what to do next.
 
-Nothing else knows its keys but what writes them.
+Only this module reads its keys.
 """
 
 import json
@@ -76,7 +76,7 @@ class Row(NamedTuple):
 
 
 class Reading:
-    """What results.json says of the run of a base alone, or of a repair beside its base."""
+    """The answers that results.json has about the test of a base, or about a repair of one."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         self.results = results
@@ -93,7 +93,7 @@ class Reading:
         self.is_hotfix = "mistakes" in self.counts
         self.steps: int = results["steps"]
         self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
-        #: What :func:`.dial.dial_curve` found on validation images; empty where it was not asked.
+        #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
         self.name = self.named(self.targets) if self.targets else ""
         self.total = self.change()
@@ -151,12 +151,15 @@ class Reading:
     # --- the table of classes ---------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """A row for each class and for all; of many classes for what changed most, or is worst."""
+        """A row for each class and one for all; of many classes those that changed most."""
         numbers = self.every
         if len(numbers) >= _MAX_ROWS:
-            changes = {c: self.change([c]) for c in self.rest}
-            sizes = {c: (each.repaired + each.broken, each.after) for c, each in changes.items()}
-            others = sorted(self.rest, key=lambda c: sizes[c], reverse=True)
+
+            def size(number: int) -> tuple[int, int]:
+                change = self.change([number])
+                return change.repaired + change.broken, change.after
+
+            others = sorted(self.rest, key=size, reverse=True)
             numbers = [*self.targets, *others][: _MAX_ROWS - 2]
         groups: list[tuple[str, Sequence[int]]] = [(self.classes[c], [c]) for c in numbers]
         if rest := [c for c in self.every if c not in numbers]:
@@ -223,10 +226,10 @@ class Reading:
 
     def mostly_called(self, number: int) -> str:
         """What most errors of a class on test images are called: ``, 32 of them called fours``."""
-        called = self.counts["test"].get("called_per_class") or {number: None}
-        if called[number] is None:
+        called = self.counts["test"]["called_per_class"][number]
+        if called is None:
             return ""
-        other, count = called[number]
+        other, count = called
         return f", {count:,} of them called {self.named([other])}" if count > 1 else ""
 
     def _of_repair(self) -> list[Phrase]:
@@ -262,7 +265,7 @@ class Reading:
         return f"Its validation errors were still falling: try trainer.max_steps={2 * last_step}."
 
     def _price(self) -> str:
-        """What a repair costs beyond chance, as in "the loss on fours matters"; "": nothing."""
+        """What a repair costs beyond chance, such as "the loss on fours matters"; "": nothing."""
         parts = []
         if self.targets and self.rest and self.of_targets.images:
             before, after = self._counts_of_false_calls()
@@ -279,37 +282,38 @@ class Reading:
 
     def _judgement(self) -> tuple[bool, Phrase]:
         """Whether to keep a repair, and why, where what may be chance is no reason."""
-        better, worse = self.total.judgement == "better", self.total.judgement == "worse"
-        name, is_reached, is_mended = self.name, better, False
+        total, name = self.total.judgement, self.name
+        is_reached, is_mended = total == "better", False
         if self.targets:
             is_reached = self.of_targets.judgement == "better"
         if self.is_hotfix:
             mistakes = self.change(part="mistakes")
             name = "the mistakes"
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
-        is_untested = self.targets and not self.of_targets.images
-        is_off = self.dial.get("advised") == 0 and self.results["scale"] == 0
-        price = self._price()
-        fewer, more = "there are fewer errors in all", "there are more errors in all"
-        no_gain, no_loss = "there is no clear gain in all", "there is no clear loss in all"
+        if self.targets and not self.of_targets.images:
+            return True, Phrase(f"No test image is of {name}: nothing judges the repair.")
+        if self.dial.get("advised") == 0 and self.results["scale"] == 0:
+            text = "There is no repair to keep: no scale of it beats the base on validation images."
+            return False, Phrase(text)
         keep, drop = "Keep this repair", "Do not keep this repair"
-        off = "There is no repair to keep: no scale of it beats the base on validation images"
-        untested = f"No test image is of {name}: nothing judges the repair"
-        weighed = f"{keep} unless {price} more: {fewer}"
-        reached = f"{keep} only if errors on {name} matter most: {no_gain}"
-        cases = (
-            (is_untested, True, "unclear", untested),
-            (is_off, False, "unclear", off),
-            (better and not is_reached, True, "unclear", f"{keep}, though not for {name}: {fewer}"),
-            (better and price, True, "unclear", weighed),
-            (better, True, "better", f"{keep}: {fewer}"),
-            (is_mended, True, "unclear", f"{keep} for {name} alone: {more if worse else no_loss}"),
-            (worse, False, "worse", f"{drop}: {more}"),
-            (is_reached, True, "unclear", reached),
-            (True, False, "unclear", f"{drop}: {no_gain}"),
-        )
-        _, is_kept, judgement, text = next(case for case in cases if case[0])
-        return is_kept, Phrase(f"{text}.", judgement)
+        if total == "better":
+            price, why = self._price(), "there are fewer errors in all."
+            if not is_reached:
+                return True, Phrase(f"{keep}, though not for {name}: {why}")
+            if price:
+                return True, Phrase(f"{keep} unless {price} more: {why}")
+            return True, Phrase(f"{keep}: {why}", "better")
+        if is_mended:
+            why = "there is no clear loss in all."
+            if total == "worse":
+                why = "there are more errors in all."
+            return True, Phrase(f"{keep} for {name} alone: {why}")
+        if total == "worse":
+            return False, Phrase(f"{drop}: there are more errors in all.", "worse")
+        why = "there is no clear gain in all."
+        if is_reached:
+            return True, Phrase(f"{keep} only if errors on {name} matter most: {why}")
+        return False, Phrase(f"{drop}: {why}")
 
     def _mistakes(self) -> Phrase:
         """How many mistakes of a hotfix are right now: those to learn, and those held out."""

@@ -1,0 +1,28 @@
+"""A choice: a value that validation images decided, or that was set, and why."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+log = logging.getLogger(__name__)
+
+#: The keys that set the choices of a repair.
+_KEY_OF = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
+
+
+class Choice(NamedTuple):
+    """What was chosen, and why."""
+
+    value: Any
+    of: Sequence[Any] | None = None  # the values to choose from; None: not a list
+    images: int = 0  # of validation, which have decided; 0: they were not asked
+    why: str = ""
+
+
+def tell(choices: Mapping[str, Choice]) -> None:
+    """Log what was chosen, but not what somebody has set."""
+    for name, choice in choices.items():
+        if choice.of or choice.images:
+            value = choice.value
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            log.info("%s=%s: %s", _KEY_OF.get(name, name), shown, choice.why)
