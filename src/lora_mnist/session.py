@@ -232,7 +232,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
 
 
 def _refuse_wrong_stage(cfg: DictConfig) -> None:
-    """Refuse what only the other stage can do, and a repair of nothing."""
+    """Refuse what a stage cannot do, a repair of nothing, and mistakes that are its images."""
     target, mistakes = cfg.get("target"), cfg.mistakes
     if cfg.stage == "pretrain":
         needs_base = {
@@ -250,6 +250,10 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
         )
     if cfg.stage == "lora" and mistakes is not None and target not in (None, "weakest"):
         raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
+    if mistakes is not None and (data_dir := cfg.data.get("data_dir")) is not None:
+        folder, root = (Path(str(each)).expanduser().resolve() for each in (mistakes, data_dir))
+        if folder.is_relative_to(root):
+            raise UserError(f"mistakes={mistakes}: expected a folder outside data.data_dir={root}")
 
 
 def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:
