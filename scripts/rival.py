@@ -3,11 +3,12 @@
     python scripts/rival.py --config-dir . classifier=photos target=weakest
 
 It takes what the repair took, and reads the latest adapter (or adapter=FOLDER). Twenty lines are
-those of docs/worth.md: five trainings of 400 steps, and one more for the refit.
+those of docs/worth.md: five trainings with as many steps as the repair, and one more for the refit.
 """
 
 import copy
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from lora_mnist import lora_disabled, remove_lora
 from lora_mnist.cli import run_entry
 from lora_mnist.command import Run, classifier_of
 from lora_mnist.errors import UserError, config_group
+
+log = logging.getLogger(__name__)
 
 
 def rival(cfg: DictConfig, run: Run) -> None:
@@ -44,7 +47,11 @@ def rival(cfg: DictConfig, run: Run) -> None:
     with lora_disabled(net):
         before = {part: logits_of(net, images[part]) for part in ("val", "test")}
     plain = remove_lora(copy.deepcopy(net)).requires_grad_()
-    case = Case(plain, images, labels, before, classifier.classes.index(target))
+    file, repair = Path(str(adapter)).parent / "results.json", {}  # of the run that left it
+    if file.exists():
+        repair = json.loads(file.read_text())
+    steps, number = repair.get("steps", 400), classifier.classes.index(target)
+    case = Case(plain, images, labels, before, number, steps)
 
     def row(name: str, logits: Tensor, seconds: str) -> list[str]:
         """Errors and false calls; a method's trainings in seconds."""
@@ -53,9 +60,9 @@ def rival(cfg: DictConfig, run: Run) -> None:
         counts = [wrong & is_target, wrong, wrong & (called == case.target)]
         return [name, *(f"{int(each.sum()):,}" for each in counts), seconds]
 
-    results = Path(str(adapter)).parent / "results.json"  # of the run that left it
-    taken = f"{json.loads(results.read_text())['seconds']:.0f}" if results.exists() else ""
+    taken = f"{repair['seconds']:.0f}" if repair else ""
     rows = [row("base", before["test"], ""), row("repair", after, taken)]
+    log.info("twenty lines: 6 trainings of %d steps of all weights; each is told", steps)
     started = time.perf_counter()
     net, choice = twenty_lines(case, cfg.seed)
     for name in ("twenty lines", "twenty lines, refitted"):

@@ -2,10 +2,8 @@
 
 import runpy
 import sys
-from functools import partial
 
 import jobs
-import plain
 import pytest
 import readme
 import tasks
@@ -48,7 +46,6 @@ def test_the_yardstick_stands_beside_the_latest_repair(tmp_path, monkeypatch, ca
     few = (*few, "batches.replay=10", "trainer.val_check_interval=6")
     folder = here / "outputs" / "lora" / "run"
     train(config("train", "experiment=repair", "target=dog", "lora.dropout=0", *few), Run(folder))
-    monkeypatch.setattr(plain, "fine_tune", partial(plain.fine_tune, steps=2))
     monkeypatch.setattr(sys, "argv", ["rival.py", *OPTIONS, "experiment=repair", "target=weakest"])
     capsys.readouterr()
     runpy.run_path(str(ROOT / "scripts" / "rival.py"), run_name="__main__")

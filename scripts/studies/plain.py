@@ -164,8 +164,9 @@ def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
 
 
 def weighted(case: Case, parts: Sequence[str], rate: float, weight: float, seed: int) -> nn.Module:
-    """A copy of the base after 400 steps in which the class's loss counts ``weight`` times."""
-    logging.getLogger(__name__).info("fine-tuning: rate %g, weight %g", rate, weight)
+    """A copy of the base after a training in which the class's loss counts ``weight`` times."""
+    line = "fine-tuning: %d steps, rate %g, weight %g"
+    logging.getLogger(__name__).info(line, case.steps, rate, weight)
     images = torch.cat([case.images[part] for part in parts])
     labels = torch.cat([case.labels[part] for part in parts])
     net = copy.deepcopy(case.net).train()
@@ -177,7 +178,7 @@ def weighted(case: Case, parts: Sequence[str], rate: float, weight: float, seed:
         return F.cross_entropy(net(images[chosen]), labels[chosen], weight=weights)
 
     torch.manual_seed(seed)
-    fine_tune(net, loss, rate)
+    fine_tune(net, loss, rate, case.steps)
     return net
 
 

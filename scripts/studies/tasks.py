@@ -129,6 +129,7 @@ class Case:
     labels: dict[str, Tensor]
     before: dict[str, Tensor]  # the base's logits, of validation and of test images
     target: int
+    steps: int = 400  # of each training
 
 
 @dataclass(frozen=True)

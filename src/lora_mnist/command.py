@@ -190,7 +190,7 @@ def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
         if newest is None:
             raise UserError(
                 f"adapter=latest: expected an adapter in {folder}; make one with: "
-                f"{program('train')} stage=lora and the same data and net"
+                f"{program('train')} experiment=repair and the same data and net"
             )
         adapter = newest.parent
         if run is not None and run.is_sweep:

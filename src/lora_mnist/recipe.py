@@ -183,6 +183,16 @@ def tell_duration(session: Session, data: ImageDataModule, seconds: float) -> No
     log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
 
 
+def refuse_to_go_on(session: Session, data: ImageDataModule) -> None:
+    """Refuse a checkpoint for a repair of several trainings."""
+    path = session.cfg.ckpt_path
+    if path is not None and number_of_trainings(session, data) > 1:
+        raise UserError(
+            f"ckpt_path={path}: expected null, since this repair has several trainings; start it "
+            "again: same seed, same numbers"
+        )
+
+
 def number_of_trainings(session: Session, data: ImageDataModule) -> int:
     """How often an adapter is trained: trials that decide, and then the one that is kept."""
     trials = len(dropouts_to_try(session, data))
@@ -200,11 +210,6 @@ def train_repair(
     start, dropouts = start_of(session.net), dropouts_to_try(session, data)
     refit = choose_refit(session, data)
     has_trials = number_of_trainings(session, data) > 1
-    if has_trials and (path := session.cfg.ckpt_path) is not None:
-        raise UserError(
-            f"ckpt_path={path}: expected null, since this repair has several trainings; start it "
-            "again: same seed, same numbers"
-        )
     trials: dict[float, Repair] = {}
     for tried in dropouts:
         session_of_trial = session

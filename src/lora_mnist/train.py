@@ -15,7 +15,13 @@ from lora_mnist.choice import tell
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.base import refuse_to_replace
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.recipe import choose_rate, choose_target, put_adapter, train_repair
+from lora_mnist.recipe import (
+    choose_rate,
+    choose_target,
+    put_adapter,
+    refuse_to_go_on,
+    train_repair,
+)
 from lora_mnist.results import current_base_path, finish
 from lora_mnist.session import open_session, prove_unchanged
 from lora_mnist.show.screen import print_parameters
@@ -72,6 +78,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     tell(choices)
     put_adapter(session)
     data = session.data(selection)
+    refuse_to_go_on(session, data)
     advice = []
     if before is not None:
         advice = better_order(before, session.classifier.classes)
