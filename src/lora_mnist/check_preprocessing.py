@@ -2,15 +2,15 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lora_mnist.classifier import build_dataset
+from lora_mnist.classifier import Classifier, build_dataset
 from lora_mnist.command import in_grammar
-from lora_mnist.data import Folder
+from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.disk.base import read_base
 from lora_mnist.errors import UserError, as_value
@@ -66,7 +66,7 @@ def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
 def better_preparation(session: Session) -> list[str]:
     """The overrides of another usual preparation, if the base does clearly better with it."""
     classifier, val = session.classifier, session.images.val
-    net, dataset, settings = classifier.net, classifier.dataset, classifier.settings
+    dataset, settings = classifier.dataset, classifier.settings
     if not isinstance(dataset, Folder) or dataset.prepare.transform is not None or not len(val):
         return []
     assert classifier.base_path is not None
@@ -74,22 +74,12 @@ def better_preparation(session: Session) -> list[str]:
     if is_known or session.run.is_sweep:
         return []
     some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
-    files, labels = [dataset.root / str(name) for name in some.names], some.labels.tolist()
-    typed = {**settings.typed["prepare"], "classes": dataset.classes}
     # Measured values are fixed, or each size would be measured anew.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
     best = {key: dataset.preprocessing()[key] for key in keys}
-    own, configured = size_of_picture(files[0]), dataset.prepare.size
-    sizes: list[dict[str, Any]] = []
-    for size in (own, *((side, side) for side in _SIDES)):
-        if max(size) < max(configured):
-            sizes.append({"image_size": list(size)})
-    sizes.append({"image_size": list(configured)})
-    scalings = [{"mean": m, "std": s} for m, s in (*_SCALINGS, measured_pixels(some))]
-    # At another mean another size may be better.
-    ways, started = [*sizes, *scalings, *sizes, *_RESIZINGS], time.monotonic()
+    ways, started = _usual_ways(dataset, some), time.monotonic()
     with session.evaluating() as device:
-        table = evaluate(net, dataset.batches(some, device))
+        table = evaluate(classifier.net, dataset.batches(some, device))
         as_configured = least = table.prediction[0] != table.label
         if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
             return []  # so few errors that no way can be clearly better
@@ -97,17 +87,8 @@ def better_preparation(session: Session) -> list[str]:
             if time.monotonic() - started > _SECONDS:
                 log.warning("a minute is over: no other way to prepare images is tried")
                 break
-            prepare = {**typed, **best, **way}
-            try:
-                other = build_dataset(net, Settings(settings.net, prepare, settings.data))
-                pictures = zip(map(other.read_picture, files), labels, strict=True)
-                batches = list(other.stacked(pictures, device))
-                check_outputs(net, batches[0][0][:1], len(other.classes), other.name)
-                table = evaluate(net, batches)
-            except UserError:  # the network takes no images of this size, or of these channels
-                continue
-            wrong = table.prediction[0] != table.label
-            if wrong.sum() < least.sum():
+            wrong = _wrong_if_prepared(classifier, some, {**best, **way}, device)
+            if wrong is not None and wrong.sum() < least.sum():
                 best, least = {**best, **way}, wrong
     if len(ways) * _p_value(as_configured, least) >= LEVEL:  # the best of several ways is tested
         return []
@@ -118,6 +99,38 @@ def better_preparation(session: Session) -> list[str]:
         *(least.sum(), as_configured.sum(), len(some), " ".join(map(quoted, overrides))),
     )
     return overrides
+
+
+def _usual_ways(dataset: Folder, images: Images) -> list[dict[str, Any]]:
+    """Values of ``prepare`` to try, one after the other: sizes, then scalings, then resizings."""
+    configured = dataset.prepare.size
+    own = size_of_picture(dataset.root / str(images.names[0]))
+    sizes: list[dict[str, Any]] = []
+    for size in (own, *((side, side) for side in _SIDES)):
+        if max(size) < max(configured):
+            sizes.append({"image_size": list(size)})
+    sizes.append({"image_size": list(configured)})
+    scalings = [{"mean": m, "std": s} for m, s in (*_SCALINGS, measured_pixels(images))]
+    return [*sizes, *scalings, *sizes, *_RESIZINGS]  # at another mean another size may be better
+
+
+def _wrong_if_prepared(
+    classifier: Classifier, images: Images, prepare: Mapping[str, Any], device: torch.device
+) -> Tensor | None:
+    """Which images the base gets wrong if they are prepared so; ``None``: it takes none so."""
+    net, dataset, settings = classifier.net, classifier.dataset, classifier.settings
+    typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
+    assert isinstance(dataset, Folder)
+    files = [dataset.root / str(name) for name in images.names]
+    try:
+        other = build_dataset(net, Settings(settings.net, typed, settings.data))
+        pictures = zip(map(other.read_picture, files), images.labels.tolist(), strict=True)
+        batches = list(other.stacked(pictures, device))
+        check_outputs(net, batches[0][0][:1], len(other.classes), other.name)
+        table = evaluate(net, batches)
+    except UserError:  # the network takes no images of this size, or of these channels
+        return None
+    return table.prediction[0] != table.label
 
 
 def _p_value(before: Tensor, after: Tensor) -> float:
