@@ -107,6 +107,14 @@ def test_a_forgotten_order_of_the_classes_is_told():
     assert log.getvalue().endswith(f'with: "{order}"\n')
 
 
+def test_two_classes_that_are_swapped_are_told_though_one_of_them_is_weak():
+    label = torch.tensor([0] * 80 + [1] * 80)
+    before = torch.tensor([1] * 70 + [2] * 10 + [1] * 48 + [0] * 32)  # one is called as the other
+    nothing = torch.zeros(1, len(label))
+    table = Predictions(3, label, before[None], nothing, nothing)
+    assert better_order(table, ["star", "square", "disc"]) == ["prepare.classes=[square,star,disc]"]
+
+
 def test_a_right_order_and_a_network_that_guesses_are_left_alone():
     always_the_rare_one = predictions(1, output=(3, 3, 3, 3))
     for table in (predictions(0.9), always_the_rare_one):

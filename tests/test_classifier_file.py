@@ -7,6 +7,7 @@ import pytest
 from composed import composed
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import move_in
+from omegaconf import OmegaConf
 
 from lora_mnist.command import CLASSIFIER, Run, checked_copy
 from lora_mnist.train import train
@@ -86,6 +87,10 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
     cfg = composed("predict", "+seed=3", "images=x.png")
     assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
     assert refused(checked_copy, cfg, Run(tmp_path, typed=("+seed=3",))).startswith("seed: ")
+    misspelt = composed("predict", "images=x.png")
+    OmegaConf.update(misspelt, "batches", {"repaly": 3}, force_add=True)
+    said = refused(checked_copy, misspelt, Run(tmp_path, typed=()))
+    assert said.startswith("batches.repaly: nothing reads this key")
 
 
 def test_the_file_of_the_readme_is_read(tmp_path):

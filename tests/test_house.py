@@ -21,11 +21,11 @@ HOUSE = [
     "show trainer",
     "command",
     "classifier",
-    "settings values",
+    "choice settings values",
     "disk",
     "repair",
     "data",
-    "choice errors project progress",
+    "errors project progress",
     "lora",  # with disk/files.py beside it, it can be copied into another project
     "disk.files",
 ]

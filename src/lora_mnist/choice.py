@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lora_mnist.errors import as_value
+
 log = logging.getLogger(__name__)
 
 #: The keys that set the choices of a repair.
@@ -24,5 +26,5 @@ def tell(choices: Mapping[str, Choice]) -> None:
     for name, choice in choices.items():
         if choice.of or choice.images:
             value = choice.value
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            shown = ", ".join(value) if isinstance(value, list) else as_value(value)
             log.info("%s=%s: %s", _KEY_OF.get(name, name), shown, choice.why)

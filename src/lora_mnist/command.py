@@ -106,15 +106,18 @@ def keys_of(entry: str, stage: str | None = None) -> dict[str, Any]:
 
 
 @cache
-def all_keys() -> set[str]:
-    """The keys of all commands."""
-    return set(keys_of("train", "lora")).union(*map(keys_of, _ENTRIES))
+def all_keys() -> dict[str, Any]:
+    """What :func:`by_key` gives for all commands together."""
+    keys = keys_of("train", "lora")
+    for entry in _ENTRIES:
+        keys |= keys_of(entry)
+    return keys
 
 
 def unknown_key(key: str) -> str:
     """What to say of a key that no command has: those that may be meant, or all of its group."""
     group, _, name = key.rpartition(".")
-    keys = sorted(all_keys() - {""})
+    keys = sorted(set(all_keys()) - {""})
     beside = [each for each in keys if each.rpartition(".")[0] == group]
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
     if nearest := nearest or get_close_matches(key, keys):
@@ -136,12 +139,15 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     given = by_key(OmegaConf.to_container(cfg))
     for key in given:
         group, _, name = key.rpartition(".")
-        if key in known or group in _OPEN or not isinstance(known.get(group), dict):
-            continue
-        if "_target_" in known[group] or "_target_" in given[group]:
+        if key in known or group in _OPEN or "_target_" in given[group]:
             continue  # a function takes other arguments than those that are configured
+        beside = all_keys().get(group)
+        if not isinstance(beside, dict) or "_target_" in beside:
+            continue
         if key not in all_keys():
             raise UserError(unknown_key(key))
+        if group not in known:
+            continue  # it goes with its group
         if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
             raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
         with open_dict(checked):

@@ -178,10 +178,10 @@ class Folder(ImageDataset):
     def root(self) -> Path:
         """The folder of images; ValueError, if there is none."""
         if self.data_dir is None or not self.data_dir.is_dir():
-            expected = "expected a folder of images; without one, classes, image_size, mean and "
-            expected += "std have to be those of the network's training"
+            expected = "expected a folder of images, or classes, image_size, mean and std, as in "
+            expected += "the network's training"
             if self.data_dir is not None:
-                expected = f"no such folder ({self.data_dir.absolute()}); {expected}"
+                expected = f"no such folder ({self.data_dir.absolute()})"
             raise ArgumentError("data_dir", self.data_dir, expected)
         return self.data_dir
 
