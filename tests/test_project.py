@@ -2,7 +2,6 @@ import shutil
 import subprocess
 
 import pytest
-from helpers.commands import ROOT, run_process
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -37,11 +36,3 @@ def test_a_class_or_a_path_of_any_name_can_be_typed(name):
     for text in (name, f"/{name}"):
         value = OverridesParser.create().parse_override(override("target", text)).value()
         assert str(value) == text
-
-
-def test_an_entry_of_another_checkout_is_told(tmp_path):
-    """Two clones in one environment: the package of one runs, whichever is started."""
-    (tmp_path / "src" / "lora_mnist").mkdir(parents=True)
-    entry = shutil.copy(ROOT / "eval.py", tmp_path)
-    done = run_process(str(entry), "--cfg", "job", PYTHONPATH=str(ROOT / "src"))
-    assert f"{tmp_path} is another checkout than that of {ROOT / 'src'}" in done.stderr

@@ -92,7 +92,10 @@ def better_preparation(session: Session) -> list[str]:
                 best, least = {**best, **way}, wrong
     if len(ways) * _p_value(as_configured, least) >= LEVEL:  # the best of several ways is tested
         return []
-    overrides = [f"prepare.{key}={as_value(value)}" for key, value in best.items()]
+    overrides = []
+    for key, value in best.items():
+        if settings.prepare.get(key) != value:
+            overrides.append(f"prepare.{key}={as_value(value)}")
     log.warning(
         "the network may have been trained on images that were prepared otherwise: it makes %d "
         "errors instead of %d in %d validation images with: %s",
@@ -102,16 +105,15 @@ def better_preparation(session: Session) -> list[str]:
 
 
 def _usual_ways(dataset: Folder, images: Images) -> list[dict[str, Any]]:
-    """Values of ``prepare`` to try, one after the other: sizes, then scalings, then resizings."""
+    """Values of ``prepare`` to try: each size with each scaling, then ways to bring it about."""
     configured = dataset.prepare.size
-    own = size_of_picture(dataset.root / str(images.names[0]))
-    sizes: list[dict[str, Any]] = []
-    for size in (own, *((side, side) for side in _SIDES)):
-        if max(size) < max(configured):
-            sizes.append({"image_size": list(size)})
-    sizes.append({"image_size": list(configured)})
-    scalings = [{"mean": m, "std": s} for m, s in (*_SCALINGS, measured_pixels(images))]
-    return [*sizes, *scalings, *sizes, *_RESIZINGS]  # at another mean another size may be better
+    sides = [size_of_picture(dataset.root / str(images.names[0])), *((s, s) for s in _SIDES)]
+    sizes = [size for size in sides if max(size) < max(configured)]
+    ways: list[dict[str, Any]] = []
+    for size in (*sizes, configured):
+        for mean, std in (*_SCALINGS, measured_pixels(images)):
+            ways.append({"image_size": list(size), "mean": mean, "std": std})
+    return [*ways, *_RESIZINGS]
 
 
 def _wrong_if_prepared(

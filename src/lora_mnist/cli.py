@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.conf import HydraConf
@@ -36,7 +36,7 @@ from lora_mnist.errors import (
     one_line,
     printable,
 )
-from lora_mnist.project import CONFIGS, command_line, other_checkout, quoted
+from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
 
 log = logging.getLogger(__name__)
@@ -50,45 +50,29 @@ _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits."""
-    if checkout := other_checkout(Path(sys.argv[0])):
-        line = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
-        print(f"{line}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
-    signals: list[int] = []  # SIGINT or SIGTERM; the first one decides the exit code
-    failure: Exception | None = None
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
-
-    def call(cfg: DictConfig, run: Run) -> None:
-        try:
-            function(cfg, run)
-        finally:
-            if signals:  # Lightning makes SystemExit of the KeyboardInterrupt, Gradio swallows it
-                raise KeyboardInterrupt
+    error: BaseException | None = None
 
     def task(cfg: DictConfig) -> float | None:
-        nonlocal failure
+        nonlocal error
         settings = HydraConfig.get()
         run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
         if run.is_sweep and "sweep" in cfg:
-            return run_job(call, cfg, run, settings, explain)
+            return run_job(function, cfg, run, settings, explain)
         try:
             # As the user has set it, for the processes that Lightning starts.
             with env_override({_FULL_ERROR: str(int(shows_traceback))}):
-                call(cfg, run)
-        except Exception as error:  # it is raised below: Hydra would print a line of its own
+                function(cfg, run)
+        except Exception as exception:  # it is told below: Hydra would print a line of its own
             if run.is_sweep:
                 raise
-            failure = error
-            exc_info = None if isinstance(error, UserError) else error
-            log.error("%s", explain(error)[0], exc_info=exc_info)  # to the run's own log
+            error = exception
+            exc_info = None if isinstance(exception, UserError) else exception
+            log.error("%s", explain(exception)[0], exc_info=exc_info)  # to the run's own log
         return None
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
-    handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
-    error: BaseException | None = None
+    handlers = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
         for place, text in enumerate(sys.argv):
@@ -98,20 +82,31 @@ def run_entry(function: Command, config_name: str) -> None:
         # Hydra then raises what it would print, and exit with 1.
         with env_override({_FULL_ERROR: "1"}):
             main()
-        error = failure
     except (Exception, KeyboardInterrupt) as exception:
         error = exception
     except SystemExit as stop:
-        if shows_traceback and stop.__cause__ is not None:  # of a refusal
-            raise stop.__cause__ from None
-        raise
+        error = stop.__context__
+        if not isinstance(error, KeyboardInterrupt):  # of which Lightning makes a SystemExit
+            if shows_traceback and stop.__cause__ is not None:  # of a refusal
+                raise stop.__cause__ from None
+            raise
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)
-    if error is None:
-        return
-    if isinstance(error, KeyboardInterrupt):
-        number = signals[0] if signals else signal.SIGINT
+    if error is not None:
+        _end(error, shows_traceback)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End the command at a signal, as Lightning then ends the processes that it has started."""
+    raise KeyboardInterrupt(number)
+
+
+def _end(error: BaseException, shows_traceback: bool) -> NoReturn:
+    """End the process: with the reason in a line, and the exit code that fits."""
+    is_interrupted = isinstance(error, KeyboardInterrupt)
+    if is_interrupted:
+        number = error.args[0] if error.args else signal.SIGINT
         reason, code = f"interrupted by {signal.Signals(number).name}", 128 + number
     elif shows_traceback:
         raise error
@@ -121,7 +116,6 @@ def run_entry(function: Command, config_name: str) -> None:
             reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
     if HydraConfig.initialized():
-        is_interrupted = isinstance(error, KeyboardInterrupt)
         advice = _clean_up(HydraConfig.get(), is_interrupted, needs_log=code == 1)
         if advice is not None and not isinstance(error, UserError):
             print(advice, file=sys.stderr)

@@ -23,6 +23,7 @@ GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches"
 #: Lightning's and Hydra's errors for a wrong value; neither is imported here.
 _SAY_ENOUGH = ("MisconfigurationException", "InstantiationException")
 _PACKAGE = Path(__file__).resolve().parent
+_CALLERS = (_PACKAGE / "cli.py", _PACKAGE / "sweep.py")  # of an entry
 
 
 class UserError(Exception):
@@ -104,7 +105,7 @@ def described(error: BaseException) -> str:
 def error_in_user_code(error: BaseException) -> str | None:
     """``my_nets.py:14 in forward: TypeError: ...``, if it was raised in code of a user's own.
 
-    That is code which ours has called; an entry such as train.py, which cli.py calls, is ours.
+    That is code which ours has called. An entry such as train.py, which ``_CALLERS`` call, is ours.
     """
     line, is_called_by_us = None, False
     cause: BaseException | None = error
@@ -114,7 +115,7 @@ def error_in_user_code(error: BaseException) -> str | None:
             file = Path(frame.filename)
             if _PACKAGE in file.parents:
                 is_called_by_us = True
-            elif is_called_by_us and caller != _PACKAGE / "cli.py" and _is_own_code(file):
+            elif is_called_by_us and caller not in _CALLERS and _is_own_code(file):
                 place = f"{file.name}:{frame.lineno} in {frame.name}"
                 line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
             caller = file

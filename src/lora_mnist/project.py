@@ -16,13 +16,6 @@ if not CONFIGS.is_dir():
 DATA = PROJECT / "data"
 
 
-def other_checkout(entry: Path) -> Path | None:
-    """The checkout of ``entry``, such as its ``train.py``, where another package runs."""
-    checkout = entry.resolve().parent
-    package = checkout / "src" / "lora_mnist"
-    return checkout if package.is_dir() and package != _PACKAGE else None
-
-
 def program(name: str) -> str:
     """How the command ``name`` is typed here: ``python ../train.py``, or ``lora-mnist train``."""
     if CONFIGS.parent == _PACKAGE:

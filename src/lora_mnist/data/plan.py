@@ -182,7 +182,7 @@ class PlannedBatches:
         self.data, self.trainer = data, trainer
         self._place = 0  # how many batches of the epoch have been given
         self._batches: Iterator[list[int]] = iter(())  # of the plan, kept from epoch to epoch
-        self._next: int | None = None  # which of the plan's they go on with, after an epoch
+        self._taken: int | None = None  # how many of the plan's batches an epoch has ended with
 
     def __len__(self) -> int:
         """The batches of a whole epoch, also where a part of it is done."""
@@ -193,16 +193,13 @@ class PlannedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         trainer = self.trainer
-        count = int(
-            trainer.num_training_batches
-        )  # trainer.limit_train_batches may have made it less
-        epoch = trainer.current_epoch
-        if trainer.overfit_batches:  # type: ignore[attr-defined]
-            epoch = 0  # each epoch has the first one's batches
+        count = int(trainer.num_training_batches)  # fewer than len(self) with limit_train_batches
+        # With overfit_batches each epoch has the first one's batches.
+        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
         first, end = epoch * count + self._place, (epoch + 1) * count
-        if first != self._next:  # the first epoch here, or one that is overfitted
+        if first != self._taken:  # the first epoch here, or one that is overfitted
             self._batches = islice(self.data.plan.batches(), first, None)
-        self._next = end
+        self._taken = end
         for batch in self.data.read(islice(self._batches, end - first)):
             self._place = (self._place + 1) % count  # 0 after the last one
             yield batch
