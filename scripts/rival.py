@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
-    classifier = classifier_of(cfg, run)
+    classifier = classifier_of(cfg)
     adapter, net, dataset = classifier.adapter, classifier.net, classifier.dataset
     if len(classifier.targets) != 1:
         repaired = ", ".join(classifier.targets) or "mistakes"

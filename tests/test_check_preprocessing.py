@@ -1,5 +1,7 @@
 """Which preprocessing and which order of classes a network was trained with."""
 
+from types import SimpleNamespace
+
 import numpy
 import pytest
 import torch
@@ -7,7 +9,7 @@ from composed import composed, logged
 from PIL import Image
 from torch import nn
 
-from lora_mnist.check_preprocessing import better_order, warn_of_guessing
+from lora_mnist.check_preprocessing import better_order, check_base
 from lora_mnist.evaluate import evaluate
 from lora_mnist.repair.predictions import Predictions
 
@@ -126,5 +128,7 @@ def test_a_right_order_and_a_network_that_guesses_are_left_alone():
 @pytest.mark.parametrize(("accuracy", "is_said"), [(0.0, True), (0.5, False)])
 def test_a_base_that_guesses_is_told_unasked(accuracy, is_said):
     with logged("lora_mnist.check_preprocessing") as log:
-        warn_of_guessing(predictions(accuracy))
+        classifier = SimpleNamespace(classes=CLASSES)
+        cfg = SimpleNamespace(stage="lora")
+        check_base(SimpleNamespace(classifier=classifier, cfg=cfg), predictions(accuracy))
     assert ("which is hardly better than guessing" in log.getvalue()) == is_said

@@ -49,7 +49,6 @@ MISTAKES = {
         (*LORA, "batches.replay=99999999"),
         (*LORA, "mistakes={tmp}", "target=3"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
-        ("experiment=repair", *TRAIN, "data.data_dir={tmp}", "mistakes={tmp}/incoming"),
         (*LORA, "refit=1"),
         (*LORA, "batches.replay=9", "loss.target_weight=2"),
         (*LORA, "+trainer.limit_val_batches=0", "dial=true"),

@@ -18,7 +18,7 @@ SPLIT = {"data_dir": "/a", "val_size": 0.3}
 
 def taken(own, **record):
     settings = Settings(own.get("net", {}), own.get("prepare", {}), own.get("data", {}))
-    settings.take("the adapter", {"version": VERSION, **record}, "adapter=a")
+    settings.take_record("the adapter", {"version": VERSION, **record}, "adapter=a")
     return settings
 
 
@@ -50,7 +50,7 @@ def test_what_runs_code_is_refused_where_it_is_not_typed(net, foreign):
 def test_what_two_records_say_together_is_refused_too():
     settings = Settings({}, {}, {})
     settings.take("", {"net": {"checkpoint_path": "gift.pth"}})
-    said = refused(settings.take, "b", {"version": VERSION, "net": TIMM}, "base_ckpt=b")
+    said = refused(settings.take_record, "b", {"version": VERSION, "net": TIMM}, "base_ckpt=b")
     assert said.startswith("base_ckpt=b: ")
 
 
@@ -91,7 +91,9 @@ def test_who_has_said_what_is_known():
     """What the adapter says, and what no record differs in, is not said to be yours."""
     own = {"prepare": {"mean": 0.5, "image_size": 8}}
     settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})
-    settings.take("the base", {"version": VERSION, "prepare": {"std": 1, "channels": 3}}, "base=b")
+    settings.take_record(
+        "the base", {"version": VERSION, "prepare": {"std": 1, "channels": 3}}, "base=b"
+    )
     adapter, yours, base = settings.sources
     assert ("std" in adapter, "prepare.mean=0.5" in yours, "channels" in base) == (True,) * 3
     assert "image_size" not in yours

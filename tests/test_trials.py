@@ -1,13 +1,11 @@
 """A repair of few images: trials choose its dropout, then it learns validation images too."""
 
 import pytest
-import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_results
 
 import lora_mnist.recipe
 from lora_mnist.command import Run
-from lora_mnist.data.plan import also_learning, select
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.train import train
@@ -84,16 +82,6 @@ def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
     assert read_results(folder)["held_out"] == {"val": "test"}
     record = read_metadata(folder / "adapter")
     assert (record["data"]["val_from"], record["made"]["refit"]) == ("test", True)
-
-
-def test_the_images_of_refit():
-    """All that were trained on stay; validation images are learnt or replayed by their class."""
-    selection = select(torch.tensor([0, 1, 0, 1, 1]), ["cat", "dog"], "dog")
-    targets, learnt, replayed = also_learning(selection, torch.tensor([1, 0, 1]), 5)
-    assert (targets, learnt.tolist(), replayed.tolist()) == ([1], [1, 3, 4, 5, 7], [0, 2, 6])
-    everything = select(torch.tensor([0, 1]), ["cat", "dog"], None)
-    _, learnt, replayed = also_learning(everything, torch.tensor([1]), 2)
-    assert (learnt.tolist(), replayed.tolist()) == ([0, 1, 2], [])
 
 
 @pytest.mark.parametrize(

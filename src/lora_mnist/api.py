@@ -49,12 +49,12 @@ def load_classifier(
     *,
     net: nn.Module | None = None,
     transform: Callable[[Any], Tensor] | None = None,
-    scale: float | None = None,
 ) -> Classifier:
     """A repaired classifier, ready to say what pictures show.
 
     Network, classes and preprocessing are those of the files; no image of the training is needed.
-    Code of the maker's own that a file names is not run: give ``net`` or ``transform``.
+    Code that a file names is run only if it is torchvision's, timm's or ours; for any other, pass
+    ``net`` or ``transform``.
 
     Args:
         adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
@@ -63,15 +63,11 @@ def load_classifier(
         net: the network; its weights are replaced by those of the base. ``None``: as the files say.
         transform: from a picture of Pillow to the network's input, (channels, height, width);
             ``None``: as the files say.
-        scale: how much of the adapter to apply: 1 as trained, 0 the base; ``None``: as saved.
 
     Raises:
         UserError: if a file is missing, does not fit, or names code of its maker.
-        ValueError: if the scale is not finite, or there is no adapter to scale.
     """
     prepare = {} if transform is None else {"transform": transform}
     classifier = Classifier.load(adapter, base, net=net, prepare=prepare)
     classifier.check()
-    if scale is not None:
-        set_lora_scale(classifier.net, scale)
     return classifier

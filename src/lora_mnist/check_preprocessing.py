@@ -36,8 +36,31 @@ _RESIZINGS = (
 )
 
 
+def check_base(session: Session, before: Predictions) -> list[str]:
+    """Overrides with which the base does clearly better; without any, warn if it only guesses.
+
+    Other preparations are tried where nothing is trained.
+    """
+    advice = better_order(before, session.classifier.classes)
+    if not advice and session.cfg.stage == "eval":
+        advice = better_preparation(session)
+    counts = counts_of(before)["before"]
+    if not advice and is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
+        log.warning(
+            "the base has %d of %d images right, which is hardly better than guessing: if it was "
+            "better where it was trained, look at net._target_, base_ckpt and prepare, of which "
+            "eval.py tries usual values (docs/failed.md)",
+            len(before) - counts["errors"],
+            len(before),
+        )
+    return advice
+
+
 def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
-    """The override of another order of the classes, if it saves a third of the errors it moves."""
+    """The override of another order of the classes, if it is clearly better.
+
+    The classes that change places then have at most two thirds of their error rate.
+    """
     from scipy.optimize import linear_sum_assignment
 
     count = len(classes)
@@ -45,11 +68,12 @@ def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
     confusion = confusion_of(label, prediction, count)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     here = torch.arange(count)
-    # Of equals, the order as it is.
+    # A class stays where it is if two outputs suit it equally well.
     _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
     output = torch.from_numpy(assigned)  # of each class
     moved = output != here
-    rate, other_rate = 1 - shares[here, here][moved].mean(), 1 - shares[here, output][moved].mean()
+    rate = 1 - shares[here, here][moved].mean()
+    other_rate = 1 - shares[here, output][moved].mean()
     was_wrong, is_wrong = prediction != label, prediction != output[label]
     if not moved.any() or other_rate > rate * 2 / 3 or _p_value(was_wrong, is_wrong) >= 0.001:
         return []
@@ -58,7 +82,10 @@ def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
     log.warning(
         "the network's outputs are most likely in another order of the classes: the base has %d of "
         "%d images right instead of %d with: %s",
-        *((~is_wrong).sum(), len(before), (~was_wrong).sum(), quoted(order)),
+        (~is_wrong).sum(),
+        len(before),
+        (~was_wrong).sum(),
+        quoted(order),
     )
     return [order]
 
@@ -99,13 +126,16 @@ def better_preparation(session: Session) -> list[str]:
     log.warning(
         "the network may have been trained on images that were prepared otherwise: it makes %d "
         "errors instead of %d in %d validation images with: %s",
-        *(least.sum(), as_configured.sum(), len(some), " ".join(map(quoted, overrides))),
+        least.sum(),
+        as_configured.sum(),
+        len(some),
+        " ".join(map(quoted, overrides)),
     )
     return overrides
 
 
 def _usual_ways(dataset: Folder, images: Images) -> list[dict[str, Any]]:
-    """Values of ``prepare`` to try: each size with each scaling, then ways to bring it about."""
+    """Values of ``prepare`` to try: each size with each scaling, then ways to resize to it."""
     configured = dataset.prepare.size
     sides = [size_of_picture(dataset.root / str(images.names[0])), *((s, s) for s in _SIDES)]
     sizes = [size for size in sides if max(size) < max(configured)]
@@ -119,7 +149,7 @@ def _usual_ways(dataset: Folder, images: Images) -> list[dict[str, Any]]:
 def _wrong_if_prepared(
     classifier: Classifier, images: Images, prepare: Mapping[str, Any], device: torch.device
 ) -> Tensor | None:
-    """Which images the base gets wrong if they are prepared so; ``None``: it takes none so."""
+    """Which images the base gets wrong if they are prepared so; ``None`` if it takes none."""
     net, dataset, settings = classifier.net, classifier.dataset, classifier.settings
     typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
     assert isinstance(dataset, Folder)
@@ -138,15 +168,3 @@ def _wrong_if_prepared(
 def _p_value(before: Tensor, after: Tensor) -> float:
     """McNemar's p-value, from the images that two networks get wrong: bool, shape (N,)."""
     return mcnemar(int((before & ~after).sum()), int((after & ~before).sum()))
-
-
-def warn_of_guessing(before: Predictions) -> None:
-    """Warn where the base is hardly better than guessing."""
-    counts = counts_of(before)["before"]
-    if is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
-        log.warning(
-            "the base has %d of %d images right, which is hardly better than guessing: if it was "
-            "better where it was trained, look at net._target_, base_ckpt and prepare, of which "
-            "eval.py tries usual values (docs/failed.md)",
-            *(len(before) - counts["errors"], len(before)),
-        )

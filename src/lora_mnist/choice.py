@@ -16,8 +16,8 @@ class Choice(NamedTuple):
     """What was chosen, and why."""
 
     value: Any
-    of: Sequence[Any] | None = None  # the values to choose from; None: not a list
-    images: int = 0  # of validation, which have decided; 0: they were not asked
+    of: Sequence[Any] | None = None  # the values to choose from; None: they are not listed
+    images: int = 0  # the number of validation images that decided
     why: str = ""
 
 

@@ -109,7 +109,7 @@ class Classifier:
         record: Mapping[str, Any] = {}
         if adapter is not None:
             adapter, record = read_adapter(adapter)
-            settings.take("the adapter", record, f"adapter={adapter}")
+            settings.take_record("the adapter", record, f"adapter={adapter}")
         path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
         if base is not None:
             path = Path(str(base))
@@ -122,7 +122,7 @@ class Classifier:
                 )
         try:
             file = read_base(path)
-            settings.take("the base", file.record, f"base_ckpt={path}")
+            settings.take_record("the base", file.record, f"base_ckpt={path}")
             settings.take("", _DEFAULTS)
             network = own or build_network(settings.net)
             outputs = None if own else outputs_key(settings.net)
@@ -171,19 +171,18 @@ class Classifier:
         saved = adapters[0].scale if adapters else 0.0
         if scale is None:
             return Choice(saved, why="as saved")
-        if scale != "auto":
-            choice = Choice(float(scale), why="as set")
-        elif self.made.get("refit"):
-            choice = Choice(saved, why="as saved, since the adapter has learnt validation images")
-        else:
-            choice = self._advised_scale(device)
         if scale == "auto":
+            choice = self._advised_scale(saved, device)
             log.info("scale=%g: %s", choice.value, choice.why)
+        else:
+            choice = Choice(float(scale), why="as set")
         set_lora_scale(self.net, choice.value)
         return choice
 
-    def _advised_scale(self, device: torch.device | str) -> Choice:
-        """The scale that validation images advise."""
+    def _advised_scale(self, saved: float, device: torch.device | str) -> Choice:
+        """The scale that validation images advise, unless the adapter has learnt these."""
+        if self.made.get("refit"):
+            return Choice(saved, why="as saved, since the adapter has learnt validation images")
         images = self.images.val
         if not len(images):
             raise UserError(

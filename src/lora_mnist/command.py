@@ -94,7 +94,7 @@ def by_key(nested: Any, group: str = "") -> dict[str, Any]:
 
 
 @cache
-def keys_of(entry: str, stage: str | None = None) -> dict[str, Any]:
+def defaults_of(entry: str, stage: str | None = None) -> dict[str, Any]:
     """What :func:`by_key` gives for a command, without the user's own files."""
     overrides = ["~local@_global_"] if (CONFIGS / "local").is_dir() else []
     if stage is not None:
@@ -106,18 +106,18 @@ def keys_of(entry: str, stage: str | None = None) -> dict[str, Any]:
 
 
 @cache
-def all_keys() -> dict[str, Any]:
+def all_defaults() -> dict[str, Any]:
     """What :func:`by_key` gives for all commands together."""
-    keys = keys_of("train", "lora")
+    keys = defaults_of("train", "lora")
     for entry in _ENTRIES:
-        keys |= keys_of(entry)
+        keys |= defaults_of(entry)
     return keys
 
 
 def unknown_key(key: str) -> str:
     """What to say of a key that no command has: those that may be meant, or all of its group."""
     group, _, name = key.rpartition(".")
-    keys = sorted(set(all_keys()) - {""})
+    keys = sorted(set(all_defaults()) - {""})
     beside = [each for each in keys if each.rpartition(".")[0] == group]
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
     if nearest := nearest or get_close_matches(key, keys):
@@ -125,33 +125,46 @@ def unknown_key(key: str) -> str:
     return f"{key}: nothing reads this key; expected one of {', '.join(beside)}"
 
 
-def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the run's folder, without the keys that other commands have.
+def keys_of_others(cfg: DictConfig) -> list[str]:
+    """The keys of ``cfg`` that other commands have and this one has not.
 
-    Hydra finds misspelt keys on the command line, but not in a user's files. Here both are sought.
+    A key that no command has is refused. Hydra finds misspelt keys on the command line, but not in
+    a user's files.
     """
-    checked = cfg.copy()
     entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
-    known = keys_of(*entry)
+    known, anywhere = defaults_of(*entry), all_defaults()
+    given = by_key(OmegaConf.to_container(cfg))
+    others = []
+    for key in given:
+        if key in known:
+            continue
+        group = key.rpartition(".")[0]
+        beside = anywhere.get(group)
+        if not isinstance(beside, dict) or group in _OPEN:
+            continue
+        if "_target_" in {**beside, **given[group]}:
+            continue  # a function takes other arguments than those that are configured
+        if key not in anywhere:
+            raise UserError(unknown_key(key))
+        if group in known:  # else the group itself is one of the keys
+            others.append(key)
+    return others
+
+
+def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the run's folder, without the keys that other commands have."""
+    checked = cfg.copy()
     typed = None
     if run is not None and run.typed is not None:
         typed = [key_of(text) for text in run.typed]
-    given = by_key(OmegaConf.to_container(cfg))
-    for key in given:
-        group, _, name = key.rpartition(".")
-        if key in known or group in _OPEN or "_target_" in given[group]:
-            continue  # a function takes other arguments than those that are configured
-        beside = all_keys().get(group)
-        if not isinstance(beside, dict) or "_target_" in beside:
-            continue
-        if key not in all_keys():
-            raise UserError(unknown_key(key))
-        if group not in known:
-            continue  # it goes with its group
+    for key in keys_of_others(cfg):
+        # From Python each key is as good as typed.
         if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
             raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+        group, _, name = key.rpartition(".")
+        parent = OmegaConf.select(checked, group) if group else checked
         with open_dict(checked):
-            del (OmegaConf.select(checked, group) if group else checked)[name]
+            del parent[name]
     for group in ("data", "net", "prepare"):
         if isinstance(cfg.get(group), str):  # Hydra would put the text in place of the keys
             raise UserError(
@@ -185,7 +198,7 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
+def classifier_of(cfg: DictConfig) -> "Classifier":
     """The classifier that a configuration names: its base, and its adapter as it was saved."""
     from lora_mnist.classifier import Classifier  # here: torch
 
@@ -199,11 +212,6 @@ def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
                 f"{program('train')} experiment=repair and the same data and net"
             )
         adapter = newest.parent
-        if run is not None and run.is_sweep:
-            raise UserError(
-                "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
-                f"different ones: adapter={adapter}"
-            )
     groups = settings_of(cfg)
     return Classifier.load(
         adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix

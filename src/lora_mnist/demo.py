@@ -114,7 +114,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     require_extra("demo.py", "demo", "gradio")
     log.info("loading the network and its test images")
     cfg = checked_copy(cfg, run)
-    classifier = classifier_of(cfg, run)
+    classifier = classifier_of(cfg)
     classifier.check()
     classifier.set_scale(cfg.scale)
     page, server = build_page(classifier), cfg.server

@@ -17,7 +17,7 @@ PREPARE = (
     *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
     *("mean", "std", "transform"),
 )
-#: The group of keys that users may look for in another one, or that another's function takes.
+#: The right group of keys that are easily written under a wrong one.
 GROUP_OF = dict.fromkeys(PREPARE, "prepare")
 GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")
 #: Lightning's and Hydra's errors for a wrong value; neither is imported here.
@@ -105,20 +105,18 @@ def described(error: BaseException) -> str:
 def error_in_user_code(error: BaseException) -> str | None:
     """``my_nets.py:14 in forward: TypeError: ...``, if it was raised in code of a user's own.
 
-    That is code which ours has called. An entry such as train.py, which ``_CALLERS`` call, is ours.
+    That is code which ours has called, but for an entry such as train.py, which is ours.
     """
     line, is_called_by_us = None, False
     cause: BaseException | None = error
     while cause is not None:
-        caller = None
         for frame in traceback.extract_tb(cause.__traceback__):
             file = Path(frame.filename)
             if _PACKAGE in file.parents:
-                is_called_by_us = True
-            elif is_called_by_us and caller not in _CALLERS and _is_own_code(file):
+                is_called_by_us = file not in _CALLERS
+            elif is_called_by_us and _is_own_code(file):
                 place = f"{file.name}:{frame.lineno} in {frame.name}"
                 line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
-            caller = file
         cause = cause.__cause__
     return line
 

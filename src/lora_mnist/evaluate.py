@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import better_order, better_preparation, warn_of_guessing
+from lora_mnist.check_preprocessing import check_base
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.results import finish
@@ -34,9 +34,6 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         classifier = session.classifier
         scale = classifier.set_scale(cfg.scale, session.trainer.strategy.root_device)
         tables = session.tables()
-        before = tables["test"]
-        advice = better_order(before, classifier.classes) or better_preparation(session)
-        if not advice:
-            warn_of_guessing(before)
+        advice = check_base(session, tables["test"])
         choices = {} if classifier.adapter is None else {"scale": scale}
         return finish(session, tables, choices, {"better_preprocessing": advice})

@@ -87,7 +87,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         )
     if ending == ".onnx":
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
-    classifier = classifier_of(cfg, run)
+    classifier = classifier_of(cfg)
     dataset = classifier.dataset
     images, name = classifier.test_images(), "test images"
     if images is None:

@@ -41,7 +41,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     files = find_pictures(cfg.images)
     if cfg.out is not None and Path(str(cfg.out)).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
-    classifier = classifier_of(cfg, run)
+    classifier = classifier_of(cfg)
     classifier.check()
     classifier.set_scale(cfg.scale)
     scales: dict[str, float | None] = {"before": 0.0}

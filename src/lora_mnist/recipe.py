@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -25,7 +25,7 @@ from lora_mnist.choice import Choice
 from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.run_paths import TRIALS_FOLDER
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora.model import add_lora, set_lora_scale, warn_of_left_out
+from lora_mnist.lora.model import add_lora, set_lora_scale
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
 from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
@@ -35,7 +35,7 @@ from lora_mnist.session import Session
 
 log = logging.getLogger(__name__)
 
-#: lora.rank=auto, or a layer's full rank where that is smaller. docs/experiments.md compares ranks.
+#: lora.rank=auto is this, or a layer's full rank where that is smaller: docs/experiments.md.
 _AUTO_RANK = 64
 #: A class has few images if there are fewer than these: experiment=repair then sees each of them
 #: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
@@ -44,7 +44,7 @@ FEW_IMAGES = 400
 RATES = (0.003, 0.001, 0.0003, 0.0001)
 #: The steps of each probe of a rate, and the validation images that are counted after it, at most.
 _PROBE_STEPS, _PROBE_IMAGES = 25, 1000
-#: A rate is accepted if it leaves at most 1.3 * before + 2 * sqrt(before) errors; sqrt(1) for 0.
+#: A rate does harm if it leaves more than this many times the errors, beyond chance.
 _MAX_HARM = 1.3
 #: What lora.dropout=auto tries; 0.1 beside these gains nothing.
 DROPOUTS = (0.0, 0.05)
@@ -69,9 +69,8 @@ def choose_target(
         indices = torch.arange(len(labels))
         first = len(labels) - len(session.mistakes.learnt)
         return Selection([], indices[first:], indices[:first]), {}
-    choice = session.as_set("target", target)
     if target == "weakest":
-        assert before is not None  # open_session has refused it
+        assert before is not None  # open_session has looked for validation images
         counts = counts_of(before)["before"]
         errors, numbers = counts["errors_per_class"], counts["images_per_class"]
         if not any(errors):
@@ -82,14 +81,16 @@ def choose_target(
                 f"target=weakest: the base has all {len(before)} validation images right; "
                 f"expected {expected}"
             )
-        target = weakest(errors, numbers)
-        wrong, count = errors[target], numbers[target]
+        worst = weakest(errors, numbers)
+        wrong, count = errors[worst], numbers[worst]
         share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
-        choice = Choice(target, None, len(before), f"the weakest class, {share}")
+        choice = Choice([classes[worst]], None, len(before), f"the weakest class, {share}")
+        return select(labels, classes, worst), {"target": choice}
     selection = select(labels, classes, target)
     if target is None:
         return selection, {}
-    return selection, {"target": choice._replace(value=[classes[c] for c in selection.targets])}
+    names = [classes[c] for c in selection.targets]
+    return selection, {"target": session.as_set("target", names)}
 
 
 def put_adapter(session: Session) -> None:
@@ -109,9 +110,6 @@ def put_adapter(session: Session) -> None:
                 full = min(weight.base.flatten(1).shape)
                 if type(settings["rank"]) is int and full < settings["rank"]:
                     ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
-        if settings["target_modules"] == "all":
-            warn_of_left_out(net, "lora.target_modules")
-            settings["target_modules"] = ["all"]  # the same, of which add_lora does not warn again
         add_lora(net, **settings)
 
 
@@ -127,47 +125,49 @@ def choose_rate(session: Session, data: ImageDataModule, before: Predictions | N
         return session.as_set("optimizer.lr", rate)
     learnt = len(data.plan.selection.target_indices)
     rates = RATES if learnt < FEW_IMAGES else RATES[1:]
-    assert before is not None  # open_session has refused it
+    assert before is not None  # open_session has looked for validation images
     log.info("optimizer.lr=auto: %d steps at each rate that is tried", _PROBE_STEPS)
-    net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
     count = min(len(before), _PROBE_IMAGES)
-    spread = torch.linspace(0, len(before) - 1, count).long()
-    start = start_of(net)
-    device, loss = trainer.strategy.root_device, session.make_loss()
-    precision: Any = trainer.precision_plugin
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), evaluating(net, device):
-
-        def count_errors() -> int:
-            batches = dataset.batches(session.images.val, device, spread, "optimizer.lr=auto")
-            table = evaluate(net.eval(), batches, before.at(spread))
-            return int(counts_of(table)["after"]["errors"])
-
-        errors_before = count_errors()
-        most = _MAX_HARM * errors_before + 2 * max(1, errors_before) ** 0.5
-        for rate in rates:
-            optimizer = session.make_optimizer(rate)
-            net.train()
-            started = time.perf_counter()
-            for images, labels in data.read(islice(data.plan.batches(), _PROBE_STEPS)):
-                with precision.forward_context():
-                    logits = net(dataset.normalise(images.to(device)))
-                    value = loss(logits, labels.to(device), data.plan.replay)
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
-            seconds = time.perf_counter() - started
-            errors_after = count_errors()
-            start_again(net, start)
-            if errors_after <= most:
-                break
-    tell_duration(session, data, seconds / _PROBE_STEPS)
+    rows = torch.linspace(0, len(before) - 1, count).long()
+    some = before.at(rows)
+    errors_before = int(counts_of(some)["before"]["errors"])
+    most = _MAX_HARM * errors_before + 2 * max(1, errors_before) ** 0.5
+    for rate in rates:
+        errors_after, seconds = probe(session, data, rate, some, rows)
+        if errors_after <= most:
+            break
+    tell_duration(session, data, seconds)
     why = f"for {learnt:,} images to learn; {_PROBE_STEPS} steps change {errors_before} validation "
     why += f"errors to {errors_after}, and up to {most:.0f} are no harm"
     if errors_after > most:
         tried = ", ".join(map(str, rates))
         log.warning("optimizer.lr=auto: each of %s does harm on validation images", tried)
     return Choice(rate, list(rates), count, why)
+
+
+def probe(
+    session: Session, data: ImageDataModule, rate: float, before: Predictions, rows: Tensor
+) -> tuple[int, float]:
+    """The errors in validation images, of these ``rows``, after a few steps; a step's seconds."""
+    net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
+    device, precision = trainer.strategy.root_device, cast(Any, trainer.precision_plugin)
+    loss, optimizer, start = session.make_loss(), session.make_optimizer(rate), start_of(net)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluating(net, device):
+        net.train()
+        started = time.perf_counter()
+        for images, labels in data.read(islice(data.plan.batches(), _PROBE_STEPS)):
+            with precision.forward_context():
+                logits = net(dataset.normalise(images.to(device)))
+                value = loss(logits, labels.to(device), data.plan.replay)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        seconds = time.perf_counter() - started
+        batches = dataset.batches(session.images.val, device, rows, "optimizer.lr=auto")
+        table = evaluate(net.eval(), batches, before)
+    start_again(net, start)
+    return int(counts_of(table)["after"]["errors"]), seconds / _PROBE_STEPS
 
 
 def tell_duration(session: Session, data: ImageDataModule, seconds: float) -> None:
@@ -228,7 +228,7 @@ def train_repair(
                 unseen = ", which are part of test/; only the other test images are still unseen"
             log.info("refit: once more, with the validation images%s", unseen)
             data = session.data(data.plan.selection, with_validation=True)
-        # Without a refit the same training again: its files are in the run's own folder.
+        # Without a refit the chosen training is repeated, for the files in the run's own folder.
         start_again(session.net, start, dropout.value)
         session.fit(data, rate)
         set_lora_scale(session.net, choices["scale"].value)
@@ -269,7 +269,7 @@ def choose_dropout(session: Session, trials: Mapping[float, Repair]) -> Choice:
         (dropout,) = trials
         if session.cfg.lora.dropout != "auto":
             return session.as_set("lora.dropout", dropout)
-        why = "others are tried for few images of a class, in layers that take dropout"
+        why = "others are tried only for a class of few images, in layers that take dropout"
         return Choice(dropout, why=why)
     errors = {}
     for dropout, trial in trials.items():
@@ -283,10 +283,12 @@ def choose_dropout(session: Session, trials: Mapping[float, Repair]) -> Choice:
 def choose_refit(session: Session, data: ImageDataModule) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
+    if session.mistakes is not None:
+        if refit is True:
+            raise UserError("refit=true: expected auto or false, since mistakes are learnt")
+        return Choice(False, why="mistakes are learnt")
     if refit != "auto":
         return session.as_set("refit", bool(refit))
-    if session.mistakes is not None:
-        return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
     count, few = len(data.plan.selection.target_indices), _has_few(data)
@@ -295,7 +297,7 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
 
 
 def _has_few(data: ImageDataModule) -> bool:
-    """Whether classes are repaired that have few training images, and validation can decide."""
+    """Whether the classes to repair have few training images, and validation images can decide."""
     targets, target_indices, _ = data.plan.selection
     return bool(targets) and len(target_indices) < FEW_IMAGES and len(data.images.val) > 0
 
@@ -319,7 +321,7 @@ def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice
     scale = session.cfg.lora.scale
     if scale != "auto":
         return session.as_set("lora.scale", float(scale))
-    assert dial is not None  # open_session has refused it
+    assert dial is not None  # open_session has looked for validation images
     advised = dial["advised"]
     errors = dict(zip(dial["scales"], dial["errors"], strict=True))
     chosen = session.of_first_process(scale_of_refit(dial) if refit.value else advised)

@@ -41,27 +41,29 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    others: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge a run and write all its files; at the end, refuse what is of no use.
 
-    ``others`` are further entries of results.json, such as the dial.
+    ``extra`` are further entries of results.json, such as the dial.
     """
     cfg, run, settings = session.cfg, session.run, session.classifier.settings
     results = results_of(session, tables, choices)
-    results |= others or {}
-    reason = None if cfg.stage == "eval" else _why_useless(session, results, choices)
+    results |= extra or {}
     is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
-    path, current = None, None
-    if cfg.stage == "pretrain":
-        # A network that knows only some classes, or nothing, is no base; nor is a quick run's.
-        is_base = not (results["targets"] or reason or is_quick_run)
-        folder, name = run.folder, base_name(settings.data, settings.net)
-        if is_base:
-            folder, current = Path(cfg.paths.bases), current_base_path(cfg, run)
-        path = versioned_base_path(folder, name, results["base_sha256"])
-        if current is None:  # the user has to name it to other commands
-            results["weights"] = os.path.relpath(path, run.folder)
+    is_pretraining = cfg.stage == "pretrain"
+    knows_some = is_pretraining and bool(results["targets"])  # some classes alone
+    reason = None
+    if cfg.stage != "eval" and not (is_quick_run or knows_some):
+        reason = _why_useless(session, results, choices)
+    is_base = is_pretraining and not (is_quick_run or knows_some or reason)
+    current = current_base_path(cfg, run) if is_base else None
+    folder = Path(cfg.paths.bases) if is_base else run.folder
+    path = versioned_base_path(
+        folder, base_name(settings.data, settings.net), results["base_sha256"]
+    )
+    if is_pretraining and current is None:  # the user has to name it to other commands
+        results["weights"] = os.path.relpath(path, run.folder)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
         _save_adapter(session, choices)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
@@ -74,14 +76,13 @@ def finish(
         figures = make_report(run.folder, reading, table, session.images.test)
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
-    if path is not None:  # last: a run that fails on the way leaves the current base alone
+    if is_pretraining:  # last: a run that fails on the way leaves the current base alone
         write_base(session.net.state_dict(), path, _record_of(session))
         if current is not None:
             set_current_base(path, current)
         else:
             log.info("base: %s; the current one stays", path)
-    knows_some = cfg.stage == "pretrain" and results["targets"]
-    if reason and not (knows_some or is_quick_run):
+    if reason:
         raise TrainingError(reason)
     return results
 
@@ -125,7 +126,6 @@ def results_of(
         "parameters": count_parameters(classifier.net),
         **outcomes_by_part(tables, targets),
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
-        "base_unchanged": True if cfg.stage == "lora" else None,  # prove_unchanged has looked
         "adapter": adapter,
         "scale": choices["scale"].value if "scale" in choices else None,
         "steps": session.trainer.global_step,
@@ -193,7 +193,7 @@ def _why_useless(
 ) -> str | None:
     """Why what was trained is of no use: it is no better than one class for all images.
 
-    A refit has learnt the validation images. Where the base was no better, a repair is no worse.
+    A refit has learnt the validation images. A repair is not refused if its base was no better.
     """
     is_refit = "refit" in choices and choices["refit"].value
     part = "val" if "val" in outcomes and not is_refit else "test"

@@ -21,9 +21,9 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
-from lora_mnist.data.plan import ImageDataModule, Plan, Selection, also_learning, select
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, select
 from lora_mnist.disk.checkpoint import refuse_other_base
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
@@ -33,7 +33,7 @@ from lora_mnist.trainer import make_trainer
 log = logging.getLogger(__name__)
 
 
-#: batches.replay=auto, or as many as there are.
+#: A batch has so many replayed images with batches.replay=auto, if there are as many.
 AUTO_REPLAY = 90
 
 
@@ -67,7 +67,7 @@ class Session:
         return parts
 
     def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
-        """The predictions for a part; ``None`` without images. ``before``: the base's, if known."""
+        """The table of a part; ``None`` if it has no images. ``before``: the base's, if known."""
         images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
@@ -75,7 +75,7 @@ class Session:
             return evaluate(self.net, dataset.batches(images, device, name=part), before)
 
     def evaluating(self) -> AbstractContextManager[torch.device]:
-        """Inside the ``with`` block the network is on the Trainer's device, in eval mode."""
+        """:func:`.networks.evaluating` on the Trainer's device."""
         return evaluating(self.net, self.trainer.strategy.root_device)
 
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
@@ -100,9 +100,10 @@ class Session:
         """The batches of a training; ``with_validation`` learns the validation images, too."""
         batches, images = self.cfg.batches, self.images
         if with_validation:
-            selection = also_learning(selection, images.val.labels, len(images.train))
             train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
             images = replace(images, train=train, val=none)
+            classes = self.classifier.classes
+            selection = select(train.labels, classes, [classes[c] for c in selection.targets])
         processes, replay = self.trainer.world_size, batches.replay
         if replay == "auto":  # a multiple of the processes
             replay = min(AUTO_REPLAY, len(selection.replay_indices)) // processes * processes
@@ -150,10 +151,10 @@ class Session:
         return dict(settings)
 
     def fit(self, data: ImageDataModule, rate: float) -> dict[int, int]:
-        """Train, from the checkpoint on that ``ckpt_path`` names; validation errors by step."""
+        """Train, from ``ckpt_path`` on if it is set; return the validation errors by step."""
         net, trainer, plan = self.net, self.trainer, data.plan
-        classes, (targets, learnt, others) = self.classifier.classes, plan.selection
-        names = [classes[target] for target in targets]
+        classes, selection = self.classifier.classes, plan.selection
+        names = [classes[target] for target in selection.targets]
         seed_everything(self.cfg.seed, verbose=False)
         if self.cfg.compile:
             net.compile()  # in place: its tensors keep their names
@@ -163,24 +164,18 @@ class Session:
             optimizer,
             self.make_scheduler(optimizer),
             classes=classes,
-            targets=targets,
+            targets=selection.targets,
             loss=self.make_loss(),
             replay=plan.replay,
         )
         module.save_hyperparameters(self._hyperparameters(names, rate))
         net.train()
         of_names = ", ".join(names) or "all classes"
-        log.info("training on %s images of %s", f"{len(learnt):,}", of_names)
+        log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
         if plan.replay:
-            of_others = f"{plan.replay:,} of {len(others):,} others"
+            of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
-        for name, parameter in net.named_parameters():
-            if parameter.requires_grad and not parameter.isfinite().all():
-                raise TrainingError(
-                    f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
-                    f"{trainer.global_step}; expected a smaller learning rate"
-                )
         return module.errors_by_step
 
     def as_set(self, key: str, value: Any) -> Choice:
@@ -210,7 +205,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
     else:
-        classifier = classifier_of(cfg, run)
+        classifier = classifier_of(cfg)
     dataset, images = classifier.dataset, classifier.images
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
@@ -221,9 +216,10 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.mistakes is not None:
         mistakes = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
         images = with_mistakes(images, mistakes)
-    size, few = dataset.eval_batch_size, int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
-    val = _limited(images.val, few or cfg.trainer.get("limit_val_batches"), size)
-    test = _limited(images.test, few or cfg.trainer.get("limit_test_batches"), size)
+    size = dataset.eval_batch_size
+    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
+    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
+    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
     images = replace(images, val=val, test=test)
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
@@ -250,10 +246,6 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
         )
     if cfg.stage == "lora" and mistakes is not None and target not in (None, "weakest"):
         raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
-    if mistakes is not None and (data_dir := cfg.data.get("data_dir")) is not None:
-        folder, root = (Path(str(each)).expanduser().resolve() for each in (mistakes, data_dir))
-        if folder.is_relative_to(root):
-            raise UserError(f"mistakes={mistakes}: expected a folder outside data.data_dir={root}")
 
 
 def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:
@@ -268,7 +260,7 @@ def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) 
 
 
 def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
-    """The images in as many batches as the Trainer's limit allows: of a share, one at least."""
+    """The images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
     batches = math.ceil(len(images) / batch_size)
     if isinstance(limit, float):
         batches = max(1, int(limit * batches)) if limit else 0
@@ -278,7 +270,7 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
     if count >= len(images):
         return images
     places = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
-    return images.subset(places)  # from everywhere: the classes of a folder stand in a row
+    return images.subset(places)  # spread evenly, since a folder's images are sorted by class
 
 
 def _refuse_inconsistent(session: Session) -> None:
@@ -290,14 +282,10 @@ def _refuse_inconsistent(session: Session) -> None:
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
     is_auto = cfg.optimizer.lr == "auto"
-    if cfg.loss.get("target_weight") is not None and not cfg.batches.replay:
-        log.warning("loss.target_weight: has no effect with batches.replay=0")
-    if is_repair and cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
-        log.warning("lora.init_std: has no effect with lora.init=%s", cfg.lora.init)
     base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
         refuse_other_base(Path(cfg.ckpt_path), base and base.sha256)
-    # It has predicted already, when its outputs were checked.
+    # check_outputs has run the network, which must not change it.
     if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
         raise UserError(
             f"net._target_={session.classifier.settings.net['_target_']}: expected a network that "
@@ -336,10 +324,11 @@ def _refuse_inconsistent(session: Session) -> None:
         )
 
 
-def prove_unchanged(session: Session) -> None:
-    """Prove that the base in the network is what it was, bit for bit."""
+def prove_unchanged(session: Session) -> bool:
+    """Whether the base in the network is what it was, bit for bit: True, or RuntimeError."""
     base = session.classifier.base
     assert base is not None
     if changed := changed_tensors(base.tensors, base_state_dict(session.net)):
         raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
     log.info("base unchanged: %d tensors, bit for bit", len(base.tensors))
+    return True

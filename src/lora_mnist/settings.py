@@ -46,43 +46,47 @@ class Settings:
             self.prepare["image_size"] = [size, size]  # as records have it
         self.typed = {group: dict(getattr(self, group)) for group in _GROUPS}
 
-    def take(self, who: str, record: Mapping[str, Any], file: str = "") -> None:
-        """Fill in what is missing, and note for the log what comes from ``who``; "": nothing.
-
-        ``file`` is the override that names a record's file: what could run code is refused there.
-        """
-        version = record.get("version")
-        if file and record.keys() & {"net", "data"} and version != VERSION:
-            raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
+    def take(self, who: str, values: Mapping[str, Any]) -> None:
+        """Fill in what is missing, and note for the log what comes from ``who``; "": nothing."""
         has_transform = self.prepare.get("transform") is not None
         taken = []
         for group in _GROUPS:
-            own, stored = getattr(self, group), dict(record.get(group, {}))
+            own, stored = getattr(self, group), dict(values.get(group, {}))
             if group == "prepare" and has_transform:
                 for key in set(stored) - {"classes", "channels", "transform"}:
                     del stored[key]  # the network's input is that of the transform alone
-            values = _missing(own, stored)
-            own |= values
+            filled = _missing(own, stored)
+            own |= filled
             if group == "prepare":
-                taken += [f"{key}={as_value(value)}" for key, value in values.items()]
-            elif values:
+                taken += [f"{key}={as_value(value)}" for key, value in filled.items()]
+            elif filled:
                 taken.append(group)
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
-        if file:
-            self._refuse_foreign_code(file)
-            others = []
-            for key, value in record.get("prepare", {}).items():
-                typed = self.typed["prepare"].get(key)
-                if typed is not None and self.prepare[key] != value:
-                    others.append(f"prepare.{key}={as_value(typed)}")
-            if others:
-                self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
+
+    def take_record(self, who: str, record: Mapping[str, Any], file: str) -> None:
+        """Fill in what is missing from a record; ``file`` is the override that names its file.
+
+        What could run code is refused; what is typed otherwise is noted for the log.
+        """
+        version = record.get("version")
+        if record.keys() & {"net", "data"} and version != VERSION:
+            raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
+        self.take(who, record)
+        self._refuse_foreign_code(file)
+        others = []
+        for key, value in record.get("prepare", {}).items():
+            typed = self.typed["prepare"].get(key)
+            if typed is not None and self.prepare[key] != value:
+                others.append(f"prepare.{key}={as_value(typed)}")
+        if others:
+            self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
 
     def _refuse_foreign_code(self, file: str) -> None:
-        """Refuse code that is not typed: an argument of one record may be for another's function.
+        """Refuse code that nobody typed.
 
-        So all arguments are looked at, not only those of this ``file``.
+        Two records may complete one function together, so all arguments are looked at, not only
+        those of this ``file``.
         """
         for group in _GROUPS:
             own = getattr(self, group)
@@ -158,5 +162,7 @@ def warn_of_other_split(dataset: ImageDataset, record: Mapping[str, Any]) -> Non
             log.warning(
                 "data.%s=%s: the base was trained with %s on these images, and may have been "
                 "trained on some that are now held out",
-                *(key, now, then),
+                key,
+                now,
+                then,
             )

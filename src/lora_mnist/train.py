@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import better_order, warn_of_guessing
+from lora_mnist.check_preprocessing import check_base
 from lora_mnist.choice import tell
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.base import refuse_to_replace
@@ -79,21 +79,21 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     put_adapter(session)
     data = session.data(selection)
     refuse_to_go_on(session, data)
-    advice = []
-    if before is not None:
-        advice = better_order(before, session.classifier.classes)
-        if not advice:
-            warn_of_guessing(before)
+    advice = [] if before is None else check_base(session, before)
     rate = choose_rate(session, data, before)
     tell({"rate": rate})
     choices |= {"rate": rate}
     print_parameters(session.net)
     repair = train_repair(session, data, rate.value, before)
-    prove_unchanged(session)
+    base_unchanged = prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
     tell(repair.choices)
     tables = repair.tables | session.tables()
-    curve = list(repair.errors_by_step.items())
-    others = {"dial": repair.dial, "validation_errors": curve, "better_preprocessing": advice}
-    return finish(session, tables, choices | repair.choices, others)
+    extra = {
+        "base_unchanged": base_unchanged,
+        "dial": repair.dial,
+        "validation_errors": list(repair.errors_by_step.items()),
+        "better_preprocessing": advice,
+    }
+    return finish(session, tables, choices | repair.choices, extra)

@@ -74,7 +74,7 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     add_lora(nn.MultiheadAttention(8, 2), target_modules=["all", "in_proj_weight"])
     assert not caplog.records
     add_lora(nn.Sequential(*[nn.Conv1d(4, size, 3) for size in range(10, 17)], nn.Linear(3, 3)))
-    assert caplog.messages[0].endswith(" target_modules=[all,6,5,4,3,2]")
+    assert caplog.messages[0].endswith("the largest are: 6, 5, 4, 3, 2")
 
 
 def mixed():

@@ -48,13 +48,15 @@ def trainer(tmp_path, **settings):
 
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
-def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, tmp_path, init, more):
+def test_training_ends_with_the_moving_average_of_the_adapter(tiny, tmp_path, init, more):
     module = Recorded(add_lora(tiny, init=init))
-    fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage())
+    fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage(0.75))
     fit.fit(module, batches())
     steps_of = zip(*module.adapters, strict=True)
     for parameter, steps in zip(lora_parameters(tiny), steps_of, strict=True):
-        torch.testing.assert_close(parameter, torch.stack(steps).mean(dim=0))
+        first, second, third = steps
+        expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+        torch.testing.assert_close(parameter, expected)
     fit.save_checkpoint(tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     names = {name.rsplit(".", 1)[1] for name in state}

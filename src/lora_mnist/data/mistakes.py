@@ -20,6 +20,15 @@ from lora_mnist.progress import progress
 log = logging.getLogger(__name__)
 
 
+class Picture(NamedTuple):
+    """A picture of a folder of mistakes. Equal ones in two files are one."""
+
+    sha256: str  # of its pixels, in hexadecimal
+    label: int
+    path: Path
+    image: Tensor
+
+
 class Mistakes(NamedTuple):
     """Pictures that a base gets wrong."""
 
@@ -41,7 +50,7 @@ def wrong_pictures(
     """
     setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
-    pictures: dict[tuple[str, int], tuple[Path, Tensor]] = {}
+    by_content: dict[tuple[str, int], Picture] = {}
     for path in progress(paths, "mistakes", len(paths)):
         name = path.parent.name  # of the link, where it is one
         if name not in dataset.classes:
@@ -54,17 +63,19 @@ def wrong_pictures(
         except ValueError as error:
             log.warning("%s: skipped: %s", path, error)
             continue
-        pictures.setdefault((_sha256(image), dataset.classes.index(name)), (path, image))
-    if not pictures:
+        picture = Picture(_sha256(image), dataset.classes.index(name), path, image)
+        by_content.setdefault((picture.sha256, picture.label), picture)
+    if not by_content:
         raise UserError(f"{setting}: expected pictures, in a folder for each class; found none")
-    keys = sorted(pictures)
-    predicted = predict((pictures[key][1], key[1]) for key in keys).tolist()
-    wrong = [key for key, prediction in zip(keys, predicted, strict=True) if prediction != key[1]]
+    pictures = [by_content[key] for key in sorted(by_content)]
+    predicted = predict((picture.image, picture.label) for picture in pictures).tolist()
+    wrong = [p for p, prediction in zip(pictures, predicted, strict=True) if prediction != p.label]
     if not wrong:
         raise UserError(
-            f"{setting}: expected pictures that the base gets wrong; it has all {len(keys)} right"
+            f"{setting}: expected pictures that the base gets wrong; it has all {len(pictures)} "
+            "right"
         )
-    files = {sha256: pictures[sha256, label][0] for sha256, label in wrong}
+    files = {picture.sha256: picture.path for picture in wrong}
     images = dataset.sets
     for part, some in (("validation", images.val), ("test", images.test)):
         for image_name, sha256 in zip(some.names, _sha256_of_each(some, dataset), strict=True):
@@ -74,22 +85,27 @@ def wrong_pictures(
                     "from elsewhere, since these images judge what is learnt"
                 )
     known = set(_sha256_of_each(images.train, dataset))
-    is_tested = torch.tensor(
-        [sha256 not in known and int(sha256[:8], 16) < test_share * 2**32 for sha256, _ in wrong]
-    )
-    labels = torch.tensor([label for _, label in wrong])
-    mistakes = Images([pictures[key][1] for key in wrong], labels)
-    learnt = mistakes.subset((~is_tested).nonzero()[:, 0])
-    tested = mistakes.subset(is_tested.nonzero()[:, 0])
+    is_tested = []
+    for picture in wrong:
+        is_drawn = int(picture.sha256[:8], 16) < test_share * 2**32
+        is_tested.append(is_drawn and picture.sha256 not in known)
+    labels = torch.tensor([picture.label for picture in wrong])
+    mistakes = Images([picture.image for picture in wrong], labels)
+    learnt = mistakes.subset((~torch.tensor(is_tested)).nonzero()[:, 0])
+    tested = mistakes.subset(torch.tensor(is_tested).nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
-            f"gets {len(wrong)} of {len(keys)} pictures wrong, and all of these are held out"
+            f"gets {len(wrong)} of {len(pictures)} pictures wrong, and all of these are held out"
         )
     log.info(
         "%s: the base has %d of %d pictures right already, which are left out; of the others %d "
         "are to be learnt, and %d are held out",
-        *(setting, len(keys) - len(wrong), len(keys), len(learnt), len(tested)),
+        setting,
+        len(pictures) - len(wrong),
+        len(pictures),
+        len(learnt),
+        len(tested),
     )
     return Mistakes(learnt, tested)
 

@@ -54,18 +54,6 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     return Selection(list(dict.fromkeys(targets)), is_target.nonzero()[:, 0], replayed)
 
 
-def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection:
-    """The selection with more images, of these labels, whose indices begin at ``first``."""
-    targets, learnt, replayed = selection
-    added = torch.arange(first, first + len(labels))
-    # Without target classes all are learnt, or, beside mistakes, all are replayed.
-    is_learnt = torch.full((len(added),), not len(replayed))
-    if targets:
-        is_learnt = torch.isin(labels, torch.tensor(targets))
-    learnt = torch.cat([learnt, added[is_learnt]])
-    return Selection(targets, learnt, torch.cat([replayed, added[~is_learnt]]))
-
-
 @dataclass(frozen=True)
 class Plan:
     """The batches of a training, of which the process ``rank`` takes ``batch[rank::processes]``."""
@@ -88,12 +76,12 @@ class Plan:
             raise ArgumentError("replay", self.replay, expected)
 
     @property
-    def batches_a_pass(self) -> int:
+    def batches_per_epoch(self) -> int:
         """How many batches take each image to learn once."""
-        return math.ceil(self._images_a_pass / self.batch_size)
+        return math.ceil(self._images_per_epoch / self.batch_size)
 
     @property
-    def _images_a_pass(self) -> int:
+    def _images_per_epoch(self) -> int:
         learnt = len(self.selection.target_indices)
         # Each process has as many: some images come twice.
         return math.ceil(learnt / self.processes) * self.processes
@@ -107,7 +95,7 @@ class Plan:
             order = learnt[torch.randperm(len(learnt), generator=generator)]
             # torch's RandomSampler shuffles once more when an epoch's images are used up.
             torch.randperm(len(learnt), generator=generator)
-            order = order.repeat(self.processes)[: self._images_a_pass]
+            order = order.repeat(self.processes)[: self._images_per_epoch]
             for indices in torch.split(order, self.batch_size):
                 yield indices.tolist() + list(islice(replayed, self.replay))
 
@@ -182,14 +170,14 @@ class PlannedBatches:
         self.data, self.trainer = data, trainer
         self._place = 0  # how many batches of the epoch have been given
         self._batches: Iterator[list[int]] = iter(())  # of the plan, kept from epoch to epoch
-        self._taken: int | None = None  # how many of the plan's batches an epoch has ended with
+        self._next: int | None = None  # the place in the plan of the batch that they give next
 
     def __len__(self) -> int:
         """The batches of a whole epoch, also where a part of it is done."""
         trainer = self.trainer
         if trainer.max_steps != -1 and trainer.max_epochs == -1:  # one epoch is all
             return trainer.max_steps * trainer.accumulate_grad_batches
-        return self.data.plan.batches_a_pass
+        return self.data.plan.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         trainer = self.trainer
@@ -197,9 +185,9 @@ class PlannedBatches:
         # With overfit_batches each epoch has the first one's batches.
         epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
         first, end = epoch * count + self._place, (epoch + 1) * count
-        if first != self._taken:  # the first epoch here, or one that is overfitted
+        if first != self._next:  # the first epoch here, or one that is overfitted
             self._batches = islice(self.data.plan.batches(), first, None)
-        self._taken = end
+        self._next = end
         for batch in self.data.read(islice(self._batches, end - first)):
             self._place = (self._place + 1) % count  # 0 after the last one
             yield batch

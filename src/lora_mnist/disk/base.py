@@ -55,7 +55,7 @@ def read_base(path: Path) -> BaseFile:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # neither library has one class for what a damaged file causes
         types = []
-        with suppress(Exception):  # what torch.save has not written
+        with suppress(Exception):  # the file is not one of torch.save's
             types = sorted(get_unsafe_globals_in_checkpoint(path))
         reason = f"damaged or something else ({type(error).__name__})"
         if types:
@@ -74,12 +74,14 @@ def read_base(path: Path) -> BaseFile:
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
-    """All tensors in a dictionary; those of a dictionary in it have its key before their names.
+    """All tensors of nested dictionaries, by dotted names.
 
-    Where one dictionary in it has all of them, its key is left out.
+    A key above all of them, such as ``state_dict``, is left out.
     """
+    if not isinstance(content, Mapping):
+        return {}
     tensors, parts = {}, {}
-    for key, value in content.items() if isinstance(content, Mapping) else ():
+    for key, value in content.items():
         if isinstance(value, Tensor):
             tensors[str(key)] = value
         elif part := _tensors_in(value):
@@ -134,42 +136,18 @@ def load_weights(
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
-        reason = "; ".join(_misfits(own, chosen, outputs_key)) or " ".join(lines).rstrip(".")
-        raise ValueError(f"{reason}; expected the tensors of the configured net") from error
+        expected = "the tensors of the configured net"
+        name, last = list(own.items())[-1]
+        stored = chosen.get(name, last)
+        if outputs_key and stored.shape[:1] != last.shape[:1]:
+            expected += f": {outputs_key}={len(stored)} has as many outputs"
+        raise ValueError(f"{' '.join(lines).rstrip('.')}; expected {expected}") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     stage = file.record.get("made", {}).get("stage")
     return Base(tensors, fingerprint(tensors), stage == "pretrain")
-
-
-def _misfits(
-    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], outputs_key: str | None
-) -> list[str]:
-    """What a person wants to know of weights that do not fit, before torch's list of names."""
-    if not own.keys() & stored.keys():
-        theirs, ours = (next(iter(names)).partition(".")[0] for names in (stored, own))
-        start = f"its names begin with {theirs}., the network's with {ours}."
-        return [f"no name of the file is one of the network's: {start}"]
-    reasons, may_be_first = [], True
-    for name, tensor in own.items():
-        there, here = list(stored.get(name, tensor).shape), list(tensor.shape)
-        is_layer = name.endswith("weight") and len(here) > 1  # and no embedding of positions
-        if not is_layer or there == here:
-            continue
-        if there[1:] == here[1:]:
-            may_be_first = False
-            advice = f": {outputs_key}={there[0]}" if outputs_key else ""
-            reason = f"the file has {there[0]} outputs ({name}), the network {here[0]}{advice}"
-        elif may_be_first and there[:1] + there[2:] == here[:1] + here[2:]:
-            unit = "channel" if len(here) > 2 else "value"
-            unit += "s" if there[1] > 1 else ""
-            reason = f"its first layer takes {there[1]} {unit}, the network's {here[1]}"
-        else:
-            return []  # layers inside have other widths, too
-        reasons.append(reason)
-    return reasons
 
 
 def write_base(

@@ -92,7 +92,10 @@ def add_lora(
         )
     attach(model, adapters)
     if target_modules == "all":
-        warn_of_left_out(model, "target_modules")
+        share, names = left_out_by_all(model)
+        if share >= 0.1:
+            message = "target_modules=all leaves out %.0f%% of the weights; the largest are: %s"
+            log.warning(message, 100 * share, ", ".join(names[:5]))
     return model
 
 
@@ -226,14 +229,6 @@ def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")
     return adapters
-
-
-def warn_of_left_out(model: nn.Module, key: str) -> None:
-    """Warn if ``all`` leaves out a tenth of the weights, and say how ``key`` takes them in."""
-    share, names = left_out_by_all(model)
-    if share >= 0.1:
-        message = "%s=all leaves out %.0f%% of the weights; with the largest: %s=[all,%s]"
-        log.warning(message, key, 100 * share, key, ",".join(names[:5]))
 
 
 def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:

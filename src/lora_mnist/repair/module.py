@@ -146,14 +146,12 @@ class ClassifierModule(LightningModule):
 class TrainedAverage(Callback):
     """Validates, and ends training, with an average of the trained parameters.
 
-    After step n it is ``average + (parameter - average) / n``, the mean of all steps, or with
-    ``decay`` the moving average ``decay * average + (1 - decay) * parameter``. Lightning's
-    WeightAveraging copies and averages the frozen base as well, at every step.
+    After each step it is ``decay * average + (1 - decay) * parameter``. Lightning's WeightAveraging
+    copies and averages the frozen base as well, at every step.
     """
 
-    def __init__(self, decay: float | None = None) -> None:
-        if decay is not None:
-            require_number("decay", decay, 0, 1)
+    def __init__(self, decay: float = 0.99) -> None:
+        require_number("decay", decay, 0, 1)
         self.decay = decay
         self._average: dict[str, Tensor] = {}
 
@@ -174,11 +172,7 @@ class TrainedAverage(Callback):
                 continue
             if name not in self._average:
                 self._average[name] = parameter.detach().clone()
-            average = self._average[name]
-            if self.decay is None:
-                average += (parameter - average) / self._steps
-            else:
-                average.lerp_(parameter, 1 - self.decay)
+            self._average[name].lerp_(parameter, 1 - self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)

@@ -1,6 +1,6 @@
 """Every question about results.json: changes, the table of classes, the verdict, what to do next.
 
-Only this module reads its keys.
+Screen, report and loggers ask here. Sweeps read numbers by their keys.
 """
 
 import json
@@ -391,7 +391,7 @@ class Reading:
         if results["overrides"] is not None:
             entry = "eval" if results["stage"] == "eval" else "train"
             lines.append(command_line(entry, results["overrides"]))
-        if results["base_unchanged"]:
+        if results.get("base_unchanged"):
             lines.append(f"base unchanged, bit for bit: SHA-256 {results['base_sha256'][:12]}")
         return lines
 
@@ -428,7 +428,7 @@ class Reading:
         is_known = results.get("overrides") is not None and not results.get("better_preprocessing")
         learnt = results["training_images_per_class"]
         has_images = sum(learnt) > max(learnt) and results["validation_images"]
-        # A repair of them all might be chance; a base with so many errors has to be trained.
+        # Mending so few errors could be chance; a base that gets half wrong needs training.
         worst = self.change([self.weakest_class()])
         is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images
         if self.is_repair or not (is_known and has_images and is_worth_it):
