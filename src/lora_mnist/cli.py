@@ -72,27 +72,26 @@ def run_entry(function: Command, config_name: str) -> None:
         return None
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
-    handlers = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
         for place, text in enumerate(sys.argv):
             if text in ("--help", "-h"):
                 _print_groups(config_name)
                 sys.argv[place] = "--cfg=job"
-        # Hydra then raises what it would print, and exit with 1.
+        # With this, Hydra raises its errors instead of printing them and exiting with 1.
         with env_override({_FULL_ERROR: "1"}):
             main()
     except (Exception, KeyboardInterrupt) as exception:
         error = exception
     except SystemExit as stop:
-        error = stop.__context__
-        if not isinstance(error, KeyboardInterrupt):  # of which Lightning makes a SystemExit
-            if shows_traceback and stop.__cause__ is not None:  # of a refusal
-                raise stop.__cause__ from None
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a SystemExit of it
+            error = stop.__context__
+        elif shows_traceback and stop.__cause__ is not None:  # of a refusal
+            raise stop.__cause__ from None
+        else:
             raise
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
     if error is not None:
         _end(error, shows_traceback)
 
@@ -123,7 +122,7 @@ def _end(error: BaseException, shows_traceback: bool) -> NoReturn:
 
 
 def run_program(function: Command, names: Iterable[str], usage: str) -> None:
-    """Run the command of ``names`` that comes first: it is the name of its configuration."""
+    """Run the command that the first argument names; its configuration has the same name."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in names:
         sys.argv.insert(1, "--config-name")
@@ -163,12 +162,10 @@ def _for_hydra(typed: list[str]) -> list[str]:
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
         text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
         overrides.append(re.sub("^digit=", "target=", text))
-    named = {text for text in overrides if text.startswith("target=") and text != "target=null"}
+    named = {text for text in overrides if text.startswith("target=")}
     if len(named) > 1:
         both = " and ".join(sorted(named))
         raise UserError(f"{both}: expected one of them; digit= and target= mean the same")
-    if named:  # digit=null beside target=4
-        overrides = [text for text in overrides if text != "target=null"]
     return options + overrides
 
 
@@ -181,7 +178,8 @@ def _clean_up(settings: HydraConf, is_interrupted: bool, needs_log: bool) -> str
     if settings.output_subdir is None:
         return None
     folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
-    run, ours = Run.of_command_line(settings, folder), ("hydra.run.dir=", "hydra.mode=")
+    run = Run.of_command_line(settings, folder)
+    ours = ("hydra.run.dir=", "hydra.mode=")
     last = folder / LAST_CHECKPOINT
     if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
         typed = run.typed_without(*ours, "ckpt_path=")

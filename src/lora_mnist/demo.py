@@ -31,7 +31,7 @@ def side_by_side(classifier: Classifier, image: Tensor, scale: float) -> list[di
 
 
 def mistakes_of_base(classifier: Classifier, images: Images) -> Iterator[tuple[str, Tensor]]:
-    """What to say of each of ``images`` that the base gets wrong, and the image."""
+    """A caption and the image, for each of ``images`` that the base gets wrong."""
     for number in range(len(images)):
         ((image,), (label,)) = images.take([number])
         ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [0])

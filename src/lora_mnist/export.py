@@ -61,10 +61,11 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
-    with a ``prepare.transform`` it takes what that makes of a test image, in the size of that. One
-    that ends in ``.safetensors`` holds the weights. The written network must give the predictions
-    of the live one on the whole test set, and its logits as far as :data:`TOLERANCE`; otherwise
-    there is no file. Where the test set is not here, pictures of a gradient take its place.
+    with a ``prepare.transform`` it takes the output of that, in the size that a test image has
+    there. One that ends in ``.safetensors`` holds the weights. The written network must give the
+    predictions of the live one on the whole test set, and its logits as far as :data:`TOLERANCE`;
+    otherwise there is no file. Where the test set is not here, pictures of a gradient take its
+    place.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -114,7 +115,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             written = FromPixels(write_weights(plain, metadata, path), dataset.normalise)
         live = FromPixels(classifier.net, dataset.normalise)
         differing, deviation, allowed = compare(live, written, dataset, images)
-        if differing or not deviation <= allowed:
+        if differing or not deviation <= allowed:  # nan is refused, too
             raise IncompleteError(
                 f"out={out}: not written; the network in it differs from the live one: "
                 f"{differing} other predictions, logits by up to {deviation:.1e}; expected at most "
@@ -176,7 +177,7 @@ def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: 
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-    assert onnx is not None  # as it is without a file to write to
+    assert onnx is not None  # only where torch writes the file itself
     onnx.model.metadata_props.update(metadata)
     onnx.save(str(path), external_data=False)
     return Onnx(path)
@@ -185,7 +186,7 @@ def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: 
 def compare(
     live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
 ) -> tuple[int, float, float]:
-    """How many predictions differ, and by how much logits do, and may."""
+    """The number of predictions that differ; the largest difference of logits; what is allowed."""
     both = []
     for net in (live, written):
         loader = dataset.loader(images, batch_size=dataset.eval_batch_size)

@@ -30,8 +30,8 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         run: how the command was typed; predictions leave no file but ``cfg.out``.
 
     Returns:
-        For each picture its ``file``, and for ``before``, the base, and with an adapter ``after``
-        the :class:`.Prediction`.
+        For each picture a dictionary with its ``file``; with ``before``, the base's
+        :class:`.Prediction`; and where there is an adapter with ``after``, the one with it.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -93,7 +93,8 @@ def find_pictures(images: Any) -> list[Path]:
 
     endings = (*IMG_EXTENSIONS, ".gif")
     files: list[Path] = []
-    for each in images if images and isinstance(images, ListConfig) else [images]:
+    named = list(images) if isinstance(images, ListConfig) else [images]
+    for each in named or [None]:
         pattern = str(each or "")
         is_folder = Path(pattern).is_dir()
         if pattern and Path(pattern).exists():  # it is no pattern, even with brackets

@@ -134,8 +134,10 @@ def foreign_code(
         return None if _KNOWN_FUNCTIONS.fullmatch(str(value)) else str(value)
     is_harmless = is_plain(value)
     if value and arguments.get("_target_") == "timm.create_model":
-        is_name = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
-        is_harmless &= name in _KNOWN_ARGUMENTS.split() and bool(is_name)
+        if name not in _KNOWN_ARGUMENTS.split():
+            is_harmless = False
+        if name == "model_name" and not re.fullmatch(r"[\w.-]+", str(value)):  # a place of a file
+            is_harmless = False
     return None if is_harmless else f"{name}={as_value(value)}"
 
 

@@ -194,7 +194,7 @@ def of_base(key: object) -> str:
 
 
 def _sign(metric: str | None) -> int:
-    """Times this, less of the metric is better."""
+    """-1 if a larger metric is better, else 1."""
     return -1 if better_end(str(metric)) == "max" else 1
 
 
@@ -265,7 +265,9 @@ def write_table(summary: Summary) -> None:
     for job in [*(job for row in summary.rows for job in row), *summary.failed]:
         line: dict[str, Any] = {key: job.settings[key] for key in summary.swept}
         line |= {"error": job.error, "folder": job.folder.relative_to(summary.folder)}
-        lines.append(line | job.results | line)  # first the keys of line, with its values
+        for key, value in job.results.items():
+            line.setdefault(key, value)
+        lines.append(line)
     titles = {key: None for line in lines for key in line}
     rows = [[line.get(title) for title in titles] for line in lines]
     write_csv(summary.folder / "summary.csv", titles, rows)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressInLog(Callback):
-    """Logs a line at each validation, and where there is none for long, each half a minute."""
+    """Logs a line at each validation, and every half minute between two of them."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first, self.started = trainer.global_step, time.monotonic()

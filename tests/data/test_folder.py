@@ -113,7 +113,7 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
     Image.new("L", (40, 90)).save(root.parent / "x.jpg")
     assert Folder(root).read_picture(root.parent / "x.jpg").shape == (3, 7, 9)
     make_photos({"owl": 5}, size=(4, 6))
-    with pytest.raises(ValueError, match=r"image_size=null: expected .* is 6x4, another 7x9$"):
+    with pytest.raises(ValueError, match=r"image_size=None: expected .* is 6x4, another 7x9$"):
         read(root)
 
 

@@ -94,7 +94,7 @@ class Preparation:
                 kind = type(image).__name__
                 raise UserError(f"prepare.transform: gives a {kind}; expected a tensor")
             return image
-        # Rounded down, as in timm, but for a share that was itself rounded: 32 / 0.889 is 36.
+        # Rounded down, as in timm; 0.02 is for a rounded crop_pct: 32 / 0.889 is 35.996, for 36.
         height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
         if self.resize == "crop":
             # The picture keeps its shape. Its longer side is rounded down, as in torchvision.
@@ -118,7 +118,7 @@ class Folder(ImageDataset):
     """Images in folders, one folder a class, read as torchvision's ImageFolder does it.
 
     The folder is looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be found
-    there, or its images are asked for. Somebody else's adapter comes without it.
+    there, or its images are asked for. It is not there with somebody else's adapter.
     """
 
     def __init__(
@@ -147,14 +147,18 @@ class Folder(ImageDataset):
             require_number(key, share, 0, 1)
         size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
-            expected = "expected null, pixels, or [height, width]"
-            raise ArgumentError("image_size", image_size, expected)
+            raise ArgumentError(
+                "image_size", image_size, "expected null, pixels, or [height, width]"
+            )
         if transform is not None:
             others = [image_size, mean, std, resize, crop_pct, interpolation]
             if others != [None, None, None, "crop", 1.0, "bilinear"]:
-                expected = "expected null, or neither image_size, resize, crop_pct, interpolation, "
-                expected += "mean nor std, which it has in itself"
-                raise ArgumentError("transform", transform, expected)
+                raise ArgumentError(
+                    "transform",
+                    transform,
+                    "expected null, or neither image_size, resize, crop_pct, interpolation, mean "
+                    "nor std, which it has in itself",
+                )
             size, mean, std = (0, 0), 0.0, 1.0
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
@@ -167,8 +171,12 @@ class Folder(ImageDataset):
         self.prepare = Preparation(channels, (height, width), *ways)
         if mean is None or std is None:
             if not len(self.sets.train):
-                expected = "expected mean and std, as in the network's training, since there are "
-                raise ArgumentError("mean", "null", f"{expected}no training images to measure")
+                raise ArgumentError(
+                    "mean",
+                    None,
+                    "expected mean and std, as in the network's training, since there are no "
+                    "training images to measure",
+                )
             measured_mean, measured_std = measured_pixels(self.sets.train)
             mean = measured_mean if mean is None else mean
             std = measured_std if std is None else std
@@ -207,7 +215,7 @@ class Folder(ImageDataset):
         parts, others = {}, []
         for name in _subfolders(root):
             part = _ALSO_CALLED.get(name.lower(), name.lower())
-            if part in _PARTS and _subfolders(root / name):  # without: the class of the trains
+            if part in _PARTS and _subfolders(root / name):  # without any, train/ is a class
                 parts[root / name] = part
             else:
                 others.append(name)
@@ -279,7 +287,7 @@ class Folder(ImageDataset):
         if self._has_own_size and size != self.prepare.size:
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
-            raise ArgumentError("image_size", "null", expected)
+            raise ArgumentError("image_size", None, expected)
         return self.prepare(picture) if picture else path
 
     @cached_property

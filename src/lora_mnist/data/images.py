@@ -33,7 +33,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 class Images(Dataset[Batch]):
     """A set of N images, some of them perhaps on the disk."""
 
-    #: One tensor of all images; or of each its tensor, (channels, height, width), or its file.
+    #: All images in one tensor; or a list with the tensor, (channels, height, width), or the file
+    #: of each.
     pixels: Tensor | Sequence[Tensor | Path]
     labels: Tensor  # int64, shape (N,)
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
@@ -92,7 +93,7 @@ class ImageSets:
     val: Images
     test: Images
     sha256: Mapping[str, str]  # of images and labels, by part, in hexadecimal
-    held_out: Mapping[str, str]  # of val or test, the part that its images were held out of
+    held_out: Mapping[str, str]  # for val and test: the part from which images were held out
     copies: int | None  # images left out, since two parts had them; None: not searched for
 
 
@@ -259,6 +260,6 @@ def open_picture(
 
 def size_of_picture(path: Path) -> tuple[int, int]:
     """Height and width of a picture; ``ValueError``, if it cannot be read to its end."""
-    open_picture(path, draft=True)  # whose size is another
+    open_picture(path, draft=True)  # to see that it can be read; a draft has another size
     with Image.open(path, formats=_FORMATS) as picture:
         return picture.height, picture.width

@@ -138,7 +138,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata of the adapter in ``folder``, empty of PEFT's; no tensor is read."""
+    """The metadata of the adapter in ``folder``, which one of PEFT's lacks; no tensor is read."""
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}")))
@@ -176,9 +176,9 @@ def _read_adapters(
         about.pop(key, None)
     adapters = {}
     for layer, tensors in factors.items():
-        shape = weights[layer].base.detach().to("meta")  # no random number is drawn
+        weight = weights[layer].base.detach().to("meta")  # no random number is drawn
         rank = len(tensors.get("lora_A", ()))
-        adapter = LoRAParametrization(shape, rank, alphas[layer], use_rslora=use_rslora)
+        adapter = LoRAParametrization(weight, rank, alphas[layer], use_rslora=use_rslora)
         try:
             adapter.load_state_dict(tensors, assign=True)
         except RuntimeError as error:  # of other shapes

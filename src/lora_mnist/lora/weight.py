@@ -79,7 +79,7 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
 
 
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every floating-point parameter by name; a layer's ``weight`` has the layer's, as in PEFT."""
+    """Every floating-point parameter by name; a ``weight`` has its layer's name, as in PEFT."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
     for layer, module in model.named_modules():

@@ -53,8 +53,13 @@ class Predictions:
 
     def at(self, rows: Tensor) -> "Predictions":
         """The predictions for some of the images."""
-        num_classes, *columns = vars(self).values()
-        return Predictions(num_classes, *(column[..., rows] for column in columns))
+        return Predictions(
+            self.num_classes,
+            self.label[rows],
+            self.prediction[:, rows],
+            self.probability[:, rows],
+            self.loss[:, rows],
+        )
 
     def followed_by(self, others: "Predictions") -> "Predictions":
         """These scales, and after them those of ``others``, for the same images."""

@@ -40,7 +40,7 @@ def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
 
 
 def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
-    """The share of a group's own images among all that get one of its names; None: none does."""
+    """The share of a group's own images among all that get one of its names; None if none does."""
     called = 0
     for c in targets:
         called += counts["images_per_class"][c] - counts["errors_per_class"][c]

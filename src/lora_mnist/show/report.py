@@ -46,7 +46,9 @@ _CHARTS = {
     "accuracy of each class": "val/accuracy_per_class/",
 }
 #: The columns of the page of HParams.
-_ENDS = re.compile("test/(accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)")
+_HPARAMS = re.compile(
+    "test/(accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)"
+)
 
 
 def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
@@ -80,8 +82,8 @@ def _log_pages(
     writer.add_text("choices", "\n".join(f"- {line}" for line in reading.choice_lines()))
     for name, figure in figures.items():
         writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
-    ends = {tag: number for tag, number in metrics.items() if _ENDS.fullmatch(tag)}
-    logger.log_hyperparams(logger.hparams, ends)
+    shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}
+    logger.log_hyperparams(logger.hparams, shown)
     writer.close()  # else its thread would stay, one more with each job of a sweep
 
 
