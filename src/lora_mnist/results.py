@@ -20,7 +20,7 @@ from lora_mnist.disk.base import (
     write_base,
 )
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import affects_results
+from lora_mnist.disk.keys import affects_results
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
 from lora_mnist.errors import TrainingError

@@ -23,7 +23,7 @@ from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, select
 from lora_mnist.disk.checkpoint import refuse_other_base
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
@@ -176,6 +176,12 @@ class Session:
             of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise TrainingError(
+                    f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
+                    f"{trainer.global_step}; expected a smaller learning rate"
+                )
         return module.errors_by_step
 
     def as_set(self, key: str, value: Any) -> Choice:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.command import Run, key_of
 from lora_mnist.disk.files import read_json, write_csv, write_json
-from lora_mnist.disk.numbers import better_end, flatten, numeric_sort_key
+from lora_mnist.disk.keys import better_end, flatten, numeric_sort_key
 from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import command_line

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.numbers import numeric_sort_key
+from lora_mnist.disk.keys import numeric_sort_key
 from lora_mnist.show.reading import Reading
 
 #: More lines could not be told apart, and become points; more values get an axis of numbers.
