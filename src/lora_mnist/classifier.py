@@ -17,7 +17,7 @@ from lora_mnist.choice import Choice
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base, sha256_of_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, one_line
+from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
@@ -120,21 +120,19 @@ class Classifier:
                     f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the "
                     f"weights with SHA-256 {expected}"
                 )
-        try:
+        if not path.is_file():
+            advice = f"; make a base with: {program('train')} stage=pretrain"
+            if not str(settings.net.get("_target_", "lora_mnist.")).startswith("lora_mnist."):
+                advice = ""
+            raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
+        with naming(f"base_ckpt={path}"):
             file = read_base(path)
-            settings.take_record("the base", file.record, f"base_ckpt={path}")
-            settings.take("", _DEFAULTS)
-            network = own or build_network(settings.net)
-            outputs = None if own else outputs_key(settings.net)
+        settings.take_record("the base", file.record, f"base_ckpt={path}")
+        settings.take("", _DEFAULTS)
+        network = own or build_network(settings.net)
+        outputs = None if own else outputs_key(settings.net)
+        with naming(f"base_ckpt={path}"):
             loaded = load_weights(network.eval(), file, base_prefix, outputs)
-        except FileNotFoundError as error:
-            advice = ""
-            if str(settings.net["_target_"]).startswith("lora_mnist."):
-                advice = f"; make a base with: {program('train')} stage=pretrain"
-            reason = f"no such file ({path.absolute()}){advice}"
-            raise UserError(f"base_ckpt={path}: {reason}") from error
-        except (ValueError, OSError) as error:
-            raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
         dataset = build_dataset(network, settings)
         warn_of_other_split(dataset, file.record)
         if settings.sources:

@@ -74,6 +74,15 @@ def nearest_to(name: str, names: Iterable[str]) -> str:
 
 
 @contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Inside the ``with`` block, an error of a file is told as one of ``setting``."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(f"{setting}: {one_line(error)}") from error
+
+
+@contextmanager
 def config_group(group: str) -> Iterator[None]:
     """Inside the ``with`` block, an error of a library becomes a :class:`UserError`.
 

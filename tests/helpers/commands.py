@@ -59,9 +59,9 @@ def only_run(outputs, stage):
     return folder
 
 
-def refused(function, *arguments):
+def refused(function, *arguments, **named):
     """The one line of the UserError that ``function`` raises."""
     with pytest.raises(UserError) as caught:
-        function(*arguments)
+        function(*arguments, **named)
     assert "\n" not in str(caught.value)
     return str(caught.value)
