@@ -276,30 +276,28 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._entries) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, entry: Entry) -> Tensor | Path | ValueError:
-        """The image, or its file where images are not held in memory; or what is wrong."""
+    def _read(self, entry: Entry) -> Tensor | Path | None:
+        """The image, or its file where images are not held in memory; None: it is broken."""
         path = self.root / entry.path
         try:
             picture = open_picture(path) if self._are_in_memory else None
             size = (picture.height, picture.width) if picture else size_of_picture(path)
         except ValueError as error:
-            return error
+            log.warning("%s: skipped: %s", printable(path), error)
+            return None
         if self._has_own_size and size != self.prepare.size:
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
         return self.prepare(picture) if picture else path
 
-    @cached_property
-    def sets(self) -> ImageSets:
-        entries, root = self._entries, self.root
-        digest = hashlib.sha256()
-        images: dict[Entry, Tensor | Path] = {}
+    def _read_all(self) -> tuple[dict[Entry, Tensor | Path], str]:
+        """The images that can be read, and the SHA-256 of them all, in hexadecimal."""
+        digest, images = hashlib.sha256(), {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            pairs = zip(entries, pool.map(self._read, entries), strict=True)
-            for entry, image in progress(pairs, "reading", len(entries)):
-                if isinstance(image, ValueError):
-                    log.warning("%s: skipped: %s", printable(root / entry.path), image)
+            pairs = zip(self._entries, pool.map(self._read, self._entries), strict=True)
+            for entry, image in progress(pairs, "reading", len(self._entries)):
+                if image is None:
                     continue
                 images[entry] = image
                 digest.update(os.fsencode(f"{entry.path} {entry.label} "))
@@ -308,6 +306,12 @@ class Folder(ImageDataset):
                 else:
                     state = image.stat()
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
+        return images, digest.hexdigest()
+
+    @cached_property
+    def sets(self) -> ImageSets:
+        root = self.root
+        images, sha256 = self._read_all()
         trained = {entry.label for entry in images if entry.part == "train"}
         for label, name in enumerate(self.classes):
             if trained and label not in trained:
@@ -333,8 +337,7 @@ class Folder(ImageDataset):
         if not len(sets["test"]):
             expected = "expected test images that are not trained on"
             raise ArgumentError("data_dir", root, expected)
-        sha256 = {"all": digest.hexdigest()}
-        return ImageSets(**sets, sha256=sha256, held_out=held_out, copies=len(repeats))
+        return ImageSets(**sets, sha256={"all": sha256}, held_out=held_out, copies=len(repeats))
 
 
 def _subfolders(root: Path) -> list[str]:
