@@ -281,39 +281,32 @@ class Reading:
         return f"{' and '.join(parts)} matter" if parts else ""
 
     def _judgement(self) -> tuple[bool, Phrase]:
-        """Whether to keep a repair, and why, where what may be chance is no reason."""
-        total, name = self.total.judgement, self.name
-        is_reached, is_mended = total == "better", False
-        if self.targets:
-            is_reached = self.of_targets.judgement == "better"
+        """Whether to keep a repair, and why: the first case that fits. Chance is no reason."""
+        fewer, more = self.total.judgement == "better", self.total.judgement == "worse"
+        name, price, is_mended = self.name, self._price(), False
+        is_reached = self.of_targets.judgement == "better" if self.targets else fewer
         if self.is_hotfix:
-            mistakes = self.change(part="mistakes")
-            name = "the mistakes"
+            name, mistakes = "the mistakes", self.change(part="mistakes")
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
-        if self.targets and not self.of_targets.images:
-            return True, Phrase(f"No test image is of {name}: nothing judges the repair.")
-        if self.dial.get("advised") == 0 and self.results["scale"] == 0:
-            text = "There is no repair to keep: no scale of it beats the base on validation images."
-            return False, Phrase(text)
+        is_untested = bool(self.targets) and not self.of_targets.images
+        is_off = self.dial.get("advised") == 0 and self.results["scale"] == 0
         keep, drop = "Keep this repair", "Do not keep this repair"
-        if total == "better":
-            price, why = self._price(), "there are fewer errors in all."
-            if not is_reached:
-                return True, Phrase(f"{keep}, though not for {name}: {why}")
-            if price:
-                return True, Phrase(f"{keep} unless {price} more: {why}")
-            return True, Phrase(f"{keep}: {why}", "better")
-        if is_mended:
-            why = "there is no clear loss in all."
-            if total == "worse":
-                why = "there are more errors in all."
-            return True, Phrase(f"{keep} for {name} alone: {why}")
-        if total == "worse":
-            return False, Phrase(f"{drop}: there are more errors in all.", "worse")
-        why = "there is no clear gain in all."
-        if is_reached:
-            return True, Phrase(f"{keep} only if errors on {name} matter most: {why}")
-        return False, Phrase(f"{drop}: {why}")
+        gain, loss = "there is no clear gain in all.", "there is no clear loss in all."
+        less, worse = "there are fewer errors in all.", "there are more errors in all."
+        off = "There is no repair to keep: no scale of it beats the base on validation images."
+        cases = (
+            (is_untested, True, Phrase(f"No test image is of {name}: nothing judges the repair.")),
+            (is_off, False, Phrase(off)),
+            (fewer and not is_reached, True, Phrase(f"{keep}, though not for {name}: {less}")),
+            (fewer and price, True, Phrase(f"{keep} unless {price} more: {less}")),
+            (fewer, True, Phrase(f"{keep}: {less}", "better")),
+            (is_mended and more, True, Phrase(f"{keep} for {name} alone: {worse}")),
+            (is_mended, True, Phrase(f"{keep} for {name} alone: {loss}")),
+            (more, False, Phrase(f"{drop}: {worse}", "worse")),
+            (is_reached, True, Phrase(f"{keep} only if errors on {name} matter most: {gain}")),
+            (True, False, Phrase(f"{drop}: {gain}")),
+        )
+        return next((is_kept, phrase) for fits, is_kept, phrase in cases if fits)
 
     def _mistakes(self) -> Phrase:
         """How many mistakes of a hotfix are right now: those to learn, and those held out."""
