@@ -35,6 +35,7 @@ from lora_mnist.errors import (
     error_in_user_code,
     one_line,
     printable,
+    says_enough,
 )
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
@@ -217,9 +218,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return line, 1
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_configuration(error), UserError.exit_code
-    message = described(error)
-    is_of_value = isinstance(error, ValueError | TypeError) or message == one_line(error)
-    return message, UserError.exit_code if is_of_value else 1
+    is_of_value = says_enough(error) or isinstance(error, TypeError)
+    return described(error), UserError.exit_code if is_of_value else 1
 
 
 def _explain_configuration(error: BaseException) -> str:

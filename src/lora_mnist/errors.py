@@ -105,10 +105,15 @@ def config_group(group: str) -> Iterator[None]:
         raise UserError(f"{group}: {described(cause)}") from error
 
 
+def says_enough(error: BaseException) -> bool:
+    """Whether the message of a library's error needs no name of the error before it."""
+    return isinstance(error, ValueError) or type(error).__name__ in _SAY_ENOUGH
+
+
 def described(error: BaseException) -> str:
     """The message of a library's error in a line, after the error's name where that says more."""
-    says_enough = isinstance(error, ValueError) or type(error).__name__ in _SAY_ENOUGH
-    return one_line(error) if says_enough else f"{type(error).__name__}: {one_line(error)}"
+    name = "" if says_enough(error) else f"{type(error).__name__}: "
+    return name + one_line(error)
 
 
 def error_in_user_code(error: BaseException) -> str | None:

@@ -27,8 +27,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
-    refuse_used_folder("hydra.run.dir", run.folder)
     cfg = checked_copy(cfg, run)
+    refuse_used_folder("hydra.run.dir", run.folder)
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier

@@ -95,16 +95,16 @@ class Reading:
         self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
         #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
-        self.name = self.named(self.targets) if self.targets else ""
+        self.target_names = self.named(self.targets) if self.targets else ""
         self.total = self.change()
         self.of_targets = self.change(self.targets)
         #: The class, not one to repair, that gets most errors more, if any does.
-        self.loser: int | None = None
+        self.most_harmed: int | None = None
         most = 0
         for number in self.rest:
             change = self.change([number])
             if change.after - change.before > most:
-                self.loser, most = number, change.after - change.before
+                self.most_harmed, most = number, change.after - change.before
 
     def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
@@ -234,21 +234,22 @@ class Reading:
 
     def _of_repair(self) -> list[Phrase]:
         """The judgement, then a sentence for each group of images that the repair concerns."""
-        (is_kept, judgement), loser = self._judgement(), self.loser
+        (is_kept, judgement), most_harmed = self._judgement(), self.most_harmed
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
         phrases.append(self.total.sentence("On all test images"))
         if self.of_targets.images:
             called = self.mostly_called(self.targets[0]) if len(self.targets) == 1 else ""
-            phrases.append(self.of_targets.sentence(f"On {self.name}", called))
+            phrases.append(self.of_targets.sentence(f"On {self.target_names}", called))
             if self.rest:
                 phrases.append(self._false_calls())
         if self.targets and self.rest:
             phrases.append(self.change(self.rest).sentence(f"On {self.others}"))
-        if loser is None:
+        if most_harmed is None:
             if self.targets and len(self.rest) > 1:
                 phrases.append(Phrase("No other class has more errors than before."))
-        elif self.rest != [loser]:
-            phrases.append(self.change([loser]).sentence(f"Most is lost on {self.named([loser])}"))
+        elif self.rest != [most_harmed]:
+            lost = self.change([most_harmed])
+            phrases.append(lost.sentence(f"Most is lost on {self.named([most_harmed])}"))
         if text := self._still_falling():
             phrases.append(Phrase(text))
         if not is_kept:
@@ -270,7 +271,7 @@ class Reading:
         if self.targets and self.rest and self.of_targets.images:
             before, after = self._counts_of_false_calls()
             if after > before and mcnemar(before, after) <= LEVEL:
-                parts.append(f"{after - before:,} more false calls of {self.name}")
+                parts.append(f"{after - before:,} more false calls of {self.target_names}")
         worse = [c for c in self.rest if self.change([c]).judgement == "worse"]
         if len(worse) == 1:
             parts.append(f"the loss on {self.named(worse)}")
@@ -283,7 +284,7 @@ class Reading:
     def _judgement(self) -> tuple[bool, Phrase]:
         """Whether to keep a repair, and why: the first case that fits. Chance is no reason."""
         fewer, more = self.total.judgement == "better", self.total.judgement == "worse"
-        name, price, is_mended = self.name, self._price(), False
+        name, price, is_mended = self.target_names, self._price(), False
         is_reached = self.of_targets.judgement == "better" if self.targets else fewer
         if self.is_hotfix:
             name, mistakes = "the mistakes", self.change(part="mistakes")
@@ -330,7 +331,7 @@ class Reading:
             share = precision(outcome, self.targets)
             shares.append("none" if share is None else f"{share:.0%}")
         before, after = self._counts_of_false_calls()
-        text = f"Other images called {self.name} (false calls): "
+        text = f"Other images called {self.target_names} (false calls): "
         text += f"{before:,} -> {after:,}; precision {shares[0]} -> {shares[1]}."
         # As if no image were among both counts, which is the cautious way to compare them.
         if mcnemar(before, after) > LEVEL:
@@ -395,9 +396,9 @@ class Reading:
         if not self.targets:
             return {"errors on all classes": self.dial["errors"]}
         return {
-            f"errors on {self.name}": self.dial["errors_of_target"],
+            f"errors on {self.target_names}": self.dial["errors_of_target"],
             f"errors on {self.others}": self.dial["errors_elsewhere"],
-            f"false calls of {self.name}": self.dial["false_calls_of_target"],
+            f"false calls of {self.target_names}": self.dial["false_calls_of_target"],
         }
 
     def advice(self) -> str:
