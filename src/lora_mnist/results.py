@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.choice import Choice
-from lora_mnist.command import Run, key_of
+from lora_mnist.command import Run
 from lora_mnist.disk.base import (
     find_base,
     read_base,
@@ -20,7 +20,6 @@ from lora_mnist.disk.base import (
     write_base,
 )
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.keys import affects_results
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
 from lora_mnist.errors import TrainingError
@@ -35,6 +34,12 @@ from lora_mnist.show.report import log_results, make_report
 from lora_mnist.show.screen import print_results
 
 log = logging.getLogger(__name__)
+
+#: Keys that the record of a base or an adapter leaves out, with those below them.
+_CHANGE_NO_NUMBER = (
+    *("callbacks.checkpoint", "figures", "hydra", "launcher"),
+    *("logger", "paths", "run_name", "sweep"),
+)
 
 
 def finish(
@@ -154,7 +159,7 @@ def _record_of(session: Session) -> dict[str, Any]:
     folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
     if folder != DATA:  # which each machine has
         data["data_dir"] = str(folder)
-    typed = [text for text in session.run.typed or () if affects_results(key_of(text))]
+    typed = session.run.typed_without(*_CHANGE_NO_NUMBER)
     return {
         "version": VERSION,
         "dataset": str(dataset.name),

@@ -1,10 +1,7 @@
-"""Dotted keys, and which of them change a number; no torch."""
+"""Dotted keys, as a sweep has them in its table; no torch."""
 
 import re
 from typing import Any
-
-#: These keys, and those below them, change no number.
-_FREE_KEYS = "callbacks.checkpoint figures hydra logger paths run_name sweep"
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
@@ -15,11 +12,6 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def affects_results(key: str) -> bool:
-    """Whether a key such as ``lora.rank`` may change what a run computes."""
-    return not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS.split())
 
 
 def numeric_sort_key(text: str) -> tuple[bool, float, str]:
