@@ -18,6 +18,7 @@ from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.repair.significance import weakest
 from lora_mnist.session import _limited
+from lora_mnist.show.reading import Reading
 from lora_mnist.train import train
 
 NINES = ("stage=lora", "digit=9")
@@ -221,5 +222,5 @@ def test_a_learning_rate_that_does_no_harm(outputs):
     assert more["choices"]["rate"]["value"] == 0.001  # 670
     steep = run(outputs, *options, "lora.alpha=1000", "optimizer.lr=auto")
     assert steep["choices"]["rate"]["value"] < 0.003
-    with pytest.raises(TrainingError, match="expected another learning rate"):
-        run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
+    useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
+    assert Reading(useless).verdict_text().startswith("Do not keep this repair")

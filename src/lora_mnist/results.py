@@ -57,11 +57,10 @@ def finish(
     results |= extra or {}
     is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
     is_pretraining = cfg.stage == "pretrain"
-    knows_some = is_pretraining and bool(results["targets"])  # some classes alone
-    reason = None
-    if cfg.stage != "eval" and not (is_quick_run or knows_some):
-        reason = _why_useless(session, results, choices)
-    is_base = is_pretraining and not (is_quick_run or knows_some or reason)
+    knows_some = bool(results["targets"])  # some classes alone
+    may_be_base = is_pretraining and not (is_quick_run or knows_some)
+    reason = _why_useless(session, results) if may_be_base else None
+    is_base = may_be_base and not reason
     current = current_base_path(cfg, run) if is_base else None
     folder = Path(cfg.paths.bases) if is_base else run.folder
     path = versioned_base_path(
@@ -193,23 +192,15 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
     save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
 
 
-def _why_useless(
-    session: Session, outcomes: Mapping[str, Any], choices: Mapping[str, Choice]
-) -> str | None:
-    """Why what was trained is of no use: it is no better than one class for all images.
-
-    A refit has learnt the validation images. A repair is not refused if its base was no better.
-    """
-    is_refit = "refit" in choices and choices["refit"].value
-    part = "val" if "val" in outcomes and not is_refit else "test"
-    outcome, before = outcomes[part], outcomes.get(f"{part}_base")
-    images, accuracy = outcome["images_per_class"], outcome["accuracy"]
-    share = max(images) / sum(images)
-    if accuracy > share or (before is not None and before["accuracy"] <= share):
+def _why_useless(session: Session, results: Mapping[str, Any]) -> str | None:
+    """Why a new base is of no use: it is no better than one class for all images."""
+    part = "val" if "val" in results else "test"
+    images, accuracy = results[part]["images_per_class"], results[part]["accuracy"]
+    if accuracy > max(images) / sum(images):
         return None
     commonest = session.classifier.classes[images.index(max(images))]
-    where = "" if session.cfg.stage == "lora" else f"; the base stays in {session.run.folder}"
     return (
-        f"optimizer.lr={choices['rate'].value}: of the {part} images {accuracy:.1%} are right, no "
-        f"more than by always saying {commonest}; expected another learning rate{where}"
+        f"optimizer.lr={session.cfg.optimizer.lr}: of the {part} images {accuracy:.1%} are right, "
+        f"no more than by always saying {commonest}; expected another learning rate; the base "
+        f"stays in {session.run.folder}"
     )

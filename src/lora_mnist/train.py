@@ -41,7 +41,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
-        TrainingError: if training diverges, or what was trained is of no use.
+        TrainingError: if training diverges, or a new base is of no use.
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
