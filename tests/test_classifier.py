@@ -30,7 +30,10 @@ def test_an_adapter_finds_its_own_base(outputs):
         assert not any(module.training for module in classifier.net.modules())
         assert bool(lora_adapters(classifier.net)) == bool(folder)
     assert "expected the same base" in refused(load, adapter, bases / "mnist.ckpt")
-    assert refused(load_classifier, base="none.pt").startswith("base_ckpt=none.pt: no such file")
+    for net in (None, {"_target_": None}):
+        said = refused(Classifier.load, base="none.pt", net=net)
+        assert said.startswith("base_ckpt=none.pt: no such file")
+        assert said.endswith("train.py stage=pretrain")
     for path in bases.glob("mnist-*"):
         path.unlink()
     assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)

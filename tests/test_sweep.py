@@ -49,7 +49,8 @@ def test_an_interrupted_sweep_says_where_its_finished_jobs_are(tmp_path):
     _, err = process.communicate(timeout=60)
     sweep = only_run(tmp_path / "outputs", "multirun")
     assert process.returncode == 130
-    assert err == f"interrupted by SIGINT\nfinished jobs: 1, in {sweep}\n"
+    assert err == f"interrupted by SIGINT\nfinished jobs: 1, in {sweep}/summary.csv\n"
+    assert len(read_csv(sweep / "summary.csv")) == 1
     assert [path.parent.name for path in sweep.glob("*/results.json")] == ["0"]
 
 
@@ -59,6 +60,7 @@ def test_an_interrupted_sweep_says_where_its_finished_jobs_are(tmp_path):
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: ", 0),
         (("-m", "nope=1,2"), "nope: nothing reads this key; ", 0),
         (("-m", "x=1", "sweep.metric=val.loss"), "sweep.metric=val.loss: no job has it; ", 1),
+        (("-m", "x=1", "sweep.metric=stage"), "sweep.metric=stage: no job has it; ", 1),
     ],
 )
 def test_bad_input(cli, tmp_path, arguments, message, folders):
@@ -110,7 +112,7 @@ def test_the_table(tmp_path):
     assert cells(rows[1]) == ["2", "4", "0.9166", "4", "0.9248", "0.5000", "1.250"]
     assert cells(base) == ["base", "", "0.9300", "38", "0.9520", "", ""]
     assert best.startswith("best: ")
-    assert [job.error for job in summarize(tmp_path, None).failed] == ["expected an integer >= 1"]
+    assert [job.error for job in summarize(tmp_path, "").failed] == ["expected an integer >= 1"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """A repair of few images: trials choose its dropout, then it learns validation images too."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_results
 
@@ -8,6 +11,8 @@ import lora_mnist.recipe
 from lora_mnist.command import Run
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
+from lora_mnist.recipe import choose_target
+from lora_mnist.repair.predictions import Predictions
 from lora_mnist.train import train
 
 #: 350 nines are few.
@@ -82,6 +87,23 @@ def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
     assert read_results(folder)["held_out"] == {"val": "test"}
     record = read_metadata(folder / "adapter")
     assert (record["data"]["val_from"], record["made"]["refit"]) == ("test", True)
+
+
+def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
+    """Its name, 10, is that of a class, and its place, 1, the name of another."""
+    label = torch.tensor([0] * 9 + [1] * 9 + [2] * 9)
+    nothing = torch.zeros(1, len(label))
+    before = Predictions(3, label, torch.where(label == 1, 0, label)[None], nothing, nothing)
+    train = SimpleNamespace(labels=torch.tensor([0, 1, 2, 1]))
+    session = SimpleNamespace(
+        cfg=SimpleNamespace(target="weakest"),
+        images=SimpleNamespace(train=train),
+        classifier=SimpleNamespace(classes=["1", "10", "2"]),
+        mistakes=None,
+    )
+    selection, choices = choose_target(session, before)
+    assert choices["target"].value == ["10"]
+    assert (selection.targets, selection.target_indices.tolist()) == ([1], [1, 3])
 
 
 @pytest.mark.parametrize(

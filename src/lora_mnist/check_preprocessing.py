@@ -12,7 +12,6 @@ from lora_mnist.classifier import Classifier, build_dataset
 from lora_mnist.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
-from lora_mnist.disk.base import read_base
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import quoted
 from lora_mnist.repair.networks import check_outputs
@@ -36,11 +35,14 @@ _RESIZINGS = (
 )
 
 
-def check_base(session: Session, before: Predictions) -> list[str]:
+def check_base(session: Session, before: Predictions | None) -> list[str]:
     """Overrides with which the base does clearly better; without any, warn if it only guesses.
 
-    Other preparations are tried where nothing is trained.
+    ``before`` are its predictions for validation images. Other preparations are tried where nothing
+    is trained.
     """
+    if before is None:
+        return []
     advice = better_order(before, session.classifier.classes)
     if not advice and session.cfg.stage == "eval":
         advice = better_preparation(session)
@@ -96,9 +98,7 @@ def better_preparation(session: Session) -> list[str]:
     dataset, settings = classifier.dataset, classifier.settings
     if not isinstance(dataset, Folder) or dataset.prepare.transform is not None or not len(val):
         return []
-    assert classifier.base_path is not None
-    is_known = classifier.adapter is not None or bool(read_base(classifier.base_path).record)
-    if is_known or session.run.is_sweep:
+    if classifier.base is None or classifier.base.record or session.run.is_sweep:
         return []
     some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
     # Measured values are fixed, or each size would be measured anew.

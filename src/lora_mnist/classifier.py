@@ -112,7 +112,7 @@ class Classifier:
             settings.take_record("the adapter", record, f"adapter={adapter}")
         path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
         if base is not None:
-            path = Path(str(base))
+            path = Path(str(base)).expanduser()
         elif (expected := record.get("base_sha256")) is not None:
             path = find_base(Path(bases), expected) or path
             if sha256_of_base(path) != expected:
@@ -122,7 +122,7 @@ class Classifier:
                 )
         if not path.is_file():
             advice = f"; make a base with: {program('train')} stage=pretrain"
-            if not str(settings.net.get("_target_", "lora_mnist.")).startswith("lora_mnist."):
+            if not str(settings.net.get("_target_") or "lora_mnist.").startswith("lora_mnist."):
                 advice = ""
             raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
         with naming(f"base_ckpt={path}"):
@@ -143,7 +143,7 @@ class Classifier:
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
             except (ValueError, OSError) as error:
                 raise UserError(f"adapter={one_line(error)}") from error
-            classifier.adapter, classifier.targets = Path(adapter), record.get("targets", [])
+            classifier.adapter, classifier.targets = adapter, record.get("targets", [])
             classifier.made = record.get("made", {})
         return classifier
 
@@ -264,7 +264,7 @@ class Classifier:
 
 def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
     """The folder of an adapter itself, where that of its run may be named, and its record."""
-    path = Path(str(folder))  # its name may be a number
+    path = Path(str(folder)).expanduser()  # its name may be a number
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
     if not (path / CONFIG_NAME).is_file():
@@ -292,8 +292,8 @@ def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
         if value is not None:
             given[key] = value
     if is_of_digits:
-        # Where only a record names a folder, nothing is made.
-        given["download"] = settings.typed["data"].get("data_dir") == given.get("data_dir")
+        if settings.typed["data"].get("data_dir") != given.get("data_dir"):
+            given["download"] = False  # where only a record names a folder, nothing is made
         given.setdefault("data_dir", str(DATA))
     with importable(), config_group("data"):
         dataset: ImageDataset = build(given)

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -120,20 +120,6 @@ def _end(error: BaseException, shows_traceback: bool) -> NoReturn:
         if advice is not None and not isinstance(error, UserError):
             print(advice, file=sys.stderr)
     raise SystemExit(code)
-
-
-def run_program(function: Command, names: Iterable[str], usage: str) -> None:
-    """Run the command that the first argument names; its configuration has the same name."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in names:
-        sys.argv.insert(1, "--config-name")
-    elif name in ("--help", "-h"):
-        print(usage)
-        return
-    elif name != "--config-name":  # which a process that Lightning starts has
-        print(f"{name}: no such command\n\n{usage}" if name else usage, file=sys.stderr)
-        raise SystemExit(2)
-    run_entry(function, name if name in names else "train")
 
 
 def _print_groups(name: str) -> None:

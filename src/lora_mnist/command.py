@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
 CLASSIFIER = "classifier@_global_"
-_ENTRIES = ("train", "eval", "predict", "export", "demo")
+ENTRIES = ("train", "eval", "predict", "export", "demo")
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns")
 
@@ -108,10 +108,10 @@ def defaults_of(entry: str, stage: str | None = None) -> dict[str, Any]:
 @cache
 def all_defaults() -> dict[str, Any]:
     """What :func:`by_key` gives for all commands together."""
-    keys = defaults_of("train", "lora")
-    for entry in _ENTRIES:
+    keys: dict[str, Any] = {}
+    for entry in ENTRIES:
         keys |= defaults_of(entry)
-    return keys
+    return keys | defaults_of("train", "lora")
 
 
 def unknown_key(key: str) -> str:

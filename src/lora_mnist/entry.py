@@ -4,16 +4,15 @@
 ``data/`` and ``outputs/`` are in the folder where it is started.
 """
 
+import sys
 from importlib import import_module
 
 from omegaconf import DictConfig
 
 from lora_mnist import __version__
-from lora_mnist.cli import run_program
-from lora_mnist.command import Run
+from lora_mnist.cli import run_entry
+from lora_mnist.command import ENTRIES, Run
 
-#: By its name, the module of a command, and its function there.
-_COMMANDS = {name: name for name in ("train", "predict", "export", "demo")} | {"eval": "evaluate"}
 _USAGE = f"""lora-mnist {__version__}
 
   lora-mnist train stage=pretrain        pretrain a base
@@ -27,11 +26,21 @@ lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets."""
 
 
 def _run(cfg: DictConfig, run: Run) -> None:
-    name = _COMMANDS.get(cfg.stage, "train")
+    name = cfg.stage if cfg.stage in ENTRIES else "train"
+    name = "evaluate" if name == "eval" else name
     module = import_module(f"lora_mnist.{name}")  # here, so that --help does not wait for torch
     getattr(module, name)(cfg, run)
 
 
 def main() -> None:
-    """Run the command that the first argument names."""
-    run_program(_run, _COMMANDS, _USAGE)
+    """Run the command that the first argument names; its configuration has the same name."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ENTRIES:
+        sys.argv.insert(1, "--config-name")
+    elif name in ("--help", "-h"):
+        print(_USAGE)
+        return
+    elif name != "--config-name":  # which a process that Lightning starts has
+        print(f"{name}: no such command\n\n{_USAGE}" if name else _USAGE, file=sys.stderr)
+        raise SystemExit(2)
+    run_entry(_run, name if name in ENTRIES else "train")

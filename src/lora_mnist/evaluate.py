@@ -34,6 +34,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         classifier = session.classifier
         scale = classifier.set_scale(cfg.scale, session.trainer.strategy.root_device)
         tables = session.tables()
-        advice = check_base(session, tables["test"])
-        choices = {} if classifier.adapter is None else {"scale": scale}
+        choices, advice = {"scale": scale}, []
+        if classifier.adapter is None:
+            choices, advice = {}, check_base(session, session.predictions("val"))
         return finish(session, tables, choices, {"better_preprocessing": advice})

@@ -95,7 +95,7 @@ def find_pictures(images: Any) -> list[Path]:
     files: list[Path] = []
     named = list(images) if isinstance(images, ListConfig) else [images]
     for each in named or [None]:
-        pattern = str(each or "")
+        pattern = "" if each is None else str(each)
         is_folder = Path(pattern).is_dir()
         if pattern and Path(pattern).exists():  # it is no pattern, even with brackets
             pattern = glob.escape(pattern) + ("/**" if is_folder else "")

@@ -85,7 +85,7 @@ def choose_target(
         wrong, count = errors[worst], numbers[worst]
         share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
         choice = Choice([classes[worst]], None, len(before), f"the weakest class, {share}")
-        return select(labels, classes, worst), {"target": choice}
+        return select(labels, classes, classes[worst]), {"target": choice}
     selection = select(labels, classes, target)
     if target is None:
         return selection, {}
@@ -196,7 +196,9 @@ def refuse_to_go_on(session: Session, data: ImageDataModule) -> None:
 def number_of_trainings(session: Session, data: ImageDataModule) -> int:
     """How often an adapter is trained: trials that decide, and then the one that is kept."""
     trials = len(dropouts_to_try(session, data))
-    return trials + 1 if trials > 1 or choose_refit(session, data).value else 1
+    if trials == 1 and not choose_refit(session, data).value:
+        return 1
+    return trials + 1
 
 
 def train_repair(
@@ -283,12 +285,10 @@ def choose_dropout(session: Session, trials: Mapping[float, Repair]) -> Choice:
 def choose_refit(session: Session, data: ImageDataModule) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
-    if session.mistakes is not None:
-        if refit is True:
-            raise UserError("refit=true: expected auto or false, since mistakes are learnt")
-        return Choice(False, why="mistakes are learnt")
     if refit != "auto":
-        return session.as_set("refit", bool(refit))
+        return session.as_set("refit", refit)
+    if session.mistakes is not None:
+        return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
     count, few = len(data.plan.selection.target_indices), _has_few(data)
@@ -307,7 +307,7 @@ def try_scales(
 ) -> dict[str, Any] | None:
     """The dial of the adapter on validation images; ``None`` if it is not wanted."""
     cfg, images = session.cfg, session.images.val
-    wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
+    wants_dial = cfg.dial or (cfg.dial is None and not session.run.is_sweep)
     if val is None or not (wants_dial or cfg.lora.scale == "auto"):
         return None
     log.info("dial: the adapter at several scales on validation images")

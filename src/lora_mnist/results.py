@@ -14,7 +14,6 @@ from lora_mnist.choice import Choice
 from lora_mnist.command import Run
 from lora_mnist.disk.base import (
     find_base,
-    read_base,
     set_current_base,
     versioned_base_path,
     write_base,
@@ -52,22 +51,21 @@ def finish(
 
     ``extra`` are further entries of results.json, such as the dial.
     """
-    cfg, run, settings = session.cfg, session.run, session.classifier.settings
+    cfg, run, is_pretraining = session.cfg, session.run, session.cfg.stage == "pretrain"
     results = results_of(session, tables, choices)
     results |= extra or {}
-    is_quick_run = bool(cfg.get("debug")) or session.is_fast_dev_run
-    is_pretraining = cfg.stage == "pretrain"
-    knows_some = bool(results["targets"])  # some classes alone
-    may_be_base = is_pretraining and not (is_quick_run or knows_some)
-    reason = _why_useless(session, results) if may_be_base else None
-    is_base = may_be_base and not reason
-    current = current_base_path(cfg, run) if is_base else None
-    folder = Path(cfg.paths.bases) if is_base else run.folder
-    path = versioned_base_path(
-        folder, base_name(settings.data, settings.net), results["base_sha256"]
-    )
-    if is_pretraining and current is None:  # the user has to name it to other commands
-        results["weights"] = os.path.relpath(path, run.folder)
+    folder, current, useless = run.folder, None, None
+    knows_some = bool(results["targets"])  # of the classes
+    if is_pretraining and not (cfg.debug or session.is_fast_dev_run or knows_some):
+        useless = _why_useless(session, results)
+        if useless is None:
+            folder, current = Path(cfg.paths.bases), current_base_path(cfg, run)
+    if is_pretraining:
+        settings = session.classifier.settings
+        name = base_name(settings.data, settings.net)
+        path = versioned_base_path(folder, name, results["base_sha256"])
+        if current is None:  # the user has to name it to other commands
+            results["weights"] = os.path.relpath(path, run.folder)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
         _save_adapter(session, choices)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
@@ -86,8 +84,8 @@ def finish(
             set_current_base(path, current)
         else:
             log.info("base: %s; the current one stays", path)
-    if reason:
-        raise TrainingError(reason)
+    if useless is not None:
+        raise TrainingError(useless)
     return results
 
 
@@ -100,7 +98,7 @@ def results_of(
     preprocessing = dataset.preprocessing()
     names = choices["target"].value if "target" in choices else classifier.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
-    is_ours = base is None or base.is_pretrained_here
+    is_ours = base is None or base.record.get("made", {}).get("stage") == "pretrain"
     overrides = None
     if session.run.typed is not None:
         overrides = session.run.typed_without("hydra", "launcher", "sweep")
@@ -137,7 +135,7 @@ def results_of(
 
 
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
-    """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep."""
+    """The file of the current base, which a pretraining replaces; in a sweep a typed one alone."""
     if cfg.base_ckpt is not None:
         return Path(str(cfg.base_ckpt))
     if run.is_sweep:
@@ -181,9 +179,8 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
     assert base is not None
     if find_base(bases, base.sha256) is None:
         name = base_name(classifier.settings.data, classifier.settings.net)
-        about = None if classifier.base_path is None else read_base(classifier.base_path).record
-        if not about:  # somebody else's: which images there are is each command's choice
-            about = {**record, "data": {}}
+        # Of somebody else's, which images there are is each command's choice.
+        about = base.record or {**record, "data": {}}
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
     values = {name: choice.value for name, choice in choices.items()}
     targets = values.pop("target", [])

@@ -234,7 +234,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
 
 
 def _refuse_wrong_stage(cfg: DictConfig) -> None:
-    """Refuse what a stage cannot do, a repair of nothing, and mistakes that are its images."""
+    """Refuse what a stage cannot do, and a repair of nothing."""
     target, mistakes = cfg.get("target"), cfg.mistakes
     if cfg.stage == "pretrain":
         needs_base = {
@@ -250,8 +250,11 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
             "target: missing; expected the class to repair, by number or name, a list of them, or "
             "weakest; or mistakes=FOLDER"
         )
-    if cfg.stage == "lora" and mistakes is not None and target not in (None, "weakest"):
-        raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
+    if cfg.stage == "lora" and mistakes is not None:
+        if target not in (None, "weakest"):
+            raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
+        if cfg.refit is True:
+            raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
 
 
 def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:
@@ -330,11 +333,10 @@ def _refuse_inconsistent(session: Session) -> None:
         )
 
 
-def prove_unchanged(session: Session) -> bool:
-    """Whether the base in the network is what it was, bit for bit: True, or RuntimeError."""
+def prove_unchanged(session: Session) -> None:
+    """RuntimeError, unless the base in the network is what it was, bit for bit."""
     base = session.classifier.base
     assert base is not None
     if changed := changed_tensors(base.tensors, base_state_dict(session.net)):
         raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
     log.info("base unchanged: %d tensors, bit for bit", len(base.tensors))
-    return True

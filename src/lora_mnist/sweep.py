@@ -41,8 +41,7 @@ def open_sweep(config: DictConfig) -> None:
         )
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    used = next(folder.iterdir(), None)
-    if used is not None:
+    for used in folder.iterdir():
         reason = f"has a {used.name} already; expected a new folder"
         raise UserError(f"hydra.sweep.dir={folder}: {reason}")
 
@@ -72,15 +71,16 @@ def run_job(
         return None
     finally:
         gc.collect()  # a Trainer and what it trains hold each other, and the images
-    value = flatten(read_json(run.folder / RESULTS_FILE)).get(str(cfg.sweep.metric))
-    metric = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
+    value, metric = flatten(read_json(run.folder / RESULTS_FILE)).get(str(cfg.sweep.metric)), ""
+    if isinstance(value, int | float):
+        metric = f"{cfg.sweep.metric} {value:.6g}, "
     print(f"#{hydra.job.num}: {metric}{time.perf_counter() - started:.1f} s", flush=True)
-    return value
+    return value if metric else None
 
 
 def close_sweep(config: DictConfig) -> None:
     """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
-    folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric
+    folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric or ""
     summary = summarize(folder, metric)
     write_table(summary)
     draw(summary)
@@ -101,7 +101,8 @@ def end_early(folder: Path) -> None:
     """Say where the finished jobs of an interrupted sweep are; without any job it is removed."""
     finished = len(list(folder.rglob(RESULTS_FILE)))
     if finished:
-        print(f"finished jobs: {finished}, in {folder.absolute()}", file=sys.stderr)
+        write_table(summarize(folder, ""))
+        print(f"finished jobs: {finished}, in {folder.absolute()}/summary.csv", file=sys.stderr)
     elif {path.name for path in folder.glob("*")} <= {"multirun.yaml"}:  # Hydra's
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -127,7 +128,7 @@ class Summary(NamedTuple):
     """The jobs of the sweep in ``folder``."""
 
     folder: Path
-    metric: str | None  # of configs/sweep: the key of a number in results.json
+    metric: str  # of configs/sweep: the key of a number in results.json; "": none
     swept: list[str]  # the keys in which jobs differ
     rows: list[Row]  # best first by the metric; equal ones are sorted by what was swept
     failed: list[Job]
@@ -149,7 +150,7 @@ class Summary(NamedTuple):
         return [key for key in self.swept if key != "seed" or not self.has_seeds]
 
 
-def summarize(folder: Path, metric: str | None) -> Summary:
+def summarize(folder: Path, metric: str) -> Summary:
     """Rank the jobs of a sweep; of several seeds the mean ranks, so that no lucky one wins."""
     jobs = []
     files = [*folder.rglob(RESULTS_FILE), *folder.rglob(FAILED_FILE)]
@@ -163,6 +164,11 @@ def summarize(folder: Path, metric: str | None) -> Summary:
     for job in jobs:
         for key, value in job.settings.items():
             values.setdefault(key, set()).add(value)
+    for job in jobs:
+        for key in values:
+            if key not in job.settings:  # a search may set a key in some jobs alone
+                job.settings[key] = ""
+                values[key].add("")
     swept = [key for key in values if len(values[key]) > 1]
     jobs.sort(key=lambda job: [numeric_sort_key(job.settings[key]) for key in swept])
     rows: dict[object, Row] = {}
@@ -179,26 +185,26 @@ def summarize(folder: Path, metric: str | None) -> Summary:
     return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
 
 
-def number(row: Row, key: object, of: Callable[[list[float]], float] = mean) -> float | None:
+def number(row: Row, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
     """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
-    values = [job.results.get(str(key)) for job in row]
+    values = [job.results.get(key) for job in row]
     with suppress(StatisticsError):  # too few
         return of([value for value in values if isinstance(value, int | float)])
     return None
 
 
-def of_base(key: object) -> str:
+def of_base(key: str) -> str:
     """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
-    split, _, name = str(key).partition(".")
+    split, _, name = key.partition(".")
     return f"{split}_base.{name}"
 
 
-def _sign(metric: str | None) -> int:
+def _sign(metric: str) -> int:
     """-1 if a larger metric is better, else 1."""
-    return -1 if better_end(str(metric)) == "max" else 1
+    return -1 if better_end(metric) == "max" else 1
 
 
-def best_line(best: Row, metric: str | None) -> str:
+def best_line(best: Row, metric: str) -> str:
     """The command of the best job, and whether it beats the base."""
     verdict = "best"
     value, base = number(best, metric), number(best, of_base(metric))
@@ -219,35 +225,34 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
 
     from lora_mnist.show.screen import rendered  # late: torch
 
-    rows, metric = summary.rows, str(summary.metric)
+    rows, metric = summary.rows, summary.metric
     title_of = {metric: metric}
     for title, key in columns.items():
         title_of[key] = title.replace("_", " ")
-    # The texts of each column, from its title down to the base.
-    texts = [["", *(str(place) for place in range(1, len(rows) + 1)), "base"]]
-    for key in summary.keys:
-        texts.append([key, *(row[0].settings[key] for row in rows), ""])
+    shown = [key for key in title_of if any(number(row, key) is not None for row in rows)]
+    first = ["", *summary.keys]
     if summary.has_seeds:
-        texts.append(["seeds", *(str(len(row)) for row in rows), ""])
-    for key, title in title_of.items():
-        cells = []
-        for row in rows:
-            cell, deviation = _text(number(row, key)), number(row, key, stdev)
-            if key == metric and deviation is not None:
-                cell += f" ± {_text(deviation)}"
-            cells.append(cell)
-        of_bases = {number(row, of_base(key)) for row in rows}
-        if any(cells):
-            texts.append([title, *cells, _text(of_bases.pop()) if len(of_bases) == 1 else ""])
-    titles, *lines, base = zip(*texts, strict=True)
+        first.append("seeds")
     table = Table()
-    for title in titles:
+    for title in (*first, *(title_of[key] for key in shown)):
         table.add_column(title, justify="right", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    if any(base[1:]):
+    for place, row in enumerate(rows, start=1):
+        cells = [str(place), *(row[0].settings[key] for key in summary.keys)]
+        if summary.has_seeds:
+            cells.append(str(len(row)))
+        for key in shown:
+            cells.append(_text(number(row, key)))
+            deviation = number(row, key, stdev) if key == metric else None
+            if deviation is not None:
+                cells[-1] += f" ± {_text(deviation)}"
+        table.add_row(*cells)
+    bases = []
+    for key in shown:
+        of_bases = {number(row, of_base(key)) for row in rows}
+        bases.append(_text(of_bases.pop()) if len(of_bases) == 1 else "")
+    if any(bases):
         table.add_section()
-        table.add_row(*base)
+        table.add_row("base", *[""] * (len(first) - 1), *bases)
     is_terminal = sys.stdout.isatty()
     return rendered([table], is_terminal, width=None if is_terminal else 200)
 
@@ -284,5 +289,5 @@ def draw(summary: Summary) -> None:
             swept = {key: row[0].settings[key] for key in summary.keys}
             points.append((swept, value, number(row, summary.metric, stdev)))
     if points and summary.keys:
-        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else str(summary.metric)
+        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
         save_figure(draw_sweep(points, metric), summary.folder / "summary.png")

@@ -79,19 +79,19 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     put_adapter(session)
     data = session.data(selection)
     refuse_to_go_on(session, data)
-    advice = [] if before is None else check_base(session, before)
+    advice = check_base(session, before)
     rate = choose_rate(session, data, before)
     tell({"rate": rate})
-    choices |= {"rate": rate}
+    choices["rate"] = rate
     print_parameters(session.net)
     repair = train_repair(session, data, rate.value, before)
-    base_unchanged = prove_unchanged(session)
+    prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
     tell(repair.choices)
     tables = repair.tables | session.tables()
     extra = {
-        "base_unchanged": base_unchanged,
+        "base_unchanged": True,
         "dial": repair.dial,
         "validation_errors": list(repair.errors_by_step.items()),
         "better_preprocessing": advice,

@@ -225,3 +225,10 @@ def test_a_folder_is_read_only_where_it_has_to_be(tmp_path):
     for key in known:
         with pytest.raises(ValueError, match="data_dir=None: expected a folder of images"):
             Folder(**{name: known[name] for name in known if name != key})
+
+
+def test_images_to_validate_and_to_test_need_no_others(make_photos):
+    make_photos({"cat": 2, "dog": 3}, "val")
+    root = make_photos({"cat": 4, "dog": 5}, "test")
+    options = {"image_size": 8, "mean": 0.5, "std": 0.5}
+    assert counts(root, **options) == [[], [2, 3], [4, 5]]

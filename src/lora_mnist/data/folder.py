@@ -360,10 +360,10 @@ def split(
     existing, held_out = set(parts.values()), {}
     if val_from == "test" and "test" not in existing:
         raise ArgumentError("val_from", val_from, "expected train, since there is no folder test/")
-    if "val" not in existing:
-        held_out["val"] = val_from
     if "test" not in existing:
         held_out["test"] = "train"
+    if "val" not in existing:
+        held_out["val"] = val_from
 
     def place(entry: Entry) -> bytes:
         return hashlib.sha256(os.fsencode(f"{seed} {entry.path}")).digest()
@@ -372,21 +372,16 @@ def split(
     for entry in sorted(parts, key=place):
         members[entry.label, parts[entry]].append(entry)
     for label, name in enumerate(classes):
-        train, val, test = (members[label, part] for part in _PARTS)
-        readable = len(train)
-        if "test" in held_out:
-            test = _take(train, test_size, readable)
-        if held_out.get("val") == "train":
-            val = _take(train, val_size, readable)
-        elif held_out.get("val") == "test":
-            val = _take(test, val_size, len(test))
-        is_trained = existing != {"test"}  # a test/ alone is enough to test
-        if (is_trained and not train) or (val and val_from == "test" and not test):
-            expected = f"expected to leave, with test_size={test_size}, some of {readable} images "
-            expected += f"of {name} to train on, and to test on"
-            raise ArgumentError("val_size", val_size, expected)
-        for part, images in (("train", train), ("val", val), ("test", test)):
-            parts |= dict.fromkeys(images, part)
+        counts = {part: len(members[label, part]) for part in _PARTS}
+        for part, source in held_out.items():  # the test images first
+            share = test_size if part == "test" else val_size
+            taken = _take(members[label, source], share, counts[source])
+            parts |= dict.fromkeys(taken, part)
+        for source in held_out.values():
+            if counts[source] and not members[label, source]:
+                expected = f"expected less, since with test_size={test_size} all "
+                expected += f"{counts[source]} images of {name} would be held out"
+                raise ArgumentError("val_size", val_size, expected)
     return parts, held_out
 
 

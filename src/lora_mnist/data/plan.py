@@ -169,8 +169,7 @@ class PlannedBatches:
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
         self._place = 0  # how many batches of the epoch have been given
-        self._batches: Iterator[list[int]] = iter(())  # of the plan, kept from epoch to epoch
-        self._next: int | None = None  # the place in the plan of the batch that they give next
+        self._batches: Iterator[list[int]] | None = None  # of the plan, kept from epoch to epoch
 
     def __len__(self) -> int:
         """The batches of a whole epoch, also where a part of it is done."""
@@ -182,13 +181,11 @@ class PlannedBatches:
     def __iter__(self) -> Iterator[Batch]:
         trainer = self.trainer
         count = int(trainer.num_training_batches)  # fewer than len(self) with limit_train_batches
-        # With overfit_batches each epoch has the first one's batches.
-        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
-        first, end = epoch * count + self._place, (epoch + 1) * count
-        if first != self._next:  # the first epoch here, or one that is overfitted
-            self._batches = islice(self.data.plan.batches(), first, None)
-        self._next = end
-        for batch in self.data.read(islice(self._batches, end - first)):
+        overfits = trainer.overfit_batches  # type: ignore[attr-defined]
+        if self._batches is None or overfits:
+            epoch = 0 if overfits else trainer.current_epoch  # each has the first one's batches
+            self._batches = islice(self.data.plan.batches(), epoch * count + self._place, None)
+        for batch in self.data.read(islice(self._batches, count - self._place)):
             self._place = (self._place + 1) % count  # 0 after the last one
             yield batch
 

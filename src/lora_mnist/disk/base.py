@@ -32,7 +32,7 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]  # its state_dict
     sha256: str  # their fingerprint, in hexadecimal
-    is_pretrained_here: bool = False  # False: somebody else's, of which we may keep a copy
+    record: Mapping[str, Any]  # of its file; empty: it is somebody else's
 
 
 class BaseFile(NamedTuple):
@@ -146,8 +146,7 @@ def load_weights(
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    stage = file.record.get("made", {}).get("stage")
-    return Base(tensors, fingerprint(tensors), stage == "pretrain")
+    return Base(tensors, fingerprint(tensors), file.record)
 
 
 def write_base(

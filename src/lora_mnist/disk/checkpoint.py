@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def refuse_other_base(path: Path, sha256: str | None) -> None:
-    """Refuse a checkpoint unless its training is one on this base; ``None``: one of a base."""
+    """Refuse a checkpoint whose training had another base; ``None``: it must be a pretraining's."""
     try:
         settings = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]
         its_base = settings["base_sha256"]
