@@ -90,8 +90,10 @@ def build_page(classifier: Classifier) -> Any:
                 note = gr.Markdown()
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
             with gr.Column():
-                label, most = "Scale of the adapter", max(2, saved_scale)
-                scale = gr.Slider(0, most, saved_scale, step=0.05, label=label, elem_id="scale")
+                most = max(2, saved_scale)
+                scale = gr.Slider(
+                    0, most, saved_scale, step=0.05, label="Scale of the adapter", elem_id="scale"
+                )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}

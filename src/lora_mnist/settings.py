@@ -67,7 +67,7 @@ class Settings:
     def take_record(self, who: str, record: Mapping[str, Any], file: str) -> None:
         """Fill in what is missing from a record; ``file`` is the override that names its file.
 
-        What could run code is refused; what is typed otherwise is noted for the log.
+        What could run code is refused; a preparation that is typed otherwise is noted for the log.
         """
         version = record.get("version")
         if record.keys() & {"net", "data"} and version != VERSION:

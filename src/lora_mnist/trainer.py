@@ -54,16 +54,14 @@ class ProgressInLog(Callback):
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
-    Its own callbacks and plugins are added to these; its own logger replaces them.
+    Callbacks and plugins of ``cfg.trainer`` are added to these; a logger there replaces them.
     """
     callbacks: list[Any] = []
-    for name, config in (cfg.get("callbacks") or {}).items():
-        if config is not None:
-            callbacks.append(make(f"callbacks.{name}", config))
     loggers: list[Any] = []
-    for name, config in (cfg.get("logger") or {}).items():  # ~logger leaves none
-        if config is not None:
-            loggers.append(make(f"logger.{name}", config))
+    for group, parts in (("callbacks", callbacks), ("logger", loggers)):
+        for name, config in (cfg.get(group) or {}).items():  # ~logger leaves none
+            if config is not None:
+                parts.append(make(f"{group}.{name}", config))
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         made = instantiate(cfg.trainer, _convert_="all", _partial_=True)

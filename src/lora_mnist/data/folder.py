@@ -292,7 +292,7 @@ class Folder(ImageDataset):
         return self.prepare(picture) if picture else path
 
     def _read_all(self) -> tuple[dict[Entry, Tensor | Path], str]:
-        """The images that can be read, and the SHA-256 of them all, in hexadecimal."""
+        """The images that can be read, and their SHA-256: of pixels, or of file sizes and times."""
         digest, images = hashlib.sha256(), {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             pairs = zip(self._entries, pool.map(self._read, self._entries), strict=True)
