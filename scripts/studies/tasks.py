@@ -144,6 +144,7 @@ class Task:
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
+    bases: int = 3  # at most
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
