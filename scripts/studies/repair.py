@@ -79,7 +79,7 @@ def study(task: Task, bases: int, repairs: int, methods: Mapping[str, int]) -> S
     for number in range(min(bases, task.bases)):
         own = replace(task, seed=task.seed + 1000 * number)
         of_base: dict[str, list[Result]] = {}
-        for seed in range(repairs):
+        for seed in range(min(repairs, max(methods.values()))):
             names = [method for method, times in methods.items() if seed < times]
             errors, results = every_method(own, seed, names)
             for method, numbers in results.items():
