@@ -139,7 +139,11 @@ run_entry(train, "train")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("writer", "goes_on"), [("write_predictions", False), ("set_current_base", True)]
+    ("writer", "goes_on"),
+    [
+        pytest.param("write_predictions", False, marks=pytest.mark.nightly),
+        ("set_current_base", True),
+    ],
 )
 def test_a_kill_while_results_are_written_loses_no_base(cli, tmp_path, writer, goes_on):
     """What was trained is there; the same command gives the same, and so does going on."""
