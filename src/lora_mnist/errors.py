@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_mnist.lora.errors import ArgumentError as ArgumentError
 from lora_mnist.lora.errors import is_number as is_number
+from lora_mnist.lora.errors import require as require
 
 #: The keys of prepare: how a picture becomes an input, and what the outputs are called.
 PREPARE = (
@@ -46,14 +47,13 @@ class TrainingError(UserError):
 
 def require_number(name: str, value: Any, least: float, most: float) -> None:
     """Raise :class:`ArgumentError` unless ``value`` is a number from ``least`` to ``most``."""
-    if not is_number(value) or not least <= value <= most:
-        raise ArgumentError(name, value, f"expected a number from {least:g} to {most:g}")
+    is_inside = is_number(value) and least <= value <= most
+    require(is_inside, name, value, f"a number from {least:g} to {most:g}")
 
 
 def require_one_of(name: str, value: Any, choices: Iterable[str | int]) -> None:
     """Raise :class:`ArgumentError` unless ``value`` is one of ``choices``."""
-    if value not in list(choices):
-        raise ArgumentError(name, value, f"expected one of {', '.join(map(str, choices))}")
+    require(value in list(choices), name, value, f"one of {', '.join(map(str, choices))}")
 
 
 def as_value(value: Any) -> str:

@@ -36,6 +36,7 @@ from lora_mnist.errors import (
     UserError,
     nearest_to,
     printable,
+    require,
     require_number,
     require_one_of,
 )
@@ -146,19 +147,13 @@ class Folder(ImageDataset):
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
         size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
-        if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
-            raise ArgumentError(
-                "image_size", image_size, "expected null, pixels, or [height, width]"
-            )
+        is_size = size is None or ([type(side) for side in size] == [int, int] and min(size) > 0)
+        require(is_size, "image_size", image_size, "null, pixels, or [height, width]")
         if transform is not None:
             others = [image_size, mean, std, resize, crop_pct, interpolation]
-            if others != [None, None, None, "crop", 1.0, "bilinear"]:
-                raise ArgumentError(
-                    "transform",
-                    transform,
-                    "expected null, or neither image_size, resize, crop_pct, interpolation, mean "
-                    "nor std, which it has in itself",
-                )
+            is_alone = others == [None, None, None, "crop", 1.0, "bilinear"]
+            expected = "null, or neither image_size, resize, crop_pct, interpolation, mean nor std"
+            require(is_alone, "transform", transform, f"{expected}, which it has in itself")
             size, mean, std = (0, 0), 0.0, 1.0
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
@@ -170,13 +165,8 @@ class Folder(ImageDataset):
         ways = (resize, crop_pct, interpolation, transform)
         self.prepare = Preparation(channels, (height, width), *ways)
         if mean is None or std is None:
-            if not len(self.sets.train):
-                raise ArgumentError(
-                    "mean",
-                    None,
-                    "expected mean and std, as in the network's training, since there are no "
-                    "training images to measure",
-                )
+            expected = "mean and std, as in the network's training, since there are no training "
+            require(len(self.sets.train) > 0, "mean", None, f"{expected}images to measure")
             measured_mean, measured_std = measured_pixels(self.sets.train)
             mean = measured_mean if mean is None else mean
             std = measured_std if std is None else std
@@ -229,8 +219,7 @@ class Folder(ImageDataset):
         for folder, part in self._parts.items():
             if part == "train" or "train" not in self._parts.values():
                 names.update(_subfolders(folder))
-        if len(names) < 2:
-            raise ArgumentError("data_dir", self.root, "expected a folder for each of two classes")
+        require(len(names) > 1, "data_dir", self.root, "a folder for each of two classes")
         return sorted(names)
 
     @cached_property
@@ -314,9 +303,8 @@ class Folder(ImageDataset):
         images, sha256 = self._read_all()
         trained = {entry.label for entry in images if entry.part == "train"}
         for label, name in enumerate(self.classes):
-            if trained and label not in trained:
-                expected = f"expected images of each class; {name} has no readable one to train on"
-                raise ArgumentError("data_dir", root, expected)
+            expected = f"images of each class; {name} has no readable one to train on"
+            require(not trained or label in trained, "data_dir", root, expected)
         # The split depends on the number of images: broken ones do not count.
         parts, held_out = split(images, self.classes, self.shares)
         repeats = repeated(root, parts)
@@ -334,9 +322,7 @@ class Folder(ImageDataset):
                 [entry.path for entry in chosen],
                 None if self._are_in_memory else self.prepare.read,
             )
-        if not len(sets["test"]):
-            expected = "expected test images that are not trained on"
-            raise ArgumentError("data_dir", root, expected)
+        require(len(sets["test"]) > 0, "data_dir", root, "test images that are not trained on")
         return ImageSets(**sets, sha256={"all": sha256}, held_out=held_out, copies=len(repeats))
 
 

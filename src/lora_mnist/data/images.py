@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from lora_mnist.errors import ArgumentError, require_number, require_one_of
+from lora_mnist.errors import require, require_number, require_one_of
 from lora_mnist.progress import progress
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
@@ -125,8 +125,8 @@ class ImageDataset:
         eval_batch_size: int = 1000,
         num_workers: int = 0,
     ) -> None:
-        if not re.fullmatch(r"[^/\\\0]+", name):
-            raise ArgumentError("name", name, "expected a name without /, since files have it")
+        is_name = re.fullmatch(r"[^/\\\0]+", name) is not None
+        require(is_name, "name", name, "a name without /, since files have it")
         require_one_of("val_from", val_from, ["train", "test"])
         self.name, self.classes, self.channels = name, list(classes), channels
         self.val_from = val_from
@@ -149,8 +149,8 @@ class ImageDataset:
         """Set ``mean`` and ``std``; ValueError, if one is out of range, or not for each channel."""
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
             values = value if isinstance(value, Sequence) else [value]
-            if len(values) not in (1, self.channels):
-                raise ArgumentError(key, value, f"expected one number, or {self.channels}")
+            fits = len(values) in (1, self.channels)
+            require(fits, key, value, f"one number, or {self.channels}")
             for each in values:
                 require_number(key, each, least, most)
         self.mean, self.std = mean, std

@@ -28,7 +28,7 @@ from lora_mnist.data.images import (
     open_picture,
     sha256_of,
 )
-from lora_mnist.errors import PREPARE, ArgumentError, one_line, require_one_of
+from lora_mnist.errors import PREPARE, ArgumentError, one_line, require, require_one_of
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -86,9 +86,8 @@ class MNIST(ImageDataset):
             sha256[part] = sha256_of(images, labels)
         whole = parts[self.val_from]
         count = len(whole)
-        if type(self.val_size) is not int or not 0 <= self.val_size < count:
-            expected = f"expected an integer from 0 to {count - 1}"
-            raise ArgumentError("val_size", self.val_size, expected)
+        is_count = type(self.val_size) is int and 0 <= self.val_size < count
+        require(is_count, "val_size", self.val_size, f"an integer from 0 to {count - 1}")
         order = list(range(count))
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())

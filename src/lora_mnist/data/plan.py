@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lora_mnist.data.images import Augment, Batch, ImageDataset, ImageSets
-from lora_mnist.errors import ArgumentError, UserError, nearest_to
+from lora_mnist.errors import UserError, nearest_to, require
 
 
 class Selection(NamedTuple):
@@ -67,13 +67,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         for key, size in (("batch_size", self.batch_size), ("replay", self.replay)):
-            if size % self.processes:
-                expected = f"expected a multiple of {self.processes} processes"
-                raise ArgumentError(key, size, expected)
+            is_multiple = size % self.processes == 0
+            require(is_multiple, key, size, f"a multiple of {self.processes} processes")
         others = len(self.selection.replay_indices)
-        if self.replay > others:
-            expected = f"expected at most {others}, the training images that are not learnt"
-            raise ArgumentError("replay", self.replay, expected)
+        expected = f"at most {others}, the training images that are not learnt"
+        require(self.replay <= others, "replay", self.replay, expected)
 
     @property
     def batches_per_epoch(self) -> int:

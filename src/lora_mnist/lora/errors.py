@@ -11,6 +11,12 @@ class ArgumentError(ValueError):
         self.name, self.value, self.reason = name, value, reason
 
 
+def require(is_met: bool, name: str, value: object, expected: str) -> None:
+    """Raise :class:`ArgumentError` unless a condition on an argument is met."""
+    if not is_met:
+        raise ArgumentError(name, value, f"expected {expected}")
+
+
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite number, and no bool."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import ArgumentError, is_number
+from .errors import is_number, require
 
 
 def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
@@ -64,14 +64,11 @@ class LoRAParametrization(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if type(rank) is not int or rank < 1:
-            raise ArgumentError("rank", rank, "expected an integer >= 1")
-        if not is_number(alpha) or alpha <= 0:
-            raise ArgumentError("alpha", alpha, "expected a finite number > 0")
-        if not is_number(init_std) or init_std < 0:
-            raise ArgumentError("init_std", init_std, "expected a finite number >= 0")
-        if not isinstance(use_rslora, bool):
-            raise ArgumentError("use_rslora", use_rslora, "expected true or false")
+        require(type(rank) is int and rank >= 1, "rank", rank, "an integer >= 1")
+        require(is_number(alpha) and alpha > 0, "alpha", alpha, "a finite number > 0")
+        is_deviation = is_number(init_std) and init_std >= 0
+        require(is_deviation, "init_std", init_std, "a finite number >= 0")
+        require(isinstance(use_rslora, bool), "use_rslora", use_rslora, "true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.scale, self.enabled = 1.0, True

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .errors import ArgumentError, is_number
+from .errors import ArgumentError, is_number, require
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
 from .weight import (
@@ -75,10 +75,10 @@ def add_lora(
         ValueError: if an argument is out of range or names no layer, or if a layer cannot be
             adapted. ``model`` is then as it was.
     """
-    if init not in ("gaussian", "kaiming", "pissa"):
-        raise ArgumentError("init", init, "expected one of gaussian, kaiming, pissa")
-    if not is_number(dropout) or not 0 <= dropout < 1:
-        raise ArgumentError("dropout", dropout, "expected a number from 0 to below 1")
+    inits = ("gaussian", "kaiming", "pissa")
+    require(init in inits, "init", init, f"one of {', '.join(inits)}")
+    is_share = is_number(dropout) and 0 <= dropout < 1
+    require(is_share, "dropout", dropout, "a number from 0 to below 1")
     targets = layers_to_adapt(model, target_modules)
     if dropout and not any(weight.factored_forward for weight in targets.values()):
         raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
@@ -122,8 +122,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     number. Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError``
     if no layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
-    if not is_number(scale):
-        raise ArgumentError("scale", scale, "expected a finite number")
+    require(is_number(scale), "scale", scale, "a finite number")
     for adapter in usable_adapters(model):
         adapter.scale = scale
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ArgumentError
+from .errors import require
 from .layer import LoRAParametrization
 
 
@@ -39,10 +39,7 @@ class PiSSAParametrization(LoRAParametrization):
         super().__init__(weight, rank, *options)
         matrix = weight.detach().flatten(1)
         full, shape = min(matrix.shape), tuple(weight.shape)
-        if rank > full:
-            raise ArgumentError(
-                "rank", rank, f"expected at most {full} with init=pissa for {shape}"
-            )
+        require(rank <= full, "rank", rank, f"at most {full} with init=pissa for {shape}")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
