@@ -163,6 +163,7 @@ def probe(
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
+        value.item()  # a GPU is waited for
         seconds = time.perf_counter() - started
         batches = dataset.batches(session.images.val, device, rows, "optimizer.lr=auto")
         table = evaluate(net.eval(), batches, before)
