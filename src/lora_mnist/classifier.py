@@ -65,7 +65,6 @@ class Classifier:
     dataset: ImageDataset  # prepares pictures; it reads its own images when they are asked for
     settings: Settings  # resolved
     base: Base | None = None  # what the network was before an adapter; None: still to be trained
-    base_path: Path | None = None
     adapter: Path | None = None  # its folder
     targets: Sequence[str] = ()  # the names of the classes that the adapter repairs
     made: Mapping[str, Any] = field(default_factory=dict)  # how the adapter was made
@@ -137,7 +136,7 @@ class Classifier:
         warn_of_other_split(dataset, file.record)
         if settings.sources:
             log.info("%s", "; ".join(settings.sources))
-        classifier = cls(network, dataset, settings, loaded, path)
+        classifier = cls(network, dataset, settings, loaded)
         if adapter is not None:
             try:
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
