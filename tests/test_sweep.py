@@ -19,8 +19,8 @@ def test_a_failing_job_takes_no_other_along_and_is_named_at_the_end(cli, tmp_pat
     sweep = only_run(tmp_path / "outputs", "multirun")
     assert done.code == 1
     assert done.err.splitlines() == [
-        "#0 failed: x=0: expected an integer >= 1",
-        "#1 failed: RuntimeError: no such thing",
+        f"#0 failed: x=0: expected an integer >= 1; log: {sweep}/0/toy.log",
+        f"#1 failed: RuntimeError: no such thing; log: {sweep}/1/toy.log",
         f"failed: x=-1 in {sweep}/1: RuntimeError: no such thing",
         f"failed: x=0 in {sweep}/0: x=0: expected an integer >= 1",
     ]

@@ -12,7 +12,7 @@ from lora_mnist.classifier import Classifier, build_dataset
 from lora_mnist.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import as_value
 from lora_mnist.project import quoted
 from lora_mnist.repair.networks import check_outputs
 from lora_mnist.repair.predictions import Predictions, confusion_of, counts_of, evaluate
@@ -160,7 +160,7 @@ def _wrong_if_prepared(
         batches = list(other.stacked(pictures, device))
         check_outputs(net, batches[0][0][:1], len(other.classes), other.name)
         table = evaluate(net, batches)
-    except UserError:  # the network takes no images of this size, or of these channels
+    except Exception:  # whatever a network raises that does not take this size, or these channels
         return None
     return table.prediction[0] != table.label
 

@@ -4,7 +4,6 @@ Nothing here imports torch at once, so that ``--help`` need not wait.
 """
 
 import logging
-import os
 import re
 import shutil
 import signal
@@ -13,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import env_override
@@ -28,15 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lora_mnist.command import CLASSIFIER, Run, override, unknown_key
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
-from lora_mnist.errors import (
-    GROUP_OF,
-    UserError,
-    described,
-    error_in_user_code,
-    one_line,
-    printable,
-    says_enough,
-)
+from lora_mnist.errors import GROUP_OF, ArgumentError, UserError, one_line, printable, refusal_of
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job
 
@@ -44,37 +34,48 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[DictConfig, Run], object]
 
-_FULL_ERROR = "HYDRA_FULL_ERROR"
 #: Names such as Flöte in a list, which Hydra reads in quotes alone.
 _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
+class _Failed(BaseException):
+    """Brings an error through Hydra, which makes a line or a warning of an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def run_entry(function: Command, config_name: str) -> None:
-    """Run a command by Hydra's ``main``, and end the process with the exit code that fits."""
-    shows_traceback = os.environ.get(_FULL_ERROR) == "1"
-    error: BaseException | None = None
+    """Run a command by Hydra's ``main``.
+
+    A refusal, or a signal, is told in a line, with the exit code that fits; any other error is
+    raised, for Python to show where.
+    """
+    signals: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        """End the command at a signal, as Lightning then ends the processes that it has started."""
+        signals.append(number)
+        raise KeyboardInterrupt
 
     def task(cfg: DictConfig) -> float | None:
-        nonlocal error
         settings = HydraConfig.get()
         run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
         if run.is_sweep and "sweep" in cfg:
             return run_job(function, cfg, run, settings, explain)
         try:
-            # As the user has set it, for the processes that Lightning starts.
-            with env_override({_FULL_ERROR: str(int(shows_traceback))}):
-                function(cfg, run)
-        except Exception as exception:  # it is told below: Hydra would print a line of its own
-            if run.is_sweep:
-                raise
-            error = exception
-            exc_info = None if isinstance(exception, UserError) else exception
-            log.error("%s", explain(exception)[0], exc_info=exc_info)  # to the run's own log
+            function(cfg, run)
+        except Exception as exception:
+            reason = explain(exception)
+            log.error("%s", reason or one_line(exception), exc_info=reason is None)
+            raise _Failed(exception) from exception
         return None
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
+    error: BaseException
     try:
         sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
         for place, text in enumerate(sys.argv):
@@ -82,44 +83,58 @@ def run_entry(function: Command, config_name: str) -> None:
                 _print_groups(config_name)
                 sys.argv[place] = "--cfg=job"
         # With this, Hydra raises its errors instead of printing them and exiting with 1.
-        with env_override({_FULL_ERROR: "1"}):
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
             main()
+        return
+    except _Failed as failed:
+        error = failed.error
+    except SystemExit as stop:
+        if not signals:
+            raise
+        error = stop  # which Lightning has made of a signal
     except (Exception, KeyboardInterrupt) as exception:
         error = exception
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a SystemExit of it
-            error = stop.__context__
-        elif shows_traceback and stop.__cause__ is not None:  # of a refusal
-            raise stop.__cause__ from None
-        else:
-            raise
-    if error is not None:
-        _end(error, shows_traceback)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End the command at a signal, as Lightning then ends the processes that it has started."""
-    raise KeyboardInterrupt(number)
-
-
-def _end(error: BaseException, shows_traceback: bool) -> NoReturn:
-    """End the process: with the reason in a line, and the exit code that fits."""
-    is_interrupted = isinstance(error, KeyboardInterrupt)
-    if is_interrupted:
-        number = error.args[0] if error.args else signal.SIGINT
-        reason, code = f"interrupted by {signal.Signals(number).name}", 128 + number
-    elif shows_traceback:
+    reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
+    if signals or isinstance(error, KeyboardInterrupt):
+        sent = signal.Signals(signals[0] if signals else signal.SIGINT)
+        reason, code = f"interrupted by {sent.name}", 128 + sent
+    if reason is not None:
+        print(reason, file=sys.stderr)
+    advice = _leave_folder(reason, code) if HydraConfig.initialized() else None
+    if reason is None:
+        if advice is not None:
+            error.add_note(advice)
         raise error
-    else:
-        reason, code = explain(error)
-        if code == 1 and not isinstance(error, UserError):
-            reason += f" ({_FULL_ERROR}=1 shows where)"
-    print(reason, file=sys.stderr)
-    if HydraConfig.initialized():
-        advice = _clean_up(HydraConfig.get(), is_interrupted, needs_log=code == 1)
-        if advice is not None and not isinstance(error, UserError):
-            print(advice, file=sys.stderr)
+    if advice is not None:
+        print(advice, file=sys.stderr)
     raise SystemExit(code)
+
+
+def _leave_folder(reason: str | None, code: int) -> str | None:
+    """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        end_early(Path(settings.sweep.dir))
+        return None
+    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
+    if settings.output_subdir is None:
+        return None
+    folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
+    run = Run.of_command_line(settings, folder)
+    ours = ("hydra.run.dir=", "hydra.mode=")
+    last, log_file = folder / LAST_CHECKPOINT, f"{settings.job.name}.log"
+    is_refusal, is_interrupted = reason is not None and code <= 2, code > 2
+    files = {path.name for path in folder.glob("*")}
+    if reason is not None and code != 1 and files <= {settings.output_subdir, log_file}:
+        shutil.rmtree(folder, ignore_errors=True)
+    if is_refusal:
+        return None
+    if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
+        typed = run.typed_without(*ours, "ckpt_path=")
+        return f"go on with: {command_line(name, [*typed, override('ckpt_path', last)])}"
+    if is_interrupted:
+        return f"start again with: {command_line(name, run.typed_without(*ours))}"
+    return f"log: {folder / log_file}"
 
 
 def _print_groups(name: str) -> None:
@@ -156,28 +171,6 @@ def _for_hydra(typed: list[str]) -> list[str]:
     return options + overrides
 
 
-def _clean_up(settings: HydraConf, is_interrupted: bool, needs_log: bool) -> str | None:
-    """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
-    if settings.mode == RunMode.MULTIRUN:
-        end_early(Path(settings.sweep.dir))
-        return None
-    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
-    if settings.output_subdir is None:
-        return None
-    folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
-    run = Run.of_command_line(settings, folder)
-    ours = ("hydra.run.dir=", "hydra.mode=")
-    last = folder / LAST_CHECKPOINT
-    if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
-        typed = run.typed_without(*ours, "ckpt_path=")
-        return f"go on with: {command_line(name, [*typed, override('ckpt_path', last)])}"
-    files = {path.name for path in folder.iterdir()}
-    if not needs_log and files <= {settings.output_subdir, f"{settings.job.name}.log"}:
-        shutil.rmtree(folder, ignore_errors=True)
-    again = command_line(name, run.typed_without(*ours))
-    return f"start again with: {again}" if is_interrupted else None
-
-
 # --- what went wrong, in a line ------------------------------------------------------------------
 
 
@@ -196,16 +189,15 @@ def _no_stage() -> str:
     )
 
 
-def explain(error: BaseException) -> tuple[str, int]:
-    """The line to print about an exception, in the words of who raised it, and the exit code."""
+def explain(error: BaseException) -> str | None:
+    """The line about an error that a key, a value or a file has caused; ``None``: another error."""
     if isinstance(error, UserError):
-        return printable(error), error.exit_code
-    if line := error_in_user_code(error):
-        return line, 1
+        return printable(error)
+    if isinstance(error, ArgumentError):
+        return printable(refusal_of(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _explain_configuration(error), UserError.exit_code
-    is_of_value = says_enough(error) or isinstance(error, TypeError)
-    return described(error), UserError.exit_code if is_of_value else 1
+        return _explain_configuration(error)
+    return None
 
 
 def _explain_configuration(error: BaseException) -> str:
@@ -255,7 +247,7 @@ class ClaimOutputFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
-        with _refusals(config):
+        with _through_hydra(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
@@ -268,14 +260,14 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
-        with _refusals(config):
+        with _through_hydra(config):
             if "sweep" in config:
                 open_sweep(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
         if "sweep" in config:
-            with _refusals(config):
+            with _through_hydra(config):
                 close_sweep(config)
 
 
@@ -289,8 +281,8 @@ def _sweeps_the_stage(config: DictConfig) -> bool:
 
 
 @contextmanager
-def _refusals(config: DictConfig) -> Iterator[None]:
-    """Inside the ``with`` block, an error ends the command, after its reason was printed."""
+def _through_hydra(config: DictConfig) -> Iterator[None]:
+    """Inside the ``with`` block of a callback, an error ends the command."""
     HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
     try:
         if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
@@ -299,6 +291,5 @@ def _refusals(config: DictConfig) -> Iterator[None]:
             raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
         yield
     except Exception as error:
-        reason, code = explain(error)
-        print(reason, file=sys.stderr)
-        raise SystemExit(code) from error  # of anything else Hydra would make a warning
+        HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
+        raise _Failed(error) from error

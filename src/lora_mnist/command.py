@@ -1,17 +1,15 @@
 """One call of a command: what was typed, its configuration, and the classifier that this names."""
 
 import os
+import posixpath
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
@@ -28,9 +26,10 @@ if TYPE_CHECKING:
 
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
 CLASSIFIER = "classifier@_global_"
+#: The commands, by the names of their configurations.
 ENTRIES = ("train", "eval", "predict", "export", "demo")
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
-_OPEN = ("callbacks", "logger", "net", "sweep.columns")
+_OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
 # Hydra takes a new key only with a + before it. In a group that has any_keys among its defaults it
 # takes any.
@@ -84,44 +83,51 @@ def key_of(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
 
 
-def by_key(nested: Any, group: str = "") -> dict[str, Any]:
-    """The groups and values of a configuration by their dotted keys, and the whole as ""."""
-    values = {group: nested}
-    if isinstance(nested, dict):
-        for name, value in nested.items():
-            values |= by_key(value, f"{group}.{name}".lstrip("."))
-    return values
-
-
 @cache
-def defaults_of(entry: str, stage: str | None = None) -> dict[str, Any]:
-    """What :func:`by_key` gives for a command, without the user's own files."""
-    overrides = ["~local@_global_"] if (CONFIGS / "local").is_dir() else []
-    if stage is not None:
-        overrides.append(f"stage={stage}")
-    is_ready = GlobalHydra.instance().is_initialized()
-    ready = nullcontext() if is_ready else initialize_config_dir(str(CONFIGS), version_base="1.3")
-    with ready:
-        return by_key(OmegaConf.to_container(compose(entry, overrides)))
+def keys_in(name: str) -> frozenset[str]:
+    """The dotted keys of ``configs/NAME.yaml`` and of the files that its defaults choose."""
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    content: Any = OmegaConf.to_container(OmegaConf.create(text))
+    content.pop("hydra", None)
+    folder, keys = posixpath.dirname(name), set[str]()
+    for default in content.pop("defaults", ()):
+        ((group, choice),) = default.items() if isinstance(default, dict) else [("", default)]
+        path = posixpath.join(folder, group, str(choice)).lstrip("/")
+        # Else it is _self_, null, or optional.
+        if group != "hydra" and (CONFIGS / f"{path}.yaml").is_file():
+            keys |= keys_in(path)
+    header = re.match(r"# @package (\S+)", text)
+    package = header[1] if header else folder.replace("/", ".")
+    for group in reversed(package.replace("_global_", "").split(".")):
+        content = {group: content} if group else content
+    return frozenset(keys.union(dotted(content)))
 
 
-@cache
-def all_defaults() -> dict[str, Any]:
-    """What :func:`by_key` gives for all commands together."""
-    keys: dict[str, Any] = {}
-    for entry in ENTRIES:
-        keys |= defaults_of(entry)
-    return keys | defaults_of("train", "lora")
+def dotted(nested: dict[str, Any], group: str = "") -> list[str]:
+    """All keys of a configuration, groups before what is in them."""
+    keys = []
+    for name, value in nested.items():
+        keys.append(f"{group}{name}")
+        if isinstance(value, dict):
+            keys += dotted(value, f"{group}{name}.")
+    return keys
+
+
+def all_keys() -> frozenset[str]:
+    """The keys of all commands."""
+    return frozenset().union(*map(keys_in, (*ENTRIES, "stage/pretrain", "stage/lora")))
 
 
 def unknown_key(key: str) -> str:
     """What to say of a key that no command has: those that may be meant, or all of its group."""
     group, _, name = key.rpartition(".")
-    keys = sorted(set(all_defaults()) - {""})
-    beside = [each for each in keys if each.rpartition(".")[0] == group]
+    keys = sorted(all_keys())
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
     if nearest := nearest or get_close_matches(key, keys):
         return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"
+    while group and group not in keys:
+        group = group.rpartition(".")[0]
+    beside = [each for each in keys if each.rpartition(".")[0] == group]
     return f"{key}: nothing reads this key; expected one of {', '.join(beside)}"
 
 
@@ -131,22 +137,20 @@ def keys_of_others(cfg: DictConfig) -> list[str]:
     A key that no command has is refused. Hydra finds misspelt keys on the command line, but not in
     a user's files.
     """
-    entry = ("train", cfg.stage) if cfg.stage in ("pretrain", "lora") else (cfg.stage,)
-    known, anywhere = defaults_of(*entry), all_defaults()
-    given = by_key(OmegaConf.to_container(cfg))
-    others = []
+    files = (cfg.stage,) if cfg.stage in ENTRIES else ("train", f"stage/{cfg.stage}")
+    known, anywhere = frozenset().union(*map(keys_in, files)), all_keys()
+    content: Any = OmegaConf.to_container(cfg)
+    given, others = dotted(content), []
+    # A function may take more arguments than those that are configured.
+    functions = [key for key in (*given, *anywhere) if key.endswith("._target_")]
+    is_open = (*(f"{group}." for group in _OPEN), *(key[: -len("_target_")] for key in functions))
     for key in given:
-        if key in known:
+        if key in known or key.startswith(is_open):
             continue
-        group = key.rpartition(".")[0]
-        beside = anywhere.get(group)
-        if not isinstance(beside, dict) or group in _OPEN:
-            continue
-        if "_target_" in {**beside, **given[group]}:
-            continue  # a function takes other arguments than those that are configured
         if key not in anywhere:
             raise UserError(unknown_key(key))
-        if group in known:  # else the group itself is one of the keys
+        group = key.rpartition(".")[0]
+        if not group or group in known:  # else the group itself is one of the keys
             others.append(key)
     return others
 

@@ -12,7 +12,7 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
-from lora_mnist.errors import one_line, require_extra
+from lora_mnist.errors import PictureError, one_line, require_extra
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def build_page(classifier: Classifier) -> Any:
             return None, ""
         try:
             return classifier.read(path), ""
-        except ValueError as error:
+        except PictureError as error:
             return None, f"This picture cannot be used: {one_line(error)}."
 
     def mistake() -> tuple[str, Tensor | None]:

@@ -1,12 +1,11 @@
-"""The errors that a user can cause, and how each is told in one line."""
+"""The errors that a user can cause by a key, a value or a file: each is told in one line."""
 
-import sysconfig
-import traceback
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
-from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from lora_mnist.lora.errors import ArgumentError as ArgumentError
@@ -21,16 +20,20 @@ PREPARE = (
 #: The right group of keys that are easily written under a wrong one.
 GROUP_OF = dict.fromkeys(PREPARE, "prepare")
 GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")
-#: Lightning's and Hydra's errors for a wrong value; neither is imported here.
-_SAY_ENOUGH = ("MisconfigurationException", "InstantiationException")
-_PACKAGE = Path(__file__).resolve().parent
-_CALLERS = (_PACKAGE / "cli.py", _PACKAGE / "sweep.py")  # of an entry
+_LIBRARIES = sys.stdlib_module_names | {
+    *("lora_mnist", "hydra", "omegaconf", "torch", "torchvision", "timm", "PIL", "numpy"),
+    *("lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "fsspec"),
+}
 
 
 class UserError(Exception):
     """An error that is told in one line: key, value and what is accepted, without a traceback."""
 
     exit_code = 2
+
+
+class PictureError(UserError, ValueError):
+    """A picture that cannot be read, or shows nothing."""
 
 
 class IncompleteError(UserError):
@@ -84,10 +87,10 @@ def naming(setting: str) -> Iterator[None]:
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Inside the ``with`` block, an error of a library becomes a :class:`UserError`.
+    """Inside the ``with`` block, what a library says of a value becomes a :class:`UserError`.
 
     Its line begins with the key of the argument that cannot be used, or with the ``group``. An
-    error in a user's own code passes: its file and line are told instead.
+    error in a user's own code passes, with the ``group`` as a note: its traceback says more.
     """
     try:
         yield
@@ -98,49 +101,29 @@ def config_group(group: str) -> Iterator[None]:
         if type(error).__name__ == "InstantiationException":  # Hydra's, which is not imported here
             cause = error.__cause__ or error
         if isinstance(cause, ArgumentError):
-            key = f"{GROUP_OF.get(cause.name, group)}.{cause.name}"
-            raise UserError(f"{key}={as_value(cause.value)}: {cause.reason}") from error
-        if error_in_user_code(error):
-            raise
-        raise UserError(f"{group}: {described(cause)}") from error
+            raise UserError(refusal_of(cause, group)) from error
+        if _is_of_libraries(cause):
+            raise UserError(f"{group}: {type(cause).__name__}: {one_line(cause)}") from error
+        cause.add_note(f"{group}: this part of the configuration was being made")
+        raise cause from cause.__cause__
 
 
-def says_enough(error: BaseException) -> bool:
-    """Whether the message of a library's error needs no name of the error before it."""
-    return isinstance(error, ValueError) or type(error).__name__ in _SAY_ENOUGH
+def refusal_of(error: ArgumentError, group: str = "") -> str:
+    """The line about an argument that cannot be used, which is a key of ``group``."""
+    key = f"{GROUP_OF.get(error.name, group)}.{error.name}".lstrip(".")
+    return f"{key}={as_value(error.value)}: {error.reason}"
 
 
-def described(error: BaseException) -> str:
-    """The message of a library's error in a line, after the error's name where that says more."""
-    name = "" if says_enough(error) else f"{type(error).__name__}: "
-    return name + one_line(error)
-
-
-def error_in_user_code(error: BaseException) -> str | None:
-    """``my_nets.py:14 in forward: TypeError: ...``, if it was raised in code of a user's own.
-
-    That is code which ours has called, but for an entry such as train.py, which is ours.
-    """
-    line, is_called_by_us = None, False
+def _is_of_libraries(error: BaseException) -> bool:
+    """Whether only libraries have run: an error with a frame in other code is no wrong value."""
     cause: BaseException | None = error
     while cause is not None:
-        for frame in traceback.extract_tb(cause.__traceback__):
-            file = Path(frame.filename)
-            if _PACKAGE in file.parents:
-                is_called_by_us = file not in _CALLERS
-            elif is_called_by_us and _is_own_code(file):
-                place = f"{file.name}:{frame.lineno} in {frame.name}"
-                line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
+        for frame, _ in walk_tb(cause.__traceback__):
+            package, *_ = frame.f_globals.get("__name__", "").split(".")
+            if package not in _LIBRARIES:
+                return False
         cause = cause.__cause__
-    return line
-
-
-def _is_own_code(file: Path) -> bool:
-    """Whether a file of code is a user's own: neither ours, nor in a library."""
-    is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
-    is_generated = file.name.startswith("<")  # as torch.compile does
-    is_pythons = Path(sysconfig.get_path("stdlib")) in file.parents
-    return not (_PACKAGE in file.parents or is_installed or is_generated or is_pythons)
+    return True
 
 
 def one_line(text: object) -> str:

@@ -12,7 +12,14 @@ from torch import Tensor
 from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, checked_copy, classifier_of
 from lora_mnist.disk.files import write_csv
-from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, printable
+from lora_mnist.errors import (
+    IncompleteError,
+    PictureError,
+    UserError,
+    as_value,
+    one_line,
+    printable,
+)
 from lora_mnist.progress import progress
 from lora_mnist.show.screen import print_predictions
 
@@ -69,7 +76,7 @@ def readable_pictures(
     for number, file in enumerate(progress(files, "predict", len(files))):
         try:
             yield classifier.read(file), number
-        except ValueError as error:
+        except PictureError as error:
             log.error("%s: skipped: %s", printable(file), one_line(error))
 
 

@@ -51,7 +51,7 @@ def run_job(
     cfg: DictConfig,
     run: Run,
     hydra: HydraConf,
-    explain: Callable[[BaseException], tuple[str, int]],
+    explain: Callable[[BaseException], str | None],
 ) -> float | None:
     """Run one job; return its ``sweep.metric``, for sweepers that search, or ``None``."""
     # The screen gets one line a job; tables and messages go to the job's log.
@@ -63,11 +63,13 @@ def run_job(
     try:
         function(cfg, run)
     except Exception as error:
-        reason = one_line(explain(error)[0])
+        told = explain(error)
+        reason = one_line(told or f"{type(error).__name__}: {error}")
         overrides = run.typed_without("hydra", "launcher", "sweep")
         write_json(run.folder / FAILED_FILE, {"overrides": overrides, "error": reason})
-        log.error("%s", reason, exc_info=None if isinstance(error, UserError) else error)
-        print(f"#{hydra.job.num} failed: {reason}", file=sys.stderr, flush=True)
+        log.error("%s", reason, exc_info=told is None)
+        where = f"; log: {run.folder / hydra.job.name}.log"
+        print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
         return None
     finally:
         gc.collect()  # a Trainer and what it trains hold each other, and the images

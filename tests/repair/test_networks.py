@@ -110,13 +110,25 @@ def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(own_code):
         ({"_target_": "builtins.dict"}, "gives a dict"),
         ({"_target_": "nowhere.Net"}, "ModuleNotFoundError: No module named 'nowhere'"),
         ({"_target_": "lora_mnist.MLP", "depth": 3}, "TypeError: MLP.__init__() got an unexpected"),
-        # An error in a user's own code names its line.
-        ({"_target_": "helpers.nets.Counting", "nope": 1}, "nets.py:"),
     ],
 )
 def test_what_is_no_network_is_refused_by_name(settings, reason):
     said = refused(build_network, settings)
     assert said.startswith(f"net._target_={settings['_target_']}: {reason}")
+
+
+def test_an_error_in_code_of_ones_own_is_no_refusal():
+    """It passes, with its own traceback; the key is a note."""
+    with pytest.raises(TypeError) as caught:
+        build_network({"_target_": "helpers.nets.Counting", "nope": 1})
+    assert caught.traceback[-1].path.name == "nets.py"
+    (note,) = caught.value.__notes__
+    assert note.startswith("net._target_=helpers.nets.Counting: ")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
+    with pytest.raises(RuntimeError) as caught:
+        check_outputs(net, torch.zeros(4, 1, 2, 2), 3, "photos")
+    (note,) = caught.value.__notes__
+    assert note.startswith("net: images of shape (4, 1, 2, 2) from photos; ")
 
 
 def require_same(keys, transform):

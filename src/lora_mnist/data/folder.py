@@ -33,6 +33,7 @@ from lora_mnist.data.images import (
 )
 from lora_mnist.errors import (
     ArgumentError,
+    PictureError,
     UserError,
     nearest_to,
     printable,
@@ -108,11 +109,12 @@ class Preparation:
         return augment(pixels) if augment else pixels.contiguous()
 
     def read(self, path: Path, augment: Augment | None = None) -> Tensor:
-        """The image of a file; a ``ValueError`` names the file."""
+        """The image of a file; a ``PictureError`` names the file."""
         try:
-            return self(open_picture(path), augment)
-        except ValueError as error:
-            raise ValueError(f"{printable(path)}: {error}") from error
+            picture = open_picture(path)
+        except PictureError as error:
+            raise PictureError(f"{printable(path)}: {error}") from error
+        return self(picture, augment)
 
 
 class Folder(ImageDataset):
@@ -255,7 +257,7 @@ class Folder(ImageDataset):
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image; all others have to have them."""
         for entry in self._entries:
-            with suppress(ValueError):  # a broken one is named later, when all are read
+            with suppress(PictureError):  # a broken one is named later, when all are read
                 return size_of_picture(self.root / entry.path)
         raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
@@ -271,7 +273,7 @@ class Folder(ImageDataset):
         try:
             picture = open_picture(path) if self._are_in_memory else None
             size = (picture.height, picture.width) if picture else size_of_picture(path)
-        except ValueError as error:
+        except PictureError as error:
             log.warning("%s: skipped: %s", printable(path), error)
             return None
         if self._has_own_size and size != self.prepare.size:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from lora_mnist.errors import require, require_number, require_one_of
+from lora_mnist.errors import PictureError, require, require_number, require_one_of
 from lora_mnist.progress import progress
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
@@ -249,9 +249,9 @@ def open_picture(
                 image.draft("L", (1, 1))
             image.load()
     except Exception as error:  # Pillow has no common class for damaged files
-        raise ValueError(f"no readable picture ({type(error).__name__})") from error
+        raise PictureError(f"no readable picture ({type(error).__name__})") from error
     if image.mode == "F":
-        raise ValueError("no readable picture (floating-point pixels)")
+        raise PictureError("no readable picture (floating-point pixels)")
     if image.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
         values = numpy.asarray(image).astype(numpy.int64) >> 8
         return Image.fromarray(values.clip(0, 255).astype(numpy.uint8))

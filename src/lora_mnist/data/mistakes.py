@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_mnist.data.images import ImageDataset, Images, ImageSets, sha256_of
-from lora_mnist.errors import UserError, nearest_to
+from lora_mnist.errors import PictureError, UserError, nearest_to
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def wrong_pictures(
             )
         try:
             image = dataset.read_picture(path)
-        except ValueError as error:
+        except PictureError as error:
             log.warning("%s: skipped: %s", path, error)
             continue
         picture = Picture(_sha256(image), dataset.classes.index(name), path, image)

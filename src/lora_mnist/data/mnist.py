@@ -28,7 +28,14 @@ from lora_mnist.data.images import (
     open_picture,
     sha256_of,
 )
-from lora_mnist.errors import PREPARE, ArgumentError, one_line, require, require_one_of
+from lora_mnist.errors import (
+    PREPARE,
+    ArgumentError,
+    PictureError,
+    one_line,
+    require,
+    require_one_of,
+)
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -148,7 +155,7 @@ def digit_of(picture: Image.Image) -> Tensor:
     if -ink.min() > ink.max():  # dark on light
         ink = -ink
     if ink.max() <= 1e-3 * max(1.0, float(grey.max())):
-        raise ValueError("nothing on it")
+        raise PictureError("nothing on it")
     ink = ink / ink.max()
     ink[ink < _FAINTEST] = 0
     rows, columns = ink.amax(1).nonzero(), ink.amax(0).nonzero()

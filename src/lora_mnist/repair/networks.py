@@ -15,7 +15,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from lora_mnist.errors import UserError, error_in_user_code, one_line
+from lora_mnist.errors import UserError, config_group
 
 
 class MLP(nn.Sequential):
@@ -125,16 +125,12 @@ def importable() -> Iterator[None]:
 
 
 def build_network(settings: Mapping[str, Any]) -> nn.Module:
-    """The network of these arguments, with fresh weights, in eval mode; UserError, if it fails."""
-    target = settings.get("_target_")
-    try:
-        with importable():
-            net = build(settings)
-    except Exception as error:  # whatever the network's own code raises
-        reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"net._target_={target}: {reason}") from error
+    """The network of these arguments, with fresh weights, in eval mode."""
+    key = f"net._target_={settings.get('_target_')}"
+    with importable(), config_group(key):
+        net = build(settings)
     if not isinstance(net, nn.Module):
-        raise UserError(f"net._target_={target}: gives a {type(net).__name__}")
+        raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.
     return net.eval()
 
@@ -156,11 +152,11 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
     try:
         output: Any = net(images)
     except Exception as error:  # whatever the network's own layers raise
-        raise UserError(
-            f"net: cannot take images of shape {shape} from {dataset} "
-            f"({error_in_user_code(error) or one_line(error)}); expected other prepare.image_size "
-            "or prepare.channels"
-        ) from error
+        error.add_note(
+            f"net: images of shape {shape} from {dataset}; expected other prepare.image_size or "
+            "prepare.channels?"
+        )
+        raise
     expected = (len(images), num_classes)
     given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if given != expected:
