@@ -62,9 +62,9 @@ def run_entry(function: Command, config_name: str) -> None:
     def task(cfg: DictConfig) -> float | None:
         settings = HydraConfig.get()
         run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
-        if run.is_sweep and "sweep" in cfg:
-            return run_job(function, cfg, run, settings, explain)
         try:
+            if run.is_sweep and "sweep" in cfg:
+                return run_job(function, cfg, run, settings, explain)
             function(cfg, run)
         except Exception as exception:
             reason = explain(exception)

@@ -25,7 +25,8 @@ from lora_mnist.choice import Choice
 from lora_mnist.data.plan import ImageDataModule, Selection, select
 from lora_mnist.disk.run_paths import TRIALS_FOLDER
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.layer import LoRAParametrization
+from lora_mnist.lora.model import INITS, add_lora, set_lora_scale
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
 from lora_mnist.repair.dial import measure_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
@@ -104,12 +105,13 @@ def put_adapter(session: Session) -> None:
     if is_auto:
         settings["rank"] = _AUTO_RANK
     with config_group("lora"):
-        if is_auto or settings["init"] == "pissa":
-            ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
-            for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
-                full = min(weight.base.flatten(1).shape)
-                if type(settings["rank"]) is int and full < settings["rank"]:
-                    ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
+        kind = INITS.get(settings["init"], LoRAParametrization)  # add_lora refuses another
+        ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
+        for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
+            full = min(weight.base.flatten(1).shape)
+            most = full if is_auto else kind.highest_rank(weight.base)
+            if most is not None and type(settings["rank"]) is int and most < settings["rank"]:
+                ranks.setdefault(f"^{name}", most)  # the user's own patterns come first
         add_lora(net, **settings)
 
 

@@ -25,6 +25,7 @@ from lora_mnist.data.plan import ImageDataModule, Plan, Selection, select
 from lora_mnist.disk.checkpoint import refuse_other_base
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.model import INITS
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, evaluate, predictions_at
@@ -125,11 +126,11 @@ class Session:
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         optimizer: Optimizer = make("optimizer", settings, trained, lr=rate)
         decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
-        if decay and self.cfg.stage == "lora" and self.cfg.lora.init == "pissa":
+        init = self.cfg.lora.init if self.cfg.stage == "lora" else None
+        if decay and init in INITS and INITS[init].forbids_decay:
             raise UserError(
-                f"optimizer.weight_decay={decay}: expected 0 with lora.init=pissa, whose factors "
-                "start at the weight's principal part: decay would move the network away from the "
-                "base, not towards it"
+                f"optimizer.weight_decay={decay}: expected 0 with lora.init={init}: decay would "
+                "move the network away from the base, not towards it"
             )
         return optimizer
 

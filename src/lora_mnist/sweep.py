@@ -21,8 +21,8 @@ from lora_mnist.command import Run, key_of
 from lora_mnist.disk.files import read_json, write_csv, write_json
 from lora_mnist.disk.keys import better_end, flatten, numeric_sort_key
 from lora_mnist.disk.run_paths import RESULTS_FILE
-from lora_mnist.errors import UserError, one_line
-from lora_mnist.project import command_line
+from lora_mnist.errors import UserError, nearest_to, one_line
+from lora_mnist.project import CONFIGS, command_line
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,25 @@ def run_job(
         return None
     finally:
         gc.collect()  # a Trainer and what it trains hold each other, and the images
-    value, metric = flatten(read_json(run.folder / RESULTS_FILE)).get(str(cfg.sweep.metric)), ""
+    results, metric = flatten(read_json(run.folder / RESULTS_FILE)), ""
+    value = results.get(cfg.sweep.metric)
     if isinstance(value, int | float):
         metric = f"{cfg.sweep.metric} {value:.6g}, "
+    elif cfg.sweep.metric is not None and (value is not None or cfg.sweep.metric not in results):
+        expected = f"a number in results.json{nearest_to(str(cfg.sweep.metric), results)}"
+        raise UserError(f"sweep.metric={cfg.sweep.metric}: expected {expected}")
+    if hydra.job.num == 0:
+        for title, key in cfg.sweep.columns.items():
+            if key not in (*results, *_columns_of_ours()):
+                line = f"sweep.columns.{title}={key}: not in results.json{nearest_to(key, results)}"
+                print(line, file=sys.stderr, flush=True)
     print(f"#{hydra.job.num}: {metric}{time.perf_counter() - started:.1f} s", flush=True)
     return value if metric else None
+
+
+def _columns_of_ours() -> list[str]:
+    """The keys that a job may lack: some are of a repair, or of mistakes, alone."""
+    return list(OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values())
 
 
 def close_sweep(config: DictConfig) -> None:
@@ -95,8 +109,6 @@ def close_sweep(config: DictConfig) -> None:
         print("failed:", *swept, f"in {job.folder}: {job.error}", file=sys.stderr)
     if summary.failed:
         raise SystemExit(1)
-    if metric and not summary.best:
-        raise UserError(f"sweep.metric={metric}: no job has it; expected a column of summary.csv")
 
 
 def end_early(folder: Path) -> None:

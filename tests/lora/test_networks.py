@@ -9,6 +9,7 @@ from helpers.nets import NETWORKS, made, randomize
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import (
+    INITS,
     add_lora,
     lora_disabled,
     lora_parameters,
@@ -25,8 +26,9 @@ def outputs(net, x, grad=False):
 
 
 @pytest.mark.filterwarnings("ignore:PEFT has no adapter")
+@pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_laws_of_adapters(name, tmp_path):
+def test_laws_of_adapters(name, init, tmp_path):
     """Two of them, switched off, are the base, which training does not move.
 
     Merged they are no other, and what is saved is what was there.
@@ -38,7 +40,7 @@ def test_laws_of_adapters(name, tmp_path):
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     plain = copy.deepcopy(net)
     options = {"target_modules": ".*", "use_rslora": True}
-    add_lora(net, init="pissa", **options)
+    add_lora(net, init=init, **options)
     torch.testing.assert_close(outputs(net, x), base[False], rtol=1e-4, atol=1e-6)
     add_lora(net, rank=2, init_std=0.05, **options)
     for parameter in lora_parameters(net):
@@ -70,7 +72,7 @@ def test_laws_of_adapters(name, tmp_path):
     assert torch.equal(outputs(remove_lora(net), x), base[False])
     assert changed_tensors(state, net.state_dict()) == []
 
-    randomize(add_lora(net, init="pissa", **options))
+    randomize(add_lora(net, init=init, **options))
     set_lora_scale(net, 0.7)
     adapted, loaded = outputs(net, x), load_adapter(plain, save_adapter(net, tmp_path))
     close["atol"] = 1e-5 * float(adapted.abs().max())

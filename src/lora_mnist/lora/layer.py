@@ -53,6 +53,14 @@ class LoRAParametrization(nn.Module):
         ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
     """
 
+    #: Whether a weight decay would move the network away from the base, and not towards it.
+    forbids_decay = False
+
+    @staticmethod
+    def highest_rank(weight: Tensor) -> int | None:
+        """The highest rank that this start allows for ``weight``; ``None``: any."""
+        return None
+
     def __init__(
         self,
         weight: Tensor,
@@ -79,7 +87,7 @@ class LoRAParametrization(nn.Module):
         self.lora_B = nn.Parameter(weight.new_zeros(out_features, rank, *ones))
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        elif init == "gaussian":  # PiSSA's start is its own
+        elif init == "gaussian":  # a subclass has a start of its own
             nn.init.normal_(self.lora_A, std=init_std)
 
     @property

@@ -33,6 +33,13 @@ from .weight import (
 
 log = logging.getLogger(__name__)
 
+#: The initialisations, by the values of ``init``, and the class that starts so.
+INITS: dict[str, type[LoRAParametrization]] = {
+    "gaussian": LoRAParametrization,
+    "kaiming": LoRAParametrization,
+    "pissa": PiSSAParametrization,
+}
+
 
 def add_lora(
     model: nn.Module,
@@ -61,7 +68,7 @@ def add_lora(
             names, a list of names or of ends of names from a dot on, ``all-linear`` for every
             ``nn.Linear``, or ``all`` for every ``nn.Conv2d`` with ``groups=1`` too. Other weights
             of two or more dimensions are chosen by name: ``["all", "in_proj_weight"]``.
-        init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
+        init: how the adapter starts, a key of ``INITS``: ``gaussian``, ``kaiming``, ``pissa``; see
             :class:`.layer.LoRAParametrization` and :class:`.pissa.PiSSAParametrization`.
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2).
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
@@ -75,8 +82,7 @@ def add_lora(
         ValueError: if an argument is out of range or names no layer, or if a layer cannot be
             adapted. ``model`` is then as it was.
     """
-    inits = ("gaussian", "kaiming", "pissa")
-    require(init in inits, "init", init, f"one of {', '.join(inits)}")
+    require(init in INITS, "init", init, f"one of {', '.join(INITS)}")
     is_share = is_number(dropout) and 0 <= dropout < 1
     require(is_share, "dropout", dropout, "a number from 0 to below 1")
     targets = layers_to_adapt(model, target_modules)
@@ -84,10 +90,9 @@ def add_lora(
         raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
-    kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
     adapters = {}
     for layer, weight in targets.items():
-        adapters[layer] = kind(
+        adapters[layer] = INITS[init](
             weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
     attach(model, adapters)

@@ -34,11 +34,16 @@ class PiSSAParametrization(LoRAParametrization):
 
     start_A: Tensor
     start_B: Tensor
+    forbids_decay = True  # the factors start at the weight's principal part
+
+    @staticmethod
+    def highest_rank(weight: Tensor) -> int:
+        return min(weight.flatten(1).shape)
 
     def __init__(self, weight: Tensor, rank: int, *options: Any) -> None:
         super().__init__(weight, rank, *options)
         matrix = weight.detach().flatten(1)
-        full, shape = min(matrix.shape), tuple(weight.shape)
+        full, shape = self.highest_rank(weight), tuple(weight.shape)
         require(rank <= full, "rank", rank, f"at most {full} with init=pissa for {shape}")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))

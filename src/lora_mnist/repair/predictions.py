@@ -23,8 +23,8 @@ from lora_mnist.repair.significance import mcnemar, precision
 _MAX_CURVES = 16
 #: The counts that loggers get.
 _LOGGED = (
-    *("accuracy", "loss", "errors", "repaired", "broken"),
-    *("errors_of_target", "errors_elsewhere", "false_calls_of_target"),
+    *("accuracy", "loss", "errors", "repaired", "broken", "errors_of_target", "errors_elsewhere"),
+    *("false_calls_of_target", "precision_of_target"),
 )
 
 
@@ -160,6 +160,7 @@ def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[
         counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
         called_so = confusion[:, group]
         counts["false_calls_of_target"] = int(called_so.sum() - called_so[group].sum())
+        counts["precision_of_target"] = precision(counts, group)
     return counts
 
 
@@ -255,8 +256,6 @@ def logged_metrics(
     for part, outcome in outcomes.items():
         numbers = {key: outcome.get(key) for key in _LOGGED}
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
-        if targets:
-            numbers["precision_of_target"] = precision(outcome, targets)
         if part in ("val", "test", "test_base"):
             for c in classes:
                 name = names[c].replace("/", "-")  # else it would begin a level of tags
