@@ -158,7 +158,10 @@ def _for_hydra(typed: list[str]) -> list[str]:
             options.append(text)
             continue
         try:
-            parser.parse_override(text)
+            if isinstance(parser.parse_override(text).value(), int | float):
+                names = sorted(file.stem for file in (CONFIGS / key).glob("*.yaml"))
+                if names:  # Hydra takes no number for a group
+                    raise UserError(f"{text}: expected one of {', '.join(names)}")
         except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
@@ -212,7 +215,10 @@ def _explain_configuration(error: BaseException) -> str:
             return f"{key}: missing; expected a value"
         function = cause.parent_node.get("_target_")
         if function and key.rpartition(".")[2] not in GROUP_OF:
-            return f"{unknown_key(key)}, or +{key}, a new argument of {function}"
+            group = key.rpartition(".")[0]
+            beside = ", ".join(f"{group}.{name}" for name in cause.parent_node if name[0] != "_")
+            new = f"+{key}, a new argument of {function}"
+            return f"{key}: nothing reads this key; expected one of {beside}, or {new}"
         return unknown_key(key)
     if isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers

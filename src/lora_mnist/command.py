@@ -122,6 +122,8 @@ def unknown_key(key: str) -> str:
     """What to say of a key that no command has: those that may be meant, or all of its group."""
     group, _, name = key.rpartition(".")
     keys = sorted(all_keys())
+    if key in keys:
+        return f"{key}: nothing reads this key here; another command has it"
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
     if nearest := nearest or get_close_matches(key, keys):
         return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"

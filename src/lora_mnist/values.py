@@ -42,6 +42,7 @@ _WHETHER = Expected((bool,), words=(None,))
 _COUNT = Expected((int,), least=1)
 _COUNT_OR_NULL = Expected((int,), least=1, words=(None,))
 _SHARE = Expected((float,), above=0, words=(None,))  # of batches, or their number
+_PATH = Expected((str, int))  # a folder may be called 2024
 _ABSENT = object()
 #: Keys whose values no part of a library refuses, or refuses too late.
 EXPECTED = {
@@ -63,7 +64,12 @@ EXPECTED = {
     "lora.target_modules": Expected((str, list)),
     "lora.rank_pattern": Expected((dict,), words=(None,)),
     "lora.alpha_pattern": Expected((dict,), words=(None,)),
+    "paths.outputs": _PATH,
+    "paths.bases": _PATH,
+    "ckpt_path": Expected((str, int), words=(None,)),
     "trainer.max_steps": Expected((int,), least=-1),
+    "trainer.max_epochs": Expected((int,), least=-1, words=(None,)),
+    "trainer.log_every_n_steps": Expected((int,), least=0, words=(None,)),
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.val_check_interval": Expected((float, str), above=0, words=(None,)),
     "trainer.limit_train_batches": _SHARE,

@@ -152,6 +152,8 @@ class Folder(ImageDataset):
         is_size = size is None or ([type(side) for side in size] == [int, int] and min(size) > 0)
         require(is_size, "image_size", image_size, "null, pixels, or [height, width]")
         if transform is not None:
+            expected = "a function or class of a picture: {_target_: my_nets.prepare}"
+            require(callable(transform), "transform", transform, expected)
             others = [image_size, mean, std, resize, crop_pct, interpolation]
             is_alone = others == [None, None, None, "crop", 1.0, "bilinear"]
             expected = "null, or neither image_size, resize, crop_pct, interpolation, mean nor std"
