@@ -9,7 +9,15 @@ from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import move_in
 from omegaconf import OmegaConf
 
-from lora_mnist.command import CLASSIFIER, Run, checked_copy
+from lora_mnist.command import (
+    CLASSIFIER,
+    ENTRIES,
+    Run,
+    checked_copy,
+    dotted,
+    keys_in,
+    keys_of_others,
+)
 from lora_mnist.train import train
 
 FILE = """
@@ -80,6 +88,25 @@ def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
     chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}={group}", "stage=lora", "logger=none")
     said = refused(train, composed("train", *chosen, "paths.outputs=outputs"), Run(here / "run"))
     assert said.startswith(group)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "lora", "eval", "predict", "export", "demo"])
+def test_the_keys_of_a_command_are_those_of_its_configuration(stage):
+    """They are read from the files of the groups, without composing."""
+    if stage in ENTRIES:
+        known, cfg = keys_in(stage), composed(stage)
+    else:
+        known, cfg = (
+            keys_in("train") | keys_in(f"stage/{stage}"),
+            composed("train", f"stage={stage}"),
+        )
+    assert known == dotted(OmegaConf.to_container(cfg))
+
+
+def test_keys_of_ones_own_are_taken_where_a_group_or_a_value_has_them():
+    more = ("lora.rank_pattern={linear2: 2}", "+callbacks.x.y=1", "+sweep.columns.rate=seed")
+    cfg = composed("train", "stage=lora", *more, "+logger.tensorboard.prefix=a")
+    assert keys_of_others(cfg) == []
 
 
 def test_each_command_takes_the_keys_that_it_has(tmp_path):

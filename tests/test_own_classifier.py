@@ -126,7 +126,9 @@ def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     assert sum(results["test"]["images_per_class"]) == 60
     assert not results["test_held_out_now"]
     assert "prepare.mean=null: " in refused(evaluated, form[0])
-    assert refused(evaluated, "prepare.channels=1").startswith("net: ")
+    with pytest.raises(RuntimeError) as caught:
+        evaluated("prepare.channels=1")
+    assert "prepare.channels?" in caught.value.__notes__[0]
     assert refused(repaired, here, *form).startswith("data: ")
 
 

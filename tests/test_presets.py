@@ -119,3 +119,13 @@ def test_jobs_run_side_by_side(tmp_path, monkeypatch):
     workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
     assert process.pid not in {worker["process"] for worker in workers}
     assert {worker["threads"] for worker in workers} == {"1"}
+
+
+def test_a_recipe_takes_another_loss_and_another_start(tmp_path):
+    """It chooses the groups whose keys it sets; what is typed chooses others."""
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "own.yaml").write_text("_target_: helpers.bugs.Loss")
+    chosen = (f"hydra.searchpath=[file://{tmp_path}]", "loss=own", "lora=kaiming")
+    cfg = composed("train", "experiment=repair", *chosen)
+    assert cfg.loss == {"_target_": "helpers.bugs.Loss"}
+    assert (cfg.lora.init, cfg.lora.rank) == ("kaiming", "auto")

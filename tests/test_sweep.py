@@ -59,18 +59,26 @@ def test_an_interrupted_sweep_says_where_its_finished_jobs_are(tmp_path):
     [
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: ", 0),
         (("-m", "nope=1,2"), "nope: nothing reads this key; ", 0),
-        (("-m", "x=1", "sweep.metric=val.loss"), "sweep.metric=val.loss: no job has it; ", 1),
-        (("-m", "x=1", "sweep.metric=stage"), "sweep.metric=stage: no job has it; ", 1),
+        (("-m", "x=1,2", "sweep.metric=val.acuracy"), "sweep.metric=val.acuracy: expected a ", 1),
+        (("-m", "x=1,2", "sweep.metric=stage"), "sweep.metric=stage: expected a number", 1),
     ],
 )
 def test_bad_input(cli, tmp_path, arguments, message, folders):
-    """It leaves no folder, unless the jobs have to show that it is bad."""
+    """It leaves no folder, unless the first job, which is then the last, has to show it."""
     done = cli(TOY, *arguments)
     assert done.code == 2
     assert "best:" not in done.out
     assert done.err.startswith(message)
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.splitlines()) == 1 + folders
     assert len(list(tmp_path.glob("outputs/multirun/*"))) == folders
+    assert len(list(tmp_path.glob("outputs/multirun/*/*/results.json"))) == folders
+
+
+def test_a_column_that_no_job_has_is_named_after_the_first_one(cli):
+    done = cli(TOY, "-m", "x=1,2", "+sweep.columns.missed=val.erors").ok()
+    (line,) = done.err.splitlines()
+    assert line.startswith("sweep.columns.missed=val.erors: ")
+    assert line.endswith("the nearest is val.errors")
 
 
 def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):

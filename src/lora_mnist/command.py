@@ -84,12 +84,12 @@ def key_of(text: str) -> str:
 
 
 @cache
-def keys_in(name: str) -> frozenset[str]:
-    """The dotted keys of ``configs/NAME.yaml`` and of the files that its defaults choose."""
+def keys_in(name: str) -> dict[str, bool]:
+    """:func:`dotted` of ``configs/NAME.yaml`` and of the files that its defaults choose."""
     text = (CONFIGS / f"{name}.yaml").read_text()
     content: Any = OmegaConf.to_container(OmegaConf.create(text))
     content.pop("hydra", None)
-    folder, keys = posixpath.dirname(name), set[str]()
+    folder, keys = posixpath.dirname(name), dict[str, bool]()
     for default in content.pop("defaults", ()):
         ((group, choice),) = default.items() if isinstance(default, dict) else [("", default)]
         path = posixpath.join(folder, group, str(choice)).lstrip("/")
@@ -100,22 +100,26 @@ def keys_in(name: str) -> frozenset[str]:
     package = header[1] if header else folder.replace("/", ".")
     for group in reversed(package.replace("_global_", "").split(".")):
         content = {group: content} if group else content
-    return frozenset(keys.union(dotted(content)))
+    return keys | dotted(content)
 
 
-def dotted(nested: dict[str, Any], group: str = "") -> list[str]:
-    """All keys of a configuration, groups before what is in them."""
-    keys = []
+def dotted(nested: dict[str, Any], group: str = "") -> dict[str, bool]:
+    """All keys of a configuration, groups before what is in them, and whether each is a group."""
+    keys = {}
     for name, value in nested.items():
-        keys.append(f"{group}{name}")
-        if isinstance(value, dict):
-            keys += dotted(value, f"{group}{name}.")
+        key = f"{group}{name}"
+        keys[key] = isinstance(value, dict)
+        if keys[key]:
+            keys |= dotted(value, f"{key}.")
     return keys
 
 
-def all_keys() -> frozenset[str]:
+def all_keys() -> dict[str, bool]:
     """The keys of all commands."""
-    return frozenset().union(*map(keys_in, (*ENTRIES, "stage/pretrain", "stage/lora")))
+    keys: dict[str, bool] = {}
+    for name in (*ENTRIES, "stage/pretrain", "stage/lora"):
+        keys |= keys_in(name)
+    return keys
 
 
 def unknown_key(key: str) -> str:
@@ -139,19 +143,23 @@ def keys_of_others(cfg: DictConfig) -> list[str]:
     A key that no command has is refused. Hydra finds misspelt keys on the command line, but not in
     a user's files.
     """
-    files = (cfg.stage,) if cfg.stage in ENTRIES else ("train", f"stage/{cfg.stage}")
-    known, anywhere = frozenset().union(*map(keys_in, files)), all_keys()
+    is_command = cfg.stage in ENTRIES
+    known = keys_in(cfg.stage) if is_command else keys_in("train") | keys_in(f"stage/{cfg.stage}")
     content: Any = OmegaConf.to_container(cfg)
-    given, others = dotted(content), []
+    given = dotted(content)
+    if given.keys() <= known.keys():
+        return []
+    anywhere, others = all_keys(), []
     # A function may take more arguments than those that are configured.
     functions = [key for key in (*given, *anywhere) if key.endswith("._target_")]
     is_open = (*(f"{group}." for group in _OPEN), *(key[: -len("_target_")] for key in functions))
     for key in given:
-        if key in known or key.startswith(is_open):
+        group = key.rpartition(".")[0]
+        is_part_of_value = bool(group) and not anywhere.get(group)
+        if key in known or is_part_of_value or key.startswith(is_open):
             continue
         if key not in anywhere:
             raise UserError(unknown_key(key))
-        group = key.rpartition(".")[0]
         if not group or group in known:  # else the group itself is one of the keys
             others.append(key)
     return others

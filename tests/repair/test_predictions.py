@@ -57,6 +57,7 @@ def test_counts_by_hand():
     assert counts_of(table) == {"before": before, "after": after}
     before |= {"errors_of_target": 1, "errors_elsewhere": 2, "false_calls_of_target": 1}
     after |= {"errors_of_target": 1, "errors_elsewhere": 1, "false_calls_of_target": 1}
+    before["precision_of_target"] = after["precision_of_target"] = 2 / 3
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
     assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
@@ -90,6 +91,9 @@ def test_what_loggers_get_of_classes():
     assert curves == {"val/accuracy_per_class/a-b", "val/accuracy_per_class/c"}
     assert (tags["val/repaired"], tags["val/errors_elsewhere"]) == (2, 1)
     assert (tags["val_base/precision_of_target"], tags["val/precision_of_target"]) == (2 / 3, 2 / 3)
+    for tag, number in tags.items():  # by the keys of results.json
+        part, _, key = tag.partition("/")
+        assert "per_class" in key or outcomes[part][key] == number
     many = logged_metrics(outcomes, ["x"] * 17, [1])
     assert [tag for tag in many if "per_class" in tag] == ["val/accuracy_per_class/x"]
 
