@@ -140,14 +140,14 @@ def unknown_key(key: str) -> str:
 def keys_of_others(cfg: DictConfig) -> list[str]:
     """The keys of ``cfg`` that other commands have and this one has not.
 
-    A key that no command has is refused. Hydra finds misspelt keys on the command line, but not in
-    a user's files.
+    A key that no command has is refused, and a value in place of a group. Hydra finds these on the
+    command line, but not in a user's files.
     """
     is_command = cfg.stage in ENTRIES
     known = keys_in(cfg.stage) if is_command else keys_in("train") | keys_in(f"stage/{cfg.stage}")
     content: Any = OmegaConf.to_container(cfg)
     given = dotted(content)
-    if given.keys() <= known.keys():
+    if given.items() <= known.items():
         return []
     anywhere, others = all_keys(), []
     # A function may take more arguments than those that are configured.
@@ -156,11 +156,14 @@ def keys_of_others(cfg: DictConfig) -> list[str]:
     for key in given:
         group = key.rpartition(".")[0]
         is_part_of_value = bool(group) and not anywhere.get(group)
-        if key in known or is_part_of_value or key.startswith(is_open):
+        if is_part_of_value or key.startswith(is_open):
             continue
         if key not in anywhere:
             raise UserError(unknown_key(key))
-        if not group or group in known:  # else the group itself is one of the keys
+        if anywhere[key] and not given[key] and (value := OmegaConf.select(cfg, key)) is not None:
+            chosen = f"a file chooses a group by 'defaults: [override /{key}: {value}]'"
+            raise UserError(f"{key}: {value}: expected its keys; {chosen}")
+        if key not in known and (not group or group in known):  # else its group is one of them
             others.append(key)
     return others
 
@@ -179,12 +182,6 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         parent = OmegaConf.select(checked, group) if group else checked
         with open_dict(checked):
             del parent[name]
-    for group in ("data", "net", "prepare"):
-        if isinstance(cfg.get(group), str):  # Hydra would put the text in place of the keys
-            raise UserError(
-                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
-                f"'defaults: [override /{group}: {cfg[group]}]'"
-            )
     digit = cfg.get("digit")
     if digit not in (None, "weakest", cfg.get("target")) and "target" not in (typed or ()):
         raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
