@@ -19,6 +19,7 @@ from lora_mnist.lora.model import (
     unmerge_lora,
 )
 from lora_mnist.repair.dial import dial_curve
+from lora_mnist.repair.huggingface import huggingface
 from lora_mnist.repair.networks import CNN, MLP
 from lora_mnist.repair.predictions import compare_errors
 
@@ -30,6 +31,7 @@ __all__ = [
     "add_lora",
     "compare_errors",
     "dial_curve",
+    "huggingface",
     "load_adapter",
     "load_classifier",
     "lora_disabled",

@@ -17,12 +17,19 @@ from lora_mnist.choice import Choice
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base, sha256_of_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
+from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line, require_extra
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import DATA, program
 from lora_mnist.repair.dial import dial_curve, images_of_dial
+from lora_mnist.repair.huggingface import (
+    TARGET,
+    WEIGHTS,
+    from_folder,
+    image_processor,
+    renamed,
+)
 from lora_mnist.repair.networks import (
     build,
     build_network,
@@ -104,14 +111,17 @@ class Classifier:
         own = None
         if isinstance(net, nn.Module):
             own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
-        settings = Settings(dict(net or {}), dict(prepare or {}), dict(data or {}))
+        arguments, folder = from_folder(net or {})
+        settings = Settings(arguments, dict(prepare or {}), dict(data or {}))
         record: Mapping[str, Any] = {}
         if adapter is not None:
             adapter, record = read_adapter(adapter)
             settings.take_record("the adapter", record, f"adapter={adapter}")
         path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
+        base = folder if base is None else base
         if base is not None:
             path = Path(str(base)).expanduser()
+            path = path / WEIGHTS if path.is_dir() else path  # Hugging Face's
         elif (expected := record.get("base_sha256")) is not None:
             path = find_base(Path(bases), expected) or path
             if sha256_of_base(path) != expected:
@@ -128,9 +138,10 @@ class Classifier:
             file = read_base(path)
         settings.take_record("the base", file.record, f"base_ckpt={path}")
         settings.take("", _DEFAULTS)
-        network = own or build_network(settings.net)
+        network = own or _network(settings, folder)
         outputs = None if own else outputs_key(settings.net)
         with naming(f"base_ckpt={path}"):
+            file = file._replace(tensors=renamed(network, file.tensors))
             loaded = load_weights(network.eval(), file, base_prefix, outputs)
         dataset = build_dataset(network, settings)
         warn_of_other_split(dataset, file.record)
@@ -151,9 +162,10 @@ class Classifier:
         cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
     ) -> "Classifier":
         """A classifier that is still to be trained, of the typed arguments and the defaults."""
-        settings = Settings(dict(net), dict(prepare), dict(data))
+        arguments, folder = from_folder(net)
+        settings = Settings(arguments, dict(prepare), dict(data))
         settings.take("", _DEFAULTS)
-        network = build_network(settings.net)
+        network = _network(settings, folder)
         return cls(network, build_dataset(network, settings), settings)
 
     def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> Choice:
@@ -277,10 +289,21 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
+def _network(settings: Settings, folder: Path | None) -> nn.Module:
+    """The network of these settings; of Hugging Face's, with the processor of its ``folder``."""
+    if settings.net["_target_"] != TARGET:
+        return build_network(settings.net)
+    require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
+    network: Any = build_network(settings.net)
+    network.image_processor = None if folder is None else image_processor(folder)
+    made: nn.Module = network
+    return made
+
+
 def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
     """The data set of these settings; what is missing comes from ``network``, then the images."""
     is_of_digits = settings.data["_target_"] == _DEFAULTS["data"]["_target_"]
-    if not is_of_digits and settings.prepare.get("transform") is None:
+    if not is_of_digits:
         own = own_preprocessing(network, settings.net, settings.prepare)
         settings.take("the network", {"prepare": own})
     for key, value in settings.data.items():

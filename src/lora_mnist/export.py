@@ -4,8 +4,10 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from lora_mnist.errors import IncompleteError, UserError, as_value, require_extr
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
 from lora_mnist.progress import progress
+from lora_mnist.repair.huggingface import TARGET, save_folder
 from lora_mnist.repair.predictions import logits_at
 
 log = logging.getLogger(__name__)
@@ -62,9 +65,10 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
 
     A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
     with a ``prepare.transform`` it takes the output of that, in the size that a test image has
-    there. One that ends in ``.safetensors`` holds the weights. The written network must give the
-    predictions of the live one on the whole test set, and its logits as far as :data:`TOLERANCE`;
-    otherwise there is no file. Where the test set is not here, pictures of a gradient take its
+    there. One that ends in ``.safetensors`` holds the weights. A name without an ending is a folder
+    for ``from_pretrained`` of transformers, with a network of theirs. The written network must give
+    the predictions of the live one on the whole test set, and its logits as far as
+    :data:`TOLERANCE`; otherwise there is no file. Where the test set is not here, pictures of a gradient take its
     place.
 
     Args:
@@ -81,15 +85,16 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     cfg = checked_copy(cfg, run)
     out = Path(str(cfg.out or "."))
     ending = out.suffix.lower()
-    if out.exists() or ending not in (".onnx", ".safetensors"):  # it may be somebody's weights
-        raise UserError(
-            f"out={as_value(cfg.out)}: expected a file that does not exist yet, and ends in .onnx "
-            "or .safetensors"
-        )
+    expected = "expected a file that does not exist yet, and ends in .onnx or .safetensors"
+    if out.exists() or ending not in (".onnx", ".safetensors", ""):  # it may be somebody's weights
+        raise UserError(f"out={as_value(cfg.out)}: {expected}")
     if ending == ".onnx":
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg)
-    dataset = classifier.dataset
+    dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
+    if not ending and (classifier.settings.net["_target_"] != TARGET or transform is not None):
+        expected += ", or with net=huggingface and no prepare.transform a folder"
+        raise UserError(f"out={as_value(cfg.out)}: {expected}")
     images, name = classifier.test_images(), "test images"
     if images is None:
         images, name = gradients(dataset), "pictures of a gradient"
@@ -100,19 +105,22 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         merge_lora(plain)
     (example,), _ = images.take([0])
     dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
-    if transform := classifier.settings.prepare.get("transform"):
+    if transform:
         content = json.dumps(transform)
-    elif ending == ".safetensors":
+    elif ending != ".onnx":
         dtype, content = "float32", "(pixel / 255 - mean) / std"
     metadata = metadata_of(classifier, plain, scale) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
-    with atomic_write(out) as path:
+    with atomic_write(out) if ending else new_folder(out) as path:
         if ending == ".onnx":
             written = write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
-        else:
+        elif ending:
             written = FromPixels(write_weights(plain, metadata, path), dataset.normalise)
+        else:
+            net = save_folder(plain, dataset.preprocessing(), path)
+            written = FromPixels(net, dataset.normalise)
         live = FromPixels(classifier.net, dataset.normalise)
         differing, deviation, allowed = compare(live, written, dataset, images)
         if differing or not deviation <= allowed:  # nan is refused, too
@@ -125,6 +133,17 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``path`` when the block ends, and is deleted if it raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as temporary:
+        folder = Path(temporary, path.name)
+        folder.mkdir()
+        yield folder
+        folder.replace(path)
 
 
 def gradients(dataset: ImageDataset) -> Images:

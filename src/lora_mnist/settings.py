@@ -21,7 +21,7 @@ _GROUPS = ("net", "prepare", "data")
 VERSION = 1
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
-    r"lora_mnist\.(MLP|CNN|data\.(MNIST|Folder))"
+    r"lora_mnist\.(MLP|CNN|huggingface|data\.(MNIST|Folder))"
     r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )

@@ -16,6 +16,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.repair.huggingface import preprocessing_of
 
 
 class MLP(nn.Sequential):
@@ -181,10 +182,12 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 def own_preprocessing(
     net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The preprocessing of pretrained weights: timm's, or torchvision's ``net.weights``.
+    """The preprocessing of pretrained weights: timm's, Hugging Face's, torchvision's for ``weights``.
 
     With another ``image_size`` than theirs, their way to bring pictures to a size is not taken.
     """
+    if hasattr(net, "image_processor"):
+        return preprocessing_of(net, prepare)
     weights = net_settings.get("weights")
     package, _, builder = str(net_settings["_target_"]).rpartition(".")
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
