@@ -22,11 +22,19 @@ def grey():
 class Sized(nn.Sequential):
     """The same, of images of 48 pixels; of others it knows nothing."""
 
+    SIZE = 48
+
     def __init__(self):
         super().__init__(*grey())
 
     def forward(self, x):
-        return super().forward(x) * (x.shape[-1] == 48)
+        return super().forward(x) * (x.shape[-1] == self.SIZE)
+
+
+class OfPictures(Sized):
+    """It knows pictures in their own size alone, which is larger than the one that is typed."""
+
+    SIZE = 32
 
 
 def framed(width, level, random):
@@ -67,6 +75,7 @@ def take_pictures(here, frame):
         ("grey", 2, "prepare.mean=0.5", "prepare.crop_pct=0.875"),  # CenterCrop cuts off a frame
         ("grey", 0, "prepare.classes=[b,a]", "prepare.classes=[a,b]"),
         ("Sized", 0, "prepare.image_size=64", "prepare.image_size=[48,48]"),
+        ("OfPictures", 0, "prepare.image_size=16", "prepare.image_size=[32,32]"),
     ],
 )
 def test_eval_says_unasked_how_pictures_were_prepared(tmp_path, net, frame, typed, key):

@@ -33,6 +33,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     for net in (None, {"_target_": None}):
         said = refused(Classifier.load, base="none.pt", net=net)
         assert said.startswith("base_ckpt=none.pt: no such file")
+        said = refused(Classifier.load, net=net, bases=outputs / "none")
         assert said.endswith("train.py stage=pretrain")
     for path in bases.glob("mnist-*"):
         path.unlink()

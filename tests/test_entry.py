@@ -45,4 +45,4 @@ def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
     wheel.extractall(tmp_path / "site")
     script = "import lora_mnist.entry as e, sys; sys.argv[1:] = ['train', '--help']; e.main()"
     done = run_process("-c", script, PYTHONPATH=str(tmp_path / "site"))
-    assert "stage=lora digit=9     # repair" in done.stdout, done.stderr
+    assert "experiment=repair target=weakest       # repair" in done.stdout, done.stderr

@@ -14,6 +14,7 @@ import lora_mnist.api
 SOURCE = ROOT / "src" / "lora_mnist"
 #: Rooms and files of the package. Each imports those of the lines below it, and none beside it.
 HOUSE = [
+    "__main__",
     "entry",
     "train evaluate predict export demo",
     "cli recipe results check_preprocessing",

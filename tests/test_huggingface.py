@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from composed import composed
-from helpers.commands import read_csv, refused
+from helpers.commands import read_csv
 from helpers.stranger import take_pictures
 from PIL import Image
 

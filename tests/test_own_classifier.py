@@ -119,6 +119,18 @@ def test_which_images_are_held_out_is_each_repairs_choice(here):
     assert again["test_held_out_now"]
 
 
+def test_what_the_classes_and_folders_say_is_refused_before_an_image_is_read(here):
+    for path in Path("photos").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    known = ("prepare.image_size=8", "prepare.mean=0.3", "prepare.std=0.2")
+    assert refused(repaired, here, *known, "target=dgo").startswith("target=dgo: no class is")
+    for folder in ("photos", "photos/cat", "outputs/../photos/train"):
+        inside = ("target=null", f"mistakes={folder}")
+        said = refused(repaired, here, *known, *inside)
+        assert said.startswith(f"mistakes={folder}: expected pictures from elsewhere")
+    assert "data_dir" in refused(repaired, here, *known)  # which reads them
+
+
 def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     shutil.copytree("photos", "alone/test")
     form = ("data.data_dir=alone", "prepare.mean=[0.3,0.3,0.3]", "prepare.std=0.2")

@@ -14,6 +14,7 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.data import Images
+from lora_mnist.disk.base import sha256_of_base
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.repair.significance import weakest
@@ -107,9 +108,12 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     sha256, weights = results["base_sha256"], tmp_path / "1" / results["weights"]
     assert weights.resolve() == (outputs / "base" / f"mnist-{sha256[:12]}.ckpt").resolve()
     cfg.base_ckpt = str(mine)
-    train(cfg, Run(tmp_path / "2", is_sweep=True))
+    train(cfg, Run(tmp_path / "2", (f"base_ckpt={mine}",), is_sweep=True))
+    cfg.base_ckpt = str(outputs / "base" / "notebook.ckpt")  # as an experiment names it
+    train(cfg, Run(tmp_path / "3", ("experiment=notebook",), is_sweep=True))
     after = files_of(outputs / "base")
-    assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt") == mine.read_bytes()
+    assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt")
+    assert sha256_of_base(mine) == sha256
     assert after == before
 
 
@@ -194,7 +198,8 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     options = ("trainer=cpu", "logger=none", "trainer.max_steps=3", "seed=3")
     options = (*options, "+trainer.limit_test_batches=1", f"paths.outputs={tmp_path}")
     train(composed("train", "stage=pretrain", "experiment=notebook", *options))
-    ours = torch.load(tmp_path / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    ours = torch.load(tmp_path / "base" / "notebook.ckpt", weights_only=True)["state_dict"]
+    assert not (tmp_path / "base" / "mnist.ckpt").exists()
     assert changed_tensors(net.state_dict(), ours) == []
     assert base_state_dict(net).keys() == ours.keys()
 

@@ -137,8 +137,10 @@ def better_preparation(session: Session) -> list[str]:
 def _usual_ways(dataset: Folder, images: Images) -> list[dict[str, Any]]:
     """Values of ``prepare`` to try: each size with each scaling, then ways to resize to it."""
     configured = dataset.prepare.size
-    sides = [size_of_picture(dataset.root / str(images.names[0])), *((s, s) for s in _SIDES)]
-    sizes = [size for size in sides if max(size) < max(configured)]
+    own = size_of_picture(dataset.root / str(images.names[0]))
+    sizes = [(side, side) for side in _SIDES if side < max(configured)]
+    if own != configured and max(own) <= max(*_SIDES, *configured):  # no photograph in full size
+        sizes.insert(0, own)
     ways: list[dict[str, Any]] = []
     for size in (*sizes, configured):
         for mean, std in (*_SCALINGS, measured_pixels(images)):

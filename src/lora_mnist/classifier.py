@@ -17,7 +17,15 @@ from lora_mnist.choice import Choice
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base, sha256_of_base
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line, require_extra
+from lora_mnist.errors import (
+    GROUP_OF,
+    UserError,
+    as_value,
+    config_group,
+    naming,
+    one_line,
+    require_extra,
+)
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
@@ -46,6 +54,8 @@ log = logging.getLogger(__name__)
 
 #: The number of images on which the outputs of a network are checked.
 _CHECKED = 4
+#: Networks for which a base is trained here.
+_OURS = ("lora_mnist.MLP", "lora_mnist.CNN")
 #: The values of keys that nothing else sets.
 _DEFAULTS = {
     "net": {"_target_": "lora_mnist.MLP"},
@@ -130,9 +140,9 @@ class Classifier:
                     f"weights with SHA-256 {expected}"
                 )
         if not path.is_file():
-            advice = f"; make a base with: {program('train')} stage=pretrain"
-            if not str(settings.net.get("_target_") or "lora_mnist.").startswith("lora_mnist."):
-                advice = ""
+            advice = ""
+            if base is None and settings.net.get("_target_") in (None, *_OURS):
+                advice = f"; make a base with: {program('train')} stage=pretrain"
             raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
         with naming(f"base_ckpt={path}"):
             file = read_base(path)

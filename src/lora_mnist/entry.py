@@ -15,14 +15,16 @@ from lora_mnist.command import ENTRIES, Run
 
 _USAGE = f"""lora-mnist {__version__}
 
-  lora-mnist train stage=pretrain        pretrain a base
-  lora-mnist train stage=lora digit=9    repair its weak class with an adapter
-  lora-mnist eval adapter=latest         test the base, and a saved adapter beside it
-  lora-mnist predict images=FOLDER       which class pictures show
-  lora-mnist export out=FILE             base and adapter as one plain network
-  lora-mnist demo                        a page to draw on
+  lora-mnist train stage=pretrain                      pretrain a base
+  lora-mnist train experiment=repair target=weakest    repair its weakest class
+  lora-mnist train stage=lora digit=9                  train an adapter on the nines alone
+  lora-mnist eval adapter=latest                       test the base, and a saved adapter beside it
+  lora-mnist predict images=FOLDER adapter=latest      which class pictures show
+  lora-mnist export adapter=latest out=FILE            base and adapter as one plain network
+  lora-mnist demo                                      a page to draw on
 
-lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets."""
+lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets. Your own are in a file
+of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=photos"""
 
 
 def _run(cfg: DictConfig, run: Run) -> None:

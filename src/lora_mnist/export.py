@@ -68,8 +68,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     there. One that ends in ``.safetensors`` holds the weights. A name without an ending is a folder
     for ``from_pretrained`` of transformers, with a network of theirs. The written network must give
     the predictions of the live one on the whole test set, and its logits as far as
-    :data:`TOLERANCE`; otherwise there is no file. Where the test set is not here, pictures of a gradient take its
-    place.
+    :data:`TOLERANCE`; otherwise there is no file. Where the test set is not here, pictures of a
+    gradient take its place.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.choice import Choice
-from lora_mnist.command import Run
+from lora_mnist.command import Run, key_of
 from lora_mnist.disk.base import (
     find_base,
     set_current_base,
@@ -136,10 +136,10 @@ def results_of(
 
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     """The file of the current base, which a pretraining replaces; in a sweep a typed one alone."""
+    if run.is_sweep and "base_ckpt" not in map(key_of, run.typed or ()):
+        return None
     if cfg.base_ckpt is not None:
         return Path(str(cfg.base_ckpt))
-    if run.is_sweep:
-        return None
     return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
 
 

@@ -21,11 +21,12 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
-from lora_mnist.data.plan import ImageDataModule, Plan, Selection, select
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
 from lora_mnist.disk.checkpoint import refuse_other_base
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import INITS
+from lora_mnist.project import DATA
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, evaluate, predictions_at
@@ -213,12 +214,17 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         classifier = Classifier.new(**settings_of(cfg))
     else:
         classifier = classifier_of(cfg)
-    dataset, images = classifier.dataset, classifier.images
+    dataset = classifier.dataset
+    if cfg.stage != "eval" and cfg.target not in (None, "weakest"):
+        numbers_of(dataset.classes, cfg.target)  # refuses an unknown class
+    if cfg.mistakes is not None:
+        _refuse_images_of_data(cfg.mistakes, classifier.settings.data.get("data_dir") or DATA)
+    images = classifier.images
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     if cfg.stage != "eval" and cfg.target != "weakest":
-        select(images.train.labels, dataset.classes, cfg.target)  # refuses an unknown class
+        select(images.train.labels, dataset.classes, cfg.target)  # refuses one without images
     mistakes = None
     if cfg.mistakes is not None:
         mistakes = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
@@ -256,6 +262,16 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
             raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
         if cfg.refit is True:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+
+
+def _refuse_images_of_data(mistakes: str | Path, data_dir: str | Path) -> None:
+    """Refuse mistakes in the folder of the data set, whose images are no mistakes that came in."""
+    folder, data = (Path(str(path)).expanduser().resolve() for path in (mistakes, data_dir))
+    if folder.is_relative_to(data):
+        raise UserError(
+            f"mistakes={mistakes}: expected pictures from elsewhere, in a folder outside of "
+            f"data.data_dir={data_dir}"
+        )
 
 
 def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:

@@ -231,7 +231,7 @@ def best_line(best: Row, metric: str) -> str:
 
 
 def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
-    """The table on the screen, with a line for the base, if all jobs share one.
+    """The table on the screen, with a line for the base, if all jobs share one, and one below.
 
     ``columns`` are those of configs/sweep: a title, and the key of its number.
     """
@@ -268,7 +268,13 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
         table.add_section()
         table.add_row("base", *[""] * (len(first) - 1), *bases)
     is_terminal = sys.stdout.isatty()
-    return rendered([table], is_terminal, width=None if is_terminal else 200)
+    text = rendered([table], is_terminal, width=None if is_terminal else 200)
+    scales = []
+    for row in rows:
+        scales += [job.results.get("scale") for job in row if job.results["stage"] == "lora"]
+    if off := scales.count(0):
+        text += f"\n{off} of {len(scales)} adapters are turned off (scale 0)"
+    return text
 
 
 def _text(value: float | None) -> str:

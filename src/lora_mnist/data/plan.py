@@ -25,12 +25,22 @@ class Selection(NamedTuple):
 
 
 def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
-    """The images of a class, or of several, to learn; the others may be replayed.
+    """The images of a class, or of several, to learn; the others may be replayed."""
+    if target is None:
+        return Selection([], torch.arange(len(labels)), torch.arange(0))
+    targets = numbers_of(classes, target)
+    is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
+    if not is_target.any():
+        raise UserError(f"target={target}: expected a class with training images")
+    replayed = (~is_target).nonzero()[:, 0]
+    return Selection(targets, is_target.nonzero()[:, 0], replayed)
+
+
+def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
+    """The numbers of the classes that ``target`` names, each once; UserError, if there is none.
 
     Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
     """
-    if target is None:
-        return Selection([], torch.arange(len(labels)), torch.arange(0))
     numbers = {str(number): number for number in range(len(classes))}
     numbers |= {name: number for number, name in enumerate(classes)}
     targets: list[int] = []
@@ -47,11 +57,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
                 f"or by number from 0 to {len(classes) - 1}, a list, weakest, or null for all"
             )
         targets.append(numbers[str(name)])
-    is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
-    if not is_target.any():
-        raise UserError(f"target={target}: expected a class with training images")
-    replayed = (~is_target).nonzero()[:, 0]
-    return Selection(list(dict.fromkeys(targets)), is_target.nonzero()[:, 0], replayed)
+    return list(dict.fromkeys(targets))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from lora_mnist.errors import UserError, one_line
 TARGET = "lora_mnist.huggingface"
 #: The files of a folder.
 _CONFIG, WEIGHTS, _PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
-#: How far a pixel of a smooth picture may be from that of transformers, which rounds otherwise.
-_TOLERANCE = 5 / 255
 
 
 def huggingface(config: str) -> nn.Module:
@@ -136,7 +135,7 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     Which ways of sizing are the processor's is found by trying them on pictures. With another
     ``image_size``, its way is not taken. UserError, if it does something else.
     """
-    channels = prepare.get("channels") or getattr(net.config, "num_channels", 3)
+    channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
     named: dict[str, Any] = {"channels": channels}
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
     if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
@@ -145,16 +144,18 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     if processor is None or prepare.get("transform") is not None:
         return named
     mode = "RGB" if channels == 3 else "L"
+    sizes = ((600, 400), (400, 600))
     try:
-        black, white = (_input(processor, Image.new(mode, (600, 400), c)) for c in ("black", "white"))
-        pictures = [_gradients(size).convert(mode) for size in ((600, 400), (400, 600))]
+        black, white = (_input(processor, Image.new(mode, sizes[0], c)) for c in ("black", "white"))
+        pictures = [_gradients(size).convert(mode) for size in sizes]
         inputs = [_input(processor, picture) for picture in pictures]
     except Exception as error:  # whatever a processor raises
         raise UserError(f"net.folder: {_PROCESSOR}: {one_line(error)}") from error
     # Of (pixel - mean) / std, for pixels from 0 to 1.
     std = 1 / (white - black).double().mean(dim=(1, 2))
     mean = -black.double().mean(dim=(1, 2)) * std
-    named |= {"mean": [round(m, 6) for m in mean.tolist()], "std": [round(s, 6) for s in std.tolist()]}
+    for key, value in (("mean", mean), ("std", std)):
+        named[key] = [float(f"{each:.6g}") + 0.0 for each in value.tolist()]  # no -0.0
     values = processor.to_dict()
     if prepare.get("image_size") is not None or not values.get("do_resize", True):
         return named
@@ -164,37 +165,35 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
             "prepare.image_size=, one for all"
         )
     height, width = inputs[0].shape[1:]
-    named |= {
-        "image_size": [height, width],
-        "interpolation": Image.Resampling(values["resample"]).name.lower(),
-    }
-    shares = [1.0, values.get("crop_pct") or 1.0]
+    interpolation = Image.Resampling(values["resample"]).name.lower()
+    named |= {"image_size": [height, width], "interpolation": interpolation}
+    shares = [1.0, 0.875, values.get("crop_pct") or 1.0]
     shares += [height / edge for edge in dict(values["size"]).values() if edge]
-    for resize in ("stretch", "crop"):
-        for share in shares:
-            if not 0.1 <= share <= 1:
-                continue
-            # Rounded down, since size / crop_pct is cut to whole pixels.
-            way = {"resize": resize, "crop_pct": math.floor(1e6 * share) / 1e6}
-            prepared = Preparation(
-                channels, (height, width), *way.values(), named["interpolation"], None
-            )
-            furthest = 0.0
-            for picture, expected in zip(pictures, inputs, strict=True):
-                pixels = expected * std[:, None, None] + mean[:, None, None]
-                difference = (prepared(picture) / 255 - pixels).abs().max().item()
-                furthest = max(furthest, difference)
-            if furthest < _TOLERANCE:
-                return named | way
-    raise UserError(
-        f"net.folder: {_PROCESSOR} prepares pictures as no keys of prepare do; expected "
-        "prepare.transform, a function of your own"
-    )
+    # Rounded down, since size / crop_pct is cut to whole pixels.
+    shares = [math.floor(1e6 * share) / 1e6 for share in shares if 0.1 <= share <= 1]
+    least = math.inf
+    for resize, share in product(("stretch", "crop"), shares):
+        way = Preparation(channels, (height, width), resize, share, interpolation, None)
+        furthest = 0.0  # of all pixels, from 0 to 1
+        for picture, expected in zip(pictures, inputs, strict=True):
+            pixels = expected * std[:, None, None] + mean[:, None, None]
+            furthest = max(furthest, (way(picture) / 255 - pixels).abs().max().item())
+        if furthest < least:
+            least = furthest
+            named |= {"resize": resize, "crop_pct": share}
+    if least > 2 / min(height, width, 128):  # rounded otherwise, it is cropped a pixel beside
+        raise UserError(
+            f"net.folder: {_PROCESSOR} prepares pictures as no keys of prepare do; expected "
+            "prepare.transform, a function of your own"
+        )
+    return named
 
 
 def _input(processor: Any, picture: Image.Image) -> Tensor:
     """What the network is given of a picture, (channels, height, width)."""
     pixels: Tensor = processor(picture, return_tensors="pt")["pixel_values"][0]
+    if pixels.ndim != 3:
+        raise ValueError(f"gives inputs of shape {tuple(pixels.shape)}")
     return pixels
 
 

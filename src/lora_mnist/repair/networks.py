@@ -182,7 +182,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 def own_preprocessing(
     net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The preprocessing of pretrained weights: timm's, Hugging Face's, torchvision's for ``weights``.
+    """The preprocessing of a network's own: timm's, Hugging Face's, torchvision's ``net.weights``.
 
     With another ``image_size`` than theirs, their way to bring pictures to a size is not taken.
     """
