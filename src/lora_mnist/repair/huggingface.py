@@ -156,10 +156,11 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     mean = -black.double().mean(dim=(1, 2)) * std
     for key, value in (("mean", mean), ("std", std)):
         named[key] = [float(f"{each:.6g}") + 0.0 for each in value.tolist()]  # no -0.0
-    values = processor.to_dict()
-    if prepare.get("image_size") is not None or not values.get("do_resize", True):
+    values, is_of_any_size = processor.to_dict(), inputs[0].shape != inputs[1].shape
+    is_as_read = is_of_any_size and not values.get("do_resize", True)
+    if prepare.get("image_size") is not None or is_as_read:
         return named
-    if inputs[0].shape != inputs[1].shape:
+    if is_of_any_size:
         raise UserError(
             f"net.folder: {_PROCESSOR} gives pictures of several sizes; expected "
             "prepare.image_size=, one for all"
