@@ -166,10 +166,10 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
             "prepare.image_size=, one for all"
         )
     height, width = inputs[0].shape[1:]
-    interpolation = Image.Resampling(values["resample"]).name.lower()
+    interpolation = Image.Resampling(values.get("resample", 2)).name.lower()
     named |= {"image_size": [height, width], "interpolation": interpolation}
     shares = [1.0, 0.875, values.get("crop_pct") or 1.0]
-    shares += [height / edge for edge in dict(values["size"]).values() if edge]
+    shares += [height / edge for edge in dict(values.get("size") or {}).values() if edge]
     # Rounded down, since size / crop_pct is cut to whole pixels.
     shares = [math.floor(1e6 * share) / 1e6 for share in shares if 0.1 <= share <= 1]
     least = math.inf
