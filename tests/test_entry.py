@@ -43,6 +43,5 @@ def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
         name = path.relative_to(ROOT).as_posix()
         assert (f"lora_mnist/{name}" in files) != name.startswith("configs/local/")
     wheel.extractall(tmp_path / "site")
-    script = "import lora_mnist.entry as e, sys; sys.argv[1:] = ['train', '--help']; e.main()"
-    done = run_process("-c", script, PYTHONPATH=str(tmp_path / "site"))
+    done = run_process("-m", "lora_mnist", "train", "--help", PYTHONPATH=str(tmp_path / "site"))
     assert "experiment=repair target=weakest       # repair" in done.stdout, done.stderr
