@@ -305,7 +305,7 @@ def _network(settings: Settings, folder: Path | None) -> nn.Module:
         return build_network(settings.net)
     require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
     network: Any = build_network(settings.net)
-    network.image_processor = None if folder is None else image_processor(folder)
+    network.huggingface_processor = None if folder is None else image_processor(folder)
     made: nn.Module = network
     return made
 

@@ -82,7 +82,7 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
 def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Tensors of a file by their names in ``net``: transformers has renamed some since."""
     own: Any = net
-    if not hasattr(net, "image_processor") or tensors.keys() == net.state_dict().keys():
+    if not hasattr(net, "huggingface_processor") or tensors.keys() == net.state_dict().keys():
         return tensors
     with _quiet(), suppress(RuntimeError):  # of tensors that do not fit, which are told later
         loaded, wrong = type(own).from_pretrained(
@@ -140,7 +140,7 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
     if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
         named["classes"] = labels
-    processor = net.image_processor
+    processor = net.huggingface_processor
     if processor is None or prepare.get("transform") is not None:
         return named
     mode = "RGB" if channels == 3 else "L"
