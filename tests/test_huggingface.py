@@ -247,7 +247,14 @@ def test_a_folder_is_written_for_transformers_alone(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "vit",
+        pytest.param("resnet", marks=pytest.mark.nightly),
+        pytest.param("convnext", marks=pytest.mark.nightly),
+    ],
+)
 def test_onnx_of_a_base_alone(here, kind):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="the extra onnx is not installed")
