@@ -223,7 +223,7 @@ def sweep(runs: Runs) -> str:
 def example_train(runs: Runs) -> str:
     """The example's repair: the class, the proof, the table and the verdict."""
     text = runs.example("train.py")
-    start = lines_that_begin(text, ("target=", "lora.", "refit:", "base unchanged:"))
+    start = lines_that_begin(text, ("target=", "trial=", "lora.", "refit:", "base unchanged:"))
     table = text[text.rindex("┏") :].partition("\nreport:")[0].splitlines()
     total = next(number for number, line in enumerate(table) if line.startswith("├"))
     shown = fenced("\n".join([start, *table[:6], "...", *table[total:]]))

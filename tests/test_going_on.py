@@ -74,7 +74,7 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
         ((*LORA, f"base_ckpt={other}"), last),
         (PRETRAIN, last),
         ((*LORA, "refit=true"), last),
-        ((*LORA, "lora.dropout=auto"), last),
+        ((*LORA, "+trials={one: {lora.dropout: 0}, two: {lora.dropout: 0.1}}"), last),
         (LORA, other),
         (LORA, tmp_path / "none.ckpt"),
     ):

@@ -57,8 +57,9 @@ def of_the_process():
 
 
 def test_a_notebook_gets_the_results_back(outputs):
-    """In a precision that NumPy does not know."""
+    """In a precision that NumPy does not know, with clipped gradients."""
     options = ("digit=[3,5]", "batches.replay=10", "trainer.precision=bf16-mixed")
+    options = (*options, "+trainer.gradient_clip_val=1")
     cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", *options)
     before, process = OmegaConf.to_yaml(cfg), of_the_process()
     results = train(cfg)
@@ -213,8 +214,7 @@ def test_a_share_of_the_images_is_one_batch_at_least(outputs):
     assert _limited(in_rows, 0.4, batch_size=2).labels.tolist() == [0, 3, 6, 9]
 
 
-def test_a_learning_rate_that_does_no_harm(outputs):
-    """Nothing of its trial stays, neither weights nor random numbers drawn."""
+def test_the_learning_rate_follows_the_number_of_images(outputs):
     options = ("stage=lora", "digit=4", "batches.replay=20", "lora.dropout=0.2")
     auto = run(outputs, *options, "optimizer.lr=auto")
     assert auto["choices"]["rate"]["value"] == 0.003  # 350 images
@@ -225,7 +225,5 @@ def test_a_learning_rate_that_does_no_harm(outputs):
     assert not changed_tensors(weights, adapter_of(newest(outputs)))
     more = run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")
     assert more["choices"]["rate"]["value"] == 0.001  # 670
-    steep = run(outputs, *options, "lora.alpha=1000", "optimizer.lr=auto")
-    assert steep["choices"]["rate"]["value"] < 0.003
     useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
     assert Reading(useless).verdict_text().startswith("Do not keep this repair")

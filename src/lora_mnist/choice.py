@@ -9,7 +9,9 @@ from lora_mnist.errors import as_value
 log = logging.getLogger(__name__)
 
 #: The keys that set the choices of a repair.
-_KEY_OF = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
+_KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment", "scale": "lora.scale"}
+#: Of a value that somebody has set.
+_AS_SET = ("typed", "as configured")
 
 
 class Choice(NamedTuple):
@@ -24,7 +26,7 @@ class Choice(NamedTuple):
 def tell(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
     for name, choice in choices.items():
-        if choice.of or choice.images:
+        if choice.why not in _AS_SET:
             value = choice.value
             shown = ", ".join(value) if isinstance(value, list) else as_value(value)
             log.info("%s=%s: %s", _KEY_OF.get(name, name), shown, choice.why)

@@ -1,38 +1,41 @@
-"""What a repair decides: class, adapter, learning rate, dropout, scale, and whether to refit.
+"""What a repair decides: class, augmentation, learning rate, trial, scale, and whether to refit.
 
 Validation images decide what is ``auto`` or ``weakest``; each decision is a ``Choice``.
 
 Where a class has few images, a training sees each of them dozens of times, and the base's own
-validation images hold much of what the base does not know. So ``lora.dropout=auto`` makes one
-complete training for each of :data:`DROPOUTS` and takes the one with the fewest validation errors,
-and ``refit=auto`` makes one more, with the validation images among those to learn from. The base
-was not trained on these: Kirichenko et al. 2022, "Last Layer Re-Training is Sufficient for
+validation images hold much of what the base does not know. So each of ``trials`` is a complete
+training, the one with the fewest validation errors is kept, and ``refit=auto`` makes one more that
+learns the validation images, too: Kirichenko et al. 2022, "Last Layer Re-Training is Sufficient for
 Robustness to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has the numbers.
 """
 
 import logging
-import time
+import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.choice import Choice
-from lora_mnist.data.plan import ImageDataModule, Selection, select
+from lora_mnist.command import key_of
+from lora_mnist.data.plan import Selection, select
 from lora_mnist.disk.run_paths import TRIALS_FOLDER
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import INITS, add_lora, set_lora_scale
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
 from lora_mnist.repair.dial import measure_dial, scale_of_refit
-from lora_mnist.repair.networks import evaluating
-from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
+from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.significance import weakest
 from lora_mnist.session import Session
+from lora_mnist.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +44,12 @@ _AUTO_RANK = 64
 #: A class has few images if there are fewer than these: experiment=repair then sees each of them
 #: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
 FEW_IMAGES = 400
+#: A training has collapsed if it leaves more than this many times the errors, beyond chance.
+_MAX_HARM = 1.5
 #: The rates that optimizer.lr=auto tries; the first one is for few images.
 RATES = (0.003, 0.001, 0.0003, 0.0001)
-#: The steps of each probe of a rate, and the validation images that are counted after it, at most.
-_PROBE_STEPS, _PROBE_IMAGES = 25, 1000
-#: A rate does harm if it leaves more than this many times the errors, beyond chance.
-_MAX_HARM = 1.3
-#: What lora.dropout=auto tries; 0.1 beside these gains nothing.
-DROPOUTS = (0.0, 0.05)
+#: The keys that a trial may set.
+_OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
 
 
 class Repair(NamedTuple):
@@ -57,7 +58,8 @@ class Repair(NamedTuple):
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
     dial: dict[str, Any] | None
-    errors_by_step: dict[int, int]  # on validation images, while it was trained
+    training: ClassifierModule
+    adapter: list[dict[str, Tensor]]  # as the training left it
 
 
 def choose_target(
@@ -99,8 +101,6 @@ def put_adapter(session: Session) -> None:
     net = session.net
     settings: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
-    if settings["dropout"] == "auto":  # each training sets its own
-        settings["dropout"] = 0.0
     is_auto = settings["rank"] == "auto"
     if is_auto:
         settings["rank"] = _AUTO_RANK
@@ -115,177 +115,178 @@ def put_adapter(session: Session) -> None:
         add_lora(net, **settings)
 
 
-def choose_rate(session: Session, data: ImageDataModule, before: Predictions | None) -> Choice:
-    """``optimizer.lr=auto``: 0.003 for fewer than 400 images to learn, else 0.001.
+def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
+    """A session for each of ``trials``; the first alone where validation images cannot choose.
 
-    A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
-    taken where 25 steps do harm on validation images. Each probe begins at the same start, with the
-    first images of the plan. Nothing of it stays, neither weights nor random numbers drawn.
+    A key that is typed counts for all of them. Trials that say the same are one.
+    """
+    trials: dict[str, Session] = {}
+    # augment= and batches.augment= are the same.
+    typed = [f"{key_of(text)}.".removeprefix("batches.") for text in session.run.typed or ()]
+    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
+    for name, values in (session.cfg.trials or {"lora": {}}).items():
+        cfg = session.cfg.copy()
+        for key, value in (values or {}).items():
+            if not _OF_TRIALS.fullmatch(key):
+                raise UserError(
+                    f"trials.{name}: {key}: expected keys of optimizer, scheduler and loss, "
+                    "batches.augment, or lora.dropout"
+                )
+            own = f"{key}.".removeprefix("batches.")
+            is_typed = any(own.startswith(each) or each.startswith(own) for each in typed)
+            if not is_typed and (takes_dropout or key != "lora.dropout"):
+                OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+        check_values(cfg)
+        trial = replace(session, cfg=cfg)
+        cfg.batches.augment = trial.augment
+        if any(cfg == other.cfg for other in trials.values()):
+            continue
+        # What does not fit is refused before anything is computed.
+        trial.refuse_parts()
+        trial.data(selection)
+        trials[name] = trial
+    if not _has_few(session, selection):
+        trials = dict(islice(trials.items(), 1))
+    if session.cfg.ckpt_path is not None and has_several_trainings(trials, selection):
+        raise UserError(
+            f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
+            "trainings; start it again: same seed, same numbers"
+        )
+    return trials
+
+
+def _has_few(session: Session, selection: Selection) -> bool:
+    """Whether the classes to repair have few training images, and validation images can decide."""
+    few = bool(selection.targets) and len(selection.target_indices) < FEW_IMAGES
+    return few and len(session.images.val) > 0
+
+
+def rates_of(session: Session, selection: Selection) -> list[float]:
+    """The learning rates of a training: the next one is tried where the one before collapses.
+
+    ``optimizer.lr=auto`` begins with 0.003 for fewer than 400 images to learn, else with 0.001.
     """
     rate = session.cfg.optimizer.lr
     if rate != "auto":
-        return session.as_set("optimizer.lr", rate)
-    learnt = len(data.plan.selection.target_indices)
-    rates = RATES if learnt < FEW_IMAGES else RATES[1:]
-    assert before is not None  # open_session has looked for validation images
-    log.info("optimizer.lr=auto: %d steps at each rate that is tried", _PROBE_STEPS)
-    count = min(len(before), _PROBE_IMAGES)
-    rows = torch.linspace(0, len(before) - 1, count).long()
-    some = before.at(rows)
-    errors_before = int(counts_of(some)["before"]["errors"])
-    most = _MAX_HARM * errors_before + 2 * max(1, errors_before) ** 0.5
-    for rate in rates:
-        errors_after, seconds = probe(session, data, rate, some, rows)
-        if errors_after <= most:
-            break
-    tell_duration(session, data, seconds)
-    why = f"for {learnt:,} images to learn; {_PROBE_STEPS} steps change {errors_before} validation "
-    why += f"errors to {errors_after}, and up to {most:.0f} are no harm"
-    if errors_after > most:
-        tried = ", ".join(map(str, rates))
-        log.warning("optimizer.lr=auto: each of %s does harm on validation images", tried)
-    return Choice(rate, list(rates), count, why)
+        return [rate]
+    return list(RATES if len(selection.target_indices) < FEW_IMAGES else RATES[1:])
 
 
-def probe(
-    session: Session, data: ImageDataModule, rate: float, before: Predictions, rows: Tensor
-) -> tuple[int, float]:
-    """The errors in validation images, of these ``rows``, after a few steps; a step's seconds."""
-    net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
-    device, precision = trainer.strategy.root_device, cast(Any, trainer.precision_plugin)
-    loss, optimizer, start = session.make_loss(), session.make_optimizer(rate), start_of(net)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), evaluating(net, device):
-        net.train()
-        started = time.perf_counter()
-        for images, labels in data.read(islice(data.plan.batches(), _PROBE_STEPS)):
-            with precision.forward_context():
-                logits = net(dataset.normalise(images.to(device)))
-                value = loss(logits, labels.to(device), data.plan.replay)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-        value.item()  # a GPU is waited for
-        seconds = time.perf_counter() - started
-        batches = dataset.batches(session.images.val, device, rows, "optimizer.lr=auto")
-        table = evaluate(net.eval(), batches, before)
-    start_again(net, start)
-    return int(counts_of(table)["after"]["errors"]), seconds / _PROBE_STEPS
-
-
-def tell_duration(session: Session, data: ImageDataModule, seconds: float) -> None:
-    """Log how long all trainings take, at so many ``seconds`` a step, and how to have fewer."""
-    count, steps = number_of_trainings(session, data), session.trainer.max_steps
-    if steps <= 0:  # -1: max_epochs ends them
-        return
-    minutes = max(1, round(count * steps * seconds / 60))
-    advice = ""
-    if count > 1:
-        key = "lora.dropout=0" if len(dropouts_to_try(session, data)) > 1 else "refit=false"
-        advice = f"; {key} saves one of them"
-    log.info("trainings: %d of %d steps, some %d min in all%s", count, steps, minutes, advice)
-
-
-def refuse_to_go_on(session: Session, data: ImageDataModule) -> None:
-    """Refuse a checkpoint for a repair of several trainings."""
-    path = session.cfg.ckpt_path
-    if path is not None and number_of_trainings(session, data) > 1:
-        raise UserError(
-            f"ckpt_path={path}: expected null, since this repair has several trainings; start it "
-            "again: same seed, same numbers"
-        )
-
-
-def number_of_trainings(session: Session, data: ImageDataModule) -> int:
-    """How often an adapter is trained: trials that decide, and then the one that is kept."""
-    trials = len(dropouts_to_try(session, data))
-    if trials == 1 and not choose_refit(session, data).value:
-        return 1
-    return trials + 1
+def has_several_trainings(trials: Mapping[str, Session], selection: Selection) -> bool:
+    """Whether there are several trials, or one and a refit."""
+    session = next(iter(trials.values()))
+    return len(trials) > 1 or bool(choose_refit(session, selection).value)
 
 
 def train_repair(
-    session: Session, data: ImageDataModule, rate: float, before: Predictions | None
+    session: Session,
+    trials: Mapping[str, Session],
+    selection: Selection,
+    before: Predictions | None,
 ) -> Repair:
-    """Train the adapter: once, or after trials that decide its dropout and its scale.
+    """Train the adapter in each of ``trials``; keep the best one, or train it again as a refit.
 
     Each training begins at the same start. The tables, the dial and the scale are those of the
-    chosen trial, which had not learnt the validation images.
+    best trial, which had not learnt the validation images.
     """
-    start, dropouts = start_of(session.net), dropouts_to_try(session, data)
-    refit = choose_refit(session, data)
-    has_trials = number_of_trainings(session, data) > 1
-    trials: dict[float, Repair] = {}
-    for tried in dropouts:
-        session_of_trial = session
-        if has_trials:
-            log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), tried)
-            session_of_trial = session.in_folder(f"{TRIALS_FOLDER}/dropout={tried}")
-        start_again(session.net, start, tried)
-        trials[tried] = _train_and_measure(session_of_trial, data, rate, before, refit)
-    dropout = choose_dropout(session, trials)
-    chosen = trials[dropout.value]
-    choices = {"dropout": dropout, **chosen.choices, "refit": refit}
-    if has_trials:
-        if refit.value:
-            unseen = ""
-            if session.images.held_out.get("val") == "test":
-                unseen = ", which are part of test/; only the other test images are still unseen"
-            log.info("refit: once more, with the validation images%s", unseen)
-            data = session.data(data.plan.selection, with_validation=True)
-        # Without a refit the chosen training is repeated, for the files in the run's own folder.
-        start_again(session.net, start, dropout.value)
-        session.fit(data, rate)
-        set_lora_scale(session.net, choices["scale"].value)
-    return chosen._replace(choices=choices)
+    start, has_several = start_of(session.net), has_several_trainings(trials, selection)
+    repairs: dict[str, Repair] = {}
+    collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
+    for name, trial in trials.items():
+        if len(trials) > 1:
+            log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
+        rates = rates_of(trial, selection)
+        for rate in rates:
+            if rate in collapses and rate != rates[-1]:
+                continue
+            own = trial
+            if has_several or collapses:
+                own = trial.in_folder(f"{TRIALS_FOLDER}/{name}_{rate:g}")
+            start_again(session.net, start, trial.cfg.lora.dropout)
+            most = None if rate == rates[-1] or before is None else most_errors(before)
+            training = own.fit(own.data(selection), rate, most)
+            if not training.has_collapsed:
+                break
+            step, errors = list(training.errors_by_step.items())[-1]
+            collapses[rate] = f"at {rate:g} it collapses, with {errors:,} errors at step {step}"
+            log.warning("training: %s; the next rate is tried", collapses[rate])
+        choice = trial.as_set("optimizer.lr", rate)
+        if len(rates) > 1:
+            reasons = [f"for {len(selection.target_indices):,} images", *collapses.values()]
+            choice = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
+        repairs[name] = _measured(own, training, selection, before)
+        repairs[name].choices["rate"] = choice
+    best = choose_trial(session, repairs)
+    kept, trial = repairs[best.value], trials[best.value]
+    choices = kept.choices
+    if session.cfg.trials:
+        choices = {"trial": best, "augment": choose_augment(session, trial), **choices}
+    start_again(session.net, kept.adapter, trial.cfg.lora.dropout)
+    if choices["refit"].value:
+        unseen = ""
+        if session.images.held_out.get("val") == "test":
+            unseen = ", which are part of test/; only the other test images are still unseen"
+        log.info("refit: once more, with the validation images%s", unseen)
+        start_again(session.net, start, trial.cfg.lora.dropout)
+        trial.fit(trial.data(selection, with_validation=True), choices["rate"].value)
+    elif kept.training.trainer is not session.trainer:
+        for logger in session.trainer.loggers:  # they have not seen this training
+            logger.log_hyperparams(dict(kept.training.hparams))
+    set_lora_scale(session.net, choices["scale"].value)
+    return kept._replace(choices=choices)
 
 
-def _train_and_measure(
+def _measured(
     session: Session,
-    data: ImageDataModule,
-    rate: float,
+    training: ClassifierModule,
+    selection: Selection,
     before: Predictions | None,
-    refit: Choice,
 ) -> Repair:
-    """Train the adapter that is on the network, and turn it to the scale that is chosen."""
-    errors_by_step = session.fit(data, rate)
+    """What validation images say of the adapter that was trained, at the scale that they advise."""
+    adapter = start_of(session.net)
     val = session.predictions("val", before)
-    dial = try_scales(session, data, val)
+    dial = try_scales(session, selection, val)
+    refit = choose_refit(session, selection)
     scale = choose_scale(session, dial, refit)
     set_lora_scale(session.net, scale.value)
     if scale.value != 1:
         val = session.predictions("val", before)
     tables = {} if val is None else {"val": val}
-    return Repair(tables, {"scale": scale}, dial, errors_by_step)
+    return Repair(tables, {"scale": scale, "refit": refit}, dial, training, adapter)
 
 
-def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
-    """The values of ``lora.dropout`` to train with: one where nothing is to be chosen."""
-    dropout = session.cfg.lora.dropout
-    if dropout != "auto":
-        return [dropout]
-    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
-    return DROPOUTS if _has_few(data) and takes_dropout else DROPOUTS[:1]
+def most_errors(before: Predictions) -> float:
+    """With more validation errors than these, a training has collapsed."""
+    errors: int = counts_of(before)["before"]["errors"]
+    return _MAX_HARM * errors + 4 * math.sqrt(max(1, errors))
 
 
-def choose_dropout(session: Session, trials: Mapping[float, Repair]) -> Choice:
-    """The dropout of the trial with the fewest validation errors."""
-    if len(trials) == 1:
-        (dropout,) = trials
-        if session.cfg.lora.dropout != "auto":
-            return session.as_set("lora.dropout", dropout)
-        why = "others are tried only for a class of few images, in layers that take dropout"
-        return Choice(dropout, why=why)
+def choose_trial(session: Session, repairs: Mapping[str, Repair]) -> Choice:
+    """The trial with the fewest validation errors."""
     errors = {}
-    for dropout, trial in trials.items():
-        errors[dropout] = int(counts_of(trial.tables["val"])["after"]["errors"])
-    best = session.of_first_process(min(errors, key=lambda dropout: errors[dropout]))
-    counts = [f"{count:,} with {dropout:g}" for dropout, count in errors.items()]
+    for name, repair in repairs.items():
+        if len(repairs) == 1:
+            return Choice(name, why="others are tried only for a class of few images")
+        errors[name] = int(counts_of(repair.tables["val"])["after"]["errors"])
+    best = session.of_first_process(min(errors, key=lambda name: errors[name]))
+    counts = [f"{count:,} with {name}" for name, count in errors.items()]
     why = f"the fewest validation errors: {', '.join(counts)}"
     return Choice(best, list(errors), len(session.images.val), why)
 
 
-def choose_refit(session: Session, data: ImageDataModule) -> Choice:
+def choose_augment(session: Session, trial: Session) -> Choice:
+    """How the kept trial changed its images: ``auto`` is as in the base's training."""
+    base, why = session.classifier.base, "as in the base's training"
+    if trial.augment != session.augment:
+        why = "as the trial has it"
+    elif session.cfg.batches.augment != "auto":
+        return session.as_set("batches.augment", trial.augment)
+    elif base is None or "augment" not in base.record.get("made", {}):
+        why = "the base's file does not say how it was; augment= takes what its training had"
+    return Choice(trial.augment, why=why)
+
+
+def choose_refit(session: Session, selection: Selection) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
     if refit != "auto":
@@ -294,19 +295,13 @@ def choose_refit(session: Session, data: ImageDataModule) -> Choice:
         return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
-    count, few = len(data.plan.selection.target_indices), _has_few(data)
+    count, few = len(selection.target_indices), _has_few(session, selection)
     why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
     return Choice(few, [True, False], why=why)
 
 
-def _has_few(data: ImageDataModule) -> bool:
-    """Whether the classes to repair have few training images, and validation images can decide."""
-    targets, target_indices, _ = data.plan.selection
-    return bool(targets) and len(target_indices) < FEW_IMAGES and len(data.images.val) > 0
-
-
 def try_scales(
-    session: Session, data: ImageDataModule, val: Predictions | None
+    session: Session, selection: Selection, val: Predictions | None
 ) -> dict[str, Any] | None:
     """The dial of the adapter on validation images; ``None`` if it is not wanted."""
     cfg, images = session.cfg, session.images.val
@@ -316,7 +311,7 @@ def try_scales(
     log.info("dial: the adapter at several scales on validation images")
     with session.evaluating() as device:
         batches = partial(session.classifier.dataset.batches, images, device, name="dial")
-        return measure_dial(session.net, batches, val, data.plan.selection.targets, cfg.seed)
+        return measure_dial(session.net, batches, val, selection.targets, cfg.seed)
 
 
 def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice) -> Choice:
@@ -342,14 +337,10 @@ def start_of(net: nn.Module) -> list[dict[str, Tensor]]:
     return states
 
 
-def start_again(
-    net: nn.Module, start: Sequence[Mapping[str, Tensor]], dropout: float | None = None
-) -> None:
+def start_again(net: nn.Module, start: Sequence[Mapping[str, Tensor]], dropout: float) -> None:
     """Put the adapters on ``net`` back to their start; ``dropout`` is for the next training."""
     for adapter, state in zip(lora_adapters(net), start, strict=True):
         adapter.load_state_dict(state)
         for parameter in adapter.parameters():
             parameter.grad = None
-        adapter.scale = 1.0
-        if dropout is not None:
-            adapter.dropout = dropout
+        adapter.scale, adapter.dropout = 1.0, dropout

@@ -167,6 +167,7 @@ def _record_of(session: Session) -> dict[str, Any]:
             "stage": session.cfg.stage,
             "overrides": typed,
             "seed": session.cfg.seed,
+            "augment": session.augment,
             "versions": {package: version(package) for package in ("lora-mnist", "torch")},
         },
     }

@@ -23,13 +23,14 @@ from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
 from lora_mnist.disk.checkpoint import refuse_other_base
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import INITS
-from lora_mnist.project import DATA
+from lora_mnist.project import DATA, quoted
 from lora_mnist.repair.module import ClassifierModule, Loss
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, evaluate, predictions_at
+from lora_mnist.settings import foreign_code
 from lora_mnist.trainer import make_trainer
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,22 @@ class Session:
                 tables[part] = table
         return tables
 
+    @property
+    def augment(self) -> Any:
+        """What changes training images; ``auto``: what changed them in the base's training."""
+        augment, base = self.cfg.batches.augment, self.classifier.base
+        if augment != "auto":
+            return OmegaConf.to_container(augment, resolve=True) if augment else None
+        assert base is not None  # _refuse_wrong_stage
+        recorded = base.record.get("made", {}).get("augment")
+        if foreign := recorded and foreign_code({}, "transform", recorded):
+            line = quoted(f"batches.augment={as_value(recorded)}")
+            raise UserError(
+                f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
+                "runs it, from where you stand; augment=none trains without"
+            )
+        return recorded
+
     @cached_property
     def _order_seed(self) -> int:
         """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
@@ -112,7 +129,7 @@ class Session:
         with config_group("batches"):
             labels, seed, size = images.train.labels, self._order_seed, batches.batch_size
             plan = Plan(selection, labels, size, replay, seed, processes)
-        augment = make("batches.augment", batches.augment) if batches.augment else None
+        augment = make("batches.augment", self.augment) if self.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
 
     def make_loss(self) -> Loss:
@@ -124,6 +141,8 @@ class Session:
         """The optimizer of what is trainable in the network."""
         settings = dict(self.cfg.optimizer)
         settings.pop("lr")
+        if self.trainer.gradient_clip_val and "mixed" in self.trainer.precision:
+            settings.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         optimizer: Optimizer = make("optimizer", settings, trained, lr=rate)
         decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
@@ -143,6 +162,12 @@ class Session:
             return None
         return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
 
+    def refuse_parts(self) -> None:
+        """Make the parts of a training once: they refuse what they cannot use before it begins."""
+        rate = self.cfg.optimizer.lr
+        self.make_loss()
+        self.make_scheduler(self.make_optimizer(0.1 if rate == "auto" else rate))
+
     def _hyperparameters(self, targets: Sequence[str], rate: float) -> dict[str, Any]:
         """What loggers and checkpoints say of a training."""
         base, resolved = self.classifier.base, self.classifier.settings
@@ -152,8 +177,13 @@ class Session:
         settings["optimizer"]["lr"] = rate
         return dict(settings)
 
-    def fit(self, data: ImageDataModule, rate: float) -> dict[int, int]:
-        """Train, from ``ckpt_path`` on if it is set; return the validation errors by step."""
+    def fit(
+        self, data: ImageDataModule, rate: float, most_errors: float | None = None
+    ) -> ClassifierModule:
+        """Train, from ``ckpt_path`` on if it is set.
+
+        The training ends at a validation that finds more than ``most_errors``.
+        """
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, selection = self.classifier.classes, plan.selection
         names = [classes[target] for target in selection.targets]
@@ -169,6 +199,7 @@ class Session:
             targets=selection.targets,
             loss=self.make_loss(),
             replay=plan.replay,
+            most_errors=most_errors,
         )
         module.save_hyperparameters(self._hyperparameters(names, rate))
         net.train()
@@ -179,12 +210,14 @@ class Session:
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
         for name, parameter in net.named_parameters():
-            if parameter.requires_grad and not parameter.isfinite().all():
+            if module.has_collapsed or not parameter.requires_grad:
+                continue
+            if not parameter.isfinite().all():
                 raise TrainingError(
                     f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
                     f"{trainer.global_step}; expected a smaller learning rate"
                 )
-        return module.errors_by_step
+        return module
 
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""
@@ -198,7 +231,7 @@ class Session:
     def in_folder(self, name: str) -> "Session":
         """The session of one training among several: its files are in a folder of the run's."""
         cfg, run = self.cfg.copy(), replace(self.run, folder=self.run.folder / name)
-        cfg.paths.run = str(run.folder)
+        cfg.paths.run, cfg.ckpt_path = str(run.folder), None
         for logger in cfg.get("logger") or {}:
             if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
                 cfg.logger[logger] = None
@@ -248,6 +281,7 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
             "target=weakest": target == "weakest",
             f"mistakes={mistakes}": mistakes is not None,
             "optimizer.lr=auto": cfg.optimizer.lr == "auto",
+            "batches.augment=auto": cfg.batches.augment == "auto",
         }
         for key, is_asked in needs_base.items():
             if is_asked:
@@ -318,9 +352,7 @@ def _refuse_inconsistent(session: Session) -> None:
             "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
             f"{changed[0]} has changed"
         )
-    # Made once, so that what they refuse is refused before anything is computed.
-    session.make_loss()
-    session.make_scheduler(session.make_optimizer(0.1 if is_auto else cfg.optimizer.lr))
+    session.refuse_parts()
     monitor = None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None) or monitor

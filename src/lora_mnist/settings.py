@@ -21,7 +21,7 @@ _GROUPS = ("net", "prepare", "data")
 VERSION = 1
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
-    r"lora_mnist\.(MLP|CNN|huggingface|data\.(MNIST|Folder))"
+    r"lora_mnist\.(MLP|CNN|huggingface|data\.(MNIST|Folder|Shift))"
     r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )
@@ -128,6 +128,11 @@ def foreign_code(
         own = typed if isinstance(typed, Mapping) else {}
         for key, each in value.items():
             if foreign := foreign_code(value, key, each, own.get(key)):
+                return foreign
+        return None
+    if name == "transforms" and isinstance(value, list):  # of a Compose
+        for each in value:
+            if foreign := foreign_code(arguments, "transform", each):
                 return foreign
         return None
     if name == "_target_":

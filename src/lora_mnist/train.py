@@ -15,13 +15,7 @@ from lora_mnist.choice import tell
 from lora_mnist.command import Run, checked_copy
 from lora_mnist.disk.base import refuse_to_replace
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.recipe import (
-    choose_rate,
-    choose_target,
-    put_adapter,
-    refuse_to_go_on,
-    train_repair,
-)
+from lora_mnist.recipe import choose_target, put_adapter, train_repair, trials_of
 from lora_mnist.results import current_base_path, finish
 from lora_mnist.session import open_session, prove_unchanged
 from lora_mnist.show.screen import print_parameters
@@ -77,14 +71,10 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     selection, choices = choose_target(session, before)
     tell(choices)
     put_adapter(session)
-    data = session.data(selection)
-    refuse_to_go_on(session, data)
+    trials = trials_of(session, selection)
     advice = check_base(session, before)
-    rate = choose_rate(session, data, before)
-    tell({"rate": rate})
-    choices["rate"] = rate
     print_parameters(session.net)
-    repair = train_repair(session, data, rate.value, before)
+    repair = train_repair(session, trials, selection, before)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
@@ -93,7 +83,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     extra = {
         "base_unchanged": True,
         "dial": repair.dial,
-        "validation_errors": list(repair.errors_by_step.items()),
+        "validation_errors": list(repair.training.errors_by_step.items()),
+        "steps": repair.training.global_step,
         "better_preprocessing": advice,
     }
     return finish(session, tables, choices | repair.choices, extra)

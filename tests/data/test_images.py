@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from lora_mnist.data import ImageDataset, Images
+from lora_mnist.data import ImageDataset, Images, Shift
 from lora_mnist.data.images import measured_pixels, open_picture
 
 
@@ -53,3 +53,17 @@ def test_pictures_are_stacked_as_far_as_they_are_of_one_size():
     assert [labels.tolist() for _, labels in batches] == [[0, 1], [2], [3], [4, 5]]
     assert [images.shape[2] for images, _ in batches] == [4, 4, 5, 6]
     assert all((images == 1).all() for images, _ in batches)
+
+
+def test_an_image_is_shifted_by_whole_pixels_and_the_rest_is_black():
+    """By each distance up to the share of its sides, as a picture too."""
+    image = torch.zeros(1, 20, 10, dtype=torch.uint8)
+    image[0, 10, 5] = 9
+    seen = set()
+    for number in range(300):
+        moved = Shift(0.1)(image if number % 2 else Image.fromarray(image[0].numpy()))
+        pixels = torch.as_tensor(numpy.asarray(moved)).view(20, 10)
+        assert (pixels.sum(), pixels.dtype) == (9, torch.uint8)
+        seen.add(tuple(pixels.nonzero()[0].tolist()))
+    assert seen == {(row, column) for row in range(8, 13) for column in range(4, 7)}
+    assert torch.equal(Shift(0)(image), image)

@@ -4,5 +4,6 @@ from lora_mnist.data.folder import Folder as Folder
 from lora_mnist.data.images import ImageDataset as ImageDataset
 from lora_mnist.data.images import Images as Images
 from lora_mnist.data.images import ImageSets as ImageSets
+from lora_mnist.data.images import Shift as Shift
 from lora_mnist.data.mnist import MNIST as MNIST
 from lora_mnist.data.mnist import load_images as load_images

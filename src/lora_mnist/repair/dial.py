@@ -138,11 +138,11 @@ def scale_of_refit(curve: Mapping[str, Any]) -> float:
     """The scale of an adapter that is trained once more, with the validation images: mostly 1.
 
     It leaves fewer errors than the adapter that ``curve`` has measured. So what is advised counts
-    only if scale 1 has more errors by over ``2 * sqrt(repaired + broken)``, or too many elsewhere.
+    only if scale 1 has more errors by over ``sqrt(repaired + broken)``, or too many elsewhere.
     """
     scales, errors, elsewhere = curve["scales"], curve["errors"], curve.get("errors_elsewhere")
     base, advised, whole = (scales.index(scale) for scale in (0, curve["advised"], 1))
-    is_worse = errors[whole] - errors[advised] > 2 * curve["repaired_or_broken"][whole] ** 0.5
+    is_worse = errors[whole] - errors[advised] > curve["repaired_or_broken"][whole] ** 0.5
     if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
         is_worse = is_worse or elsewhere[whole] > _MAX_ELSEWHERE * elsewhere[base]
     return float(curve["advised"]) if is_worse else 1.0

@@ -60,6 +60,7 @@ class ClassifierModule(LightningModule):
         classes: their names, in the order of the logits.
         targets: the classes to repair, by number.
         replay: how many images of a batch, in all processes together, are replayed: the last ones.
+        most_errors: with more validation errors than these the training has collapsed, and ends.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ClassifierModule(LightningModule):
         targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,
+        most_errors: float | None = None,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss or Loss()
@@ -82,6 +84,7 @@ class ClassifierModule(LightningModule):
         self.val_confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.errors_by_step: dict[int, int] = {}  # on validation images
+        self.most_errors, self.has_collapsed = most_errors, False
 
     def setup(self, stage: str) -> None:
         """Refuse to train where rounding made several processes choose another class or rate."""
@@ -96,6 +99,7 @@ class ClassifierModule(LightningModule):
                     f"{key}: process {self.trainer.global_rank} has chosen {value}, and the first "
                     f"{first[key]}; expected a value on the command line"
                 )
+        self.most_errors = self.trainer.strategy.broadcast(self.most_errors)
 
     def configure_optimizers(self) -> Any:
         if self.scheduler is None:
@@ -107,7 +111,8 @@ class ClassifierModule(LightningModule):
         loss: Tensor = self.loss(self.net(images), labels, self.replay // self.trainer.world_size)
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
-            if not loss.isfinite():
+            # Where a collapse is looked for, the next validation finds it in all processes.
+            if self.most_errors is None and not loss.isfinite():
                 raise TrainingError(
                     f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {loss.item()} at "
                     f"step {step}; expected a smaller learning rate"
@@ -126,6 +131,8 @@ class ClassifierModule(LightningModule):
         counts = counts_of_confusion(self.val_confusion.compute().cpu(), self.targets)
         counts["loss"] = self.val_loss.compute().item()
         self.errors_by_step[self.global_step] = counts["errors"]
+        if self.most_errors is not None and counts["errors"] > self.most_errors:
+            self.has_collapsed = self.trainer.should_stop = True
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
         self.val_confusion.reset()
         self.val_loss.reset()
@@ -147,7 +154,8 @@ class TrainedAverage(Callback):
     """Validates, and ends training, with an average of the trained parameters.
 
     After each step it is ``decay * average + (1 - decay) * parameter``. Lightning's WeightAveraging
-    copies and averages the frozen base as well, at every step.
+    copies the frozen base as well, twice into each checkpoint, and leaves the last weights in place
+    of their average where a checkpoint leaves no step to take.
     """
 
     def __init__(self, decay: float = 0.99) -> None:
