@@ -62,7 +62,7 @@ def test_an_image_is_shifted_by_whole_pixels_and_the_rest_is_black():
     seen = set()
     for number in range(300):
         moved = Shift(0.1)(image if number % 2 else Image.fromarray(image[0].numpy()))
-        pixels = torch.as_tensor(numpy.asarray(moved)).view(20, 10)
+        pixels = torch.tensor(numpy.asarray(moved)).view(20, 10)
         assert (pixels.sum(), pixels.dtype) == (9, torch.uint8)
         seen.add(tuple(pixels.nonzero()[0].tolist()))
     assert seen == {(row, column) for row in range(8, 13) for column in range(4, 7)}
