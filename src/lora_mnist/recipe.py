@@ -196,9 +196,7 @@ def train_repair(
         if len(trials) > 1:
             log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
         rates = rates_of(trial, selection)
-        for rate in rates:
-            if rate in collapses and rate != rates[-1]:
-                continue
+        for rate in [each for each in rates if each not in collapses] or rates:
             own = trial
             if has_several or collapses:
                 own = trial.in_folder(f"{TRIALS_FOLDER}/{name}_{rate:g}")

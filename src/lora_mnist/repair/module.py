@@ -154,8 +154,7 @@ class TrainedAverage(Callback):
     """Validates, and ends training, with an average of the trained parameters.
 
     After each step it is ``decay * average + (1 - decay) * parameter``. Lightning's WeightAveraging
-    copies the frozen base as well, twice into each checkpoint, and leaves the last weights in place
-    of their average where a checkpoint leaves no step to take.
+    copies the frozen base, twice into each checkpoint, and ends without it after no further step.
     """
 
     def __init__(self, decay: float = 0.99) -> None:
