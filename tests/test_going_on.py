@@ -1,8 +1,12 @@
 """A training that was cut short goes on from Lightning's checkpoint; a kill loses no file."""
 
+import os
 import shlex
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import CRASH, OFTEN, Crashed
 from helpers.commands import ROOT, files_of, only_run, read_results, refused, run_process
@@ -10,6 +14,7 @@ from helpers.commands import ROOT, files_of, only_run, read_results, refused, ru
 from lora_mnist.command import Run
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.train import train
+from lora_mnist.trainer import make_trainer
 
 #: Two epochs of seven steps.
 PRETRAIN = ("stage=pretrain", "trainer.max_epochs=2", "batches.batch_size=500", *OFTEN)
@@ -64,6 +69,22 @@ def test_it_goes_on_at_the_next_batch(go, overrides, crashes):
         assert read_results(on)["steps"] == read_results(whole)["steps"]
         assert weights_of(on) == weights_of(whole)
         assert files_of(cut) == before
+
+
+def test_a_checkpoint_is_replaced_whole_where_temporary_files_lie_elsewhere(tmp_path, monkeypatch):
+    """Lightning writes one to them first. On another file system a move is a copy: not at once."""
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    options = ("trainer=cpu", "logger=none", f"paths.run={tmp_path}")
+    strategy = make_trainer(composed("train", *PRETRAIN, *options), Run(tmp_path)).strategy
+    last, same_file = tmp_path / "last.ckpt", tmp_path / "link.ckpt"
+    strategy.save_checkpoint({"step": 1}, last)
+    os.link(last, same_file)
+    strategy.save_checkpoint({"step": 2}, last)
+    for path, step in ((last, 2), (same_file, 1)):
+        assert torch.load(path, weights_only=True) == {"step": step}
 
 
 def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
