@@ -8,6 +8,7 @@ import torch
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.utilities import rank_zero_only
 from torchvision.transforms import v2
 
 from lora_mnist.data import ImageDataset, Images, ImageSets, load_images
@@ -129,11 +130,25 @@ def test_several_processes_share_training_and_validation():
     assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_each_image_is_augmented_by_itself(workers):
-    """Some are inverted; which ones, differs from batch to batch, and follows from the seed."""
+def test_an_evaluation_draws_no_random_number():
+    """A training would depend on what is evaluated before it, and how often it is validated."""
+    data = data_of(SimpleNamespace(global_rank=0, world_size=1), val=9)
+    data.dataset.normalise_by(0, 1)
+    state = torch.get_rng_state()
+    assert len(seen(data.val_dataloader())) == 5
+    assert len(seen(data.dataset.batches(data.images.val))) == 5
+    assert torch.equal(torch.get_rng_state(), state)
 
-    def augmented(seed):
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_image_is_augmented_by_itself(workers, monkeypatch):
+    """Some are inverted; which ones, differs from batch to batch, and follows from the seed.
+
+    The workers of several processes, which have one seed, draw other numbers in each of them.
+    """
+
+    def augmented(seed, rank=0):
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
         data = data_of(augment=v2.RandomInvert(), num_workers=workers)
         torch.manual_seed(seed)
         return seen(data.read(islice(data.plan.batches(), 4)))
@@ -147,3 +162,5 @@ def test_each_image_is_augmented_by_itself(workers):
         patterns.add(tuple(is_inverted))
     assert len(patterns) == 4
     assert augmented(0) == first != augmented(1)
+    if workers:
+        assert augmented(0, rank=1) != first
