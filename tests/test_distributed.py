@@ -1,14 +1,23 @@
 """One training in two processes, trainer=ddp_sim: what one process alone would do."""
 
 import os
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 from composed import FEW, SMALL, composed
 from helpers.commands import read_csv, read_results
+from helpers.nets import batches
+from helpers.runs import DIAL
+from lightning.pytorch import Trainer
 
+from lora_mnist.choice import Choice
 from lora_mnist.command import Run
+from lora_mnist.errors import UserError
+from lora_mnist.recipe import choose_scale
+from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.session import Session
 from lora_mnist.train import train
 
 
@@ -47,3 +56,34 @@ def test_two_processes_train_as_one(cli, outputs, tmp_path):
         assert two["images_per_class"] == one["images_per_class"]
         assert abs(two["errors"] - one["errors"]) <= 2
     assert together["scale"] == alone["scale"] > 0
+
+
+def trainer_told(first):
+    """A Trainer of a process, where the first one of several has chosen this by its rounding."""
+    trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+
+    def broadcast(value, src=0):
+        return {**value, **first} if isinstance(value, dict) else first
+
+    trainer.strategy.broadcast = broadcast
+    return trainer
+
+
+@pytest.mark.parametrize("first", [{"target": ["dog"]}, {"optimizer.lr": 0.2}])
+def test_training_is_refused_where_the_first_process_has_chosen_otherwise(tiny, first):
+    """Each would train, without a word, what it has chosen itself."""
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    module = ClassifierModule(tiny, optimizer, classes=["cat", "dog", "owl"], targets=[0])
+    (key,) = first
+    with pytest.raises(UserError, match=rf"^{key}: process 0 has chosen .*; expected a value"):
+        trainer_told(first).fit(module, batches())
+
+
+def test_choose_scale_takes_what_the_first_process_has_chosen():
+    session = Session(
+        cfg=SimpleNamespace(lora=SimpleNamespace(scale="auto")),
+        trainer=trainer_told(1),
+        **dict.fromkeys(("run", "classifier", "images", "mistakes", "started")),
+    )
+    assert DIAL["advised"] != 1
+    assert choose_scale(session, DIAL, Choice(False)).value == 1
