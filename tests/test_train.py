@@ -16,6 +16,7 @@ from lora_mnist.command import Run, checked_copy
 from lora_mnist.data import Images
 from lora_mnist.disk.base import sha256_of_base
 from lora_mnist.errors import TrainingError
+from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.repair.significance import weakest
 from lora_mnist.session import _limited
@@ -116,6 +117,20 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt")
     assert sha256_of_base(mine) == sha256
     assert after == before
+
+
+def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_path):
+    """Trainings alike leave files alike: an adapter that is given away names no folder."""
+    numbers = ("trainer.max_steps=2", "~callbacks.checkpoint")
+    left = []
+    for name in ("one", "two"):
+        places = (f"paths.run={tmp_path}/{name}", f"run_name={name}", "figures=false")
+        typed = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
+        cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", numbers[0])
+        train(cfg, Run(tmp_path / name, typed))
+        left.append([path.read_bytes() for path in sorted((tmp_path / name).glob("adapter/*"))])
+        assert read_metadata(tmp_path / name / "adapter")["made"]["overrides"] == [numbers[0]]
+    assert left[0] == left[1]
 
 
 def test_the_base_is_proven_unchanged(outputs):
