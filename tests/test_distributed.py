@@ -1,7 +1,7 @@
 """One training in two processes, trainer=ddp_sim: what one process alone would do."""
 
 import os
-from types import SimpleNamespace
+from dataclasses import fields
 from unittest.mock import patch
 
 import pytest
@@ -80,10 +80,8 @@ def test_training_is_refused_where_the_first_process_has_chosen_otherwise(tiny, 
 
 
 def test_choose_scale_takes_what_the_first_process_has_chosen():
-    session = Session(
-        cfg=SimpleNamespace(lora=SimpleNamespace(scale="auto")),
-        trainer=trainer_told(1),
-        **dict.fromkeys(("run", "classifier", "images", "mistakes", "started")),
-    )
+    parts = {field.name: None for field in fields(Session)}
+    parts |= {"cfg": composed("train", "stage=lora", "lora.scale=auto"), "trainer": trainer_told(1)}
+    session = Session(**parts)
     assert DIAL["advised"] != 1
     assert choose_scale(session, DIAL, Choice(False)).value == 1
