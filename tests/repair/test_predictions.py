@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,10 @@ def test_the_outcome_says_what_became_of_each_image():
     table = table_of(BEFORE, AFTER).at(torch.tensor([5, 0, 1, 2]))
     assert table.label.tolist() == [1, 0, 0, 0]
     assert table.prediction.tolist() == [[1, 0, 1, 2], [2, 0, 0, 1]]
+    of_base = table_of(BEFORE)
+    for column in ("probability", "loss"):
+        expected = getattr(of_base, column)[0, [5, 0, 1, 2]]
+        assert torch.equal(getattr(table, column)[0], expected)
     assert table.outcomes().tolist() == ["broken", "right", "repaired", "wrong"]
     alone = table_of(BEFORE).outcomes()
     assert alone.tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
@@ -119,7 +125,7 @@ def test_predictions_at_each_scale(tiny):
     """Those of the network with that scale, which afterwards has its own again."""
     adapted = randomize(add_lora(tiny))
     set_lora_scale(adapted, 0.5)
-    scales = [0, 0.3, None, 1]
+    scales, base = [0, 0.3, None, 1], evaluate(remove_lora(copy.deepcopy(adapted)), batches())
     table = predictions_at(adapted, batches(), scales)
     assert [adapter.scale for adapter in lora_adapters(adapted)] == [0.5, 0.5]
     for place, scale in enumerate(scales):
@@ -127,6 +133,8 @@ def test_predictions_at_each_scale(tiny):
         alone = evaluate(adapted, batches())
         for column in ("prediction", "probability", "loss"):
             assert torch.equal(getattr(table, column)[place], getattr(alone, column)[1])
+        known = evaluate(adapted, batches(), base)
+        assert torch.equal(known.probability, alone.probability)
     assert len({tuple(row.tolist()) for row in table.probability}) == 4
     with pytest.raises(RuntimeError):  # images of another size
         predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
