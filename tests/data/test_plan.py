@@ -9,6 +9,7 @@ from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import RandomSampler
 from torchvision.transforms import v2
 
 from lora_mnist.data import ImageDataset, Images, ImageSets, load_images
@@ -30,6 +31,19 @@ def test_images_come_in_the_recorded_order():
     for batch in islice(plan.batches(), 30):
         digest.update(bytes(str(batch), "ascii"))
     assert digest.hexdigest()[:16] == "c247c46a9f0bcec9"
+
+
+@pytest.mark.parametrize(("processes", "size"), [(1, 5), (2, 6)])
+def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, size):
+    """Of an odd number of images two processes draw the first one twice."""
+    plan = plan_of(None, torch.zeros(5), batch_size=2, seed=1, processes=processes)
+    sampler = RandomSampler(range(5), generator=torch.Generator().manual_seed(1))
+    batches = plan.batches()
+    assert plan.batches_per_epoch == 3
+    for _ in range(3):
+        order = [*sampler]
+        drawn = [index for batch in islice(batches, 3) for index in batch]
+        assert drawn == [*order, *order][:size]
 
 
 @given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
