@@ -63,6 +63,10 @@ def test_counts_by_hand():
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
     assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
+    many = counts_of(table.at(torch.arange(6).repeat(5)), [1])["after"]
+    p_values = [many[f"p_value{group}"] for group in ("", "_of_target", "_elsewhere")]
+    assert p_values == [mcnemar(10, 5), mcnemar(5, 5), mcnemar(5, 0)]
+    assert len({*p_values}) == 3
     # An image of one target that is given the name of another is no false call.
     assert counts_of(table, [0, 1])["after"]["false_calls_of_target"] == 0
 
