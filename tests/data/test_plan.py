@@ -144,6 +144,25 @@ def test_several_processes_share_training_and_validation():
     assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
 
 
+def test_planned_batches_go_on_at_the_place_that_was_saved():
+    """In the epoch that Lightning names; with overfit_batches each epoch is the first one."""
+    trainer = SimpleNamespace(
+        **{"global_rank": 0, "world_size": 1, "current_epoch": 1, "num_training_batches": 4},
+        **{"overfit_batches": 0, "max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2},
+    )
+    data = data_of(trainer)
+    plan = list(islice(data.plan.batches(), 12))
+    cut, goes_on = data.train_dataloader(), data.train_dataloader()
+    assert seen(islice(cut, 3)) == plan[4:7]
+    goes_on.load_state_dict(cut.state_dict())
+    assert (seen(goes_on), seen(goes_on)) == (plan[7:8], plan[8:12])
+    trainer.overfit_batches = 4
+    assert seen(goes_on) == seen(goes_on) == plan[:4]
+    for max_steps, max_epochs, length in ((-1, 3, 10), (7, 3, 10), (7, -1, 14), (-1, -1, 10)):
+        trainer.max_steps, trainer.max_epochs = max_steps, max_epochs
+        assert len(goes_on) == length
+
+
 def test_an_evaluation_draws_no_random_number():
     """A training would depend on what is evaluated before it, and how often it is validated."""
     data = data_of(SimpleNamespace(global_rank=0, world_size=1), val=9)

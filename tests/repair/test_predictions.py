@@ -89,7 +89,8 @@ def test_the_outcome_says_what_became_of_each_image():
         expected = getattr(of_base, column)[0, [5, 0, 1, 2]]
         assert torch.equal(getattr(table, column)[0], expected)
     assert table.outcomes().tolist() == ["broken", "right", "repaired", "wrong"]
-    alone = table_of(BEFORE).outcomes()
+    torch.testing.assert_close(of_base.probability[0], BEFORE.softmax(dim=1).amax(dim=1))
+    alone = of_base.outcomes()
     assert alone.tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
 
 
@@ -99,6 +100,7 @@ def test_what_loggers_get_of_classes():
     tags = logged_metrics(outcomes, ["a/b", "c", "d", "e"], [1])
     curves = {tag for tag in tags if "per_class" in tag}
     assert curves == {"val/accuracy_per_class/a-b", "val/accuracy_per_class/c"}
+    assert [tags[tag] for tag in curves] == pytest.approx([2 / 3, 2 / 3])
     assert (tags["val/repaired"], tags["val/errors_elsewhere"]) == (2, 1)
     assert (tags["val_base/precision_of_target"], tags["val/precision_of_target"]) == (2 / 3, 2 / 3)
     for tag, number in tags.items():  # by the keys of results.json
