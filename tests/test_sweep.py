@@ -54,6 +54,13 @@ def test_an_interrupted_sweep_says_where_its_finished_jobs_are(tmp_path):
     assert [path.parent.name for path in sweep.glob("*/results.json")] == ["0"]
 
 
+def test_a_signal_between_two_jobs_ends_the_sweep(cli, tmp_path):
+    """It comes while what a job has left is thrown away, where Python ignores what is raised."""
+    done = cli(TOY, "-m", "x=-3,2")
+    assert done.code == 130
+    assert "interrupted by SIGINT\nfinished jobs: 1, in" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "folders"),
     [

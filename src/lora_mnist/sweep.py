@@ -6,10 +6,12 @@ A job is finished if its results.json is there; one that failed leaves failed.js
 import gc
 import logging
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
@@ -72,7 +74,8 @@ def run_job(
         print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
         return None
     finally:
-        gc.collect()  # a Trainer and what it trains hold each other, and the images
+        with _signals_waiting():
+            gc.collect()  # a Trainer and what it trains hold each other, and the images
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), ""
     value = results.get(cfg.sweep.metric)
     if isinstance(value, int | float):
@@ -92,6 +95,23 @@ def run_job(
 def _columns_of_ours() -> list[str]:
     """The keys that a job may lack: some are of a repair, or of mistakes, alone."""
     return list(OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values())
+
+
+@contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Let signals wait until the ``with`` block ends: what a ``__del__`` raises, Python ignores."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere none is handled
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def close_sweep(config: DictConfig) -> None:

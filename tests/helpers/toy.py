@@ -4,6 +4,7 @@ A job finds how near ``x`` and ``y`` are to 3 and 5.
 """
 
 import os
+import signal
 import time
 
 from hydra.core.config_store import ConfigStore
@@ -28,6 +29,18 @@ CONFIG = {
     "note": None,
     "pause": 0,
 }
+
+
+class Interrupting:
+    """Sends SIGINT when it is thrown away, which only the garbage collector does."""
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 STORE = ConfigStore.instance()
 STORE.store("toy", CONFIG)
 #: For a command without sweeps of its own.
@@ -45,6 +58,8 @@ def play(cfg, run):
         raise RuntimeError("no such thing")
     if cfg.x == -2:
         raise KeyboardInterrupt
+    if cfg.x == -3:
+        Interrupting()
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
