@@ -1,10 +1,14 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
+from pathlib import Path
+
 import pytest
 from composed import SMALL
 from helpers.commands import ROOT, files_of, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
+
+from lora_mnist.command import Run
 
 
 @pytest.mark.parametrize("arguments", [("lora.rank=4",), ("-m", "experiment=notebook", "seed=0,1")])
@@ -101,3 +105,10 @@ def test_a_configuration_is_shown_without_torch():
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stderr
     assert "target_modules: all" in done.stdout
+
+
+def test_overrides_are_left_out_by_whole_keys():
+    left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
+    out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")
+    run = Run(Path(), left + out)
+    assert run.typed_without("hydra", "sweep", "callbacks.checkpoint") == list(left)

@@ -28,6 +28,14 @@ def test_lightnings_own_arguments_stand_beside_the_presets_or_in_their_place(tmp
     assert not trainer.loggers
 
 
+@pytest.mark.parametrize("logger", ["tensorboard", "csv", "wandb", "mlflow", "many"])
+@pytest.mark.parametrize("entry", ["train", "eval"])
+def test_each_logger_has_what_it_names(entry, logger):
+    cfg = composed(entry, f"logger={logger}", "paths.run=here")
+    cfg.stage = "eval"
+    assert OmegaConf.to_container(cfg.logger, resolve=True)
+
+
 @pytest.mark.slow
 def test_the_best_weights_of_a_pretraining_are_a_file_for_others(outputs):
     """With this learning rate every step makes it worse, and early stopping ends it."""

@@ -121,7 +121,7 @@ def _leave_folder(reason: str | None, code: int) -> str | None:
         return None
     folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
     run = Run.of_command_line(settings, folder)
-    ours = ("hydra.run.dir=", "hydra.mode=")
+    ours = ("hydra.run.dir", "hydra.mode")
     last, log_file = folder / LAST_CHECKPOINT, f"{settings.job.name}.log"
     files = {path.name for path in folder.glob("*")}
     if reason is not None and code != 1 and files <= {settings.output_subdir, log_file}:
@@ -129,7 +129,7 @@ def _leave_folder(reason: str | None, code: int) -> str | None:
     if reason is not None and code <= 2:  # a refusal
         return None
     if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
-        typed = run.typed_without(*ours, "ckpt_path=")
+        typed = run.typed_without(*ours, "ckpt_path")
         return f"go on with: {command_line(name, [*typed, override('ckpt_path', last)])}"
     if code > 2:  # of a signal
         return f"start again with: {command_line(name, run.typed_without(*ours))}"

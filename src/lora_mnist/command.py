@@ -60,8 +60,14 @@ class Run:
         return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
 
     def typed_without(self, *starts: str) -> list[str]:
-        """The overrides but for those that begin with one of ``starts``."""
-        return [text for text in self.typed or () if not text.lstrip("+~").startswith(starts)]
+        """The overrides but for those of the keys and groups ``starts``, and of keys in them."""
+        dotted = tuple(f"{start}." for start in starts)
+        left = []
+        for text in self.typed or ():
+            key = key_of(text).replace("/", ".")  # of hydra/launcher, too
+            if not f"{key}.".startswith(dotted):
+                left.append(text)
+        return left
 
 
 def override(key: str, value: object) -> str:

@@ -1,11 +1,13 @@
 """How far a loop of ours is that takes its time."""
 
-import os
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -19,5 +21,5 @@ def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
         leave=False,
         delay=3,
         mininterval=0.1 if sys.stderr.isatty() else 30,  # in a file each state of it stays
-        disable=os.environ.get("LOCAL_RANK", "0") != "0",
+        disable=not log.isEnabledFor(logging.WARNING),  # as in all processes but the first
     )

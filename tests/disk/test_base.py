@@ -23,6 +23,7 @@ from lora_mnist.disk.base import (
     write_base,
 )
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.run_paths import base_name
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import changed_tensors, fingerprint
 
@@ -139,6 +140,13 @@ def test_a_base_is_written_and_found_again(tmp_path):
     assert file_of(STATE, tmp_path)[1:3] == ({}, None)
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
+
+
+def test_two_networks_have_two_current_bases():
+    names = set()
+    for target in ("my.Net", "your.Net", "lora_mnist.CNN", "torchvision.models.resnet18"):
+        names.add(base_name({"name": "photos"}, {"_target_": target}))
+    assert names == {"photos_my.net", "photos_your.net", "photos_cnn", "photos_resnet18"}
 
 
 def make_current(folder, current):

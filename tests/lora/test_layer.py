@@ -21,6 +21,11 @@ from lora_mnist.lora.pissa import PiSSAParametrization
 from lora_mnist.lora.weight import lora_weights
 
 
+def test_an_unknown_initialisation_is_refused():
+    with pytest.raises(ValueError, match="init=gausian: expected gaussian or kaiming"):
+        LoRAParametrization(torch.empty(3, 4), rank=1, init="gausian")
+
+
 @pytest.mark.parametrize(("init", "std"), [("gaussian", 0.5), ("kaiming", 1 / 20 / 3**0.5)])
 def test_initialisation(init, std):
     torch.manual_seed(0)

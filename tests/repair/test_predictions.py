@@ -10,6 +10,7 @@ from lora_mnist.errors import TrainingError
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.predictions import (
     counts_of,
+    counts_of_confusion,
     evaluate,
     logged_metrics,
     outcomes_by_part,
@@ -145,3 +146,8 @@ def test_predictions_at_each_scale(tiny):
     with pytest.raises(RuntimeError):  # images of another size
         predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
+
+
+def test_without_an_image_there_is_no_share():
+    with pytest.raises(ValueError, match="expected at least one image"):
+        counts_of_confusion(torch.zeros(2, 2, dtype=torch.int64))

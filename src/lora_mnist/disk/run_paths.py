@@ -42,8 +42,8 @@ def latest(folder: Path, pattern: str) -> Path | None:
 def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     """The name of the files of a base, for each network and set of images.
 
-    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_resnet18``: a folder without a ``data.name`` gets six
-    digits of its path's SHA-256, since two folders may have the same name.
+    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_my_nets.net``: a folder without a ``data.name`` gets
+    six digits of its path's SHA-256, since two folders may have the same name.
     """
     name = data.get("name")
     if name is None and data.get("_target_") in (None, "lora_mnist.data.MNIST"):
@@ -54,5 +54,7 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     target = net.get("_target_")
     if target in (None, "lora_mnist.MLP"):
         return str(name)
-    kind = str(net.get("model_name") or target.rpartition(".")[2])
+    known = ("lora_mnist.", "torchvision.models.")
+    kind = target.rpartition(".")[2] if target.startswith(known) else target
+    kind = str(net.get("model_name") or kind)
     return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"

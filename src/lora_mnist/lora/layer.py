@@ -87,8 +87,11 @@ class LoRAParametrization(nn.Module):
         self.lora_B = nn.Parameter(weight.new_zeros(out_features, rank, *ones))
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        elif init == "gaussian":  # a subclass has a start of its own
+        elif init == "gaussian":
             nn.init.normal_(self.lora_A, std=init_std)
+        else:
+            has_own_start = type(self) is not LoRAParametrization
+            require(has_own_start, "init", init, "gaussian or kaiming")
 
     @property
     def strength(self) -> float:

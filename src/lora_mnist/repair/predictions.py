@@ -138,11 +138,13 @@ def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[
     """Every count of a confusion matrix: see :func:`compare_errors`.
 
     With ``targets`` there are also the errors of these classes together, the errors elsewhere, and
-    the images of other classes that are given the name of any of them.
+    the images of other classes that are given the name of any of them. ValueError: no image.
     """
     wrong = confusion.clone().fill_diagonal_(0)
     errors, images = wrong.sum(dim=1), confusion.sum(dim=1)
     most, called = wrong.max(dim=1)
+    if not images.any():
+        raise ValueError("expected at least one image")
     called_per_class: list[list[int] | None] = []
     for number, count in zip(called.tolist(), most.tolist(), strict=True):
         called_per_class.append([number, count] if count else None)
