@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from lora_mnist import load_classifier
 from lora_mnist.command import Run
+from lora_mnist.disk.base import read_base
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.adapter import read_metadata
@@ -79,7 +80,8 @@ def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
     # From the base's file alone.
     (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
     own = [text for text in CASES[case] if text.startswith("net._target_=nets_of")]
-    options = ("stage=lora", "trainer.max_steps=4", "target=[1,2]", f"base_ckpt={base}", *own)
+    names = ",".join(read_base(base).record["prepare"].get("classes", "012")[1:3])
+    options = ("stage=lora", "trainer.max_steps=4", f"target=[{names}]", f"base_ckpt={base}", *own)
     options += tuple(text for text in CASES[case] if "val_size" in text)
     folder = Path("outputs", "lora", "a")
     train(composed("train", *QUICK, *options), Run(folder.absolute()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lora_mnist.data.images import Augment, Batch, ImageDataset, ImageSets
-from lora_mnist.errors import UserError, nearest_to, require
+from lora_mnist.errors import UserError, as_value, nearest_to, require
 
 
 class Selection(NamedTuple):
@@ -39,24 +39,20 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
 def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
     """The numbers of the classes that ``target`` names, each once; UserError, if there is none.
 
-    Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
+    A number is the class whose name is written like it, 9 the class 9, and no other: a file's
+    010 is the number 8 to YAML.
     """
-    numbers = {str(number): number for number in range(len(classes))}
-    numbers |= {name: number for number, name in enumerate(classes)}
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
-        if isinstance(name, float | bool):  # 1.10 was typed, and read as 1.1
+        if isinstance(name, float | bool) or str(name) not in classes:  # 1.10 is read as 1.1
+            problem = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
+            if not isinstance(name, str):
+                problem += "; a name like a number, or true, stands in quotes: 'target=\"010\"'"
             raise UserError(
-                f"target={name}: expected a class; quote one that looks like a number, or true, as "
-                "in 'target=\"1.10\"'"
+                f"target={as_value(target)}: no class is called {as_value(name)}{problem}; "
+                "expected a class by name, a list, weakest, or null for all"
             )
-        if str(name) not in numbers:
-            nearest = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
-            raise UserError(
-                f"target={target}: no class is called {name}{nearest}; expected a class by name, "
-                f"or by number from 0 to {len(classes) - 1}, a list, weakest, or null for all"
-            )
-        targets.append(numbers[str(name)])
+        targets.append(classes.index(str(name)))
     return list(dict.fromkeys(targets))
 
 
