@@ -52,9 +52,9 @@ def test_auto_asks_the_rule_of_training(tmp_path):
     images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
     dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
     dataset.normalise_by(0, 1)
-    dataset.sets = ImageSets(images, images, images, {}, {}, None)
+    dataset.sets = ImageSets(images, images, images, {}, {})
     for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
-        classifier = Classifier(net, dataset, {}, adapter=tmp_path, targets=targets)
+        classifier = Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": targets})
         assert classifier.set_scale("auto").value == adapter.scale == scale
 
 

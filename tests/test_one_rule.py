@@ -62,6 +62,7 @@ MISTAKES = {
     "eval": [
         ("adapter={tmp}/none",),
         ("data=folder", "base_ckpt={tmp}/outputs/base/mnist.ckpt", "data.data_dir={tmp}/none"),
+        (*("data=folder", "net=custom", "net._target_=a.B"), "data.data_dir={tmp}/none"),
         ("scale=0.5",),
         ("scale=auto",),
         ("prepare.mean=[0.1,0.2,0.3]",),

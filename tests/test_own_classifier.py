@@ -115,8 +115,7 @@ def test_which_images_are_held_out_is_each_repairs_choice(here):
     second = train(config("train", "stage=lora", "target=dog", *FIT), Run(folder))
     again = evaluated(f"adapter={folder}", "base_ckpt=null")
     assert again["test"]["images_per_class"] == second["test"]["images_per_class"]
-    assert second["test_held_out_now"]
-    assert again["test_held_out_now"]
+    assert second["learnt_unknown"] == again["learnt_unknown"] == ["base"]
 
 
 def test_what_the_classes_and_folders_say_is_refused_before_an_image_is_read(here):
@@ -136,7 +135,7 @@ def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     form = ("data.data_dir=alone", "prepare.mean=[0.3,0.3,0.3]", "prepare.std=0.2")
     results = evaluated(*form)
     assert sum(results["test"]["images_per_class"]) == 60
-    assert not results["test_held_out_now"]
+    assert "test" not in results["held_out"]
     assert "prepare.mean=null: " in refused(evaluated, form[0])
     with pytest.raises(RuntimeError) as caught:
         evaluated("prepare.channels=1")

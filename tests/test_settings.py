@@ -104,6 +104,13 @@ def test_a_record_of_another_version_is_refused():
     assert refused(lambda: taken({}, version=0, net={})).startswith("adapter=a: ")
 
 
+@pytest.mark.parametrize(
+    "record", [{"net": None}, {"targets": 5}, {"base_sha256": 5}, {"made": []}]
+)
+def test_a_damaged_record_is_refused(record):
+    assert refused(lambda: taken({}, **record)).startswith("adapter=a: its record is damaged: ")
+
+
 def evil_adapter(outputs, folder, **record):
     about = {"version": VERSION, **record}
     return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=about)

@@ -5,7 +5,8 @@ Plain Python: no Hydra, no Lightning.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lora_mnist.choice import Choice
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base, sha256_of_base
+from lora_mnist.disk.learnt import read_learnt
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.errors import (
     GROUP_OF,
@@ -48,7 +50,7 @@ from lora_mnist.repair.networks import (
     own_preprocessing,
 )
 from lora_mnist.repair.predictions import logits_at
-from lora_mnist.settings import Settings, warn_of_other_split
+from lora_mnist.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,7 @@ class Classifier:
     settings: Settings  # resolved
     base: Base | None = None  # what the network was before an adapter; None: still to be trained
     adapter: Path | None = None  # its folder
-    targets: Sequence[str] = ()  # the names of the classes that the adapter repairs
-    made: Mapping[str, Any] = field(default_factory=dict)  # how the adapter was made
+    record: Mapping[str, Any] = field(default_factory=dict)  # of the adapter
 
     @classmethod
     def load(
@@ -143,6 +144,10 @@ class Classifier:
             advice = ""
             if base is None and settings.net.get("_target_") in (None, *_OURS):
                 advice = f"; make a base with: {program('train')} stage=pretrain"
+            images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
+            is_of_digits = settings.data.get("_target_") in (None, _DEFAULTS["data"]["_target_"])
+            if base is None and not is_of_digits and not images.is_dir():  # path has its name
+                raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
             raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
@@ -154,7 +159,6 @@ class Classifier:
             file = file._replace(tensors=renamed(network, file.tensors))
             loaded = load_weights(network.eval(), file, base_prefix, outputs)
         dataset = build_dataset(network, settings)
-        warn_of_other_split(dataset, file.record)
         if settings.sources:
             log.info("%s", "; ".join(settings.sources))
         classifier = cls(network, dataset, settings, loaded)
@@ -163,8 +167,7 @@ class Classifier:
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
             except (ValueError, OSError) as error:
                 raise UserError(f"adapter={one_line(error)}") from error
-            classifier.adapter, classifier.targets = adapter, record.get("targets", [])
-            classifier.made = record.get("made", {})
+            classifier.adapter, classifier.record = adapter, record
         return classifier
 
     @classmethod
@@ -200,15 +203,17 @@ class Classifier:
 
     def _advised_scale(self, saved: float, device: torch.device | str) -> Choice:
         """The scale that validation images advise, unless the adapter has learnt these."""
-        if self.made.get("refit"):
+        images, made = self.images.val, self.record.get("made", {})
+        if made.get("refit"):
             return Choice(saved, why="as saved, since the adapter has learnt validation images")
-        images = self.images.val
+        if not len(images) and "val" in self.images.left_out:
+            return Choice(saved, why=f"as saved: {self.images.left_out['val']['line']}")
         if not len(images):
             raise UserError(
                 "scale=auto: expected data.val_size > 0, or images in val/ that are not in train/, "
                 "since validation images decide"
             )
-        some = images_of_dial(len(images), self.made.get("seed", 0))
+        some = images_of_dial(len(images), made.get("seed", 0))
         targets = [c for c, name in enumerate(self.classes) if name in self.targets]
         with evaluating(self.net, device):
             batches = self.dataset.batches(images, device, some, "scale=auto")
@@ -258,15 +263,56 @@ class Classifier:
                 yield label, predictions
 
     @property
+    def targets(self) -> Sequence[str]:
+        """The names of the classes that the adapter repairs."""
+        targets: Sequence[str] = self.record.get("targets", [])
+        return targets
+
+    @cached_property
+    def learnt(self) -> dict[str, Tensor | None]:
+        """The digests of what the base and the adapter have learnt; ``None``: not known."""
+        learnt = {}
+        if self.base is not None:
+            learnt["base"] = self.base.learnt
+        if self.adapter is not None:
+            learnt["adapter"] = read_learnt(self.adapter, self.record.get("learnt"))
+        return learnt
+
+    @cached_property
     def images(self) -> ImageSets:
-        """All images of the data set; UserError, if they cannot be read."""
+        """The images of the data set, without those to validate and to test on that were learnt.
+
+        UserError, if they cannot be read.
+        """
         with config_group("data"):
-            return self.dataset.sets
+            sets = self.dataset.sets
+        val, left_out = self.not_learnt(sets.val, "val", "validation images")
+        test, of_test = self.not_learnt(sets.test, "test", "test images")
+        return replace(sets, val=val, test=test, left_out=left_out | of_test)
+
+    def not_learnt(
+        self, images: Images, part: str, name: str
+    ) -> tuple[Images, dict[str, dict[str, Any]]]:
+        """Those of the images that neither base nor adapter has learnt.
+
+        By ``part``, and ``name`` in a sentence, what is to be said of the others, if there are any.
+        """
+        is_learnt, owners = torch.zeros(len(images), dtype=torch.bool), []
+        for owner, digests in self.learnt.items():
+            if digests is not None and (known := torch.isin(images.digests, digests)).any():
+                is_learnt |= known
+                owners.append(owner)
+        if not owners:
+            return images, {}
+        count, of, who = int(is_learnt.sum()), len(images), " and the ".join(owners)
+        line = f"{count} of {of} {name} are left out: the {who} "
+        line += f"{'has' if len(owners) == 1 else 'have'} learnt them"
+        return images.without(is_learnt), {part: {"images": count, "of": of, "line": line}}
 
     def test_images(self) -> Images | None:
-        """The test images, if they are here."""
+        """The test images, if they are here; none of them has been learnt."""
         try:
-            return self.images.test
+            return self.images.test if len(self.images.test) else None
         except UserError as error:
             log.info("no test images here (%s)", error)
             return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from lora_mnist.choice import Choice
 from lora_mnist.command import Run, key_of
@@ -19,6 +20,7 @@ from lora_mnist.disk.base import (
     write_base,
 )
 from lora_mnist.disk.files import write_json
+from lora_mnist.disk.learnt import write_learnt
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
 from lora_mnist.errors import TrainingError
@@ -46,10 +48,12 @@ def finish(
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
     extra: Mapping[str, Any] | None = None,
+    learnt: Tensor | None = None,
 ) -> dict[str, Any]:
     """Judge a run and write all its files; at the end, refuse what is of no use.
 
-    ``extra`` are further entries of results.json, such as the dial.
+    ``extra`` are further entries of results.json, such as the dial; ``learnt`` are the digests of
+    the images that were learnt, after a training.
     """
     cfg, run, is_pretraining = session.cfg, session.run, session.cfg.stage == "pretrain"
     results = results_of(session, tables, choices)
@@ -67,7 +71,8 @@ def finish(
         if current is None:  # the user has to name it to other commands
             results["weights"] = os.path.relpath(path, run.folder)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
-        _save_adapter(session, choices)
+        assert learnt is not None
+        _save_adapter(session, choices, learnt)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
     table, reading = tables["test"], Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
@@ -79,7 +84,7 @@ def finish(
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
     if is_pretraining:  # last: a run that fails on the way leaves the current base alone
-        write_base(session.net.state_dict(), path, _record_of(session))
+        write_base(session.net.state_dict(), path, _record_of(session), learnt)
         if current is not None:
             set_current_base(path, current)
         else:
@@ -98,7 +103,7 @@ def results_of(
     preprocessing = dataset.preprocessing()
     names = choices["target"].value if "target" in choices else classifier.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
-    is_ours = base is None or base.record.get("made", {}).get("stage") == "pretrain"
+    unknown = [owner for owner, digests in classifier.learnt.items() if digests is None]
     overrides = None
     if session.run.typed is not None:
         overrides = session.run.typed_without("hydra", "launcher", "sweep")
@@ -122,9 +127,9 @@ def results_of(
         "val_from": dataset.val_from,
         "held_out": dict(images.held_out),
         "copies": images.copies,
-        # A network of somebody else's may have been trained on these images.
-        "base_pretrained_here": is_ours,
-        "test_held_out_now": "test" in images.held_out and not is_ours,
+        "left_out": dict(images.left_out),
+        # Somebody else's network, or adapter, may have been trained on these images.
+        "learnt_unknown": unknown,
         "parameters": count_parameters(classifier.net),
         **outcomes_by_part(tables, targets),
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
@@ -173,7 +178,7 @@ def _record_of(session: Session) -> dict[str, Any]:
     }
 
 
-def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
+def _save_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tensor) -> None:
     """Save the adapter with its record, and a copy of its base, where there is none."""
     classifier, bases = session.classifier, Path(session.cfg.paths.bases)
     base, record = classifier.base, _record_of(session)
@@ -182,12 +187,14 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice]) -> None:
         name = base_name(classifier.settings.data, classifier.settings.net)
         # Of somebody else's, which images there are is each command's choice.
         about = base.record or {**record, "data": {}}
-        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
+        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about, base.learnt)
     values = {name: choice.value for name, choice in choices.items()}
     targets = values.pop("target", [])
     record["made"] |= values
-    metadata = {"base_sha256": base.sha256, "targets": targets, **record}
-    save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
+    folder = session.run.folder / ADAPTER_FOLDER
+    record |= {"base_sha256": base.sha256, "targets": targets}
+    record["learnt"] = write_learnt(folder, learnt)  # first: no adapter is without it
+    save_adapter(classifier.net, folder, metadata=record)
 
 
 def _why_useless(session: Session, results: Mapping[str, Any]) -> str | None:

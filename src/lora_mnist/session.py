@@ -22,7 +22,8 @@ from lora_mnist.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
-from lora_mnist.disk.checkpoint import refuse_other_base
+from lora_mnist.disk.checkpoint import refuse_other_training
+from lora_mnist.disk.learnt import fingerprint_of
 from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import INITS
@@ -172,7 +173,8 @@ class Session:
         """What loggers and checkpoints say of a training."""
         base, resolved = self.classifier.base, self.classifier.settings
         settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        settings |= {"net": resolved.net, "prepare": resolved.prepare, "data": resolved.data}
+        settings |= {"net": resolved.net, "prepare": resolved.prepare}
+        settings["data"] = {**resolved.data, **self.classifier.dataset.split_settings}
         settings |= {"target": targets, "base_sha256": base and base.sha256}
         settings["optimizer"]["lr"] = rate
         return dict(settings)
@@ -201,7 +203,10 @@ class Session:
             replay=plan.replay,
             most_errors=most_errors,
         )
-        module.save_hyperparameters(self._hyperparameters(names, rate))
+        learnt = {"learnt_sha256": fingerprint_of(data.learnt)}
+        if self.cfg.ckpt_path is not None:
+            refuse_other_training(self.cfg.ckpt_path, learnt)
+        module.save_hyperparameters(self._hyperparameters(names, rate) | learnt)
         net.train()
         of_names = ", ".join(names) or "all classes"
         log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
@@ -255,13 +260,28 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     images = classifier.images
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
+    if not len(images.test):
+        key, settings = "data_dir", classifier.settings
+        for each in dataset.split_settings:
+            if settings.typed["data"].get(each) is not None:
+                key = each
+        raise UserError(
+            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
+            "expected another folder, or how images were held out in its training"
+        )
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     if cfg.stage != "eval" and cfg.target != "weakest":
         select(images.train.labels, dataset.classes, cfg.target)  # refuses one without images
     mistakes = None
     if cfg.mistakes is not None:
         mistakes = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
+        name = "held-out mistakes"
+        tested, left_out = classifier.not_learnt(mistakes.tested, "mistakes_test", name)
+        mistakes = mistakes._replace(tested=tested)
+        images = replace(images, left_out={**images.left_out, **left_out})
         images = with_mistakes(images, mistakes)
+    for about in images.left_out.values():
+        log.warning("%s", about["line"])
     size = dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
@@ -344,7 +364,10 @@ def _refuse_inconsistent(session: Session) -> None:
     is_auto = cfg.optimizer.lr == "auto"
     base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
-        refuse_other_base(Path(cfg.ckpt_path), base and base.sha256)
+        expected = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
+        for key, value in session.classifier.dataset.split_settings.items():
+            expected[f"data.{key}"] = value
+        refuse_other_training(cfg.ckpt_path, expected)
     # check_outputs has run the network, which must not change it.
     if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
         raise UserError(
@@ -376,10 +399,11 @@ def _refuse_inconsistent(session: Session) -> None:
     }
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
     if asking and not len(session.images.val):
-        raise UserError(
-            f"{', '.join(asking)}: expected validation images: data.val_size > 0, images in val/ "
-            "that are not in train/, and trainer.limit_val_batches > 0"
-        )
+        reason = "data.val_size > 0, images in val/ that are not in train/, and "
+        reason += "trainer.limit_val_batches > 0"
+        if "val" in session.images.left_out:
+            reason += f"; {session.images.left_out['val']['line']}"
+        raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
 
 
 def prove_unchanged(session: Session) -> None:

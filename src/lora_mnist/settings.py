@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_mnist.data.images import ImageDataset
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import quoted
 
 log = logging.getLogger(__name__)
 
 _GROUPS = ("net", "prepare", "data")
+#: The types of what a record may have.
+_TYPES: dict[str, type] = {**dict.fromkeys((*_GROUPS, "made"), dict), "targets": list}
+_TYPES |= dict.fromkeys(("base_sha256", "learnt"), str)
 #: The version of the records that are written and read.
 VERSION = 1
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
@@ -69,6 +71,10 @@ class Settings:
 
         What could run code is refused; a preparation that is typed otherwise is noted for the log.
         """
+        for key, type_ in _TYPES.items():
+            if not isinstance(record.get(key, type_()), type_):
+                damage = f"{key}={as_value(record[key])}; expected a {type_.__name__}"
+                raise UserError(f"{file}: its record is damaged: {damage}")
         version = record.get("version")
         if record.keys() & {"net", "data"} and version != VERSION:
             raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
@@ -153,23 +159,3 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return "${" not in value
     return value is None or isinstance(value, bool | int | float)
-
-
-def warn_of_other_split(dataset: ImageDataset, record: Mapping[str, Any]) -> None:
-    """Warn where a base with this record may have been trained on images that are held out."""
-    trained = record.get("data", {})  # nothing of a base that was trained elsewhere
-    for key, now in dataset.split_settings.items():
-        then = trained.get(key, now)
-        may_overlap = now != then
-        if key == "val_size":
-            may_overlap = now > then
-        elif key == "val_from":
-            may_overlap = (now, then) == ("train", "test")  # it learnt all but test images
-        if may_overlap:
-            log.warning(
-                "data.%s=%s: the base was trained with %s on these images, and may have been "
-                "trained on some that are now held out",
-                key,
-                now,
-                then,
-            )

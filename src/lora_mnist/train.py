@@ -61,7 +61,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     session.fit(data, rate.value)
     if not session.trainer.is_global_zero:
         return {}
-    return finish(session, session.tables(with_val=True), choices | {"rate": rate})
+    choices["rate"] = rate
+    return finish(session, session.tables(with_val=True), choices, learnt=data.learnt)
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -83,8 +84,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     extra = {
         "base_unchanged": True,
         "dial": repair.dial,
-        "validation_errors": list(repair.training.errors_by_step.items()),
+        "validation_errors": [list(pair) for pair in repair.training.errors_by_step.items()],
         "steps": repair.training.global_step,
         "better_preprocessing": advice,
     }
-    return finish(session, tables, choices | repair.choices, extra)
+    learnt = session.data(selection, bool(repair.choices["refit"].value)).learnt
+    return finish(session, tables, choices | repair.choices, extra, learnt)

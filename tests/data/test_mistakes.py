@@ -24,7 +24,8 @@ def greys(*levels, on_disk=False):
     def read_file(path, augment):
         return images[levels.index(int(path.name))]
 
-    return Images([Path(str(level)) for level in levels], labels, read=read_file)
+    paths = [Path(str(level)) for level in levels]
+    return Images(paths, labels, read=read_file, digests=torch.tensor(levels))
 
 
 def dataset(train=(), val=(), test=(), on_disk=False):

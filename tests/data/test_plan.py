@@ -66,12 +66,12 @@ def test_replay_exhausts_a_class_before_it_repeats(counts, count):
             assert len(set(once)) == len(once)
 
 
-def test_classes_go_by_number_and_by_name():
-    """A name goes before a number."""
+def test_classes_go_by_name():
+    """A number is the class that is called so, not the one in its place."""
     for target, classes, expected in (
         (["2", 0, 2], DIGITS, [2, 0]),
         (10, ["1", "10", "2"], [1]),
-        (0, ["1", "10", "2"], [0]),
+        ("010", ["001", "010", "8"], [1]),
     ):
         selection = select(torch.arange(len(classes)), classes, target)
         assert selection.targets == expected
@@ -85,6 +85,8 @@ def test_classes_go_by_number_and_by_name():
     [
         (5, {}, "target=5: expected a class with training images"),
         ("dog", {}, "target=dog: no class is called dog; there are 0, 1, "),
+        (True, {}, "target=true: no class is called true; .* in quotes"),
+        ([10], {}, r"target=\[10\]: no class is called 10; .* stands in quotes: 'target=\"010\"'"),
         (9, {"replay": 4}, "replay=4: expected at most 3"),
         (9, {"replay": 3, "processes": 2}, "replay=3: expected a multiple of 2 processes"),
     ],
@@ -103,13 +105,14 @@ def read_number(path, augment):
 def numbered(count):
     """Images of one pixel that are their own numbers."""
     labels = torch.zeros(count, dtype=torch.int64)
-    return Images([Path(str(number)) for number in range(count)], labels, read=read_number)
+    paths = [Path(str(number)) for number in range(count)]
+    return Images(paths, labels, read=read_number, digests=torch.arange(count))
 
 
 def data_of(trainer=None, val=0, augment=None, num_workers=0):
     """93 images to learn in batches of ten."""
     dataset = ImageDataset("toy", ["cat"], 1, eval_batch_size=2, num_workers=num_workers)
-    images = ImageSets(numbered(93), numbered(val), numbered(1), {}, {}, None)
+    images = ImageSets(numbered(93), numbered(val), numbered(1), {}, {})
     processes = trainer.world_size if trainer else 1
     labels = images.train.labels
     plan = Plan(select(labels, dataset.classes, None), labels, seed=1, processes=processes)

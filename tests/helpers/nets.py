@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lora_mnist import MLP
 
@@ -125,3 +126,8 @@ def randomize(model):
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.5)
     return model
+
+
+def as_floats(picture):
+    """A picture's pixels from 0 to 1: a preparation of one's own, so images stay on the disk."""
+    return pil_to_tensor(picture) / 255

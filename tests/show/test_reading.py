@@ -156,7 +156,8 @@ def test_images_that_the_base_may_know_are_doubted():
     assert "data.val_from" not in Reading(run | {"val_from": "test"}).verdict_text()
     for other in ({"val_base": GOOD["test_base"]}, {"choices": {"rate": CHOICES["rate"]}}):
         assert verdict({**run, **other}) == verdict(GOOD)
-    assert "prove nothing" in verdict(GOOD | {"test_held_out_now": True})[-1].text
+    unknown = {"held_out": {"test": "train"}, "learnt_unknown": ["base"]}
+    assert "prove nothing" in verdict(GOOD | unknown)[-1].text
 
 
 def names_of_rows(run):

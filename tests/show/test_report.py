@@ -65,11 +65,11 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "t
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        ({}, "The base was trained by this project"),
+        ({}, "Each test image was compared"),
         ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
         ({"copies": 7}, "7 identical files"),
-        ({"copies": None}, "It was not checked"),
-        ({"base_pretrained_here": False}, "The base was trained elsewhere."),
+        ({"left_out": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
+        ({"learnt_unknown": ["base"]}, "What the base learnt elsewhere is not known"),
         ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
         (REFIT, "learnt the validation images"),
     ],

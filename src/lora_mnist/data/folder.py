@@ -4,8 +4,8 @@ import hashlib
 import logging
 import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from lora_mnist.data.images import (
     ImageDataset,
     Images,
     ImageSets,
+    digests_of,
     measured_pixels,
     open_picture,
     size_of_picture,
@@ -123,6 +124,8 @@ class Folder(ImageDataset):
     The folder is looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be found
     there, or its images are asked for. It is not there with somebody else's adapter.
     """
+
+    is_of_files = True
 
     def __init__(
         self,
@@ -269,8 +272,11 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._entries) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, entry: Entry) -> Tensor | Path | None:
-        """The image, or its file where images are not held in memory; None: it is broken."""
+    def _read(self, entry: Entry) -> tuple[Tensor | Path, Tensor] | None:
+        """The image, or its file where images are not held in memory; and its digest, (1,).
+
+        None: it is broken.
+        """
         path = self.root / entry.path
         try:
             picture = open_picture(path) if self._are_in_memory else None
@@ -282,52 +288,46 @@ class Folder(ImageDataset):
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
-        return self.prepare(picture) if picture else path
+        return (self.prepare(picture) if picture else path), digests_of([path])
 
-    def _read_all(self) -> tuple[dict[Entry, Tensor | Path], str]:
-        """The images that can be read, and their SHA-256: of pixels, or of file sizes and times."""
-        digest, images = hashlib.sha256(), {}
+    def _read_all(self) -> dict[Entry, tuple[Tensor | Path, Tensor]]:
+        """What :meth:`_read` gives for the images that can be read."""
+        images = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             pairs = zip(self._entries, pool.map(self._read, self._entries), strict=True)
             for entry, image in progress(pairs, "reading", len(self._entries)):
-                if image is None:
-                    continue
-                images[entry] = image
-                digest.update(os.fsencode(f"{entry.path} {entry.label} "))
-                if isinstance(image, Tensor):
-                    digest.update(image.numpy().data)
-                else:
-                    state = image.stat()
-                    digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
-        return images, digest.hexdigest()
+                if image is not None:
+                    images[entry] = image
+        return images
 
     @cached_property
     def sets(self) -> ImageSets:
         root = self.root
-        images, sha256 = self._read_all()
+        images = self._read_all()
         trained = {entry.label for entry in images if entry.part == "train"}
         for label, name in enumerate(self.classes):
             expected = f"images of each class; {name} has no readable one to train on"
             require(not trained or label in trained, "data_dir", root, expected)
         # The split depends on the number of images: broken ones do not count.
         parts, held_out = split(images, self.classes, self.shares)
-        repeats = repeated(root, parts)
-        if repeats:
-            message = "%d images are left out, since another part has them: %s, ..."
-            log.warning(message, len(repeats), printable(repeats[0].path))
-        for entry in repeats:
-            del parts[entry]
         sets: dict[str, Images] = {}
         for part in _PARTS:
-            chosen = [entry for entry in images if parts.get(entry) == part]
+            chosen = [entry for entry in images if parts[entry] == part]
+            digests = [images[entry][1] for entry in chosen]
             sets[part] = Images(
-                [images[entry] for entry in chosen],
+                [images[entry][0] for entry in chosen],
                 torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
                 [entry.path for entry in chosen],
                 None if self._are_in_memory else self.prepare.read,
+                digests=torch.cat([torch.empty(0, dtype=torch.int64), *digests]),
             )
-        require(len(sets["test"]) > 0, "data_dir", root, "test images that are not trained on")
-        return ImageSets(**sets, sha256={"all": sha256}, held_out=held_out, copies=len(repeats))
+        sha256 = hashlib.sha256()
+        for entry, (_, digest) in images.items():
+            sha256.update(os.fsencode(f"{entry.path} {entry.label} {digest.item()} "))
+        train, val, test = (sets[part] for part in _PARTS)
+        apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
+        require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
+        return apart
 
 
 def _subfolders(root: Path) -> list[str]:
@@ -381,17 +381,3 @@ def _take(images: list[Entry], share: float, total: int) -> list[Entry]:
     taken = images[:count]
     del images[:count]
     return taken
-
-
-def repeated(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
-    """Images whose file is, byte for byte, also in a part before theirs: train, val, test."""
-    sizes = {entry: (root / entry.path).stat().st_size for entry in parts}
-    counts = Counter(sizes.values())
-    first_part: dict[bytes, str] = {}
-    repeats = []
-    for entry in sorted(parts, key=lambda entry: _PARTS.index(parts[entry])):
-        if counts[sizes[entry]] > 1:  # others need not be read
-            digest = hashlib.sha256((root / entry.path).read_bytes()).digest()
-            if first_part.setdefault(digest, parts[entry]) != parts[entry]:
-                repeats.append(entry)
-    return repeats

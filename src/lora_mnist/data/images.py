@@ -1,10 +1,11 @@
 """Sets of images, in memory or on the disk, and what a classifier's images are."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
@@ -17,8 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms.v2.functional import crop, get_size
 
-from lora_mnist.errors import PictureError, require, require_number, require_one_of
+from lora_mnist.errors import (
+    PictureError,
+    printable,
+    require,
+    require_number,
+    require_one_of,
+)
 from lora_mnist.progress import progress
+
+log = logging.getLogger(__name__)
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
 Batch = tuple[Tensor, Tensor]
@@ -42,9 +51,12 @@ class Images(Dataset[Batch]):
     #: Reads and augments a file; None: all images are in memory.
     read: Callable[[Path, Augment | None], Tensor] | None = None
     augment: Augment | None = None  # of each image that is taken
+    digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`digests_of`
 
     def __post_init__(self) -> None:
         self.names = self.names or range(len(self))
+        if self.digests is None:
+            self.digests = digests_of(self.pixels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,7 +86,12 @@ class Images(Dataset[Batch]):
         order, pixels = indices.tolist(), self.pixels
         chosen = pixels[indices] if isinstance(pixels, Tensor) else [pixels[i] for i in order]
         names = [self.names[i] for i in order]
-        return replace(self, pixels=chosen, labels=self.labels[indices], names=names)
+        labels, digests = self.labels[indices], self.digests[indices]
+        return replace(self, pixels=chosen, labels=labels, names=names, digests=digests)
+
+    def without(self, is_left_out: Tensor) -> "Images":
+        """These images but for some: ``is_left_out`` is bool, (N,)."""
+        return self.subset((~is_left_out).nonzero()[:, 0]) if is_left_out.any() else self
 
     def followed_by(self, others: "Images") -> "Images":
         """These images, and after them ``others``, of the same size."""
@@ -83,6 +100,7 @@ class Images(Dataset[Batch]):
             torch.cat([self.labels, others.labels]),
             [*self.names, *others.names],
             self.read or others.read,
+            digests=torch.cat([self.digests, others.digests]),
         )
 
 
@@ -116,7 +134,22 @@ class ImageSets:
     test: Images
     sha256: Mapping[str, str]  # of images and labels, by part, in hexadecimal
     held_out: Mapping[str, str]  # for val and test: the part from which images were held out
-    copies: int | None  # images left out, since two parts had them; None: not searched for
+    copies: int = 0  # images left out, since a part before theirs has them
+    #: By part, the images left out since they were learnt: their number, that of all, and a line.
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def apart(self) -> "ImageSets":
+        """These images without copies: of train, val and test, the first keeps an image."""
+        seen, copies, rest = self.train.digests, [], []
+        for images in (self.val, self.test):
+            is_copy = torch.isin(images.digests, seen)
+            copies += [images.names[i] for i in is_copy.nonzero()[:, 0].tolist()]
+            rest.append(images.without(is_copy))
+            seen = torch.cat([seen, images.digests])
+        if copies:
+            message = "%d images are left out, since another part has them: %s, ..."
+            log.warning(message, len(copies), printable(copies[0]))
+        return replace(self, val=rest[0], test=rest[1], copies=len(copies))
 
 
 class ImageDataset:
@@ -129,6 +162,7 @@ class ImageDataset:
         mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
         std: their standard deviation, likewise.
         split_settings: the values of ``data`` that say which images are held out.
+        is_of_files: whether each image is a file of its own.
 
     Its arguments are keys of ``data`` and ``prepare``, which ``configs/`` explains.
     """
@@ -136,6 +170,7 @@ class ImageDataset:
     mean: Channelwise
     std: Channelwise
     split_settings: Mapping[str, Any]
+    is_of_files = False
 
     def __init__(
         self,
@@ -236,6 +271,21 @@ def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     means = [round(value / 255, 4) for value in mean.tolist()]
     stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]  # not 0, which divides
     return (means, stds) if len(means) > 1 else (means[0], stds[0])
+
+
+def digests_of(images: Tensor | Sequence[Tensor | Path]) -> Tensor:
+    """What images are known by, wherever they lie and whatever they are called: int64, (N,).
+
+    It is eight bytes of the SHA-256 of each one's file or, where it is in memory, of its pixels.
+    """
+    digests = []
+    for image in images.numpy() if isinstance(images, Tensor) else images:
+        if isinstance(image, Path):
+            content: Any = image.read_bytes()
+        else:
+            content = numpy.ascontiguousarray(image)
+        digests.append(hashlib.sha256(content).digest()[:8])
+    return torch.from_numpy(numpy.frombuffer(b"".join(digests), "<i8").astype(numpy.int64))
 
 
 def sha256_of(images: Tensor, labels: Tensor) -> str:

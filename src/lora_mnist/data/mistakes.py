@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_mnist.data.images import ImageDataset, Images, ImageSets, sha256_of
+from lora_mnist.data.images import ImageDataset, Images, ImageSets, digests_of, sha256_of
 from lora_mnist.errors import PictureError, UserError, nearest_to
 from lora_mnist.progress import progress
 
@@ -90,7 +90,8 @@ def wrong_pictures(
         is_drawn = int(picture.sha256[:8], 16) < test_share * 2**32
         is_tested.append(is_drawn and picture.sha256 not in known)
     labels = torch.tensor([picture.label for picture in wrong])
-    mistakes = Images([picture.image for picture in wrong], labels)
+    digests = digests_of([p.path if dataset.is_of_files else p.image for p in wrong])
+    mistakes = Images([picture.image for picture in wrong], labels, digests=digests)
     learnt = mistakes.subset((~torch.tensor(is_tested)).nonzero()[:, 0])
     tested = mistakes.subset(torch.tensor(is_tested).nonzero()[:, 0])
     if not len(learnt):

@@ -102,7 +102,8 @@ class MNIST(ImageDataset):
         rest, val = torch.split(torch.tensor(order), sizes)
         parts[self.val_from] = whole.subset(rest.sort().values)
         parts["val"] = whole.subset(val)
-        return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
+        held_out = {"val": self.val_from}
+        return ImageSets(parts["train"], parts["val"], parts["test"], sha256, held_out).apart()
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         return digit_of(open_picture(picture, upright=True))

@@ -128,6 +128,14 @@ class ImageDataModule(LightningDataModule):
         self.dataset, self.images = dataset, images
         self.plan, self.augment = plan, augment
 
+    @property
+    def learnt(self) -> Tensor:
+        """The digests of all images that a batch may have, sorted."""
+        _, indices, others = self.plan.selection
+        if self.plan.replay:
+            indices = torch.cat([indices, others])
+        return self.images.train.digests[indices].sort().values
+
     def read(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
         """This process's share of ``batches`` of the plan."""
         rank, processes = 0, 1  # where a rate is sought, each process has whole batches

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.learnt import is_digests
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import fingerprint
 
@@ -33,6 +34,7 @@ class Base(NamedTuple):
     tensors: Mapping[str, Tensor]  # its state_dict
     sha256: str  # their fingerprint, in hexadecimal
     record: Mapping[str, Any]  # of its file; empty: it is somebody else's
+    learnt: Tensor | None = None  # digests of the images that it has learnt; None: not known
 
 
 class BaseFile(NamedTuple):
@@ -41,6 +43,7 @@ class BaseFile(NamedTuple):
     tensors: Mapping[str, Tensor]  # as they are named there
     record: Mapping[str, Any]  # see :mod:`lora_mnist.settings`; empty in files that are not ours
     sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
+    learnt: Tensor | None = None  # as a base has it
 
 
 def read_base(path: Path) -> BaseFile:
@@ -64,13 +67,16 @@ def read_base(path: Path) -> BaseFile:
             f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
             "safetensors writes them"
         ) from error
-    record, sha256 = {}, None
+    record, sha256, learnt = {}, None, None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
-        record, sha256 = content["record"], content.get("sha256")
+        record, sha256, learnt = content["record"], content.get("sha256"), content.get("learnt")
+        if learnt is not None and not is_digests(learnt):
+            raise ValueError("damaged: what it has learnt is no list of digests")
+        content = content.get("state_dict")
     tensors = _tensors_in(content)
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return BaseFile(tensors, record, sha256)
+    return BaseFile(tensors, record, sha256, learnt)
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
@@ -146,16 +152,23 @@ def load_weights(
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return Base(tensors, fingerprint(tensors), file.record)
+    return Base(tensors, fingerprint(tensors), file.record, file.learnt)
 
 
 def write_base(
-    tensors: Mapping[str, Tensor], path: Path, record: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    record: Mapping[str, Any] | None = None,
+    learnt: Tensor | None = None,
 ) -> None:
-    """Write a base, whole or not at all; equal arguments give equal files."""
+    """Write a base, whole or not at all; equal arguments give equal files.
+
+    ``learnt`` are the digests of the images that it has learnt, if they are known.
+    """
     # A clone does not take along other tensors that share the memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    content = {"state_dict": state, "record": dict(record or {}), "sha256": fingerprint(state)}
+    content: dict[str, Any] = {"state_dict": state, "record": dict(record or {})}
+    content |= {"sha256": fingerprint(state), "learnt": learnt}
     buffer = BytesIO()  # torch.save would write a file's name into it
     torch.save(content, buffer)
     with atomic_write(path) as temporary:

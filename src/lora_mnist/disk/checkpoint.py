@@ -1,5 +1,6 @@
 """Lightning's checkpoints: written whole or not at all, and refused where they do not fit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import UserError
+from lora_mnist.disk.keys import flatten
+from lora_mnist.errors import UserError, as_value
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,20 +22,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def refuse_other_base(path: Path, sha256: str | None) -> None:
-    """Refuse a checkpoint whose training had another base; ``None``: it must be a pretraining's."""
+def refuse_other_training(path: str | Path, expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of a training that has not the ``expected`` settings, by dotted keys."""
     try:
         settings = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]
-        its_base = settings["base_sha256"]
+        settings = flatten(dict(settings))
     except Exception as error:  # torch has no one class for what a file may hold
         raise UserError(
             f"ckpt_path={path}: expected a checkpoint of a training, RUN/checkpoints/last.ckpt "
             f"({type(error).__name__})"
         ) from error
-    if its_base != sha256:
-        names = []
-        for each in (sha256, its_base):
-            names.append(f"an adapter on the base {each[:12]}" if each else "a base")
-        raise UserError(
-            f"ckpt_path={path}: expected a checkpoint of {names[0]}; it is of {names[1]}"
-        )
+    for key, value in expected.items():
+        its = settings.get(key)
+        if its != value:
+            raise UserError(
+                f"ckpt_path={path}: its training had {key}={as_value(its)[:20]}, this one has "
+                f"{as_value(value)[:20]}; expected its command once more, for the same images"
+            )

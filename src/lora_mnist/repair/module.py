@@ -138,7 +138,8 @@ class ClassifierModule(LightningModule):
         self.val_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only the adapter: the base has a file of its own."""
+        """Keep only the adapter: the base has a file of its own; and what was counted."""
+        checkpoint["errors_by_step"] = dict(self.errors_by_step)
         if self.has_adapter:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             state = checkpoint["state_dict"]
@@ -146,6 +147,7 @@ class ClassifierModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
+        self.errors_by_step = dict(checkpoint["errors_by_step"])
         if self.has_adapter:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 

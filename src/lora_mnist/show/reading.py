@@ -203,7 +203,7 @@ class Reading:
             if self.results["val_from"] == "train" and "test" not in self.results["held_out"]:
                 text += " data.val_from=test takes them from the test images."
             phrases.append(Phrase(text, "worse"))
-        if self.results.get("test_held_out_now"):
+        if "test" in self.results["held_out"] and "base" in self.results["learnt_unknown"]:
             text = "The test images were held out of this folder just now: if the base was trained "
             phrases.append(Phrase(f"{text}on the whole folder, they prove nothing."))
         return phrases
@@ -361,18 +361,15 @@ class Reading:
         if self.choices.get("refit", {}).get("value"):
             text = "The last training learnt the validation images, too. What is said here of them "
             text += "is of the training before, which had not seen them."
-            if held_out.get("val") == "test":
-                text += " Of the test part, only the images that are tested here are still unseen."
             lines.append(text)
-        if results["copies"] is None:
-            lines.append("It was not checked whether images are in two of these parts.")
-        else:
-            text = f"{number_of(results['copies'], 'identical file')} in two of training, "
-            text += "validation and test, left out of one; similar ones were not searched for."
-            lines.append(text)
-        text = "The base was trained elsewhere. Test images that it has learnt prove nothing."
-        if results["base_pretrained_here"]:
-            text = "The base was trained by this project, on training images alone."
+        text = f"{number_of(results['copies'], 'identical file')} in two of training, "
+        text += "validation and test, left out of one; similar ones were not searched for."
+        lines += [text, *(f"{about['line']}." for about in results["left_out"].values())]
+        text = "Each test image was compared by content with all that was learnt: it is none of it."
+        if unknown := results["learnt_unknown"]:
+            owners = " and the ".join(unknown)
+            text = f"What the {owners} learnt elsewhere is not known: test images among it prove "
+            text += "nothing."
         phrases = [Phrase(line) for line in [*lines, text]]
         if keys := results.get("better_preprocessing"):
             text = f"The base has fewer errors with another preprocessing: {' '.join(keys)}."
