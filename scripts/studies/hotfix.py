@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jobs import OUTPUT, PROJECT, composed, run, table
+from jobs import OUTPUT, PROJECT, composed, run
 from PIL import Image, ImageFilter
-from plain import fine_tune
-from tasks import EXAMPLE, Task, in_memory
+from rival import fine_tune, in_memory, table
+from tasks import EXAMPLE, Task
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter

@@ -1,4 +1,4 @@
-"""The runs of a study: python train.py in this process, each done once; and tables."""
+"""The runs of a study: python train.py in this process, each done once."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from lora_mnist.train import train
 
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
+sys.path.append(str(PROJECT / "scripts"))  # for rival.py, the yardstick
 
 #: No files that nobody would read.
 QUIET = (
@@ -48,9 +49,3 @@ def run(settings: Sequence[str]) -> tuple[Path, dict[str, Any]]:
         with suppress(TrainingError):  # a network that was made useless has results, too
             train(cfg, Run(folder))
     return folder, json.loads(file.read_text())
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: a column of text, then columns of numbers."""
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -9,20 +9,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy
-import torch
 from jobs import OUTPUT, PROJECT, composed, run
 from PIL import Image, ImageDraw, ImageFont
+from rival import Case, load_case
 from torch import Tensor, nn
 
-from lora_mnist.command import classifier_of
-from lora_mnist.data import ImageDataset, Images, load_images
+from lora_mnist.command import classifier_of, make
+from lora_mnist.data import load_images
 from lora_mnist.repair.predictions import counts_of, evaluate
 from lora_mnist.repair.significance import weakest
 
@@ -120,18 +120,6 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 # --- tasks ---------------------------------------------------------------------------------------
 
 
-@dataclass
-class Case:
-    """A base in memory, and the images of its task: normalised, with labels, by part."""
-
-    net: nn.Module
-    images: dict[str, Tensor]
-    labels: dict[str, Tensor]
-    before: dict[str, Tensor]  # the base's logits, of validation and of test images
-    target: int
-    steps: int = 400  # of each training
-
-
 @dataclass(frozen=True)
 class Task:
     """A classifier with a weak class; ``target``: the class to repair."""
@@ -144,7 +132,11 @@ class Task:
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
-    bases: int = 3  # at most
+    augment: str = ""  # a setting of pretraining
+
+    def augmented(self, augment: str, name: str) -> "Task":
+        """The same, but the images of its bases' trainings were changed at random."""
+        return replace(self, name=f"{self.name}, {name}", augment=augment)
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
@@ -170,9 +162,10 @@ class Task:
     def base(self) -> Path:
         """The file of its base; it is pretrained now, if it was not yet."""
         file = OUTPUT / "bases" / f"{self.name}{self.seed}.ckpt"
-        own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
-        own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
-        run([*self.common(), *own, *self.pretrain.split()])
+        if not file.exists():  # it is written last, and whole
+            own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
+            own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
+            run([*self.common(), *own, self.augment or "augment=none", *self.pretrain.split()])
         return file
 
     def run(self, settings: str, base: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -183,31 +176,16 @@ class Task:
     def load(self) -> Case:
         """Its base and its images in memory."""
         base = f"base_ckpt='{self.base()}'"
-        classifier = classifier_of(composed([*self.common(), "stage=lora", base]))
+        cfg = composed([*self.common(), "stage=lora", base, self.augment or "augment=none"])
+        classifier = classifier_of(cfg)
         net, dataset = classifier.net, classifier.dataset
-        images, labels = {}, {}
-        for part in ("train", "val", "test"):
-            images[part], labels[part] = in_memory(dataset, getattr(dataset.sets, part))
-        before = {part: logits_of(net, images[part]) for part in ("val", "test")}
         if self.target in dataset.classes:
             target = dataset.classes.index(self.target)
         else:
             counts = counts_of(evaluate(net, dataset.batches(dataset.sets.val)))["before"]
             target = weakest(counts["errors_per_class"], counts["images_per_class"])
-        return Case(net, images, labels, before, target)
-
-
-def in_memory(dataset: ImageDataset, images: Images) -> tuple[Tensor, Tensor]:
-    """All of ``images`` at once, normalised, and their labels."""
-    pixels, labels = images.take(range(len(images)))
-    return dataset.normalise(pixels), labels
-
-
-@torch.no_grad()
-def logits_of(net: nn.Module, images: Tensor) -> Tensor:
-    """Logits, (N, num_classes), in eval mode."""
-    net.eval()
-    return torch.cat([net(batch) for batch in torch.split(images, 500)])
+        augment = make("batches.augment", cfg.batches.augment) if self.augment else None
+        return load_case(net, dataset, target, augment)
 
 
 _FASHION = "prepare.channels=1"
@@ -218,8 +196,29 @@ _LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"
 _OWN = "net=custom net._target_=my_nets.Net"
 
+_CROP = "torchvision.transforms.v2.RandomResizedCrop"
+#: By the pictures, how their bases' training images are changed.
+AUGMENTS = {
+    "letters": ("augment=shift", "shifted"),
+    "capitals": ("augment=shift", "shifted"),
+    "chess": ("augment=shift", "shifted"),
+    "fashion": ("augment=flip", "mirrored"),
+    "clothes": ("augment=flip", "mirrored"),
+    "pictograms": ("augment=flip", "mirrored"),
+    "photos": (f"batches.augment={{_target_:{_CROP},size:[16,16],scale:[0.6,1.0]}}", "cropped"),
+}
+
+
+def with_augmented(*tasks: Task) -> list[Task]:
+    """Each task, and after it the same with bases that were trained with augmentation."""
+    both = []
+    for task in tasks:
+        both += [task, task.augmented(*AUGMENTS[task.pictures])]
+    return both
+
+
 #: No search has seen these.
-TASKS = (
+TASKS = with_augmented(
     Task("letters, CNN", 101, f"{_LETTERS} {_LETTERS_CNN}", "letters", 8, "h", 0.3),
     Task("letters, MLP", 102, f"{_LETTERS} {_LETTERS_MLP}", "letters", 10),
     Task("Fashion, MLP", 103, f"{_FASHION} net=mlp net.hidden_sizes=[256]", "fashion", 6, "3", 0.3),
