@@ -184,11 +184,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def newest_repair(outputs: Path) -> Path | None:
-    """The newest adapter that repairs a class: one of a hotfix repairs none."""
+    """The newest adapter that repairs one class; that of a hotfix repairs none."""
     files = [*outputs.glob("lora/*/adapter/adapter_config.json")]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         folder, record = read_adapter(file.parent)
-        if record.get("targets"):
+        if len(record.get("targets", [])) == 1:
             return folder
     return None
 
@@ -230,13 +230,17 @@ def rival(cfg: DictConfig, run: Run) -> None:
     log.info("twenty lines: %s; each is told", trainings)
     started = time.perf_counter()
     net, choice = twenty_lines(case, cfg.seed)
-    log.info("twenty lines: %s", choice)
     for name in ("twenty lines", "twenty lines, refitted"):
         if "refitted" in name:
             net = refitted(case, choice, cfg.seed)
         taken = time.perf_counter() - started
         rows.append(row(name, logits_of(net, case.images["test"]), taken))
     print(table(["method", f"errors on {target}", "in all", "false calls", "seconds"], rows))
+    how = ", augmented" if choice.is_augmented else ""
+    chosen = (
+        f"a rate of {choice.rate:g}, a weight of {choice.weight:g}, scale {choice.scale:g}{how}"
+    )
+    print(f"twenty lines: {trainings}; validation images chose {chosen}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The scripts: the studies compose, and documents show what a command has made."""
 
+import json
 import runpy
+import shutil
 import sys
 
 import jobs
@@ -9,6 +11,8 @@ import readme
 import tasks
 from helpers.commands import ROOT, read_results
 from helpers.stranger import OPTIONS, config, move_in
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lora_mnist.command import Run
 from lora_mnist.train import train
@@ -40,17 +44,43 @@ def test_every_task_composes():
         jobs.composed([*task.settings.split(), *pretrain])
 
 
-def test_the_yardstick_stands_beside_the_latest_repair(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def yardstick(tmp_path, monkeypatch, capsys):
+    """The folder of a repair of 6 steps, and a function that gives what the yardstick prints."""
     here = move_in(tmp_path, monkeypatch)
+    # A user has neither the studies nor the example's network.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if "studies" not in path])
+    sys.path.remove(str(tasks.EXAMPLE))
+    for name in ("jobs", "plain", "tasks", "my_nets"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (here / "nets_of_a_stranger.py").rename(here / "my_nets.py")
     few = ("trainer=cpu", "trainer.max_steps=6", "logger=none", "figures=false", "refit=false")
-    few = (*few, "batches.replay=10", "trainer.val_check_interval=6")
+    few = (*few, "batches.replay=10", "trainer.val_check_interval=6", "lora.dropout=0")
+    few = (*few, "experiment=repair", "target=dog", "net._target_=my_nets.Net")
     folder = here / "outputs" / "lora" / "run"
-    train(config("train", "experiment=repair", "target=dog", "lora.dropout=0", *few), Run(folder))
-    monkeypatch.setattr(sys, "argv", ["rival.py", *OPTIONS, "experiment=repair", "target=weakest"])
-    capsys.readouterr()
-    runpy.run_path(str(ROOT / "scripts" / "rival.py"), run_name="__main__")
-    rows = {}
-    for line in capsys.readouterr().out.splitlines()[2:]:
+    train(config("train", *few), Run(folder))
+
+    def printed(*typed):
+        typed = [*OPTIONS, "net._target_=my_nets.Net", "target=weakest", *typed]
+        monkeypatch.setattr(sys, "argv", ["rival.py", *typed])
+        capsys.readouterr()
+        runpy.run_path(str(ROOT / "scripts" / "rival.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return folder, printed
+
+
+def test_the_yardstick_stands_beside_the_newest_repair_of_a_class(yardstick):
+    folder, printed = yardstick
+    hotfix = shutil.copytree(folder, folder.with_name("hotfix"))
+    file = hotfix / "adapter" / "adapter_model.safetensors"
+    with safe_open(file, "pt") as content:
+        (key,) = content.metadata()
+        record = json.loads(content.metadata()[key])
+    save_file(load_file(file), file, {key: json.dumps(record | {"targets": []})})
+    (hotfix / "results.json").write_text("{}")
+    text, rows = printed(), {}
+    for line in text.splitlines()[2:-1]:
         name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         rows[name] = cells
     results = read_results(folder)
@@ -58,3 +88,10 @@ def test_the_yardstick_stands_beside_the_latest_repair(tmp_path, monkeypatch, ca
     for name, part in {"base": "test_base", "repair": "test"}.items():
         assert rows[name][:3] == [str(results[part][key]) for key in names]
     assert rows.keys() == {"base", "repair", "twenty lines", "twenty lines, refitted"}
+    assert "6 trainings of 6 steps" in text
+
+
+def test_the_yardstick_has_the_steps_and_the_augmentation_that_are_typed(yardstick):
+    _, printed = yardstick
+    assert "7 trainings of 2 steps" in printed("trainer.max_steps=2", "augment=flip")
+    assert printed("--help").startswith("A yardstick")
