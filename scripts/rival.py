@@ -236,10 +236,8 @@ def rival(cfg: DictConfig, run: Run) -> None:
         taken = time.perf_counter() - started
         rows.append(row(name, logits_of(net, case.images["test"]), taken))
     print(table(["method", f"errors on {target}", "in all", "false calls", "seconds"], rows))
-    how = ", augmented" if choice.is_augmented else ""
-    chosen = (
-        f"a rate of {choice.rate:g}, a weight of {choice.weight:g}, scale {choice.scale:g}{how}"
-    )
+    how = "augmented, " if choice.is_augmented else ""
+    chosen = f"{how}rate {choice.rate:g}, weight {choice.weight:g}, scale {choice.scale:g}"
     print(f"twenty lines: {trainings}; validation images chose {chosen}")
 
 

@@ -44,6 +44,14 @@ def test_every_task_composes():
         jobs.composed([*task.settings.split(), *pretrain])
 
 
+#: An augmentation that leaves nothing to learn from.
+_BLACK = """
+class Black(nn.Module):
+    def forward(self, image):
+        return 0 * image
+"""
+
+
 @pytest.fixture
 def yardstick(tmp_path, monkeypatch, capsys):
     """The folder of a repair of 6 steps, and a function that gives what the yardstick prints."""
@@ -53,7 +61,8 @@ def yardstick(tmp_path, monkeypatch, capsys):
     sys.path.remove(str(tasks.EXAMPLE))
     for name in ("jobs", "plain", "tasks", "my_nets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    (here / "nets_of_a_stranger.py").rename(here / "my_nets.py")
+    text = (here / "nets_of_a_stranger.py").read_text()
+    (here / "my_nets.py").write_text(text + _BLACK)
     few = ("trainer=cpu", "trainer.max_steps=6", "logger=none", "figures=false", "refit=false")
     few = (*few, "batches.replay=10", "trainer.val_check_interval=6", "lora.dropout=0")
     few = (*few, "experiment=repair", "target=dog", "net._target_=my_nets.Net")
@@ -93,5 +102,9 @@ def test_the_yardstick_stands_beside_the_newest_repair_of_a_class(yardstick):
 
 def test_the_yardstick_has_the_steps_and_the_augmentation_that_are_typed(yardstick):
     _, printed = yardstick
-    assert "7 trainings of 2 steps" in printed("trainer.max_steps=2", "augment=flip")
+    flipped = printed("trainer.max_steps=2", "augment=flip")
+    assert "7 trainings of 2 steps" in flipped
+    assert "augmented" in flipped
+    black = "batches.augment={_target_: my_nets.Black}"
+    assert "augmented" not in printed("trainer.max_steps=40", black)
     assert printed("--help").startswith("A yardstick")
