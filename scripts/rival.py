@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from lora_mnist import remove_lora
 from lora_mnist.classifier import read_adapter
 from lora_mnist.cli import run_entry
-from lora_mnist.command import Run, classifier_of, key_of, make
+from lora_mnist.command import Run, key_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.session import open_session
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,8 @@ def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
     if cfg.adapter == "latest":
         cfg.adapter = str(newest_repair(Path(cfg.paths.outputs)) or "latest")
-    classifier = classifier_of(cfg)
+    session = open_session(cfg, run)
+    classifier = session.classifier
     adapter, net, dataset = classifier.adapter, classifier.net, classifier.dataset
     if len(classifier.targets) != 1:
         repaired = ", ".join(classifier.targets) or "mistakes"
@@ -245,5 +247,5 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
     else:
-        sys.argv[1:1] = ["experiment=repair", "hydra=no_folder", "+adapter=latest"]
+        sys.argv[1:1] = ["experiment=repair", "augment=none", "hydra=no_folder", "+adapter=latest"]
         run_entry(rival, "train")
