@@ -205,7 +205,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         repaired = ", ".join(classifier.targets) or "mistakes"
         raise UserError(f"adapter={adapter}: repairs {repaired}; expected one that repairs a class")
     (target,) = classifier.targets
-    augment = make("batches.augment", cfg.batches.augment) if cfg.batches.augment else None
+    augment = cfg.batches.augment and make("batches.augment", cfg.batches.augment)
     with config_group("data"):
         plain = remove_lora(copy.deepcopy(net)).requires_grad_()
         case = load_case(plain, dataset, classifier.classes.index(target), augment)

@@ -132,11 +132,7 @@ class Task:
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
-    augment: str = ""  # a setting of pretraining
-
-    def augmented(self, augment: str, name: str) -> "Task":
-        """The same, but the images of its bases' trainings were changed at random."""
-        return replace(self, name=f"{self.name}, {name}", augment=augment)
+    augment: str = "augment=none"  # of pretraining
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""
@@ -165,18 +161,18 @@ class Task:
         if not file.exists():  # it is written last, and whole
             own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
             own += ["batches.batch_size=50", f"trainer.max_epochs={self.epochs}"]
-            run([*self.common(), *own, self.augment or "augment=none", *self.pretrain.split()])
+            run([*self.common(), *own, self.augment, *self.pretrain.split()])
         return file
 
-    def run(self, settings: str, base: Path | None = None) -> tuple[Path, dict[str, Any]]:
-        """A run on its base, or on ``base``."""
-        own = [f"base_ckpt='{base or self.base()}'", f"target={self.target}"]
+    def run(self, settings: str) -> tuple[Path, dict[str, Any]]:
+        """A run on its base."""
+        own = [f"base_ckpt='{self.base()}'", f"target={self.target}"]
         return run([*self.common(), *own, *settings.split()])
 
     def load(self) -> Case:
         """Its base and its images in memory."""
         base = f"base_ckpt='{self.base()}'"
-        cfg = composed([*self.common(), "stage=lora", base, self.augment or "augment=none"])
+        cfg = composed([*self.common(), "stage=lora", base, self.augment])
         classifier = classifier_of(cfg)
         net, dataset = classifier.net, classifier.dataset
         if self.target in dataset.classes:
@@ -184,7 +180,7 @@ class Task:
         else:
             counts = counts_of(evaluate(net, dataset.batches(dataset.sets.val)))["before"]
             target = weakest(counts["errors_per_class"], counts["images_per_class"])
-        augment = make("batches.augment", cfg.batches.augment) if self.augment else None
+        augment = cfg.batches.augment and make("batches.augment", cfg.batches.augment)
         return load_case(net, dataset, target, augment)
 
 
@@ -196,16 +192,12 @@ _LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"
 _OWN = "net=custom net._target_=my_nets.Net"
 
-_CROP = "torchvision.transforms.v2.RandomResizedCrop"
-#: By the pictures, how their bases' training images are changed.
+_CROP = "{_target_:torchvision.transforms.v2.RandomResizedCrop,size:[16,16],scale:[0.6,1.0]}"
+#: How images are changed at random in the trainings of bases, by the pictures.
 AUGMENTS = {
-    "letters": ("augment=shift", "shifted"),
-    "capitals": ("augment=shift", "shifted"),
-    "chess": ("augment=shift", "shifted"),
-    "fashion": ("augment=flip", "mirrored"),
-    "clothes": ("augment=flip", "mirrored"),
-    "pictograms": ("augment=flip", "mirrored"),
-    "photos": (f"batches.augment={{_target_:{_CROP},size:[16,16],scale:[0.6,1.0]}}", "cropped"),
+    **dict.fromkeys(("letters", "capitals", "chess"), ("shifted", "augment=shift")),
+    **dict.fromkeys(("fashion", "clothes", "pictograms"), ("mirrored", "augment=flip")),
+    "photos": ("cropped", f"batches.augment={_CROP}"),
 }
 
 
@@ -213,7 +205,8 @@ def with_augmented(*tasks: Task) -> list[Task]:
     """Each task, and after it the same with bases that were trained with augmentation."""
     both = []
     for task in tasks:
-        both += [task, task.augmented(*AUGMENTS[task.pictures])]
+        name, augment = AUGMENTS[task.pictures]
+        both += [task, replace(task, name=f"{task.name}, {name}", augment=augment)]
     return both
 
 
