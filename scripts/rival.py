@@ -205,7 +205,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         repaired = ", ".join(classifier.targets) or "mistakes"
         raise UserError(f"adapter={adapter}: repairs {repaired}; expected one that repairs a class")
     (target,) = classifier.targets
-    augment = cfg.batches.augment and make("batches.augment", cfg.batches.augment)
+    augment = session.augment and make("batches.augment", session.augment)
     with config_group("data"):
         plain = remove_lora(copy.deepcopy(net)).requires_grad_()
         case = load_case(plain, dataset, classifier.classes.index(target), augment)
@@ -247,5 +247,5 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
     else:
-        sys.argv[1:1] = ["experiment=repair", "augment=none", "hydra=no_folder", "+adapter=latest"]
+        sys.argv[1:1] = ["experiment=repair", "hydra=no_folder", "+adapter=latest"]
         run_entry(rival, "train")

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import jobs
 import pytest
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_mnist.command import Run
+from lora_mnist.disk.base import read_base, write_base
 from lora_mnist.train import train
 
 
@@ -102,7 +104,11 @@ def test_the_yardstick_stands_beside_the_newest_repair_of_a_class(yardstick):
 
 def test_the_yardstick_has_the_steps_and_the_augmentation_that_are_typed(yardstick):
     _, printed = yardstick
-    flipped = printed("trainer.max_steps=2", "augment=flip")
+    assert "6 trainings of 2 steps" in printed("trainer.max_steps=2")
+    # A base of ours says how its images were changed; its weights, and so its name, are the same.
+    flip = {"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"}
+    write_base(read_base(Path("mine.pt")).tensors, Path("mine.pt"), {"made": {"augment": flip}})
+    flipped = printed("trainer.max_steps=2")
     assert "7 trainings of 2 steps" in flipped
     assert "augmented" in flipped
     black = "batches.augment={_target_: my_nets.Black}"
