@@ -2,12 +2,12 @@
 
 from omegaconf import DictConfig
 
-from lora_mnist.cli import run_entry
-from lora_mnist.command import Run
+from lora_mnist.cli.main import run_entry
+from lora_mnist.config.command import Run
 
 
 def main(cfg: DictConfig, run: Run) -> None:
-    from lora_mnist.export import export  # here, so that --help does not wait for torch
+    from lora_mnist.commands.export import export  # here, so that --help does not wait for torch
 
     export(cfg, run)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from lora_mnist.classifier.networks import build_network
 from lora_mnist.lora.weight import left_out_by_all
-from lora_mnist.repair.networks import build_network
 
 #: By name, the settings of a network for images of 64 x 64 pixels.
 NETWORKS: dict[str, dict[str, Any]] = {}

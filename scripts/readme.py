@@ -26,7 +26,7 @@ import known_networks
 import torch
 from readme_pictures import photograph, photograph_report
 
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.files import atomic_write
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]

@@ -24,12 +24,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist import remove_lora
-from lora_mnist.classifier import read_adapter
-from lora_mnist.cli import run_entry
-from lora_mnist.command import Run, key_of, make
+from lora_mnist.classifier.classifier import read_adapter
+from lora_mnist.cli.main import run_entry
+from lora_mnist.config.command import Run, key_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.session import open_session
+from lora_mnist.training.session import open_session
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
-from lora_mnist.command import CLASSIFIER
+from lora_mnist.classifier.base import write_base
+from lora_mnist.commands.evaluate import evaluate
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import CLASSIFIER
 from lora_mnist.data import load_images
-from lora_mnist.disk.base import write_base
-from lora_mnist.evaluate import evaluate
 from lora_mnist.lora.adapter import WEIGHTS_NAME
-from lora_mnist.train import train
 
 
 def _few_images(data_dir):

@@ -70,7 +70,7 @@ def made(tmp_path_factory):
     """The outputs of a base and of a repair on it, with all that they log."""
     from composed import FEW, SMALL, composed
 
-    from lora_mnist.train import train
+    from lora_mnist.commands.train import train
 
     outputs = tmp_path_factory.mktemp("made")
     options = (
@@ -99,7 +99,7 @@ def cli(monkeypatch, capfd, tmp_path):
             code = exit_.code or 0
         finally:
             logging.shutdown()
-            for name in (None, "lora_mnist.cli", "lora_mnist.show", "lightning.pytorch"):
+            for name in (None, "lora_mnist.cli.main", "lora_mnist.show", "lightning.pytorch"):
                 for handler in [*logging.getLogger(name).handlers]:
                     if isinstance(handler, logging.FileHandler):  # it would open its file anew
                         logging.getLogger(name).removeHandler(handler)

@@ -18,7 +18,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
+import lora_mnist.cli.main  # noqa: F401 the resolvers that the configurations need
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 #: The folder with the example's file, classifier/photos.yaml.

@@ -15,25 +15,21 @@ SOURCE = ROOT / "src" / "lora_mnist"
 #: Rooms and files of the package. Each imports those of the lines below it, and none beside it.
 HOUSE = [
     "__main__",
-    "entry",
-    "train evaluate predict export demo",
-    "cli recipe results check_preprocessing",
-    "session sweep api",
-    "show trainer",
-    "command",
+    "commands",
+    "training cli api",
+    "show",
+    "config",
     "classifier",
-    "choice settings values",
-    "disk",
-    "repair",
-    "data",
+    "data measure",
+    "choice run_paths",
     "errors project progress",
-    "lora",  # with disk/files.py beside it, it can be copied into another project
-    "disk.files",
+    "lora",  # with files.py beside it, it can be copied into another project
+    "files",
 ]
 HEAVY = {"lightning", "torchmetrics", "matplotlib", "jinja2", "gradio"}
 #: What a module does not wait for: sweeps not for torch, pictures not for Lightning.
-LATE = {name: {"torch"} for name in ("cli", "command", "sweep")}
-LATE |= dict.fromkeys(("predict", "export", "demo"), HEAVY)
+LATE = {name: {"torch"} for name in ("cli.main", "cli.sweep", "config.command")}
+LATE |= dict.fromkeys(("commands.predict", "commands.export", "commands.demo"), HEAVY)
 LATE["api"] = {"hydra", "omegaconf", "scipy", *HEAVY}
 
 
@@ -54,9 +50,8 @@ def imports_of(path, at_once=False):
 
 
 def place_of(module):
-    """The room or the file of HOUSE to which a module such as ``lora_mnist.disk.base`` belongs."""
-    below = module.removeprefix("lora_mnist.")
-    return below if below == "disk.files" else below.partition(".")[0]
+    """The room or the file of HOUSE to which a module such as ``lora_mnist.show.keys`` belongs."""
+    return module.removeprefix("lora_mnist.").partition(".")[0]
 
 
 def test_imports_run_downhill():

@@ -6,12 +6,12 @@ The line names the key and the value that cannot be used; no file is left of wha
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
 
-from lora_mnist.cli import explain
-from lora_mnist.command import Run
-from lora_mnist.evaluate import evaluate
-from lora_mnist.export import export
-from lora_mnist.predict import predict
-from lora_mnist.train import train
+from lora_mnist.cli.main import explain
+from lora_mnist.commands.evaluate import evaluate
+from lora_mnist.commands.export import export
+from lora_mnist.commands.predict import predict
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import Run
 
 TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
 LORA = ("stage=lora", "target=9", *TRAIN)

@@ -16,11 +16,11 @@ from torch import nn
 from torchvision.models import ResNet18_Weights
 
 from lora_mnist import load_adapter
-from lora_mnist.command import Run
-from lora_mnist.evaluate import evaluate
-from lora_mnist.export import export
-from lora_mnist.predict import predict
-from lora_mnist.train import train
+from lora_mnist.commands.evaluate import evaluate
+from lora_mnist.commands.export import export
+from lora_mnist.commands.predict import predict
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import Run
 
 FIT = (
     *("trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null", "logger=none"),

@@ -15,9 +15,9 @@ from helpers.stranger import OPTIONS, config, move_in
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_mnist.command import Run
-from lora_mnist.disk.base import read_base, write_base
-from lora_mnist.train import train
+from lora_mnist.classifier.base import read_base, write_base
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import Run
 
 
 def test_measured_numbers_and_pictures_stand_in_blocks_that_nobody_changed():

@@ -22,9 +22,9 @@ from tasks import EXAMPLE, Task
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.command import Run, checked_copy
+from lora_mnist.config.command import Run, checked_copy
 from lora_mnist.data import ImageDataset, load_images
-from lora_mnist.session import open_session
+from lora_mnist.training.session import open_session
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"

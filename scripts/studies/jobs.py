@@ -12,9 +12,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.command import Run
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import Run
 from lora_mnist.errors import TrainingError
-from lora_mnist.train import train
 
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"

@@ -24,7 +24,7 @@ from rival import Case, refitted, table, twenty_lines
 from tasks import TASKS, Task
 
 from lora_mnist import load_adapter, set_lora_scale
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.files import atomic_write
 
 #: How often each method runs on a base, at most.
 METHODS = {

@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rival import Case, load_case
 from torch import Tensor, nn
 
-from lora_mnist.command import classifier_of, make
+from lora_mnist.config.command import classifier_of, make
 from lora_mnist.data import load_images
-from lora_mnist.repair.predictions import counts_of, evaluate
-from lora_mnist.repair.significance import weakest
+from lora_mnist.measure.predictions import counts_of, evaluate
+from lora_mnist.measure.significance import weakest
 
 EXAMPLE = PROJECT / "examples" / "own_classifier"
 sys.path.append(str(EXAMPLE))

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_mnist.classifier import Classifier, Prediction
+from lora_mnist.classifier.classifier import Classifier, Prediction
+from lora_mnist.classifier.huggingface import huggingface
+from lora_mnist.classifier.networks import CNN, MLP
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.model import (
     add_lora,
@@ -18,10 +20,8 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.repair.dial import dial_curve
-from lora_mnist.repair.huggingface import huggingface
-from lora_mnist.repair.networks import CNN, MLP
-from lora_mnist.repair.predictions import compare_errors
+from lora_mnist.measure.dial import dial_curve
+from lora_mnist.measure.predictions import compare_errors
 
 __all__ = [
     "CNN",

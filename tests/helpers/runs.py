@@ -3,7 +3,7 @@
 import torch
 
 from lora_mnist.data import Images
-from lora_mnist.repair.predictions import Predictions
+from lora_mnist.measure.predictions import Predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 DIAL = {

@@ -7,8 +7,8 @@ import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.command import settings_of
-from lora_mnist.repair.networks import build_network
+from lora_mnist.classifier.networks import build_network
+from lora_mnist.config.command import settings_of
 
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from helpers.commands import ROOT
-from lora_mnist.disk.files import write_json
+from lora_mnist.files import write_json
 
 #: A command that sweeps and trains nothing.
 TOY = "tests/helpers/toy.py"

@@ -9,9 +9,9 @@ import time
 
 from hydra.core.config_store import ConfigStore
 
-from lora_mnist.cli import run_entry
-from lora_mnist.disk.files import write_json
+from lora_mnist.cli.main import run_entry
 from lora_mnist.errors import UserError
+from lora_mnist.files import write_json
 
 CONFIG = {
     "defaults": [

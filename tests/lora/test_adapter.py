@@ -9,7 +9,7 @@ from helpers.nets import TinyNet, randomize
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_mnist.disk.files import read_json, write_json
+from lora_mnist.files import read_json, write_json
 from lora_mnist.lora.adapter import (
     CONFIG_NAME,
     WEIGHTS_NAME,

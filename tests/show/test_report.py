@@ -8,7 +8,7 @@ from helpers.runs import CLASSES, DIAL, images, outcome, predictions, results
 from PIL import Image
 
 from lora_mnist.data import Images
-from lora_mnist.repair.predictions import Predictions, outcomes_by_part
+from lora_mnist.measure.predictions import Predictions, outcomes_by_part
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import first_pictures, make_report
 

@@ -6,7 +6,7 @@ from composed import logged
 from helpers.runs import results
 
 from lora_mnist import CNN, add_lora
-from lora_mnist.classifier import Prediction
+from lora_mnist.classifier.classifier import Prediction
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.screen import print_parameters, print_predictions, print_results
 

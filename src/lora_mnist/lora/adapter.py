@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..disk.files import atomic_write, read_json, write_json
+from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
 from .layer import LoRAParametrization, scaling_divisor
 from .model import attach, usable_adapters

@@ -11,8 +11,8 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.keys import numeric_sort_key
+from lora_mnist.files import atomic_write
+from lora_mnist.show.keys import numeric_sort_key
 from lora_mnist.show.reading import Reading
 
 #: More lines could not be told apart, and become points; more values get an axis of numbers.

@@ -9,9 +9,8 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_mnist.command import key_of, override
-from lora_mnist.project import command_line
-from lora_mnist.repair.significance import (
+from lora_mnist.config.command import key_of, override
+from lora_mnist.measure.significance import (
     LEVEL,
     chance_text,
     knows_validation,
@@ -20,6 +19,7 @@ from lora_mnist.repair.significance import (
     weakest,
     wilson,
 )
+from lora_mnist.project import command_line
 
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}

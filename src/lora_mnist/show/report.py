@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lora_mnist.data.images import Images, viewable
-from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import printable
-from lora_mnist.repair.predictions import Predictions, confusion_of, logged_metrics
+from lora_mnist.files import atomic_write
+from lora_mnist.measure.predictions import Predictions, confusion_of, logged_metrics
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,

@@ -1,0 +1,226 @@
+"""Bases on disk: read anybody's weights, write ours, find one by its SHA-256.
+
+Each base that is made here keeps a file of its own, ``<name>-<first 12 digits of the SHA-256 of its
+tensors>.ckpt``; ``<name>.ckpt`` is the current one.
+"""
+
+import logging
+import shlex
+import shutil
+import textwrap
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from lora_mnist.classifier.learnt import is_digests
+from lora_mnist.errors import UserError
+from lora_mnist.files import atomic_write
+from lora_mnist.lora.base_state import fingerprint
+
+log = logging.getLogger(__name__)
+
+
+class Base(NamedTuple):
+    """A pretrained network."""
+
+    tensors: Mapping[str, Tensor]  # its state_dict
+    sha256: str  # their fingerprint, in hexadecimal
+    record: Mapping[str, Any]  # of its file; empty: it is somebody else's
+    learnt: Tensor | None = None  # digests of the images that it has learnt; None: not known
+
+
+class BaseFile(NamedTuple):
+    """The content of a file of weights."""
+
+    tensors: Mapping[str, Tensor]  # as they are named there
+    record: Mapping[str, Any]  # see settings.py; empty in files that are not ours
+    sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
+    learnt: Tensor | None = None  # as a base has it
+
+
+def read_base(path: Path) -> BaseFile:
+    """The weights in ``path``, and what else a base of ours has there; nothing in it runs."""
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
+    content: Any
+    try:
+        if is_safetensors:
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # neither library has one class for what a damaged file causes
+        types = []
+        with suppress(Exception):  # the file is not one of torch.save's
+            types = sorted(get_unsafe_globals_in_checkpoint(path))
+        reason = f"damaged or something else ({type(error).__name__})"
+        if types:
+            reason = f"holds {types[0]}, which is not loaded, since it could run code"
+        raise ValueError(
+            f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
+            "safetensors writes them"
+        ) from error
+    record, sha256, learnt = {}, None, None
+    if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
+        record, sha256, learnt = content["record"], content.get("sha256"), content.get("learnt")
+        if learnt is not None and not is_digests(learnt):
+            raise ValueError("damaged: what it has learnt is no list of digests")
+        content = content.get("state_dict")
+    tensors = _tensors_in(content)
+    if not tensors:
+        raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
+    return BaseFile(tensors, record, sha256, learnt)
+
+
+def _tensors_in(content: Any) -> dict[str, Tensor]:
+    """All tensors of nested dictionaries, by dotted names.
+
+    A key above all of them, such as ``state_dict``, is left out.
+    """
+    if not isinstance(content, Mapping):
+        return {}
+    tensors, parts = {}, {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[str(key)] = value
+        elif part := _tensors_in(value):
+            parts[key] = part
+    if not tensors and len(parts) == 1:
+        return next(iter(parts.values()))
+    for key, part in parts.items():
+        tensors |= {f"{key}.{name}": tensor for name, tensor in part.items()}
+    return tensors
+
+
+def load_weights(
+    net: nn.Module, file: BaseFile, prefix: str | None = None, outputs_key: str | None = None
+) -> Base:
+    """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
+
+    ``prefix`` names one of several networks in the file. Without it a prefix such as ``module.`` is
+    dropped, and so are tensors outside it, such as a metric's. ``outputs_key`` is the key of the
+    number of outputs of ``net``, if it has one.
+    """
+    own: Any = net.state_dict()
+    counts = Counter[str]()  # of the network's names in the file, by the prefix before them
+    for name in file.tensors:
+        parts = name.split(".")
+        for number in range(len(parts)):
+            end = ".".join(parts[number:])
+            if end in own:
+                counts[name.removesuffix(end)] += 1
+    networks = [each for each, count in counts.items() if count == len(own)]
+    names = ", ".join(each or "''" for each in networks) or "none"
+    if prefix is None:
+        if len(networks) > 1:
+            raise ValueError(
+                f"holds {len(networks)} networks; expected base_prefix= one of {names}"
+            )
+        prefix = max(counts, key=lambda each: counts[each], default="")
+    elif prefix not in counts:
+        raise ValueError(f"base_prefix={prefix}: expected one of {names}")
+    others = tuple(each for each in networks if each != prefix and each.startswith(prefix))
+    chosen: Any = OrderedDict()
+    for name, tensor in file.tensors.items():
+        if not name.startswith(prefix) or name.startswith(others):
+            continue
+        name = name.removeprefix(prefix)
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
+        chosen[name] = tensor
+    # Layers convert the tensors of older versions. A file with all of today's names is of today's.
+    if prefix in networks:
+        chosen._metadata = own._metadata
+    try:
+        net.load_state_dict(chosen)
+    except RuntimeError as error:  # torch names every tensor that does not fit
+        lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
+        expected = "the tensors of the configured net"
+        name, last = list(own.items())[-1]
+        stored = chosen.get(name, last)
+        if outputs_key and stored.shape[:1] != last.shape[:1]:
+            expected += f": {outputs_key}={len(stored)} has as many outputs"
+        raise ValueError(f"{' '.join(lines).rstrip('.')}; expected {expected}") from error
+    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
+    return Base(tensors, fingerprint(tensors), file.record, file.learnt)
+
+
+def write_base(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    record: Mapping[str, Any] | None = None,
+    learnt: Tensor | None = None,
+) -> None:
+    """Write a base, whole or not at all; equal arguments give equal files.
+
+    ``learnt`` are the digests of the images that it has learnt, if they are known.
+    """
+    # A clone does not take along other tensors that share the memory.
+    state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    content: dict[str, Any] = {"state_dict": state, "record": dict(record or {})}
+    content |= {"sha256": fingerprint(state), "learnt": learnt}
+    buffer = BytesIO()  # torch.save would write a file's name into it
+    torch.save(content, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
+    """The file in which a base stays for good."""
+    return folder / f"{name}-{sha256[:12]}.ckpt"
+
+
+def find_base(folder: Path, sha256: str) -> Path | None:
+    """The file in ``folder`` that holds the base with this fingerprint, undamaged, if any does."""
+    for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
+        if sha256_of_base(path) == sha256:
+            return path
+    return None
+
+
+def sha256_of_base(path: Path) -> str | None:
+    """The fingerprint of a base of ours; ``None`` for any other file, or a damaged one."""
+    with suppress(OSError, ValueError):
+        file = read_base(path)
+        if file.sha256 == fingerprint(file.tensors):
+            return file.sha256
+    return None
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Refuse a file that a new base must not replace: not ours, or where a base stays for good."""
+    if not path.exists():
+        return
+    sha256 = sha256_of_base(path)
+    if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
+        raise UserError(
+            f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
+            "expected another file, or none, to replace the current base"
+        )
+
+
+def set_current_base(own: Path, current: Path) -> None:
+    """Make the base in ``own``, where it stays for good, the one in ``current``."""
+    refuse_to_replace(current)
+    before = sha256_of_base(current)
+    if before is not None and not own.stem.endswith(before[:12]):
+        previous = find_base(own.parent, before)
+        if previous is None:  # it was made on another machine, or its own file is damaged
+            previous = versioned_base_path(own.parent, current.stem, before)
+            with atomic_write(previous) as temporary:
+                shutil.copyfile(current, temporary)
+        paths = shlex.quote(str(previous)), shlex.quote(str(current))
+        log.info("base: the one before is kept; go back with: cp %s %s", *paths)
+    with atomic_write(current) as temporary:
+        shutil.copyfile(own, temporary)
+    log.info("base: %s, kept as %s", current, own)

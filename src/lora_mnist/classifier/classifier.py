@@ -1,0 +1,378 @@
+"""A classifier: a network, its classes and its preprocessing, all that a prediction needs.
+
+Plain Python: no Hydra, no Lightning.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_mnist.choice import Choice
+from lora_mnist.classifier.base import Base, find_base, load_weights, read_base, sha256_of_base
+from lora_mnist.classifier.huggingface import (
+    TARGET,
+    WEIGHTS,
+    from_folder,
+    image_processor,
+    renamed,
+)
+from lora_mnist.classifier.learnt import read_learnt
+from lora_mnist.classifier.networks import (
+    build,
+    build_network,
+    check_outputs,
+    evaluating,
+    importable,
+    outputs_key,
+    own_preprocessing,
+)
+from lora_mnist.classifier.settings import Settings
+from lora_mnist.data.images import ImageDataset, Images, ImageSets
+from lora_mnist.errors import (
+    GROUP_OF,
+    UserError,
+    as_value,
+    config_group,
+    naming,
+    one_line,
+    require_extra,
+)
+from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
+from lora_mnist.lora.model import set_lora_scale
+from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.dial import dial_curve, images_of_dial
+from lora_mnist.measure.predictions import logits_at
+from lora_mnist.project import DATA, program
+from lora_mnist.run_paths import ADAPTER_FOLDER, base_name
+
+log = logging.getLogger(__name__)
+
+#: The number of images on which the outputs of a network are checked.
+_CHECKED = 4
+#: Networks for which a base is trained here.
+_OURS = ("lora_mnist.MLP", "lora_mnist.CNN")
+#: The values of keys that nothing else sets.
+_DEFAULTS = {
+    "net": {"_target_": "lora_mnist.MLP"},
+    "data": {"_target_": "lora_mnist.data.MNIST"},
+}
+
+
+class Prediction(NamedTuple):
+    """The prediction of a network for one picture."""
+
+    label: str  # the name of the class
+    probability: float
+    probabilities: list[float]  # of all classes, in the order of the network's outputs
+
+
+@dataclass
+class Classifier:
+    """A network with the classes and the preprocessing of its training.
+
+    ``net`` is in eval mode, with its adapter on it; with ``lora_disabled(net)`` it is the base.
+    """
+
+    net: nn.Module
+    dataset: ImageDataset  # prepares pictures; it reads its own images when they are asked for
+    settings: Settings  # resolved
+    base: Base | None = None  # what the network was before an adapter; None: still to be trained
+    adapter: Path | None = None  # its folder
+    record: Mapping[str, Any] = field(default_factory=dict)  # of the adapter
+
+    @classmethod
+    def load(
+        cls,
+        adapter: str | Path | None = None,
+        base: str | Path | None = None,
+        *,
+        net: Mapping[str, Any] | nn.Module | None = None,
+        prepare: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        bases: str | Path = Path("outputs", "base"),
+        base_prefix: str | None = None,
+    ) -> "Classifier":
+        """The classifier that the files of an adapter and its base describe.
+
+        Each value comes from the first of these that has it: what is typed, the adapter's file, the
+        base's file, the network (timm, torchvision), the default, the images. The log says so.
+
+        Args:
+            adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
+            base: the base's file; ``None``: the one in ``bases`` for which the adapter was made or,
+                without an adapter, the current one.
+            net: the typed arguments of the network, ``_target_`` among them, in which ``None``
+                stands for a value that is not typed; or the network itself.
+            prepare: those of its preparation, likewise; ``transform`` may be a function.
+            data: those of its images, likewise.
+            bases: the folder of all bases.
+            base_prefix: how the names of the weights begin in a base's file that has several
+                networks, such as ``ema.``.
+
+        Raises:
+            UserError: if a file is missing, does not fit, or names code that is not typed.
+        """
+        own = None
+        if isinstance(net, nn.Module):
+            own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
+        arguments, folder = from_folder(net or {})
+        settings = Settings(arguments, dict(prepare or {}), dict(data or {}))
+        record: Mapping[str, Any] = {}
+        if adapter is not None:
+            adapter, record = read_adapter(adapter)
+            settings.take_record("the adapter", record, f"adapter={adapter}")
+        path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
+        base = folder if base is None else base
+        if base is not None:
+            path = Path(str(base)).expanduser()
+            path = path / WEIGHTS if path.is_dir() else path  # Hugging Face's
+        elif (expected := record.get("base_sha256")) is not None:
+            path = find_base(Path(bases), expected) or path
+            if sha256_of_base(path) != expected:
+                raise UserError(
+                    f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the "
+                    f"weights with SHA-256 {expected}"
+                )
+        if not path.is_file():
+            advice = ""
+            if base is None and settings.net.get("_target_") in (None, *_OURS):
+                advice = f"; make a base with: {program('train')} stage=pretrain"
+            images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
+            is_of_digits = settings.data.get("_target_") in (None, _DEFAULTS["data"]["_target_"])
+            if base is None and not is_of_digits and not images.is_dir():  # path has its name
+                raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
+            raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
+        with naming(f"base_ckpt={path}"):
+            file = read_base(path)
+        settings.take_record("the base", file.record, f"base_ckpt={path}")
+        settings.take("", _DEFAULTS)
+        network = own or _network(settings, folder)
+        outputs = None if own else outputs_key(settings.net)
+        with naming(f"base_ckpt={path}"):
+            file = file._replace(tensors=renamed(network, file.tensors))
+            loaded = load_weights(network.eval(), file, base_prefix, outputs)
+        dataset = build_dataset(network, settings)
+        if settings.sources:
+            log.info("%s", "; ".join(settings.sources))
+        classifier = cls(network, dataset, settings, loaded)
+        if adapter is not None:
+            try:
+                load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
+            except (ValueError, OSError) as error:
+                raise UserError(f"adapter={one_line(error)}") from error
+            classifier.adapter, classifier.record = adapter, record
+        return classifier
+
+    @classmethod
+    def new(
+        cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
+    ) -> "Classifier":
+        """A classifier that is still to be trained, of the typed arguments and the defaults."""
+        arguments, folder = from_folder(net)
+        settings = Settings(arguments, dict(prepare), dict(data))
+        settings.take("", _DEFAULTS)
+        network = _network(settings, folder)
+        return cls(network, build_dataset(network, settings), settings)
+
+    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> Choice:
+        """Turn the adapter up or down; return its scale, 0 without an adapter, and why.
+
+        0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` validation
+        images decide, on ``device``, as in training.
+        """
+        adapters = lora_adapters(self.net)
+        if scale is not None and not adapters:
+            raise UserError(f"scale={scale}: expected null, since there is no adapter")
+        saved = adapters[0].scale if adapters else 0.0
+        if scale is None:
+            return Choice(saved, why="as saved")
+        if scale == "auto":
+            choice = self._advised_scale(saved, device)
+            log.info("scale=%g: %s", choice.value, choice.why)
+        else:
+            choice = Choice(float(scale), why="as set")
+        set_lora_scale(self.net, choice.value)
+        return choice
+
+    def _advised_scale(self, saved: float, device: torch.device | str) -> Choice:
+        """The scale that validation images advise, unless the adapter has learnt these."""
+        images, made = self.images.val, self.record.get("made", {})
+        if made.get("refit"):
+            return Choice(saved, why="as saved, since the adapter has learnt validation images")
+        if not len(images) and "val" in self.images.left_out:
+            return Choice(saved, why=f"as saved: {self.images.left_out['val']['line']}")
+        if not len(images):
+            raise UserError(
+                "scale=auto: expected data.val_size > 0, or images in val/ that are not in train/, "
+                "since validation images decide"
+            )
+        some = images_of_dial(len(images), made.get("seed", 0))
+        targets = [c for c, name in enumerate(self.classes) if name in self.targets]
+        with evaluating(self.net, device):
+            batches = self.dataset.batches(images, device, some, "scale=auto")
+            curve = dial_curve(self.net, batches, targets)
+        return Choice(curve["advised"], curve["scales"], len(some), "advised by validation images")
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the network's outputs."""
+        return self.dataset.classes
+
+    def prepare(self, picture: str | Path | Image.Image) -> Tensor:
+        """The network's input, (channels, height, width) float32; or ValueError with the reason."""
+        return self.dataset.normalise(self.read(picture)[None])[0]
+
+    def read(self, picture: str | Path | Image.Image) -> Tensor:
+        """:meth:`prepare` without the normalisation: a tensor of pixels, uint8."""
+        if isinstance(picture, str):
+            picture = Path(picture)
+        return self.dataset.read_picture(picture)
+
+    def predict(
+        self, pictures: str | Path | Image.Image | Iterable[str | Path | Image.Image]
+    ) -> list[Prediction]:
+        """The prediction for each picture, or for one, with the adapter as it is on the network.
+
+        ValueError, with the reason, if one cannot be read, or shows nothing.
+        """
+        if isinstance(pictures, str | Path | Image.Image):
+            pictures = [pictures]
+        images = ((self.read(picture), 0) for picture in pictures)
+        return [prediction for _, (prediction,) in self.predict_at(images, [None])]
+
+    def predict_at(
+        self, images: Iterable[tuple[Tensor, int]], scales: Sequence[float | None]
+    ) -> Iterator[tuple[int, list[Prediction]]]:
+        """Each image's label, which may be any number, and the prediction at each scale."""
+        device = next(self.net.parameters()).device
+        batches = self.dataset.stacked(images, device)
+        for labels, at_scales in logits_at(self.net, batches, scales):
+            rows = torch.stack(at_scales, dim=1).softmax(dim=2).tolist()
+            for label, of_image in zip(labels.tolist(), rows, strict=True):
+                predictions = []
+                for row in of_image:
+                    best = row.index(max(row))
+                    predictions.append(Prediction(self.classes[best], row[best], row))
+                yield label, predictions
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The names of the classes that the adapter repairs."""
+        targets: Sequence[str] = self.record.get("targets", [])
+        return targets
+
+    @cached_property
+    def learnt(self) -> dict[str, Tensor | None]:
+        """The digests of what the base and the adapter have learnt; ``None``: not known."""
+        learnt = {}
+        if self.base is not None:
+            learnt["base"] = self.base.learnt
+        if self.adapter is not None:
+            learnt["adapter"] = read_learnt(self.adapter, self.record.get("learnt"))
+        return learnt
+
+    @cached_property
+    def images(self) -> ImageSets:
+        """The images of the data set, without those to validate and to test on that were learnt.
+
+        UserError, if they cannot be read.
+        """
+        with config_group("data"):
+            sets = self.dataset.sets
+        val, left_out = self.not_learnt(sets.val, "val", "validation images")
+        test, of_test = self.not_learnt(sets.test, "test", "test images")
+        return replace(sets, val=val, test=test, left_out=left_out | of_test)
+
+    def not_learnt(
+        self, images: Images, part: str, name: str
+    ) -> tuple[Images, dict[str, dict[str, Any]]]:
+        """Those of the images that neither base nor adapter has learnt.
+
+        By ``part``, and ``name`` in a sentence, what is to be said of the others, if there are any.
+        """
+        is_learnt, owners = torch.zeros(len(images), dtype=torch.bool), []
+        for owner, digests in self.learnt.items():
+            if digests is not None and (known := torch.isin(images.digests, digests)).any():
+                is_learnt |= known
+                owners.append(owner)
+        if not owners:
+            return images, {}
+        count, of, who = int(is_learnt.sum()), len(images), " and the ".join(owners)
+        line = f"{count} of {of} {name} are left out: the {who} "
+        line += f"{'has' if len(owners) == 1 else 'have'} learnt them"
+        return images.without(is_learnt), {part: {"images": count, "of": of, "line": line}}
+
+    def test_images(self) -> Images | None:
+        """The test images, if they are here; none of them has been learnt."""
+        try:
+            return self.images.test if len(self.images.test) else None
+        except UserError as error:
+            log.info("no test images here (%s)", error)
+            return None
+
+    def check(self, images: Images | None = None) -> None:
+        """Refuse a network that cannot take the images, or has no output for each class."""
+        if images is None:
+            if self.settings.prepare.get("transform") is not None:
+                return  # it may keep a picture's size
+            picture = self.dataset.read_picture(Image.linear_gradient("L"))
+            images = Images([picture], torch.zeros(1, dtype=torch.int64))
+        some = torch.linspace(0, len(images) - 1, _CHECKED).long()
+        batch = self.dataset.normalise(images.take(some.tolist())[0])
+        check_outputs(self.net, batch, len(self.classes), self.dataset.name)
+
+
+def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
+    """The folder of an adapter itself, where that of its run may be named, and its record."""
+    path = Path(str(folder)).expanduser()  # its name may be a number
+    if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
+        path = path / ADAPTER_FOLDER
+    if not (path / CONFIG_NAME).is_file():
+        raise UserError(
+            f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
+            "the run that left it, or latest"
+        )
+    try:
+        return path, read_metadata(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"adapter={one_line(error)}") from error
+
+
+def _network(settings: Settings, folder: Path | None) -> nn.Module:
+    """The network of these settings; of Hugging Face's, with the processor of its ``folder``."""
+    if settings.net["_target_"] != TARGET:
+        return build_network(settings.net)
+    require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
+    network: Any = build_network(settings.net)
+    network.huggingface_processor = None if folder is None else image_processor(folder)
+    made: nn.Module = network
+    return made
+
+
+def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
+    """The data set of these settings; what is missing comes from ``network``, then the images."""
+    is_of_digits = settings.data["_target_"] == _DEFAULTS["data"]["_target_"]
+    if not is_of_digits:
+        own = own_preprocessing(network, settings.net, settings.prepare)
+        settings.take("the network", {"prepare": own})
+    for key, value in settings.data.items():
+        if key in GROUP_OF and value is not None:
+            raise UserError(f"data.{key}={as_value(value)}: expected {GROUP_OF[key]}.{key}")
+    given = {}
+    for key, value in (settings.data | settings.prepare).items():
+        if value is not None:
+            given[key] = value
+    if is_of_digits:
+        if settings.typed["data"].get("data_dir") != given.get("data_dir"):
+            given["download"] = False  # where only a record names a folder, nothing is made
+        given.setdefault("data_dir", str(DATA))
+    with importable(), config_group("data"):
+        dataset: ImageDataset = build(given)
+    return dataset

@@ -1,0 +1,48 @@
+"""What an adapter has learnt: the digests of its images, in a file beside it."""
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lora_mnist.files import atomic_write
+from lora_mnist.lora.base_state import fingerprint
+
+log = logging.getLogger(__name__)
+
+LEARNT_FILE = "learnt.safetensors"
+
+
+def write_learnt(folder: Path, digests: Tensor) -> str:
+    """Write the digests into an adapter's folder; return their fingerprint, for its record."""
+    with atomic_write(folder / LEARNT_FILE) as path:
+        save_file({"digests": digests}, path)
+    return fingerprint_of(digests)
+
+
+def read_learnt(folder: Path, sha256: str | None) -> Tensor | None:
+    """The digests with this fingerprint; ``None``: they are not there, as in PEFT's adapters."""
+    if sha256 is None:
+        return None
+    try:
+        digests = load_file(folder / LEARNT_FILE)["digests"]
+        if is_digests(digests) and fingerprint_of(digests) == sha256:
+            return digests
+        reason = "it is another adapter's"
+    except (OSError, KeyError, SafetensorError) as error:
+        reason = type(error).__name__
+    log.warning("%s: what the adapter has learnt is not known (%s)", folder / LEARNT_FILE, reason)
+    return None
+
+
+def fingerprint_of(digests: Tensor) -> str:
+    """The SHA-256 of digests, in hexadecimal."""
+    return fingerprint({"digests": digests})
+
+
+def is_digests(value: object) -> bool:
+    """Whether a file's value is what :func:`.images.digests_of` gives."""
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1

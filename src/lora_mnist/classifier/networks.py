@@ -1,0 +1,240 @@
+"""The networks that are pretrained and then repaired: two of ours, or anybody's."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from itertools import pairwise
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+from lora_mnist.classifier.huggingface import preprocessing_of
+from lora_mnist.errors import UserError, config_group
+
+
+class MLP(nn.Sequential):
+    """Fully connected classifier with ReLU between its layers, ``linear1`` to ``linearN``.
+
+    Images, (N, ...) with ``in_features`` values each, give logits, (N, num_classes). With the
+    default sizes it is the notebook's ``RichBoyNet``: 784-1000-2000-10, 2,807,010 parameters, far
+    larger than the task needs so that LoRA has something to be small beside.
+
+    Args:
+        in_features: number of input values per image, all dimensions but the first.
+        hidden_sizes: width of each hidden layer.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 28 * 28,
+        hidden_sizes: Sequence[int] = (1000, 2000),
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        sizes = [in_features, *hidden_sizes, num_classes]
+        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+            if number > 1:
+                self.add_module(f"relu{number - 1}", nn.ReLU())
+            self.add_module(f"linear{number}", nn.Linear(fan_in, fan_out))
+
+
+class CNN(nn.Sequential):
+    """Convolutional classifier: ``conv1`` to ``convN`` with ReLU and pooling, then ``linear1``.
+
+    Images, (N, in_channels, image_size, image_size), give logits, (N, num_classes). Each
+    convolution is 3x3 with padding, each max-pooling 2x2. With the default sizes it has 20,490
+    parameters, and is the better classifier; it shows that nothing here is tied to the MLP.
+
+    Args:
+        in_channels: channels of the images.
+        channels: output channels of each convolution.
+        image_size: height and width of the images, at least ``2 ** len(channels)``.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32),
+        image_size: int = 28,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        for number, (fan_in, fan_out) in enumerate(pairwise([in_channels, *channels]), start=1):
+            self.add_module(f"conv{number}", nn.Conv2d(fan_in, fan_out, 3, padding=1))
+            self.add_module(f"relu{number}", nn.ReLU())
+            self.add_module(f"pool{number}", nn.MaxPool2d(2))
+        side = image_size >> len(channels)  # pooling rounds down
+        self.flatten = nn.Flatten()
+        self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
+
+
+def build(settings: Any, is_transform: bool = False) -> Any:
+    """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra.
+
+    Unlike there, a function of a picture may stand under the key ``transform``: it is not called.
+    """
+    if isinstance(settings, Mapping):
+        values = {}
+        for key, value in settings.items():
+            if key != "_convert_":
+                values[key] = build(value, is_transform or key == "transform")
+        if "_target_" not in values:
+            return values
+        function = resolve_name(values.pop("_target_"))
+        is_partial = values.pop("_partial_", False)
+        if is_partial or (is_transform and _takes_a_picture(function, values)):
+            return partial(function, **values)
+        return function(**values)
+    if isinstance(settings, Sequence) and not isinstance(settings, str):
+        return [build(value, is_transform) for value in settings]
+    return settings
+
+
+def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether ``function`` is a transform itself: one argument is missing, the picture."""
+    if isinstance(function, type):
+        return False  # it makes one
+    if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
+        return True
+    missing = 0
+    for name, parameter in signature(function).parameters.items():
+        is_given = name in arguments or parameter.default is not parameter.empty
+        if not is_given and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            missing += 1
+    return missing == 1
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Inside the ``with`` block Python also looks for modules where the user stands."""
+    path = list(sys.path)
+    sys.path.append(str(Path.cwd()))  # last: a timm.py that lies there is not timm
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
+def build_network(settings: Mapping[str, Any]) -> nn.Module:
+    """The network of these arguments, with fresh weights, in eval mode."""
+    key = f"net._target_={settings.get('_target_')}"
+    with importable(), config_group(key):
+        net = build(settings)
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{key}: gives a {type(net).__name__}")
+    # In train mode, batch normalisation would move its running statistics.
+    return net.eval()
+
+
+def outputs_key(settings: Mapping[str, Any]) -> str | None:
+    """The key of the number of outputs of a network with these settings, if it has one."""
+    parameters = signature(resolve_name(settings["_target_"])).parameters
+    for name in ("num_classes", "nc"):  # nc: Ultralytics
+        if name in parameters:
+            return f"net.{name}"
+    has_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return "net.num_classes" if has_any else None  # as timm and torchvision hand them on
+
+
+@torch.no_grad()
+def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
+    """Refuse a network that cannot take these images, or does not give a logit for each class."""
+    shape = tuple(images.shape)
+    try:
+        output: Any = net(images)
+    except Exception as error:  # whatever the network's own layers raise
+        error.add_note(
+            f"net: images of shape {shape} from {dataset}; expected other prepare.image_size or "
+            "prepare.channels?"
+        )
+        raise
+    expected = (len(images), num_classes)
+    given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if given != expected:
+        raise UserError(
+            f"net: gives {given} for images of shape {shape}; expected {expected}, since "
+            f"{dataset} has {num_classes} classes"
+        )
+    if not output.isfinite().all():
+        raise UserError("net: gives NaN or infinity; expected finite logits")
+    # Rounding is far smaller, in half precision too.
+    most = 0.02 * max(output.std().item(), 1e-6)
+    alone = torch.cat([net(image[None]) for image in images])
+    if alone.shape != output.shape or (alone - output).abs().max() > most:
+        raise UserError(
+            "net: gives an image another output when it is asked alone; expected the same each time"
+        )
+    sums = output.sum(dim=1)
+    if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:
+        raise UserError("net: its outputs sum to 1, as after a softmax; expected logits")
+
+
+def own_preprocessing(
+    net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The preprocessing of a network's own: timm's, Hugging Face's, torchvision's ``net.weights``.
+
+    With another ``image_size`` than theirs, their way to bring pictures to a size is not taken.
+    """
+    if hasattr(net, "huggingface_processor"):
+        return preprocessing_of(net, prepare)
+    weights = net_settings.get("weights")
+    package, _, builder = str(net_settings["_target_"]).rpartition(".")
+    if "crop_pct" in getattr(net, "pretrained_cfg", {}):
+        import timm.data  # here: an extra, and net has it
+
+        named: dict[str, Any] = timm.data.resolve_model_data_config(net)
+        channels, *original = named.pop("input_size")
+        channels = net_settings.get("in_chans") or channels  # an argument comes first
+        size = net_settings.get("img_size") or original
+        is_squashed = named.pop("crop_mode") == "squash"
+        named["resize"] = "stretch" if is_squashed else "crop"
+    elif isinstance(weights, str) and package.startswith("torchvision.models"):
+        members: Any = torchvision.models.get_model_weights(builder)
+        transforms = members[weights.rpartition(".")[2]].transforms()
+        channels, size, scaled = 3, transforms.crop_size[0], transforms.resize_size[0]
+        original = [size, size]
+        named = {
+            "resize": "crop",
+            # Rounded down, since size / crop_pct is cut to whole pixels.
+            "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
+            "interpolation": transforms.interpolation.value,
+            "mean": transforms.mean,
+            "std": transforms.std,
+        }
+    else:
+        return {}
+    named |= {"mean": list(named["mean"]), "std": list(named["std"])}
+    named["image_size"] = [size, size] if isinstance(size, int) else list(size)
+    named["channels"] = prepare.get("channels") or channels
+    if named["image_size"] != list(original):
+        del named["crop_pct"]  # it belongs to that size
+    if prepare.get("image_size") is not None:
+        for key in ("image_size", "resize", "crop_pct", "interpolation"):
+            named.pop(key, None)
+    if len(named["mean"]) not in (1, named["channels"]):
+        del named["mean"], named["std"]  # images are measured
+    return named
+
+
+@contextmanager
+def evaluating(net: nn.Module, device: torch.device | str) -> Iterator[torch.device]:
+    """Inside the ``with`` block ``net`` is on ``device`` in eval mode, and then on the CPU again.
+
+    A new adapter draws its first values there, the same on every machine.
+    """
+    net.eval().to(device)
+    try:
+        yield torch.device(device)
+    finally:
+        net.to("cpu")

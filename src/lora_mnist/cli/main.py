@@ -1,0 +1,300 @@
+"""The part that the five entries share: a command goes in, Hydra runs it, an exit code comes out.
+
+Nothing here imports torch at once, so that ``--help`` need not wait.
+"""
+
+import logging
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import env_override
+from hydra.errors import HydraException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
+from lora_mnist.config.command import CLASSIFIER, Run, override, unknown_key
+from lora_mnist.errors import GROUP_OF, ArgumentError, UserError, one_line, printable, refusal_of
+from lora_mnist.project import CONFIGS, command_line
+from lora_mnist.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[DictConfig, Run], object]
+
+#: Names such as Flöte in a list, which Hydra reads in quotes alone.
+_NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
+
+
+class _Failed(BaseException):
+    """Brings an error through Hydra, which makes a line or a warning of an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def run_entry(function: Command, config_name: str) -> None:
+    """Run a command by Hydra's ``main``.
+
+    A refusal, or a signal, is told in a line, with the exit code that fits; any other error is
+    raised, for Python to show where.
+    """
+    signals: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        """End the command at a signal, as Lightning then ends the processes that it has started."""
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    def task(cfg: DictConfig) -> float | None:
+        settings = HydraConfig.get()
+        run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
+        try:
+            if run.is_sweep and "sweep" in cfg:
+                return run_job(function, cfg, run, settings, explain)
+            function(cfg, run)
+        except Exception as exception:
+            reason = explain(exception)
+            log.error("%s", reason or one_line(exception), exc_info=reason is None)
+            raise _Failed(exception) from exception
+        return None
+
+    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    error: BaseException
+    try:
+        sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
+        for place, text in enumerate(sys.argv):
+            if text in ("--help", "-h"):
+                _print_groups(config_name)
+                sys.argv[place] = "--cfg=job"
+        # With this, Hydra raises its errors instead of printing them and exiting with 1.
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
+            main()
+        return
+    except _Failed as failed:
+        error = failed.error
+    except SystemExit as stop:
+        if not signals:
+            raise
+        error = stop  # which Lightning has made of a signal
+    except (Exception, KeyboardInterrupt) as exception:
+        error = exception
+    reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
+    if signals or isinstance(error, KeyboardInterrupt):
+        sent = signal.Signals(signals[0] if signals else signal.SIGINT)
+        reason, code = f"interrupted by {sent.name}", 128 + sent
+    if reason is not None:
+        print(reason, file=sys.stderr)
+    advice = _leave_folder(reason, code) if HydraConfig.initialized() else None
+    if reason is None:
+        if advice is not None:
+            error.add_note(advice)
+        raise error
+    if advice is not None:
+        print(advice, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _leave_folder(reason: str | None, code: int) -> str | None:
+    """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        end_early(Path(settings.sweep.dir))
+        return None
+    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
+    if settings.output_subdir is None:
+        return None
+    folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
+    run = Run.of_command_line(settings, folder)
+    ours = ("hydra.run.dir", "hydra.mode")
+    last, log_file = folder / LAST_CHECKPOINT, f"{settings.job.name}.log"
+    files = {path.name for path in folder.glob("*")}
+    if reason is not None and code != 1 and files <= {settings.output_subdir, log_file}:
+        shutil.rmtree(folder, ignore_errors=True)
+    if reason is not None and code <= 2:  # a refusal
+        return None
+    if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
+        typed = run.typed_without(*ours, "ckpt_path")
+        return f"go on with: {command_line(name, [*typed, override('ckpt_path', last)])}"
+    if code > 2:  # of a signal
+        return f"start again with: {command_line(name, run.typed_without(*ours))}"
+    return f"log: {folder / log_file}"
+
+
+def _print_groups(name: str) -> None:
+    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
+    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
+    if help_of is not None:
+        print(help_of.header)
+    print("Groups; GROUP=NAME chooses:")
+    for folder in sorted(CONFIGS.rglob("*/")):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
+    print("\nKeys; KEY=VALUE sets:")
+
+
+def _for_hydra(typed: list[str]) -> list[str]:
+    """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
+    options, overrides, parser = [], [], OverridesParser.create()
+    for text in typed:
+        key, equals, value = text.partition("=")
+        if key.startswith("-") or not (equals or key.startswith("~")):
+            options.append(text)
+            continue
+        try:
+            if isinstance(parser.parse_override(text).value(), int | float):
+                names = sorted(file.stem for file in (CONFIGS / key).glob("*.yaml"))
+                if names:  # Hydra takes no number for a group
+                    raise UserError(f"{text}: expected one of {', '.join(names)}")
+        except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
+            is_list = set(value) & set(",[]{}()")
+            text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
+        text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
+        overrides.append(re.sub("^digit=", "target=", text))
+    named = {text for text in overrides if text.startswith("target=")}
+    if len(named) > 1:
+        both = " and ".join(sorted(named))
+        raise UserError(f"{both}: expected one of them; digit= and target= mean the same")
+    return options + overrides
+
+
+# --- what went wrong, in a line ------------------------------------------------------------------
+
+
+def _no_stage() -> str:
+    """The two commands to choose from, each with what was typed."""
+    typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
+    if typed[:1] == ["--config-name"]:  # which lora-mnist has put before the command's name
+        typed = typed[2:]
+    others = [text for text in typed if not text.startswith("experiment=")]
+    pretrain = command_line("train", [*typed, "stage=pretrain"])
+    repair = command_line("train", [*others, "experiment=repair"])
+    return (
+        "stage: missing; expected one of\n"
+        f"  {pretrain}        to train a base\n"
+        f"  {repair}    to repair it with an adapter"
+    )
+
+
+def explain(error: BaseException) -> str | None:
+    """The line about an error that a key, a value or a file has caused; ``None``: another error."""
+    if isinstance(error, UserError):
+        return printable(error)
+    if isinstance(error, ArgumentError):
+        return printable(refusal_of(error))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_configuration(error)
+    return None
+
+
+def _explain_configuration(error: BaseException) -> str:
+    """What is wrong with an override or a key, in the words of Hydra or OmegaConf."""
+    # Hydra says which override was wrong, and OmegaConf, its cause, why.
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        key = str(cause.full_key)
+        if OmegaConf.is_missing(cause.parent_node, "stage"):
+            return _no_stage()  # which keys there are depends on it
+        if not isinstance(error, HydraException):  # the command reads it
+            return f"{key}: missing; expected a value"
+        function = cause.parent_node.get("_target_")
+        if function and key.rpartition(".")[2] not in GROUP_OF:
+            group = key.rpartition(".")[0]
+            beside = ", ".join(f"{group}.{name}" for name in cause.parent_node if name[0] != "_")
+            new = f"+{key}, a new argument of {function}"
+            return f"{key}: nothing reads this key; expected one of {beside}, or {new}"
+        return unknown_key(key)
+    if isinstance(cause, OmegaConfBaseException):
+        reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
+        _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
+        return one_line(resolvers or f"{cause.full_key}: {reason}")
+    message = one_line(str(error).partition("Config search path:")[0])
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
+        return f"{error.override}: {message}"
+    if "hydra/launcher" in message or "hydra/sweeper" in message:
+        return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+    if "config group 'classifier' does not exist" in message:
+        return (
+            "classifier: expected --config-dir FOLDER, with your file in it: "
+            "FOLDER/classifier/NAME.yaml"
+        )
+    key_of_folder = re.match(r"Could not override '(\w+)'. No match", message)
+    if key_of_folder and Path(name := key_of_folder[1]).is_dir():  # --config-dir . images=images
+        return (
+            f"{name}: with --config-dir, Hydra takes the folder {name} for a group of "
+            "settings; expected another name for it, or a folder with nothing but classifier/"
+        )
+    return message
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+class ClaimOutputFolder(Callback):
+    """Hydra callback: claims the folder of a run, or of a sweep."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim ``hydra.run.dir``."""
+        with _through_hydra(config):
+            folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
+            if subfolder is None:  # of processes that Lightning starts
+                return
+            log_file = folder / f"{config.hydra.job.name}.log"
+            if (folder / subfolder).exists() or log_file.exists():
+                raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
+            refuse_used_folder("hydra.run.dir", folder)
+            # If two runs start at once, the second fails here.
+            (folder / subfolder).mkdir(parents=True)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
+        with _through_hydra(config):
+            if "sweep" in config:
+                open_sweep(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the sweep with its summary."""
+        if "sweep" in config:
+            with _through_hydra(config):
+                close_sweep(config)
+
+
+def _sweeps_the_stage(config: DictConfig) -> bool:
+    """Whether each job of a sweep gets its stage, or an experiment that sets one."""
+    keys = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
+    for each in OverridesParser.create().parse_overrides(config.hydra.overrides.task):
+        if each.is_sweep_override():
+            keys.add(each.key_or_group)
+    return bool(keys & {"stage", "experiment"})
+
+
+@contextmanager
+def _through_hydra(config: DictConfig) -> Iterator[None]:
+    """Inside the ``with`` block of a callback, an error ends the command."""
+    HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
+    try:
+        if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
+            raise UserError(_no_stage())
+        if config.hydra.job.chdir:
+            raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
+        yield
+    except Exception as error:
+        HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
+        raise _Failed(error) from error

@@ -1,0 +1,333 @@
+"""Sweeps: Hydra runs the jobs, each in a folder of its own; here they become one table.
+
+A job is finished if its results.json is there; one that failed leaves failed.json.
+"""
+
+import gc
+import logging
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import StatisticsError, mean, stdev
+from typing import Any, NamedTuple
+
+from hydra.conf import HydraConf
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.config.command import Run, key_of
+from lora_mnist.errors import UserError, nearest_to, one_line
+from lora_mnist.files import read_json, write_csv, write_json
+from lora_mnist.project import CONFIGS, command_line
+from lora_mnist.run_paths import RESULTS_FILE
+from lora_mnist.show.keys import better_end, flatten, numeric_sort_key
+
+log = logging.getLogger(__name__)
+
+FAILED_FILE = "failed.json"
+
+# hydra.sweeper.direction of a search
+OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
+
+
+def open_sweep(config: DictConfig) -> None:
+    """Refuse to rank by test images, and a used folder."""
+    if str(config.sweep.metric).startswith(("test", "mistakes")):
+        raise UserError(
+            f"sweep.metric={config.sweep.metric}: expected a number of validation images, such as "
+            "val.errors; test images never choose"
+        )
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for used in folder.iterdir():
+        reason = f"has a {used.name} already; expected a new folder"
+        raise UserError(f"hydra.sweep.dir={folder}: {reason}")
+
+
+def run_job(
+    function: Callable[[DictConfig, Run], object],
+    cfg: DictConfig,
+    run: Run,
+    hydra: HydraConf,
+    explain: Callable[[BaseException], str | None],
+) -> float | None:
+    """Run one job; return its ``sweep.metric``, for sweepers that search, or ``None``."""
+    # The screen gets one line a job; tables and messages go to the job's log.
+    for name in (None, *(hydra.job_logging.get("loggers") or ())):
+        for handler in logging.getLogger(name).handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+    started = time.perf_counter()
+    try:
+        function(cfg, run)
+    except Exception as error:
+        told = explain(error)
+        reason = one_line(told or f"{type(error).__name__}: {error}")
+        overrides = run.typed_without("hydra", "launcher", "sweep")
+        write_json(run.folder / FAILED_FILE, {"overrides": overrides, "error": reason})
+        log.error("%s", reason, exc_info=told is None)
+        where = f"; log: {run.folder / hydra.job.name}.log"
+        print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
+        return None
+    finally:
+        with _signals_waiting():
+            gc.collect()  # a Trainer and what it trains hold each other, and the images
+    results, metric = flatten(read_json(run.folder / RESULTS_FILE)), ""
+    value = results.get(cfg.sweep.metric)
+    if isinstance(value, int | float):
+        metric = f"{cfg.sweep.metric} {value:.6g}, "
+    elif cfg.sweep.metric is not None and (value is not None or cfg.sweep.metric not in results):
+        expected = f"a number in results.json{nearest_to(str(cfg.sweep.metric), results)}"
+        raise UserError(f"sweep.metric={cfg.sweep.metric}: expected {expected}")
+    if hydra.job.num == 0:
+        for title, key in cfg.sweep.columns.items():
+            if key not in (*results, *_columns_of_ours()):
+                line = f"sweep.columns.{title}={key}: not in results.json{nearest_to(key, results)}"
+                print(line, file=sys.stderr, flush=True)
+    print(f"#{hydra.job.num}: {metric}{time.perf_counter() - started:.1f} s", flush=True)
+    return value if metric else None
+
+
+def _columns_of_ours() -> list[str]:
+    """The keys that a job may lack: some are of a repair, or of mistakes, alone."""
+    return list(OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values())
+
+
+@contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Let signals wait until the ``with`` block ends: what a ``__del__`` raises, Python ignores."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere none is handled
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
+
+
+def close_sweep(config: DictConfig) -> None:
+    """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
+    folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric or ""
+    summary = summarize(folder, metric)
+    write_table(summary)
+    draw(summary)
+    print(table_text(summary, config.sweep.columns))
+    if summary.best:
+        print(best_line(summary.best, metric))
+    print(f"sweep: {folder}", flush=True)
+    for job in summary.failed:
+        swept = [f"{key}={job.settings[key]}" for key in summary.swept]
+        print("failed:", *swept, f"in {job.folder}: {job.error}", file=sys.stderr)
+    if summary.failed:
+        raise SystemExit(1)
+
+
+def end_early(folder: Path) -> None:
+    """Say where the finished jobs of an interrupted sweep are; without any job it is removed."""
+    finished = len(list(folder.rglob(RESULTS_FILE)))
+    if finished:
+        write_table(summarize(folder, ""))
+        print(f"finished jobs: {finished}, in {folder.absolute()}/summary.csv", file=sys.stderr)
+    elif {path.name for path in folder.glob("*")} <= {"multirun.yaml"}:  # Hydra's
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- the summary ---------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """One job of a sweep, as its folder has it."""
+
+    folder: Path
+    overrides: list[str]  # its command line
+    settings: dict[str, str]  # the same by key
+    error: str | None  # why it failed, in a line
+    results: dict[str, Any]  # results.json with flat keys; empty: it failed
+
+
+#: A row of the table: finished jobs that differ in their seed alone, or a single one.
+Row = list[Job]
+
+
+class Summary(NamedTuple):
+    """The jobs of the sweep in ``folder``."""
+
+    folder: Path
+    metric: str  # of configs/sweep: the key of a number in results.json; "": none
+    swept: list[str]  # the keys in which jobs differ
+    rows: list[Row]  # best first by the metric; equal ones are sorted by what was swept
+    failed: list[Job]
+
+    @property
+    def best(self) -> Row | None:
+        """The first row, if it has the metric."""
+        has_metric = self.rows and number(self.rows[0], self.metric) is not None
+        return self.rows[0] if has_metric else None
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a row has several seeds."""
+        return any(len(row) > 1 for row in self.rows)
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys that tell the rows apart."""
+        return [key for key in self.swept if key != "seed" or not self.has_seeds]
+
+
+def summarize(folder: Path, metric: str) -> Summary:
+    """Rank the jobs of a sweep; of several seeds the mean ranks, so that no lucky one wins."""
+    jobs = []
+    files = [*folder.rglob(RESULTS_FILE), *folder.rglob(FAILED_FILE)]
+    for path in sorted({file.parent for file in files}):
+        failed = read_json(path / FAILED_FILE)  # a training that led nowhere has results, too
+        results = {} if failed else read_json(path / RESULTS_FILE)
+        overrides = (failed or results)["overrides"]
+        settings = {key_of(text): text.partition("=")[2] for text in overrides}
+        jobs.append(Job(path, overrides, settings, failed.get("error"), flatten(results)))
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for key, value in job.settings.items():
+            values.setdefault(key, set()).add(value)
+    for job in jobs:
+        for key in values:
+            if key not in job.settings:  # a search may set a key in some jobs alone
+                job.settings[key] = ""
+                values[key].add("")
+    swept = [key for key in values if len(values[key]) > 1]
+    jobs.sort(key=lambda job: [numeric_sort_key(job.settings[key]) for key in swept])
+    rows: dict[object, Row] = {}
+    for job in jobs:
+        if job.error is None:
+            setting = tuple(text for text in job.overrides if key_of(text) != "seed")
+            rows.setdefault(setting, []).append(job)
+
+    def rank(row: Row) -> tuple[bool, float]:
+        value = number(row, metric)
+        return value is None, _sign(metric) * (value or 0)
+
+    failed_jobs = [job for job in jobs if job.error is not None]
+    return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
+
+
+def number(row: Row, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
+    """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
+    values = [job.results.get(key) for job in row]
+    with suppress(StatisticsError):  # too few
+        return of([value for value in values if isinstance(value, int | float)])
+    return None
+
+
+def of_base(key: str) -> str:
+    """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
+    split, _, name = key.partition(".")
+    return f"{split}_base.{name}"
+
+
+def _sign(metric: str) -> int:
+    """-1 if a larger metric is better, else 1."""
+    return -1 if better_end(metric) == "max" else 1
+
+
+def best_line(best: Row, metric: str) -> str:
+    """The command of the best job, and whether it beats the base."""
+    verdict = "best"
+    value, base = number(best, metric), number(best, of_base(metric))
+    if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
+        verdict = "no job is better than the base; the nearest"
+    if len(best) > 1:
+        verdict += f" by the mean of {len(best)} seeds"
+    entry = "eval" if best[0].results["stage"] == "eval" else "train"
+    return f"{verdict}: {command_line(entry, best[0].overrides)}"
+
+
+def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
+    """The table on the screen, with a line for the base, if all jobs share one, and one below.
+
+    ``columns`` are those of configs/sweep: a title, and the key of its number.
+    """
+    from rich.table import Table
+
+    from lora_mnist.show.screen import rendered  # late: torch
+
+    rows, metric = summary.rows, summary.metric
+    title_of = {metric: metric}
+    for title, key in columns.items():
+        title_of[key] = title.replace("_", " ")
+    shown = [key for key in title_of if any(number(row, key) is not None for row in rows)]
+    first = ["", *summary.keys]
+    if summary.has_seeds:
+        first.append("seeds")
+    table = Table()
+    for title in (*first, *(title_of[key] for key in shown)):
+        table.add_column(title, justify="right", overflow="fold")
+    for place, row in enumerate(rows, start=1):
+        cells = [str(place), *(row[0].settings[key] for key in summary.keys)]
+        if summary.has_seeds:
+            cells.append(str(len(row)))
+        for key in shown:
+            cells.append(_text(number(row, key)))
+            deviation = number(row, key, stdev) if key == metric else None
+            if deviation is not None:
+                cells[-1] += f" ± {_text(deviation)}"
+        table.add_row(*cells)
+    bases = []
+    for key in shown:
+        of_bases = {number(row, of_base(key)) for row in rows}
+        bases.append(_text(of_bases.pop()) if len(of_bases) == 1 else "")
+    if any(bases):
+        table.add_section()
+        table.add_row("base", *[""] * (len(first) - 1), *bases)
+    is_terminal = sys.stdout.isatty()
+    text = rendered([table], is_terminal, width=None if is_terminal else 200)
+    scales = []
+    for row in rows:
+        scales += [job.results.get("scale") for job in row if job.results["stage"] == "lora"]
+    if off := scales.count(0):
+        text += f"\n{off} of {len(scales)} adapters are turned off (scale 0)"
+    return text
+
+
+def _text(value: float | None) -> str:
+    """A number as the table has it."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
+
+
+def write_table(summary: Summary) -> None:
+    """Write ``summary.csv``, a line a job."""
+    lines = []
+    for job in [*(job for row in summary.rows for job in row), *summary.failed]:
+        line: dict[str, Any] = {key: job.settings[key] for key in summary.swept}
+        line |= {"error": job.error, "folder": job.folder.relative_to(summary.folder)}
+        for key, value in job.results.items():
+            line.setdefault(key, value)
+        lines.append(line)
+    titles = {key: None for line in lines for key in line}
+    rows = [[line.get(title) for title in titles] for line in lines]
+    write_csv(summary.folder / "summary.csv", titles, rows)
+
+
+def draw(summary: Summary) -> None:
+    """Write ``summary.png``."""
+    from lora_mnist.show.figures import draw_sweep, save_figure  # late: matplotlib
+
+    points = []
+    for row in summary.rows:
+        value = number(row, summary.metric)
+        if value is not None:
+            swept = {key: row[0].settings[key] for key in summary.keys}
+            points.append((swept, value, number(row, summary.metric, stdev)))
+    if points and summary.keys:
+        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
+        save_figure(draw_sweep(points, metric), summary.folder / "summary.png")

@@ -1,0 +1,123 @@
+"""A page to draw on: base and adapted network side by side, the adapter on a slider."""
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.config.command import Run, checked_copy, classifier_of
+from lora_mnist.data import MNIST, Images
+from lora_mnist.data.images import viewable
+from lora_mnist.errors import PictureError, one_line, require_extra
+
+log = logging.getLogger(__name__)
+
+_EXPLANATION = """
+Give the page a picture, or ask for a test image that the base gets wrong: both networks say which
+class it shows. The base is the pretrained network, and the adapted network is the same one with a
+small LoRA adapter on top. The slider scales the adapter: at 0 both are the base, at 1 it acts as it
+was trained. The page opens with the scale at which the adapter was saved.
+"""
+
+
+def side_by_side(classifier: Classifier, image: Tensor, scale: float) -> list[dict[str, float]]:
+    """The probability of each class by its name: of the base, and of the adapted network."""
+    ((_, predictions),) = classifier.predict_at([(image, 0)], [0, scale])
+    return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
+
+
+def mistakes_of_base(classifier: Classifier, images: Images) -> Iterator[tuple[str, Tensor]]:
+    """A caption and the image, for each of ``images`` that the base gets wrong."""
+    for number in range(len(images)):
+        ((image,), (label,)) = images.take([number])
+        ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [0])
+        name = classifier.classes[int(label)]
+        if prediction.label != name:
+            yield f"Test image {number}, labelled {name}", image
+
+
+def build_page(classifier: Classifier) -> Any:
+    """The page, a ``gradio.Blocks``, to draw digits on, and to upload pictures of other things."""
+    import gradio as gr
+    from torchvision.transforms.functional import to_pil_image
+
+    dataset, saved_scale = classifier.dataset, classifier.set_scale(None).value
+    test_images = classifier.test_images()
+    mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
+
+    def read(picture: Any) -> tuple[Tensor | None, str]:
+        path = picture["composite"] if isinstance(picture, dict) else picture
+        if path is None:
+            return None, ""
+        try:
+            return classifier.read(path), ""
+        except PictureError as error:
+            return None, f"This picture cannot be used: {one_line(error)}."
+
+    def mistake() -> tuple[str, Tensor | None]:
+        return next(mistakes, ("There is no other test image that the base gets wrong.", None))
+
+    def ask(image: Tensor | None, scale: float) -> tuple[Any, Any, Any]:
+        if image is None:
+            return None, None, None
+        base, adapted = side_by_side(classifier, image, scale)
+        return base, adapted, to_pil_image(viewable(image))
+
+    with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
+        gr.Markdown(_EXPLANATION)
+        image = gr.State()
+        with gr.Row():
+            with gr.Column():
+                if isinstance(dataset, MNIST) and dataset.dataset != "FashionMNIST":
+                    picture: Any = gr.Sketchpad(
+                        type="filepath",
+                        format="png",
+                        canvas_size=(280, 280),
+                        fixed_canvas=True,
+                        layers=False,
+                        transforms=(),
+                        brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
+                        label="Draw",
+                        elem_id="pad",
+                    )
+                else:
+                    picture = gr.Image(type="filepath", sources=["upload"], label="Your picture")
+                button = gr.Button("A test image that the base gets wrong")
+                note = gr.Markdown()
+                seen = gr.Image(label="As the network sees it", format="png", height=200)
+            with gr.Column():
+                most = max(2, saved_scale)
+                scale = gr.Slider(
+                    0, most, saved_scale, step=0.05, label="Scale of the adapter", elem_id="scale"
+                )
+                base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
+                adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
+        in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
+        # Not the event input, which would send the previous drawing.
+        picture.change(read, [picture], [image, note])
+        button.click(mistake, outputs=[note, image], **in_turn)
+        changes, outputs = [image.change, scale.change], [base, adapted, seen]
+        gr.on(changes, ask, [image, scale], outputs, show_progress="hidden", **in_turn)
+    return page
+
+
+def demo(cfg: DictConfig, run: Run | None = None) -> None:
+    """Serve the page until the process is interrupted.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used, or the extra
+            ``demo`` is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else the import would report itself
+    require_extra("demo.py", "demo", "gradio")
+    log.info("loading the network and its test images")
+    cfg = checked_copy(cfg, run)
+    classifier = classifier_of(cfg)
+    classifier.check()
+    classifier.set_scale(cfg.scale)
+    page, server = build_page(classifier), cfg.server
+    page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)

@@ -1,0 +1,40 @@
+"""Testing, from a configuration to results.json: a base alone, or beside a saved adapter."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lora_mnist.config.command import Run, checked_copy
+from lora_mnist.run_paths import new_run_folder, refuse_used_folder
+from lora_mnist.training.check_preprocessing import check_base
+from lora_mnist.training.results import finish
+from lora_mnist.training.session import open_session
+from lora_mnist.training.trainer import quiet_lightning
+
+
+def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
+    """Test the base and, where ``cfg.adapter`` names one, the base with the adapter beside it.
+
+    Args:
+        cfg: a configuration of ``configs/eval.yaml``; it is not changed.
+        run: the folder for results.json and the loggers' files, and how the command was typed;
+            ``None`` makes a new folder, named by the time.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+    """
+    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
+    cfg = checked_copy(cfg, run)
+    refuse_used_folder("hydra.run.dir", run.folder)
+    with quiet_lightning():
+        session = open_session(cfg, run)
+        classifier = session.classifier
+        scale = classifier.set_scale(cfg.scale, session.trainer.strategy.root_device)
+        tables = session.tables()
+        choices, advice = {"scale": scale}, []
+        if classifier.adapter is None:
+            choices, advice = {}, check_base(session, session.predictions("val"))
+        return finish(session, tables, choices, {"better_preprocessing": advice})

@@ -1,0 +1,216 @@
+"""Base and adapter written as one plain network, and checked."""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lora_mnist.classifier.base import load_weights, read_base
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.huggingface import TARGET, save_folder
+from lora_mnist.config.command import Run, checked_copy, classifier_of
+from lora_mnist.data import ImageDataset, Images
+from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
+from lora_mnist.files import atomic_write
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.model import merge_lora
+from lora_mnist.measure.predictions import logits_at
+from lora_mnist.progress import progress
+
+log = logging.getLogger(__name__)
+
+#: How far a logit of the written network may be from the live one's, as a share of the standard
+#: deviation of all logits: float32 rounds a deep network's by a ten-thousandth of that.
+TOLERANCE = 1e-3
+
+
+class FromPixels(nn.Module):
+    """A network with the normalisation before it: from pixels, uint8, (N, C, H, W), to logits."""
+
+    def __init__(self, net: nn.Module, normalise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.normalise = net, normalise
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.normalise(pixels))
+        return logits
+
+
+class Onnx(nn.Module):
+    """A graph in a file, as a network."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {"images": images.numpy()})[0])
+
+
+def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
+    """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
+
+    A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
+    with a ``prepare.transform`` it takes the output of that, in the size that a test image has
+    there. One that ends in ``.safetensors`` holds the weights. A name without an ending is a folder
+    for ``from_pretrained`` of transformers, with a network of theirs. The written network must give
+    the predictions of the live one on the whole test set, and its logits as far as
+    :data:`TOLERANCE`; otherwise there is no file. Where the test set is not here, pictures of a
+    gradient take its place.
+
+    Args:
+        cfg: a configuration of ``configs/export.yaml``; it is not changed.
+        run: how the command was typed; an export leaves the one file that ``cfg`` names.
+
+    Returns:
+        The metadata in the file: how the network is made, and what input it takes.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        IncompleteError: if the written network computes something else than the live one.
+    """
+    cfg = checked_copy(cfg, run)
+    out = Path(str(cfg.out or "."))
+    ending = out.suffix.lower()
+    expected = "expected a file that does not exist yet, and ends in .onnx or .safetensors"
+    if out.exists() or ending not in (".onnx", ".safetensors", ""):  # it may be somebody's weights
+        raise UserError(f"out={as_value(cfg.out)}: {expected}")
+    if ending == ".onnx":
+        require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
+    classifier = classifier_of(cfg)
+    dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
+    if not ending and (classifier.settings.net["_target_"] != TARGET or transform is not None):
+        expected += ", or with net=huggingface and no prepare.transform a folder"
+        raise UserError(f"out={as_value(cfg.out)}: {expected}")
+    images, name = classifier.test_images(), "test images"
+    if images is None:
+        images, name = gradients(dataset), "pictures of a gradient"
+    classifier.check(images)
+    scale = classifier.set_scale(cfg.scale).value
+    plain = copy.deepcopy(classifier.net)
+    if classifier.adapter is not None:
+        merge_lora(plain)
+    (example,), _ = images.take([0])
+    dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
+    if transform:
+        content = json.dumps(transform)
+    elif ending != ".onnx":
+        dtype, content = "float32", "(pixel / 255 - mean) / std"
+    metadata = metadata_of(classifier, plain, scale) | {
+        "channels": json.dumps(len(example)),
+        "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
+    }
+    with atomic_write(out) if ending else new_folder(out) as path:
+        if ending == ".onnx":
+            written = write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
+        elif ending:
+            written = FromPixels(write_weights(plain, metadata, path), dataset.normalise)
+        else:
+            net = save_folder(plain, dataset.preprocessing(), path)
+            written = FromPixels(net, dataset.normalise)
+        live = FromPixels(classifier.net, dataset.normalise)
+        differing, deviation, allowed = compare(live, written, dataset, images)
+        if differing or not deviation <= allowed:  # nan is refused, too
+            raise IncompleteError(
+                f"out={out}: not written; the network in it differs from the live one: "
+                f"{differing} other predictions, logits by up to {deviation:.1e}; expected at most "
+                f"{allowed:.1e}"
+            )
+    parts = f"base and adapter at scale {scale:g}" if classifier.adapter else "base"
+    message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
+    log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
+    return metadata
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``path`` when the block ends, and is deleted if it raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as temporary:
+        folder = Path(temporary, path.name)
+        folder.mkdir()
+        yield folder
+        folder.replace(path)
+
+
+def gradients(dataset: ImageDataset) -> Images:
+    """Pictures as ``dataset`` prepares them, each a gradient in another direction."""
+    gradient = Image.linear_gradient("L")
+    pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
+    return Images(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
+
+
+def metadata_of(classifier: Classifier, plain: nn.Module, scale: float) -> dict[str, str]:
+    """What a file says of the network in it: texts, most of them JSON."""
+    base, adapter = classifier.base, classifier.adapter
+    assert base is not None
+    about: dict[str, Any] = {
+        "net": classifier.settings.net,
+        # Not the whole path: the file may be given away.
+        "adapter": adapter and "/".join(adapter.parts[-3:]),
+        "scale": scale,
+        "classes": classifier.classes,
+        **classifier.dataset.preprocessing(),
+    }
+    return {key: json.dumps(value) for key, value in about.items()} | {
+        "base_sha256": base.sha256,
+        "sha256": fingerprint(plain.state_dict()),
+        "dataset": str(classifier.dataset.name),
+    }
+
+
+def write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:
+    """Write the weights of ``net``; return a copy of it with them, read back."""
+    # safetensors cannot store shared memory, so tied weights are copied.
+    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    path.write_bytes(save(tensors, {"format": "pt", **metadata}))
+    loaded = copy.deepcopy(net)
+    load_weights(loaded, read_base(path))
+    return loaded
+
+
+def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> nn.Module:
+    """Write ``net`` as a graph, for any number of images like ``example``; return it, read back."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its own code; the graph is checked
+        onnx = torch.onnx.export(
+            net.eval(),
+            # torch.export would keep the size of a batch of one constant.
+            (torch.stack([example, example]),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert onnx is not None  # only where torch writes the file itself
+    onnx.model.metadata_props.update(metadata)
+    onnx.save(str(path), external_data=False)
+    return Onnx(path)
+
+
+def compare(
+    live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
+) -> tuple[int, float, float]:
+    """The number of predictions that differ; the largest difference of logits; what is allowed."""
+    both = []
+    for net in (live, written):
+        loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
+        batches = progress(loader, "export", len(loader))
+        both.append(torch.cat([logits for _, (logits,) in logits_at(net, batches, [None])]))
+    expected, logits = both
+    differing = int((logits.argmax(1) != expected.argmax(1)).sum())
+    return differing, (logits - expected).abs().max().item(), TOLERANCE * expected.std().item()

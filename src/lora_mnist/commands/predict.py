@@ -1,0 +1,119 @@
+"""From pictures to classes: prepare, predict before and after the repair, print both."""
+
+import glob
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.config.command import Run, checked_copy, classifier_of
+from lora_mnist.errors import (
+    IncompleteError,
+    PictureError,
+    UserError,
+    as_value,
+    one_line,
+    printable,
+)
+from lora_mnist.files import write_csv
+from lora_mnist.progress import progress
+from lora_mnist.show.screen import print_predictions
+
+log = logging.getLogger(__name__)
+
+
+def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
+    """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
+
+    There may be any number of pictures. One that cannot be read, or shows nothing, is named and
+    skipped.
+
+    Args:
+        cfg: a configuration of ``configs/predict.yaml``; it is not changed.
+        run: how the command was typed; predictions leave no file but ``cfg.out``.
+
+    Returns:
+        For each picture a dictionary with its ``file``; with ``before``, the base's
+        :class:`.Prediction`; and where there is an adapter with ``after``, the one with it.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        IncompleteError: at the end, if a picture was skipped.
+    """
+    cfg = checked_copy(cfg, run)
+    files = find_pictures(cfg.images)
+    if cfg.out is not None and Path(str(cfg.out)).exists():
+        raise UserError(f"out={cfg.out}: expected a new file; this one exists")
+    classifier = classifier_of(cfg)
+    classifier.check()
+    classifier.set_scale(cfg.scale)
+    scales: dict[str, float | None] = {"before": 0.0}
+    if classifier.adapter is not None:
+        scales["after"] = None  # as it is
+    predictions = []
+    images = readable_pictures(classifier, files)
+    for number, of_image in classifier.predict_at(images, list(scales.values())):
+        of_each = dict(zip(scales, of_image, strict=True))
+        predictions.append({"file": printable(files[number]), **of_each})
+    if cfg.out is not None:
+        write_table(predictions, list(scales), Path(str(cfg.out)))
+        log.info("%s: %d predictions", cfg.out, len(predictions))
+    elif predictions:
+        print_predictions(predictions)
+    if skipped := len(files) - len(predictions):
+        raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
+    return predictions
+
+
+def readable_pictures(
+    classifier: Classifier, files: Sequence[Path]
+) -> Iterator[tuple[Tensor, int]]:
+    """The images of the files that can be read, and their numbers."""
+    for number, file in enumerate(progress(files, "predict", len(files))):
+        try:
+            yield classifier.read(file), number
+        except PictureError as error:
+            log.error("%s: skipped: %s", printable(file), one_line(error))
+
+
+def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], out: Path) -> None:
+    """Write predictions to a CSV file, in the columns of a run's predictions.csv."""
+    titles = ["file"]
+    for side in sides:
+        titles += [side, f"{side}_probability"]
+    rows = []
+    for prediction in predictions:
+        row = [prediction["file"]]
+        for side in sides:
+            row += [prediction[side].label, f"{prediction[side].probability:.6f}"]
+        rows.append(row)
+    write_csv(out, titles, rows)
+
+
+def find_pictures(images: Any) -> list[Path]:
+    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
+
+    endings = (*IMG_EXTENSIONS, ".gif")
+    files: list[Path] = []
+    named = list(images) if isinstance(images, ListConfig) else [images]
+    for each in named or [None]:
+        pattern = "" if each is None else str(each)
+        is_folder = Path(pattern).is_dir()
+        if pattern and Path(pattern).exists():  # it is no pattern, even with brackets
+            pattern = glob.escape(pattern) + ("/**" if is_folder else "")
+        matches = []
+        for path in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207
+            if path.is_file() and (path.suffix.lower() in endings or not is_folder):
+                matches.append(path)
+        if not matches:
+            raise UserError(
+                f"images={as_value(each)}: there is no picture; expected a file, a folder, or a "
+                'pattern like "some/*.png"'
+            )
+        files += matches
+    return list(dict.fromkeys(files))

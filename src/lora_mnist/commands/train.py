@@ -1,0 +1,92 @@
+"""Training, from a configuration to results.json: it makes a base, or a repair of one.
+
+:func:`train` works for any configuration of ``configs/train.yaml``, from the command line as from
+``hydra.compose`` in a notebook. Each stage is one function, to be read from top to bottom.
+"""
+
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from lora_mnist.choice import tell
+from lora_mnist.classifier.base import refuse_to_replace
+from lora_mnist.config.command import Run, checked_copy
+from lora_mnist.run_paths import new_run_folder, refuse_used_folder
+from lora_mnist.show.screen import print_parameters
+from lora_mnist.training.check_preprocessing import check_base
+from lora_mnist.training.recipe import choose_target, put_adapter, train_repair, trials_of
+from lora_mnist.training.results import current_base_path, finish
+from lora_mnist.training.session import open_session, prove_unchanged
+from lora_mnist.training.trainer import quiet_lightning
+
+
+def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
+    """Run one stage: pretrain a base, or repair it with an adapter and prove it untouched.
+
+    Args:
+        cfg: a configuration of ``configs/train.yaml``; it is not changed.
+        run: the folder for results.json, checkpoints, the adapter and the loggers' files, and how
+            the command was typed; ``None``: a new folder, named by the time.
+
+    Returns:
+        What results.json holds; of several processes only the first returns it.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        TrainingError: if training diverges, or a new base is of no use.
+        RuntimeError: if training an adapter changed the base.
+    """
+    stages = {"pretrain": pretrain, "lora": lora}
+    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
+    cfg = checked_copy(cfg, run)
+    if not run.is_sweep:  # a cluster may start a job again in its folder
+        rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
+    seed_everything(cfg.seed, verbose=False)
+    with quiet_lightning():
+        return stages[cfg.stage](cfg, run)
+
+
+def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """``stage=pretrain``: train all weights, test, and make the result the current base."""
+    current = current_base_path(cfg, run)
+    if current is not None and not cfg.debug:
+        refuse_to_replace(current)
+    session = open_session(cfg, run)
+    selection, choices = choose_target(session)
+    data = session.data(selection)
+    rate = session.as_set("optimizer.lr", cfg.optimizer.lr)
+    print_parameters(session.net)
+    session.fit(data, rate.value)
+    if not session.trainer.is_global_zero:
+        return {}
+    choices["rate"] = rate
+    return finish(session, session.tables(with_val=True), choices, learnt=data.learnt)
+
+
+def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
+    session = open_session(cfg, run)
+    before = session.predictions("val")
+    selection, choices = choose_target(session, before)
+    tell(choices)
+    put_adapter(session)
+    trials = trials_of(session, selection)
+    advice = check_base(session, before)
+    print_parameters(session.net)
+    repair = train_repair(session, trials, selection, before)
+    prove_unchanged(session)
+    if not session.trainer.is_global_zero:
+        return {}
+    tell(repair.choices)
+    tables = repair.tables | session.tables()
+    extra = {
+        "base_unchanged": True,
+        "dial": repair.dial,
+        "validation_errors": [list(pair) for pair in repair.training.errors_by_step.items()],
+        "steps": repair.training.global_step,
+        "better_preprocessing": advice,
+    }
+    learnt = session.data(selection, bool(repair.choices["refit"].value)).learnt
+    return finish(session, tables, choices | repair.choices, extra, learnt)

@@ -1,1 +1,0 @@
-"""Files: bases, checkpoints, results and predictions, each written whole or not at all."""

@@ -1,0 +1,269 @@
+"""One table of predictions, before and after a repair, and every count that is made of it.
+
+Before is the base; after is base and adapter. A network without an adapter has no after.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lora_mnist.errors import TrainingError
+from lora_mnist.lora.model import usable_adapters
+from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.significance import mcnemar, precision
+
+#: With more classes only those to repair have a curve of their own.
+_MAX_CURVES = 16
+#: The counts that loggers get.
+_LOGGED = (
+    *("accuracy", "loss", "errors", "repaired", "broken", "errors_of_target", "errors_elsewhere"),
+    *("false_calls_of_target", "precision_of_target"),
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network predicts for N images, at each of S scales of its adapter, on the CPU.
+
+    A table with one scale is of a network as it is, and with two of before and after.
+    """
+
+    num_classes: int
+    label: Tensor  # the right class, (N,)
+    prediction: Tensor  # the class that is predicted, (S, N), as are the two that follow
+    probability: Tensor  # which this class is given
+    loss: Tensor  # the cross-entropy, in nats
+
+    def __post_init__(self) -> None:
+        if self.probability.isnan().any():
+            raise TrainingError(
+                "the network's outputs are not finite (NaN or infinity); expected logits, or "
+                "in training a smaller optimizer.lr"
+            )
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def at(self, rows: Tensor) -> "Predictions":
+        """The predictions for some of the images."""
+        return Predictions(
+            self.num_classes,
+            self.label[rows],
+            self.prediction[:, rows],
+            self.probability[:, rows],
+            self.loss[:, rows],
+        )
+
+    def followed_by(self, others: "Predictions") -> "Predictions":
+        """These scales, and after them those of ``others``, for the same images."""
+        return replace(
+            self,
+            prediction=torch.cat([self.prediction, others.prediction]),
+            probability=torch.cat([self.probability, others.probability]),
+            loss=torch.cat([self.loss, others.loss]),
+        )
+
+    def outcomes(self) -> NDArray[np.str_]:
+        """What became of each image, (N,): ``right``, ``repaired``, ``broken`` or ``wrong``."""
+        is_right = (self.prediction == self.label).numpy()
+        before, after = is_right[0], is_right[-1]
+        cases = [before & after, after, before]
+        return np.select(cases, ["right", "repaired", "broken"], "wrong")
+
+
+@torch.no_grad()
+def logits_at(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """The labels of each batch, and the logits at each scale: 0 the base, ``None`` as it is."""
+    adapters = [(adapter, adapter.scale) for adapter in lora_adapters(net)]
+    for images, labels in batches:
+        at_scales = []
+        try:
+            for scale in scales:
+                for adapter, own in adapters:
+                    adapter.scale = own if scale is None else scale
+                at_scales.append(net(images))
+        finally:
+            for adapter, own in adapters:
+                adapter.scale = own
+        yield labels, at_scales
+
+
+def predictions_at(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
+) -> Predictions:
+    """What :func:`logits_at` gives for all batches, without the logits."""
+    columns = []
+    for labels, at_scales in logits_at(net, batches, scales):
+        logits = torch.stack(at_scales).float()  # half precision would round the probabilities
+        prediction = logits.argmax(dim=-1)
+        probability = logits.softmax(dim=-1).gather(-1, prediction[..., None])[..., 0]
+        each_label = labels.expand_as(prediction).flatten()
+        loss = F.cross_entropy(logits.flatten(0, -2), each_label, reduction="none")
+        columns.append((labels, prediction, probability, loss.view_as(prediction)))
+    if not columns:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    whole = [torch.cat(column, dim=-1).cpu() for column in zip(*columns, strict=True)]
+    return Predictions(logits.shape[-1], *whole)
+
+
+def evaluate(
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    base: Predictions | None = None,
+) -> Predictions:
+    """The table of ``net``; the predictions of its ``base`` may be known."""
+    scales: list[float | None] = [0.0] if base is None else []
+    if lora_adapters(net):
+        scales.append(None)
+    table = predictions_at(net, batches, scales)
+    return table if base is None else base.followed_by(table)
+
+
+def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """The images of each class by their prediction, int64, (num_classes, num_classes)."""
+    counts = torch.bincount(label * num_classes + prediction, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
+def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[str, Any]:
+    """Every count of a confusion matrix: see :func:`compare_errors`.
+
+    With ``targets`` there are also the errors of these classes together, the errors elsewhere, and
+    the images of other classes that are given the name of any of them. ValueError: no image.
+    """
+    wrong = confusion.clone().fill_diagonal_(0)
+    errors, images = wrong.sum(dim=1), confusion.sum(dim=1)
+    most, called = wrong.max(dim=1)
+    if not images.any():
+        raise ValueError("expected at least one image")
+    called_per_class: list[list[int] | None] = []
+    for number, count in zip(called.tolist(), most.tolist(), strict=True):
+        called_per_class.append([number, count] if count else None)
+    counts: dict[str, Any] = {
+        "accuracy": int(confusion.trace()) / int(images.sum()),
+        "errors": int(errors.sum()),
+        "errors_per_class": errors.tolist(),
+        "called_per_class": called_per_class,
+        "false_calls_per_class": wrong.sum(dim=0).tolist(),
+        "images_per_class": images.tolist(),
+    }
+    if targets:
+        group = list(targets)
+        counts["errors_of_target"] = int(errors[group].sum())
+        counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
+        called_so = confusion[:, group]
+        counts["false_calls_of_target"] = int(called_so.sum() - called_so[group].sum())
+        counts["precision_of_target"] = precision(counts, group)
+    return counts
+
+
+def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
+    """Every count of a table, as results.json has it: :func:`counts_of_confusion` of each side.
+
+    After a repair there are also the images that it repairs and breaks, and p-values.
+    """
+    label, num_classes = predictions.label, predictions.num_classes
+    sides = []
+    for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
+        mean_loss = loss.double().mean().item()
+        confusion = confusion_of(label, prediction, num_classes)
+        counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
+        sides.append(counts | counts_of_confusion(confusion, targets))
+    if len(sides) == 1:
+        return {"before": sides[0]}
+    was_right, is_right = predictions.prediction == label
+    repaired = label[is_right & ~was_right].bincount(minlength=num_classes)
+    broken = label[was_right & ~is_right].bincount(minlength=num_classes)
+    groups = {"p_value": list(range(num_classes))}
+    if targets:
+        groups["p_value_of_target"] = list(targets)
+        groups["p_value_elsewhere"] = [c for c in range(num_classes) if c not in targets]
+    after: dict[str, Any] = {
+        "repaired": int(repaired.sum()),
+        "broken": int(broken.sum()),
+        "negative_flip_rate": int(broken.sum()) / len(label),
+        "repaired_per_class": repaired.tolist(),
+        "broken_per_class": broken.tolist(),
+    }
+    for key, group in groups.items():
+        after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
+    return {"before": sides[0], "after": after | sides[1]}
+
+
+def compare_errors(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """Errors of an adapted network beside those of its base, for a loop of one's own.
+
+    The network stays in its mode and on its device; call ``model.eval()`` first.
+
+    Args:
+        model: a network with LoRA (see :func:`lora_mnist.add_lora`): from images to logits of
+            shape (N, num_classes).
+        batches: images and their labels, int64 of shape (N,), such as a ``DataLoader``.
+
+    Returns:
+        ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
+        ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
+        ``called_per_class``, the class that most errors of a class are given, by number, and how
+        many, or ``None`` without errors; ``false_calls_per_class``, images of other classes that
+        are given this one's name; and ``images_per_class``.
+
+        ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
+        right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
+        test; and ``negative_flip_rate``, ``broken`` as a share of all images (Yan et al. 2021,
+        "Positive-Congruent Training", arXiv:2011.09161).
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
+    """
+    usable_adapters(model)
+    return counts_of(evaluate(model, batches))
+
+
+def outcomes_by_part(
+    tables: Mapping[str, Predictions], targets: Sequence[int] = ()
+) -> dict[str, dict[str, Any]]:
+    """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
+    outcomes = {}
+    for part, predictions in tables.items():
+        counts = counts_of(predictions, targets)
+        if "after" in counts:
+            outcomes[part] = counts["after"]
+            outcomes[f"{part}_base"] = counts["before"]
+        else:
+            outcomes[part] = counts["before"]
+    return outcomes
+
+
+def logged_metrics(
+    outcomes: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] = (),
+    targets: Sequence[int] = (),
+) -> dict[str, float]:
+    """The numbers of ``outcomes`` by a logger's tag; with ``names`` each class has its accuracy."""
+    classes: Sequence[int] = range(len(names))
+    if len(names) > _MAX_CURVES:
+        classes = targets[:_MAX_CURVES]
+    tags: dict[str, float] = {}
+    for part, outcome in outcomes.items():
+        numbers = {key: outcome.get(key) for key in _LOGGED}
+        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
+        if part in ("val", "test", "test_base"):
+            for c in classes:
+                name = names[c].replace("/", "-")  # else it would begin a level of tags
+                if images[c]:
+                    numbers[f"accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
+        for key, number in numbers.items():
+            if number is not None:
+                tags[f"{part}/{key}"] = float(number)
+    return tags

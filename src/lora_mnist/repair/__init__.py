@@ -1,1 +1,0 @@
-"""Networks, losses, and how errors are counted."""

@@ -1,0 +1,209 @@
+"""How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from lora_mnist.data.images import Batch
+from lora_mnist.errors import TrainingError, UserError, require_number
+from lora_mnist.lora.base_state import lora_state_dict
+from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.predictions import counts_of_confusion, logged_metrics
+
+
+class Loss(nn.Module):
+    """The cross-entropy ``-log softmax(z)_y``, averaged over a batch.
+
+    With ``target_weight = w`` it is ``w * mean(learnt images) + (1 - w) * mean(replayed images)``,
+    or the plain mean where all images of a batch are of one kind.
+
+    Args:
+        target_weight: the share of the images to learn, 0 to 1; ``None``: each image counts alike.
+    """
+
+    def __init__(self, target_weight: float | None = None) -> None:
+        super().__init__()
+        if target_weight is not None:
+            require_number("target_weight", target_weight, 0, 1)
+        self.target_weight = target_weight
+
+    def forward(self, logits: Tensor, labels: Tensor, replayed: int = 0) -> Tensor:
+        """The loss, a scalar, of logits (N, num_classes) and labels, int64, (N,).
+
+        The last ``replayed`` images of the batch are replayed.
+        """
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        learnt = len(labels) - replayed
+        if self.target_weight is None or learnt == 0 or replayed == 0:
+            return losses.mean()
+        weights = torch.full_like(losses, (1 - self.target_weight) / replayed)
+        weights[:learnt] = self.target_weight / learnt
+        return (weights * losses).sum()
+
+
+class ClassifierModule(LightningModule):
+    """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
+
+    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch.
+
+    Args:
+        net: from images to logits of shape (N, num_classes).
+        scheduler: of the rate, perhaps with its interval, as ``configure_optimizers`` returns it.
+        classes: their names, in the order of the logits.
+        targets: the classes to repair, by number.
+        replay: how many images of a batch, in all processes together, are replayed: the last ones.
+        most_errors: with more validation errors than these the training has collapsed, and ends.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        scheduler: Any = None,
+        *,
+        classes: Sequence[str],
+        targets: Sequence[int] = (),
+        loss: Loss | None = None,
+        replay: int = 0,
+        most_errors: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss or Loss()
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.classes, self.targets, self.replay = classes, targets, replay
+        self.has_adapter = bool(lora_adapters(net))
+        # What they would check makes a GPU wait at each batch.
+        self.val_confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.errors_by_step: dict[int, int] = {}  # on validation images
+        self.most_errors, self.has_collapsed = most_errors, False
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train where rounding made several processes choose another class or rate."""
+        if stage != "fit":
+            return
+        rate = self.optimizer.defaults["lr"]
+        chosen = {"target": [self.classes[c] for c in self.targets], "optimizer.lr": rate}
+        first = self.trainer.strategy.broadcast(chosen)  # only now are they connected
+        for key, value in chosen.items():
+            if value != first[key]:
+                raise UserError(
+                    f"{key}: process {self.trainer.global_rank} has chosen {value}, and the first "
+                    f"{first[key]}; expected a value on the command line"
+                )
+        self.most_errors = self.trainer.strategy.broadcast(self.most_errors)
+
+    def configure_optimizers(self) -> Any:
+        if self.scheduler is None:
+            return self.optimizer
+        return {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss: Tensor = self.loss(self.net(images), labels, self.replay // self.trainer.world_size)
+        step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if window and step % window == 0:  # a call of log takes as long as a step of an adapter
+            # Where a collapse is looked for, the next validation finds it in all processes.
+            if self.most_errors is None and not loss.isfinite():
+                raise TrainingError(
+                    f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {loss.item()} at "
+                    f"step {step}; expected a smaller learning rate"
+                )
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        logits = self.net(images).float()
+        self.val_confusion.update(logits, labels)
+        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what all processes have counted, and start anew."""
+        counts = counts_of_confusion(self.val_confusion.compute().cpu(), self.targets)
+        counts["loss"] = self.val_loss.compute().item()
+        self.errors_by_step[self.global_step] = counts["errors"]
+        if self.most_errors is not None and counts["errors"] > self.most_errors:
+            self.has_collapsed = self.trainer.should_stop = True
+        self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
+        self.val_confusion.reset()
+        self.val_loss.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only the adapter: the base has a file of its own; and what was counted."""
+        checkpoint["errors_by_step"] = dict(self.errors_by_step)
+        if self.has_adapter:
+            lora = {f"net.{key}" for key in lora_state_dict(self.net)}
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {key: state[key] for key in state if key in lora}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
+        self.errors_by_step = dict(checkpoint["errors_by_step"])
+        if self.has_adapter:
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+class TrainedAverage(Callback):
+    """Validates, and ends training, with an average of the trained parameters.
+
+    After each step it is ``decay * average + (1 - decay) * parameter``. Lightning's WeightAveraging
+    copies the frozen base, twice into each checkpoint, and ends without it after no further step.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        require_number("decay", decay, 0, 1)
+        self.decay = decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = trainer.global_step
+        for name, average in self._average.items():  # from a checkpoint
+            self._average[name] = average.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._steps:  # inside accumulated gradients
+            return
+        self._steps = trainer.global_step
+        for name, parameter in pl_module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if name not in self._average:
+                self._average[name] = parameter.detach().clone()
+            self._average[name].lerp_(parameter, 1 - self.decay)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the network, also where a checkpoint left no step to take."""
+        self._swap(pl_module)
+        self._average = {}
+
+    @torch.no_grad()
+    def _swap(self, pl_module: LightningModule) -> None:
+        """Exchange parameters and average, if there is one."""
+        for name, average in self._average.items():
+            parameter = pl_module.get_parameter(name)
+            self._average[name] = parameter.clone()
+            parameter.copy_(average)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._average
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._average = dict(state_dict)

@@ -1,0 +1,415 @@
+"""A session: what all trainings and tests of one run share, made once."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lora_mnist.choice import Choice
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.learnt import fingerprint_of
+from lora_mnist.classifier.networks import evaluating
+from lora_mnist.classifier.settings import foreign_code
+from lora_mnist.config.command import Run, classifier_of, key_of, make, settings_of
+from lora_mnist.data import Images, ImageSets
+from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
+from lora_mnist.errors import TrainingError, UserError, as_value, config_group
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.model import INITS
+from lora_mnist.measure.predictions import Predictions, evaluate, predictions_at
+from lora_mnist.project import DATA, quoted
+from lora_mnist.training.checkpoint import refuse_other_training
+from lora_mnist.training.module import ClassifierModule, Loss
+from lora_mnist.training.trainer import make_trainer
+
+log = logging.getLogger(__name__)
+
+
+#: A batch has so many replayed images with batches.replay=auto, if there are as many.
+AUTO_REPLAY = 90
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with. Nothing of it is replaced while the run goes on."""
+
+    cfg: DictConfig
+    run: Run
+    trainer: Trainer
+    classifier: Classifier
+    images: ImageSets  # mistakes to learn stand at the end of those to train on
+    mistakes: Mistakes | None
+    started: float  # seconds, as time.perf_counter has them
+
+    @property
+    def net(self) -> nn.Module:
+        return self.classifier.net
+
+    @property
+    def is_fast_dev_run(self) -> bool:
+        """Whether one batch of each kind is all: nothing is kept that others use."""
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    @property
+    def parts(self) -> dict[str, Images]:
+        """The images of which predictions are made, by the names of their parts."""
+        parts = {"val": self.images.val, "test": self.images.test}
+        if self.mistakes is not None:
+            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.tested}
+        return parts
+
+    def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
+        """The table of a part; ``None`` if it has no images. ``before``: the base's, if known."""
+        images, dataset = self.parts[part], self.classifier.dataset
+        if not len(images):
+            return None
+        with self.evaluating() as device:
+            return evaluate(self.net, dataset.batches(images, device, name=part), before)
+
+    def evaluating(self) -> AbstractContextManager[torch.device]:
+        """:func:`.networks.evaluating` on the Trainer's device."""
+        return evaluating(self.net, self.trainer.strategy.root_device)
+
+    def tables(self, with_val: bool = False) -> dict[str, Predictions]:
+        """The predictions for each part that has images, without ``val`` by default."""
+        tables = {}
+        for part in self.parts:
+            if part == "val" and not with_val:
+                continue
+            if (table := self.predictions(part)) is not None:
+                tables[part] = table
+        return tables
+
+    @property
+    def augment(self) -> Any:
+        """What changes training images; ``auto``: what changed them in the base's training."""
+        augment, base = self.cfg.batches.augment, self.classifier.base
+        if augment != "auto":
+            return OmegaConf.to_container(augment, resolve=True) if augment else None
+        assert base is not None  # _refuse_wrong_stage
+        recorded = base.record.get("made", {}).get("augment")
+        if foreign := recorded and foreign_code({}, "transform", recorded):
+            line = quoted(f"batches.augment={as_value(recorded)}")
+            raise UserError(
+                f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
+                "runs it, from where you stand; augment=none trains without"
+            )
+        return recorded
+
+    @cached_property
+    def _order_seed(self) -> int:
+        """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
+        seed = self.cfg.batches.seed
+        if seed is None:  # two numbers: for its workers, then for its sampler
+            _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+        return int(seed)
+
+    def data(self, selection: Selection, with_validation: bool = False) -> ImageDataModule:
+        """The batches of a training; ``with_validation`` learns the validation images, too."""
+        batches, images = self.cfg.batches, self.images
+        if with_validation:
+            train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
+            images = replace(images, train=train, val=none)
+            classes = self.classifier.classes
+            selection = select(train.labels, classes, [classes[c] for c in selection.targets])
+        processes, replay = self.trainer.world_size, batches.replay
+        if replay == "auto":  # a multiple of the processes
+            replay = min(AUTO_REPLAY, len(selection.replay_indices)) // processes * processes
+        with config_group("batches"):
+            labels, seed, size = images.train.labels, self._order_seed, batches.batch_size
+            plan = Plan(selection, labels, size, replay, seed, processes)
+        augment = make("batches.augment", self.augment) if self.augment else None
+        return ImageDataModule(self.classifier.dataset, images, plan, augment)
+
+    def make_loss(self) -> Loss:
+        """The loss of a batch."""
+        loss: Loss = make("loss", self.cfg.loss)
+        return loss
+
+    def make_optimizer(self, rate: float) -> Optimizer:
+        """The optimizer of what is trainable in the network."""
+        settings = dict(self.cfg.optimizer)
+        settings.pop("lr")
+        if self.trainer.gradient_clip_val and "mixed" in self.trainer.precision:
+            settings.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        optimizer: Optimizer = make("optimizer", settings, trained, lr=rate)
+        decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
+        init = self.cfg.lora.init if self.cfg.stage == "lora" else None
+        if decay and init in INITS and INITS[init].forbids_decay:
+            raise UserError(
+                f"optimizer.weight_decay={decay}: expected 0 with lora.init={init}: decay would "
+                "move the network away from the base, not towards it"
+            )
+        return optimizer
+
+    def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        """The scheduler of the learning rate, for Lightning; ``None`` where it is constant."""
+        settings = dict(self.cfg.scheduler or {})
+        interval = settings.pop("interval", "step")
+        if not settings:
+            return None
+        return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
+
+    def refuse_parts(self) -> None:
+        """Make the parts of a training once: they refuse what they cannot use before it begins."""
+        rate = self.cfg.optimizer.lr
+        self.make_loss()
+        self.make_scheduler(self.make_optimizer(0.1 if rate == "auto" else rate))
+
+    def _hyperparameters(self, targets: Sequence[str], rate: float) -> dict[str, Any]:
+        """What loggers and checkpoints say of a training."""
+        base, resolved = self.classifier.base, self.classifier.settings
+        settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        settings |= {"net": resolved.net, "prepare": resolved.prepare}
+        settings["data"] = {**resolved.data, **self.classifier.dataset.split_settings}
+        settings |= {"target": targets, "base_sha256": base and base.sha256}
+        settings["optimizer"]["lr"] = rate
+        return dict(settings)
+
+    def fit(
+        self, data: ImageDataModule, rate: float, most_errors: float | None = None
+    ) -> ClassifierModule:
+        """Train, from ``ckpt_path`` on if it is set.
+
+        The training ends at a validation that finds more than ``most_errors``.
+        """
+        net, trainer, plan = self.net, self.trainer, data.plan
+        classes, selection = self.classifier.classes, plan.selection
+        names = [classes[target] for target in selection.targets]
+        seed_everything(self.cfg.seed, verbose=False)
+        if self.cfg.compile:
+            net.compile()  # in place: its tensors keep their names
+        optimizer = self.make_optimizer(rate)
+        module = ClassifierModule(
+            net,
+            optimizer,
+            self.make_scheduler(optimizer),
+            classes=classes,
+            targets=selection.targets,
+            loss=self.make_loss(),
+            replay=plan.replay,
+            most_errors=most_errors,
+        )
+        learnt = {"learnt_sha256": fingerprint_of(data.learnt)}
+        if self.cfg.ckpt_path is not None:
+            refuse_other_training(self.cfg.ckpt_path, learnt)
+        module.save_hyperparameters(self._hyperparameters(names, rate) | learnt)
+        net.train()
+        of_names = ", ".join(names) or "all classes"
+        log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
+        if plan.replay:
+            of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
+            log.info("replay: %s beside each %d", of_others, plan.batch_size)
+        trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
+        for name, parameter in net.named_parameters():
+            if module.has_collapsed or not parameter.requires_grad:
+                continue
+            if not parameter.isfinite().all():
+                raise TrainingError(
+                    f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
+                    f"{trainer.global_step}; expected a smaller learning rate"
+                )
+        return module
+
+    def as_set(self, key: str, value: Any) -> Choice:
+        """A value that was typed, or stands in the configuration."""
+        is_typed = key in [key_of(text) for text in self.run.typed or ()]
+        return Choice(value, why="typed" if is_typed else "as configured")
+
+    def of_first_process(self, value: Any) -> Any:
+        """The value that the first of several processes has chosen, for all of them."""
+        return self.trainer.strategy.broadcast(value)
+
+    def in_folder(self, name: str) -> "Session":
+        """The session of one training among several: its files are in a folder of the run's."""
+        cfg, run = self.cfg.copy(), replace(self.run, folder=self.run.folder / name)
+        cfg.paths.run, cfg.ckpt_path = str(run.folder), None
+        for logger in cfg.get("logger") or {}:
+            if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
+                cfg.logger[logger] = None
+        return replace(self, cfg=cfg, run=run, trainer=make_trainer(cfg, run))
+
+
+def open_session(cfg: DictConfig, run: Run) -> Session:
+    """Make the parts of a run, and refuse what cannot be used before anything is computed."""
+    started = time.perf_counter()
+    _refuse_wrong_stage(cfg)
+    trainer = make_trainer(cfg, run)
+    if cfg.stage == "pretrain":
+        classifier = Classifier.new(**settings_of(cfg))
+    else:
+        classifier = classifier_of(cfg)
+    dataset = classifier.dataset
+    if cfg.stage != "eval" and cfg.target not in (None, "weakest"):
+        numbers_of(dataset.classes, cfg.target)  # refuses an unknown class
+    if cfg.mistakes is not None:
+        _refuse_images_of_data(cfg.mistakes, classifier.settings.data.get("data_dir") or DATA)
+    images = classifier.images
+    if cfg.stage != "eval" and not len(images.train):
+        raise UserError(f"data: expected images to train on; {dataset.name} has none")
+    if not len(images.test):
+        key, settings = "data_dir", classifier.settings
+        for each in dataset.split_settings:
+            if settings.typed["data"].get(each) is not None:
+                key = each
+        raise UserError(
+            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
+            "expected another folder, or how images were held out in its training"
+        )
+    classifier.check(images.test if cfg.stage == "eval" else images.train)
+    if cfg.stage != "eval" and cfg.target != "weakest":
+        select(images.train.labels, dataset.classes, cfg.target)  # refuses one without images
+    mistakes = None
+    if cfg.mistakes is not None:
+        mistakes = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
+        name = "held-out mistakes"
+        tested, left_out = classifier.not_learnt(mistakes.tested, "mistakes_test", name)
+        mistakes = mistakes._replace(tested=tested)
+        images = replace(images, left_out={**images.left_out, **left_out})
+        images = with_mistakes(images, mistakes)
+    for about in images.left_out.values():
+        log.warning("%s", about["line"])
+    size = dataset.eval_batch_size
+    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
+    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
+    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
+    images = replace(images, val=val, test=test)
+    session = Session(cfg, run, trainer, classifier, images, mistakes, started)
+    if cfg.stage != "eval":
+        _refuse_inconsistent(session)
+    return session
+
+
+def _refuse_wrong_stage(cfg: DictConfig) -> None:
+    """Refuse what a stage cannot do, and a repair of nothing."""
+    target, mistakes = cfg.get("target"), cfg.mistakes
+    if cfg.stage == "pretrain":
+        needs_base = {
+            "target=weakest": target == "weakest",
+            f"mistakes={mistakes}": mistakes is not None,
+            "optimizer.lr=auto": cfg.optimizer.lr == "auto",
+            "batches.augment=auto": cfg.batches.augment == "auto",
+        }
+        for key, is_asked in needs_base.items():
+            if is_asked:
+                raise UserError(f"{key}: expected stage=lora, since it needs a base")
+    if cfg.stage == "lora" and mistakes is None and target is None:
+        raise UserError(
+            "target: missing; expected the class to repair, by number or name, a list of them, or "
+            "weakest; or mistakes=FOLDER"
+        )
+    if cfg.stage == "lora" and mistakes is not None:
+        if target not in (None, "weakest"):
+            raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
+        if cfg.refit is True:
+            raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+
+
+def _refuse_images_of_data(mistakes: str | Path, data_dir: str | Path) -> None:
+    """Refuse mistakes in the folder of the data set, whose images are no mistakes that came in."""
+    folder, data = (Path(str(path)).expanduser().resolve() for path in (mistakes, data_dir))
+    if folder.is_relative_to(data):
+        raise UserError(
+            f"mistakes={mistakes}: expected pictures from elsewhere, in a folder outside of "
+            f"data.data_dir={data_dir}"
+        )
+
+
+def _mistakes_of(classifier: Classifier, cfg: DictConfig, device: torch.device) -> Mistakes:
+    """The pictures in the folder ``mistakes`` that the base gets wrong."""
+    net, dataset = classifier.net, classifier.dataset
+
+    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+        return predictions_at(net, dataset.stacked(pictures, device), [0]).prediction[0]
+
+    with evaluating(net, device):
+        return wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
+
+
+def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
+    """The images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
+    batches = math.ceil(len(images) / batch_size)
+    if isinstance(limit, float):
+        batches = max(1, int(limit * batches)) if limit else 0
+    elif limit is not None:
+        batches = min(batches, limit)
+    count = batches * batch_size
+    if count >= len(images):
+        return images
+    places = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    return images.subset(places)  # spread evenly, since a folder's images are sorted by class
+
+
+def _refuse_inconsistent(session: Session) -> None:
+    """Refuse values that do not fit each other, or the images."""
+    cfg, trainer = session.cfg, session.trainer
+    scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
+    if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
+    is_auto = cfg.optimizer.lr == "auto"
+    base, net = session.classifier.base, session.net
+    if cfg.ckpt_path is not None:
+        expected = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
+        for key, value in session.classifier.dataset.split_settings.items():
+            expected[f"data.{key}"] = value
+        refuse_other_training(cfg.ckpt_path, expected)
+    # check_outputs has run the network, which must not change it.
+    if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
+        raise UserError(
+            f"net._target_={session.classifier.settings.net['_target_']}: expected a network that "
+            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
+            f"{changed[0]} has changed"
+        )
+    session.refuse_parts()
+    monitor = None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None) or monitor
+    if monitor and is_repair:
+        raise UserError(
+            f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
+            "last weights, or their average"
+        )
+    if 0 < len(session.images.val) < trainer.world_size:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected no more processes than validation "
+            f"images, {len(session.images.val)}, since each of {trainer.world_size} has its share"
+        )
+    needs_images = {
+        "target=weakest": cfg.target == "weakest" and session.mistakes is None,
+        "optimizer.lr=auto": is_auto,
+        "lora.scale=auto": is_repair and cfg.lora.scale == "auto",
+        "refit=true": is_repair and cfg.refit is True,
+        "dial=true": is_repair and cfg.dial is True,
+        f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
+    }
+    asking = [choice for choice, is_asked in needs_images.items() if is_asked]
+    if asking and not len(session.images.val):
+        reason = "data.val_size > 0, images in val/ that are not in train/, and "
+        reason += "trainer.limit_val_batches > 0"
+        if "val" in session.images.left_out:
+            reason += f"; {session.images.left_out['val']['line']}"
+        raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
+
+
+def prove_unchanged(session: Session) -> None:
+    """RuntimeError, unless the base in the network is what it was, bit for bit."""
+    base = session.classifier.base
+    assert base is not None
+    if changed := changed_tensors(base.tensors, base_state_dict(session.net)):
+        raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
+    log.info("base unchanged: %d tensors, bit for bit", len(base.tensors))

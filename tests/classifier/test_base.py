@@ -1,0 +1,215 @@
+"""Anybody's weights, as they come out of training scripts; and the bases that are kept here."""
+
+import os
+import pickle
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from composed import logged
+from helpers.nets import TinyNet
+from safetensors.torch import save_file
+from torch import nn
+
+from lora_mnist.classifier.base import (
+    find_base,
+    load_weights,
+    read_base,
+    refuse_to_replace,
+    set_current_base,
+    versioned_base_path,
+    write_base,
+)
+from lora_mnist.errors import UserError
+from lora_mnist.files import atomic_write
+from lora_mnist.lora.base_state import changed_tensors, fingerprint
+from lora_mnist.run_paths import base_name
+
+#: Weights of two bases. No new network has them: its own lie between -1 and 1.
+STATE = {name: tensor + 2 for name, tensor in TinyNet().state_dict().items()}
+OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
+
+
+def prefixed(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def file_of(content, folder):
+    """What is read of a file that holds this."""
+    torch.save(content, folder / "mine.pt")
+    return read_base(folder / "mine.pt")
+
+
+def test_reads_what_training_scripts_save(tmp_path):
+    """Lightning's: a network in two others, a loss with weights, and an optimizer."""
+    tensors = {**prefixed("model._orig_mod.", STATE), "criterion.weight": torch.ones(7)}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
+    content = {"epoch": 3, "state_dict": tensors, "optimizer_states": [optimizer]}
+    net = TinyNet()
+    base = load_weights(net, file_of(content, tmp_path))
+    assert list(base.tensors) == list(STATE)
+    assert changed_tensors(STATE, net.state_dict()) == []
+    assert base.sha256 == fingerprint(STATE)
+    with torch.no_grad():
+        net.linear1.weight.zero_()
+    assert changed_tensors(STATE, base.tensors) == []  # the base does not follow the network
+
+
+def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path):
+    file = file_of({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path)
+    net = TinyNet()
+    with pytest.raises(ValueError, match="holds 2 networks; .* of '', ema."):
+        load_weights(net, file)
+    with pytest.raises(ValueError, match=r"^base_prefix=nope\.: expected one of "):
+        load_weights(net, file, "nope.")
+    for prefix, expected in (("", STATE), ("ema.", OTHER)):
+        load_weights(net, file, prefix)
+        assert changed_tensors(expected, net.state_dict()) == []
+
+
+def test_another_precision_is_converted(tmp_path):
+    """Buffers too: a counter may have become half precision with the rest."""
+    net, fresh = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
+    net(torch.randn(8, 2))
+    saved = {name: tensor.half() for name, tensor in net.state_dict().items()}
+    base = load_weights(fresh, file_of(saved, tmp_path))
+    assert base.tensors["1.num_batches_tracked"] == 1
+    expected = {name: saved[name].to(tensor.dtype) for name, tensor in net.state_dict().items()}
+    assert changed_tensors(expected, fresh.state_dict()) == []
+    assert base.sha256 == fingerprint(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (dict([*STATE.items()][:-1]), r'Missing key\(s\) in state_dict: "linear2.bias"'),
+        (prefixed("my", STATE), r'Missing key\(s\) in state_dict: "linear1.weight"'),
+        (
+            {**STATE, "linear2.weight": torch.ones(7, 5), "linear2.bias": torch.ones(7)},
+            r"size mismatch for linear2.weight(?=.* net: net.num_classes=7 has as many outputs)",
+        ),
+        ({**STATE, "linear1.weight": torch.ones(5, 1)}, "size mismatch for linear1.weight"),
+        ({**STATE, "linear2.bias": torch.ones(3).double() * 1e300}, "linear2.bias holds NaN or "),
+        ({**STATE, "linear1.weight": torch.ones(5, 6).char()}, "linear1.weight is torch.int8"),
+        ({"epoch": 3, "loss": 0.1}, "holds a dict without tensors"),
+        (TinyNet(), "holds helpers.nets.TinyNet, which is not loaded"),
+    ],
+)
+def test_refuses_other_weights(tmp_path, content, problem):
+    with pytest.raises(ValueError, match=f"{problem}.*; expected ") as caught:
+        load_weights(TinyNet(), file_of(content, tmp_path), outputs_key="net.num_classes")
+    assert "\n" not in str(caught.value)
+
+
+class Trap:
+    """What a pickle can do to whoever opens it."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("trapped"),)
+
+
+@pytest.mark.parametrize("kind", ["half", "half safetensors", "trap", "pickle"])
+def test_damaged_files_are_refused_and_nothing_in_them_runs(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path, trap = Path("mine.pt"), {**STATE, "more": Trap()}
+    if kind == "half safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(trap if kind == "trap" else STATE, path)
+    whole = path.read_bytes()
+    contents = {"trap": whole, "pickle": pickle.dumps(trap, protocol=2)}
+    path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
+    start = "holds " if kind == "trap" else "damaged or "
+    with pytest.raises(ValueError, match=rf"^{start}.*; expected .*weights"):
+        load_weights(TinyNet(), read_base(path))
+    assert not Path("trapped").exists()
+
+
+def test_a_base_is_written_and_found_again(tmp_path):
+    sha256 = fingerprint(STATE)
+    own = versioned_base_path(tmp_path, "mnist", sha256)
+    assert own.name == f"mnist-{sha256[:12]}.ckpt"
+    write_base(STATE, own, {"mean": 0.5})
+    save_file(prefixed("net.", STATE), tmp_path / "safetensors.pt", {"format": "pt"})
+    assert load_weights(TinyNet(), read_base(tmp_path / "safetensors.pt")).sha256 == sha256
+    file = read_base(own)
+    assert changed_tensors(file.tensors, STATE) == []
+    assert (file.sha256, file.record) == (sha256, {"mean": 0.5})
+    assert file_of(STATE, tmp_path)[1:3] == ({}, None)
+    assert find_base(tmp_path, sha256) == own
+    assert find_base(tmp_path / "none", sha256) is None
+
+
+def test_two_networks_have_two_current_bases():
+    names = set()
+    for target in ("my.Net", "your.Net", "lora_mnist.CNN", "torchvision.models.resnet18"):
+        names.add(base_name({"name": "photos"}, {"_target_": target}))
+    assert names == {"photos_my.net", "photos_your.net", "photos_cnn", "photos_resnet18"}
+
+
+def make_current(folder, current):
+    own = versioned_base_path(folder, "tiny", fingerprint(OTHER))
+    write_base(OTHER, own)
+    set_current_base(own, current)
+
+
+def test_what_is_not_a_current_base_is_never_replaced(tmp_path):
+    """Neither before a training nor after it."""
+    own, weights = versioned_base_path(tmp_path, "mine", fingerprint(STATE)), tmp_path / "mine.pt"
+    write_base(STATE, own)
+    torch.save({"state_dict": STATE, "sha256": "0" * 64}, weights)
+    for path in (own, weights):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* another file"):
+            refuse_to_replace(path)
+        with pytest.raises(UserError, match="would replace it"):
+            make_current(tmp_path / "base", path)
+        assert path.read_bytes() == before
+    refuse_to_replace(tmp_path / "new.pt")
+
+
+def test_the_way_back_is_a_command_that_goes_back(tmp_path):
+    """Also where the base before was made elsewhere and had no file of its own here."""
+    target = tmp_path / "of a colleague.ckpt"
+    write_base(STATE, target)
+    with logged("lora_mnist.classifier.base") as text:
+        make_current(tmp_path / "base", target)
+        make_current(tmp_path / "base", target)  # the same base: there is nothing to go back to
+    assert text.getvalue().count("go back with") == 1
+    command = text.getvalue().partition("go back with: ")[2].splitlines()[0]
+    subprocess.run(shlex.split(command), check=True)
+    assert read_base(target).sha256 == fingerprint(STATE)
+
+
+def test_a_damaged_copy_of_a_base_is_not_relied_on(tmp_path):
+    """The current base would be in no file any more."""
+    sha256 = fingerprint(STATE)
+    own, current = versioned_base_path(tmp_path, "tiny", sha256), tmp_path / "tiny.ckpt"
+    write_base(STATE, own)
+    set_current_base(own, current)
+    own.write_bytes(own.read_bytes()[:1000])
+    assert find_base(tmp_path, sha256) is None
+    make_current(tmp_path, current)
+    assert read_base(current).sha256 == fingerprint(OTHER)
+    assert find_base(tmp_path, sha256) == own
+    assert changed_tensors(read_base(own).tensors, STATE) == []
+
+
+def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    path = tmp_path / "new" / "file.txt"
+    for before, after in ((None, "first"), ("first", "second")):
+        with atomic_write(path) as temporary:
+            temporary.write_text(after)
+            assert temporary.suffix == path.suffix
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == after
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"), atomic_write(path) as temporary:
+        temporary.write_text("third")
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]

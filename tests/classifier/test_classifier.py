@@ -1,0 +1,81 @@
+"""What the files of bases and adapters say, as a classifier."""
+
+import os
+from functools import partial
+
+import torch
+from composed import SMALL, composed, small_adapter, small_net
+from helpers.commands import refused
+
+from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
+from lora_mnist.classifier.base import versioned_base_path, write_base
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.config.command import classifier_of
+from lora_mnist.data import ImageDataset, Images, ImageSets
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.weight import lora_adapters
+
+
+def test_an_adapter_finds_its_own_base(outputs):
+    """Also after another has become the current one; what is asked for wins, where it fits."""
+    adapter, bases = small_adapter(outputs, "lora/nine"), outputs / "base"
+    state, other = small_net(outputs).state_dict(), MLP(hidden_sizes=[16]).state_dict()
+    own = fingerprint(state)
+    write_base(state, versioned_base_path(bases, "mnist", own))
+    write_base(other, bases / "mnist.ckpt")
+    load = partial(Classifier.load, net={"hidden_sizes": [16]}, bases=bases)
+    for folder, sha256 in ((adapter, own), (adapter.parent, own), (None, fingerprint(other))):
+        classifier = load(folder)
+        assert classifier.base.sha256 == sha256
+        assert not any(module.training for module in classifier.net.modules())
+        assert bool(lora_adapters(classifier.net)) == bool(folder)
+    assert "expected the same base" in refused(load, adapter, bases / "mnist.ckpt")
+    for net in (None, {"_target_": None}):
+        said = refused(Classifier.load, base="none.pt", net=net)
+        assert said.startswith("base_ckpt=none.pt: no such file")
+        said = refused(Classifier.load, net=net, bases=outputs / "none")
+        assert said.endswith("train.py stage=pretrain")
+    for path in bases.glob("mnist-*"):
+        path.unlink()
+    assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)
+
+
+def test_auto_asks_the_rule_of_training(tmp_path):
+    """With the adapter's own targets: what repairs other classes alone is not advised."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
+    (adapter,) = lora_adapters(add_lora(net.eval()))
+    with torch.no_grad():  # owls are known again
+        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
+    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
+    dataset.normalise_by(0, 1)
+    dataset.sets = ImageSets(images, images, images, {}, {})
+    for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
+        classifier = Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": targets})
+        assert classifier.set_scale("auto").value == adapter.scale == scale
+
+
+def test_the_latest_is_the_newest_by_time(outputs):
+    """Whatever the folders are called."""
+    cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
+    for seconds, run in enumerate(("lora/2026-b", "lora/2026-a", "lora/nines", "lora/2026-b")):
+        file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
+        os.utime(file, (10**9 + seconds, 10**9 + seconds))
+        assert classifier_of(cfg).adapter.parent == outputs / run
+
+
+def test_scale_of_a_saved_adapter(outputs):
+    """As it was saved, unless it is said; 0 is the base and 1 as trained, whatever was saved."""
+    net = {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}
+    adapter = small_adapter(outputs, "lora/nine")
+    turned = small_net(outputs, adapter)
+    set_lora_scale(turned, 0.4)
+    save_adapter(turned, adapter, metadata={"version": 1, "net": net})
+    for scale, expected in ((None, 0.4), (1, 1), (0, 0)):
+        classifier = load_classifier(adapter, outputs / "base" / "mnist.ckpt")
+        if scale is not None:
+            set_lora_scale(classifier.net, scale)
+        assert {each.scale for each in lora_adapters(classifier.net)} == {expected}

@@ -1,0 +1,114 @@
+"""What the commands share: how they refuse, what they leave, and where they may be started."""
+
+from pathlib import Path
+
+import pytest
+from composed import SMALL
+from helpers.commands import ROOT, files_of, only_run, read_results, run_process
+from helpers.sweeping import TOY, start
+from omegaconf import OmegaConf
+
+from lora_mnist.config.command import Run
+
+
+@pytest.mark.parametrize("arguments", [("lora.rank=4",), ("-m", "experiment=notebook", "seed=0,1")])
+def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
+    done = cli("train.py", *arguments)
+    first, *commands = done.err.splitlines()
+    assert (done.code, done.out, first) == (2, "", "stage: missing; expected one of")
+    for command, choice in zip(commands, ("stage=pretrain", "experiment=repair"), strict=True):
+        assert "train.py " in command
+        assert f" {arguments[-1]} " in command
+        assert f" {choice} " in command
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("stage=nope", "stage/nope"),
+        ("trainer.max_steps={a:1", "trainer.max_steps={a:1: "),
+        ("hydra/launcher=nope", 'pip install "lora-mnist[sweep]"'),
+        ("trainer.limit_val_batches=0", " +trainer.limit_val_batches"),
+        ("digit=4", "target=4 and target=9: "),
+        ("logger=0", "logger=0: expected one of csv, "),
+        ("callbacks.checkpoint.min=1", " callbacks.checkpoint.save_last, "),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: "),
+        ("Flöte", "Flöte: expected KEY=VALUE"),
+        ("trainer.precision=16-true", "trainer.precision=16-true: "),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_no_run(cli, tmp_path, argument, answer):
+    done = cli("train.py", "stage=lora", "target=9", argument)
+    assert (done.code, done.out) == (2, "")
+    assert answer in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+@pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt"])
+def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
+    """Options may stand behind keys."""
+    cli(TOY, f"note={text}", "--config-name", "plain", "x=2").ok()
+    folder = only_run(tmp_path / "outputs", "toy")
+    assert OmegaConf.load(folder / ".hydra" / "config.yaml").note == text
+
+
+def test_what_no_key_has_caused_ends_in_a_traceback_and_keeps_its_log(cli, tmp_path):
+    done = start(tmp_path, "x=-1")
+    _, err = done.communicate(timeout=60)
+    folder = only_run(tmp_path / "outputs", "toy")
+    assert done.returncode == 1
+    assert 'toy.py", line' in err
+    assert err.endswith(f"RuntimeError: no such thing\nlog: {folder}/toy.log\n")
+    assert "Error executing job" not in err
+    assert 'toy.py", line' in (folder / "toy.log").read_text()
+    assert (cli(TOY, "x=-2").code, cli(TOY, "x=0").code) == (130, 2)  # these leave no folder
+    assert only_run(tmp_path / "outputs", "toy") == folder
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "sweep"),
+    [
+        ("run", "checkpoints/last.ckpt", ()),
+        ("run", ".hydra/config.yaml", ()),  # another run
+        ("sweep", "0/results.json", ("-m",)),
+    ],
+)
+def test_files_of_ones_own_are_never_replaced(cli, tmp_path, key, name, sweep):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    folder = f"hydra.{key}.dir={tmp_path}/mine"
+    done = cli(TOY, *sweep, folder)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"{folder}: ")
+    assert files_of(tmp_path) == {file: b"mine"}
+
+
+def test_commands_run_from_any_folder(cli, outputs, tmp_path):
+    """MNIST is the project's; outputs, and what a user names, are where he stands."""
+    here = tmp_path / "here"
+    here.mkdir()
+    before = set((ROOT / "outputs").rglob("*"))
+    base = "base_ckpt=../outputs/base/mnist.ckpt"
+    few = (*SMALL, "+trainer.limit_test_batches=1", "hydra.run.dir=../run")
+    cli("eval.py", *few, base, here=here).ok()
+    assert read_results(tmp_path / "run")["stage"] == "eval"
+    assert not list(here.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "outputs", "run"}
+    assert set((ROOT / "outputs").rglob("*")) == before
+
+
+def test_a_configuration_is_shown_without_torch():
+    done = run_process("-X", "importtime", "train.py", "stage=lora", "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stderr
+    assert "target_modules: all" in done.stdout
+
+
+def test_overrides_are_left_out_by_whole_keys():
+    left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
+    out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")
+    run = Run(Path(), left + out)
+    assert run.typed_without("hydra", "sweep", "callbacks.checkpoint") == list(left)

@@ -1,0 +1,74 @@
+import sys
+
+import pytest
+import torch
+from composed import FEW, SMALL, composed, small_net
+from helpers.stranger import CLASSES, config, move_in
+from PIL import Image
+
+from lora_mnist import set_lora_scale
+from lora_mnist.commands.demo import build_page, mistakes_of_base, side_by_side
+from lora_mnist.config.command import classifier_of
+
+
+@pytest.fixture
+def cfg(with_nine):
+    return composed("demo", SMALL[0], *FEW, f"paths.outputs={with_nine}")
+
+
+@pytest.fixture
+def classifier(cfg):
+    return classifier_of(cfg)
+
+
+@torch.no_grad()
+def test_asks_the_base_and_the_adapted_network(classifier, with_nine):
+    image = classifier.test_images().pixels[3]
+    base, adapted = side_by_side(classifier, image, 0.35)
+    assert list(base) == list(adapted) == [*"0123456789"]
+    x = classifier.dataset.normalise(image[None])
+    assert list(base.values()) == small_net(with_nine)(x).softmax(1)[0].tolist()
+    net = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")
+    set_lora_scale(net, 0.35)
+    assert list(adapted.values()) == pytest.approx(net(x).softmax(1)[0].tolist(), abs=1e-6)
+    assert base != adapted
+    assert side_by_side(classifier, image, 0.0) == [base, base]  # bit for bit
+
+
+@torch.no_grad()
+def test_shows_every_mistake_of_the_base(classifier, with_nine):
+    images = classifier.test_images()
+    predictions = small_net(with_nine)(classifier.dataset.normalise(images.pixels)).argmax(1)
+    notes = [note for note, _ in mistakes_of_base(classifier, images)]
+    wrong = (predictions != images.labels).nonzero().flatten().tolist()
+    assert notes == [f"Test image {n}, labelled {images.labels[n]}" for n in wrong]
+
+
+@pytest.mark.nightly
+def test_an_empty_drawing(classifier, tmp_path):
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
+    page = build_page(classifier)
+    assert page.analytics_enabled is False
+    read, _, ask = (page.fns[number].fn for number in range(3))
+    drawing = {"background": None, "layers": [], "composite": f"{tmp_path}/empty.png"}
+    assert read(drawing)[0] is None
+    assert ask(None, 1.0) == (None, None, None)
+
+
+@pytest.mark.nightly
+def test_photographs_are_uploaded(tmp_path, monkeypatch):
+    """There is no pad to draw them on; a test image is called by the name of its class."""
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    move_in(tmp_path, monkeypatch)
+    page = build_page(classifier_of(config("demo", "adapter=null")))
+    read, mistake = (page.fns[number].fn for number in (0, 1))
+    assert read("photos/dog/3.png")[0].shape == (3, 8, 8)
+    assert mistake()[0].rpartition("labelled ")[2] in CLASSES
+
+
+def test_without_the_extra(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = cli("demo.py")
+    assert (done.code, done.err.partition(" ")[0]) == (2, "demo.py:")
+    assert done.err.endswith('pip install "lora-mnist[demo]"\n')

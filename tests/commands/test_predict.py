@@ -1,0 +1,71 @@
+import pytest
+import torch
+from composed import SMALL, composed
+from helpers.commands import ROOT, read_csv, refused
+from PIL import Image
+
+from lora_mnist.commands.predict import find_pictures, predict
+from lora_mnist.data import load_images
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    images = load_images("MNIST", ROOT / "data", train=False)[0]
+    for number, image in enumerate(images[:10, 0]):
+        picture = Image.fromarray((255 - image).numpy())
+        picture.resize((280, 280), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def test_base_and_adapter_side_by_side(with_nine, pictures, tmp_path):
+    """For any number of pictures in a table as well."""
+    out = tmp_path / "predictions.csv"
+    small = (SMALL[0], f"paths.outputs={with_nine}")
+    options = (f'images="{pictures}/*.png"', f"adapter={with_nine}/lora/nine", f"out={out}")
+    predictions = predict(composed("predict", *small, *options))
+    assert [each["file"] for each in predictions] == [f"{pictures}/{n}.png" for n in range(10)]
+    labels = load_images("MNIST", ROOT / "data", train=False)[1]
+    digits = torch.tensor([int(prediction["before"].label) for prediction in predictions])
+    assert (digits == labels[:10]).sum() >= 8
+    for row, prediction in zip(read_csv(out), predictions, strict=True):
+        assert row["file"] == prediction["file"]
+        assert prediction["before"] != prediction["after"]
+        for side in ("before", "after"):
+            label, probability, probabilities = prediction[side]
+            assert probability == max(probabilities) == probabilities[int(label)]
+            assert (row[side], row[f"{side}_probability"]) == (label, f"{probability:.6f}")
+    alone = predict(composed("predict", *small, f"images={pictures}"))
+    assert [each["before"] for each in alone] == [each["before"] for each in predictions]
+    assert "after" not in alone[0]
+    assert refused(predict, composed("predict", *small, *options)).startswith(f"out={out}: ")
+
+
+def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    Image.new("L", (50, 50), 255).save(pictures / "empty.png")
+    base = f"base_ckpt={with_nine}/base/mnist.ckpt"
+    done = cli("predict.py", SMALL[0], base, f"images=[{pictures}/1.png,{pictures}/?????*.png]")
+    assert done.code == 1
+    broken, empty, count = done.err.splitlines()
+    assert broken.startswith(f"{pictures}/broken.png: skipped: ")
+    assert empty.startswith(f"{pictures}/empty.png: skipped: ")
+    assert count == "2 of 3 pictures skipped"
+    assert "1.png" in done.out
+
+
+def test_a_list_of_files_folders_and_patterns(tmp_path):
+    """Each file is seen once."""
+    for name in ("1.png", "2.PNG", "a[1].png", "deep/er/3.jpg", ".hidden.png", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def names(*patterns):
+        cfg = composed("predict", f"images={list(patterns)}")
+        return [str(path.relative_to(tmp_path)) for path in find_pictures(cfg.images)]
+
+    assert names(f"{tmp_path}/a[1].png") == ["a[1].png"]
+    several = names(f"{tmp_path}/2.PNG", f"{tmp_path}/[12].*", str(tmp_path))
+    assert several == ["2.PNG", "1.png", "a[1].png", "deep/er/3.jpg"]

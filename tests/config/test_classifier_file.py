@@ -1,0 +1,133 @@
+"""A file of the user's own, ``classifier/photos.yaml``, which every command takes."""
+
+import re
+from pathlib import Path
+
+import pytest
+from composed import composed
+from helpers.commands import ROOT, only_run, read_results, refused
+from helpers.stranger import move_in
+from omegaconf import OmegaConf
+
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import (
+    CLASSIFIER,
+    ENTRIES,
+    Run,
+    checked_copy,
+    dotted,
+    keys_in,
+    keys_of_others,
+)
+
+FILE = """
+defaults:
+  - override /data: folder
+  - override /net: custom
+data:
+  data_dir: photos
+prepare:
+  mean: 0.4
+  std: 0.2
+net:
+  _target_: nets_of_a_stranger.Net
+base_ckpt: mine.pt
+target: emu
+trainer:
+  max_steps: 2
+"""
+TYPED = ("--config-dir", ".", "classifier=photos")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    folder = move_in(tmp_path, monkeypatch)
+    (folder / "classifier").mkdir()
+    (folder / "classifier" / "photos.yaml").write_text(FILE)
+    return folder
+
+
+def test_each_command_takes_what_it_has_of_the_file(cli, here):
+    """Those that follow name it, and work as they are printed: options before all overrides."""
+    done = cli("eval.py", *TYPED, "prepare.std=0.3", "figures=false", here=here).ok()
+    results = read_results(only_run(here / "outputs", "eval"))
+    assert results["overrides"][:2] == ["--config-dir=.", "classifier=photos"]
+    assert (results["mean"], results["std"]) == (0.4, 0.3)
+    assert "nothing reads" not in done.err
+    cli("predict.py", *TYPED, "images=photos/emu/1.png", here=here).ok()
+
+
+@pytest.mark.parametrize(
+    ("change", "typed", "said"),
+    [
+        ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
+        ("data: folder", TYPED, "data: folder: "),
+        ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
+        ("", ("classifier=photos",), "classifier: "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
+    """Hydra compares what is typed with the keys that there are, and no file."""
+    Path("classifier", "photos.yaml").write_text(change)
+    done = cli("predict.py", *typed, "images=photos", here=here)
+    assert (done.code, done.err.startswith(said)) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("group", "misspelt"),
+    [
+        *(("batches", "repaly: 3"), ("lora", "rnak: 3"), ("data", "mean: 0.1")),
+        *(("trainer", "max_stesp: 3"), ("optimizer", "rl: 3")),
+    ],
+)
+def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
+    """Also where a library takes the arguments."""
+    file = FILE if f"{group}:" in FILE else f"{FILE}{group}:\n"
+    file = file.replace(f"{group}:\n", f"{group}:\n  {misspelt}\n")
+    Path("classifier", f"{group}.yaml").write_text(file)
+    chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}={group}", "stage=lora", "logger=none")
+    said = refused(train, composed("train", *chosen, "paths.outputs=outputs"), Run(here / "run"))
+    assert said.startswith(group)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "lora", "eval", "predict", "export", "demo"])
+def test_the_keys_of_a_command_are_those_of_its_configuration(stage):
+    """They are read from the files of the groups, without composing."""
+    if stage in ENTRIES:
+        known, cfg = keys_in(stage), composed(stage)
+    else:
+        known, cfg = (
+            keys_in("train") | keys_in(f"stage/{stage}"),
+            composed("train", f"stage={stage}"),
+        )
+    assert known == dotted(OmegaConf.to_container(cfg))
+
+
+def test_keys_of_ones_own_are_taken_where_a_group_or_a_value_has_them():
+    more = ("lora.rank_pattern={linear2: 2}", "+callbacks.x.y=1", "+sweep.columns.rate=seed")
+    cfg = composed("train", "stage=lora", *more, "+logger.tensorboard.prefix=a")
+    assert keys_of_others(cfg) == []
+
+
+def test_each_command_takes_the_keys_that_it_has(tmp_path):
+    """Of ``configs/local/default.yaml``, where nobody has typed them."""
+    cfg = composed("predict", "+seed=3", "images=x.png")
+    assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
+    assert refused(checked_copy, cfg, Run(tmp_path, typed=("+seed=3",))).startswith("seed: ")
+    lora = composed("train", "stage=lora", "+adapter=latest")
+    assert "adapter" not in checked_copy(lora, Run(tmp_path, typed=("stage=lora",)))
+    typed = Run(tmp_path, typed=("stage=lora", "+adapter=latest"))
+    assert refused(checked_copy, lora, typed).startswith("adapter: nothing reads this key")
+    misspelt = composed("predict", "images=x.png")
+    OmegaConf.update(misspelt, "batches", {"repaly": 3}, force_add=True)
+    said = refused(checked_copy, misspelt, Run(tmp_path, typed=()))
+    assert said.startswith("batches.repaly: nothing reads this key")
+
+
+def test_the_file_of_the_readme_is_read(tmp_path):
+    (file,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "photos.yaml").write_text(file)
+    for entry in ("eval", "predict", "export", "demo"):
+        cfg = composed(entry, f"hydra.searchpath=[file://{tmp_path}]", f"{CLASSIFIER}=photos")
+        assert checked_copy(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"

@@ -1,0 +1,24 @@
+import torch
+from helpers.runs import CLASSES, images, predictions
+
+from lora_mnist.measure.predictions_csv import write_predictions
+
+
+def lines_of(folder, table, names):
+    write_predictions(table, names, folder, CLASSES)
+    return (folder / "predictions.csv").read_text().splitlines()
+
+
+def test_a_row_an_image_for_anybody(tmp_path):
+    """An image keeps its name in a part of the test set."""
+    table = predictions().at(torch.arange(3))
+    test_set = images([f"{n},.png" for n in range(6)])
+    lines = lines_of(tmp_path, table, test_set.subset(torch.arange(3, 6)).names)
+    assert lines[0] == "file,label,before,before_probability,after,after_probability,outcome"
+    assert lines[3] == '"5,.png",dog,cat,0.600000,dog,0.600000,repaired'
+
+
+def test_a_base_alone_has_a_prediction(tmp_path):
+    lines = lines_of(tmp_path, predictions(pair=False), range(6))
+    assert lines[0] == "index,label,prediction,probability,outcome"
+    assert lines[2] == "1,cat,dog,0.500000,wrong"

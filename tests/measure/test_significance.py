@@ -1,0 +1,52 @@
+import pytest
+
+from lora_mnist.measure.significance import (
+    chance_text,
+    is_near_chance,
+    knows_validation,
+    mcnemar,
+    weakest,
+    wilson,
+)
+
+
+def test_as_published():
+    """Fay, vignette of the R package exact2x2; Newcombe 1998, table I, method 3."""
+    assert mcnemar(2, 9) == pytest.approx(0.06543, rel=1e-3)
+    assert mcnemar(0, 0) == 1
+    assert wilson(81, 263) == pytest.approx((0.2553 * 263, 0.3662 * 263), abs=5e-5 * 263)
+
+
+def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain():
+    assert weakest([34, 2], [200, 8]) == 0  # 2 of 8 may be chance
+    assert weakest([40, 30, 2], [400, 60, 8]) == 1  # the commonest class has a lower rate
+    assert weakest([0, 0, 1], [9, 0, 9]) == 2
+
+
+@pytest.mark.parametrize(
+    ("errors", "images", "expected"),
+    [
+        ([171] * 8, [200] * 8, True),  # 14.5% of 8 classes
+        ([0, 10], [90, 10], True),  # always the same class
+        ([3, 3], [10, 10], True),  # 70% of so few may be chance
+        ([70, 70], [200, 200], False),
+        ([3, 0, 3], [9, 0, 9], False),
+    ],
+)
+def test_what_is_hardly_better_than_guessing(errors, images, expected):
+    assert is_near_chance(errors, images) == expected
+
+
+def test_rounding_never_makes_a_difference_significant():
+    assert chance_text(1e-9) == "p < 0.001"
+    assert chance_text(0.05) == "p = 0.05"
+    assert chance_text(0.0500001) == "may be chance, p = 0.0500001"
+
+
+def test_a_network_that_knows_the_validation_images_errs_far_less_on_them():
+    def outcome(errors, images):
+        return {"errors": errors, "images_per_class": [images]}
+
+    assert knows_validation(outcome(39, 1000), outcome(120, 1000))  # 3.9% and 12%
+    assert not knows_validation(outcome(4, 100), outcome(12, 100))  # may be chance
+    assert not knows_validation(outcome(1000, 10_000), outcome(1400, 10_000))  # no factor of 1.5

@@ -1,0 +1,262 @@
+"""What was learnt is known by content: it is neither tested on nor does it choose anything."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from composed import composed
+from helpers.commands import read_csv, refused
+from helpers.stranger import CLASSES, take_pictures
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from lora_mnist import MLP
+from lora_mnist.classifier.base import read_base, sha256_of_base, write_base
+from lora_mnist.classifier.learnt import LEARNT_FILE, read_learnt, write_learnt
+from lora_mnist.commands import evaluate, train
+from lora_mnist.config.command import Run
+from lora_mnist.errors import UserError
+from lora_mnist.lora.adapter import read_metadata
+from lora_mnist.training.module import ClassifierModule
+from lora_mnist.training.session import open_session
+
+SIZES = {"in_features": 192, "hidden_sizes": [16], "num_classes": 3}
+PHOTOS = (
+    *("data=folder", "data.data_dir=photos", "net=custom", "net._target_=lora_mnist.MLP"),
+    *("net.in_features=192", "net.hidden_sizes=[16]", "net.num_classes=3"),
+    *("trainer=cpu", "logger=none", "figures=false", "paths.outputs=outputs"),
+)
+IN_MEMORY = ("prepare.image_size=8", "prepare.mean=0", "prepare.std=1")
+ON_DISK = ("prepare.transform={_target_: helpers.nets.as_floats}",)
+#: Each step has all images to learn.
+TRAIN = ("callbacks.checkpoint=null", "trainer.max_steps=1", "batches.batch_size=500")
+LORA = ("stage=lora", "target=dog", "batches.replay=auto", "lora.scale=1")
+COMMANDS = {
+    "pretrain": (
+        *(TRAIN[0], TRAIN[2], "stage=pretrain", "base_ckpt=base.ckpt"),
+        *("trainer.max_epochs=20", "optimizer.lr=0.01"),
+    ),
+    "repair": (*TRAIN, *LORA, "base_ckpt=base.ckpt", "refit=false"),
+    "refit": (*TRAIN, *LORA, "base_ckpt=base.ckpt", "refit=true"),
+    "repair of a stranger's": (*TRAIN, *LORA, "base_ckpt=mine.safetensors"),
+    "hotfix": (*TRAIN, LORA[0], *LORA[2:], "base_ckpt=base.ckpt", "mistakes=incoming"),
+    "eval": ("base_ckpt=base.ckpt",),
+    "eval of latest": ("adapter=latest", "scale=auto"),
+    "eval of a hotfix": ("adapter=latest", "mistakes=incoming"),
+}
+
+
+def pixels_of(image):
+    """What an image is known by here: the hash of its pixels."""
+    pixels = (image.float() * 255).round() if image.is_floating_point() else image
+    return hashlib.sha256(pixels.to(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def pixels_in(path):
+    with Image.open(path) as picture:
+        return hashlib.sha256(
+            b"".join(channel.tobytes() for channel in picture.convert("RGB").split())
+        ).hexdigest()
+
+
+class World:
+    """A folder of photos, commands on it, and what each base and adapter has really seen."""
+
+    def __init__(self, folder, monkeypatch, form):
+        monkeypatch.chdir(folder)
+        take_pictures(folder / "photos", dict.fromkeys(CLASSES, 9))
+        take_pictures(folder / "incoming", dict.fromkeys(CLASSES, 8), seed=1)
+        torch.manual_seed(0)
+        save_file(MLP(**SIZES).state_dict(), "mine.safetensors")
+        self.form, self.count, self.sessions = form, 0, []
+        self.drawn = set()  # by the training that goes on
+        self.seen = {"mine.safetensors": set()}  # by each base, and by the latest adapter with it
+
+        def open_and_keep(*arguments):
+            self.sessions.append(open_session(*arguments))
+            return self.sessions[-1]
+
+        step = ClassifierModule.training_step
+
+        def step_and_note(module, batch, *arguments):
+            self.drawn |= set(map(pixels_of, batch[0]))
+            return step(module, batch, *arguments)
+
+        monkeypatch.setattr(train, "open_session", open_and_keep)
+        monkeypatch.setattr(evaluate, "open_session", open_and_keep)
+        monkeypatch.setattr(ClassifierModule, "training_step", step_and_note)
+
+    def run(self, command, *overrides):
+        """The results of a command, after a look at what it has tested, or chosen by."""
+        overrides = (*PHOTOS, *self.form, *COMMANDS[command], *overrides)
+        self.count += 1
+        self.drawn = set()
+        entry, stage = ("eval", "eval") if "eval" in command else ("train", "lora")
+        folder = Path("outputs", stage, f"{self.count}").absolute()
+        function = train.train if entry == "train" else evaluate.evaluate
+        results = function(composed(entry, *overrides), Run(folder))
+        base, session = "latest", self.sessions[-1]
+        for text in overrides:
+            if "base_ckpt=" in text:
+                base = text.removeprefix("base_ckpt=")
+        known = set() if command == "pretrain" else self.seen[base]
+        self.look(session.images.val, known)
+        if session.mistakes is not None:
+            self.look(session.mistakes.tested, known | self.drawn)
+        for row in read_csv(folder / "predictions.csv"):
+            assert pixels_in(Path("photos", row["file"])) not in known | self.drawn
+        if command == "pretrain":
+            self.seen[base] = self.drawn
+        elif entry == "train":
+            self.seen["latest"] = known | self.drawn
+        return results
+
+    def look(self, images, known):
+        """None of these images is known."""
+        if len(images):
+            assert not known & set(map(pixels_of, images.take(range(len(images)))[0]))
+
+    def move(self, way, number):
+        """Change where images lie."""
+        files = sorted(Path("photos").rglob("*.png"))
+        file = files[number % len(files)]
+        if way == "copy":
+            shutil.copy(file, file.with_name(f"{number}-copy.png"))
+        elif way == "rename":
+            file.rename(file.with_name(f"{number}-moved.png"))
+        elif way == "incoming":
+            shutil.copy(file, Path("incoming", CLASSES[number % 3], file.name))
+        elif way == "pictures":
+            for name in CLASSES:
+                target = file.parents[1] / name / f"{number}.png"
+                shutil.copy(Path("incoming", name, f"{number % 8}.png"), target)
+        elif Path("photos", "train").exists():
+            for name in CLASSES:
+                Path("photos", "train", name).rename(Path("photos", name))
+            Path("photos", "train").rmdir()
+        else:
+            Path("photos", "train").mkdir()
+            for name in CLASSES:
+                Path("photos", name).rename(Path("photos", "train", name))
+
+
+SPLITS = st.sampled_from(
+    [
+        (),
+        ("data.split_seed=1",),
+        ("data.test_size=0.5",),
+        ("data.val_size=0.3", "data.test_size=0.2"),
+    ]
+)
+MOVES = st.tuples(
+    st.sampled_from(["copy", "rename", "incoming", "pictures", "train"]), st.integers(0, 50)
+)
+STEPS = st.tuples(st.sampled_from([*COMMANDS]), SPLITS, st.lists(MOVES, max_size=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [IN_MEMORY, ON_DISK], ids=["in memory", "on the disk"])
+@settings(
+    max_examples=6,
+    phases=[Phase.explicit, Phase.generate],  # to shrink one would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps=st.lists(STEPS, min_size=2, max_size=4))
+def test_tested_and_learnt_never_meet(monkeypatch, form, steps):
+    """Whatever the splits, the order of the commands, and the images' ways in between."""
+    with TemporaryDirectory() as folder, monkeypatch.context() as patch:
+        world = World(Path(folder), patch, form)
+        world.run("pretrain")
+        world.run("repair")
+        for command, split, moves in steps:
+            for move in moves:
+                world.move(*move)
+            said = "data"
+            try:
+                world.run(command, *split)
+            except UserError as error:  # such as: no test image is left
+                said = str(error)
+            assert said.startswith(("data", "mistakes", "optimizer.lr=", "refit=true"))
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return World(tmp_path, monkeypatch, IN_MEMORY)
+
+
+def test_what_is_left_out_is_counted_and_said(world, caplog):
+    """In the log, in results.json and in the report."""
+    caplog.set_level("INFO", "lora_mnist")
+    world.run("repair of a stranger's")
+    assert "left out" not in caplog.text
+    results = world.run("eval of latest", "data.test_size=0.5", "figures=true")
+    about = results["left_out"]["test"]
+    assert about["images"] + sum(results["test"]["images_per_class"]) == about["of"] == 12
+    line = f"{about['images']} of 12 test images are left out: the adapter has learnt them"
+    assert line == about["line"]
+    assert line in caplog.text
+    (report,) = Path("outputs").rglob("report.html")
+    assert line in report.read_text()
+    assert results["learnt_unknown"] == ["base"]
+
+
+def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
+    """The key that would mend it is named; the scale is the saved one."""
+    world.run("repair of a stranger's", "lora.scale=0.5")
+    images, known = world.sessions[-1].images, Path("known")
+    for name in images.train.names:
+        (known / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("photos", name), known / name)
+    said = refused(world.run, "eval of latest", "data.data_dir=known")
+    assert said.startswith("data.data_dir=known: 3 of 3 test images are left out: the adapter ")
+    for name in CLASSES:
+        (known / "train").mkdir(exist_ok=True)
+        (known / name).rename(known / "train" / name)
+    for name in images.test.names:
+        (known / "test" / name).parent.mkdir(parents=True)
+        shutil.copy(Path("photos", name), known / "test" / name)
+    Path("photos").rename("old")
+    known.rename("photos")
+    results = world.run("eval of latest")
+    assert results["scale"] == 0.5
+    assert "3 of 3 validation images are left out" in results["choices"]["scale"]["why"]
+
+
+def test_each_adapter_has_its_own_digests(world, caplog):
+    """Not those of one before it in its folder, or of another; PEFT's has none."""
+    world.run("repair of a stranger's")
+    (adapter,) = Path("outputs").rglob("adapter")
+    sha256 = read_metadata(adapter)["learnt"]
+    digests = read_learnt(adapter, sha256)
+    assert torch.equal(digests, world.sessions[-1].images.train.digests.sort().values)
+    assert read_learnt(adapter, None) is None
+    assert "not known" not in caplog.text
+    write_learnt(adapter, digests[1:])
+    assert read_learnt(adapter, sha256) is None
+    (adapter / LEARNT_FILE).write_text("damaged")
+    assert read_learnt(adapter, sha256) is None
+    (adapter / LEARNT_FILE).unlink()
+    assert read_learnt(adapter, sha256) is None
+    assert caplog.text.count("not known") == 3
+    assert world.run("eval of latest")["learnt_unknown"] == ["base", "adapter"]
+
+
+def test_a_base_is_its_weights_alone(world, tmp_path):
+    """Its digests go where its file goes, and the fingerprint does not know them."""
+    world.run("pretrain")
+    (own,) = Path("outputs", "base").glob("*.ckpt")
+    file = read_base(own)
+    assert torch.equal(file.learnt, world.sessions[-1].images.train.digests.sort().values)
+    assert torch.equal(read_base(Path("base.ckpt")).learnt, file.learnt)
+    write_base(file.tensors, tmp_path / "bare.ckpt", file.record)
+    assert read_base(tmp_path / "bare.ckpt").learnt is None
+    assert sha256_of_base(tmp_path / "bare.ckpt") == sha256_of_base(own) == file.sha256
+    content = torch.load(own, weights_only=True)
+    torch.save({**content, "learnt": torch.ones(3)}, own)
+    with pytest.raises(ValueError, match="^damaged: what it has learnt"):
+        read_base(own)

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from helpers.nets import batches, randomize
+from lightning.pytorch import Trainer
+from torch.nn.functional import cross_entropy
+
+from lora_mnist import MLP, add_lora, lora_parameters
+from lora_mnist.data import MNIST
+from lora_mnist.errors import TrainingError
+from lora_mnist.measure.predictions import counts_of, evaluate, logged_metrics
+from lora_mnist.training.module import ClassifierModule, Loss, TrainedAverage
+
+
+def test_target_weight_is_the_share_of_the_images_to_learn():
+    """In a batch of one kind, and by default, each image counts alike."""
+    logits = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, 2, 2, 0, 1, 1, 0])  # the last four are replayed
+    losses = cross_entropy(logits, labels, reduction="none")
+    expected = 0.2 * losses[:3].mean() + 0.8 * losses[3:].mean()
+    torch.testing.assert_close(Loss(target_weight=0.2)(logits, labels, 4), expected)
+    for loss, replayed in ((Loss(), 4), (Loss(0.2), 0), (Loss(0.2), 7)):
+        assert torch.equal(loss(logits, labels, replayed), losses.mean())
+
+
+class Recorded(ClassifierModule):
+    """Keeps, batch by batch, the loss, what is logged, and the adapter."""
+
+    def __init__(self, net, **settings):
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        settings.setdefault("classes", ["cat", "dog", "owl"])
+        super().__init__(net, torch.optim.Adam(trained, lr=0.1), **settings)
+        self.losses, self.logged, self.adapters = [], [], []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.item())
+        return loss
+
+    def on_train_batch_end(self, *_):
+        self.logged.append(self.trainer.callback_metrics.get("train/loss"))
+        self.adapters.append([p.detach().clone() for p in lora_parameters(self.net)])
+
+
+def trainer(tmp_path, **settings):
+    parts = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    settings |= {"default_root_dir": tmp_path, **dict.fromkeys(parts, False)}
+    return Trainer(accelerator="cpu", **settings)
+
+
+@pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
+def test_training_ends_with_the_moving_average_of_the_adapter(tiny, tmp_path, init, more):
+    module = Recorded(add_lora(tiny, init=init))
+    fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage(0.75))
+    fit.fit(module, batches())
+    steps_of = zip(*module.adapters, strict=True)
+    for parameter, steps in zip(lora_parameters(tiny), steps_of, strict=True):
+        first, second, third = steps
+        expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+        torch.testing.assert_close(parameter, expected)
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    names = {name.rsplit(".", 1)[1] for name in state}
+    assert names == {"lora_A", "lora_B"} | more
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_train_loss_is_that_of_every_second_steps_last_batch(tiny, tmp_path, accumulate):
+    settings = {"max_steps": 4, "log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
+    module = Recorded(tiny)
+    trainer(tmp_path, **settings).fit(module, batches())
+    assert len(module.logged) == 4 * accumulate
+    for batch in (2 * accumulate - 1, -1):
+        assert module.logged[batch].item() == pytest.approx(module.losses[batch])
+
+
+def test_a_loss_that_is_not_finite_ends_training(tiny, tmp_path):
+    with torch.no_grad():
+        tiny.linear2.bias[0] = float("nan")
+    fit = trainer(tmp_path, max_steps=4, log_every_n_steps=2)
+    with pytest.raises(TrainingError, match="optimizer.lr=0.1: the loss is nan at step 2; exp"):
+        fit.fit(Recorded(tiny), batches())
+
+
+def test_validation_logs_the_counts_of_the_table(tiny, tmp_path):
+    """Those that an evaluation of the same network gives, and once more when it is repeated."""
+    randomize(add_lora(tiny))
+    module = Recorded(tiny, targets=[1])
+    counts = counts_of(evaluate(tiny, batches()), [1])["after"]
+    tags = logged_metrics({"val": counts}, module.classes, [1])
+    tags = {tag: tags[tag] for tag in tags if tag not in ("val/repaired", "val/broken")}
+    assert {"val/loss", "val/precision_of_target", "val/accuracy_per_class/dog"} <= {*tags}
+    for _ in range(2):
+        (logged,) = trainer(tmp_path).validate(module, batches(), verbose=False)
+        assert logged == pytest.approx(tags)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+def test_all_is_computed_where_the_batch_is(tmp_path, init):
+    """In training, on a device that refuses to mix with the CPU, as a GPU does."""
+    net = add_lora(MLP(hidden_sizes=[16]), init=init, dropout=0.5)
+    module = Recorded(net, replay=3, loss=Loss(target_weight=0.5)).to("meta")
+    module.trainer = trainer(tmp_path)
+    pixels = torch.empty(8, 1, 28, 28, dtype=torch.uint8, device="meta")
+    images = MNIST(data_dir=tmp_path).normalise(pixels)
+    batch = images, torch.empty(8, dtype=torch.int64, device="meta")
+    ClassifierModule.training_step(module, batch, 0).backward()
+    assert all(parameter.grad.is_meta for parameter in lora_parameters(net))

@@ -1,0 +1,177 @@
+"""A repair of few images: the best of its trials is kept, or learns validation images too."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
+from helpers.commands import read_results
+
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import Run
+from lora_mnist.errors import UserError
+from lora_mnist.lora.adapter import read_metadata
+from lora_mnist.lora.base_state import changed_tensors
+from lora_mnist.measure.predictions import Predictions
+from lora_mnist.training.recipe import choose_target
+
+#: 350 nines are few.
+RECIPE = (
+    *("stage=lora", "digit=9", "batches.replay=20", "trainer.max_steps=12", "optimizer.lr=0.003"),
+    *("lora.rank=8", "lora.init=pissa", "lora.scale=auto", *SMALL, *FEW),
+)
+TRIALS = "+trials={high: {lora.dropout: 0.3, optimizer.lr: 0.01}, low: {lora.dropout: 0.05}}"
+QUIET = ("callbacks=none", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory):
+    """``go(NAME, *overrides)`` trains in a folder, once for all tests; it returns the folder."""
+    outputs = tmp_path_factory.mktemp("trials")
+    small_base(outputs)
+
+    def run(name, *overrides, typed=False):
+        folder = outputs / "lora" / name
+        if not (folder / "results.json").exists():
+            cfg = composed("train", *RECIPE, f"paths.outputs={outputs}", *overrides)
+            train(cfg, Run(folder, overrides if typed else None))
+        return folder
+
+    return run
+
+
+def changed(one, other):
+    """The names of the tensors in which two runs' adapters differ."""
+    return changed_tensors(adapter_of(one), adapter_of(other))
+
+
+def test_the_trial_with_the_fewest_validation_errors_is_kept(go):
+    """It is the training that its values alone would be, to the bit, and no further one is made."""
+    chosen = go("chosen", *QUIET, TRIALS)
+    results = read_results(chosen)
+    choice = results["choices"]["trial"]
+    assert choice["of"] == ["high", "low"]
+    assert choice["images"] == results["validation_images"] == 500
+    assert results["steps"] == 12
+    values = {"high": ("lora.dropout=0.3", "optimizer.lr=0.01"), "low": ("lora.dropout=0.05",)}
+    errors = {}
+    for name, typed in values.items():
+        alone = go(f"alone {name}", *QUIET, *typed)
+        errors[name] = read_results(alone)["val"]["errors"]
+        assert f"{errors[name]} with {name}" in choice["why"]
+        assert (changed(alone, chosen) == []) == (name == choice["value"])
+        if name == choice["value"]:
+            for key in ("val", "test", "dial"):
+                assert read_results(alone)[key] == results[key]
+    assert errors[choice["value"]] == min(errors.values())
+
+
+def test_what_is_typed_counts_for_all_trials(go):
+    """Trials that then say the same are one."""
+    folder = go("typed", *QUIET, TRIALS, "lora.dropout=0.05", "optimizer.lr=0.003", typed=True)
+    assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
+    assert not (folder / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("trials", "start"),
+    [
+        ("+trials.more={lora.rank: 4}", "trials.more: lora.rank: expected keys of "),
+        ("+trials.more={optimizer.lr: fast}", "optimizer.lr=fast: "),
+        ("+trials.more={loss.target_weight: 2}", "loss.target_weight=2: "),
+        ("+trials.more={scheduler: {_target_: torch.optim.lr_scheduler.No}}", "scheduler: "),
+    ],
+)
+def test_a_trial_that_cannot_be_used_is_refused_before_any_training(go, trials, start):
+    with pytest.raises(UserError) as caught:
+        go("refused", *QUIET, trials)
+    assert str(caught.value).startswith(start)
+
+
+def test_a_training_that_collapses_ends_and_a_smaller_rate_is_tried(go, caplog):
+    caplog.set_level("INFO", "lora_mnist")
+    steep = ("optimizer.lr=auto", "lora.alpha=1000", "trainer.val_check_interval=4")
+    folder = go("steep", *QUIET, TRIALS.replace(", optimizer.lr: 0.01", ""), *steep)
+    choices = read_results(folder)["choices"]
+    rate = choices["rate"]
+    assert rate["value"] < 0.003
+    assert "at 0.003 it collapses, with " in rate["why"]
+    assert caplog.text.count("the next rate is tried") == rate["of"].index(rate["value"])
+    assert len(set(folder.glob("trials/*_0.003"))) <= 1  # the second trial does not try it again
+    typed = ("lora.alpha=1000", "trainer.val_check_interval=4", f"optimizer.lr={rate['value']}")
+    dropout = {"high": 0.3, "low": 0.05}[choices["trial"]["value"]]
+    assert not changed(folder, go("less steep", *QUIET, *typed, f"lora.dropout={dropout}"))
+
+
+def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
+    """A base's file says how; a trial may do otherwise."""
+    base, settings = f"base_ckpt={tmp_path}/own.ckpt", (*QUIET, *SMALL, *FEW)
+    options = ("stage=pretrain", "augment=shift", "trainer.max_steps=20", "trainer.max_epochs=-1")
+    train(composed("train", *options, *settings, base), Run(tmp_path / "pretrain"))
+    asked = (*QUIET, base, "augment=auto", "+trials={as_base: {lora.dropout: 0}}")
+    auto = go("auto", *asked)
+    assert read_results(auto)["choices"]["augment"]["value"]["_target_"] == "lora_mnist.data.Shift"
+    assert not changed(auto, go("shift", *QUIET, base, "augment=shift"))
+    plain = go("plain", *QUIET, base)
+    assert changed(auto, plain)
+    otherwise = "+trials={none: {batches.augment: null}}"
+    assert not changed(plain, go("none", *QUIET, base, "augment=auto", otherwise))
+    content = torch.load(tmp_path / "own.ckpt", weights_only=True)
+    content["record"]["made"]["augment"] = {"_target_": "my.Augment", "share": 0.1}
+    torch.save(content, tmp_path / "own.ckpt")
+    with pytest.raises(UserError, match=r"^batches.augment=auto: .* my.Augment, code of its maker"):
+        go("foreign", *asked)
+
+
+def test_refit_learns_validation_images_after_they_have_decided(go):
+    """Scale and numbers of validation images are those of the training before."""
+    before = go("alone", *QUIET)
+    folder = go("refit", *QUIET, "refit=true")
+    results = read_results(folder)
+    assert results["choices"]["refit"]["value"]
+    for key in ("val", "val_base", "dial"):
+        assert results[key] == read_results(before)[key]
+    assert changed(folder, before)
+    outputs = folder.parents[1]
+    assert evaluated(outputs, folder)["test"]["errors"] == results["test"]["errors"]
+    auto = evaluated(outputs, folder, "scale=auto")
+    assert auto["scale"] == (1 if results["scale"] else 0)
+    assert auto["choices"]["scale"]["images"] == 0  # no image has decided now
+
+
+def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
+    caplog.set_level("INFO", "lora_mnist")
+    folder = go("from test", *QUIET, "refit=true", "data.val_from=test", "data.val_size=100")
+    assert "part of test/; only the other test images are still unseen" in caplog.text
+    assert read_results(folder)["held_out"] == {"val": "test"}
+    record = read_metadata(folder / "adapter")
+    assert (record["data"]["val_from"], record["made"]["refit"]) == ("test", True)
+
+
+def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
+    """Its name, 10, is that of a class, and its place, 1, the name of another."""
+    label = torch.tensor([0] * 9 + [1] * 9 + [2] * 9)
+    nothing = torch.zeros(1, len(label))
+    before = Predictions(3, label, torch.where(label == 1, 0, label)[None], nothing, nothing)
+    train = SimpleNamespace(labels=torch.tensor([0, 1, 2, 1]))
+    session = SimpleNamespace(
+        cfg=SimpleNamespace(target="weakest"),
+        images=SimpleNamespace(train=train),
+        classifier=SimpleNamespace(classes=["1", "10", "2"]),
+        mistakes=None,
+    )
+    selection, choices = choose_target(session, before)
+    assert choices["target"].value == ["10"]
+    assert (selection.targets, selection.target_indices.tolist()) == ([1], [1, 3])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("digit=[9,4]",), ("data.val_size=0", "lora.scale=1")],
+    ids=["many images", "no validation images"],
+)
+def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
+    folder = go(overrides[0], *QUIET, TRIALS, "refit=auto", *overrides)
+    choices = read_results(folder)["choices"]
+    assert (choices["trial"]["value"], choices["refit"]["value"]) == ("high", False)
+    assert not (folder / "trials").exists()
