@@ -86,7 +86,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("command", ALL)
-def test_command(command):
+def test_documented_command(command):
     calls = arguments(command)
     assert calls, f"bash started nothing for: {command}"
     for program, *given in calls:

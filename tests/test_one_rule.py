@@ -80,7 +80,7 @@ COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "export": expo
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_a_mistake_is_one_line(tmp_path, capfd, case):
+def test_command_answers_a_mistake_in_one_line(tmp_path, capfd, case):
     entry, *arguments = [text.replace("{tmp}", str(tmp_path)) for text in case]
     (tmp_path / "text.txt").write_text("no weights")
     small_base(tmp_path / "outputs")

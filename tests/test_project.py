@@ -20,7 +20,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_a_command_is_ready_to_paste(shell):
+def test_command_line_is_ready_to_paste(shell):
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line('train', ARGUMENTS)}"
@@ -32,7 +32,7 @@ def test_a_command_is_ready_to_paste(shell):
 @example("null")
 @example("1e5")
 @example("1.50")
-def test_a_class_or_a_path_of_any_name_can_be_typed(name):
+def test_override_has_a_class_or_a_path_of_any_name(name):
     for text in (name, f"/{name}"):
         value = OverridesParser.create().parse_override(override("target", text)).value()
         assert str(value) == text

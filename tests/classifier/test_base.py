@@ -42,7 +42,7 @@ def file_of(content, folder):
     return read_base(folder / "mine.pt")
 
 
-def test_reads_what_training_scripts_save(tmp_path):
+def test_load_weights_reads_what_training_scripts_save(tmp_path):
     """Lightning's: a network in two others, a loss with weights, and an optimizer."""
     tensors = {**prefixed("model._orig_mod.", STATE), "criterion.weight": torch.ones(7)}
     optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
@@ -57,7 +57,7 @@ def test_reads_what_training_scripts_save(tmp_path):
     assert changed_tensors(STATE, base.tensors) == []  # the base does not follow the network
 
 
-def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path):
+def test_load_weights_takes_one_of_several_networks_by_name(tmp_path):
     file = file_of({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path)
     net = TinyNet()
     with pytest.raises(ValueError, match="holds 2 networks; .* of '', ema."):
@@ -69,7 +69,7 @@ def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path):
         assert changed_tensors(expected, net.state_dict()) == []
 
 
-def test_another_precision_is_converted(tmp_path):
+def test_load_weights_converts_another_precision(tmp_path):
     """Buffers too: a counter may have become half precision with the rest."""
     net, fresh = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
     net(torch.randn(8, 2))
@@ -97,7 +97,7 @@ def test_another_precision_is_converted(tmp_path):
         (TinyNet(), "holds helpers.nets.TinyNet, which is not loaded"),
     ],
 )
-def test_refuses_other_weights(tmp_path, content, problem):
+def test_load_weights_refuses_other_weights(tmp_path, content, problem):
     with pytest.raises(ValueError, match=f"{problem}.*; expected ") as caught:
         load_weights(TinyNet(), file_of(content, tmp_path), outputs_key="net.num_classes")
     assert "\n" not in str(caught.value)
@@ -111,7 +111,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("kind", ["half", "half safetensors", "trap", "pickle"])
-def test_damaged_files_are_refused_and_nothing_in_them_runs(tmp_path, monkeypatch, kind):
+def test_read_base_refuses_damaged_files_and_nothing_in_them_runs(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     path, trap = Path("mine.pt"), {**STATE, "more": Trap()}
     if kind == "half safetensors":
@@ -127,7 +127,7 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(tmp_path, monkeypatc
     assert not Path("trapped").exists()
 
 
-def test_a_base_is_written_and_found_again(tmp_path):
+def test_write_base_writes_what_find_base_finds(tmp_path):
     sha256 = fingerprint(STATE)
     own = versioned_base_path(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
@@ -155,7 +155,7 @@ def make_current(folder, current):
     set_current_base(own, current)
 
 
-def test_what_is_not_a_current_base_is_never_replaced(tmp_path):
+def test_refuse_to_replace_what_is_not_a_current_base(tmp_path):
     """Neither before a training nor after it."""
     own, weights = versioned_base_path(tmp_path, "mine", fingerprint(STATE)), tmp_path / "mine.pt"
     write_base(STATE, own)
@@ -170,7 +170,7 @@ def test_what_is_not_a_current_base_is_never_replaced(tmp_path):
     refuse_to_replace(tmp_path / "new.pt")
 
 
-def test_the_way_back_is_a_command_that_goes_back(tmp_path):
+def test_set_current_base_names_a_command_that_goes_back(tmp_path):
     """Also where the base before was made elsewhere and had no file of its own here."""
     target = tmp_path / "of a colleague.ckpt"
     write_base(STATE, target)
@@ -183,7 +183,7 @@ def test_the_way_back_is_a_command_that_goes_back(tmp_path):
     assert read_base(target).sha256 == fingerprint(STATE)
 
 
-def test_a_damaged_copy_of_a_base_is_not_relied_on(tmp_path):
+def test_set_current_base_does_not_rely_on_a_damaged_copy(tmp_path):
     """The current base would be in no file any more."""
     sha256 = fingerprint(STATE)
     own, current = versioned_base_path(tmp_path, "tiny", sha256), tmp_path / "tiny.ckpt"
@@ -197,7 +197,7 @@ def test_a_damaged_copy_of_a_base_is_not_relied_on(tmp_path):
     assert changed_tensors(read_base(own).tensors, STATE) == []
 
 
-def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path, monkeypatch):
+def test_atomic_write_replaces_a_file_at_the_end_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 

@@ -40,7 +40,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)
 
 
-def test_auto_asks_the_rule_of_training(tmp_path):
+def test_scale_auto_asks_the_rule_of_training(tmp_path):
     """With the adapter's own targets: what repairs other classes alone is not advised."""
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
     with torch.no_grad():

@@ -152,7 +152,7 @@ def test_a_processor_becomes_keys_of_prepare(here, name, options, sizes):
     assert difference < 0.05 * expected.std()
 
 
-def test_what_is_typed_goes_first(here):
+def test_huggingface_settings_that_are_typed_go_first(here):
     """Weights, as torch.save wrote them, the order of classes, and a size."""
     save_mine("vit", "mine")
     net = transformers.AutoModelForImageClassification.from_pretrained("mine")
@@ -181,7 +181,7 @@ def test_half_precision_and_names_that_say_nothing(here):
     assert not changed_tensors(expected, classifier.net.state_dict())
 
 
-def test_no_code_of_a_folder_runs(here):
+def test_huggingface_runs_no_code_of_a_folder(here):
     save_mine("resnet", "mine")
     Path("mine/code.py").write_text("open('it_ran', 'w')")
     for name, auto in (
@@ -214,7 +214,7 @@ def test_no_code_of_a_folder_runs(here):
         ),
     ],
 )
-def test_what_cannot_be_taken_is_refused_by_name(here, name, change, said):
+def test_huggingface_refuses_by_name_what_cannot_be_taken(here, name, change, said):
     save_mine("resnet", "mine")
     path = Path("mine", name)
     if change is None:

@@ -38,7 +38,7 @@ def test_the_number_of_outputs_has_a_key_where_the_network_takes_one():
     assert outputs_key({"_target_": "helpers.nets.TinyNet"}) is None
 
 
-def test_each_target_is_called_with_the_values_beside_it():
+def test_build_calls_each_target_with_the_values_beside_it():
     """Inner ones first; lists and plain values are left as they are."""
     settings = {
         "_target_": "torchvision.transforms.v2.Compose",
@@ -112,7 +112,7 @@ def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(own_code):
         ({"_target_": "lora_mnist.MLP", "depth": 3}, "TypeError: MLP.__init__() got an unexpected"),
     ],
 )
-def test_what_is_no_network_is_refused_by_name(settings, reason):
+def test_build_network_refuses_what_is_no_network_by_name(settings, reason):
     said = refused(build_network, settings)
     assert said.startswith(f"net._target_={settings['_target_']}: {reason}")
 
@@ -177,7 +177,7 @@ def test_a_network_of_timm_names_its_own_preprocessing():
         (lambda x: x[:, :2], "gives (4, 2) for images of shape (4, 1, 2, 2)"),
     ],
 )
-def test_outputs_that_are_no_logits_are_refused(function, reason):
+def test_check_outputs_refuses_what_are_no_logits(function, reason):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), v2.Lambda(function)).eval()
     images = torch.randn(4, 1, 2, 2)

@@ -36,7 +36,7 @@ def taken(own, **record):
         ({**MLP, "sizes": ({"_target_": "os.system"},)}, "sizes=[{_target_: os.system}]"),
     ],
 )
-def test_what_runs_code_is_refused_where_it_is_not_typed(net, foreign):
+def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
     """A base's file has tuples."""
     typed = [{}, {"_target_": net["_target_"]}] if foreign != net["_target_"] else [{}]
     for own in typed:
@@ -82,12 +82,12 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
         ("data", {"data_dir": "/b"}, SPLIT, {**SPLIT, "data_dir": "/b"}),
     ],
 )
-def test_what_is_typed_goes_before_the_file(group, own, stored, expected):
+def test_settings_that_are_typed_go_before_the_file(group, own, stored, expected):
     settings = taken({group: own}, **{group: stored})
     assert getattr(settings, group) == expected
 
 
-def test_who_has_said_what_is_known():
+def test_settings_know_who_has_said_what():
     """What the adapter says, and what no record differs in, is not said to be yours."""
     own = {"prepare": {"mean": 0.5, "image_size": 8}}
     settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})

@@ -68,7 +68,7 @@ def answers(adapter, base, picture, own):
 
 @pytest.mark.slow(15)
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
+def test_adapter_gives_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
     if "timm" in case:
         pytest.importorskip("timm", reason="timm is not installed")
     here = move_in(tmp_path / "here", monkeypatch)

@@ -70,7 +70,7 @@ def test_a_signal_between_two_jobs_ends_the_sweep(cli, tmp_path):
         (("-m", "x=1,2", "sweep.metric=stage"), "sweep.metric=stage: expected a number", 1),
     ],
 )
-def test_bad_input(cli, tmp_path, arguments, message, folders):
+def test_sweep_of_bad_input(cli, tmp_path, arguments, message, folders):
     """It leaves no folder, unless the first job, which is then the last, has to show it."""
     done = cli(TOY, *arguments)
     assert done.code == 2
@@ -110,7 +110,7 @@ def cells(line):
     return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
 
 
-def test_the_table(tmp_path):
+def test_sweeps_table(tmp_path):
     more = {
         "val_base": {"accuracy": 0.93, "errors_of_target": 38},
         "test_base": {"accuracy": 0.952},
@@ -158,7 +158,7 @@ def test_the_best_job_is_better_than_its_start(tmp_path, metric, base, verdict, 
     assert text.splitlines()[-1] == f"{verdict}: {command}"
 
 
-def test_a_lucky_seed_is_not_crowned(tmp_path):
+def test_best_job_is_none_of_a_lucky_seed(tmp_path):
     """Jobs that differ in their seed alone are one: the mean decides."""
     accuracies = {(1, 0): 0.95, (1, 1): 0.75, (1, 2): 0.85, (2, 0): 0.9, (2, 1): 0.88}
     for (rank, seed), accuracy in accuracies.items():

@@ -22,7 +22,7 @@ def classifier(cfg):
 
 
 @torch.no_grad()
-def test_asks_the_base_and_the_adapted_network(classifier, with_nine):
+def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
     image = classifier.test_images().pixels[3]
     base, adapted = side_by_side(classifier, image, 0.35)
     assert list(base) == list(adapted) == [*"0123456789"]
@@ -45,7 +45,7 @@ def test_shows_every_mistake_of_the_base(classifier, with_nine):
 
 
 @pytest.mark.nightly
-def test_an_empty_drawing(classifier, tmp_path):
+def test_demo_of_an_empty_drawing(classifier, tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
     page = build_page(classifier)
@@ -67,7 +67,7 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     assert mistake()[0].rpartition("labelled ")[2] in CLASSES
 
 
-def test_without_the_extra(cli, monkeypatch):
+def test_demo_without_its_extra(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = cli("demo.py")
     assert (done.code, done.err.partition(" ")[0]) == (2, "demo.py:")

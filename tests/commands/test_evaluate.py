@@ -14,7 +14,7 @@ def trained(made):
     return read_results(only_run(made, "lora"))
 
 
-def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
+def test_eval_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
     """A copy of the folder may have its own name. The class it repairs is known from its run."""
     run, base = only_run(made, "lora"), f"base_ckpt={made}/base/mnist.ckpt"
     done = cli("eval.py", *SMALL, "adapter=adapter", base, here=run).ok()
@@ -28,7 +28,7 @@ def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["0", "auto"])
-def test_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
+def test_eval_takes_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
     options = (f"paths.outputs={made}", "adapter=latest", f"scale={scale}")
     results = evaluate(composed("eval", *SMALL, *options), Run(tmp_path))
     chosen = trained["dial"]["advised"] if scale == "auto" else float(scale)
@@ -37,7 +37,7 @@ def test_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
     assert (results["test"]["broken"] == results["test"]["repaired"] == 0) == (chosen == 0)
 
 
-def test_the_base_alone_from_a_notebook(made, trained):
+def test_evaluate_of_the_base_alone_from_a_notebook(made, trained):
     results = evaluate(composed("eval", *SMALL, *FEW, f"paths.outputs={made}"))
     assert results == read_results(only_run(made, "eval"))
     assert results["test"].items() <= trained["test_base"].items()

@@ -54,7 +54,7 @@ def read_onnx(path):
     ],
 )
 @torch.no_grad()
-def test_each_format(with_nine, tmp_path, ending, read, takes):
+def test_export_writes_each_format(with_nine, tmp_path, ending, read, takes):
     if ending == "onnx":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package, reason="the extra onnx is not installed")
@@ -90,7 +90,7 @@ def test_a_base_alone_with_tied_weights(tmp_path):
         assert fingerprint(state) == metadata["sha256"] == metadata["base_sha256"]
 
 
-def test_a_network_that_differs_is_not_written(with_nine, tmp_path, monkeypatch):
+def test_export_writes_no_network_that_differs(with_nine, tmp_path, monkeypatch):
     monkeypatch.setattr(lora_mnist.commands.export, "merge_lora", remove_lora)
     out = tmp_path / "nine.safetensors"
     with pytest.raises(IncompleteError, match="not written"):

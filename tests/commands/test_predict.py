@@ -19,7 +19,7 @@ def pictures(tmp_path):
     return folder
 
 
-def test_base_and_adapter_side_by_side(with_nine, pictures, tmp_path):
+def test_predict_has_base_and_adapter_side_by_side(with_nine, pictures, tmp_path):
     """For any number of pictures in a table as well."""
     out = tmp_path / "predictions.csv"
     small = (SMALL[0], f"paths.outputs={with_nine}")
@@ -55,7 +55,7 @@ def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):
     assert "1.png" in done.out
 
 
-def test_a_list_of_files_folders_and_patterns(tmp_path):
+def test_find_pictures_takes_files_folders_and_patterns(tmp_path):
     """Each file is seen once."""
     for name in ("1.png", "2.PNG", "a[1].png", "deep/er/3.jpg", ".hidden.png", "notes.txt"):
         path = tmp_path / name

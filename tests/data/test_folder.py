@@ -48,7 +48,7 @@ LANCZOS = [v2.Resize(18, InterpolationMode.LANCZOS), v2.CenterCrop(16)]
         ({"crop_pct": 0.889, "interpolation": "lanczos"}, LANCZOS),  # a rounded share
     ],
 )
-def test_reads_what_torchvision_reads(make_photos, keys, steps):
+def test_folder_reads_what_torchvision_reads(make_photos, keys, steps):
     parts = ("train", "validation", "test")
     for part in parts:
         root = make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, part, size=(40, 30))
@@ -60,7 +60,7 @@ def test_reads_what_torchvision_reads(make_photos, keys, steps):
         assert torch.equal(images, torch.stack([theirs[i][0] for i in by_path]))
 
 
-def test_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
+def test_folder_read_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
     root = make_photos({"cat": 20, "dog": 30}, size=(14, 9))
     jpeg = root / "dog" / "3.jpg"  # cut short; Pillow verifies the head of a JPEG alone
     Image.open(root / "dog" / "3.png").resize((140, 90)).save(jpeg)
@@ -78,7 +78,7 @@ def test_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
         on_disk.take([1])
 
 
-def test_which_files_are_images_of_which_class(make_photos, caplog):
+def test_folder_knows_which_files_are_images_of_which_class(make_photos, caplog):
     root = make_photos({"cat": 3}, "cat", "2024")
     make_photos({"dog": 4, "train": 5})  # no folder of classes: the class of the trains
     for hidden in (".cache", "__MACOSX"):
@@ -128,7 +128,7 @@ def entries(*of_classes):
     test=st.floats(0.01, 0.3),
     seed=st.integers(0, 9),
 )
-def test_shares_hold_in_every_class(sizes, val, test, seed):
+def test_split_holds_its_shares_in_every_class(sizes, val, test, seed):
     images, names = entries(*sizes), [f"c{i}" for i in range(len(sizes))]
     parts, held_out = split(images, names, Shares(val, test, seed))
     assert held_out == {"val": "train", "test": "train"}
@@ -139,7 +139,7 @@ def test_shares_hold_in_every_class(sizes, val, test, seed):
         assert of_class["val"] == (max(1, round(val * count)) if val else 0)
 
 
-def test_the_split_is_stable():
+def test_split_is_stable():
     images, more, names = entries(200, 200), entries(202, 200), ["cat", "dog"]
     first, _ = split(images, names, Shares())
     assert split(images, names, Shares(split_seed=1))[0] != first
@@ -158,7 +158,7 @@ def test_the_split_is_stable():
         ({"test_size": 0}, "expected test images that are not trained on"),
     ],
 )
-def test_refuses_bad_arguments(make_photos, changes, message):
+def test_folder_refuses_bad_arguments(make_photos, changes, message):
     arguments = {"data_dir": make_photos({"cat": 4, "dog": 4}), **changes}
     with pytest.raises(ValueError, match=message):
         _ = Folder(**arguments).sets

@@ -10,7 +10,7 @@ from lora_mnist.data.images import measured_pixels, open_picture
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_are_normalised_by_what_is_measured(channels):
+def test_normalise_takes_what_measured_pixels_gives(channels):
     """Where they are: the meta device mixes with the CPU as little as a GPU does."""
     pixels = torch.randint(256, (12, channels, 3, 2), dtype=torch.uint8)
     pixels[:, 1:2] = 17  # the same everywhere, which is no division by zero
@@ -44,7 +44,7 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
     assert numpy.array_equal(numpy.asarray(open_picture(tmp_path / "x.png")), levels >> 8)
 
 
-def test_pictures_are_stacked_as_far_as_they_are_of_one_size():
+def test_stacked_joins_pictures_as_far_as_they_are_of_one_size():
     dataset = ImageDataset("greys", ["cat", "dog"], 1, eval_batch_size=2)
     dataset.mean, dataset.std = 0, 1
     sides = [4, 4, 4, 5, 6, 6]

@@ -63,7 +63,7 @@ def read(folder, share=0.2, predict=by_darkness, **parts):
     return parts
 
 
-def test_what_the_base_has_right_or_nobody_can_read_is_left_out(tmp_path):
+def test_wrong_pictures_leaves_out_what_the_base_has_right_or_nobody_can_read(tmp_path):
     write(tmp_path, {f"cat/{n}.png": n for n in range(60, 140)})
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "cat" / ".hidden").write_text("no picture")
@@ -75,7 +75,7 @@ def test_what_the_base_has_right_or_nobody_can_read_is_left_out(tmp_path):
     assert "the base has 40 of 80 pictures right already, which are left out; of the " in summary
 
 
-def test_a_picture_is_its_pixels(tmp_path):
+def test_wrong_pictures_knows_a_picture_by_its_pixels(tmp_path):
     """Neither its file, nor other pictures, nor the network has a say in what is held out."""
     greys = {f"cat/{n}.png": n for n in range(DARK, 180)}
     learnt, held_out = read(write(tmp_path / "one", greys))

@@ -34,7 +34,7 @@ def test_validation_images_may_be_held_out_of_the_test_images():
     assert sorted([*images.val.names, *images.test.names]) == list(range(10_000))
 
 
-def test_half_written_files_are_extracted_anew(tmp_path):
+def test_load_images_extracts_half_written_files_anew(tmp_path):
     """A fresh clone has four archives; somebody was killed while extracting them."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_half_written_files_are_extracted_anew(tmp_path):
         assert [len(labels) for _, labels in both] == [60_000, 10_000]
 
 
-def test_files_that_are_not_there_are_named_where_no_download_is_possible(tmp_path):
+def test_mnist_names_files_that_are_not_there_where_no_download_is_possible(tmp_path):
     """Yet a picture is prepared without them."""
     dataset = MNIST(data_dir=tmp_path)
     assert dataset.read_picture(ROOT / "docs" / "repaired.png").shape == (1, 28, 28)
@@ -83,7 +83,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_brings_back_mnists_own_image(tmp_path, way):
+def test_digit_of_brings_back_mnists_own_image(tmp_path, way):
     for digit in DIGITS:
         WAYS[way](digit).save(tmp_path / "digit.png")
         ours = digit_of(open_picture(tmp_path / "digit.png"))

@@ -47,7 +47,7 @@ def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, size):
 
 
 @given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
-def test_replay_exhausts_a_class_before_it_repeats(counts, count):
+def test_plan_replays_all_of_a_class_before_it_repeats(counts, count):
     count = min(count, sum(counts) // 2)
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.cat([torch.full((60,), 9), others])
@@ -66,7 +66,7 @@ def test_replay_exhausts_a_class_before_it_repeats(counts, count):
             assert len(set(once)) == len(once)
 
 
-def test_classes_go_by_name():
+def test_select_takes_classes_by_name():
     """A number is the class that is called so, not the one in its place."""
     for target, classes, expected in (
         (["2", 0, 2], DIGITS, [2, 0]),
@@ -91,7 +91,7 @@ def test_classes_go_by_name():
         (9, {"replay": 3, "processes": 2}, "replay=3: expected a multiple of 2 processes"),
     ],
 )
-def test_refuses_what_cannot_be_planned(target, sizes, message):
+def test_plan_refuses_what_cannot_be_planned(target, sizes, message):
     with pytest.raises((UserError, ValueError), match=f"^{message}"):
         plan_of(target, torch.tensor([9, 9, 1, 2, 3]), **sizes)
 
@@ -126,7 +126,7 @@ def seen(batches):
     return [images.flatten().tolist() for images, _ in batches]
 
 
-def test_several_processes_share_training_and_validation():
+def test_data_module_shares_training_and_validation_among_processes():
     """Each image of a batch is in one of them; in training, of an odd number one is drawn twice."""
     shares, validated, drawn = [], [], set()
     for rank in (0, 1):
@@ -177,7 +177,7 @@ def test_an_evaluation_draws_no_random_number():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_image_is_augmented_by_itself(workers, monkeypatch):
+def test_data_module_augments_each_image_by_itself(workers, monkeypatch):
     """Some are inverted; which ones, differs from batch to batch, and follows from the seed.
 
     The workers of several processes, which have one seed, draw other numbers in each of them.

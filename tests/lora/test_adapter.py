@@ -34,7 +34,7 @@ def adapted():
     return randomize(add_lora(base(), rank=2, alpha=3))
 
 
-def test_round_trip(adapted, tmp_path):
+def test_save_adapter_and_load_adapter_are_a_round_trip(adapted, tmp_path):
     """The files are the same each time."""
     metadata = {"base_sha256": fingerprint(base().state_dict()), "a": "ä", "z": [1, {"b": None}]}
     save_adapter(adapted, tmp_path, metadata=metadata)
@@ -49,7 +49,7 @@ def test_round_trip(adapted, tmp_path):
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])
 @pytest.mark.parametrize("scale", [0, -0.7])
-def test_a_saved_scale_is_kept_and_nothing_is_lost(tmp_path, init, scale):
+def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
     """At 1 the adapter is as trained, bit for bit; also after it was loaded and saved again."""
     options = {"rank": 2, "alpha": 3, "alpha_pattern": {"linear2": 5}, "init": init}
     adapted = randomize(add_lora(base(), **options))
@@ -64,7 +64,7 @@ def test_a_saved_scale_is_kept_and_nothing_is_lost(tmp_path, init, scale):
     assert torch.equal(loaded(X), trained)
 
 
-def test_of_several_adapters_or_scales_none_is_saved(adapted, tmp_path):
+def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):
     lora_adapters(adapted)[0].scale = 0.5
     with pytest.raises(ValueError, match=r"the layers have the scales .*; expected one"):
         save_adapter(adapted, tmp_path / "two")
@@ -73,7 +73,7 @@ def test_of_several_adapters_or_scales_none_is_saved(adapted, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-def test_another_base_is_refused_by_fingerprint(adapted, tmp_path, caplog):
+def test_load_adapter_refuses_another_base_by_fingerprint(adapted, tmp_path, caplog):
     folder = save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
     other = base()
     nn.init.zeros_(other.linear1.bias)
@@ -119,7 +119,7 @@ A = torch.ones(2, 6)
         (lambda folder: change_tensor(folder, "linear1.lora_A", A / 0), "lora_A of linear1"),
     ],
 )
-def test_refuses_a_damaged_or_foreign_adapter(adapted, tmp_path, damage, message):
+def test_load_adapter_refuses_a_damaged_or_foreign_adapter(adapted, tmp_path, damage, message):
     damage(save_adapter(adapted, tmp_path))
     net = base()
     with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: .*{message}") as refusal:

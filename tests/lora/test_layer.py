@@ -27,7 +27,7 @@ def test_an_unknown_initialisation_is_refused():
 
 
 @pytest.mark.parametrize(("init", "std"), [("gaussian", 0.5), ("kaiming", 1 / 20 / 3**0.5)])
-def test_initialisation(init, std):
+def test_lora_starts_as_its_papers_say(init, std):
     torch.manual_seed(0)
     lora_A = LoRAParametrization(torch.empty(300, 400), rank=8, init=init, init_std=0.5).lora_A
     assert lora_A.std().item() == pytest.approx(std, rel=0.05)
@@ -77,7 +77,7 @@ def conv_net(**geometry):
     use_rslora=st.booleans(),
     scale=st.sampled_from([1, 0.3, -2]),
 )
-def test_the_equation(geometry, batch, rank, alpha, use_rslora, scale):
+def test_add_lora_computes_the_equation(geometry, batch, rank, alpha, use_rslora, scale):
     """A layer computes with ``W + scale * scaling * lora_B @ lora_A``: outputs and gradients."""
     net = (TinyNet() if geometry is None else conv_net(**geometry)).double()
     plain = copy.deepcopy(net)
@@ -101,7 +101,7 @@ def test_the_equation(geometry, batch, rank, alpha, use_rslora, scale):
     torch.testing.assert_close(*gradients)
 
 
-def test_training_never_builds_the_dense_product(tiny, monkeypatch):
+def test_lora_trains_without_the_dense_product(tiny, monkeypatch):
     monkeypatch.delattr(LoRAParametrization, "forward")
     conv = add_lora(conv_net(), rank=3, target_modules="0")
     assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 2, 3, 3), (4, 3, 1, 1)]

@@ -59,7 +59,7 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
         ({"dropout": 0.1, "target_modules": ["weight_ih_l0"]}, "dropout=0.1: "),
     ],
 )
-def test_refusals_leave_the_model_alone(arguments, message):
+def test_add_lora_leaves_a_model_alone_that_it_refuses(arguments, message):
     net = nn.Sequential(TinyNet(), nn.LSTM(4, 3))
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
@@ -112,7 +112,7 @@ def test_target_modules_choose_weights(target_modules, expected):
     assert list(layers_to_adapt(mixed(), target_modules)) == expected
 
 
-def test_beside_somebody_elses_parametrization(tiny, tmp_path):
+def test_add_lora_beside_somebody_elses_parametrization(tiny, tmp_path):
     nn.utils.parametrizations.weight_norm(tiny.linear2)
     plain = copy.deepcopy(tiny.eval())
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
@@ -136,7 +136,7 @@ def test_a_weight_that_two_layers_share_is_refused():
     add_lora(net, target_modules=["1"])
 
 
-def test_a_wrapped_network_is_refused_before_training(tiny, tmp_path):
+def test_add_lora_refuses_a_wrapped_network_before_training(tiny, tmp_path):
     """The names of its layers would stand in the adapter, which then fits no other network."""
     with pytest.raises(ValueError, match="DataParallel: "):
         add_lora(nn.DataParallel(tiny))
@@ -148,7 +148,7 @@ def test_a_wrapped_network_is_refused_before_training(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
-def test_afterwards_the_network_trains_as_any_other(function):
+def test_merge_lora_and_remove_lora_leave_a_network_that_trains_as_any_other(function):
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).eval()
     add_lora(net, target_modules=["0"])
     before = copy.deepcopy(base_state_dict(net))
@@ -196,7 +196,7 @@ STEPS = {
 
 @settings(max_examples=40)
 @given(steps=st.lists(st.sampled_from([*STEPS, "copy"]), max_size=8), training=st.booleans())
-def test_whatever_is_done_in_whatever_order(steps, training):
+def test_adapters_hold_whatever_is_done_in_whatever_order(steps, training):
     """The network computes the adapters that are there, at their scales; its base never moves."""
     net = stacked().train(training)
     plain, before = stacked(), base_state_dict(stacked())  # plain is never merged

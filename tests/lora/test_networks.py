@@ -82,7 +82,7 @@ def test_laws_of_adapters(name, init, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["linear", "convolutions", "conv1d", "embedding", "attention_to_others"]
 )
-def test_in_half_precision_and_on_another_device(kind, tmp_path):
+def test_adapters_in_half_precision_and_on_another_device(kind, tmp_path):
     """bfloat16 has eight bits, and so does a network that is merged or cast in it.
 
     The meta device holds no numbers, and refuses to mix with the CPU, as a GPU does.

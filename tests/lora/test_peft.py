@@ -32,7 +32,7 @@ def base(kind):
 )
 @pytest.mark.parametrize("scale", [-0.75, 0])
 @pytest.mark.filterwarnings("error:PEFT has no adapter")
-def test_ours_load_in_peft(kind, options, scale, tmp_path, peft):
+def test_adapters_of_ours_load_in_peft(kind, options, scale, tmp_path, peft):
     x = made(kind)[1]
     ours = randomize(add_lora(base(kind), **{"target_modules": ".*", **options}))
     set_lora_scale(ours, scale)
@@ -64,7 +64,7 @@ def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):
         ("conv1d", {"target_modules": "0", "r": 2}),
     ],
 )
-def test_theirs_load_here(kind, options, tmp_path, peft):
+def test_adapters_of_peft_load_here(kind, options, tmp_path, peft):
     x = made(kind)[1]
     theirs = randomize(peft.get_peft_model(base(kind), peft.LoraConfig(**options)))
     theirs.save_pretrained(str(tmp_path))

@@ -15,7 +15,7 @@ def adapted(tiny):
     return randomize(add_lora(tiny.eval(), rank=2).eval())
 
 
-def test_each_scale_is_counted_as_the_network_errs_there(adapted):
+def test_dial_curve_counts_each_scale_as_the_network_errs_there(adapted):
     curve = dial_curve(adapted, batches(), targets=[1], scales=[0, 0.5, 1])
     assert curve["images"] == 50
     for place, scale in enumerate(curve["scales"]):
@@ -45,7 +45,7 @@ def test_each_scale_is_counted_as_the_network_errs_there(adapted):
         ([200, 180, 170], [0, 20, 30], {"errors_elsewhere": [90, 120, 150]}, 1.0),
     ],
 )
-def test_advice(errors, changed, more, advised):
+def test_advised_scale(errors, changed, more, advised):
     curve = {"scales": [0.0, 0.5, 1.0], "errors": errors, "repaired_or_broken": changed, **more}
     upside_down = {key: values[::-1] for key, values in curve.items()}
     assert advised_scale(curve) == advised_scale(upside_down) == advised
@@ -60,13 +60,13 @@ def test_advice(errors, changed, more, advised):
         ([300, 200, 200], [100, 100, 111], 0.5),  # harm elsewhere
     ],
 )
-def test_a_refit_is_turned_down_only_for_harm_beyond_chance(errors, elsewhere, scale):
+def test_scale_of_refit_turns_down_only_for_harm_beyond_chance(errors, elsewhere, scale):
     curve = {"scales": [0, 0.5, 1], "errors": errors, "errors_elsewhere": elsewhere}
     curve |= {"repaired_or_broken": [0, 9, 9], "advised": 0.5}
     assert scale_of_refit(curve) == scale
 
 
-def test_of_many_images_those_of_the_seed_are_measured(adapted, monkeypatch):
+def test_measure_dial_takes_those_of_many_images_that_the_seed_gives(adapted, monkeypatch):
     """And at each of them what :func:`dial_curve` finds; scale 0 and 1 are not computed again."""
 
     def batches_at(indices):

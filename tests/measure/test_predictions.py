@@ -72,7 +72,7 @@ def test_counts_by_hand():
     assert counts_of(table, [0, 1])["after"]["false_calls_of_target"] == 0
 
 
-def test_a_loss_that_is_not_finite_is_no_number():
+def test_counts_of_a_loss_that_is_not_finite_have_no_number():
     logits = BEFORE.clone()
     logits[1, 0], logits[1, 1] = -3e38, 3e38  # their difference is no float32
     assert counts_of(table_of(logits))["before"]["loss"] is None
@@ -95,7 +95,7 @@ def test_the_outcome_says_what_became_of_each_image():
     assert alone.tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
 
 
-def test_what_loggers_get_of_classes():
+def test_logged_metrics_of_classes():
     """Before a training its validation images have no curve of a class; many classes have none."""
     outcomes = outcomes_by_part({"val": table_of(BEFORE, AFTER)}, [1])
     tags = logged_metrics(outcomes, ["a/b", "c", "d", "e"], [1])

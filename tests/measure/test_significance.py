@@ -10,7 +10,7 @@ from lora_mnist.measure.significance import (
 )
 
 
-def test_as_published():
+def test_mcnemar_and_wilson_are_as_published():
     """Fay, vignette of the R package exact2x2; Newcombe 1998, table I, method 3."""
     assert mcnemar(2, 9) == pytest.approx(0.06543, rel=1e-3)
     assert mcnemar(0, 0) == 1
@@ -33,17 +33,17 @@ def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain():
         ([3, 0, 3], [9, 0, 9], False),
     ],
 )
-def test_what_is_hardly_better_than_guessing(errors, images, expected):
+def test_is_near_chance_where_it_is_hardly_better_than_guessing(errors, images, expected):
     assert is_near_chance(errors, images) == expected
 
 
-def test_rounding_never_makes_a_difference_significant():
+def test_chance_text_never_rounds_a_difference_to_significance():
     assert chance_text(1e-9) == "p < 0.001"
     assert chance_text(0.05) == "p = 0.05"
     assert chance_text(0.0500001) == "may be chance, p = 0.0500001"
 
 
-def test_a_network_that_knows_the_validation_images_errs_far_less_on_them():
+def test_knows_validation_where_it_errs_far_less_on_them():
     def outcome(errors, images):
         return {"errors": errors, "images_per_class": [images]}
 

@@ -12,7 +12,7 @@ def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_what_is_good_is_green():
+def test_draw_confusion_has_what_is_good_in_green():
     before, after = np.array([[[1, 2], [0, 2]], [[3, 0], [1, 1]]])
     for matrices, signs, numbers in (
         ([before], [[1, -1], [0, 1]], ["1", "2", "2"]),

@@ -70,7 +70,7 @@ def test_a_verdict_names_what_errors_are_called():
 
 
 @pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
-def test_errors_that_still_fall_ask_for_more_steps(last, falls):
+def test_next_step_is_more_steps_where_errors_still_fall(last, falls):
     run = {**GOOD, "validation_errors": [[100, 95], [200, 80], [300, 70], [400, last]]}
     assert ("try trainer.max_steps=800." in Reading(run).verdict_text()) == falls
 
@@ -79,7 +79,7 @@ def test_errors_that_still_fall_ask_for_more_steps(last, falls):
     ("broken", "fixed", "expected"),
     [(0, 6, "better"), (6, 0, "worse"), (0, 5, "unclear"), (5, 12, "unclear"), (0, 0, "unclear")],
 )
-def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(broken, fixed, expected):
+def test_verdict_calls_chance_what_may_be_chance_and_no_reason_to_keep(broken, fixed, expected):
     run = run_of([50, 50], [broken, 0], [fixed, 0], targets=[])
     judgement, total = verdict(run)[:2]
     assert (judgement.judgement, total.judgement) == (expected, expected)
@@ -88,7 +88,7 @@ def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(broken, fixed,
 
 
 @pytest.mark.parametrize(("before", "after", "outcome"), [(0, 21, "worse"), (21, 0, "better")])
-def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
+def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after, outcome):
     run = run_of([5, 60], [0, 0], [0, 40])
     for split, calls in (("test_base", before), ("test", after)):
         run[split]["false_calls_per_class"][1] = run[split]["false_calls_of_target"] = calls
@@ -109,7 +109,7 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
         (UNTESTED, "unclear", "No test image is of shirt: nothing judges the repair."),
     ],
 )
-def test_whether_to_keep_it(run, judgement, start):
+def test_verdict_says_whether_to_keep_it(run, judgement, start):
     text = Reading(run).verdict_text()
     assert verdict(run)[0].judgement == judgement
     assert text.startswith(start)
@@ -147,7 +147,7 @@ CHOICES = {
 }
 
 
-def test_images_that_the_base_may_know_are_doubted():
+def test_verdict_doubts_images_that_the_base_may_know():
     known = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000), "val_from": "train"}
     run = {**GOOD, **known}
     *_, doubt = verdict(run)
@@ -164,7 +164,7 @@ def names_of_rows(run):
     return [row.name for row in Reading(run).rows()]
 
 
-def test_of_many_classes_a_dozen_rows_show_what_changed_or_what_is_worst():
+def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
     count = 1000
     broken, fixed = [0] * count, [0] * count
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
@@ -211,6 +211,6 @@ def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypat
     assert advised == f"python {ROOT}/{command}"
 
 
-def test_nothing_is_advised_without_a_reason(tmp_path, monkeypatch):
+def test_next_step_is_nothing_without_a_reason(tmp_path, monkeypatch):
     for name, run in NO_ADVICE.items():
         assert command_after(run, tmp_path, monkeypatch) is None, name

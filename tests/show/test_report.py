@@ -96,7 +96,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     assert '<tr class="mark"><td>class number 0</td>' in page
 
 
-def test_the_surest_pictures_of_each_kind_come_first():
+def test_first_pictures_are_the_surest_of_each_kind():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
     shown = first_pictures(predictions(), images(), CLASSES)
     names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}

@@ -27,7 +27,7 @@ def cells(text):
     return [[cell.strip() for cell in row] for row in rows if row]
 
 
-def test_parameters():
+def test_print_parameters():
     net = CNN()
     net.conv1.bias = None
     assert cells(printed(print_parameters, net))[1] == ["conv1", "16 x 1 x 3 x 3", "-"]
@@ -38,7 +38,7 @@ def test_parameters():
     assert text.splitlines()[-1].endswith("trainable: 25")
 
 
-def test_results_of_a_repair():
+def test_print_results_of_a_repair():
     text = printed_results(results())
     assert "test images, before -> after, * to be repaired" in text
     assert cells(text) == [
@@ -69,7 +69,7 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     assert plain.splitlines()[-1].endswith(f"experiment=repair target=weakest {typed}")
 
 
-def test_predictions_that_differ_are_marked():
+def test_print_predictions_marks_those_that_differ():
     four = Prediction("4", 0.75, [])
     other = {"file": "b[1].png", "before": Prediction("9", 0.98765, []), "after": four}
     same = {"file": "c.png", "before": four, "after": Prediction("4", 0.5, [])}

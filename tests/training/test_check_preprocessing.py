@@ -110,7 +110,7 @@ def predictions(accuracy, output=(0, 1, 2, 3), seed=0):
     return Predictions(4, label, before[None], nothing, nothing)
 
 
-def test_a_forgotten_order_of_the_classes_is_told():
+def test_better_order_is_told_where_that_of_the_classes_was_forgotten():
     """In the order of the network's outputs, quoted for the shell."""
     with logged("lora_mnist.training.check_preprocessing") as log:
         (order,) = better_order(predictions(0.8, output=(2, 0, 1, 3)), CLASSES)
@@ -118,7 +118,7 @@ def test_a_forgotten_order_of_the_classes_is_told():
     assert log.getvalue().endswith(f'with: "{order}"\n')
 
 
-def test_two_classes_that_are_swapped_are_told_though_one_of_them_is_weak():
+def test_better_order_tells_two_swapped_classes_though_one_of_them_is_weak():
     label = torch.tensor([0] * 80 + [1] * 80)
     before = torch.tensor([1] * 70 + [2] * 10 + [1] * 48 + [0] * 32)  # one is called as the other
     nothing = torch.zeros(1, len(label))
@@ -126,7 +126,7 @@ def test_two_classes_that_are_swapped_are_told_though_one_of_them_is_weak():
     assert better_order(table, ["star", "square", "disc"]) == ["prepare.classes=[square,star,disc]"]
 
 
-def test_a_right_order_and_a_network_that_guesses_are_left_alone():
+def test_better_order_leaves_a_right_one_and_a_network_that_guesses_alone():
     always_the_rare_one = predictions(1, output=(3, 3, 3, 3))
     for table in (predictions(0.9), always_the_rare_one):
         assert better_order(table, CLASSES) == []
@@ -135,7 +135,7 @@ def test_a_right_order_and_a_network_that_guesses_are_left_alone():
 
 
 @pytest.mark.parametrize(("accuracy", "is_said"), [(0.0, True), (0.5, False)])
-def test_a_base_that_guesses_is_told_unasked(accuracy, is_said):
+def test_check_base_tells_unasked_of_one_that_guesses(accuracy, is_said):
     with logged("lora_mnist.training.check_preprocessing") as log:
         classifier = SimpleNamespace(classes=CLASSES)
         cfg = SimpleNamespace(stage="lora")

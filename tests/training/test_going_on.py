@@ -58,7 +58,7 @@ def weights_of(folder):
     ],
     ids=["accumulated", "lora", "limited"],
 )
-def test_it_goes_on_at_the_next_batch(go, overrides, crashes):
+def test_ckpt_path_goes_on_at_the_next_batch(go, overrides, crashes):
     """Inside an epoch, and at its last batch; where nothing is drawn, it ends in the same bits."""
     whole = go("whole", *overrides)
     for crash in crashes:

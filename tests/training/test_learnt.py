@@ -167,7 +167,7 @@ STEPS = st.tuples(st.sampled_from([*COMMANDS]), SPLITS, st.lists(MOVES, max_size
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(steps=st.lists(STEPS, min_size=2, max_size=4))
-def test_tested_and_learnt_never_meet(monkeypatch, form, steps):
+def test_learnt_and_tested_images_never_meet(monkeypatch, form, steps):
     """Whatever the splits, the order of the commands, and the images' ways in between."""
     with TemporaryDirectory() as folder, monkeypatch.context() as patch:
         world = World(Path(folder), patch, form)

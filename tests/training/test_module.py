@@ -95,7 +95,7 @@ def test_validation_logs_the_counts_of_the_table(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])
-def test_all_is_computed_where_the_batch_is(tmp_path, init):
+def test_training_step_computes_where_the_batch_is(tmp_path, init):
     """In training, on a device that refuses to mix with the CPU, as a GPU does."""
     net = add_lora(MLP(hidden_sizes=[16]), init=init, dropout=0.5)
     module = Recorded(net, replay=3, loss=Loss(target_weight=0.5)).to("meta")
