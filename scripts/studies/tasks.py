@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lora_mnist.config.command import classifier_of, make
 from lora_mnist.data import load_images
-from lora_mnist.measure.predictions import counts_of, evaluate
+from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import weakest
 
 EXAMPLE = PROJECT / "examples" / "own_classifier"
@@ -178,7 +178,7 @@ class Task:
         if self.target in dataset.classes:
             target = dataset.classes.index(self.target)
         else:
-            counts = counts_of(evaluate(net, dataset.batches(dataset.sets.val)))["before"]
+            counts = counts_of(predictions_of(net, dataset.batches(dataset.sets.val)))["before"]
             target = weakest(counts["errors_per_class"], counts["images_per_class"])
         augment = cfg.batches.augment and make("batches.augment", cfg.batches.augment)
         return load_case(net, dataset, target, augment)

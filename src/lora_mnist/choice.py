@@ -8,6 +8,8 @@ from lora_mnist.errors import as_value
 
 log = logging.getLogger(__name__)
 
+#: The value of a key that images decide.
+AUTO = "auto"
 #: The keys that set the choices of a repair.
 _KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment", "scale": "lora.scale"}
 #: Of a value that somebody has set.

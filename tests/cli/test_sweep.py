@@ -7,7 +7,7 @@ import pytest
 from helpers.commands import only_run, read_csv
 from helpers.sweeping import COLUMNS, TOY, start, write_job
 
-from lora_mnist.cli.sweep import best_line, summarize, table_text, write_table
+from lora_mnist.cli.sweep import best_line, summarize, table_text, write_summary
 from lora_mnist.project import command_line
 
 # --- whole sweeps --------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
 def printed(sweep, metric="val.accuracy"):
     """What the sweep prints at its end."""
     summary = summarize(sweep, metric)
-    write_table(summary)
+    write_summary(summary)
     return "\n".join([table_text(summary, COLUMNS), best_line(summary.best, metric)])
 
 

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder
-from lora_mnist.data.folder import Entry, Shares, split
+from lora_mnist.data.folder import ImageFile, Shares, split
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
         read(root)
 
 
-def entries(*of_classes):
+def files(*of_classes):
     """Images of train/: so many of each class."""
-    return [Entry(f"{c}/{i}", c, "train") for c, n in enumerate(of_classes) for i in range(n)]
+    return [ImageFile(f"{c}/{i}", c, "train") for c, n in enumerate(of_classes) for i in range(n)]
 
 
 @given(
@@ -129,24 +129,24 @@ def entries(*of_classes):
     seed=st.integers(0, 9),
 )
 def test_split_holds_its_shares_in_every_class(sizes, val, test, seed):
-    images, names = entries(*sizes), [f"c{i}" for i in range(len(sizes))]
+    images, names = files(*sizes), [f"c{i}" for i in range(len(sizes))]
     parts, held_out = split(images, names, Shares(val, test, seed))
     assert held_out == {"val": "train", "test": "train"}
     assert parts == split(images[::-1], names, Shares(val, test, seed))[0]
     for c, count in enumerate(sizes):
-        of_class = Counter(part for entry, part in parts.items() if entry.label == c)
+        of_class = Counter(part for file, part in parts.items() if file.label == c)
         assert of_class["test"] == max(1, round(test * count))
         assert of_class["val"] == (max(1, round(val * count)) if val else 0)
 
 
 def test_split_is_stable():
-    images, more, names = entries(200, 200), entries(202, 200), ["cat", "dog"]
+    images, more, names = files(200, 200), files(202, 200), ["cat", "dog"]
     first, _ = split(images, names, Shares())
     assert split(images, names, Shares(split_seed=1))[0] != first
     after, _ = split(more, names, Shares())
-    assert len([entry for entry in images if after[entry] != first[entry]]) <= 4
+    assert len([file for file in images if after[file] != first[file]]) <= 4
     # Another choice here would test old bases on images that they were trained on.
-    tested = [entry.path for entry in images if first[entry] == "test"]
+    tested = [file.path for file in images if first[file] == "test"]
     assert tested[:3] == ["0/14", "0/21", "0/31"]
 
 

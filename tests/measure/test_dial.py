@@ -7,7 +7,7 @@ from helpers.nets import batches, randomize
 from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.measure import dial
 from lora_mnist.measure.dial import SCALES, advised_scale, measure_dial, scale_of_refit
-from lora_mnist.measure.predictions import counts_of, evaluate
+from lora_mnist.measure.predictions import counts_of, predictions_of
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_dial_curve_counts_each_scale_as_the_network_errs_there(adapted):
     assert curve["images"] == 50
     for place, scale in enumerate(curve["scales"]):
         set_lora_scale(adapted, scale)
-        counts = counts_of(evaluate(adapted, batches()), [1])["after"]
+        counts = counts_of(predictions_of(adapted, batches()), [1])["after"]
         for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
             assert curve[key][place] == counts[key] > 0
         assert curve["repaired_or_broken"][place] == counts["repaired"] + counts["broken"]
@@ -73,7 +73,7 @@ def test_measure_dial_takes_those_of_many_images_that_the_seed_gives(adapted, mo
         images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
         return [(images[indices], labels[indices])]
 
-    table = evaluate(adapted, batches())
+    table = predictions_of(adapted, batches())
     calls = []
     adapted.register_forward_hook(lambda *_: calls.append(1))
     curve = measure_dial(adapted, batches_at, table, [1], seed=0)

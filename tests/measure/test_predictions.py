@@ -11,10 +11,10 @@ from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.predictions import (
     counts_of,
     counts_of_confusion,
-    evaluate,
     logged_metrics,
     outcomes_by_part,
     predictions_at,
+    predictions_of,
 )
 from lora_mnist.measure.significance import mcnemar
 
@@ -132,15 +132,15 @@ def test_predictions_at_each_scale(tiny):
     """Those of the network with that scale, which afterwards has its own again."""
     adapted = randomize(add_lora(tiny))
     set_lora_scale(adapted, 0.5)
-    scales, base = [0, 0.3, None, 1], evaluate(remove_lora(copy.deepcopy(adapted)), batches())
+    scales, base = [0, 0.3, None, 1], predictions_of(remove_lora(copy.deepcopy(adapted)), batches())
     table = predictions_at(adapted, batches(), scales)
     assert [adapter.scale for adapter in lora_adapters(adapted)] == [0.5, 0.5]
     for place, scale in enumerate(scales):
         set_lora_scale(adapted, 0.5 if scale is None else scale)
-        alone = evaluate(adapted, batches())
+        alone = predictions_of(adapted, batches())
         for column in ("prediction", "probability", "loss"):
             assert torch.equal(getattr(table, column)[place], getattr(alone, column)[1])
-        known = evaluate(adapted, batches(), base)
+        known = predictions_of(adapted, batches(), base)
         assert torch.equal(known.probability, alone.probability)
     assert len({tuple(row.tolist()) for row in table.probability}) == 4
     with pytest.raises(RuntimeError):  # images of another size

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from lora_mnist import MLP, add_lora, lora_parameters
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
-from lora_mnist.measure.predictions import counts_of, evaluate, logged_metrics
+from lora_mnist.measure.predictions import counts_of, logged_metrics, predictions_of
 from lora_mnist.training.module import ClassifierModule, Loss, TrainedAverage
 
 
@@ -85,7 +85,7 @@ def test_validation_logs_the_counts_of_the_table(tiny, tmp_path):
     """Those that an evaluation of the same network gives, and once more when it is repeated."""
     randomize(add_lora(tiny))
     module = Recorded(tiny, targets=[1])
-    counts = counts_of(evaluate(tiny, batches()), [1])["after"]
+    counts = counts_of(predictions_of(tiny, batches()), [1])["after"]
     tags = logged_metrics({"val": counts}, module.classes, [1])
     tags = {tag: tags[tag] for tag in tags if tag not in ("val/repaired", "val/broken")}
     assert {"val/loss", "val/precision_of_target", "val/accuracy_per_class/dog"} <= {*tags}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.choice import Choice
+from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.base import Base, find_base, load_weights, read_base, sha256_of_base
 from lora_mnist.classifier.huggingface import (
     TARGET,
@@ -193,7 +193,7 @@ class Classifier:
         saved = adapters[0].scale if adapters else 0.0
         if scale is None:
             return Choice(saved, why="as saved")
-        if scale == "auto":
+        if scale == AUTO:
             choice = self._advised_scale(saved, device)
             log.info("scale=%g: %s", choice.value, choice.why)
         else:

@@ -78,14 +78,14 @@ class CNN(nn.Sequential):
         self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
 
 
-def build(settings: Any, is_transform: bool = False) -> Any:
+def build(arguments: Any, is_transform: bool = False) -> Any:
     """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra.
 
     Unlike there, a function of a picture may stand under the key ``transform``: it is not called.
     """
-    if isinstance(settings, Mapping):
+    if isinstance(arguments, Mapping):
         values = {}
-        for key, value in settings.items():
+        for key, value in arguments.items():
             if key != "_convert_":
                 values[key] = build(value, is_transform or key == "transform")
         if "_target_" not in values:
@@ -95,9 +95,9 @@ def build(settings: Any, is_transform: bool = False) -> Any:
         if is_partial or (is_transform and _takes_a_picture(function, values)):
             return partial(function, **values)
         return function(**values)
-    if isinstance(settings, Sequence) and not isinstance(settings, str):
-        return [build(value, is_transform) for value in settings]
-    return settings
+    if isinstance(arguments, Sequence) and not isinstance(arguments, str):
+        return [build(value, is_transform) for value in arguments]
+    return arguments
 
 
 def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
@@ -125,20 +125,20 @@ def importable() -> Iterator[None]:
         sys.path[:] = path
 
 
-def build_network(settings: Mapping[str, Any]) -> nn.Module:
+def build_network(arguments: Mapping[str, Any]) -> nn.Module:
     """The network of these arguments, with fresh weights, in eval mode."""
-    key = f"net._target_={settings.get('_target_')}"
+    key = f"net._target_={arguments.get('_target_')}"
     with importable(), config_group(key):
-        net = build(settings)
+        net = build(arguments)
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.
     return net.eval()
 
 
-def outputs_key(settings: Mapping[str, Any]) -> str | None:
-    """The key of the number of outputs of a network with these settings, if it has one."""
-    parameters = signature(resolve_name(settings["_target_"])).parameters
+def outputs_key(arguments: Mapping[str, Any]) -> str | None:
+    """The key of the number of outputs of a network with these arguments, if it has one."""
+    parameters = signature(resolve_name(arguments["_target_"])).parameters
     for name in ("num_classes", "nc"):  # nc: Ultralytics
         if name in parameters:
             return f"net.{name}"
@@ -180,7 +180,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 
 
 def own_preprocessing(
-    net: nn.Module, net_settings: Mapping[str, Any], prepare: Mapping[str, Any]
+    net: nn.Module, net_arguments: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The preprocessing of a network's own: timm's, Hugging Face's, torchvision's ``net.weights``.
 
@@ -188,15 +188,15 @@ def own_preprocessing(
     """
     if hasattr(net, "huggingface_processor"):
         return preprocessing_of(net, prepare)
-    weights = net_settings.get("weights")
-    package, _, builder = str(net_settings["_target_"]).rpartition(".")
+    weights = net_arguments.get("weights")
+    package, _, builder = str(net_arguments["_target_"]).rpartition(".")
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
         import timm.data  # here: an extra, and net has it
 
         named: dict[str, Any] = timm.data.resolve_model_data_config(net)
         channels, *original = named.pop("input_size")
-        channels = net_settings.get("in_chans") or channels  # an argument comes first
-        size = net_settings.get("img_size") or original
+        channels = net_arguments.get("in_chans") or channels  # an argument comes first
+        size = net_arguments.get("img_size") or original
         is_squashed = named.pop("crop_mode") == "squash"
         named["resize"] = "stretch" if is_squashed else "crop"
     elif isinstance(weights, str) and package.startswith("torchvision.models"):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from lora_mnist import __version__
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import ENTRIES, Run
+from lora_mnist.config.command import COMMANDS, Run
 
 _USAGE = f"""lora-mnist {__version__}
 
@@ -28,7 +28,7 @@ of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=p
 
 
 def _run(cfg: DictConfig, run: Run) -> None:
-    name = cfg.stage if cfg.stage in ENTRIES else "train"
+    name = cfg.stage if cfg.stage in COMMANDS else "train"
     name = "evaluate" if name == "eval" else name
     # Here, so that --help does not wait for torch.
     module = import_module(f"lora_mnist.commands.{name}")
@@ -38,7 +38,7 @@ def _run(cfg: DictConfig, run: Run) -> None:
 def main() -> None:
     """Run the command that the first argument names; its configuration has the same name."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in ENTRIES:
+    if name in COMMANDS:
         sys.argv.insert(1, "--config-name")
     elif name in ("--help", "-h"):
         print(_USAGE)
@@ -46,4 +46,4 @@ def main() -> None:
     elif name != "--config-name":  # which a process that Lightning starts has
         print(f"{name}: no such command\n\n{_USAGE}" if name else _USAGE, file=sys.stderr)
         raise SystemExit(2)
-    run_entry(_run, name if name in ENTRIES else "train")
+    run_entry(_run, name if name in COMMANDS else "train")

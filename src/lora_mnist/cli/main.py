@@ -60,11 +60,11 @@ def run_entry(function: Command, config_name: str) -> None:
         raise KeyboardInterrupt
 
     def task(cfg: DictConfig) -> float | None:
-        settings = HydraConfig.get()
-        run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
+        conf = HydraConfig.get()
+        run = Run.of_command_line(conf, Path(conf.runtime.output_dir))
         try:
             if run.is_sweep and "sweep" in cfg:
-                return run_job(function, cfg, run, settings, explain)
+                return run_job(function, cfg, run, conf, explain)
             function(cfg, run)
         except Exception as exception:
             reason = explain(exception)
@@ -112,19 +112,19 @@ def run_entry(function: Command, config_name: str) -> None:
 
 def _leave_folder(reason: str | None, code: int) -> str | None:
     """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
-    settings = HydraConfig.get()
-    if settings.mode == RunMode.MULTIRUN:
-        end_early(Path(settings.sweep.dir))
+    conf = HydraConfig.get()
+    if conf.mode == RunMode.MULTIRUN:
+        end_early(Path(conf.sweep.dir))
         return None
     # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
-    if settings.output_subdir is None:
+    if conf.output_subdir is None:
         return None
-    folder, name = Path(settings.run.dir).absolute(), str(settings.job.config_name)
-    run = Run.of_command_line(settings, folder)
+    folder, name = Path(conf.run.dir).absolute(), str(conf.job.config_name)
+    run = Run.of_command_line(conf, folder)
     ours = ("hydra.run.dir", "hydra.mode")
-    last, log_file = folder / LAST_CHECKPOINT, f"{settings.job.name}.log"
+    last, log_file = folder / LAST_CHECKPOINT, f"{conf.job.name}.log"
     files = {path.name for path in folder.glob("*")}
-    if reason is not None and code != 1 and files <= {settings.output_subdir, log_file}:
+    if reason is not None and code != 1 and files <= {conf.output_subdir, log_file}:
         shutil.rmtree(folder, ignore_errors=True)
     if reason is not None and code <= 2:  # a refusal
         return None

@@ -118,14 +118,14 @@ def close_sweep(config: DictConfig) -> None:
     """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
     folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric or ""
     summary = summarize(folder, metric)
-    write_table(summary)
+    write_summary(summary)
     draw(summary)
     print(table_text(summary, config.sweep.columns))
     if summary.best:
         print(best_line(summary.best, metric))
     print(f"sweep: {folder}", flush=True)
     for job in summary.failed:
-        swept = [f"{key}={job.settings[key]}" for key in summary.swept]
+        swept = [f"{key}={job.values[key]}" for key in summary.swept]
         print("failed:", *swept, f"in {job.folder}: {job.error}", file=sys.stderr)
     if summary.failed:
         raise SystemExit(1)
@@ -135,7 +135,7 @@ def end_early(folder: Path) -> None:
     """Say where the finished jobs of an interrupted sweep are; without any job it is removed."""
     finished = len(list(folder.rglob(RESULTS_FILE)))
     if finished:
-        write_table(summarize(folder, ""))
+        write_summary(summarize(folder, ""))
         print(f"finished jobs: {finished}, in {folder.absolute()}/summary.csv", file=sys.stderr)
     elif {path.name for path in folder.glob("*")} <= {"multirun.yaml"}:  # Hydra's
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,13 +149,13 @@ class Job(NamedTuple):
 
     folder: Path
     overrides: list[str]  # its command line
-    settings: dict[str, str]  # the same by key
+    values: dict[str, str]  # the same by key
     error: str | None  # why it failed, in a line
     results: dict[str, Any]  # results.json with flat keys; empty: it failed
 
 
-#: A row of the table: finished jobs that differ in their seed alone, or a single one.
-Row = list[Job]
+#: Finished jobs that differ in their seed alone, or a single one: a row of the table.
+Repeats = list[Job]
 
 
 class Summary(NamedTuple):
@@ -164,11 +164,11 @@ class Summary(NamedTuple):
     folder: Path
     metric: str  # of configs/sweep: the key of a number in results.json; "": none
     swept: list[str]  # the keys in which jobs differ
-    rows: list[Row]  # best first by the metric; equal ones are sorted by what was swept
+    rows: list[Repeats]  # best first by the metric; equal ones are sorted by what was swept
     failed: list[Job]
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> Repeats | None:
         """The first row, if it has the metric."""
         has_metric = self.rows and number(self.rows[0], self.metric) is not None
         return self.rows[0] if has_metric else None
@@ -192,26 +192,26 @@ def summarize(folder: Path, metric: str) -> Summary:
         failed = read_json(path / FAILED_FILE)  # a training that led nowhere has results, too
         results = {} if failed else read_json(path / RESULTS_FILE)
         overrides = (failed or results)["overrides"]
-        settings = {key_of(text): text.partition("=")[2] for text in overrides}
-        jobs.append(Job(path, overrides, settings, failed.get("error"), flatten(results)))
+        own = {key_of(text): text.partition("=")[2] for text in overrides}
+        jobs.append(Job(path, overrides, own, failed.get("error"), flatten(results)))
     values: dict[str, set[str]] = {}
     for job in jobs:
-        for key, value in job.settings.items():
+        for key, value in job.values.items():
             values.setdefault(key, set()).add(value)
     for job in jobs:
         for key in values:
-            if key not in job.settings:  # a search may set a key in some jobs alone
-                job.settings[key] = ""
+            if key not in job.values:  # a search may set a key in some jobs alone
+                job.values[key] = ""
                 values[key].add("")
     swept = [key for key in values if len(values[key]) > 1]
-    jobs.sort(key=lambda job: [numeric_sort_key(job.settings[key]) for key in swept])
-    rows: dict[object, Row] = {}
+    jobs.sort(key=lambda job: [numeric_sort_key(job.values[key]) for key in swept])
+    rows: dict[object, Repeats] = {}
     for job in jobs:
         if job.error is None:
             setting = tuple(text for text in job.overrides if key_of(text) != "seed")
             rows.setdefault(setting, []).append(job)
 
-    def rank(row: Row) -> tuple[bool, float]:
+    def rank(row: Repeats) -> tuple[bool, float]:
         value = number(row, metric)
         return value is None, _sign(metric) * (value or 0)
 
@@ -219,7 +219,7 @@ def summarize(folder: Path, metric: str) -> Summary:
     return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
 
 
-def number(row: Row, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
+def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
     """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
     values = [job.results.get(key) for job in row]
     with suppress(StatisticsError):  # too few
@@ -238,7 +238,7 @@ def _sign(metric: str) -> int:
     return -1 if better_end(metric) == "max" else 1
 
 
-def best_line(best: Row, metric: str) -> str:
+def best_line(best: Repeats, metric: str) -> str:
     """The command of the best job, and whether it beats the base."""
     verdict = "best"
     value, base = number(best, metric), number(best, of_base(metric))
@@ -271,7 +271,7 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
     for title in (*first, *(title_of[key] for key in shown)):
         table.add_column(title, justify="right", overflow="fold")
     for place, row in enumerate(rows, start=1):
-        cells = [str(place), *(row[0].settings[key] for key in summary.keys)]
+        cells = [str(place), *(row[0].values[key] for key in summary.keys)]
         if summary.has_seeds:
             cells.append(str(len(row)))
         for key in shown:
@@ -304,11 +304,11 @@ def _text(value: float | None) -> str:
     return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
 
 
-def write_table(summary: Summary) -> None:
+def write_summary(summary: Summary) -> None:
     """Write ``summary.csv``, a line a job."""
     lines = []
     for job in [*(job for row in summary.rows for job in row), *summary.failed]:
-        line: dict[str, Any] = {key: job.settings[key] for key in summary.swept}
+        line: dict[str, Any] = {key: job.values[key] for key in summary.swept}
         line |= {"error": job.error, "folder": job.folder.relative_to(summary.folder)}
         for key, value in job.results.items():
             line.setdefault(key, value)
@@ -326,7 +326,7 @@ def draw(summary: Summary) -> None:
     for row in summary.rows:
         value = number(row, summary.metric)
         if value is not None:
-            swept = {key: row[0].settings[key] for key in summary.keys}
+            swept = {key: row[0].values[key] for key in summary.keys}
             points.append((swept, value, number(row, summary.metric, stdev)))
     if points and summary.keys:
         metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric

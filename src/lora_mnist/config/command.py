@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
 CLASSIFIER = "classifier@_global_"
 #: The commands, by the names of their configurations.
-ENTRIES = ("train", "eval", "predict", "export", "demo")
+COMMANDS = ("train", "eval", "predict", "export", "demo")
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
@@ -123,7 +123,7 @@ def dotted(nested: dict[str, Any], group: str = "") -> dict[str, bool]:
 def all_keys() -> dict[str, bool]:
     """The keys of all commands."""
     keys: dict[str, bool] = {}
-    for name in (*ENTRIES, "stage/pretrain", "stage/lora"):
+    for name in (*COMMANDS, "stage/pretrain", "stage/lora"):
         keys |= keys_in(name)
     return keys
 
@@ -149,7 +149,7 @@ def keys_of_others(cfg: DictConfig) -> list[str]:
     A key that no command has is refused, and a value in place of a group. Hydra finds these on the
     command line, but not in a user's files.
     """
-    is_command = cfg.stage in ENTRIES
+    is_command = cfg.stage in COMMANDS
     known = keys_in(cfg.stage) if is_command else keys_in("train") | keys_in(f"stage/{cfg.stage}")
     content: Any = OmegaConf.to_container(cfg)
     given = dotted(content)

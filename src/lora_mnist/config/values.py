@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.choice import AUTO
 from lora_mnist.errors import UserError, as_value, is_number
 
 
@@ -50,17 +51,17 @@ EXPECTED = {
     "compile": Expected((bool,)),
     "figures": _WHETHER,
     "dial": _WHETHER,
-    "refit": Expected((bool,), words=("auto",)),
+    "refit": Expected((bool,), words=(AUTO,)),
     "mistakes_test": Expected((float,), least=0, most=1),
     "batches.batch_size": _COUNT,
-    "batches.replay": Expected((int,), least=0, words=("auto",)),
+    "batches.replay": Expected((int,), least=0, words=(AUTO,)),
     "batches.seed": Expected((int,), least=0, words=(None,)),
     "data.split_seed": Expected((int,), words=(None,)),
     "data.eval_batch_size": _COUNT_OR_NULL,
     "data.num_workers": Expected((int,), least=0, words=(None,)),
-    "optimizer.lr": Expected((float,), least=0, words=("auto",)),
-    "lora.scale": Expected((float,), above=0, words=("auto",)),
-    "scale": Expected((float,), words=("auto", None)),
+    "optimizer.lr": Expected((float,), least=0, words=(AUTO,)),
+    "lora.scale": Expected((float,), above=0, words=(AUTO,)),
+    "scale": Expected((float,), words=(AUTO, None)),
     "lora.target_modules": Expected((str, list)),
     "lora.rank_pattern": Expected((dict,), words=(None,)),
     "lora.alpha_pattern": Expected((dict,), words=(None,)),

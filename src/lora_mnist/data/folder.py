@@ -53,7 +53,7 @@ _PARTS = ("train", "val", "test")
 _ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
-class Entry(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file of a folder."""
 
     path: str  # below the data folder, with "/" between
@@ -194,13 +194,13 @@ class Folder(ImageDataset):
         return self.prepare(open_picture(picture))
 
     def preprocessing(self) -> dict[str, Any]:
-        settings = {"classes": self.classes, "channels": self.channels}
+        prepare = {"classes": self.classes, "channels": self.channels}
         if self.prepare.transform is not None:
-            return settings
+            return prepare
         sizing = {"image_size": list(self.prepare.size)}
         for key in ("resize", "crop_pct", "interpolation"):
             sizing[key] = getattr(self.prepare, key)
-        return {**settings, **sizing, **super().preprocessing()}
+        return {**prepare, **sizing, **super().preprocessing()}
 
     def normalise(self, images: Tensor) -> Tensor:
         return super().normalise(images) if self.prepare.transform is None else images
@@ -230,7 +230,7 @@ class Folder(ImageDataset):
         return sorted(names)
 
     @cached_property
-    def _entries(self) -> list[Entry]:
+    def _files(self) -> list[ImageFile]:
         """The image files in the folders of classes, by path, as torchvision lists them."""
         root, names = self.root, self._folders_of_classes()
         if sorted(self.classes) != names:
@@ -239,7 +239,7 @@ class Folder(ImageDataset):
             expected = f"expected the folders of {root}: {names}{odd}"
             raise ArgumentError("classes", self.classes, expected)
         labels = {name: label for label, name in enumerate(self.classes)}
-        entries, others = [], []
+        files, others = [], []
         for folder, part in self._parts.items():
             for name in _subfolders(folder):
                 if name not in labels:
@@ -252,32 +252,32 @@ class Folder(ImageDataset):
                 if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                     continue
                 if path.name.lower().endswith(IMG_EXTENSIONS):
-                    entries.append(Entry(path.as_posix(), label, part))
+                    files.append(ImageFile(path.as_posix(), label, part))
                 else:
                     others.append(printable(path.as_posix()))
         if others:
             log.warning("%d files are not named as images: %s, ...", len(others), others[0])
-        return sorted(entries)
+        return sorted(files)
 
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image; all others have to have them."""
-        for entry in self._entries:
+        for file in self._files:
             with suppress(PictureError):  # a broken one is named later, when all are read
-                return size_of_picture(self.root / entry.path)
+                return size_of_picture(self.root / file.path)
         raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
     @cached_property
     def _are_in_memory(self) -> bool:
         """Whether decoded images are held in memory."""
-        count_of_bytes = len(self._entries) * self.channels * math.prod(self.prepare.size)
+        count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, entry: Entry) -> tuple[Tensor | Path, Tensor] | None:
+    def _read(self, file: ImageFile) -> tuple[Tensor | Path, Tensor] | None:
         """The image, or its file where images are not held in memory; and its digest, (1,).
 
         None: it is broken.
         """
-        path = self.root / entry.path
+        path = self.root / file.path
         try:
             picture = open_picture(path) if self._are_in_memory else None
             size = (picture.height, picture.width) if picture else size_of_picture(path)
@@ -290,21 +290,21 @@ class Folder(ImageDataset):
             raise ArgumentError("image_size", None, expected)
         return (self.prepare(picture) if picture else path), digests_of([path])
 
-    def _read_all(self) -> dict[Entry, tuple[Tensor | Path, Tensor]]:
+    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, Tensor]]:
         """What :meth:`_read` gives for the images that can be read."""
         images = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            pairs = zip(self._entries, pool.map(self._read, self._entries), strict=True)
-            for entry, image in progress(pairs, "reading", len(self._entries)):
+            pairs = zip(self._files, pool.map(self._read, self._files), strict=True)
+            for file, image in progress(pairs, "reading", len(self._files)):
                 if image is not None:
-                    images[entry] = image
+                    images[file] = image
         return images
 
     @cached_property
     def sets(self) -> ImageSets:
         root = self.root
         images = self._read_all()
-        trained = {entry.label for entry in images if entry.part == "train"}
+        trained = {file.label for file in images if file.part == "train"}
         for label, name in enumerate(self.classes):
             expected = f"images of each class; {name} has no readable one to train on"
             require(not trained or label in trained, "data_dir", root, expected)
@@ -312,18 +312,18 @@ class Folder(ImageDataset):
         parts, held_out = split(images, self.classes, self.shares)
         sets: dict[str, Images] = {}
         for part in _PARTS:
-            chosen = [entry for entry in images if parts[entry] == part]
-            digests = [images[entry][1] for entry in chosen]
+            chosen = [file for file in images if parts[file] == part]
+            digests = [images[file][1] for file in chosen]
             sets[part] = Images(
-                [images[entry][0] for entry in chosen],
-                torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
-                [entry.path for entry in chosen],
+                [images[file][0] for file in chosen],
+                torch.tensor([file.label for file in chosen], dtype=torch.int64),
+                [file.path for file in chosen],
                 None if self._are_in_memory else self.prepare.read,
                 digests=torch.cat([torch.empty(0, dtype=torch.int64), *digests]),
             )
         sha256 = hashlib.sha256()
-        for entry, (_, digest) in images.items():
-            sha256.update(os.fsencode(f"{entry.path} {entry.label} {digest.item()} "))
+        for file, (_, digest) in images.items():
+            sha256.update(os.fsencode(f"{file.path} {file.label} {digest.item()} "))
         train, val, test = (sets[part] for part in _PARTS)
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
         require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
@@ -337,16 +337,16 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def split(
-    entries: Iterable[Entry], classes: Sequence[str], shares: Shares
-) -> tuple[dict[Entry, str], dict[str, str]]:
+    files: Iterable[ImageFile], classes: Sequence[str], shares: Shares
+) -> tuple[dict[ImageFile, str], dict[str, str]]:
     """The part of each image, and for a part without a folder, the part it is held out of.
 
     A hash of the seed and the file's path decides, so that adding files changes the choice little.
     """
     val_size, test_size, seed, val_from = shares
-    parts = {entry: entry.part for entry in entries}
+    parts = {file: file.part for file in files}
     if val_from == "test":  # then images in val/ are trained on
-        parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
+        parts = {file: "test" if part == "test" else "train" for file, part in parts.items()}
     existing, held_out = set(parts.values()), {}
     if val_from == "test" and "test" not in existing:
         raise ArgumentError("val_from", val_from, "expected train, since there is no folder test/")
@@ -355,12 +355,12 @@ def split(
     if "val" not in existing:
         held_out["val"] = val_from
 
-    def place(entry: Entry) -> bytes:
-        return hashlib.sha256(os.fsencode(f"{seed} {entry.path}")).digest()
+    def place(file: ImageFile) -> bytes:
+        return hashlib.sha256(os.fsencode(f"{seed} {file.path}")).digest()
 
-    members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
-    for entry in sorted(parts, key=place):
-        members[entry.label, parts[entry]].append(entry)
+    members: dict[tuple[int, str], list[ImageFile]] = defaultdict(list)
+    for file in sorted(parts, key=place):
+        members[file.label, parts[file]].append(file)
     for label, name in enumerate(classes):
         counts = {part: len(members[label, part]) for part in _PARTS}
         for part, source in held_out.items():  # the test images first
@@ -375,7 +375,7 @@ def split(
     return parts, held_out
 
 
-def _take(images: list[Entry], share: float, total: int) -> list[Entry]:
+def _take(images: list[ImageFile], share: float, total: int) -> list[ImageFile]:
     """Take the first ``share`` of ``total`` images out of a list; one at least, if any."""
     count = max(1, round(share * total)) if share else 0
     taken = images[:count]

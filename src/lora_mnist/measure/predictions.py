@@ -115,7 +115,7 @@ def predictions_at(
     return Predictions(logits.shape[-1], *whole)
 
 
-def evaluate(
+def predictions_of(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     base: Predictions | None = None,
@@ -227,7 +227,7 @@ def compare_errors(
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
     """
     usable_adapters(model)
-    return counts_of(evaluate(model, batches))
+    return counts_of(predictions_of(model, batches))
 
 
 def outcomes_by_part(

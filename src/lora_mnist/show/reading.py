@@ -83,7 +83,7 @@ class Reading:
         self.classes: list[str] = results["classes"]
         self.targets: list[int] = results["targets"]
         self.every = list(range(len(self.classes)))
-        self.rest = [c for c in self.every if c not in self.targets]
+        self.other_classes = [c for c in self.every if c not in self.targets]
         self.is_repair = results["stage"] == "lora" or bool(results["adapter"])
         #: The counts of each part, as :func:`.predictions.outcomes_by_part` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
@@ -101,7 +101,7 @@ class Reading:
         #: The class, not one to repair, that gets most errors more, if any does.
         self.most_harmed: int | None = None
         most = 0
-        for number in self.rest:
+        for number in self.other_classes:
             change = self.change([number])
             if change.after - change.before > most:
                 self.most_harmed, most = number, change.after - change.before
@@ -144,7 +144,7 @@ class Reading:
         return f"{', '.join(first)} and {last}" if first else last
 
     @property
-    def others(self) -> str:
+    def name_of_others(self) -> str:
         """The words for all classes but those to repair."""
         return "the other digits" if _DIGITS.keys() >= set(self.classes) else "the other classes"
 
@@ -159,7 +159,7 @@ class Reading:
                 change = self.change([number])
                 return change.repaired + change.broken, change.after
 
-            others = sorted(self.rest, key=size, reverse=True)
+            others = sorted(self.other_classes, key=size, reverse=True)
             numbers = [*self.targets, *others][: _MAX_ROWS - 2]
         groups: list[tuple[str, Sequence[int]]] = [(self.classes[c], [c]) for c in numbers]
         if rest := [c for c in self.every if c not in numbers]:
@@ -240,14 +240,14 @@ class Reading:
         if self.of_targets.images:
             called = self.mostly_called(self.targets[0]) if len(self.targets) == 1 else ""
             phrases.append(self.of_targets.sentence(f"On {self.target_names}", called))
-            if self.rest:
+            if self.other_classes:
                 phrases.append(self._false_calls())
-        if self.targets and self.rest:
-            phrases.append(self.change(self.rest).sentence(f"On {self.others}"))
+        if self.targets and self.other_classes:
+            phrases.append(self.change(self.other_classes).sentence(f"On {self.name_of_others}"))
         if most_harmed is None:
-            if self.targets and len(self.rest) > 1:
+            if self.targets and len(self.other_classes) > 1:
                 phrases.append(Phrase("No other class has more errors than before."))
-        elif self.rest != [most_harmed]:
+        elif self.other_classes != [most_harmed]:
             lost = self.change([most_harmed])
             phrases.append(lost.sentence(f"Most is lost on {self.named([most_harmed])}"))
         if text := self._still_falling():
@@ -268,17 +268,17 @@ class Reading:
     def _price(self) -> str:
         """What a repair costs beyond chance, such as "the loss on fours matters"; "": nothing."""
         parts = []
-        if self.targets and self.rest and self.of_targets.images:
+        if self.targets and self.other_classes and self.of_targets.images:
             before, after = self._counts_of_false_calls()
             if after > before and mcnemar(before, after) <= LEVEL:
                 parts.append(f"{after - before:,} more false calls of {self.target_names}")
-        worse = [c for c in self.rest if self.change([c]).judgement == "worse"]
+        worse = [c for c in self.other_classes if self.change([c]).judgement == "worse"]
         if len(worse) == 1:
             parts.append(f"the loss on {self.named(worse)}")
             if len(parts) == 1:
                 return f"{parts[0]} matters"
         elif worse:
-            parts.append(f"losses on {len(worse)} of {len(self.rest)} other classes")
+            parts.append(f"losses on {len(worse)} of {len(self.other_classes)} other classes")
         return f"{' and '.join(parts)} matter" if parts else ""
 
     def _judgement(self) -> tuple[bool, Phrase]:
@@ -394,7 +394,7 @@ class Reading:
             return {"errors on all classes": self.dial["errors"]}
         return {
             f"errors on {self.target_names}": self.dial["errors_of_target"],
-            f"errors on {self.others}": self.dial["errors_elsewhere"],
+            f"errors on {self.name_of_others}": self.dial["errors_elsewhere"],
             f"false calls of {self.target_names}": self.dial["false_calls_of_target"],
         }
 

@@ -124,7 +124,7 @@ def make_report(
     return figures
 
 
-class Picture(NamedTuple):
+class Example(NamedTuple):
     """A test image and what is written beside it."""
 
     name: str  # its file, or its number in the data set
@@ -135,7 +135,7 @@ class Picture(NamedTuple):
 
 def first_pictures(
     table: Predictions, images: Images, classes: Sequence[str]
-) -> dict[str, list[Picture]]:
+) -> dict[str, list[Example]]:
     """The first ``broken``, ``wrong`` and ``repaired`` images; a base alone has wrong ones.
 
     The surest come first: of broken images those that the base was surest of.
@@ -145,7 +145,7 @@ def first_pictures(
         sort_by = {"broken": 0, "wrong": 1, "repaired": 1}
     outcomes = table.outcomes()
     probabilities = table.probability.double().round(decimals=6).numpy()
-    pictures: dict[str, list[Picture]] = {outcome: [] for outcome in sort_by}
+    pictures: dict[str, list[Example]] = {outcome: [] for outcome in sort_by}
     for outcome, place in sort_by.items():
         order = np.argsort(-probabilities[place], kind="stable")
         rows = order[outcomes[order] == outcome]
@@ -158,6 +158,6 @@ def first_pictures(
             png = BytesIO()
             image.save(png, "PNG")
             label, address = classes[int(table.label[row])], png_address(png.getvalue())
-            picture = Picture(str(images.names[row]), label, predictions, address)
+            picture = Example(str(images.names[row]), label, predictions, address)
             pictures[outcome].append(picture)
     return pictures

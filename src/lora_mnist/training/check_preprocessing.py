@@ -15,7 +15,7 @@ from lora_mnist.config.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.errors import as_value
-from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, evaluate
+from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
 from lora_mnist.measure.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
@@ -106,7 +106,7 @@ def better_preparation(session: Session) -> list[str]:
     best = {key: dataset.preprocessing()[key] for key in keys}
     ways, started = _usual_ways(dataset, some), time.monotonic()
     with session.evaluating() as device:
-        table = evaluate(classifier.net, dataset.batches(some, device))
+        table = predictions_of(classifier.net, dataset.batches(some, device))
         as_configured = least = table.prediction[0] != table.label
         if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
             return []  # so few errors that no way can be clearly better
@@ -161,7 +161,7 @@ def _wrong_if_prepared(
         pictures = zip(map(other.read_picture, files), images.labels.tolist(), strict=True)
         batches = list(other.stacked(pictures, device))
         check_outputs(net, batches[0][0][:1], len(other.classes), other.name)
-        table = evaluate(net, batches)
+        table = predictions_of(net, batches)
     except Exception:  # whatever a network raises that does not take this size, or these channels
         return None
     return table.prediction[0] != table.label

@@ -25,15 +25,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def refuse_other_training(path: str | Path, expected: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of a training that has not the ``expected`` settings, by dotted keys."""
     try:
-        settings = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]
-        settings = flatten(dict(settings))
+        hyperparameters = torch.load(path, map_location="cpu", weights_only=True)[
+            "hyper_parameters"
+        ]
+        hyperparameters = flatten(dict(hyperparameters))
     except Exception as error:  # torch has no one class for what a file may hold
         raise UserError(
             f"ckpt_path={path}: expected a checkpoint of a training, RUN/checkpoints/last.ckpt "
             f"({type(error).__name__})"
         ) from error
     for key, value in expected.items():
-        its = settings.get(key)
+        its = hyperparameters.get(key)
         if its != value:
             raise UserError(
                 f"ckpt_path={path}: its training had {key}={as_value(its)[:20]}, this one has "

@@ -22,7 +22,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lora_mnist.choice import Choice
+from lora_mnist.choice import AUTO, Choice
 from lora_mnist.config.command import key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
@@ -99,20 +99,20 @@ def choose_target(
 def put_adapter(session: Session) -> None:
     """Put a new adapter on the network, as ``lora`` says."""
     net = session.net
-    settings: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
-    del settings["scale"]  # of the finished adapter
-    is_auto = settings["rank"] == "auto"
+    arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
+    del arguments["scale"]  # of the finished adapter
+    is_auto = arguments["rank"] == AUTO
     if is_auto:
-        settings["rank"] = _AUTO_RANK
+        arguments["rank"] = _AUTO_RANK
     with config_group("lora"):
-        kind = INITS.get(settings["init"], LoRAParametrization)  # add_lora refuses another
-        ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
-        for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
+        kind = INITS.get(arguments["init"], LoRAParametrization)  # add_lora refuses another
+        ranks = arguments["rank_pattern"] = dict(arguments["rank_pattern"] or {})
+        for name, weight in layers_to_adapt(net, arguments["target_modules"]).items():
             full = min(weight.base.flatten(1).shape)
             most = full if is_auto else kind.highest_rank(weight.base)
-            if most is not None and type(settings["rank"]) is int and most < settings["rank"]:
+            if most is not None and type(arguments["rank"]) is int and most < arguments["rank"]:
                 ranks.setdefault(f"^{name}", most)  # the user's own patterns come first
-        add_lora(net, **settings)
+        add_lora(net, **arguments)
 
 
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
@@ -167,7 +167,7 @@ def rates_of(session: Session, selection: Selection) -> list[float]:
     ``optimizer.lr=auto`` begins with 0.003 for fewer than 400 images to learn, else with 0.001.
     """
     rate = session.cfg.optimizer.lr
-    if rate != "auto":
+    if rate != AUTO:
         return [rate]
     return list(RATES if len(selection.target_indices) < FEW_IMAGES else RATES[1:])
 
@@ -277,7 +277,7 @@ def choose_augment(session: Session, trial: Session) -> Choice:
     base, why = session.classifier.base, "as in the base's training"
     if trial.augment != session.augment:
         why = "as the trial has it"
-    elif session.cfg.batches.augment != "auto":
+    elif session.cfg.batches.augment != AUTO:
         return session.as_set("batches.augment", trial.augment)
     elif base is None or "augment" not in base.record.get("made", {}):
         why = "the base's file does not say how it was; augment= takes what its training had"
@@ -287,7 +287,7 @@ def choose_augment(session: Session, trial: Session) -> Choice:
 def choose_refit(session: Session, selection: Selection) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
-    if refit != "auto":
+    if refit != AUTO:
         return session.as_set("refit", refit)
     if session.mistakes is not None:
         return Choice(False, why="mistakes are learnt")
@@ -304,7 +304,7 @@ def try_scales(
     """The dial of the adapter on validation images; ``None`` if it is not wanted."""
     cfg, images = session.cfg, session.images.val
     wants_dial = cfg.dial or (cfg.dial is None and not session.run.is_sweep)
-    if val is None or not (wants_dial or cfg.lora.scale == "auto"):
+    if val is None or not (wants_dial or cfg.lora.scale == AUTO):
         return None
     log.info("dial: the adapter at several scales on validation images")
     with session.evaluating() as device:
@@ -315,7 +315,7 @@ def try_scales(
 def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice) -> Choice:
     """The scale at which the adapter is saved: ``lora.scale``, or what the dial advises."""
     scale = session.cfg.lora.scale
-    if scale != "auto":
+    if scale != AUTO:
         return session.as_set("lora.scale", float(scale))
     assert dial is not None  # open_session has looked for validation images
     advised = dial["advised"]

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lora_mnist.choice import Choice
+from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.networks import evaluating
@@ -28,7 +28,7 @@ from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, s
 from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import INITS
-from lora_mnist.measure.predictions import Predictions, evaluate, predictions_at
+from lora_mnist.measure.predictions import Predictions, predictions_at, predictions_of
 from lora_mnist.project import DATA, quoted
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.module import ClassifierModule, Loss
@@ -76,7 +76,7 @@ class Session:
         if not len(images):
             return None
         with self.evaluating() as device:
-            return evaluate(self.net, dataset.batches(images, device, name=part), before)
+            return predictions_of(self.net, dataset.batches(images, device, name=part), before)
 
     def evaluating(self) -> AbstractContextManager[torch.device]:
         """:func:`.networks.evaluating` on the Trainer's device."""
@@ -96,7 +96,7 @@ class Session:
     def augment(self) -> Any:
         """What changes training images; ``auto``: what changed them in the base's training."""
         augment, base = self.cfg.batches.augment, self.classifier.base
-        if augment != "auto":
+        if augment != AUTO:
             return OmegaConf.to_container(augment, resolve=True) if augment else None
         assert base is not None  # _refuse_wrong_stage
         recorded = base.record.get("made", {}).get("augment")
@@ -125,7 +125,7 @@ class Session:
             classes = self.classifier.classes
             selection = select(train.labels, classes, [classes[c] for c in selection.targets])
         processes, replay = self.trainer.world_size, batches.replay
-        if replay == "auto":  # a multiple of the processes
+        if replay == AUTO:  # a multiple of the processes
             replay = min(AUTO_REPLAY, len(selection.replay_indices)) // processes * processes
         with config_group("batches"):
             labels, seed, size = images.train.labels, self._order_seed, batches.batch_size
@@ -140,12 +140,12 @@ class Session:
 
     def make_optimizer(self, rate: float) -> Optimizer:
         """The optimizer of what is trainable in the network."""
-        settings = dict(self.cfg.optimizer)
-        settings.pop("lr")
+        arguments = dict(self.cfg.optimizer)
+        arguments.pop("lr")
         if self.trainer.gradient_clip_val and "mixed" in self.trainer.precision:
-            settings.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
+            arguments.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        optimizer: Optimizer = make("optimizer", settings, trained, lr=rate)
+        optimizer: Optimizer = make("optimizer", arguments, trained, lr=rate)
         decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
         init = self.cfg.lora.init if self.cfg.stage == "lora" else None
         if decay and init in INITS and INITS[init].forbids_decay:
@@ -157,27 +157,27 @@ class Session:
 
     def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
         """The scheduler of the learning rate, for Lightning; ``None`` where it is constant."""
-        settings = dict(self.cfg.scheduler or {})
-        interval = settings.pop("interval", "step")
-        if not settings:
+        arguments = dict(self.cfg.scheduler or {})
+        interval = arguments.pop("interval", "step")
+        if not arguments:
             return None
-        return {"scheduler": make("scheduler", settings, optimizer), "interval": interval}
+        return {"scheduler": make("scheduler", arguments, optimizer), "interval": interval}
 
     def refuse_parts(self) -> None:
         """Make the parts of a training once: they refuse what they cannot use before it begins."""
         rate = self.cfg.optimizer.lr
         self.make_loss()
-        self.make_scheduler(self.make_optimizer(0.1 if rate == "auto" else rate))
+        self.make_scheduler(self.make_optimizer(0.1 if rate == AUTO else rate))
 
     def _hyperparameters(self, targets: Sequence[str], rate: float) -> dict[str, Any]:
         """What loggers and checkpoints say of a training."""
         base, resolved = self.classifier.base, self.classifier.settings
-        settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        settings |= {"net": resolved.net, "prepare": resolved.prepare}
-        settings["data"] = {**resolved.data, **self.classifier.dataset.split_settings}
-        settings |= {"target": targets, "base_sha256": base and base.sha256}
-        settings["optimizer"]["lr"] = rate
-        return dict(settings)
+        hyperparameters: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        hyperparameters |= {"net": resolved.net, "prepare": resolved.prepare}
+        hyperparameters["data"] = {**resolved.data, **self.classifier.dataset.split_settings}
+        hyperparameters |= {"target": targets, "base_sha256": base and base.sha256}
+        hyperparameters["optimizer"]["lr"] = rate
+        return dict(hyperparameters)
 
     def fit(
         self, data: ImageDataModule, rate: float, most_errors: float | None = None
@@ -300,8 +300,8 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
         needs_base = {
             "target=weakest": target == "weakest",
             f"mistakes={mistakes}": mistakes is not None,
-            "optimizer.lr=auto": cfg.optimizer.lr == "auto",
-            "batches.augment=auto": cfg.batches.augment == "auto",
+            "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
+            "batches.augment=auto": cfg.batches.augment == AUTO,
         }
         for key, is_asked in needs_base.items():
             if is_asked:
@@ -361,7 +361,7 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    is_auto = cfg.optimizer.lr == "auto"
+    is_auto = cfg.optimizer.lr == AUTO
     base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
         expected = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
@@ -392,7 +392,7 @@ def _refuse_inconsistent(session: Session) -> None:
     needs_images = {
         "target=weakest": cfg.target == "weakest" and session.mistakes is None,
         "optimizer.lr=auto": is_auto,
-        "lora.scale=auto": is_repair and cfg.lora.scale == "auto",
+        "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
         "refit=true": is_repair and cfg.refit is True,
         "dial=true": is_repair and cfg.dial is True,
         f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
