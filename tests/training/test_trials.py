@@ -7,13 +7,16 @@ import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_results
 
+from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.errors import UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
+from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.training.recipe import choose_target
+from lora_mnist.training.session import Session
 
 #: 350 nines are few.
 RECIPE = (
@@ -137,6 +140,31 @@ def test_refit_learns_validation_images_after_they_have_decided(go):
     auto = evaluated(outputs, folder, "scale=auto")
     assert auto["scale"] == (1 if results["scale"] else 0)
     assert auto["choices"]["scale"]["images"] == 0  # no image has decided now
+
+
+def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog):
+    """It tells itself by errors in images that it has learnt; the trial is what is saved."""
+    fit = Session.fit
+
+    def collapsing(self, data, *arguments):
+        module = fit(self, data, *arguments)
+        if not len(data.images.val):  # the refit
+            for adapter in lora_adapters(self.net):
+                torch.nn.init.normal_(adapter.lora_B, std=10)
+        return module
+
+    monkeypatch.setattr(Session, "fit", collapsing)
+    folder, before = go("collapsing", *QUIET, "refit=true"), go("alone", *QUIET)
+    results = read_results(folder)
+    assert not results["choices"]["refit"]["value"]
+    assert "refit: it leaves " in caplog.text
+    assert not changed(folder, before)
+    for key in ("val", "test", "dial", "scale"):
+        assert results[key] == read_results(before)[key]
+    learnt = []
+    for each in (folder / "adapter", before / "adapter"):
+        learnt.append(len(read_learnt(each, read_metadata(each)["learnt"])))
+    assert learnt[0] == learnt[1]
 
 
 def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):

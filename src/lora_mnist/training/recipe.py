@@ -187,7 +187,7 @@ def train_repair(
     """Train the adapter in each of ``trials``; keep the best one, or train it again as a refit.
 
     Each training begins at the same start. The tables, the dial and the scale are those of the
-    best trial, which had not learnt the validation images.
+    best trial, which had not learnt the validation images. A refit that collapses is given up.
     """
     start, has_several = start_of(session.net), has_several_trainings(trials, selection)
     repairs: dict[str, Repair] = {}
@@ -201,7 +201,9 @@ def train_repair(
             if has_several or collapses:
                 own = trial.in_folder(f"{TRIALS_FOLDER}/{name}_{rate:g}")
             start_again(session.net, start, trial.cfg.lora.dropout)
-            most = None if rate == rates[-1] or before is None else most_errors(before)
+            most = None
+            if rate != rates[-1] and before is not None:
+                most = most_errors(counts_of(before)["before"]["errors"])
             training = own.fit(own.data(selection), rate, most)
             if not training.has_collapsed:
                 break
@@ -212,7 +214,8 @@ def train_repair(
         if len(rates) > 1:
             reasons = [f"for {len(selection.target_indices):,} images", *collapses.values()]
             choice = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
-        repairs[name] = _measured(own, training, selection, before)
+        refit = choose_refit(own, selection)
+        repairs[name] = _measured(own, training, selection, before, refit)
         repairs[name].choices["rate"] = choice
     best = choose_trial(session, repairs)
     kept, trial = repairs[best.value], trials[best.value]
@@ -227,6 +230,19 @@ def train_repair(
         log.info("refit: once more, with the validation images%s", unseen)
         start_again(session.net, start, trial.cfg.lora.dropout)
         trial.fit(trial.data(selection, with_validation=True), choices["rate"].value)
+        set_lora_scale(session.net, choices["scale"].value)
+        refitted = session.predictions("val", before)
+        assert refitted is not None
+        after = counts_of(refitted)["after"]["errors"]
+        errors = counts_of(kept.tables["val"])["after"]["errors"]
+        if session.of_first_process(after > most_errors(errors)):
+            why = f"it leaves {after:,} errors in the validation images that it has learnt, and "
+            why += f"{errors:,} are left by the trial, which had not learnt them"
+            log.warning("refit: %s; the trial is kept", why)
+            start_again(session.net, kept.adapter, trial.cfg.lora.dropout)
+            refit = Choice(False, [True, False], len(session.images.val), why)
+            kept = _measured(trial, kept.training, selection, before, refit)
+            choices |= kept.choices
     elif kept.training.trainer is not session.trainer:
         for logger in session.trainer.loggers:  # they have not seen this training
             logger.log_hyperparams(dict(kept.training.hparams))
@@ -239,12 +255,12 @@ def _measured(
     training: ClassifierModule,
     selection: Selection,
     before: Predictions | None,
+    refit: Choice,
 ) -> Repair:
     """What validation images say of the adapter that was trained, at the scale that they advise."""
     adapter = start_of(session.net)
     val = session.predictions("val", before)
     dial = try_scales(session, selection, val)
-    refit = choose_refit(session, selection)
     scale = choose_scale(session, dial, refit)
     set_lora_scale(session.net, scale.value)
     if scale.value != 1:
@@ -253,9 +269,8 @@ def _measured(
     return Repair(tables, {"scale": scale, "refit": refit}, dial, training, adapter)
 
 
-def most_errors(before: Predictions) -> float:
-    """With more validation errors than these, a training has collapsed."""
-    errors: int = counts_of(before)["before"]["errors"]
+def most_errors(errors: int) -> float:
+    """With more validation errors than these, where there were ``errors``, it has collapsed."""
     return _MAX_HARM * errors + 4 * math.sqrt(max(1, errors))
 
 
