@@ -203,14 +203,15 @@ def test_huggingface_runs_no_code_of_a_folder(here):
         ("config.json", {"model_type": "timm_wrapper"}, "net._target_=lora_mnist.huggingface: "),
         ("config.json", {"embedding_size": 4}, "base_ckpt=mine/model.safetensors: "),
         ("model.safetensors", None, "base_ckpt=mine/model.safetensors: no such file"),
-        ("preprocessor_config.json", {"do_center_crop": False}, "net.folder: "),  # several sizes
-        ("preprocessor_config.json", {"do_resize": False}, "net.folder: "),
-        ("preprocessor_config.json", {"size": {"nope": 3}}, "net.folder"),
+        # Inputs of several sizes.
+        ("preprocessor_config.json", {"do_center_crop": False}, "net.folder=mine: "),
+        ("preprocessor_config.json", {"do_resize": False}, "net.folder=mine: "),
+        ("preprocessor_config.json", {"size": {"nope": 3}}, "net.folder=mine: "),
         ("preprocessor_config.json", {"image_processor_type": "nope"}, "net.folder=mine: "),
         (
             "preprocessor_config.json",  # blue, green, red
             {"image_processor_type": "MobileViTImageProcessor", "do_normalize": False},
-            "net.folder: preprocessor_config.json prepares pictures as no keys of prepare do",
+            "net.folder=mine: preprocessor_config.json prepares pictures as no keys of prepare do",
         ),
     ],
 )

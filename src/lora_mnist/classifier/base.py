@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lora_mnist.classifier.learnt import is_digests
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
@@ -70,7 +69,7 @@ def read_base(path: Path) -> BaseFile:
     record, sha256, learnt = {}, None, None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
         record, sha256, learnt = content["record"], content.get("sha256"), content.get("learnt")
-        if learnt is not None and not is_digests(learnt):
+        if learnt is not None and (not isinstance(learnt, Tensor) or learnt.dtype != torch.int64):
             raise ValueError("damaged: what it has learnt is no list of digests")
         content = content.get("state_dict")
     tensors = _tensors_in(content)

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.base import Base, find_base, load_weights, read_base, sha256_of_base
-from lora_mnist.classifier.huggingface import (
-    TARGET,
-    WEIGHTS,
-    from_folder,
-    image_processor,
-    renamed,
-)
+from lora_mnist.classifier.huggingface import TARGET, WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.classifier.networks import (
     build,
@@ -128,27 +122,14 @@ class Classifier:
         if adapter is not None:
             adapter, record = read_adapter(adapter)
             settings.take_record("the adapter", record, f"adapter={adapter}")
-        path = Path(bases, f"{base_name(settings.data, settings.net)}.ckpt")
         base = folder if base is None else base
-        if base is not None:
+        if base is None:
+            path = _own_base(Path(bases), settings, adapter, record)
+        else:
             path = Path(str(base)).expanduser()
             path = path / WEIGHTS if path.is_dir() else path  # Hugging Face's
-        elif (expected := record.get("base_sha256")) is not None:
-            path = find_base(Path(bases), expected) or path
-            if sha256_of_base(path) != expected:
-                raise UserError(
-                    f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the "
-                    f"weights with SHA-256 {expected}"
-                )
-        if not path.is_file():
-            advice = ""
-            if base is None and settings.net.get("_target_") in (None, *_OURS):
-                advice = f"; make a base with: {program('train')} stage=pretrain"
-            images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
-            is_of_digits = settings.data.get("_target_") in (None, _DEFAULTS["data"]["_target_"])
-            if base is None and not is_of_digits and not images.is_dir():  # path has its name
-                raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
-            raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
+            if not path.is_file():
+                raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
         settings.take_record("the base", file.record, f"base_ckpt={path}")
@@ -345,13 +326,38 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
+def _own_base(
+    bases: Path, settings: Settings, adapter: Path | None, record: Mapping[str, Any]
+) -> Path:
+    """The base in ``bases`` for which an adapter was made or, without one, the current base."""
+    path = bases / f"{base_name(settings.data, settings.net)}.ckpt"
+    expected = record.get("base_sha256")
+    if expected is not None:
+        path = find_base(bases, expected) or path
+        if sha256_of_base(path) != expected:
+            raise UserError(
+                f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "
+                f"with SHA-256 {expected}"
+            )
+    if path.is_file():
+        return path
+    images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
+    is_of_digits = settings.data.get("_target_") in (None, _DEFAULTS["data"]["_target_"])
+    if not is_of_digits and not images.is_dir():  # path has its name
+        raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
+    advice = ""
+    if settings.net.get("_target_") in (None, *_OURS):
+        advice = f"; make a base with: {program('train')} stage=pretrain"
+    raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
+
+
 def _network(settings: Settings, folder: Path | None) -> nn.Module:
-    """The network of these settings; of Hugging Face's, with the processor of its ``folder``."""
+    """The network of these settings; of Hugging Face's, with its ``folder``."""
     if settings.net["_target_"] != TARGET:
         return build_network(settings.net)
     require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
     network: Any = build_network(settings.net)
-    network.huggingface_processor = None if folder is None else image_processor(folder)
+    network.huggingface_folder = folder
     made: nn.Module = network
     return made
 

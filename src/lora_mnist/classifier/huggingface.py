@@ -46,22 +46,21 @@ def huggingface(config: str) -> nn.Module:
     for key in ("auto_map", "quantization_config"):  # code of its maker, other tensors
         values.pop(key, None)
     # Another attn_implementation may be code to download.
-    made = AutoModelForImageClassification.from_config(
-        CONFIG_MAPPING[kind].from_dict(values), dtype=torch.float32, attn_implementation=None
+    return with_logits(
+        AutoModelForImageClassification.from_config(
+            CONFIG_MAPPING[kind].from_dict(values), dtype=torch.float32, attn_implementation=None
+        )
     )
-    return with_logits(made)
 
 
-def with_logits(net: Any) -> nn.Module:
-    """The network itself, made to return its logits alone."""
+def with_logits(net: nn.Module) -> nn.Module:
+    """The network itself, in eval mode, made to return its logits alone."""
     net.register_forward_hook(_logits)
-    made: nn.Module = net.eval()
-    return made
+    return net.eval()
 
 
-def _logits(net: nn.Module, images: Any, output: Any) -> Tensor:
-    logits: Tensor = output.logits
-    return logits
+def _logits(net: nn.Module, images: Any, output: Any) -> Any:
+    return output.logits
 
 
 def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
@@ -82,7 +81,7 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
 def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Tensors of a file by their names in ``net``: transformers has renamed some since."""
     own: Any = net
-    if not hasattr(net, "huggingface_processor") or tensors.keys() == net.state_dict().keys():
+    if not hasattr(net, "huggingface_folder") or tensors.keys() == net.state_dict().keys():
         return tensors
     with _quiet(), suppress(RuntimeError):  # of tensors that do not fit, which are told later
         loaded, wrong = type(own).from_pretrained(
@@ -114,95 +113,78 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def image_processor(folder: Path) -> Any:
-    """What prepares pictures for the network of a folder; ``None``: it has no file for that."""
-    from transformers import AutoImageProcessor
-
-    if not (folder / _PROCESSOR).is_file():
-        return None
-    try:
-        with _quiet():
-            return AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # transformers has no one class for what such a file causes
-        raise UserError(f"net.folder={folder}: {_PROCESSOR}: {one_line(error)}") from error
-
-
 def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of ``prepare`` that are the network's own: the order of its classes, its processor.
 
-    Which ways of sizing are the processor's is found by trying them on pictures. With another
-    ``image_size``, its way is not taken. UserError, if it does something else.
+    With another ``image_size``, the processor's way of sizing is not taken. UserError, if no keys
+    say what it does.
     """
+    from transformers import AutoImageProcessor
+
     channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
     named: dict[str, Any] = {"channels": channels}
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
     if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
         named["classes"] = labels
-    processor = net.huggingface_processor
-    if processor is None or prepare.get("transform") is not None:
+    folder = net.huggingface_folder
+    has_processor = folder is not None and (folder / _PROCESSOR).is_file()
+    if not has_processor or prepare.get("transform") is not None:
         return named
-    mode = "RGB" if channels == 3 else "L"
-    sizes = ((600, 400), (400, 600))
+    key = f"net.folder={folder}: {_PROCESSOR}"
+    # Each family reads its values in another way, so the processor is tried: on smooth pictures,
+    # in which each place and each channel differs, and on plain ones.
+    gradient = Image.linear_gradient("L")
+    picture = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
+    pictures = [picture.resize((600, 400)), picture.resize((400, 600))]
+    pictures += [Image.new("RGB", (600, 400), colour) for colour in ("black", "white")]
+    pictures = [picture.convert("RGB" if channels == 3 else "L") for picture in pictures]
     try:
-        black, white = (_input(processor, Image.new(mode, sizes[0], c)) for c in ("black", "white"))
-        pictures = [_gradients(size).convert(mode) for size in sizes]
-        inputs = [_input(processor, picture) for picture in pictures]
-    except Exception as error:  # whatever a processor raises
-        raise UserError(f"net.folder: {_PROCESSOR}: {one_line(error)}") from error
-    # Of (pixel - mean) / std, for pixels from 0 to 1.
-    std = 1 / (white - black).double().mean(dim=(1, 2))
-    mean = -black.double().mean(dim=(1, 2)) * std
-    for key, value in (("mean", mean), ("std", std)):
-        named[key] = [float(f"{each:.6g}") + 0.0 for each in value.tolist()]  # no -0.0
-    values, is_of_any_size = processor.to_dict(), inputs[0].shape != inputs[1].shape
-    is_as_read = is_of_any_size and not values.get("do_resize", True)
-    if prepare.get("image_size") is not None or is_as_read:
-        return named
-    if is_of_any_size:
-        raise UserError(
-            f"net.folder: {_PROCESSOR} gives pictures of several sizes; expected "
-            "prepare.image_size=, one for all"
+        processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
         )
-    height, width = inputs[0].shape[1:]
+        inputs = [torch.as_tensor(each) for each in processor(pictures)["pixel_values"]]
+    except Exception as error:  # transformers has no one class for what such a file causes
+        raise UserError(f"{key}: {one_line(error)}") from error
+    wide, tall, black, white = inputs
+    # An input is (pixel - mean) / std, of pixels from 0 to 1.
+    std = 1 / (white - black).double().mean(dim=(1, 2))
+    mean = 0 - black.double().mean(dim=(1, 2)) * std
+    named["mean"] = [float(f"{value:.6g}") for value in mean.tolist()]
+    named["std"] = [float(f"{value:.6g}") for value in std.tolist()]
+    if prepare.get("image_size") is not None:
+        return named
+    values = processor.to_dict()
+    if wide.shape != tall.shape:
+        if not values.get("do_resize", True):
+            return named  # pictures are taken as they are
+        raise UserError(
+            f"{key} gives pictures of several sizes; expected prepare.image_size=, one for all"
+        )
+    height, width = wide.shape[1:]
     interpolation = Image.Resampling(values.get("resample", 2)).name.lower()
-    named |= {"image_size": [height, width], "interpolation": interpolation}
+    pixels = [each * std[:, None, None] + mean[:, None, None] for each in (wide, tall)]
     shares = [1.0, 0.875, values.get("crop_pct") or 1.0]
     shares += [height / edge for edge in dict(values.get("size") or {}).values() if edge]
-    # Rounded down, since size / crop_pct is cut to whole pixels.
-    shares = [math.floor(1e6 * share) / 1e6 for share in shares if 0.1 <= share <= 1]
-    least = math.inf
+    differences = {}  # the largest of all pixels, from 0 to 1
     for resize, share in product(("stretch", "crop"), shares):
-        way = Preparation(channels, (height, width), resize, share, interpolation, None)
-        furthest = 0.0  # of all pixels, from 0 to 1
-        for picture, expected in zip(pictures, inputs, strict=True):
-            pixels = expected * std[:, None, None] + mean[:, None, None]
-            furthest = max(furthest, (way(picture) / 255 - pixels).abs().max().item())
-        if furthest < least:
-            least = furthest
-            named |= {"resize": resize, "crop_pct": share}
-    if least > 2 / min(height, width, 128):  # rounded otherwise, it is cropped a pixel beside
+        if not 0.1 <= share <= 1:
+            continue
+        crop_pct = math.floor(1e6 * share) / 1e6  # since size / crop_pct is cut to whole pixels
+        way = Preparation(channels, (height, width), resize, crop_pct, interpolation, None)
+        of_each = [
+            (way(picture) / 255 - expected).abs().max().item()
+            for picture, expected in zip(pictures[:2], pixels, strict=True)
+        ]
+        differences[resize, crop_pct] = max(of_each)
+    best = min(differences, key=lambda each: differences[each])
+    if differences[best] > 2 / min(height, width, 128):  # a crop may lie a pixel beside
         raise UserError(
-            f"net.folder: {_PROCESSOR} prepares pictures as no keys of prepare do; expected "
-            "prepare.transform, a function of your own"
+            f"{key} prepares pictures as no keys of prepare do; expected prepare.transform, a "
+            "function of your own"
         )
+    named |= {"image_size": [height, width], "interpolation": interpolation}
+    named["resize"], named["crop_pct"] = best
     return named
-
-
-def _input(processor: Any, picture: Image.Image) -> Tensor:
-    """What the network is given of a picture, (channels, height, width)."""
-    pixels: Tensor = processor(picture, return_tensors="pt")["pixel_values"][0]
-    if pixels.ndim != 3:
-        raise ValueError(f"gives inputs of shape {tuple(pixels.shape)}")
-    return pixels
-
-
-def _gradients(size: tuple[int, int]) -> Image.Image:
-    """A smooth picture in which each place and each channel differs."""
-    gradient = Image.linear_gradient("L")
-    bands = (gradient, gradient.rotate(90), Image.radial_gradient("L"))
-    return Image.merge("RGB", bands).resize(size)
 
 
 def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.Module:

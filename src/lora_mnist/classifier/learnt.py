@@ -1,9 +1,9 @@
 """What an adapter has learnt: the digests of its images, in a file beside it."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,22 +27,15 @@ def read_learnt(folder: Path, sha256: str | None) -> Tensor | None:
     """The digests with this fingerprint; ``None``: they are not there, as in PEFT's adapters."""
     if sha256 is None:
         return None
-    try:
+    with suppress(OSError, KeyError, SafetensorError):
         digests = load_file(folder / LEARNT_FILE)["digests"]
-        if is_digests(digests) and fingerprint_of(digests) == sha256:
+        if fingerprint_of(digests) == sha256:
             return digests
-        reason = "it is another adapter's"
-    except (OSError, KeyError, SafetensorError) as error:
-        reason = type(error).__name__
-    log.warning("%s: what the adapter has learnt is not known (%s)", folder / LEARNT_FILE, reason)
+    message = "%s is missing, damaged or another adapter's: what this one has learnt is not known"
+    log.warning(message, folder / LEARNT_FILE)
     return None
 
 
 def fingerprint_of(digests: Tensor) -> str:
     """The SHA-256 of digests, in hexadecimal."""
     return fingerprint({"digests": digests})
-
-
-def is_digests(value: object) -> bool:
-    """Whether a file's value is what :func:`.images.digests_of` gives."""
-    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1

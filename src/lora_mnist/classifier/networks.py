@@ -186,7 +186,7 @@ def own_preprocessing(
 
     With another ``image_size`` than theirs, their way to bring pictures to a size is not taken.
     """
-    if hasattr(net, "huggingface_processor"):
+    if hasattr(net, "huggingface_folder"):
         return preprocessing_of(net, prepare)
     weights = net_arguments.get("weights")
     package, _, builder = str(net_arguments["_target_"]).rpartition(".")

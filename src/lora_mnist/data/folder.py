@@ -272,8 +272,8 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, file: ImageFile) -> tuple[Tensor | Path, Tensor] | None:
-        """The image, or its file where images are not held in memory; and its digest, (1,).
+    def _read(self, file: ImageFile) -> tuple[Tensor | Path, int] | None:
+        """The image, or its file where images are not held in memory, and its digest.
 
         None: it is broken.
         """
@@ -288,9 +288,9 @@ class Folder(ImageDataset):
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
-        return (self.prepare(picture) if picture else path), digests_of([path])
+        return (self.prepare(picture) if picture else path), int(digests_of([path]))
 
-    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, Tensor]]:
+    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
         """What :meth:`_read` gives for the images that can be read."""
         images = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
@@ -313,17 +313,16 @@ class Folder(ImageDataset):
         sets: dict[str, Images] = {}
         for part in _PARTS:
             chosen = [file for file in images if parts[file] == part]
-            digests = [images[file][1] for file in chosen]
             sets[part] = Images(
                 [images[file][0] for file in chosen],
                 torch.tensor([file.label for file in chosen], dtype=torch.int64),
                 [file.path for file in chosen],
                 None if self._are_in_memory else self.prepare.read,
-                digests=torch.cat([torch.empty(0, dtype=torch.int64), *digests]),
+                digests=torch.tensor([images[file][1] for file in chosen], dtype=torch.int64),
             )
         sha256 = hashlib.sha256()
         for file, (_, digest) in images.items():
-            sha256.update(os.fsencode(f"{file.path} {file.label} {digest.item()} "))
+            sha256.update(os.fsencode(f"{file.path} {file.label} {digest} "))
         train, val, test = (sets[part] for part in _PARTS)
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
         require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
@@ -365,19 +364,12 @@ def split(
         counts = {part: len(members[label, part]) for part in _PARTS}
         for part, source in held_out.items():  # the test images first
             share = test_size if part == "test" else val_size
-            taken = _take(members[label, source], share, counts[source])
-            parts |= dict.fromkeys(taken, part)
+            count = max(1, round(share * counts[source])) if share else 0  # one at least
+            parts |= dict.fromkeys(members[label, source][:count], part)
+            del members[label, source][:count]
         for source in held_out.values():
             if counts[source] and not members[label, source]:
                 expected = f"expected less, since with test_size={test_size} all "
                 expected += f"{counts[source]} images of {name} would be held out"
                 raise ArgumentError("val_size", val_size, expected)
     return parts, held_out
-
-
-def _take(images: list[ImageFile], share: float, total: int) -> list[ImageFile]:
-    """Take the first ``share`` of ``total`` images out of a list; one at least, if any."""
-    count = max(1, round(share * total)) if share else 0
-    taken = images[:count]
-    del images[:count]
-    return taken

@@ -77,9 +77,7 @@ class Images(Dataset[Batch]):
             images.append(image)
         return torch.stack(images) if images else torch.empty(0), self.labels[index]
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """:meth:`take` under the name by which DataLoader calls it."""
-        return self.take(indices)
+    __getitems__ = take  # the name by which DataLoader calls it
 
     def subset(self, indices: Tensor) -> "Images":
         """The images at ``indices``, int64, under the names that they have here."""

@@ -85,29 +85,23 @@ def wrong_pictures(
                     "from elsewhere, since these images judge what is learnt"
                 )
     known = set(_sha256_of_each(images.train, dataset))
-    is_tested = []
-    for picture in wrong:
+    is_tested = torch.zeros(len(wrong), dtype=torch.bool)
+    for number, picture in enumerate(wrong):
         is_drawn = int(picture.sha256[:8], 16) < test_share * 2**32
-        is_tested.append(is_drawn and picture.sha256 not in known)
+        is_tested[number] = is_drawn and picture.sha256 not in known
     labels = torch.tensor([picture.label for picture in wrong])
     digests = digests_of([p.path if dataset.is_of_files else p.image for p in wrong])
     mistakes = Images([picture.image for picture in wrong], labels, digests=digests)
-    learnt = mistakes.subset((~torch.tensor(is_tested)).nonzero()[:, 0])
-    tested = mistakes.subset(torch.tensor(is_tested).nonzero()[:, 0])
+    learnt, tested = mistakes.without(is_tested), mistakes.without(~is_tested)
     if not len(learnt):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
             f"gets {len(wrong)} of {len(pictures)} pictures wrong, and all of these are held out"
         )
-    log.info(
-        "%s: the base has %d of %d pictures right already, which are left out; of the others %d "
-        "are to be learnt, and %d are held out",
-        setting,
-        len(pictures) - len(wrong),
-        len(pictures),
-        len(learnt),
-        len(tested),
-    )
+    message = "%s: the base has %d of %d pictures right already, which are left out; of the others "
+    message += "%d are to be learnt, and %d are held out"
+    count = len(pictures)
+    log.info(message, setting, count - len(wrong), count, len(learnt), len(tested))
     return Mistakes(learnt, tested)
 
 
