@@ -36,7 +36,6 @@ from lora_mnist.errors import (
     config_group,
     naming,
     one_line,
-    require_extra,
 )
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_scale
@@ -353,11 +352,9 @@ def _own_base(
 
 def _network(settings: Settings, folder: Path | None) -> nn.Module:
     """The network of these settings; of Hugging Face's, with its ``folder``."""
-    if settings.net["_target_"] != TARGET:
-        return build_network(settings.net)
-    require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
     network: Any = build_network(settings.net)
-    network.huggingface_folder = folder
+    if settings.net["_target_"] == TARGET:
+        network.huggingface_folder = folder
     made: nn.Module = network
     return made
 

@@ -4,7 +4,6 @@ Nothing is downloaded, and no code of a folder runs. The package is an extra, im
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.data.folder import Preparation
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.data.folder import Preparation, size_before_crop
+from lora_mnist.errors import UserError, one_line, require_extra
 
 #: What a record calls such a network.
 TARGET = "lora_mnist.huggingface"
@@ -35,8 +34,10 @@ def huggingface(config: str) -> nn.Module:
         config: the content of a config.json.
 
     Raises:
-        ValueError: if transformers makes no image classifier of it.
+        UserError: if transformers is not installed.
+        ValueError: if it makes no image classifier of ``config``.
     """
+    require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
     from transformers import CONFIG_MAPPING, AutoModelForImageClassification
 
     values = json.loads(config)
@@ -142,10 +143,10 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
         processor = AutoImageProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        inputs = [torch.as_tensor(each) for each in processor(pictures)["pixel_values"]]
+        inputs = processor(pictures)["pixel_values"]
+        wide, tall, black, white = (torch.as_tensor(each) for each in inputs)
     except Exception as error:  # transformers has no one class for what such a file causes
         raise UserError(f"{key}: {one_line(error)}") from error
-    wide, tall, black, white = inputs
     # An input is (pixel - mean) / std, of pixels from 0 to 1.
     std = 1 / (white - black).double().mean(dim=(1, 2))
     mean = 0 - black.double().mean(dim=(1, 2)) * std
@@ -169,7 +170,7 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     for resize, share in product(("stretch", "crop"), shares):
         if not 0.1 <= share <= 1:
             continue
-        crop_pct = math.floor(1e6 * share) / 1e6  # since size / crop_pct is cut to whole pixels
+        crop_pct = round(share, 6)
         way = Preparation(channels, (height, width), resize, crop_pct, interpolation, None)
         of_each = [
             (way(picture) / 255 - expected).abs().max().item()
@@ -196,7 +197,7 @@ def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.
     net.config.label2id = {name: number for number, name in enumerate(classes)}
     values: dict[str, Any] = {"do_resize": False, "do_center_crop": False}
     if (sides := preprocessing.get("image_size")) is not None:
-        height, width = (math.floor(side / preprocessing["crop_pct"] + 0.02) for side in sides)
+        height, width = size_before_crop(sides, preprocessing["crop_pct"])
         size = {"height": height, "width": width}
         if preprocessing["resize"] == "crop":
             size = {"shortest_edge": height}

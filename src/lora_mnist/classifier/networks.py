@@ -1,6 +1,5 @@
 """The networks that are pretrained and then repaired: two of ours, or anybody's."""
 
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -206,8 +205,7 @@ def own_preprocessing(
         original = [size, size]
         named = {
             "resize": "crop",
-            # Rounded down, since size / crop_pct is cut to whole pixels.
-            "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
+            "crop_pct": round(size / scaled, 6),
             "interpolation": transforms.interpolation.value,
             "mean": transforms.mean,
             "std": transforms.std,

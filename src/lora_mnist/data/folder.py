@@ -97,8 +97,7 @@ class Preparation:
                 kind = type(image).__name__
                 raise UserError(f"prepare.transform: gives a {kind}; expected a tensor")
             return image
-        # Rounded down, as in timm; 0.02 is for a rounded crop_pct: 32 / 0.889 is 35.996, for 36.
-        height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)
+        height, width = size_before_crop(self.size, self.crop_pct)
         if self.resize == "crop":
             # The picture keeps its shape. Its longer side is rounded down, as in torchvision.
             whole_height = width * picture.height // picture.width
@@ -116,6 +115,12 @@ class Preparation:
         except PictureError as error:
             raise PictureError(f"{printable(path)}: {error}") from error
         return self(picture, augment)
+
+
+def size_before_crop(size: Iterable[int], crop_pct: float) -> list[int]:
+    """The height and width to which a picture is brought before it is cropped to ``size``."""
+    # Rounded down, as in timm; 0.02 is for a rounded crop_pct: 32 / 0.889 is 35.996, for 36.
+    return [math.floor(side / crop_pct + 0.02) for side in size]
 
 
 class Folder(ImageDataset):
