@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.base import Base, find_base, load_weights, read_base, sha256_of_base
-from lora_mnist.classifier.huggingface import TARGET, WEIGHTS, from_folder, renamed
+from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.classifier.networks import (
     build,
@@ -133,7 +133,7 @@ class Classifier:
             file = read_base(path)
         settings.take_record("the base", file.record, f"base_ckpt={path}")
         settings.take("", _DEFAULTS)
-        network = own or _network(settings, folder)
+        network = own or build_network(settings.net, folder)
         outputs = None if own else outputs_key(settings.net)
         with naming(f"base_ckpt={path}"):
             file = file._replace(tensors=renamed(network, file.tensors))
@@ -158,7 +158,7 @@ class Classifier:
         arguments, folder = from_folder(net)
         settings = Settings(arguments, dict(prepare), dict(data))
         settings.take("", _DEFAULTS)
-        network = _network(settings, folder)
+        network = build_network(settings.net, folder)
         return cls(network, build_dataset(network, settings), settings)
 
     def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> Choice:
@@ -348,15 +348,6 @@ def _own_base(
     if settings.net.get("_target_") in (None, *_OURS):
         advice = f"; make a base with: {program('train')} stage=pretrain"
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
-
-
-def _network(settings: Settings, folder: Path | None) -> nn.Module:
-    """The network of these settings; of Hugging Face's, with its ``folder``."""
-    network: Any = build_network(settings.net)
-    if settings.net["_target_"] == TARGET:
-        network.huggingface_folder = folder
-    made: nn.Module = network
-    return made
 
 
 def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:

@@ -14,7 +14,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from lora_mnist.classifier.huggingface import preprocessing_of
+from lora_mnist.classifier.huggingface import TARGET, preprocessing_of
 from lora_mnist.errors import UserError, config_group
 
 
@@ -124,11 +124,16 @@ def importable() -> Iterator[None]:
         sys.path[:] = path
 
 
-def build_network(arguments: Mapping[str, Any]) -> nn.Module:
-    """The network of these arguments, with fresh weights, in eval mode."""
+def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
+    """The network of these arguments, with fresh weights, in eval mode.
+
+    ``folder`` is the one of Hugging Face's that it comes from, if there is one.
+    """
     key = f"net._target_={arguments.get('_target_')}"
     with importable(), config_group(key):
         net = build(arguments)
+    if arguments.get("_target_") == TARGET:
+        net.huggingface_folder = folder
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.

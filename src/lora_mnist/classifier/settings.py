@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 _GROUPS = ("net", "prepare", "data")
 #: The types of what a record may have.
-_TYPES: dict[str, type] = {**dict.fromkeys((*_GROUPS, "made"), dict), "targets": list}
-_TYPES |= dict.fromkeys(("base_sha256", "learnt"), str)
+_TYPES = {"net": dict, "prepare": dict, "data": dict, "made": dict, "targets": list}
+_TYPES |= {"base_sha256": str, "learnt": str}
 #: The version of the records that are written and read.
 VERSION = 1
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
