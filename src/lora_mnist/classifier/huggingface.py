@@ -172,11 +172,10 @@ def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
             continue
         crop_pct = round(share, 6)
         way = Preparation(channels, (height, width), resize, crop_pct, interpolation, None)
-        of_each = [
-            (way(picture) / 255 - expected).abs().max().item()
-            for picture, expected in zip(pictures[:2], pixels, strict=True)
-        ]
-        differences[resize, crop_pct] = max(of_each)
+        difference = 0.0
+        for picture, expected in zip(pictures[:2], pixels, strict=True):
+            difference = max(difference, (way(picture) / 255 - expected).abs().max().item())
+        differences[resize, crop_pct] = difference
     best = min(differences, key=lambda each: differences[each])
     if differences[best] > 2 / min(height, width, 128):  # a crop may lie a pixel beside
         raise UserError(
