@@ -199,16 +199,19 @@ def own_preprocessing(
 
         named: dict[str, Any] = timm.data.resolve_model_data_config(net)
         channels, *original = named.pop("input_size")
-        channels = net_arguments.get("in_chans") or channels  # an argument comes first
+        named["channels"] = net_arguments.get("in_chans") or channels  # an argument comes first
         size = net_arguments.get("img_size") or original
-        is_squashed = named.pop("crop_mode") == "squash"
-        named["resize"] = "stretch" if is_squashed else "crop"
+        named["image_size"] = [size, size] if isinstance(size, int) else list(size)
+        if named["image_size"] != original:
+            del named["crop_pct"]  # it belongs to that size
+        named["resize"] = "stretch" if named.pop("crop_mode") == "squash" else "crop"
     elif isinstance(weights, str) and package.startswith("torchvision.models"):
         members: Any = torchvision.models.get_model_weights(builder)
         transforms = members[weights.rpartition(".")[2]].transforms()
-        channels, size, scaled = 3, transforms.crop_size[0], transforms.resize_size[0]
-        original = [size, size]
+        size, scaled = transforms.crop_size[0], transforms.resize_size[0]
         named = {
+            "channels": 3,
+            "image_size": [size, size],
             "resize": "crop",
             "crop_pct": round(size / scaled, 6),
             "interpolation": transforms.interpolation.value,
@@ -218,10 +221,7 @@ def own_preprocessing(
     else:
         return {}
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
-    named["image_size"] = [size, size] if isinstance(size, int) else list(size)
-    named["channels"] = prepare.get("channels") or channels
-    if named["image_size"] != list(original):
-        del named["crop_pct"]  # it belongs to that size
+    named["channels"] = prepare.get("channels") or named["channels"]
     if prepare.get("image_size") is not None:
         for key in ("image_size", "resize", "crop_pct", "interpolation"):
             named.pop(key, None)
