@@ -56,12 +56,11 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
     data = session.data(selection)
-    rate = session.as_set("optimizer.lr", cfg.optimizer.lr)
     print_parameters(session.net)
-    session.fit(data, rate.value)
+    session.fit(data)
     if not session.trainer.is_global_zero:
         return {}
-    choices["rate"] = rate
+    choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
     return finish(session, session.tables(with_val=True), choices, learnt=data.learnt)
 
 

@@ -115,14 +115,11 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
     A scale that saves no error on the classes to repair is left out, and so is one that harms the
     others too much. Of two that are equally near, the smaller is taken.
     """
-    scales, errors = curve["scales"], curve["errors"]
-    of_target, elsewhere = curve.get("errors_of_target"), curve.get("errors_elsewhere")
-    base = scales.index(0)
+    scales, errors, of_target = curve["scales"], curve["errors"], curve.get("errors_of_target")
     places = sorted(range(len(scales)), key=lambda i: scales[i])
-    if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
-        places = [i for i in places if elsewhere[i] <= _MAX_ELSEWHERE * elsewhere[base]]
+    places = [i for i in places if not _harms_others(curve, i)]
+    advised = base = scales.index(0)
     most = errors[base] - min(errors[i] for i in places)
-    advised = base
     for i in places:
         enough = 0.5 * (most - curve["repaired_or_broken"][i] ** 0.5)
         if errors[base] - errors[i] < enough:
@@ -140,9 +137,17 @@ def scale_of_refit(curve: Mapping[str, Any]) -> float:
     It leaves fewer errors than the adapter that ``curve`` has measured. So what is advised counts
     only if scale 1 has more errors by over ``sqrt(repaired + broken)``, or too many elsewhere.
     """
-    scales, errors, elsewhere = curve["scales"], curve["errors"], curve.get("errors_elsewhere")
-    base, advised, whole = (scales.index(scale) for scale in (0, curve["advised"], 1))
-    is_worse = errors[whole] - errors[advised] > curve["repaired_or_broken"][whole] ** 0.5
-    if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
-        is_worse = is_worse or elsewhere[whole] > _MAX_ELSEWHERE * elsewhere[base]
+    errors, scales = curve["errors"], curve["scales"]
+    advised, whole = scales.index(curve["advised"]), scales.index(1)
+    more = errors[whole] - errors[advised]
+    is_worse = more > curve["repaired_or_broken"][whole] ** 0.5 or _harms_others(curve, whole)
     return float(curve["advised"]) if is_worse else 1.0
+
+
+def _harms_others(curve: Mapping[str, Any], place: int) -> bool:
+    """Whether errors elsewhere are too many at a scale, if there are enough to tell."""
+    elsewhere = curve.get("errors_elsewhere")
+    if elsewhere is None:
+        return False
+    of_base = elsewhere[curve["scales"].index(0)]
+    return bool(of_base >= _ENOUGH_ERRORS and elsewhere[place] > _MAX_ELSEWHERE * of_base)

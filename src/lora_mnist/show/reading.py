@@ -15,7 +15,6 @@ from lora_mnist.measure.significance import (
     chance_text,
     knows_validation,
     mcnemar,
-    precision,
     weakest,
     wilson,
 )
@@ -269,9 +268,10 @@ class Reading:
         """What a repair costs beyond chance, such as "the loss on fours matters"; "": nothing."""
         parts = []
         if self.targets and self.other_classes and self.of_targets.images:
-            before, after = self._counts_of_false_calls()
-            if after > before and mcnemar(before, after) <= LEVEL:
-                parts.append(f"{after - before:,} more false calls of {self.target_names}")
+            calls = self._change_of_false_calls()
+            if calls.judgement == "worse":
+                more = calls.after - calls.before
+                parts.append(f"{more:,} more false calls of {self.target_names}")
         worse = [c for c in self.other_classes if self.change([c]).judgement == "worse"]
         if len(worse) == 1:
             parts.append(f"the loss on {self.named(worse)}")
@@ -319,24 +319,25 @@ class Reading:
             text += f", and {tested.images - tested.after:,} of {tested.images:,} held out"
         return Phrase(f"{text}.", learnt.judgement)
 
-    def _counts_of_false_calls(self) -> tuple[int, int]:
-        """The false calls of the classes to repair, which are one group, before and after."""
-        before, after = self.counts["test_base"], self.counts["test"]
-        return before["false_calls_of_target"], after["false_calls_of_target"]
+    def _change_of_false_calls(self) -> Change:
+        """The false calls of the classes to repair, which are one group.
+
+        As if no image were among both counts, which is the cautious way to compare them.
+        """
+        before = self.counts["test_base"]["false_calls_of_target"]
+        after = self.counts["test"]["false_calls_of_target"]
+        return Change(before, after, before, after, 0, before, after)
 
     def _false_calls(self) -> Phrase:
-        """How often images of other classes get a name of those to repair, which are one group."""
+        """How often images of other classes get a name of those to repair."""
         shares = []
-        for outcome in (self.counts["test_base"], self.counts["test"]):
-            share = precision(outcome, self.targets)
+        for part in ("test_base", "test"):
+            share = self.counts[part]["precision_of_target"]
             shares.append("none" if share is None else f"{share:.0%}")
-        before, after = self._counts_of_false_calls()
+        calls = self._change_of_false_calls()
         text = f"Other images called {self.target_names} (false calls): "
-        text += f"{before:,} -> {after:,}; precision {shares[0]} -> {shares[1]}."
-        # As if no image were among both counts, which is the cautious way to compare them.
-        if mcnemar(before, after) > LEVEL:
-            return Phrase(text)
-        return Phrase(text, "worse" if after > before else "better")
+        text += f"{calls.before:,} -> {calls.after:,}; precision {shares[0]} -> {shares[1]}."
+        return Phrase(text, calls.judgement)
 
     # --- what decided, and how far to believe it ------------------------------------------------
 

@@ -147,11 +147,6 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         trials[name] = trial
     if not _has_few(session, selection):
         trials = dict(islice(trials.items(), 1))
-    if session.cfg.ckpt_path is not None and has_several_trainings(trials, selection):
-        raise UserError(
-            f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
-            "trainings; start it again: same seed, same numbers"
-        )
     return trials
 
 
@@ -172,12 +167,6 @@ def rates_of(session: Session, selection: Selection) -> list[float]:
     return list(RATES if len(selection.target_indices) < FEW_IMAGES else RATES[1:])
 
 
-def has_several_trainings(trials: Mapping[str, Session], selection: Selection) -> bool:
-    """Whether there are several trials, or one and a refit."""
-    session = next(iter(trials.values()))
-    return len(trials) > 1 or bool(choose_refit(session, selection).value)
-
-
 def train_repair(
     session: Session,
     trials: Mapping[str, Session],
@@ -187,86 +176,106 @@ def train_repair(
     """Train the adapter in each of ``trials``; keep the best one, or train it again as a refit.
 
     Each training begins at the same start. The tables, the dial and the scale are those of the
-    best trial, which had not learnt the validation images. A refit that collapses is given up.
+    best trial, which had not learnt the validation images.
     """
-    start, has_several = start_of(session.net), has_several_trainings(trials, selection)
+    net, start = session.net, start_of(session.net)
+    refit = choose_refit(session, selection)
+    has_several = len(trials) > 1 or bool(refit.value)
+    if has_several and session.cfg.ckpt_path is not None:
+        raise UserError(
+            f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
+            "trainings; start it again: same seed, same numbers"
+        )
+    most = None if before is None else most_errors(counts_of(before)["before"]["errors"])
     repairs: dict[str, Repair] = {}
     collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
     for name, trial in trials.items():
         if len(trials) > 1:
             log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
         rates = rates_of(trial, selection)
-        for rate in [each for each in rates if each not in collapses] or rates:
-            own = trial
+        for rate in rates:
+            is_last = rate == rates[-1]
+            if rate in collapses and not is_last:
+                continue
+            one = trial.at_rate(rate)
             if has_several or collapses:
-                own = trial.in_folder(f"{TRIALS_FOLDER}/{name}_{rate:g}")
-            start_again(session.net, start, trial.cfg.lora.dropout)
-            most = None
-            if rate != rates[-1] and before is not None:
-                most = most_errors(counts_of(before)["before"]["errors"])
-            training = own.fit(own.data(selection), rate, most)
+                one = one.in_folder(f"{TRIALS_FOLDER}/{name}_{rate:g}")
+            start_again(net, start, trial.cfg.lora.dropout)
+            training = one.fit(trial.data(selection), None if is_last else most)
             if not training.has_collapsed:
                 break
             step, errors = list(training.errors_by_step.items())[-1]
             collapses[rate] = f"at {rate:g} it collapses, with {errors:,} errors at step {step}"
             log.warning("training: %s; the next rate is tried", collapses[rate])
-        choice = trial.as_set("optimizer.lr", rate)
+        choices = {"refit": refit, "rate": trial.as_set("optimizer.lr", rate)}
         if len(rates) > 1:
             reasons = [f"for {len(selection.target_indices):,} images", *collapses.values()]
-            choice = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
-        refit = choose_refit(own, selection)
-        repairs[name] = _measured(own, training, selection, before, refit)
-        repairs[name].choices["rate"] = choice
+            choices["rate"] = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
+        repairs[name] = _measured(trial, selection, before, training, choices)
     best = choose_trial(session, repairs)
-    kept, trial = repairs[best.value], trials[best.value]
-    choices = kept.choices
+    repair, trial = repairs[best.value], trials[best.value]
+    if refit.value:
+        repair = _refit(trial, selection, before, repair, start)
+    else:
+        start_again(net, repair.adapter, trial.cfg.lora.dropout)
+        if repair.training.trainer is not session.trainer:
+            for logger in session.trainer.loggers:  # they have not seen this training
+                logger.log_hyperparams(dict(repair.training.hparams))
+    choices = repair.choices
     if session.cfg.trials:
         choices = {"trial": best, "augment": choose_augment(session, trial), **choices}
-    start_again(session.net, kept.adapter, trial.cfg.lora.dropout)
-    if choices["refit"].value:
-        unseen = ""
-        if session.images.held_out.get("val") == "test":
-            unseen = ", which are part of test/; only the other test images are still unseen"
-        log.info("refit: once more, with the validation images%s", unseen)
-        start_again(session.net, start, trial.cfg.lora.dropout)
-        trial.fit(trial.data(selection, with_validation=True), choices["rate"].value)
-        set_lora_scale(session.net, choices["scale"].value)
-        refitted = session.predictions("val", before)
-        assert refitted is not None
-        after = counts_of(refitted)["after"]["errors"]
-        errors = counts_of(kept.tables["val"])["after"]["errors"]
-        if session.of_first_process(after > most_errors(errors)):
-            why = f"it leaves {after:,} errors in the validation images that it has learnt, and "
-            why += f"{errors:,} are left by the trial, which had not learnt them"
-            log.warning("refit: %s; the trial is kept", why)
-            start_again(session.net, kept.adapter, trial.cfg.lora.dropout)
-            refit = Choice(False, [True, False], len(session.images.val), why)
-            kept = _measured(trial, kept.training, selection, before, refit)
-            choices |= kept.choices
-    elif kept.training.trainer is not session.trainer:
-        for logger in session.trainer.loggers:  # they have not seen this training
-            logger.log_hyperparams(dict(kept.training.hparams))
-    set_lora_scale(session.net, choices["scale"].value)
-    return kept._replace(choices=choices)
+    set_lora_scale(net, choices["scale"].value)
+    return repair._replace(choices=choices)
+
+
+def _refit(
+    session: Session,
+    selection: Selection,
+    before: Predictions | None,
+    trial: Repair,
+    start: Sequence[Mapping[str, Tensor]],
+) -> Repair:
+    """Train once more, with the validation images; if that collapses, keep the trial's adapter."""
+    net, dropout = session.net, session.cfg.lora.dropout
+    unseen = ""
+    if session.images.held_out.get("val") == "test":
+        unseen = ", which are part of test/; only the other test images are still unseen"
+    log.info("refit: once more, with the validation images%s", unseen)
+    start_again(net, start, dropout)
+    rate = trial.choices["rate"]
+    session.at_rate(rate.value).fit(session.data(selection, with_validation=True))
+    set_lora_scale(net, trial.choices["scale"].value)
+    refitted = session.predictions("val", before)
+    assert refitted is not None
+    after = counts_of(refitted)["after"]["errors"]
+    errors = counts_of(trial.tables["val"])["after"]["errors"]
+    if not session.of_first_process(after > most_errors(errors)):
+        return trial
+    why = f"it leaves {after:,} errors in the validation images that it has learnt, and "
+    why += f"{errors:,} are left by the trial, which had not learnt them"
+    log.warning("refit: %s; the trial is kept", why)
+    start_again(net, trial.adapter, dropout)
+    choices = {"refit": Choice(False, [True, False], len(session.images.val), why), "rate": rate}
+    return _measured(session, selection, before, trial.training, choices)
 
 
 def _measured(
     session: Session,
-    training: ClassifierModule,
     selection: Selection,
     before: Predictions | None,
-    refit: Choice,
+    training: ClassifierModule,
+    choices: Mapping[str, Choice],
 ) -> Repair:
     """What validation images say of the adapter that was trained, at the scale that they advise."""
     adapter = start_of(session.net)
     val = session.predictions("val", before)
     dial = try_scales(session, selection, val)
-    scale = choose_scale(session, dial, refit)
+    scale = choose_scale(session, dial, choices["refit"])
     set_lora_scale(session.net, scale.value)
     if scale.value != 1:
         val = session.predictions("val", before)
     tables = {} if val is None else {"val": val}
-    return Repair(tables, {"scale": scale, "refit": refit}, dial, training, adapter)
+    return Repair(tables, {"scale": scale, **choices}, dial, training, adapter)
 
 
 def most_errors(errors: int) -> float:
@@ -276,11 +285,12 @@ def most_errors(errors: int) -> float:
 
 def choose_trial(session: Session, repairs: Mapping[str, Repair]) -> Choice:
     """The trial with the fewest validation errors."""
-    errors = {}
+    if len(repairs) == 1:
+        (name,) = repairs
+        return Choice(name, why="others are tried only for a class of few images")
+    errors: dict[str, int] = {}
     for name, repair in repairs.items():
-        if len(repairs) == 1:
-            return Choice(name, why="others are tried only for a class of few images")
-        errors[name] = int(counts_of(repair.tables["val"])["after"]["errors"])
+        errors[name] = counts_of(repair.tables["val"])["after"]["errors"]
     best = session.of_first_process(min(errors, key=lambda name: errors[name]))
     counts = [f"{count:,} with {name}" for name, count in errors.items()]
     why = f"the fewest validation errors: {', '.join(counts)}"

@@ -31,7 +31,7 @@ from lora_mnist.lora.model import INITS
 from lora_mnist.measure.predictions import Predictions, predictions_at, predictions_of
 from lora_mnist.project import DATA, quoted
 from lora_mnist.training.checkpoint import refuse_other_training
-from lora_mnist.training.module import ClassifierModule, Loss
+from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
@@ -133,19 +133,13 @@ class Session:
         augment = make("batches.augment", self.augment) if self.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
 
-    def make_loss(self) -> Loss:
-        """The loss of a batch."""
-        loss: Loss = make("loss", self.cfg.loss)
-        return loss
-
-    def make_optimizer(self, rate: float) -> Optimizer:
+    def make_optimizer(self) -> Optimizer:
         """The optimizer of what is trainable in the network."""
         arguments = dict(self.cfg.optimizer)
-        arguments.pop("lr")
         if self.trainer.gradient_clip_val and "mixed" in self.trainer.precision:
             arguments.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        optimizer: Optimizer = make("optimizer", arguments, trained, lr=rate)
+        optimizer: Optimizer = make("optimizer", arguments, trained)
         decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
         init = self.cfg.lora.init if self.cfg.stage == "lora" else None
         if decay and init in INITS and INITS[init].forbids_decay:
@@ -165,23 +159,20 @@ class Session:
 
     def refuse_parts(self) -> None:
         """Make the parts of a training once: they refuse what they cannot use before it begins."""
-        rate = self.cfg.optimizer.lr
-        self.make_loss()
-        self.make_scheduler(self.make_optimizer(0.1 if rate == AUTO else rate))
+        session = self.at_rate(0.1) if self.cfg.optimizer.lr == AUTO else self
+        make("loss", session.cfg.loss)
+        session.make_scheduler(session.make_optimizer())
 
-    def _hyperparameters(self, targets: Sequence[str], rate: float) -> dict[str, Any]:
+    def _hyperparameters(self, targets: Sequence[str]) -> dict[str, Any]:
         """What loggers and checkpoints say of a training."""
         base, resolved = self.classifier.base, self.classifier.settings
         hyperparameters: Any = OmegaConf.to_container(self.cfg, resolve=True)
         hyperparameters |= {"net": resolved.net, "prepare": resolved.prepare}
         hyperparameters["data"] = {**resolved.data, **self.classifier.dataset.split_settings}
         hyperparameters |= {"target": targets, "base_sha256": base and base.sha256}
-        hyperparameters["optimizer"]["lr"] = rate
         return dict(hyperparameters)
 
-    def fit(
-        self, data: ImageDataModule, rate: float, most_errors: float | None = None
-    ) -> ClassifierModule:
+    def fit(self, data: ImageDataModule, most_errors: float | None = None) -> ClassifierModule:
         """Train, from ``ckpt_path`` on if it is set.
 
         The training ends at a validation that finds more than ``most_errors``.
@@ -192,21 +183,21 @@ class Session:
         seed_everything(self.cfg.seed, verbose=False)
         if self.cfg.compile:
             net.compile()  # in place: its tensors keep their names
-        optimizer = self.make_optimizer(rate)
+        optimizer = self.make_optimizer()
         module = ClassifierModule(
             net,
             optimizer,
             self.make_scheduler(optimizer),
             classes=classes,
             targets=selection.targets,
-            loss=self.make_loss(),
+            loss=make("loss", self.cfg.loss),
             replay=plan.replay,
             most_errors=most_errors,
         )
         learnt = {"learnt_sha256": fingerprint_of(data.learnt)}
         if self.cfg.ckpt_path is not None:
             refuse_other_training(self.cfg.ckpt_path, learnt)
-        module.save_hyperparameters(self._hyperparameters(names, rate) | learnt)
+        module.save_hyperparameters(self._hyperparameters(names) | learnt)
         net.train()
         of_names = ", ".join(names) or "all classes"
         log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
@@ -219,8 +210,8 @@ class Session:
                 continue
             if not parameter.isfinite().all():
                 raise TrainingError(
-                    f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
-                    f"{trainer.global_step}; expected a smaller learning rate"
+                    f"optimizer.lr={self.cfg.optimizer.lr}: training diverged, {name} is not "
+                    f"finite at step {trainer.global_step}; expected a smaller learning rate"
                 )
         return module
 
@@ -232,6 +223,12 @@ class Session:
     def of_first_process(self, value: Any) -> Any:
         """The value that the first of several processes has chosen, for all of them."""
         return self.trainer.strategy.broadcast(value)
+
+    def at_rate(self, rate: float) -> "Session":
+        """The session of a training with this learning rate."""
+        cfg = self.cfg.copy()
+        cfg.optimizer.lr = rate
+        return replace(self, cfg=cfg)
 
     def in_folder(self, name: str) -> "Session":
         """The session of one training among several: its files are in a folder of the run's."""
@@ -280,8 +277,9 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         mistakes = mistakes._replace(tested=tested)
         images = replace(images, left_out={**images.left_out, **left_out})
         images = with_mistakes(images, mistakes)
-    for about in images.left_out.values():
-        log.warning("%s", about["line"])
+    for part, about in images.left_out.items():
+        # A refit has learnt the validation images; who needs them is refused.
+        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
     size = dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
