@@ -15,6 +15,7 @@ from lora_mnist.measure.significance import (
     chance_text,
     knows_validation,
     mcnemar,
+    precision,
     weakest,
     wilson,
 )
@@ -331,8 +332,8 @@ class Reading:
     def _false_calls(self) -> Phrase:
         """How often images of other classes get a name of those to repair."""
         shares = []
-        for part in ("test_base", "test"):
-            share = self.counts[part]["precision_of_target"]
+        for outcome in (self.counts["test_base"], self.counts["test"]):
+            share = precision(outcome, self.targets)
             shares.append("none" if share is None else f"{share:.0%}")
         calls = self._change_of_false_calls()
         text = f"Other images called {self.target_names} (false calls): "
