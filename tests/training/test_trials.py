@@ -106,6 +106,13 @@ def test_a_training_that_collapses_ends_and_a_smaller_rate_is_tried(go, caplog):
     assert not changed(folder, go("less steep", *QUIET, *typed, f"lora.dropout={dropout}"))
 
 
+def test_a_scheduler_reads_the_rate_that_was_chosen(go):
+    options = (*QUIET, "scheduler=one_cycle", "trainer.val_check_interval=4")
+    auto = go("one cycle", *options, "optimizer.lr=auto")
+    rate = read_results(auto)["choices"]["rate"]["value"]
+    assert not changed(auto, go("its rate", *options, f"optimizer.lr={rate}"))
+
+
 def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
     """A base's file says how; a trial may do otherwise."""
     base, settings = f"base_ckpt={tmp_path}/own.ckpt", (*QUIET, *SMALL, *FEW)
@@ -126,8 +133,9 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
         go("foreign", *asked)
 
 
-def test_refit_learns_validation_images_after_they_have_decided(go):
+def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     """Scale and numbers of validation images are those of the training before."""
+    caplog.set_level("INFO", "lora_mnist")
     before = go("alone", *QUIET)
     folder = go("refit", *QUIET, "refit=true")
     results = read_results(folder)
@@ -140,6 +148,8 @@ def test_refit_learns_validation_images_after_they_have_decided(go):
     auto = evaluated(outputs, folder, "scale=auto")
     assert auto["scale"] == (1 if results["scale"] else 0)
     assert auto["choices"]["scale"]["images"] == 0  # no image has decided now
+    levels = {each.levelname for each in caplog.records if "are left out" in each.getMessage()}
+    assert levels == {"INFO"}
 
 
 def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog):

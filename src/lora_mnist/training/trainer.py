@@ -114,7 +114,6 @@ def quiet_lightning() -> Iterator[None]:
             ".*dirpath has changed.*",  # a run that goes on has a folder of its own
             ".*to use `self.log.*sync_dist=True.*",  # torchmetrics has gathered what is logged
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
-            ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
             ".*LeafSpec.* is deprecated",  # between Lightning and torch
         ):
