@@ -46,7 +46,8 @@ _AUTO_RANK = 64
 FEW_IMAGES = 400
 #: A training has collapsed if it leaves more than this many times the errors, beyond chance.
 _MAX_HARM = 1.5
-#: The rates that optimizer.lr=auto tries; the first one is for few images.
+#: The rates that optimizer.lr=auto tries, each where the one before collapses; the first is for
+#: few images.
 RATES = (0.003, 0.001, 0.0003, 0.0001)
 #: The keys that a trial may set.
 _OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
@@ -156,17 +157,6 @@ def _has_few(session: Session, selection: Selection) -> bool:
     return few and len(session.images.val) > 0
 
 
-def rates_of(session: Session, selection: Selection) -> list[float]:
-    """The learning rates of a training: the next one is tried where the one before collapses.
-
-    ``optimizer.lr=auto`` begins with 0.003 for fewer than 400 images to learn, else with 0.001.
-    """
-    rate = session.cfg.optimizer.lr
-    if rate != AUTO:
-        return [rate]
-    return list(RATES if len(selection.target_indices) < FEW_IMAGES else RATES[1:])
-
-
 def train_repair(
     session: Session,
     trials: Mapping[str, Session],
@@ -178,7 +168,7 @@ def train_repair(
     Each training begins at the same start. The tables, the dial and the scale are those of the
     best trial, which had not learnt the validation images.
     """
-    net, start = session.net, start_of(session.net)
+    net, start, count = session.net, start_of(session.net), len(selection.target_indices)
     refit = choose_refit(session, selection)
     has_several = len(trials) > 1 or bool(refit.value)
     if has_several and session.cfg.ckpt_path is not None:
@@ -192,7 +182,9 @@ def train_repair(
     for name, trial in trials.items():
         if len(trials) > 1:
             log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
-        rates = rates_of(trial, selection)
+        rates = [trial.cfg.optimizer.lr]
+        if rates == [AUTO]:
+            rates = list(RATES if count < FEW_IMAGES else RATES[1:])
         for rate in rates:
             is_last = rate == rates[-1]
             if rate in collapses and not is_last:
@@ -209,7 +201,7 @@ def train_repair(
             log.warning("training: %s; the next rate is tried", collapses[rate])
         choices = {"refit": refit, "rate": trial.as_set("optimizer.lr", rate)}
         if len(rates) > 1:
-            reasons = [f"for {len(selection.target_indices):,} images", *collapses.values()]
+            reasons = [f"for {count:,} images", *collapses.values()]
             choices["rate"] = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
         repairs[name] = _measured(trial, selection, before, training, choices)
     best = choose_trial(session, repairs)

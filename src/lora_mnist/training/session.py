@@ -351,7 +351,6 @@ def _refuse_inconsistent(session: Session) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    is_auto = cfg.optimizer.lr == AUTO
     base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
         expected = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
@@ -381,7 +380,7 @@ def _refuse_inconsistent(session: Session) -> None:
         )
     needs_images = {
         "target=weakest": cfg.target == "weakest" and session.mistakes is None,
-        "optimizer.lr=auto": is_auto,
+        "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
         "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
         "refit=true": is_repair and cfg.refit is True,
         "dial=true": is_repair and cfg.dial is True,
