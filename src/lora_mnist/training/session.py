@@ -24,7 +24,7 @@ from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
-from lora_mnist.data.plan import ImageDataModule, Plan, Selection, select
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
 from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import INITS
@@ -250,14 +250,21 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     else:
         classifier = classifier_of(cfg)
     dataset = classifier.dataset
+    if cfg.stage != "eval" and cfg.target not in (None, "weakest"):
+        numbers_of(dataset.classes, cfg.target)  # refuses an unknown class before images are read
+    if cfg.mistakes is not None:
+        _refuse_images_of_data(cfg.mistakes, classifier.settings.data.get("data_dir") or DATA)
     images = classifier.images
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     if not len(images.test):
-        folder = as_value(classifier.settings.data.get("data_dir"))
+        key, settings = "data_dir", classifier.settings
+        for each in dataset.split_settings:
+            if settings.typed["data"].get(each) is not None:
+                key = each
         raise UserError(
-            f"data.data_dir={folder}: {images.left_out['test']['line']}; expected another folder, "
-            "or how images were held out in its training"
+            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
+            "expected another folder, or how images were held out in its training"
         )
     classifier.check(images.test if cfg.stage == "eval" else images.train)
     if cfg.stage != "eval" and cfg.target != "weakest":
@@ -306,18 +313,21 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
 
 
+def _refuse_images_of_data(mistakes: str | Path, data_dir: str | Path) -> None:
+    """Refuse mistakes in the folder of the data set, whose images are no mistakes that came in."""
+    folder, data = (Path(str(path)).expanduser().resolve() for path in (mistakes, data_dir))
+    if folder.is_relative_to(data):
+        raise UserError(
+            f"mistakes={mistakes}: expected pictures from elsewhere, in a folder outside of "
+            f"data.data_dir={data_dir}"
+        )
+
+
 def _mistakes_of(
     classifier: Classifier, cfg: DictConfig, device: torch.device
 ) -> tuple[Mistakes, dict[str, Any]]:
     """The pictures in the folder ``mistakes`` that the base gets wrong, and what is left out."""
     net, dataset = classifier.net, classifier.dataset
-    data_dir = classifier.settings.data.get("data_dir") or DATA
-    folder, data = (Path(str(path)).expanduser().resolve() for path in (cfg.mistakes, data_dir))
-    if folder.is_relative_to(data):  # its images are no mistakes that came in
-        raise UserError(
-            f"mistakes={cfg.mistakes}: expected pictures from elsewhere, in a folder outside of "
-            f"data.data_dir={data_dir}"
-        )
 
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
         return predictions_at(net, dataset.stacked(pictures, device), [0]).prediction[0]
