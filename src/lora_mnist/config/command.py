@@ -129,62 +129,45 @@ def all_keys() -> dict[str, bool]:
 
 
 def unknown_key(key: str) -> str:
-    """What to say of a key that no command has: those that may be meant, or all of its group."""
-    group, _, name = key.rpartition(".")
-    keys = sorted(all_keys())
+    """What to say of a key that this command has not: which are most like it."""
+    keys, name = all_keys(), key.rpartition(".")[2]
     if key in keys:
         return f"{key}: nothing reads this key here; another command has it"
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
-    if nearest := nearest or get_close_matches(key, keys):
-        return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"
-    while group and group not in keys:
-        group = group.rpartition(".")[0]
-    beside = [each for each in keys if each.rpartition(".")[0] == group]
-    return f"{key}: nothing reads this key; expected one of {', '.join(beside)}"
-
-
-def keys_of_others(cfg: DictConfig) -> list[str]:
-    """The keys of ``cfg`` that other commands have and this one has not.
-
-    A key that no command has is refused, and a value in place of a group. Hydra finds these on the
-    command line, but not in a user's files.
-    """
-    is_command = cfg.stage in COMMANDS
-    known = keys_in(cfg.stage) if is_command else keys_in("train") | keys_in(f"stage/{cfg.stage}")
-    content: Any = OmegaConf.to_container(cfg)
-    given = dotted(content)
-    if given.items() <= known.items():
-        return []
-    anywhere, others = all_keys(), []
-    # A function may take more arguments than those that are configured.
-    functions = [key for key in (*given, *anywhere) if key.endswith("._target_")]
-    is_open = (*(f"{group}." for group in _OPEN), *(key[: -len("_target_")] for key in functions))
-    for key in given:
-        group = key.rpartition(".")[0]
-        is_part_of_value = bool(group) and not anywhere.get(group)
-        if is_part_of_value or key.startswith(is_open):
-            continue
-        if key not in anywhere:
-            raise UserError(unknown_key(key))
-        if anywhere[key] and not given[key] and (value := OmegaConf.select(cfg, key)) is not None:
-            chosen = f"a file chooses a group by 'defaults: [override /{key}: {value}]'"
-            raise UserError(f"{key}: {value}: expected its keys; {chosen}")
-        if key not in known and (not group or group in known):  # else its group is one of them
-            others.append(key)
-    return others
+    nearest = nearest or get_close_matches(key, keys, n=5, cutoff=0)
+    return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the run's folder, without the keys that other commands have."""
+    """A copy of ``cfg`` with the run's folder, without the keys that other commands have.
+
+    A key that no command has is refused, and a value in place of a group: Hydra finds these on the
+    command line, but not in a user's files.
+    """
     checked = cfg.copy()
-    typed = None
-    if run is not None and run.typed is not None:
-        typed = [key_of(text) for text in run.typed]
-    for key in keys_of_others(cfg):
+    typed = None if run is None or run.typed is None else [key_of(text) for text in run.typed]
+    is_command = cfg.stage in COMMANDS
+    known = keys_in(cfg.stage) if is_command else keys_in("train") | keys_in(f"stage/{cfg.stage}")
+    content: Any = OmegaConf.to_container(cfg)
+    given, anywhere = dotted(content), all_keys()
+    # A function may take more arguments than those that are configured.
+    functions = [key for key in (*given, *anywhere) if key.endswith("._target_")]
+    is_open = (*(f"{group}." for group in _OPEN), *(key[: -len("_target_")] for key in functions))
+    for key, is_group in given.items():
+        group, _, name = key.rpartition(".")
+        is_part_of_value = bool(group) and not anywhere.get(group)
+        if key.startswith(is_open) or is_part_of_value:
+            continue
+        if key not in anywhere:
+            raise UserError(unknown_key(key))
+        if anywhere[key] and not is_group and (value := OmegaConf.select(cfg, key)) is not None:
+            chosen = f"a file chooses a group by 'defaults: [override /{key}: {value}]'"
+            raise UserError(f"{key}: {value}: expected its keys; {chosen}")
+        if key in known or (group and group not in known):  # then its group goes
+            continue
         # From Python each key is as good as typed.
         if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
             raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
-        group, _, name = key.rpartition(".")
         parent = OmegaConf.select(checked, group) if group else checked
         with open_dict(checked):
             del parent[name]

@@ -1,89 +1,81 @@
 """What the values of keys have to be: checked once, before anything is made of them."""
 
 import math
-from typing import NamedTuple
+import operator
+import re
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.choice import AUTO
-from lora_mnist.errors import UserError, as_value, is_number
+from lora_mnist.errors import UserError, as_value
 
-
-class Expected(NamedTuple):
-    """What a key takes: values of some types, numbers between bounds, and words."""
-
-    types: tuple[type, ...]  # float takes whole numbers, too
-    least: float = -math.inf
-    most: float = math.inf
-    words: tuple[str | None, ...] = ()  # None: null
-    above: float = -math.inf  # as least, but not this number itself
-
-    def takes(self, value: object) -> bool:
-        """Whether a key may have this value."""
-        if value in self.words:
-            return True
-        types = (*self.types, int) if float in self.types else self.types
-        if type(value) not in types:
-            return False
-        if is_number(value):
-            return self.least <= value <= self.most and value > self.above  # type: ignore[operator]
-        return type(value) is not float  # nan and infinity are no numbers
-
-    def __str__(self) -> str:
-        names = {int: "a whole number", float: "a number", str: "a text", list: "a list"}
-        names |= {bool: "true or false", dict: "values by name, as in {linear1: 4}"}
-        signs = {">=": self.least, ">": self.above, "<=": self.most}
-        bounds = [f"{sign} {bound}" for sign, bound in signs.items() if math.isfinite(bound)]
-        number, *others = [names[each] for each in self.types]
-        number = " ".join([number, " and ".join(bounds)]).rstrip()
-        return " or ".join([number, *others, *map(as_value, self.words)])
-
-
-_WHETHER = Expected((bool,), words=(None,))
-_COUNT = Expected((int,), least=1)
-_COUNT_OR_NULL = Expected((int,), least=1, words=(None,))
-_SHARE = Expected((float,), above=0, words=(None,))  # of batches, or their number
-_PATH = Expected((str, int))  # a folder may be called 2024
-_ABSENT = object()
-#: Keys whose values no part of a library refuses, or refuses too late.
+_NAMES = "values by name, as in {linear1: 4}"
+_TYPES: dict[str, tuple[type, ...]] = {
+    "a whole number": (int,),
+    "a number": (int, float),
+    "a text": (str,),
+    "a list": (list,),
+    _NAMES: (dict,),
+    **{"true": (bool,), "false": (bool,), "null": (type(None),)},
+}
+_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
+_PATH = "a text or a whole number"  # a folder may be called 2024
+_SHARE = "a number > 0 or null"  # of batches, or their number
+#: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
+#: types above with bounds, and words.
 EXPECTED = {
-    "seed": Expected((int,), least=0, most=2**32 - 1),
-    "compile": Expected((bool,)),
-    "figures": _WHETHER,
-    "dial": _WHETHER,
-    "refit": Expected((bool,), words=(AUTO,)),
-    "mistakes_test": Expected((float,), least=0, most=1),
-    "batches.batch_size": _COUNT,
-    "batches.replay": Expected((int,), least=0, words=(AUTO,)),
-    "batches.seed": Expected((int,), least=0, words=(None,)),
-    "data.split_seed": Expected((int,), words=(None,)),
-    "data.eval_batch_size": _COUNT_OR_NULL,
-    "data.num_workers": Expected((int,), least=0, words=(None,)),
-    "optimizer.lr": Expected((float,), least=0, words=(AUTO,)),
-    "lora.scale": Expected((float,), above=0, words=(AUTO,)),
-    "scale": Expected((float,), words=(AUTO, None)),
-    "lora.target_modules": Expected((str, list)),
-    "lora.rank_pattern": Expected((dict,), words=(None,)),
-    "lora.alpha_pattern": Expected((dict,), words=(None,)),
+    "seed": "a whole number >= 0 and <= 4294967295",
+    "compile": "true or false",
+    "figures": "true or false or null",
+    "dial": "true or false or null",
+    "refit": "true or false or auto",
+    "mistakes_test": "a number >= 0 and <= 1",
+    "batches.batch_size": "a whole number >= 1",
+    "batches.replay": "a whole number >= 0 or auto",
+    "batches.seed": "a whole number >= 0 or null",
+    "data.split_seed": "a whole number or null",
+    "data.eval_batch_size": "a whole number >= 1 or null",
+    "data.num_workers": "a whole number >= 0 or null",
+    "optimizer.lr": "a number >= 0 or auto",
+    "lora.scale": "a number > 0 or auto",
+    "scale": "a number or auto or null",
+    "lora.target_modules": "a text or a list",
+    "lora.rank_pattern": f"{_NAMES} or null",
+    "lora.alpha_pattern": f"{_NAMES} or null",
     "paths.outputs": _PATH,
     "paths.bases": _PATH,
-    "ckpt_path": Expected((str, int), words=(None,)),
-    "trainer.max_steps": Expected((int,), least=-1),
-    "trainer.max_epochs": Expected((int,), least=-1, words=(None,)),
-    "trainer.log_every_n_steps": Expected((int,), least=0, words=(None,)),
-    "trainer.accumulate_grad_batches": _COUNT,
-    "trainer.val_check_interval": Expected((float, str), above=0, words=(None,)),
+    "ckpt_path": f"{_PATH} or null",
+    "trainer.max_steps": "a whole number >= -1",
+    "trainer.max_epochs": "a whole number >= -1 or null",
+    "trainer.log_every_n_steps": "a whole number >= 0 or null",
+    "trainer.accumulate_grad_batches": "a whole number >= 1",
+    "trainer.val_check_interval": "a number > 0 or a text or null",
     "trainer.limit_train_batches": _SHARE,
-    "trainer.limit_val_batches": Expected((float,), least=0, words=(None,)),
+    "trainer.limit_val_batches": "a number >= 0 or null",
     "trainer.limit_test_batches": _SHARE,  # a run ends in a test
 }
+
+
+def takes(expected: str, value: Any) -> bool:
+    """Whether ``value`` is one of what ``expected`` names; nan and infinity are no numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    for each in expected.split(" or "):
+        kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
+        is_taken = each == value or type(value) in _TYPES.get(kind, ())
+        for bound in bounds:
+            sign, number = bound.split()
+            is_taken = is_taken and _SIGNS[sign](value, float(number))
+        if is_taken:
+            return True
+    return False
 
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse a value that its key cannot have."""
     for key, expected in EXPECTED.items():
-        value = OmegaConf.select(cfg, key, default=_ABSENT)
+        value = OmegaConf.select(cfg, key, default=expected)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
-        if value is not _ABSENT and not expected.takes(value):
+        if value is not expected and not takes(expected, value):
             raise UserError(f"{key}={as_value(value)}: expected {expected}")
