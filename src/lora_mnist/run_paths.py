@@ -21,9 +21,9 @@ predictions.csv report.html checkpoints figures summary.csv summary.png multirun
 """
 
 
-def refuse_used_folder(key: str, folder: Path) -> None:
-    """Refuse a folder, named by ``key``, in which a run would replace what is not its own."""
-    for name in (RESULTS_FILE, ADAPTER_FOLDER, TRIALS_FOLDER, *_ALSO_WRITTEN.split()):
+def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
+    """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
+    for name in (*names, RESULTS_FILE, ADAPTER_FOLDER, TRIALS_FOLDER, *_ALSO_WRITTEN.split()):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 

@@ -31,7 +31,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("hydra/launcher=nope", 'pip install "lora-mnist[sweep]"'),
         ("trainer.limit_val_batches=0", " +trainer.limit_val_batches"),
         ("digit=4", "target=4 and target=9: "),
-        ("logger=0", "logger=0: expected one of csv, "),
+        ("logger=0", "logger/0' Available options in 'logger': csv "),
         ("callbacks.checkpoint.min=1", " callbacks.checkpoint.save_last, "),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: "),
         ("Flöte", "Flöte: expected KEY=VALUE"),

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.command import CLASSIFIER, Run, override, unknown_key
+from lora_mnist.config.command import CLASSIFIER, Run, in_grammar, unknown_key
 from lora_mnist.errors import GROUP_OF, ArgumentError, UserError, one_line, printable, refusal_of
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
@@ -62,20 +62,23 @@ def run_entry(function: Command, config_name: str) -> None:
     def task(cfg: DictConfig) -> float | None:
         conf = HydraConfig.get()
         run = Run.of_command_line(conf, Path(conf.runtime.output_dir))
+        metric = None
         try:
             if run.is_sweep and "sweep" in cfg:
-                return run_job(function, cfg, run, conf, explain)
-            function(cfg, run)
+                metric = run_job(function, cfg, run, conf, explain)
+            else:
+                function(cfg, run)
         except Exception as exception:
             reason = explain(exception)
             log.error("%s", reason or one_line(exception), exc_info=reason is None)
             raise _Failed(exception) from exception
-        return None
+        if signals:  # in a __del__, where Python ignores what is raised
+            raise KeyboardInterrupt
+        return metric
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    error: BaseException
     try:
         sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
         for place, text in enumerate(sys.argv):
@@ -86,14 +89,10 @@ def run_entry(function: Command, config_name: str) -> None:
         with env_override({"HYDRA_FULL_ERROR": "1"}):
             main()
         return
-    except _Failed as failed:
-        error = failed.error
-    except SystemExit as stop:
-        if not signals:
-            raise
-        error = stop  # which Lightning has made of a signal
-    except (Exception, KeyboardInterrupt) as exception:
-        error = exception
+    except BaseException as raised:
+        error = raised.error if isinstance(raised, _Failed) else raised
+    if isinstance(error, SystemExit) and not signals:  # else Lightning has made it of a signal
+        raise error
     reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
     if signals or isinstance(error, KeyboardInterrupt):
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
@@ -119,18 +118,17 @@ def _leave_folder(reason: str | None, code: int) -> str | None:
     # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
     if conf.output_subdir is None:
         return None
-    folder, name = Path(conf.run.dir).absolute(), str(conf.job.config_name)
-    run = Run.of_command_line(conf, folder)
-    ours = ("hydra.run.dir", "hydra.mode")
-    last, log_file = folder / LAST_CHECKPOINT, f"{conf.job.name}.log"
+    folder, log_file = Path(conf.run.dir).absolute(), f"{conf.job.name}.log"
     files = {path.name for path in folder.glob("*")}
     if reason is not None and code != 1 and files <= {conf.output_subdir, log_file}:
         shutil.rmtree(folder, ignore_errors=True)
     if reason is not None and code <= 2:  # a refusal
         return None
+    name, run = str(conf.job.config_name), Run.of_command_line(conf, folder)
+    ours, last = ("hydra.run.dir", "hydra.mode"), folder / LAST_CHECKPOINT
     if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
-        typed = run.typed_without(*ours, "ckpt_path")
-        return f"go on with: {command_line(name, [*typed, override('ckpt_path', last)])}"
+        typed = [*run.typed_without(*ours, "ckpt_path"), f"ckpt_path={in_grammar(last)}"]
+        return f"go on with: {command_line(name, typed)}"
     if code > 2:  # of a signal
         return f"start again with: {command_line(name, run.typed_without(*ours))}"
     return f"log: {folder / log_file}"
@@ -157,13 +155,12 @@ def _for_hydra(typed: list[str]) -> list[str]:
             options.append(text)
             continue
         try:
-            if isinstance(parser.parse_override(text).value(), int | float):
-                names = sorted(file.stem for file in (CONFIGS / key).glob("*.yaml"))
-                if names:  # Hydra takes no number for a group
-                    raise UserError(f"{text}: expected one of {', '.join(names)}")
+            is_number = isinstance(parser.parse_override(text).value(), int | float)
+            if is_number and (CONFIGS / key).is_dir():  # as a text, Hydra lists what there is
+                text = f"{key}='{value}'"
         except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
-            text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else override(key, value)
+            text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"
         text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
         overrides.append(re.sub("^digit=", "target=", text))
     named = {text for text in overrides if text.startswith("target=")}
@@ -256,10 +253,7 @@ class ClaimOutputFolder(Callback):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
-            log_file = folder / f"{config.hydra.job.name}.log"
-            if (folder / subfolder).exists() or log_file.exists():
-                raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
-            refuse_used_folder("hydra.run.dir", folder)
+            refuse_used_folder("hydra.run.dir", folder, subfolder, f"{config.hydra.job.name}.log")
             # If two runs start at once, the second fails here.
             (folder / subfolder).mkdir(parents=True)
 
@@ -271,26 +265,21 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
-        if "sweep" in config:
-            with _through_hydra(config):
+        with _through_hydra(config):
+            if "sweep" in config:
                 close_sweep(config)
-
-
-def _sweeps_the_stage(config: DictConfig) -> bool:
-    """Whether each job of a sweep gets its stage, or an experiment that sets one."""
-    keys = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
-    for each in OverridesParser.create().parse_overrides(config.hydra.overrides.task):
-        if each.is_sweep_override():
-            keys.add(each.key_or_group)
-    return bool(keys & {"stage", "experiment"})
 
 
 @contextmanager
 def _through_hydra(config: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block of a callback, an error ends the command."""
     HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
+    swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
+    for each in OverridesParser.create().parse_overrides(config.hydra.overrides.task):
+        if each.is_sweep_override():
+            swept.add(each.key_or_group)
     try:
-        if OmegaConf.is_missing(config, "stage") and not _sweeps_the_stage(config):
+        if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
             raise UserError(_no_stage())
         if config.hydra.job.chdir:
             raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")

@@ -6,12 +6,10 @@ A job is finished if its results.json is there; one that failed leaves failed.js
 import gc
 import logging
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from lora_mnist.config.command import Run, key_of
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import read_json, write_csv, write_json
 from lora_mnist.project import CONFIGS, command_line
-from lora_mnist.run_paths import RESULTS_FILE
+from lora_mnist.run_paths import RESULTS_FILE, refuse_used_folder
 from lora_mnist.show.keys import better_end, flatten, numeric_sort_key
 
 log = logging.getLogger(__name__)
@@ -43,9 +41,7 @@ def open_sweep(config: DictConfig) -> None:
         )
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for used in folder.iterdir():
-        reason = f"has a {used.name} already; expected a new folder"
-        raise UserError(f"hydra.sweep.dir={folder}: {reason}")
+    refuse_used_folder("hydra.sweep.dir", folder, *(path.name for path in folder.iterdir()))
 
 
 def run_job(
@@ -74,8 +70,7 @@ def run_job(
         print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
         return None
     finally:
-        with _signals_waiting():
-            gc.collect()  # a Trainer and what it trains hold each other, and the images
+        gc.collect()  # a Trainer and what it trains hold each other, and the images
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), ""
     value = results.get(cfg.sweep.metric)
     if isinstance(value, int | float):
@@ -84,34 +79,14 @@ def run_job(
         expected = f"a number in results.json{nearest_to(str(cfg.sweep.metric), results)}"
         raise UserError(f"sweep.metric={cfg.sweep.metric}: expected {expected}")
     if hydra.job.num == 0:
+        # A job may lack some of ours: those of a repair, or of mistakes.
+        ours = OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values()
         for title, key in cfg.sweep.columns.items():
-            if key not in (*results, *_columns_of_ours()):
+            if key not in (*results, *ours):
                 line = f"sweep.columns.{title}={key}: not in results.json{nearest_to(key, results)}"
                 print(line, file=sys.stderr, flush=True)
     print(f"#{hydra.job.num}: {metric}{time.perf_counter() - started:.1f} s", flush=True)
     return value if metric else None
-
-
-def _columns_of_ours() -> list[str]:
-    """The keys that a job may lack: some are of a repair, or of mistakes, alone."""
-    return list(OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values())
-
-
-@contextmanager
-def _signals_waiting() -> Iterator[None]:
-    """Let signals wait until the ``with`` block ends: what a ``__del__`` raises, Python ignores."""
-    came: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere none is handled
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in came:
-        signal.raise_signal(number)
 
 
 def close_sweep(config: DictConfig) -> None:
@@ -194,16 +169,13 @@ def summarize(folder: Path, metric: str) -> Summary:
         overrides = (failed or results)["overrides"]
         own = {key_of(text): text.partition("=")[2] for text in overrides}
         jobs.append(Job(path, overrides, own, failed.get("error"), flatten(results)))
-    values: dict[str, set[str]] = {}
-    for job in jobs:
-        for key, value in job.values.items():
-            values.setdefault(key, set()).add(value)
-    for job in jobs:
-        for key in values:
-            if key not in job.values:  # a search may set a key in some jobs alone
-                job.values[key] = ""
-                values[key].add("")
-    swept = [key for key in values if len(values[key]) > 1]
+    swept = []
+    for key in dict.fromkeys(key for job in jobs for key in job.values):
+        values = set()
+        for job in jobs:
+            values.add(job.values.setdefault(key, ""))  # a search may set it in some jobs alone
+        if len(values) > 1:
+            swept.append(key)
     jobs.sort(key=lambda job: [numeric_sort_key(job.values[key]) for key in swept])
     rows: dict[object, Repeats] = {}
     for job in jobs:

@@ -70,11 +70,6 @@ class Run:
         return left
 
 
-def override(key: str, value: object) -> str:
-    """``key=value`` as Hydra's grammar has it."""
-    return f"{key}={in_grammar(value)}"
-
-
 def in_grammar(value: object) -> str:
     """A value in Hydra's grammar; a text such as null, which may be a class's name, is quoted."""
     text = str(value)

@@ -9,7 +9,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_mnist.config.command import key_of, override
+from lora_mnist.config.command import in_grammar, key_of
 from lora_mnist.measure.significance import (
     LEVEL,
     chance_text,
@@ -428,7 +428,7 @@ class Reading:
             return None
         overrides = ["experiment=repair", "target=weakest"]
         if weights := results.get("weights"):  # the file of a base that is not the current one
-            overrides.append(override("base_ckpt", relpath(folder / weights)))
+            overrides.append(f"base_ckpt={in_grammar(relpath(folder / weights))}")
         given = [key_of(text) for text in overrides]
         for text in results["overrides"]:
             if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
