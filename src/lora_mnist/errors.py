@@ -97,9 +97,9 @@ def config_group(group: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause: BaseException = error
-        if type(error).__name__ == "InstantiationException":  # Hydra's, which is not imported here
-            cause = error.__cause__ or error
+        # Hydra, which is not imported here, makes it the cause of an error of its own.
+        is_of_hydra = type(error).__name__ == "InstantiationException"
+        cause = (error.__cause__ if is_of_hydra else None) or error
         if isinstance(cause, ArgumentError):
             raise UserError(refusal_of(cause, group)) from error
         if _is_of_libraries(cause):
@@ -114,15 +114,14 @@ def refusal_of(error: ArgumentError, group: str = "") -> str:
     return f"{key}={as_value(error.value)}: {error.reason}"
 
 
-def _is_of_libraries(error: BaseException) -> bool:
+def _is_of_libraries(error: BaseException | None) -> bool:
     """Whether only libraries have run: an error with a frame in other code is no wrong value."""
-    cause: BaseException | None = error
-    while cause is not None:
-        for frame, _ in walk_tb(cause.__traceback__):
-            package, *_ = frame.f_globals.get("__name__", "").split(".")
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
             if package not in _LIBRARIES:
                 return False
-        cause = cause.__cause__
+        error = error.__cause__
     return True
 
 

@@ -97,33 +97,29 @@ def run_entry(function: Command, config_name: str) -> None:
     if signals or isinstance(error, KeyboardInterrupt):
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
         reason, code = f"interrupted by {sent.name}", 128 + sent
+    advice = _leave_folder(reason, code) if HydraConfig.initialized() else ""
     if reason is not None:
-        print(reason, file=sys.stderr)
-    advice = _leave_folder(reason, code) if HydraConfig.initialized() else None
-    if reason is None:
-        if advice is not None:
-            error.add_note(advice)
-        raise error
-    if advice is not None:
-        print(advice, file=sys.stderr)
-    raise SystemExit(code)
+        print("\n".join([reason, advice]).rstrip(), file=sys.stderr)
+        raise SystemExit(code)
+    if advice:
+        error.add_note(advice)
+    raise error
 
 
-def _leave_folder(reason: str | None, code: int) -> str | None:
+def _leave_folder(reason: str | None, code: int) -> str:
     """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
     conf = HydraConfig.get()
     if conf.mode == RunMode.MULTIRUN:
-        end_early(Path(conf.sweep.dir))
-        return None
+        return end_early(Path(conf.sweep.dir))
     # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
     if conf.output_subdir is None:
-        return None
+        return ""
     folder, log_file = Path(conf.run.dir).absolute(), f"{conf.job.name}.log"
     files = {path.name for path in folder.glob("*")}
     if reason is not None and code != 1 and files <= {conf.output_subdir, log_file}:
         shutil.rmtree(folder, ignore_errors=True)
     if reason is not None and code <= 2:  # a refusal
-        return None
+        return ""
     name, run = str(conf.job.config_name), Run.of_command_line(conf, folder)
     ours, last = ("hydra.run.dir", "hydra.mode"), folder / LAST_CHECKPOINT
     if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
@@ -209,10 +205,9 @@ def _explain_configuration(error: BaseException) -> str:
             return _no_stage()  # which keys there are depends on it
         if not isinstance(error, HydraException):  # the command reads it
             return f"{key}: missing; expected a value"
-        function = cause.parent_node.get("_target_")
-        if function and key.rpartition(".")[2] not in GROUP_OF:
-            group = key.rpartition(".")[0]
-            beside = ", ".join(f"{group}.{name}" for name in cause.parent_node if name[0] != "_")
+        function, (group, _, name) = cause.parent_node.get("_target_"), key.rpartition(".")
+        if function and name not in GROUP_OF:
+            beside = ", ".join(f"{group}.{each}" for each in cause.parent_node if each[0] != "_")
             new = f"+{key}, a new argument of {function}"
             return f"{key}: nothing reads this key; expected one of {beside}, or {new}"
         return unknown_key(key)

@@ -106,14 +106,14 @@ def close_sweep(config: DictConfig) -> None:
         raise SystemExit(1)
 
 
-def end_early(folder: Path) -> None:
+def end_early(folder: Path) -> str:
     """Say where the finished jobs of an interrupted sweep are; without any job it is removed."""
-    finished = len(list(folder.rglob(RESULTS_FILE)))
-    if finished:
+    if finished := len(list(folder.rglob(RESULTS_FILE))):
         write_summary(summarize(folder, ""))
-        print(f"finished jobs: {finished}, in {folder.absolute()}/summary.csv", file=sys.stderr)
-    elif {path.name for path in folder.glob("*")} <= {"multirun.yaml"}:  # Hydra's
+        return f"finished jobs: {finished}, in {folder.absolute()}/summary.csv"
+    if {path.name for path in folder.glob("*")} <= {"multirun.yaml"}:  # Hydra's
         shutil.rmtree(folder, ignore_errors=True)
+    return ""
 
 
 # --- the summary ---------------------------------------------------------------------------------

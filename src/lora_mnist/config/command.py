@@ -129,7 +129,7 @@ def unknown_key(key: str) -> str:
     if key in keys:
         return f"{key}: nothing reads this key here; another command has it"
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
-    nearest = nearest or get_close_matches(key, keys, n=5, cutoff=0)
+    nearest = nearest or get_close_matches(key, keys, cutoff=0)
     return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"
 
 
