@@ -48,6 +48,12 @@ QUICK = ("trainer=cpu", "logger=none", "figures=false", "paths.outputs=outputs")
 HERE = ("data=folder", "data.data_dir=photos", "net=huggingface", "net.folder=mine")
 
 
+def one_a_day(daily):
+    """All kinds of networks; those that are not ``daily`` are tried at night."""
+    for kind in CONFIGS:
+        yield pytest.param(kind, marks=[] if kind == daily else pytest.mark.nightly)
+
+
 def save_mine(kind, folder):
     """What a user of transformers has after a training."""
     torch.manual_seed(0)
@@ -79,7 +85,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", one_a_day("resnet"))
 def test_from_a_folder_to_a_repaired_folder(here, kind):
     """Each command's labels are those of transformers alone, before and after."""
     save_mine(kind, "mine")
@@ -229,33 +235,23 @@ def test_a_folder_is_written_for_transformers_alone(here):
     """Whatever cannot be said there is refused, and nothing is left half-written."""
     save_mine("resnet", "mine")
     refusals = {
-        "net._target_=torchvision.models.resnet18": "out=new: ",
         "prepare.transform={_target_: torchvision.transforms.v2.PILToTensor}": "out=new: ",
         "prepare.image_size=[32,48]": "prepare.image_size=[32, 48]: ",
         "out=mine": "out=mine: ",  # somebody's own
     }
     for typed, said in refusals.items():
-        options = [*HERE, "out=new", typed]
-        if typed.startswith("net"):
-            torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "resnet18.pt")
-            named = ("net._target_=torchvision.models.resnet18", "net.num_classes=3")
-            options = [*HERE[:2], "net=custom", *named, "base_ckpt=resnet18.pt", "out=new"]
-            options.append("prepare.image_size=32")
-        assert refused(export, composed("export", "paths.outputs=outputs", *options)).startswith(
-            said
-        ), typed
-    assert {path.name for path in here.iterdir()} <= {"mine", "photos", "resnet18.pt"}
+        cfg = composed("export", "paths.outputs=outputs", *HERE, "out=new", typed)
+        assert refused(export, cfg).startswith(said), typed
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "resnet18.pt")
+    other = ("net=custom", "net._target_=torchvision.models.resnet18", "net.num_classes=3")
+    options = (*HERE[:2], *other, "base_ckpt=resnet18.pt", "prepare.image_size=32", "out=new")
+    cfg = composed("export", "paths.outputs=outputs", *options)
+    assert refused(export, cfg).startswith("out=new: ")
+    assert {path.name for path in here.iterdir()} == {"mine", "photos", "resnet18.pt"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "vit",
-        pytest.param("resnet", marks=pytest.mark.nightly),
-        pytest.param("convnext", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.parametrize("kind", one_a_day("vit"))
 def test_onnx_of_a_base_alone(here, kind):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="the extra onnx is not installed")

@@ -4,7 +4,7 @@ import signal
 import time
 
 import pytest
-from helpers.commands import only_run, read_csv
+from helpers.commands import cells_of, only_run, read_csv
 from helpers.sweeping import COLUMNS, TOY, start, write_job
 
 from lora_mnist.cli.sweep import best_line, summarize, table_text, write_summary
@@ -105,11 +105,6 @@ def printed(sweep, metric="val.accuracy"):
     return "\n".join([table_text(summary, COLUMNS), best_line(summary.best, metric)])
 
 
-def cells(line):
-    """The texts in a line of a table."""
-    return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
-
-
 def test_sweeps_table(tmp_path):
     more = {
         "val_base": {"accuracy": 0.93, "errors_of_target": 38},
@@ -120,13 +115,14 @@ def test_sweeps_table(tmp_path):
     for rank, accuracy in ((4, 0.9166), (8, 0.93344)):
         write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=accuracy, more=more)
     write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
-    _, heads, _, *rows, _, base, _, best = printed(tmp_path).splitlines()
+    text = printed(tmp_path)
+    heads, *rows, base = cells_of(text)
     titles = ["", "lora.rank", "val.accuracy", "val errors on target"]
-    assert cells(heads) == [*titles, "test accuracy", "scale", "seconds"]
-    assert cells(rows[0]) == ["1", "8", "0.9334", "4", "0.9248", "0.5000", "1.250"]
-    assert cells(rows[1]) == ["2", "4", "0.9166", "4", "0.9248", "0.5000", "1.250"]
-    assert cells(base) == ["base", "", "0.9300", "38", "0.9520", "", ""]
-    assert best.startswith("best: ")
+    assert heads == [*titles, "test accuracy", "scale", "seconds"]
+    assert rows[0] == ["1", "8", "0.9334", "4", "0.9248", "0.5000", "1.250"]
+    assert rows[1] == ["2", "4", "0.9166", "4", "0.9248", "0.5000", "1.250"]
+    assert base == ["base", "", "0.9300", "38", "0.9520", "", ""]
+    assert text.splitlines()[-1].startswith("best: ")
     assert [job.error for job in summarize(tmp_path, "").failed] == ["expected an integer >= 1"]
 
 

@@ -234,11 +234,6 @@ def test_the_learning_rate_follows_the_number_of_images(outputs):
     options = ("stage=lora", "digit=4", "batches.replay=20", "lora.dropout=0.2")
     auto = run(outputs, *options, "optimizer.lr=auto")
     assert auto["choices"]["rate"]["value"] == 0.003  # 350 images
-    weights = adapter_of(newest(outputs))
-    again = run(outputs, *options, "optimizer.lr=0.003")
-    for key in ("val", "test", "dial"):
-        assert auto[key] == again[key]
-    assert not changed_tensors(weights, adapter_of(newest(outputs)))
     more = run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")
     assert more["choices"]["rate"]["value"] == 0.001  # 670
     useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")

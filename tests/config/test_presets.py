@@ -132,8 +132,8 @@ def test_jobs_run_side_by_side(tmp_path, monkeypatch):
 def test_a_recipe_takes_another_loss_and_another_start(tmp_path):
     """It chooses the groups whose keys it sets; what is typed chooses others."""
     (tmp_path / "loss").mkdir()
-    (tmp_path / "loss" / "own.yaml").write_text("_target_: helpers.bugs.Loss")
+    (tmp_path / "loss" / "own.yaml").write_text("_target_: my_loss.Loss")
     chosen = (f"hydra.searchpath=[file://{tmp_path}]", "loss=own", "lora=kaiming")
     cfg = composed("train", "experiment=repair", *chosen)
-    assert cfg.loss == {"_target_": "helpers.bugs.Loss"}
+    assert cfg.loss == {"_target_": "my_loss.Loss"}
     assert (cfg.lora.init, cfg.lora.rank) == ("kaiming", "auto")

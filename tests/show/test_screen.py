@@ -3,6 +3,7 @@ from io import StringIO
 from pathlib import Path
 
 from composed import logged
+from helpers.commands import cells_of
 from helpers.runs import results
 
 from lora_mnist import CNN, add_lora
@@ -21,18 +22,12 @@ def printed_results(run, to="log"):
     return printed(print_results, Reading(run), Path(), to=to)
 
 
-def cells(text):
-    """The rows of a table as they are printed, without the lines between them."""
-    rows = (line.replace("┃", "│").split("│")[1:-1] for line in text.splitlines())
-    return [[cell.strip() for cell in row] for row in rows if row]
-
-
 def test_print_parameters():
     net = CNN()
     net.conv1.bias = None
-    assert cells(printed(print_parameters, net))[1] == ["conv1", "16 x 1 x 3 x 3", "-"]
+    assert cells_of(printed(print_parameters, net))[1] == ["conv1", "16 x 1 x 3 x 3", "-"]
     text = printed(print_parameters, add_lora(net, target_modules=["conv1"]))
-    rows = cells(text)
+    rows = cells_of(text)
     assert rows[0] == ["layer", "W", "b", "lora_A", "lora_B"]
     assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
     assert text.splitlines()[-1].endswith("trainable: 25")
@@ -41,7 +36,7 @@ def test_print_parameters():
 def test_print_results_of_a_repair():
     text = printed_results(results())
     assert "test images, before -> after, * to be repaired" in text
-    assert cells(text) == [
+    assert cells_of(text) == [
         ["class", "errors", "repaired", "broken", "false calls", "images", "95% interval"],
         ["cat", "2 -> 6", "0", "4", "1 -> 0", "20", "3-10"],
         ["dog *", "9 -> 2", "7", "0", "2 -> 6", "20", "1-6"],
@@ -74,13 +69,13 @@ def test_print_predictions_marks_those_that_differ():
     other = {"file": "b[1].png", "before": Prediction("9", 0.98765, []), "after": four}
     same = {"file": "c.png", "before": four, "after": Prediction("4", 0.5, [])}
     text = printed(print_predictions, [other, same])
-    assert cells(text) == [
+    assert cells_of(text) == [
         ["picture", "before", "after"],
         ["b[1].png", "9 (0.988)", "4 (0.750) *"],
         ["c.png", "4 (0.750)", "4 (0.500)"],
     ]
     assert text.splitlines()[-1] == "* before and after differ: 1 of 2 pictures"
-    assert cells(printed(print_predictions, [{"file": "c.png", "before": four}])) == [
+    assert cells_of(printed(print_predictions, [{"file": "c.png", "before": four}])) == [
         ["picture", "prediction"],
         ["c.png", "4 (0.750)"],
     ]
