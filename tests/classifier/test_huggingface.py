@@ -85,7 +85,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", one_a_day("resnet"))
+@pytest.mark.parametrize("kind", [*one_a_day("resnet")])
 def test_from_a_folder_to_a_repaired_folder(here, kind):
     """Each command's labels are those of transformers alone, before and after."""
     save_mine(kind, "mine")
@@ -242,16 +242,16 @@ def test_a_folder_is_written_for_transformers_alone(here):
     for typed, said in refusals.items():
         cfg = composed("export", "paths.outputs=outputs", *HERE, "out=new", typed)
         assert refused(export, cfg).startswith(said), typed
-    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "resnet18.pt")
-    other = ("net=custom", "net._target_=torchvision.models.resnet18", "net.num_classes=3")
-    options = (*HERE[:2], *other, "base_ckpt=resnet18.pt", "prepare.image_size=32", "out=new")
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), "other.pt")
+    other = ("net=custom", "net._target_=torchvision.models.squeezenet1_1", "net.num_classes=3")
+    options = (*HERE[:2], *other, "base_ckpt=other.pt", "prepare.image_size=32", "out=new")
     cfg = composed("export", "paths.outputs=outputs", *options)
     assert refused(export, cfg).startswith("out=new: ")
-    assert {path.name for path in here.iterdir()} == {"mine", "photos", "resnet18.pt"}
+    assert {path.name for path in here.iterdir()} == {"mine", "photos", "other.pt"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", one_a_day("vit"))
+@pytest.mark.parametrize("kind", [*one_a_day("vit")])
 def test_onnx_of_a_base_alone(here, kind):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="the extra onnx is not installed")
