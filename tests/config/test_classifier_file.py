@@ -95,10 +95,8 @@ def test_the_keys_of_a_command_are_those_of_its_configuration(stage):
     if stage in COMMANDS:
         known, cfg = keys_in(stage), composed(stage)
     else:
-        known, cfg = (
-            keys_in("train") | keys_in(f"stage/{stage}"),
-            composed("train", f"stage={stage}"),
-        )
+        known = keys_in("train") | keys_in(f"stage/{stage}")
+        cfg = composed("train", f"stage={stage}")
     assert known == dotted(OmegaConf.to_container(cfg))
 
 
