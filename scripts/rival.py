@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from lora_mnist import remove_lora
 from lora_mnist.classifier.classifier import read_adapter
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import Run, key_of, make
-from lora_mnist.data.images import Augment, ImageDataset, Images
-from lora_mnist.errors import UserError, config_group
-from lora_mnist.training.session import open_session
+from lora_mnist.config.command import Run, classifier_of, key_of, make
+from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
+from lora_mnist.errors import UserError
+from lora_mnist.training.session import augment_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Case:
 
     net: nn.Module
     dataset: ImageDataset
+    sets: ImageSets
     target: int  # the class to repair
     images: dict[str, Tensor]  # of validation and of test, normalised
     labels: dict[str, Tensor]
@@ -101,9 +102,9 @@ def weighted(
     """A copy of the base after a training in which the class's loss counts ``weight`` times."""
     how = " augmented" if is_augmented else ""
     log.info("fine-tuning: %d%s steps, rate %g, weight %g", case.steps, how, rate, weight)
-    images: Images = getattr(case.dataset.sets, parts[0])
+    images: Images = getattr(case.sets, parts[0])
     for part in parts[1:]:
-        images = images.followed_by(getattr(case.dataset.sets, part))
+        images = images.followed_by(getattr(case.sets, part))
     images = replace(images, augment=case.augment if is_augmented else None)
     net = copy.deepcopy(case.net).train()
     weights = torch.ones(len(case.dataset.classes))
@@ -155,14 +156,18 @@ def sum_of_shares(case: Case, logits: Tensor) -> float:
 
 
 def load_case(
-    base: nn.Module, dataset: ImageDataset, target: int, augment: Augment | None = None
+    base: nn.Module,
+    dataset: ImageDataset,
+    sets: ImageSets,
+    target: int,
+    augment: Augment | None = None,
 ) -> Case:
-    """A base, with its images and its logits in memory."""
+    """A base, with images to choose by and to test on, and its logits, in memory."""
     images, labels, before = {}, {}, {}
     for part in ("val", "test"):
-        images[part], labels[part] = in_memory(dataset, getattr(dataset.sets, part))
+        images[part], labels[part] = in_memory(dataset, getattr(sets, part))
         before[part] = logits_of(base, images[part])
-    return Case(base, dataset, target, images, labels, before, augment)
+    return Case(base, dataset, sets, target, images, labels, before, augment)
 
 
 def in_memory(dataset: ImageDataset, images: Images) -> tuple[Tensor, Tensor]:
@@ -198,17 +203,19 @@ def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
     if cfg.adapter == "latest":
         cfg.adapter = str(newest_repair(Path(cfg.paths.outputs)) or "latest")
-    session = open_session(cfg, run)
-    classifier = session.classifier
-    adapter, net, dataset = classifier.adapter, classifier.net, classifier.dataset
+    classifier = classifier_of(cfg)
+    adapter, net = classifier.adapter, classifier.net
     if len(classifier.targets) != 1:
         repaired = ", ".join(classifier.targets) or "mistakes"
         raise UserError(f"adapter={adapter}: repairs {repaired}; expected one that repairs a class")
     (target,) = classifier.targets
-    augment = session.augment and make("batches.augment", session.augment)
-    with config_group("data"):
-        plain = remove_lora(copy.deepcopy(net)).requires_grad_()
-        case = load_case(plain, dataset, classifier.classes.index(target), augment)
+    augment = augment_of(cfg, classifier)
+    augment = augment and make("batches.augment", augment)
+    # A refit has learnt the validation images, which choose for twenty lines as for its trials.
+    val = replace(classifier, adapter=None).images.val
+    sets = replace(classifier.images, val=val)
+    plain = remove_lora(copy.deepcopy(net)).requires_grad_()
+    case = load_case(plain, classifier.dataset, sets, classifier.classes.index(target), augment)
     if not len(case.labels["val"]):
         raise UserError("data: expected validation images, which choose the rate of twenty lines")
     file, repair = Path(str(adapter)).parent / "results.json", {}  # of the run that left it

@@ -65,7 +65,7 @@ def yardstick(tmp_path, monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name, raising=False)
     text = (here / "nets_of_a_stranger.py").read_text()
     (here / "my_nets.py").write_text(text + _BLACK)
-    few = ("trainer=cpu", "trainer.max_steps=6", "logger=none", "figures=false", "refit=false")
+    few = ("trainer=cpu", "trainer.max_steps=6", "logger=none", "figures=false", "refit=true")
     few = (*few, "batches.replay=10", "trainer.val_check_interval=6", "lora.dropout=0")
     few = (*few, "experiment=repair", "target=dog", "net._target_=my_nets.Net")
     folder = here / "outputs" / "lora" / "run"

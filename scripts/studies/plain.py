@@ -83,7 +83,7 @@ def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
     hook = head.register_forward_hook(lambda _, args, __: inputs.append(args[0].flatten(1)))
     of_parts = []
     for part in parts:
-        images, of_part = in_memory(case.dataset, getattr(case.dataset.sets, part))
+        images, of_part = in_memory(case.dataset, getattr(case.sets, part))
         logits_of(net, images)
         of_parts.append(of_part)
     hook.remove()

@@ -94,19 +94,7 @@ class Session:
 
     @property
     def augment(self) -> Any:
-        """What changes training images; ``auto``: what changed them in the base's training."""
-        augment, base = self.cfg.batches.augment, self.classifier.base
-        if augment != AUTO:
-            return OmegaConf.to_container(augment, resolve=True) if augment else None
-        assert base is not None  # _refuse_wrong_stage
-        recorded = base.record.get("made", {}).get("augment")
-        if foreign := recorded and foreign_code({}, "transform", recorded):
-            line = quoted(f"batches.augment={as_value(recorded)}")
-            raise UserError(
-                f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
-                "runs it, from where you stand; augment=none trains without"
-            )
-        return recorded
+        return augment_of(self.cfg, self.classifier)
 
     @cached_property
     def _order_seed(self) -> int:
@@ -238,6 +226,22 @@ class Session:
             if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
                 cfg.logger[logger] = None
         return replace(self, cfg=cfg, run=run, trainer=make_trainer(cfg, run))
+
+
+def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
+    """What changes training images; ``auto``: what changed them in the base's training."""
+    augment, base = cfg.batches.augment, classifier.base
+    if augment != AUTO:
+        return OmegaConf.to_container(augment, resolve=True) if augment else None
+    assert base is not None  # _refuse_wrong_stage
+    recorded = base.record.get("made", {}).get("augment")
+    if foreign := recorded and foreign_code({}, "transform", recorded):
+        line = quoted(f"batches.augment={as_value(recorded)}")
+        raise UserError(
+            f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
+            "runs it, from where you stand; augment=none trains without"
+        )
+    return recorded
 
 
 def open_session(cfg: DictConfig, run: Run) -> Session:
