@@ -50,7 +50,7 @@ class Case:
     images: dict[str, Tensor]  # of validation and of test, normalised
     labels: dict[str, Tensor]
     before: dict[str, Tensor]  # the base's logits, likewise
-    augment: Augment | None = None  # of training images, as in the base's own training
+    augment: Augment | None  # of training images, as in the base's own training
     steps: int = 400  # of each training
 
 
@@ -156,11 +156,7 @@ def sum_of_shares(case: Case, logits: Tensor) -> float:
 
 
 def load_case(
-    base: nn.Module,
-    dataset: ImageDataset,
-    sets: ImageSets,
-    target: int,
-    augment: Augment | None = None,
+    base: nn.Module, dataset: ImageDataset, sets: ImageSets, target: int, augment: Augment | None
 ) -> Case:
     """A base, with images to choose by and to test on, and its logits, in memory."""
     images, labels, before = {}, {}, {}
@@ -213,11 +209,11 @@ def rival(cfg: DictConfig, run: Run) -> None:
     augment = augment and make("batches.augment", augment)
     # A refit has learnt the validation images, which choose for twenty lines as for its trials.
     val = replace(classifier, adapter=None).images.val
+    if not len(val):
+        raise UserError("data: expected validation images, which choose the rate of twenty lines")
     sets = replace(classifier.images, val=val)
     plain = remove_lora(copy.deepcopy(net)).requires_grad_()
     case = load_case(plain, classifier.dataset, sets, classifier.classes.index(target), augment)
-    if not len(case.labels["val"]):
-        raise UserError("data: expected validation images, which choose the rate of twenty lines")
     file, repair = Path(str(adapter)).parent / "results.json", {}  # of the run that left it
     if file.exists():
         repair = json.loads(file.read_text())
