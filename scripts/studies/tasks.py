@@ -1,8 +1,8 @@
 """Classifiers with a weak class: pictures made from what is there, small networks, their bases.
 
 ``net=custom net._target_=tasks.ResNet`` finds a network here, ``my_nets.Net`` in the example.
-Fashion-MNIST is downloaded, or its files are unpacked into data/FashionMNIST/raw from Debian's
-package dataset-fashion-mnist; scikit-learn has the photographs, matplotlib the letters.
+Fashion-MNIST is downloaded, or the four files of Debian's package dataset-fashion-mnist lie in
+data/FashionMNIST/raw, gunzipped; scikit-learn has the photographs, matplotlib the letters.
 """
 
 import shutil
