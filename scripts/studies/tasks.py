@@ -133,6 +133,7 @@ class Task:
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
     augment: str = "augment=none"  # of pretraining
+    runs: int = 2  # of a method on a base, at most
 
     def folder(self) -> Path:
         """The folder of its pictures, which are made now, if they were not yet."""

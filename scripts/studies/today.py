@@ -111,7 +111,8 @@ def _task(
     settings += f" net.num_classes={8 if pictures == 'pictograms' else 6}"
     cycle = f"scheduler=one_cycle trainer.val_check_interval=1.0 trainer.max_steps={steps}"
     cycle += f" optimizer.lr={rate}"
-    return Task(name, seed, settings, pictures, 999, target, starved, cycle)
+    runs = 1 if net == _LITE0 else 2  # a training takes minutes
+    return Task(name, seed, settings, pictures, 999, target, starved, cycle, runs=runs)
 
 
 _CONVNEXT = "convnext_atto net.depths=[1,1,3,1] net.dims=[16,32,64,128]"
