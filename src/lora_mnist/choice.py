@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 #: The value of a key that images decide.
 AUTO = "auto"
 #: The keys that set the choices of a repair.
-_KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment", "scale": "lora.scale"}
+KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment", "scale": "lora.scale"}
 #: Of a value that somebody has set.
 _AS_SET = ("typed", "as configured")
 
@@ -29,6 +29,10 @@ def tell(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
     for name, choice in choices.items():
         if choice.why not in _AS_SET:
-            value = choice.value
-            shown = ", ".join(value) if isinstance(value, list) else as_value(value)
-            log.info("%s=%s: %s", _KEY_OF.get(name, name), shown, choice.why)
+            log.info("%s", line_of(KEY_OF.get(name, name), choice.value, choice.why))
+
+
+def line_of(key: str, value: Any, why: str) -> str:
+    """``optimizer.lr=0.003: for 60 images``: a choice by the key that sets it."""
+    shown = ", ".join(value) if isinstance(value, list) else as_value(value)
+    return f"{key}={shown}: {why}"

@@ -102,7 +102,7 @@ def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after
     ("run", "judgement", "start"),
     [
         (nines(900, 61), "worse", "Do not keep this repair: there are more errors in all."),
-        (nines(900, 61, **OFF), "unclear", "There is no repair to keep: no scale of it beats"),
+        (nines(900, 61, **OFF), "unclear", "There is no repair to keep: the adapter is turned off"),
         (PRICE, "unclear", "Keep this repair only if errors on shirt matter most: there is no"),
         (ELSEWHERE, "unclear", "Keep this repair, though not for shirt: there are fewer errors"),
         (nines(40, 65), "unclear", "Keep this repair unless the loss on fours matters more: there"),
@@ -151,8 +151,8 @@ def test_verdict_doubts_images_that_the_base_may_know():
     known = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000), "val_from": "train"}
     run = {**GOOD, **known}
     *_, doubt = verdict(run)
-    assert doubt.judgement == "worse"
-    assert "What they decided may be wrong: target, scale. data.val_from=test" in doubt.text
+    assert doubt.judgement == "unclear"  # the test images may be harder
+    assert "decided may be wrong: target, scale. data.val_from=test" in doubt.text
     assert "data.val_from" not in Reading(run | {"val_from": "test"}).verdict_text()
     for other in ({"val_base": GOOD["test_base"]}, {"choices": {"rate": CHOICES["rate"]}}):
         assert verdict({**run, **other}) == verdict(GOOD)

@@ -3,12 +3,12 @@
 Screen, report and loggers ask here. Sweeps read numbers by their keys.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_mnist.choice import KEY_OF, line_of
 from lora_mnist.config.command import in_grammar, key_of
 from lora_mnist.measure.significance import (
     LEVEL,
@@ -197,12 +197,19 @@ class Reading:
         val, test = self.counts.get("val_base"), self.counts.get("test_base")
         decided = [name for name, choice in self.choices.items() if choice["images"]]
         if decided and val and test and knows_validation(val, test):
-            text = f"The base has so few errors on the validation images, {val['errors']:,}, that "
-            text += "it has probably been trained on them. What they decided may be wrong: "
-            text += f"{', '.join(decided)}."
+            shares = []
+            for counts in (val, test):
+                shares.append(f"{counts['errors']:,} of {sum(counts['images_per_class']):,}")
+            text = (
+                f"The base has {shares[0]} validation images wrong, and {shares[1]} test images. "
+            )
+            text += (
+                "Unless the test images are of a harder kind, it was trained on the others, and "
+            )
+            text += f"what these decided may be wrong: {', '.join(decided)}."
             if self.results["val_from"] == "train" and "test" not in self.results["held_out"]:
                 text += " data.val_from=test takes them from the test images."
-            phrases.append(Phrase(text, "worse"))
+            phrases.append(Phrase(text))
         if "test" in self.results["held_out"] and "base" in self.results["learnt_unknown"]:
             text = "The test images were held out of this folder just now: if the base was trained "
             phrases.append(Phrase(f"{text}on the whole folder, they prove nothing."))
@@ -291,14 +298,16 @@ class Reading:
             name, mistakes = "the mistakes", self.change(part="mistakes")
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         is_untested = bool(self.targets) and not self.of_targets.images
-        is_off = self.dial.get("advised") == 0 and self.results["scale"] == 0
+        is_off = self.results["scale"] == 0
         keep, drop = "Keep this repair", "Do not keep this repair"
         gain, loss = "there is no clear gain in all.", "there is no clear loss in all."
         less, worse = "there are fewer errors in all.", "there are more errors in all."
-        off = "There is no repair to keep: no scale of it beats the base on validation images."
+        off = "There is no repair to keep: the adapter is turned off (scale 0)"
+        if self.dial.get("advised") == 0:
+            off += ", since no scale of it beats the base on validation images"
         cases = (
             (is_untested, True, Phrase(f"No test image is of {name}: nothing judges the repair.")),
-            (is_off, False, Phrase(off)),
+            (is_off, False, Phrase(f"{off}.")),
             (fewer and not is_reached, True, Phrase(f"{keep}, though not for {name}: {less}")),
             (fewer and price, True, Phrase(f"{keep} unless {price} more: {less}")),
             (fewer, True, Phrase(f"{keep}: {less}", "better")),
@@ -346,9 +355,8 @@ class Reading:
         """What was chosen, and why, a line each."""
         lines = []
         for name, choice in self.choices.items():
-            value = choice["value"]
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"{name}={text}: {choice['why']}")
+            key = KEY_OF.get(name, name) if self.results["stage"] == "lora" else name
+            lines.append(line_of(key, choice["value"], choice["why"]))
         return lines
 
     def belief(self) -> list[Phrase]:

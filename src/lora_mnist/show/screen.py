@@ -56,9 +56,10 @@ def print_parameters(net: nn.Module) -> None:
         for adapter in weight.adapters:
             cells += [_shape(adapter.lora_A), _shape(adapter.lora_B)]
         rows.append(cells)
-    table = Table("layer", "W", "b")
+    names = Column("layer", overflow="fold")
+    table = Table(names, "W", "b")
     if count["lora"]:
-        table = Table("layer", "W", "b", "lora_A", "lora_B")
+        table = Table(names, "W", "b", "lora_A", "lora_B")
     for row in rows[:_MAX_LAYERS]:
         table.add_row(*row)
     if len(rows) > _MAX_LAYERS:
