@@ -152,6 +152,19 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     assert levels == {"INFO"}
 
 
+def test_refit_begins_where_its_trial_began(go, monkeypatch):
+    starts, fit = [], Session.fit
+
+    def remembering(self, *arguments):
+        starts.append([p.clone() for each in lora_adapters(self.net) for p in each.parameters()])
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(Session, "fit", remembering)
+    go("from the start", *QUIET, "refit=true")
+    trial, refit = starts
+    assert all(map(torch.equal, trial, refit))
+
+
 def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog):
     """It tells itself by errors in images that it has learnt; the trial is what is saved."""
     fit = Session.fit
