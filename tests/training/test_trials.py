@@ -5,16 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
-from helpers.commands import read_results
+from helpers.commands import read_csv, read_results
 
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
-from lora_mnist.errors import UserError
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.predictions import Predictions
+from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training.recipe import choose_target
 from lora_mnist.training.session import Session
 
@@ -165,7 +166,8 @@ def test_refit_begins_where_its_trial_began(go, monkeypatch):
     assert all(map(torch.equal, trial, refit))
 
 
-def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog):
+@pytest.mark.parametrize("diverges", [False, True])
+def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog, diverges):
     """It tells itself by errors in images that it has learnt; the trial is what is saved."""
     fit = Session.fit
 
@@ -174,13 +176,17 @@ def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog):
         if not len(data.images.val):  # the refit
             for adapter in lora_adapters(self.net):
                 torch.nn.init.normal_(adapter.lora_B, std=10)
+            if diverges:
+                raise TrainingError("the loss is nan")
         return module
 
     monkeypatch.setattr(Session, "fit", collapsing)
-    folder, before = go("collapsing", *QUIET, "refit=true"), go("alone", *QUIET)
+    folder, before = go(f"collapsing {diverges}", "refit=true"), go("alone", *QUIET)
     results = read_results(folder)
     assert not results["choices"]["refit"]["value"]
-    assert "refit: it leaves " in caplog.text
+    assert f"refit: it {'collapses' if diverges else 'leaves'}" in caplog.text
+    assert (folder / "trials/refit" / LAST_CHECKPOINT).exists()
+    assert not (folder / LAST_CHECKPOINT).exists()
     assert not changed(folder, before)
     for key in ("val", "test", "dial", "scale"):
         assert results[key] == read_results(before)[key]
@@ -226,3 +232,34 @@ def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
     choices = read_results(folder)["choices"]
     assert (choices["trial"]["value"], choices["refit"]["value"]) == ("high", False)
     assert not (folder / "trials").exists()
+
+
+def test_a_rate_that_collapses_leaves_the_runs_own_files_to_the_next_one(go):
+    """The checkpoint, the curves and what a logger knows are those of the training that is kept."""
+    steep = ("optimizer.lr=auto", "lora.alpha=1000", "trainer.val_check_interval=4")
+    options = ("logger=csv", "trainer.log_every_n_steps=4", *steep)
+    folder = go("steep alone", *options)
+    results = read_results(folder)
+    rate, curve = results["choices"]["rate"]["value"], results["validation_errors"]
+    assert rate < 0.003
+    last = torch.load(folder / LAST_CHECKPOINT, weights_only=True)
+    assert last["hyper_parameters"]["optimizer"]["lr"] == rate
+    (logged,) = folder.glob("csv/*/metrics.csv")
+    errors = [int(float(row["val/errors"])) for row in read_csv(logged) if row["val/errors"]]
+    assert errors[: len(curve)] == [each for _, each in curve]
+    for kind in ("checkpoints/last.ckpt", "csv/version_0/metrics.csv"):
+        assert (folder / "trials" / "lora_0.003" / kind).exists()
+
+
+def test_a_trial_that_diverges_loses_no_other(go, caplog):
+    high = TRIALS.replace("optimizer.lr: 0.01", "optimizer.lr: 1e30")
+    options = (*QUIET, "trainer.log_every_n_steps=1")
+    folder = go("one diverges", *options, high)
+    choice = read_results(folder)["choices"]["trial"]
+    assert choice["value"] == "low"
+    assert choice["why"].endswith("; high collapsed")
+    assert "trial high collapses: optimizer.lr=1e+30: the loss is nan" in caplog.text
+    assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
+    both = high.replace("0.05}}", "0.05, optimizer.lr: 1e30}}")
+    with pytest.raises(TrainingError, match=r"^trials: .* high: optimizer.lr=1e\+30: .* low: "):
+        go("all diverge", *options, both)

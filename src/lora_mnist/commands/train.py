@@ -74,7 +74,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trials = trials_of(session, selection)
     advice = check_base(session, before)
     print_parameters(session.net)
-    repair = train_repair(session, trials, selection, before)
+    session, repair = train_repair(session, trials, selection, before)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}

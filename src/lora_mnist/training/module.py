@@ -111,13 +111,14 @@ class ClassifierModule(LightningModule):
         loss: Tensor = self.loss(self.net(images), labels, self.replay // self.trainer.world_size)
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
-            # Where a collapse is looked for, the next validation finds it in all processes.
-            if self.most_errors is None and not loss.isfinite():
+            mean = self.trainer.strategy.reduce(loss.detach().clone())  # so all processes end alike
+            # Where a collapse is looked for, the next validation finds it.
+            if self.most_errors is None and not mean.isfinite():
                 raise TrainingError(
-                    f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {loss.item()} at "
+                    f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {mean.item()} at "
                     f"step {step}; expected a smaller learning rate"
                 )
-            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+            self.log("train/loss", mean, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -26,7 +26,7 @@ from lora_mnist.choice import AUTO, Choice
 from lora_mnist.config.command import key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import INITS, add_lora, set_lora_scale
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
@@ -162,11 +162,12 @@ def train_repair(
     trials: Mapping[str, Session],
     selection: Selection,
     before: Predictions | None,
-) -> Repair:
+) -> tuple[Session, Repair]:
     """Train the adapter in each of ``trials``; keep the best one, or train it again as a refit.
 
     Each training begins at the same start. The tables, the dial and the scale are those of the
-    best trial, which had not learnt the validation images.
+    best trial, which had not learnt the validation images. The loggers of the session that is
+    returned have seen no training that was given up.
     """
     net, start, count = session.net, start_of(session.net), len(selection.target_indices)
     refit = choose_refit(session, selection)
@@ -179,6 +180,7 @@ def train_repair(
     most = None if before is None else most_errors(counts_of(before)["before"]["errors"])
     repairs: dict[str, Repair] = {}
     collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
+    diverged: dict[str, str] = {}  # trials without a result
     for name, trial in trials.items():
         if len(trials) > 1:
             log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
@@ -189,35 +191,55 @@ def train_repair(
             is_last = rate == rates[-1]
             if rate in collapses and not is_last:
                 continue
-            one = trial.at_rate(rate)
-            if has_several or collapses:
-                one = one.in_folder(f"{TRIALS_FOLDER}/{name}_{rate:g}")
+            one, folder = trial.at_rate(rate), f"{TRIALS_FOLDER}/{name}_{rate:g}"
+            if has_several:
+                one = one.in_folder(folder)
             start_again(net, start, trial.cfg.lora.dropout)
-            training = one.fit(trial.data(selection), None if is_last else most)
+            try:
+                training = one.fit(trial.data(selection), None if is_last else most)
+            except TrainingError as error:
+                if len(trials) == 1:
+                    raise
+                diverged[name] = str(error)
+                break
             if not training.has_collapsed:
                 break
             step, errors = list(training.errors_by_step.items())[-1]
             collapses[rate] = f"at {rate:g} it collapses, with {errors:,} errors at step {step}"
             log.warning("training: %s; the next rate is tried", collapses[rate])
+            if not has_several:
+                trial = trial.set_aside(folder)
+        if name in diverged:
+            log.warning("trial %s collapses: %s", name, diverged[name])
+            continue
         choices = {"refit": refit, "rate": trial.as_set("optimizer.lr", rate)}
         if len(rates) > 1:
             reasons = [f"for {count:,} images", *collapses.values()]
             choices["rate"] = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
         repairs[name] = _measured(trial, selection, before, training, choices)
+        if not has_several:
+            session = replace(session, trainer=trial.trainer)
+    if not repairs:
+        reasons = [f"{name}: {why}" for name, why in diverged.items()]
+        raise TrainingError(f"trials: each of them collapses; {'; '.join(reasons)}")
     best = choose_trial(session, repairs)
+    if diverged:
+        best = best._replace(why=f"{best.why}; {', '.join(diverged)} collapsed")
     repair, trial = repairs[best.value], trials[best.value]
     if refit.value:
         repair = _refit(trial, selection, before, repair, start)
+        if not repair.choices["refit"].value:
+            session = session.set_aside(f"{TRIALS_FOLDER}/refit")
     else:
         start_again(net, repair.adapter, trial.cfg.lora.dropout)
-        if repair.training.trainer is not session.trainer:
-            for logger in session.trainer.loggers:  # they have not seen this training
-                logger.log_hyperparams(dict(repair.training.hparams))
     choices = repair.choices
+    if not choices["refit"].value and repair.training.trainer is not session.trainer:
+        for logger in session.trainer.loggers:  # they have not seen this training
+            logger.log_hyperparams(dict(repair.training.hparams))
     if session.cfg.trials:
         choices = {"trial": best, "augment": choose_augment(session, trial), **choices}
     set_lora_scale(net, choices["scale"].value)
-    return repair._replace(choices=choices)
+    return session, repair._replace(choices=choices)
 
 
 def _refit(
@@ -235,16 +257,20 @@ def _refit(
     log.info("refit: once more, with the validation images%s", unseen)
     start_again(net, start, dropout)
     rate = trial.choices["rate"]
-    session.at_rate(rate.value).fit(session.data(selection, with_validation=True))
-    set_lora_scale(net, trial.choices["scale"].value)
-    refitted = session.predictions("val", before)
-    assert refitted is not None
-    after = counts_of(refitted)["after"]["errors"]
-    errors = counts_of(trial.tables["val"])["after"]["errors"]
-    if not session.of_first_process(after > most_errors(errors)):
-        return trial
-    why = f"it leaves {after:,} errors in the validation images that it has learnt, and "
-    why += f"{errors:,} are left by the trial, which had not learnt them"
+    try:
+        session.at_rate(rate.value).fit(session.data(selection, with_validation=True))
+    except TrainingError as error:
+        why = f"it collapses: {error}"
+    else:
+        set_lora_scale(net, trial.choices["scale"].value)
+        refitted = session.predictions("val", before)
+        assert refitted is not None
+        after = counts_of(refitted)["after"]["errors"]
+        errors = counts_of(trial.tables["val"])["after"]["errors"]
+        if not session.of_first_process(after > most_errors(errors)):
+            return trial
+        why = f"it leaves {after:,} errors in the validation images that it has learnt, and "
+        why += f"{errors:,} are left by the trial, which had not learnt them"
     log.warning("refit: %s; the trial is kept", why)
     start_again(net, trial.adapter, dropout)
     choices = {"refit": Choice(False, [True, False], len(session.images.val), why), "rate": rate}

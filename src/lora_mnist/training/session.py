@@ -227,6 +227,22 @@ class Session:
                 cfg.logger[logger] = None
         return replace(self, cfg=cfg, run=run, trainer=make_trainer(cfg, run))
 
+    def set_aside(self, name: str) -> "Session":
+        """Move what a training has written into a folder of the run's; the session of another one.
+
+        That has a Trainer of its own, whose files are in the run's own folder.
+        """
+        cfg, folder = self.cfg.copy(), self.run.folder.resolve()
+        cfg.ckpt_path = None
+        written = [logger.log_dir for logger in self.trainer.loggers]
+        written += [getattr(each, "dirpath", None) for each in self.trainer.checkpoint_callbacks]
+        for path in [Path(each).resolve() for each in written if each]:
+            if self.trainer.is_global_zero and folder in path.parents and path.exists():
+                aside = folder / name / path.relative_to(folder)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(aside)
+        return replace(self, cfg=cfg, trainer=make_trainer(cfg, self.run))
+
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
     """What changes training images; ``auto``: what changed them in the base's training."""
