@@ -10,8 +10,11 @@ log = logging.getLogger(__name__)
 
 #: The value of a key that images decide.
 AUTO = "auto"
+#: The values of target for which images decide: the weakest class, and all weak ones.
+WEAK = ("weakest", "weak")
 #: The keys that set the choices of a repair.
-KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment", "scale": "lora.scale"}
+KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
+KEY_OF |= {"scale": "lora.scale", "offset": "lora.offset"}
 #: Of a value that somebody has set.
 _AS_SET = ("typed", "as configured")
 

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 
+import pytest
 import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import refused
@@ -12,8 +13,10 @@ from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import classifier_of
 from lora_mnist.data import ImageDataset, Images, ImageSets
+from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.lora.model import add_offset
+from lora_mnist.lora.weight import lora_adapters, lora_offsets
 
 
 def test_an_adapter_finds_its_own_base(outputs):
@@ -41,21 +44,40 @@ def test_an_adapter_finds_its_own_base(outputs):
 
 
 def test_scale_auto_asks_the_rule_of_training(tmp_path):
-    """With the adapter's own targets: what repairs other classes alone is not advised."""
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
+    """An offset, too, unless it is said; and where neither helps, both are the base's."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3))
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
+        net[1].bias.zero_()
     (adapter,) = lora_adapters(add_lora(net.eval()))
-    with torch.no_grad():  # owls are known again
-        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
-        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    add_offset(net, "1", torch.tensor([0.0, 0, 1]))
     images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
     dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
     dataset.normalise_by(0, 1)
     dataset.sets = ImageSets(images, images, images, {}, {})
-    for targets, scale in (["owl"], 1), (["dog"], 0), ([], 1):
-        classifier = Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": targets})
-        assert classifier.set_scale("auto").value == adapter.scale == scale
+    classifier = Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": ["owl"]})
+
+    def turned(*asked):
+        return [choice.value for choice in classifier.set_scale(*asked).values()]
+
+    with torch.no_grad():  # owls are known again
+        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    assert turned("auto", 0) == [1.0, 0.0]
+    scale, offset = turned("auto")
+    assert scale == 1
+    assert abs(offset) < 30
+    with torch.no_grad():  # cats are owls
+        adapter.lora_A.copy_(torch.tensor([[1.0, 0, 0]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    assert turned("auto", 0) == [0.0, 0.0]
+    assert turned(1, 0) == [1.0, 0.0]
+    assert turned(1)[0] == 1.0
+    assert (adapter.scale, lora_offsets(net)[0].offset) == (1.0, 0.0)
+    assert turned(None, 2.5) == [1.0, 2.5]
+    with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
+        classifier.net = add_lora(torch.nn.Linear(3, 3))
+        classifier.set_scale(None, 3)
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

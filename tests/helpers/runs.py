@@ -8,6 +8,13 @@ from lora_mnist.measure.predictions import Predictions
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 DIAL = {
     **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9], "advised": 0.5},
+    **{"offsets": [0, 0, 0.25], "advised_offset": 0, "choose_by": "balanced_accuracy"},
+    "base": {
+        "errors": 12,
+        "errors_of_target": 9,
+        "errors_elsewhere": 3,
+        "false_calls_of_target": 0,
+    },
     **{"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]},
     "false_calls_of_target": [0, 2, 4],
 }
@@ -17,6 +24,8 @@ def outcome(errors, images=20, **more):
     """Counts by class, the last of which is the target; errors are false calls of the next one."""
     false_calls = [*errors[-1:], *errors[:-1]]
     return {
+        "accuracy": 1 - sum(errors) / images / len(errors),
+        "balanced_accuracy": 1 - sum(errors) / images / len(errors),
         "errors": sum(errors),
         "errors_per_class": errors,
         "called_per_class": [None] * len(errors),
@@ -44,6 +53,8 @@ def results(stage="lora", **more):
         "dataset": "farm",
         "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
         "scale": 1.0,
+        "offset": 0.0,
+        "choose_by": "balanced_accuracy",
         "held_out": {"val": "train"},
         "copies": 0,
         "learnt_unknown": [],

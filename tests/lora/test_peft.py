@@ -6,7 +6,17 @@ from helpers.nets import made, randomize
 from torch import nn
 
 from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
-from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.model import (
+    add_lora,
+    add_offset,
+    lora_disabled,
+    merge_lora,
+    remove_lora,
+    set_lora_offset,
+    set_lora_scale,
+    unmerge_lora,
+)
 from lora_mnist.lora.weight import lora_weights
 
 
@@ -42,6 +52,49 @@ def test_adapters_of_ours_load_in_peft(kind, options, scale, tmp_path, peft):
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
+
+
+@pytest.mark.parametrize("options", [{}, {"init": "pissa"}, {"target_modules": "linear1"}], ids=str)
+@pytest.mark.parametrize("scale", [1, -0.75, 0])
+def test_an_offset_is_one_in_peft(options, scale, tmp_path, peft):
+    """Switched on and off, and merged; the factors as trained stay in the file at scale 0."""
+    x, plain = made("linear")[1], base("linear")
+    ours = randomize(add_lora(base("linear"), rank=2, alpha=3.0, **options))
+    direction = torch.linspace(-1, 2, ours(x).shape[1])
+    set_lora_scale(ours, scale)
+    set_lora_offset(add_offset(ours, "linear2", direction), 1.5)
+    save_adapter(ours, tmp_path)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    if scale == 0:
+        torch.testing.assert_close(ours(x), plain(x) + 1.5 * direction, **close)
+    theirs = peft.PeftModel.from_pretrained(base("linear"), str(tmp_path)).eval()
+    torch.testing.assert_close(theirs(x), ours(x), **close)
+    with theirs.disable_adapter(), lora_disabled(ours):
+        assert torch.equal(ours(x), plain(x))
+        torch.testing.assert_close(theirs(x), plain(x), **close)
+    torch.testing.assert_close(theirs.merge_and_unload()(x), ours(x), **close)
+    loaded = load_adapter(base("linear"), tmp_path)
+    torch.testing.assert_close(loaded(x), ours(x), **close)
+    merged = merge_lora(copy.deepcopy(loaded))
+    torch.testing.assert_close(merged(x), ours(x), **close)
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    assert changed_tensors(plain.state_dict(), base_state_dict(unmerge_lora(merged))) == []
+    for net in (ours, loaded):
+        set_lora_scale(net, 1)
+    torch.testing.assert_close(loaded(x), ours(x), **close)
+    set_lora_offset(loaded, 0)
+    torch.testing.assert_close(loaded(x), ours(x) - 1.5 * direction, **close)
+    assert torch.equal(remove_lora(loaded)(x), plain(x))
+
+
+def test_biases_that_are_no_offset_are_refused(tmp_path, peft):
+    options = peft.LoraConfig(target_modules="linear.", lora_bias=True)
+    theirs = peft.get_peft_model(base("linear"), options)
+    theirs.save_pretrained(str(tmp_path / "zeros"))
+    load_adapter(base("linear"), tmp_path / "zeros")
+    randomize(theirs).save_pretrained(str(tmp_path / "others"))
+    with pytest.raises(ValueError, match="lora_B.bias of linear1 is not supported"):
+        load_adapter(base("linear"), tmp_path / "others")
 
 
 def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):

@@ -7,8 +7,11 @@ from helpers.nets import batches, randomize
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set_lora_scale
 from lora_mnist.errors import TrainingError
+from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.predictions import (
+    BASE,
+    Point,
     counts_of,
     counts_of_confusion,
     logged_metrics,
@@ -26,7 +29,7 @@ AFTER = 9.0 * F.one_hot(torch.tensor([0, 0, 1, 1, 1, 2]), 4)
 
 def table_of(before, after=None):
     """The table of these logits of a base, and of base and adapter."""
-    table = predictions_at(torch.nn.Identity(), [(before, LABELS)], [0])
+    table = predictions_at(torch.nn.Identity(), [(before, LABELS)], [BASE])
     return table if after is None else table.followed_by(table_of(after))
 
 
@@ -34,6 +37,7 @@ def test_counts_by_hand():
     before = {
         "loss": pytest.approx(F.cross_entropy(BEFORE, LABELS).item()),
         "accuracy": 0.5,
+        "balanced_accuracy": 0.5,
         "errors": 3,
         "errors_per_class": [2, 1, 0, 0],
         "called_per_class": [[1, 1], [0, 1], None, None],
@@ -44,6 +48,7 @@ def test_counts_by_hand():
     after = {
         "loss": pytest.approx(F.cross_entropy(AFTER, LABELS).item()),
         "accuracy": pytest.approx(4 / 6),
+        "balanced_accuracy": pytest.approx(4 / 6),
         "errors": 2,
         "errors_per_class": [1, 1, 0, 0],
         "called_per_class": [[1, 1], [2, 1], None, None],
@@ -68,8 +73,9 @@ def test_counts_by_hand():
     p_values = [many[f"p_value{group}"] for group in ("", "_of_target", "_elsewhere")]
     assert p_values == [mcnemar(10, 5), mcnemar(5, 5), mcnemar(5, 0)]
     assert len({*p_values}) == 3
-    # An image of one target that is given the name of another is no false call.
-    assert counts_of(table, [0, 1])["after"]["false_calls_of_target"] == 0
+    # Names are exact: an image of one target that is given the name of another is a false call.
+    both = counts_of(table, [0, 1])["after"]
+    assert (both["false_calls_of_target"], both["precision_of_target"]) == (1, 4 / 5)
 
 
 def test_counts_of_a_loss_that_is_not_finite_have_no_number():
@@ -132,11 +138,15 @@ def test_predictions_at_each_scale(tiny):
     """Those of the network with that scale, which afterwards has its own again."""
     adapted = randomize(add_lora(tiny))
     set_lora_scale(adapted, 0.5)
-    scales, base = [0, 0.3, None, 1], predictions_of(remove_lora(copy.deepcopy(adapted)), batches())
-    table = predictions_at(adapted, batches(), scales)
+    add_offset(adapted, "linear2", torch.tensor([0.5, 0, -1]))
+    base = predictions_of(remove_lora(copy.deepcopy(adapted)), batches())
+    points = [BASE, Point(0.3, 2.0), None, Point(1.0)]
+    table = predictions_at(adapted, batches(), points)
     assert [adapter.scale for adapter in lora_adapters(adapted)] == [0.5, 0.5]
-    for place, scale in enumerate(scales):
-        set_lora_scale(adapted, 0.5 if scale is None else scale)
+    for place, point in enumerate(points):
+        scale, offset = point or (0.5, 0)
+        set_lora_scale(adapted, scale)
+        set_lora_offset(adapted, offset)
         alone = predictions_of(adapted, batches())
         for column in ("prediction", "probability", "loss"):
             assert torch.equal(getattr(table, column)[place], getattr(alone, column)[1])
@@ -144,7 +154,7 @@ def test_predictions_at_each_scale(tiny):
         assert torch.equal(known.probability, alone.probability)
     assert len({tuple(row.tolist()) for row in table.probability}) == 4
     with pytest.raises(RuntimeError):  # images of another size
-        predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [0])
+        predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [BASE])
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
 
 

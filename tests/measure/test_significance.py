@@ -5,6 +5,8 @@ from lora_mnist.measure.significance import (
     is_near_chance,
     knows_validation,
     mcnemar,
+    other_mix,
+    weak,
     weakest,
     wilson,
 )
@@ -44,9 +46,30 @@ def test_chance_text_never_rounds_a_difference_to_significance():
 
 
 def test_knows_validation_where_it_errs_far_less_on_them():
-    def outcome(errors, images):
-        return {"errors": errors, "images_per_class": [images]}
+    def outcome(*per_class):
+        errors, images = zip(*per_class, strict=True)
+        each = {"errors_per_class": errors, "images_per_class": images}
+        return {"errors": sum(errors), **each}
 
-    assert knows_validation(outcome(39, 1000), outcome(120, 1000))  # 3.9% and 12%
-    assert not knows_validation(outcome(4, 100), outcome(12, 100))  # may be chance
-    assert not knows_validation(outcome(1000, 10_000), outcome(1400, 10_000))  # no factor of 1.5
+    assert knows_validation(outcome((39, 1000)), outcome((120, 1000)))  # 3.9% and 12%
+    assert not knows_validation(outcome((4, 100)), outcome((12, 100)))  # may be chance
+    assert not knows_validation(
+        outcome((1000, 10_000)), outcome((1400, 10_000))
+    )  # no factor of 1.5
+    # A class that is hard, and rare among validation images alone, says nothing.
+    assert not knows_validation(outcome((90, 900), (5, 10)), outcome((100, 1000), (600, 1000)))
+    assert knows_validation(outcome((9, 900), (0, 10)), outcome((100, 1000), (600, 1000)))
+
+
+def test_weak_classes_have_more_errors_than_the_rest_beyond_chance():
+    """Also with five images of a class, where so many are wrong."""
+    assert list(weak([20, 15, 4], [500, 300, 5])) == [2]
+    assert list(weak([5, 6, 70, 60], [100] * 4)) == [2, 3]
+    assert not weak([5, 6, 7, 4], [100] * 4)
+    assert not weak([3, 0], [9, 0])
+
+
+def test_another_mix_of_classes_is_named_by_the_class_that_differs_most():
+    assert other_mix([500, 500, 5], [1000, 1000, 1000])[0] == 2
+    assert other_mix([50, 49, 51], [100, 101, 99]) is None
+    assert other_mix([50, 0], [100, 0]) is None

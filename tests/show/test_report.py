@@ -43,7 +43,7 @@ def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     scale = {"value": 1, "of": None, "images": 0, "why": "typed"}
     page = " ".join(report_of(tmp_path, results(dial=DIAL, choices={"scale": scale})).split())
     advice = "errors on dog 9 -&gt; 5, errors on the other classes 3 -&gt; 5, false calls of dog 0"
-    assert f"Validation images advise scale 0.5: {advice}" in page
+    assert f"Validation images advise scale 0.5, which has {advice}" in page
     assert "<li>lora.scale=1: typed</li>" in page
 
 

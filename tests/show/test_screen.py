@@ -43,7 +43,9 @@ def test_print_results_of_a_repair():
         ["<b>cow</b>", "1 -> 0", "1", "0", "9 -> 2", "20", "0-3"],
         ["all", "12 -> 8", "8", "4", "", "60", "4-14"],
     ]
-    assert "\naccuracy: 0.8000 -> 0.8667\n" in text
+    assert (
+        "\naccuracy: 0.8000 -> 0.8667; balanced, the mean over classes: 0.8000 -> 0.8667\n" in text
+    )
     assert "\nOn dog: 9 errors -> 2 (7 repaired, 0 broken, p = 0.016).\n" in text
 
 

@@ -38,10 +38,11 @@ from lora_mnist.errors import (
     one_line,
 )
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
-from lora_mnist.lora.model import set_lora_scale
-from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.dial import dial_curve, images_of_dial
-from lora_mnist.measure.predictions import logits_at
+from lora_mnist.lora.model import set_lora_offset, set_lora_scale
+from lora_mnist.lora.weight import lora_adapters, lora_offsets
+from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
+from lora_mnist.measure.gain import MEASURES
+from lora_mnist.measure.predictions import Point, logits_at
 from lora_mnist.project import DATA, program
 from lora_mnist.run_paths import ADAPTER_FOLDER, base_name
 
@@ -161,44 +162,72 @@ class Classifier:
         network = build_network(settings.net, folder)
         return cls(network, build_dataset(network, settings), settings)
 
-    def set_scale(self, scale: float | str | None, device: torch.device | str = "cpu") -> Choice:
-        """Turn the adapter up or down; return its scale, 0 without an adapter, and why.
+    def set_scale(
+        self,
+        scale: float | str | None,
+        offset: float | str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, Choice]:
+        """Turn the adapter up or down; return its scale and offset, and why; none without one.
 
-        0 is the base, 1 the adapter as trained, ``None`` as it was saved. With ``auto`` validation
-        images decide, on ``device``, as in training.
+        Scale 0 and offset 0 are the base, scale 1 is the adapter as trained, ``None`` as it was
+        saved. With ``auto`` validation images decide, on ``device``, as in training: with
+        ``scale="auto"`` over an offset of ``None``, too.
         """
-        adapters = lora_adapters(self.net)
-        if scale is not None and not adapters:
-            raise UserError(f"scale={scale}: expected null, since there is no adapter")
-        saved = adapters[0].scale if adapters else 0.0
-        if scale is None:
-            return Choice(saved, why="as saved")
-        if scale == AUTO:
-            choice = self._advised_scale(saved, device)
-            log.info("scale=%g: %s", choice.value, choice.why)
-        else:
-            choice = Choice(float(scale), why="as set")
-        set_lora_scale(self.net, choice.value)
-        return choice
+        adapters, offsets = lora_adapters(self.net), lora_offsets(self.net)
+        for key, value in (("scale", scale), ("offset", offset)):
+            if value is not None and not adapters:
+                raise UserError(f"{key}={value}: expected null, since there is no adapter")
+        if offset not in (None, 0) and not offsets:
+            raise UserError(f"offset={offset}: expected null, since the adapter has none")
+        if not adapters:
+            return {}
+        saved = {"scale": adapters[0].scale, "offset": offsets[-1].offset if offsets else 0.0}
+        asked = {"scale": scale, "offset": offset}
+        if scale == AUTO and offset is None and offsets:
+            asked["offset"] = AUTO
+        choices: dict[str, Choice] = {}
+        for name, value in asked.items():
+            if value is None:
+                choices[name] = Choice(saved[name], why="as saved")
+            elif value != AUTO:
+                choices[name] = Choice(float(value), why="as set")
+        if len(choices) < 2:
+            choices |= self._advised(saved, choices, device)
+        set_lora_scale(self.net, choices["scale"].value)
+        set_lora_offset(self.net, choices["offset"].value)
+        return {name: choices[name] for name in saved}
 
-    def _advised_scale(self, saved: float, device: torch.device | str) -> Choice:
-        """The scale that validation images advise, unless the adapter has learnt these."""
-        images, made = self.images.val, self.record.get("made", {})
+    def _advised(
+        self, saved: Mapping[str, float], known: Mapping[str, Choice], device: torch.device | str
+    ) -> dict[str, Choice]:
+        """What of scale and offset is not ``known``: as validation images advise, if they may."""
+        images, made, why = self.images.val, self.record.get("made", {}), "as saved"
+        open_names = [name for name in saved if name not in known]
         if made.get("refit"):
-            return Choice(saved, why="as saved, since the adapter has learnt validation images")
-        if not len(images) and "val" in self.images.left_out:
-            return Choice(saved, why=f"as saved: {self.images.left_out['val']['line']}")
-        if not len(images):
+            why += ", since the adapter has learnt validation images"
+        elif not len(images) and "val" in self.images.left_out:
+            why += f": {self.images.left_out['val']['line']}"
+        elif not len(images):
             raise UserError(
-                "scale=auto: expected data.val_size > 0, or images in val/ that are not in train/, "
-                "since validation images decide"
+                f"{open_names[0]}=auto: expected data.val_size > 0, or images in val/ that are not "
+                "in train/, since validation images decide"
             )
+        if why != "as saved":
+            return {name: Choice(saved[name], why=why) for name in open_names}
         some = images_of_dial(len(images), made.get("seed", 0))
         targets = [c for c, name in enumerate(self.classes) if name in self.targets]
+        scales = [known["scale"].value] if "scale" in known else SCALES
+        offsets = [known["offset"].value] if "offset" in known else None
         with evaluating(self.net, device):
             batches = self.dataset.batches(images, device, some, "scale=auto")
-            curve = dial_curve(self.net, batches, targets)
-        return Choice(curve["advised"], curve["scales"], len(some), "advised by validation images")
+            curve = dial_curve(self.net, batches, targets, scales, offsets, self.choose_by)
+        advised = {"scale": curve["advised"], "offset": curve["advised_offset"]}
+        choices = {}
+        for name in open_names:
+            choices[name] = Choice(advised[name], None, len(some), "advised by validation images")
+            log.info("%s=%g: %s", name, advised[name], choices[name].why)
+        return choices
 
     @property
     def classes(self) -> list[str]:
@@ -228,13 +257,13 @@ class Classifier:
         return [prediction for _, (prediction,) in self.predict_at(images, [None])]
 
     def predict_at(
-        self, images: Iterable[tuple[Tensor, int]], scales: Sequence[float | None]
+        self, images: Iterable[tuple[Tensor, int]], points: Sequence[Point | None]
     ) -> Iterator[tuple[int, list[Prediction]]]:
-        """Each image's label, which may be any number, and the prediction at each scale."""
+        """Each image's label, which may be any number, and the prediction at each point."""
         device = next(self.net.parameters()).device
         batches = self.dataset.stacked(images, device)
-        for labels, at_scales in logits_at(self.net, batches, scales):
-            rows = torch.stack(at_scales, dim=1).softmax(dim=2).tolist()
+        for labels, at_points in logits_at(self.net, batches, points):
+            rows = torch.stack(at_points, dim=1).softmax(dim=2).tolist()
             for label, of_image in zip(labels.tolist(), rows, strict=True):
                 predictions = []
                 for row in of_image:
@@ -247,6 +276,11 @@ class Classifier:
         """The names of the classes that the adapter repairs."""
         targets: Sequence[str] = self.record.get("targets", [])
         return targets
+
+    @property
+    def choose_by(self) -> str:
+        """What decided when the adapter was made: see :mod:`.gain`."""
+        return str(self.record.get("made", {}).get("choose_by", MEASURES[0]))
 
     @cached_property
     def learnt(self) -> dict[str, Tensor | None]:

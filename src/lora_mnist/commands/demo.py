@@ -13,20 +13,24 @@ from lora_mnist.config.command import Run, checked_copy, classifier_of
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
+from lora_mnist.lora.weight import lora_offsets
+from lora_mnist.measure.predictions import BASE, Point
 
 log = logging.getLogger(__name__)
 
 _EXPLANATION = """
 Give the page a picture, or ask for a test image that the base gets wrong: both networks say which
 class it shows. The base is the pretrained network, and the adapted network is the same one with a
-small LoRA adapter on top. The slider scales the adapter: at 0 both are the base, at 1 it acts as it
-was trained. The page opens with the scale at which the adapter was saved.
+small LoRA adapter on top. One slider scales the adapter: at 0 it is off, at 1 it acts as it was
+trained. Where the adapter has an offset, a number on the logit of the class that is repaired, a
+second slider sets it. With both at 0 the two networks are the same. The page opens with the scale
+and the offset at which the adapter was saved.
 """
 
 
-def side_by_side(classifier: Classifier, image: Tensor, scale: float) -> list[dict[str, float]]:
+def side_by_side(classifier: Classifier, image: Tensor, point: Point) -> list[dict[str, float]]:
     """The probability of each class by its name: of the base, and of the adapted network."""
-    ((_, predictions),) = classifier.predict_at([(image, 0)], [0, scale])
+    ((_, predictions),) = classifier.predict_at([(image, 0)], [BASE, point])
     return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
 
 
@@ -34,7 +38,7 @@ def mistakes_of_base(classifier: Classifier, images: Images) -> Iterator[tuple[s
     """A caption and the image, for each of ``images`` that the base gets wrong."""
     for number in range(len(images)):
         ((image,), (label,)) = images.take([number])
-        ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [0])
+        ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [BASE])
         name = classifier.classes[int(label)]
         if prediction.label != name:
             yield f"Test image {number}, labelled {name}", image
@@ -45,7 +49,9 @@ def build_page(classifier: Classifier) -> Any:
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 
-    dataset, saved_scale = classifier.dataset, classifier.set_scale(None).value
+    dataset, saved = classifier.dataset, classifier.set_scale(None)
+    saved_scale = saved["scale"].value if saved else 0.0
+    saved_offset = saved["offset"].value if saved else 0.0
     test_images = classifier.test_images()
     mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
 
@@ -61,10 +67,10 @@ def build_page(classifier: Classifier) -> Any:
     def mistake() -> tuple[str, Tensor | None]:
         return next(mistakes, ("There is no other test image that the base gets wrong.", None))
 
-    def ask(image: Tensor | None, scale: float) -> tuple[Any, Any, Any]:
+    def ask(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
         if image is None:
             return None, None, None
-        base, adapted = side_by_side(classifier, image, scale)
+        base, adapted = side_by_side(classifier, image, Point(scale, offset))
         return base, adapted, to_pil_image(viewable(image))
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
@@ -94,14 +100,24 @@ def build_page(classifier: Classifier) -> Any:
                 scale = gr.Slider(
                     0, most, saved_scale, step=0.05, label="Scale of the adapter", elem_id="scale"
                 )
+                reach = max(10, abs(saved_offset))
+                offset = gr.Slider(
+                    -reach,
+                    reach,
+                    saved_offset,
+                    step=0.05,
+                    label="Offset on the repaired class",
+                    visible=bool(lora_offsets(classifier.net)),
+                    elem_id="offset",
+                )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
         # Not the event input, which would send the previous drawing.
         picture.change(read, [picture], [image, note])
         button.click(mistake, outputs=[note, image], **in_turn)
-        changes, outputs = [image.change, scale.change], [base, adapted, seen]
-        gr.on(changes, ask, [image, scale], outputs, show_progress="hidden", **in_turn)
+        changes, outputs = [image.change, scale.change, offset.change], [base, adapted, seen]
+        gr.on(changes, ask, [image, scale, offset], outputs, show_progress="hidden", **in_turn)
     return page
 
 
@@ -118,6 +134,6 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = checked_copy(cfg, run)
     classifier = classifier_of(cfg)
     classifier.check()
-    classifier.set_scale(cfg.scale)
+    classifier.set_scale(cfg.scale, cfg.offset)
     page, server = build_page(classifier), cfg.server
     page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)

@@ -32,9 +32,9 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
-        scale = classifier.set_scale(cfg.scale, session.trainer.strategy.root_device)
-        tables = session.tables()
-        choices, advice = {"scale": scale}, []
+        device = session.trainer.strategy.root_device
+        choices = classifier.set_scale(cfg.scale, cfg.offset, device)
+        tables, advice = session.tables(), []
         if classifier.adapter is None:
             choices, advice = {}, check_base(session, session.predictions("val"))
         return finish(session, tables, choices, {"better_preprocessing": advice})

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +99,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if images is None:
         images, name = gradients(dataset), "pictures of a gradient"
     classifier.check(images)
-    scale = classifier.set_scale(cfg.scale).value
+    turned = classifier.set_scale(cfg.scale, cfg.offset)
     plain = copy.deepcopy(classifier.net)
     if classifier.adapter is not None:
         merge_lora(plain)
@@ -109,7 +109,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         content = json.dumps(transform)
     elif ending != ".onnx":
         dtype, content = "float32", "(pixel / 255 - mean) / std"
-    metadata = metadata_of(classifier, plain, scale) | {
+    where = {name: choice.value for name, choice in turned.items()}
+    metadata = metadata_of(classifier, plain, where) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
@@ -129,7 +130,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
                 f"{differing} other predictions, logits by up to {deviation:.1e}; expected at most "
                 f"{allowed:.1e}"
             )
-    parts = f"base and adapter at scale {scale:g}" if classifier.adapter else "base"
+    parts = "base"
+    if classifier.adapter:
+        parts += f" and adapter at {', '.join(f'{name} {each:g}' for name, each in where.items())}"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata
@@ -153,7 +156,9 @@ def gradients(dataset: ImageDataset) -> Images:
     return Images(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
 
 
-def metadata_of(classifier: Classifier, plain: nn.Module, scale: float) -> dict[str, str]:
+def metadata_of(
+    classifier: Classifier, plain: nn.Module, where: Mapping[str, float]
+) -> dict[str, str]:
     """What a file says of the network in it: texts, most of them JSON."""
     base, adapter = classifier.base, classifier.adapter
     assert base is not None
@@ -161,7 +166,7 @@ def metadata_of(classifier: Classifier, plain: nn.Module, scale: float) -> dict[
         "net": classifier.settings.net,
         # Not the whole path: the file may be given away.
         "adapter": adapter and "/".join(adapter.parts[-3:]),
-        "scale": scale,
+        **where,  # scale and offset
         "classes": classifier.classes,
         **classifier.dataset.preprocessing(),
     }

@@ -20,6 +20,7 @@ from lora_mnist.errors import (
     printable,
 )
 from lora_mnist.files import write_csv
+from lora_mnist.measure.predictions import BASE, Point
 from lora_mnist.progress import progress
 from lora_mnist.show.screen import print_predictions
 
@@ -50,17 +51,17 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
     classifier = classifier_of(cfg)
     classifier.check()
-    classifier.set_scale(cfg.scale)
-    scales: dict[str, float | None] = {"before": 0.0}
+    classifier.set_scale(cfg.scale, cfg.offset)
+    points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
-        scales["after"] = None  # as it is
+        points["after"] = None  # as it is
     predictions = []
     images = readable_pictures(classifier, files)
-    for number, of_image in classifier.predict_at(images, list(scales.values())):
-        of_each = dict(zip(scales, of_image, strict=True))
+    for number, of_image in classifier.predict_at(images, list(points.values())):
+        of_each = dict(zip(points, of_image, strict=True))
         predictions.append({"file": printable(files[number]), **of_each})
     if cfg.out is not None:
-        write_table(predictions, list(scales), Path(str(cfg.out)))
+        write_table(predictions, list(points), Path(str(cfg.out)))
         log.info("%s: %d predictions", cfg.out, len(predictions))
     elif predictions:
         print_predictions(predictions)

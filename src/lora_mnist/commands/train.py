@@ -70,7 +70,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     before = session.predictions("val")
     selection, choices = choose_target(session, before)
     tell(choices)
-    put_adapter(session)
+    put_adapter(session, selection)
     trials = trials_of(session, selection)
     advice = check_base(session, before)
     print_parameters(session.net)

@@ -50,7 +50,7 @@ def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
                 problem += "; a name like a number, or true, stands in quotes: 'target=\"010\"'"
             raise UserError(
                 f"target={as_value(target)}: no class is called {as_value(name)}{problem}; "
-                "expected a class by name, a list, weakest, or null for all"
+                "expected a class by name, a list, weakest, weak, or null for all"
             )
         targets.append(classes.index(str(name)))
     return list(dict.fromkeys(targets))
@@ -89,8 +89,12 @@ class Plan:
     def batches(self) -> Iterator[list[int]]:
         """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
         generator = torch.Generator().manual_seed(self.seed)
-        replayed = self._replayed()
+        replayed = self._in_turn(self.selection.replay_indices)
         learnt = self.selection.target_indices
+        if len(self.selection.targets) > 1:  # the rarest as often as the others
+            in_turn = self._in_turn(learnt)
+            while True:
+                yield list(islice(in_turn, self.batch_size)) + list(islice(replayed, self.replay))
         while True:
             order = learnt[torch.randperm(len(learnt), generator=generator)]
             # torch's RandomSampler shuffles once more when an epoch's images are used up.
@@ -99,12 +103,11 @@ class Plan:
             for indices in torch.split(order, self.batch_size):
                 yield indices.tolist() + list(islice(replayed, self.replay))
 
-    def _replayed(self) -> Iterator[int]:
-        """Indices of replayed images, without end: one of each class in turn, in random order."""
+    def _in_turn(self, indices: Tensor) -> Iterator[int]:
+        """Indices without end: one of each class in turn, in random order."""
         generator = torch.Generator().manual_seed(self.seed)
-        others = self.selection.replay_indices
-        labels = self.labels[others]
-        members = {int(c): others[labels == c] for c in torch.unique(labels)}
+        labels = self.labels[indices]
+        members = {int(c): indices[labels == c] for c in torch.unique(labels)}
         orders: dict[int, list[int]] = {c: [] for c in members}
         while True:
             for c, order in orders.items():

@@ -2,7 +2,8 @@
 
 A tensor of ``adapter_model.safetensors`` is called ``base_model.model.<layer>.lora_A.weight``,
 shape (rank, in_features), or ``...lora_B.weight``, shape (out_features, rank); in other layers they
-have the shapes of :class:`.layer.LoRAParametrization`. The metadata beside them have
+have the shapes of :class:`.layer.LoRAParametrization`. An offset on the last layer is
+``...lora_B.bias`` there, which PEFT adds times the scaling (its ``lora_bias``). The metadata have
 ``base_sha256``, the fingerprint of the base, and whatever the caller adds.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
 from .layer import LoRAParametrization, scaling_divisor
 from .model import attach, usable_adapters
-from .weight import Weight, adaptable_weights, by_pattern, listed, lora_weights
+from .offset import Offset
+from .weight import Adapter, Weight, adaptable_weights, by_pattern, listed, lora_weights
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +42,15 @@ _PARTS = {
     "lora_embedding_A": "lora_B",
     "lora_embedding_B": "lora_A",
 }
-_KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
+_KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)}|lora_B.bias)")
+# At scale 0 PEFT reads zeros for lora_B; the factor as trained stands behind this.
+_TRAINED = "trained."
 # Options that are read here, or do not change what a finished adapter computes. Any other one that
 # is switched on is refused by its name.
 _KNOWN = """
 peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
-megatron_core qalora_group_size eva_config
+megatron_core qalora_group_size eva_config lora_bias
 """
 # With other initialisations an adapter fits only the base that they changed.
 _HARMLESS = {
@@ -62,7 +67,8 @@ def save_adapter(
     ``lora_A`` and ``lora_B`` are written as trained. The scale is a factor of ``lora_alpha`` in
     ``adapter_config.json``, so PEFT computes what ``model`` does now, and stands in the metadata
     with the alpha as trained: loaded here, the adapter has the scale that it was saved with, and
-    ``set_lora_scale(model, 1)`` makes it as trained.
+    ``set_lora_scale(model, 1)`` makes it as trained. At scale 0 the alpha stays, and PEFT reads
+    zeros for ``lora_B``. An offset is added in PEFT, too.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
@@ -77,11 +83,16 @@ def save_adapter(
     """
     folder = Path(folder)
     usable_adapters(model)
-    weights, adapters = lora_weights(model), {}
-    for layer, weight in weights.items():
+    adapters: dict[str, LoRAParametrization] = {}
+    offset, last = None, ""  # the offset, and the layer that has it
+    for name, weight in lora_weights(model).items():
         if len(weight.adapters) > 1:
-            raise ValueError(f"{layer} carries {len(weight.adapters)} adapters; expected one")
-        adapters[layer] = weight.adapters[0]
+            raise ValueError(f"{name} carries {len(weight.adapters)} adapters; expected one")
+        (adapter,) = weight.adapters
+        if isinstance(adapter, Offset):
+            offset, last = adapter, name.removesuffix("bias").removesuffix(".")
+        else:
+            adapters[name] = adapter
     scale, *others = {adapter.scale for adapter in adapters.values()}
     if others:
         raise ValueError(f"the layers have the scales {[scale, *others]}; expected one")
@@ -91,13 +102,28 @@ def save_adapter(
     about |= metadata or {}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
+    weights = adaptable_weights(model)
+    if offset is not None:
+        numbers = {str(c): each for c, each in enumerate(offset.direction.tolist()) if each}
+        about["offset"] = {"layer": last, "value": offset.offset, "direction": numbers}
+        if offset.offset and last not in adapters:  # in PEFT a bias stands beside two factors
+            adapters[last] = _of_zeros(weights[last].base)
     config = _config_of(adapters)
     trained = {key: config[key] for key in ("lora_alpha", "alpha_pattern")}
     about |= {"scale": float(scale), "trained": trained}
+    tensors = _tensors_of(weights, adapters, scale)
+    if offset is not None and offset.offset:
+        config["lora_bias"] = True  # of each layer
+        for name, adapter in adapters.items():
+            bias = torch.zeros(len(weights[name].base))
+            if name == last:
+                bias = _bias_of(offset, adapter.scaling, scale)
+            tensors[f"base_model.model.{name}.lora_B.bias"] = bias
+    content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(save(_tensors_of(weights), {_METADATA_KEY: json.dumps(about)}))
+        path.write_bytes(save(content, {_METADATA_KEY: json.dumps(about)}))
     write_json(folder / CONFIG_NAME, config | _at_scale(trained, scale))
-    _warn_of_peft(model, weights)
+    _warn_of_peft(model, {name: weights[name] for name in adapters})
     return folder
 
 
@@ -148,16 +174,23 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
 def _read_adapters(
     folder: Path, metadata: Mapping[str, Any], weights: Mapping[str, Weight]
-) -> dict[str, LoRAParametrization]:
-    """The adapter of each of ``weights`` that has one, at the scale that it was saved with."""
+) -> dict[str, Adapter]:
+    """The adapter of each of ``weights`` that has one, as it was saved: its scale, its offset."""
     config = _read_config(folder)
     factors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / WEIGHTS_NAME).items():
-        match = _KEY.fullmatch(key)
+    biases: dict[str, Tensor] = {}
+    tensors = load_file(folder / WEIGHTS_NAME)
+    # Of an adapter at scale 0 the factors as trained are last, and replace the zeros.
+    for key in sorted(tensors, key=lambda key: key.startswith(_TRAINED)):
+        tensor, match = tensors[key], _KEY.fullmatch(key.removeprefix(_TRAINED))
         if match is None or match[1] not in weights or weights[match[1]].base.ndim < 2:
             raise ValueError(f"{WEIGHTS_NAME}: {key} belongs to no layer that can be adapted here")
         layer, end = match.groups()
-        factors.setdefault(layer, {})[_PARTS[end]] = tensor.t() if "embedding" in end else tensor
+        if end == "lora_B.bias":
+            biases[layer] = tensor
+        else:
+            tensor = tensor.t() if "embedding" in end else tensor
+            factors.setdefault(layer, {})[_PARTS[end]] = tensor
     # PEFT's adapters have no metadata: their config has the alphas as trained.
     scale, trained = metadata.get("scale", 1.0), config
     if "trained" in metadata:
@@ -172,9 +205,9 @@ def _read_adapters(
     alphas = by_pattern("alpha_pattern", pattern, factors, alpha)
     use_rslora = config.get("use_rslora") or False
     about = dict(metadata)
-    for key in ("base_sha256", "scale", "trained"):  # save_adapter writes them anew
+    for key in ("base_sha256", "scale", "trained", "offset"):  # save_adapter writes them anew
         about.pop(key, None)
-    adapters = {}
+    adapters: dict[str, Adapter] = {}
     for layer, tensors in factors.items():
         weight = weights[layer].base.detach().to("meta")  # no random number is drawn
         rank = len(tensors.get("lora_A", ()))
@@ -185,7 +218,45 @@ def _read_adapters(
             raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
         adapter.scale, adapter.metadata = float(scale), about
         adapters[layer] = adapter
+        if layer not in biases:
+            continue
+        expected, offset = torch.zeros(len(weight)), metadata.get("offset") or {}
+        if offset.get("layer") == layer:
+            expected = _bias_of(_read_offset(offset, len(weight)), adapter.scaling, float(scale))
+        if not torch.allclose(biases[layer], expected):
+            raise ValueError(
+                f"lora_B.bias of {layer} is not supported; expected zeros, or the offset that "
+                f"{WEIGHTS_NAME} says"
+            )
+    if offset := metadata.get("offset"):
+        bias = f"{offset['layer']}.bias".removeprefix(".")
+        if bias not in weights:
+            raise ValueError(f"offset: expected a layer with a bias, not {offset['layer']}")
+        adapters[bias] = _read_offset(offset, len(weights[bias].base))
     return adapters
+
+
+def _read_offset(record: Mapping[str, Any], num_classes: int) -> Offset:
+    """The offset that the metadata of an adapter have."""
+    direction = torch.zeros(num_classes)
+    for number, value in record["direction"].items():
+        direction[int(number)] = value
+    offset = Offset(direction)
+    offset.offset = float(record["value"])
+    return offset
+
+
+def _bias_of(offset: Offset, scaling: float, scale: float) -> Tensor:
+    """What PEFT adds to the outputs of the last layer, before it multiplies by the scaling."""
+    return offset.offset * offset.direction / (scaling * (scale or 1.0))
+
+
+def _of_zeros(weight: Tensor) -> LoRAParametrization:
+    """An adapter that changes nothing."""
+    adapter = LoRAParametrization(weight.detach().to("meta"))  # no random number is drawn
+    zeros = {key: torch.zeros_like(t, device="cpu") for key, t in adapter.state_dict().items()}
+    adapter.load_state_dict(zeros, assign=True)
+    return adapter
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -199,19 +270,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tensors_of(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
-    """The tensors of an adapter as trained, as PEFT names and shapes them."""
+def _tensors_of(
+    weights: Mapping[str, Weight], adapters: Mapping[str, LoRAParametrization], scale: float
+) -> dict[str, Tensor]:
+    """The factors of adapters, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        lora_A, lora_B = weight.adapters[0].factors()
+    for name, adapter in adapters.items():
+        lora_A, lora_B = adapter.factors()
         start = f"base_model.model.{name}"
-        if isinstance(weight.module, nn.Embedding):
-            tensors[f"{start}.lora_embedding_A"] = lora_B.t()
+        key, trained = f"{start}.lora_B.weight", lora_B
+        if isinstance(weights[name].module, nn.Embedding):
+            key, trained = f"{start}.lora_embedding_A", lora_B.t()
             tensors[f"{start}.lora_embedding_B"] = lora_A.t()
         else:
             tensors[f"{start}.lora_A.weight"] = lora_A
-            tensors[f"{start}.lora_B.weight"] = lora_B
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        tensors[key] = trained
+        if not scale:
+            tensors |= {key: torch.zeros_like(trained), f"{_TRAINED}{key}": trained}
+    return tensors
 
 
 def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
@@ -237,9 +313,10 @@ def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
 
 
 def _at_scale(trained: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """The alphas of an adapter at a scale, which is a factor of each."""
-    pattern = {key: alpha * scale for key, alpha in trained.get("alpha_pattern", {}).items()}
-    return {"lora_alpha": trained.get("lora_alpha", 0) * scale, "alpha_pattern": pattern}
+    """The alphas of an adapter at a scale, which is a factor of each; at 0 they stay."""
+    factor = scale or 1.0
+    pattern = {key: alpha * factor for key, alpha in trained.get("alpha_pattern", {}).items()}
+    return {"lora_alpha": trained.get("lora_alpha", 0) * factor, "alpha_pattern": pattern}
 
 
 def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:

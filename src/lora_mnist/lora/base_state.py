@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layer import LoRAParametrization
-from .weight import lora_adapters
+from .weight import Adapter, lora_adapters
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -27,7 +26,7 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the adapters, under their names in ``model.state_dict()``."""
     modules = model.named_modules(remove_duplicate=False)
-    adapters = tuple(f"{name}." for name, m in modules if isinstance(m, LoRAParametrization))
+    adapters = tuple(f"{name}." for name, m in modules if isinstance(m, Adapter))
     return {key: t for key, t in model.state_dict().items() if key.startswith(adapters)}
 
 

@@ -15,18 +15,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .errors import ArgumentError, is_number, require
 from .layer import LoRAParametrization
+from .offset import Offset
 from .pissa import PiSSAParametrization
 from .weight import (
+    Adapter,
     adaptable_weights,
     by_pattern,
     layers_to_adapt,
     left_out_by_all,
     lora_adapters,
+    lora_offsets,
     lora_weights,
     put_on,
 )
@@ -115,8 +118,9 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
 
     ``ValueError`` if no layer carries LoRA, or the adapters are merged.
     """
-    for adapter in usable_adapters(model):
-        adapter.enabled = enabled
+    parts: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
+    for part in parts:
+        part.enabled = enabled
 
 
 def set_lora_scale(model: nn.Module, scale: float) -> None:
@@ -132,6 +136,32 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
         adapter.scale = scale
 
 
+def add_offset(model: nn.Module, layer: str, direction: Tensor) -> nn.Module:
+    """Put an :class:`.offset.Offset` of 0 on the bias of ``layer``, the last one of ``model``.
+
+    ``model`` carries LoRA already; it is changed in place, and returned. :func:`.offset.last_layer`
+    finds the layer.
+    """
+    usable_adapters(model)
+    weight = adaptable_weights(model)[f"{layer}.bias".removeprefix(".")]
+    put_on(weight, weight.base, [*weight.adapters, Offset(direction).to(weight.base)])
+    return model
+
+
+def set_lora_offset(model: nn.Module, offset: float) -> None:
+    """Add ``offset * direction`` to the logits of ``model``: see :class:`.offset.Offset`.
+
+    With 0 it adds nothing. The scale does not change it. ``ValueError`` if no layer carries LoRA,
+    the adapters are merged, or have no offset, or ``offset`` is not finite.
+    """
+    require(is_number(offset), "offset", offset, "a finite number")
+    usable_adapters(model)
+    offsets = lora_offsets(model)
+    require(bool(offsets or not offset), "offset", offset, "0, since the adapter has no offset")
+    for each in offsets:
+        each.offset = offset
+
+
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[None]:
     """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.
@@ -141,13 +171,14 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     other rounding, once its weights are frozen. ``ValueError`` if no layer carries LoRA, or the
     adapters are merged.
     """
-    before = [(adapter, adapter.enabled) for adapter in usable_adapters(model)]
+    parts: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
+    before = [(part, part.enabled) for part in parts]
     set_lora_enabled(model, False)
     try:
         yield
     finally:
-        for adapter, enabled in before:
-            adapter.enabled = enabled
+        for part, enabled in before:
+            part.enabled = enabled
 
 
 @torch.no_grad()
@@ -235,7 +266,7 @@ def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
     return adapters
 
 
-def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:
+def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     """Put ``adapters`` on the weights of these names, if all fit, and freeze everything else."""
     weights = adaptable_weights(model)
     for layer, adapter in adapters.items():

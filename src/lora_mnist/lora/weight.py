@@ -11,6 +11,10 @@ from torch.nn.utils import parametrize
 
 from .errors import ArgumentError
 from .layer import LoRAParametrization, conv2d_forward, linear_forward
+from .offset import Offset
+
+#: What is put on a weight, or an offset on a bias.
+Adapter = LoRAParametrization | Offset
 
 
 class Weight(NamedTuple):
@@ -19,7 +23,7 @@ class Weight(NamedTuple):
     module: nn.Module
     tensor: str  # the attribute of the module
     base: Any  # the frozen weight; the layer's own attribute reads as the dense sum
-    adapters: list[LoRAParametrization]  # on the weight, first registered first
+    adapters: list[Adapter]  # on the weight, first registered first
     others: list[nn.Module]  # somebody else's parametrizations of it
 
     @property
@@ -39,9 +43,7 @@ class Weight(NamedTuple):
         return None
 
 
-def put_on(
-    weight: Weight, base: nn.Parameter, adapters: Sequence[LoRAParametrization] = ()
-) -> None:
+def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ()) -> None:
     """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
     module, tensor = weight.module, weight.tensor
     if parametrize.is_parametrized(module):
@@ -78,6 +80,11 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
     return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
+def lora_offsets(model: nn.Module) -> list[Offset]:
+    """Every offset on the last layer of ``model``: one for each adapter that has one."""
+    return [m for m in model.modules() if isinstance(m, Offset)]
+
+
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
     """Every floating-point parameter by name; a ``weight`` has its layer's name, as in PEFT."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -102,15 +109,15 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
             if not base.is_floating_point():
                 continue
             stack = registered.get(tensor, ())
-            adapters = [each for each in stack if isinstance(each, LoRAParametrization)]
-            others = [each for each in stack if not isinstance(each, LoRAParametrization)]
+            adapters = [each for each in stack if isinstance(each, Adapter)]
+            others = [each for each in stack if not isinstance(each, Adapter)]
             name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
             weights[name] = Weight(module, tensor, base, adapters, others)
     return weights
 
 
 def lora_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every weight of ``model`` that carries an adapter, by name, in the model's order."""
+    """Every weight of ``model`` with an adapter, and bias with an offset, by name, in order."""
     return {name: w for name, w in adaptable_weights(model).items() if w.adapters}
 
 

@@ -1,34 +1,40 @@
-"""The dial of a finished adapter: errors at several scales, and which scale to take.
+"""The dial of a finished adapter: its scale, and an offset beside it.
 
 With the scale ``s`` the weights are ``W + s * scaling * lora_B @ lora_A``: a straight line from the
 base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and loses
 most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
-(PAINT), arXiv:2208.05592.
+(PAINT), arXiv:2208.05592. A training also moves how often a class is predicted, whatever else it
+learns. An offset on the logits of the classes to repair moves that back or further, without a
+training: :mod:`.lora.offset`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lora_mnist.errors import require_one_of
 from lora_mnist.lora.model import usable_adapters
+from lora_mnist.lora.weight import lora_offsets
+from lora_mnist.measure.gain import MEASURES, class_weights, gain, measure
 from lora_mnist.measure.predictions import (
-    Predictions,
+    BASE,
+    Point,
     confusion_of,
     counts_of_confusion,
-    predictions_at,
+    logits_at,
 )
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: The dial of a run sees this number of validation images, or fewer.
 MAX_IMAGES = 5000
+#: The offsets that are tried: numbers on the logit of one class, or the tau of several.
+_NUMBERS = [number / 4 for number in range(-40, 41)]
+_TAUS = [tau / 20 for tau in range(-20, 61)]
 #: What is counted at each scale; without targets the first alone.
 _COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
-#: A scale is advised only if errors elsewhere are at most 1.1 times the base's, where the base has
-#: 100 of them or more: with fewer, harm cannot be told from chance.
-_MAX_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 100
 
 
 def dial_curve(
@@ -36,118 +42,206 @@ def dial_curve(
     batches: Iterable[tuple[Tensor, Tensor]],
     targets: Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
+    offsets: Sequence[float] | None = None,
+    choose_by: str = "balanced_accuracy",
 ) -> dict[str, Any]:
-    """Errors of an adapted network at several scales of its adapter, and the scale to take.
+    """What an adapted network gains at several scales of its adapter, and where to turn it.
 
-    Choose a scale by validation images, never by test images. The network is evaluated in the mode
-    and on the device that it is in; call ``model.eval()`` first.
+    Choose by validation images, never by test images. The network is evaluated in the mode and on
+    the device that it is in; call ``model.eval()`` first.
 
     Args:
         model: a network with LoRA: from images to logits of shape (N, num_classes).
         batches: images and their labels, int64 of shape (N,).
         targets: the classes to repair; ``None`` where all count alike.
-        scales: those to try, 0 among them: 0 is the base, 1 the adapter as trained, whatever scale
-            it has now.
+        scales: those to try: 0 is the base, 1 the adapter as trained, whatever scale it has now.
+        offsets: those to try at each scale; ``None``: a range that is wide enough, or 0 alone where
+            the model has no :class:`.lora.offset.Offset`.
+        choose_by: ``balanced_accuracy``, where classes count alike, or ``accuracy``, where images
+            do.
 
     Returns:
-        ``images``, their number; ``scales``; for each of these the ``errors``, the images
-        ``repaired_or_broken`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere``
-        and ``false_calls_of_target``; and ``advised``, the scale to take.
+        ``images``, their number; ``choose_by``; ``scales``; for each of these the best ``offsets``,
+        what it ``saved`` of the measure with its ``deviation`` (see :mod:`.gain`), the ``errors``
+        and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
+        ``false_calls_of_target``; the same counts of the ``base``; ``advised`` and
+        ``advised_offset``, the scale and the offset to take; and ``by_offset``, how the counts of
+        the base and of the adapter at the scale that is advised go with the offset.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, there is no batch, or 0 is not among
-            ``scales``.
+        ValueError: if no layer of ``model`` carries LoRA, there is no batch, or an argument is out
+            of range.
     """
+    require_one_of("choose_by", choose_by, MEASURES)
     usable_adapters(model)
-    table = predictions_at(model, batches, scales)
-    return _curve(scales, table.prediction, table, targets or ())
+    direction = direction_of(model)
+    offsets = offsets_of(direction) if offsets is None else offsets
+    points = [BASE, *(Point(scale) for scale in scales)]
+    columns: list[list[Tensor]] = [[] for _ in points]
+    for labels, at_points in logits_at(model, batches, points):
+        for column, logits in zip(columns, at_points, strict=True):
+            column.append(contest(logits, labels, direction).cpu())
+    if not columns[0]:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    num_classes, group = logits.shape[-1], list(targets or ())
+    base, *at_scales = [torch.cat(column) for column in columns]
+    label = base[:, 0].long()
+
+    def counts_at(rows: Tensor, offset: float) -> dict[str, Any]:
+        predicted = outcome(rows, direction, offset)
+        counts = counts_of_confusion(confusion_of(label, predicted, num_classes), group)
+        return {key: counts[key] for key in (_COUNTS if group else _COUNTS[:1])}
+
+    images = label.bincount(minlength=num_classes).numpy()
+    was_right = outcome(base, direction, 0.0) == label
+    errors = label[~was_right].bincount(minlength=num_classes).numpy()
+    curve: dict[str, Any] = {
+        "images": len(label),
+        "choose_by": choose_by,
+        "base": {**counts_at(base, 0.0), "measure": float(measure(errors, images, choose_by))},
+        "scales": list(scales),
+    }
+    for rows in at_scales:
+        offset = best_offset(rows, direction, offsets, num_classes, choose_by)
+        is_right = outcome(rows, direction, offset) == label
+        repaired = label[is_right & ~was_right].bincount(minlength=num_classes).numpy()
+        broken = label[was_right & ~is_right].bincount(minlength=num_classes).numpy()
+        saved, deviation = gain(repaired, broken, images, choose_by)
+        numbers = {"offsets": offset, "saved": float(saved), "deviation": float(deviation)}
+        for key, value in (numbers | counts_at(rows, offset)).items():
+            curve.setdefault(key, []).append(value)
+    place = advised_place(curve)
+    curve |= {"advised": curve["scales"][place], "advised_offset": curve["offsets"][place]}
+    if len(offsets) > 1 and group:
+        curve["by_offset"] = {"offsets": list(offsets)}
+        for name, rows in {"base": base, "adapter": at_scales[place]}.items():
+            every = [counts_at(rows, offset) for offset in offsets]
+            by_key = {key: [counts[key] for counts in every] for key in _COUNTS}
+            curve["by_offset"][name] = by_key
+    return curve
 
 
-def measure_dial(
-    net: nn.Module,
-    batches: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
-    table: Predictions,
-    targets: Sequence[int],
-    seed: int,
-) -> dict[str, Any]:
-    """The curve on validation images, whose ``table`` knows scale 0 and, as its after, scale 1."""
-    chosen = images_of_dial(len(table), seed)
-    some = table.at(chosen)
-    between = predictions_at(net, batches(chosen), SCALES[1:-1]).prediction
-    before, after = some.prediction
-    return _curve(SCALES, torch.stack([before, *between, after]), some, targets)
+def advised_place(curve: Mapping[str, Any]) -> int:
+    """The place of the scale to take: of those that save enough, the one nearest to 1.
+
+    The best one saves enough, and so does another one with ``saved >= 0.5 * (most - deviation)``,
+    where ``most`` is what the best one saves: a few images by chance turn no repair off. Of two
+    that are equally near, the smaller is taken.
+    """
+    scales, saved, deviation = curve["scales"], curve["saved"], curve["deviation"]
+    most, places = max(saved), []
+    for place in range(len(scales)):
+        if saved[place] == most or saved[place] >= 0.5 * (most - deviation[place]):
+            places.append(place)
+    return min(places, key=lambda place: (abs(scales[place] - 1), scales[place]))
+
+
+# --- offsets --------------------------------------------------------------------------------------
+
+
+def direction_of(model: nn.Module) -> Tensor | None:
+    """How an offset moves the logits of ``model``; ``None`` where it has none."""
+    offsets = lora_offsets(model)
+    return offsets[-1].direction.cpu() if offsets else None
+
+
+def offsets_of(direction: Tensor | None) -> Sequence[float]:
+    """The offsets to try."""
+    if direction is None:
+        return [0.0]
+    return _NUMBERS if is_number_of_one(direction) else _TAUS
+
+
+def is_number_of_one(direction: Tensor) -> bool:
+    """Whether an offset is a number on the logit of one class, and no tau."""
+    return bool(direction.count_nonzero() == 1 and (direction == 1).any())
+
+
+def best_offset(
+    rows: Tensor,
+    direction: Tensor | None,
+    offsets: Sequence[float],
+    num_classes: int,
+    choose_by: str,
+) -> float:
+    """The offset with the least cross-entropy, in which classes or images count alike.
+
+    It is convex in the offset, so there is one minimum. What is right or wrong goes up and down by
+    chance where a class has few images: docs/experiments.md has both rules.
+    """
+    label = rows[:, 0].long()
+    counts = label.bincount(minlength=num_classes).cpu().numpy()
+    weights = torch.from_numpy(class_weights(counts, choose_by)).to(rows)[label]
+    losses = [float(cross_entropy(rows, direction, offset) @ weights) for offset in offsets]
+    return offsets[losses.index(min(losses))]
+
+
+def contest(logits: Tensor, labels: Tensor, direction: Tensor | None) -> Tensor:
+    """What decides each prediction where an offset moves some logits: float, (N, 5 + T).
+
+    The columns are the label, its logit, the best of the other classes, its logit, the logarithm of
+    the sum of the exponentials of these classes, and the logits of the T classes that are moved. So
+    thousands of classes take no memory.
+    """
+    moved, logits = _moved(direction), logits.float()
+    others = logits.clone()
+    others[:, moved] = -torch.inf
+    value, other = others.max(dim=1)
+    label, sums = logits.gather(1, labels[:, None])[:, 0], others.logsumexp(dim=1)
+    columns = torch.stack([labels.float(), label, other.float(), value, sums], dim=1)
+    return torch.cat([columns, logits[:, moved]], dim=1)
+
+
+def outcome(rows: Tensor, direction: Tensor | None, offset: float) -> Tensor:
+    """The predictions, int64, (N,), with an offset, of the rows of :func:`contest`."""
+    other, value = rows[:, 2].long(), rows[:, 3]
+    best, place = _moved_logits(rows, direction, offset).max(dim=1)
+    chosen = _moved(direction).to(rows.device)[place]
+    # Of equal logits the first class is predicted, as argmax does.
+    return torch.where((best > value) | ((best == value) & (chosen < other)), chosen, other)
+
+
+def cross_entropy(rows: Tensor, direction: Tensor | None, offset: float) -> Tensor:
+    """The cross-entropy of each image, (N,), with an offset, of the rows of :func:`contest`."""
+    label = rows[:, 1]
+    if direction is not None:
+        label = label + offset * direction.to(rows)[rows[:, 0].long()]
+    logits = torch.cat([rows[:, 4:5], _moved_logits(rows, direction, offset)], dim=1)
+    return logits.logsumexp(dim=1) - label
+
+
+def _moved_logits(rows: Tensor, direction: Tensor | None, offset: float) -> Tensor:
+    """The logits of the classes that an offset moves, (N, T)."""
+    if direction is None:
+        return rows[:, 5:]
+    return rows[:, 5:] + offset * direction.to(rows)[_moved(direction)]
+
+
+class Collapse(NamedTuple):
+    """When a training has collapsed: its measure is below ``least`` at its best offset."""
+
+    least: float
+    choose_by: str
+    direction: Tensor | None = None
+
+    def is_seen(self, rows: Tensor, num_classes: int) -> bool:
+        """Whether validation images show it, by the rows of :func:`contest`."""
+        label, offsets = rows[:, 0].long(), offsets_of(self.direction)
+        offset = best_offset(rows, self.direction, offsets, num_classes, self.choose_by)
+        wrong = label[outcome(rows, self.direction, offset) != label]
+        errors = wrong.bincount(minlength=num_classes).cpu().numpy()
+        images = label.bincount(minlength=num_classes).cpu().numpy()
+        return bool(measure(errors, images, self.choose_by) < self.least)
+
+
+def _moved(direction: Tensor | None) -> Tensor:
+    """The classes that an offset moves, sorted; the first where it moves none."""
+    if direction is None or not direction.any():
+        return torch.zeros(1, dtype=torch.int64)
+    return direction.cpu().nonzero()[:, 0]
 
 
 def images_of_dial(count: int, seed: int) -> Tensor:
     """Which of ``count`` validation images the dial sees: the first in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:MAX_IMAGES].sort().values
-
-
-def _curve(
-    scales: Sequence[float], prediction: Tensor, table: Predictions, targets: Sequence[int]
-) -> dict[str, Any]:
-    """The curve as results.json has it, from the predictions at each scale for a table's images."""
-    if 0 not in scales:
-        raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
-    is_wrong = prediction != table.label
-    of_base = is_wrong[list(scales).index(0)]
-    curve: dict[str, Any] = {
-        "images": len(table),
-        "scales": list(scales),
-        "repaired_or_broken": (is_wrong != of_base).sum(dim=1).tolist(),
-    }
-    for at_scale in prediction:
-        confusion = confusion_of(table.label, at_scale, table.num_classes)
-        counts = counts_of_confusion(confusion, targets)
-        for key in _COUNTS if targets else _COUNTS[:1]:
-            curve.setdefault(key, []).append(counts[key])
-    return {**curve, "advised": advised_scale(curve)}
-
-
-def advised_scale(curve: Mapping[str, Any]) -> float:
-    """The scale to take: among those that save enough errors, the one nearest to 1.
-
-    A scale saves enough if ``saved >= 0.5 * most - 0.5 * sqrt(repaired + broken)``. ``most`` is
-    what the best scale saves. The root is the standard deviation of ``saved = repaired - broken``
-    where both are equally likely, so a few validation errors by chance turn no repair off.
-
-    A scale that saves no error on the classes to repair is left out, and so is one that harms the
-    others too much. Of two that are equally near, the smaller is taken.
-    """
-    scales, errors, of_target = curve["scales"], curve["errors"], curve.get("errors_of_target")
-    places = sorted(range(len(scales)), key=lambda i: scales[i])
-    places = [i for i in places if not _harms_others(curve, i)]
-    advised = base = scales.index(0)
-    most = errors[base] - min(errors[i] for i in places)
-    for i in places:
-        enough = 0.5 * (most - curve["repaired_or_broken"][i] ** 0.5)
-        if errors[base] - errors[i] < enough:
-            continue
-        if of_target is not None and of_target[i] >= of_target[base] > 0:
-            continue
-        if abs(scales[i] - 1) < abs(scales[advised] - 1):
-            advised = i
-    return float(scales[advised])
-
-
-def scale_of_refit(curve: Mapping[str, Any]) -> float:
-    """The scale of an adapter that is trained once more, with the validation images: mostly 1.
-
-    It leaves fewer errors than the adapter that ``curve`` has measured. So what is advised counts
-    only if scale 1 has more errors by over ``sqrt(repaired + broken)``, or too many elsewhere.
-    """
-    errors, scales = curve["errors"], curve["scales"]
-    advised, whole = scales.index(curve["advised"]), scales.index(1)
-    more = errors[whole] - errors[advised]
-    is_worse = more > curve["repaired_or_broken"][whole] ** 0.5 or _harms_others(curve, whole)
-    return float(curve["advised"]) if is_worse else 1.0
-
-
-def _harms_others(curve: Mapping[str, Any], place: int) -> bool:
-    """Whether errors elsewhere are too many at a scale, if there are enough to tell."""
-    elsewhere = curve.get("errors_elsewhere")
-    if elsewhere is None:
-        return False
-    of_base = elsewhere[curve["scales"].index(0)]
-    return bool(of_base >= _ENOUGH_ERRORS and elsewhere[place] > _MAX_ELSEWHERE * of_base)

@@ -6,7 +6,7 @@ Before is the base; after is base and adapter. A network without an adapter has 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,23 +16,35 @@ from torch import Tensor, nn
 
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import usable_adapters
-from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.lora.weight import lora_adapters, lora_offsets
+from lora_mnist.measure.gain import measure
 from lora_mnist.measure.significance import mcnemar, precision
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
 #: The counts that loggers get.
 _LOGGED = (
-    *("accuracy", "loss", "errors", "repaired", "broken", "errors_of_target", "errors_elsewhere"),
-    *("false_calls_of_target", "precision_of_target"),
+    *("accuracy", "balanced_accuracy", "loss", "errors", "repaired", "broken"),
+    *("errors_of_target", "errors_elsewhere", "false_calls_of_target", "precision_of_target"),
 )
+
+
+class Point(NamedTuple):
+    """Where the dial of an adapter stands."""
+
+    scale: float
+    offset: float = 0.0
+
+
+#: There the network is its base.
+BASE = Point(0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network predicts for N images, at each of S scales of its adapter, on the CPU.
+    """What a network predicts for N images, at each of S points of its dial, on the CPU.
 
-    A table with one scale is of a network as it is, and with two of before and after.
+    A table with one point is of a network as it is, and with two of before and after.
     """
 
     num_classes: int
@@ -62,7 +74,7 @@ class Predictions:
         )
 
     def followed_by(self, others: "Predictions") -> "Predictions":
-        """These scales, and after them those of ``others``, for the same images."""
+        """These points, and after them those of ``others``, for the same images."""
         return replace(
             self,
             prediction=torch.cat([self.prediction, others.prediction]),
@@ -80,30 +92,35 @@ class Predictions:
 
 @torch.no_grad()
 def logits_at(
-    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """The labels of each batch, and the logits at each scale: 0 the base, ``None`` as it is."""
+    """The labels of each batch, and the logits at each point of the dial; ``None``: as it is."""
     adapters = [(adapter, adapter.scale) for adapter in lora_adapters(net)]
+    offsets = [(offset, offset.offset) for offset in lora_offsets(net)]
     for images, labels in batches:
-        at_scales = []
+        at_points = []
         try:
-            for scale in scales:
-                for adapter, own in adapters:
-                    adapter.scale = own if scale is None else scale
-                at_scales.append(net(images))
+            for point in points:
+                for adapter, scale in adapters:
+                    adapter.scale = scale if point is None else point.scale
+                for offset, number in offsets:
+                    offset.offset = number if point is None else point.offset
+                at_points.append(net(images))
         finally:
-            for adapter, own in adapters:
-                adapter.scale = own
-        yield labels, at_scales
+            for adapter, scale in adapters:
+                adapter.scale = scale
+            for offset, number in offsets:
+                offset.offset = number
+        yield labels, at_points
 
 
 def predictions_at(
-    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float | None]
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Predictions:
     """What :func:`logits_at` gives for all batches, without the logits."""
     columns = []
-    for labels, at_scales in logits_at(net, batches, scales):
-        logits = torch.stack(at_scales).float()  # half precision would round the probabilities
+    for labels, at_points in logits_at(net, batches, points):
+        logits = torch.stack(at_points).float()  # half precision would round the probabilities
         prediction = logits.argmax(dim=-1)
         probability = logits.softmax(dim=-1).gather(-1, prediction[..., None])[..., 0]
         each_label = labels.expand_as(prediction).flatten()
@@ -121,10 +138,10 @@ def predictions_of(
     base: Predictions | None = None,
 ) -> Predictions:
     """The table of ``net``; the predictions of its ``base`` may be known."""
-    scales: list[float | None] = [0.0] if base is None else []
+    points: list[Point | None] = [BASE] if base is None else []
     if lora_adapters(net):
-        scales.append(None)
-    table = predictions_at(net, batches, scales)
+        points.append(None)
+    table = predictions_at(net, batches, points)
     return table if base is None else base.followed_by(table)
 
 
@@ -137,8 +154,8 @@ def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
 def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[str, Any]:
     """Every count of a confusion matrix: see :func:`compare_errors`.
 
-    With ``targets`` there are also the errors of these classes together, the errors elsewhere, and
-    the images of other classes that are given the name of any of them. ValueError: no image.
+    With ``targets`` there are also the errors of these classes together, the errors elsewhere, the
+    false calls of these classes, and their precision. ValueError: no image.
     """
     wrong = confusion.clone().fill_diagonal_(0)
     errors, images = wrong.sum(dim=1), confusion.sum(dim=1)
@@ -150,6 +167,7 @@ def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[
         called_per_class.append([number, count] if count else None)
     counts: dict[str, Any] = {
         "accuracy": int(confusion.trace()) / int(images.sum()),
+        "balanced_accuracy": float(measure(errors, images, "balanced_accuracy")),
         "errors": int(errors.sum()),
         "errors_per_class": errors.tolist(),
         "called_per_class": called_per_class,
@@ -160,8 +178,7 @@ def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[
         group = list(targets)
         counts["errors_of_target"] = int(errors[group].sum())
         counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
-        called_so = confusion[:, group]
-        counts["false_calls_of_target"] = int(called_so.sum() - called_so[group].sum())
+        counts["false_calls_of_target"] = int(wrong[:, group].sum())
         counts["precision_of_target"] = precision(counts, group)
     return counts
 
@@ -213,7 +230,8 @@ def compare_errors(
 
     Returns:
         ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
-        ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
+        ``None`` where it is not finite; ``accuracy``; ``balanced_accuracy``, the mean over classes;
+        ``errors``; ``errors_per_class``;
         ``called_per_class``, the class that most errors of a class are given, by number, and how
         many, or ``None`` without errors; ``false_calls_per_class``, images of other classes that
         are given this one's name; and ``images_per_class``.

@@ -39,27 +39,64 @@ def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
     return rates.index(max(rates))
 
 
+def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
+    """The classes that are weaker than the rest beyond chance, and their p-values.
+
+    A class is weak if so many errors are unlikely at the error rate of all other images, in the
+    one-sided binomial test at :data:`LEVEL` over the number of classes (Bonferroni).
+    """
+    from scipy.stats import binomtest
+
+    found = {}
+    for c, (wrong, count) in enumerate(zip(errors, images, strict=True)):
+        others = sum(images) - count
+        if not count or not others:
+            continue
+        rate = (sum(errors) - wrong) / others
+        p_value = float(binomtest(wrong, count, rate, alternative="greater").pvalue)
+        if p_value <= LEVEL / len(errors):
+            found[c] = p_value
+    return found
+
+
 def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
-    """The share of a group's own images among all that get one of its names; None if none does."""
-    called = 0
-    for c in targets:
-        called += counts["images_per_class"][c] - counts["errors_per_class"][c]
-        called += counts["false_calls_per_class"][c]
-    return (called - counts["false_calls_of_target"]) / called if called else None
+    """Of the images that get the name of one of some classes, the share that are of it."""
+    right = sum(counts["images_per_class"][c] - counts["errors_per_class"][c] for c in targets)
+    called = right + sum(counts["false_calls_per_class"][c] for c in targets)
+    return right / called if called else None
+
+
+def expected_errors(val: Mapping[str, Any], test: Mapping[str, Any]) -> tuple[float, float]:
+    """The errors of a base on validation images at its error rates on test images, by class.
+
+    And their standard deviation by chance.
+    """
+    expected, variance = 0.0, 0.0
+    of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
+    for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):
+        if images:
+            rate = errors / images
+            expected += count * rate
+            variance += count * rate * (1 - rate) * (1 + count / images)
+    return expected, float(variance**0.5)
 
 
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance."""
+    expected, deviation = expected_errors(val, test)
+    return bool(1.5 * val["errors"] <= expected and expected - val["errors"] > 3.3 * deviation)
+
+
+def other_mix(val: Sequence[int], test: Sequence[int]) -> tuple[int, tuple[float, float]] | None:
+    """The class whose share differs most between two sets of images, where that is no chance."""
     from scipy.stats import chi2_contingency
 
-    images, tested = sum(val["images_per_class"]), sum(test["images_per_class"])
-    errors = val["errors"] + test["errors"]
-    if not images or not tested or not 0 < errors < images + tested:
-        return False
-    if test["errors"] / tested < 1.5 * val["errors"] / images:
-        return False
-    table = [[val["errors"], images - val["errors"]], [test["errors"], tested - test["errors"]]]
-    return bool(chi2_contingency(table, correction=False).pvalue < 0.001)
+    table = [(v, t) for v, t in zip(val, test, strict=True) if v + t]
+    if len(table) < 2 or chi2_contingency(table, correction=False).pvalue > 0.001:
+        return None
+    shares = [(v / sum(val), t / sum(test)) for v, t in zip(val, test, strict=True)]
+    most = max(range(len(shares)), key=lambda c: abs(shares[c][0] - shares[c][1]))
+    return most, shares[most]
 
 
 def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:

@@ -70,16 +70,53 @@ def draw_dial(reading: Reading) -> Figure:
     """Validation errors over the scale: on what is to be repaired, and what that costs."""
     dial, curves = reading.dial, reading.curves()
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
-    figure.suptitle(f"the adapter at several scales; {dial['images']:,} validation images")
+    at_each = ", each with its best offset" if "by_offset" in dial else ""
+    title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
+    figure.suptitle(title)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
-    for axes, (name, counts) in zip(panels, curves.items(), strict=True):
+    for axes, (name, key) in zip(panels, curves.items(), strict=True):
+        counts, of_base = dial[key], dial["base"][key]
         axes.plot(dial["scales"], counts, "o-")
+        axes.axhline(of_base, color="gray", lw=1, ls=":", label="base")
         axes.axvline(dial["advised"], color="gray", ls="--", label="advised")
         axes.set_title(shortened(name, 70), fontsize=10)
-        axes.set_ylim(0, 1.1 * max(*counts, 1))
+        axes.set_ylim(0, 1.1 * max(*counts, of_base, 1))
         axes.grid(alpha=0.3)
     panels[0].legend()
-    panels[-1].set_xlabel("scale: 0 is the base, 1 the adapter as trained")
+    label = "scale: 1 is the adapter as trained, 0 without it"
+    panels[-1].set_xlabel(
+        f"{label}; at each scale its best offset" if "by_offset" in dial else label
+    )
+    return figure
+
+
+@_plain_text
+def draw_offsets(reading: Reading) -> Figure:
+    """What an offset trades: misses of what is to be repaired, against its false calls."""
+    dial, by_offset = reading.dial, reading.dial["by_offset"]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel=f"false calls of {shortened(reading.target_names, 40)}",
+        ylabel=f"errors on {shortened(reading.target_names, 40)}",
+    )
+    axes.set_title(f"{dial['images']:,} validation images; along a line the offset changes")
+    place = dial["scales"].index(dial["advised"])
+    names = {"base": "the base", "adapter": f"the adapter at scale {dial['advised']:g}"}
+    for name, label in names.items():
+        counts = by_offset[name]
+        axes.plot(counts["false_calls_of_target"], counts["errors_of_target"], ".-", label=label)
+    points = {"the base, offset 0": ("s", dial["base"])}
+    advised = {key: dial[key][place] for key in ("false_calls_of_target", "errors_of_target")}
+    points[f"advised: offset {dial['advised_offset']:g}"] = ("*", advised)
+    for label, (mark, counts) in points.items():
+        at = counts["false_calls_of_target"], counts["errors_of_target"]
+        axes.plot(*at, mark, ms=13, label=label, zorder=3)
+    # Offsets that call nearly every image so would leave the rest no room.
+    most = 4 * max(1, dial["base"]["false_calls_of_target"], advised["false_calls_of_target"])
+    axes.set_xlim(-0.02 * most, most)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 from lora_mnist.choice import KEY_OF, line_of
 from lora_mnist.config.command import in_grammar, key_of
+from lora_mnist.measure.gain import MEASURES, gain, p_value
 from lora_mnist.measure.significance import (
     LEVEL,
     chance_text,
+    expected_errors,
     knows_validation,
     mcnemar,
+    other_mix,
     precision,
+    weak,
     weakest,
     wilson,
 )
@@ -93,6 +97,8 @@ class Reading:
         self.is_hotfix = "mistakes" in self.counts
         self.steps: int = results["steps"]
         self.choices: Mapping[str, Mapping[str, Any]] = results.get("choices") or {}
+        #: What decides, and whether to keep a repair: ``balanced_accuracy`` or ``accuracy``.
+        self.choose_by: str = results["choose_by"]
         #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
         self.target_names = self.named(self.targets) if self.targets else ""
@@ -128,8 +134,8 @@ class Reading:
 
     def weakest_class(self) -> int:
         """The weakest class on the test images, by number."""
-        changes = [self.change([c]) for c in self.every]
-        return weakest([each.after for each in changes], [each.images for each in changes])
+        test = self.counts["test"]
+        return weakest(test["errors_per_class"], test["images_per_class"])
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -179,11 +185,16 @@ class Reading:
             rows.append(Row(name, group, change, cells, is_target))
         return rows
 
-    def accuracy(self) -> str:
+    def accuracy(self, measure: str = "accuracy") -> str:
         """``0.9432 -> 0.9788`` on the test images, or of a base ``0.9432``."""
-        total = self.total
-        shares = [1 - errors / total.images for errors in (total.before, total.after)]
-        return self._pair(*(f"{share:.4f}" for share in shares))
+        after = self.counts["test"]
+        before = self.counts.get("test_base", after)
+        return self._pair(f"{before[measure]:.4f}", f"{after[measure]:.4f}")
+
+    def accuracies(self) -> str:
+        """Both accuracies, of images and of classes."""
+        balanced = self.accuracy("balanced_accuracy")
+        return f"{self.accuracy()}; balanced, the mean over classes: {balanced}"
 
     def _pair(self, before: object, after: object) -> str:
         """A number before and after a repair, or of a base alone."""
@@ -197,18 +208,14 @@ class Reading:
         val, test = self.counts.get("val_base"), self.counts.get("test_base")
         decided = [name for name, choice in self.choices.items() if choice["images"]]
         if decided and val and test and knows_validation(val, test):
-            shares = []
-            for counts in (val, test):
-                shares.append(f"{counts['errors']:,} of {sum(counts['images_per_class']):,}")
-            text = (
-                f"The base has {shares[0]} validation images wrong, and {shares[1]} test images. "
-            )
-            text += (
-                "Unless the test images are of a harder kind, it was trained on the others, and "
-            )
-            text += f"what these decided may be wrong: {', '.join(decided)}."
+            expected, _ = expected_errors(val, test)
+            text = f"The base has {val['errors']:,} validation images wrong; at its error rates on "
+            text += f"test images, class by class, it would be {expected:,.0f}. Unless the test "
+            text += "images are of a harder kind, it was trained on the others, and what these "
+            text += f"decided may be wrong: {', '.join(decided)}."
             if self.results["val_from"] == "train" and "test" not in self.results["held_out"]:
-                text += " data.val_from=test takes them from the test images."
+                text += " data.val_from=test takes them from the test images, of which fewer are "
+                text += "left to test on."
             phrases.append(Phrase(text))
         if "test" in self.results["held_out"] and "base" in self.results["learnt_unknown"]:
             text = "The test images were held out of this folder just now: if the base was trained "
@@ -229,6 +236,10 @@ class Reading:
             text = f"The weakest class is {self.named([worst])}: "
             text += f"{number_of(change.after, 'error')} in {change.images:,}"
             phrases.append(Phrase(f"{text}{self.mostly_called(worst)}."))
+            test = self.counts["test"]
+            if len(every := weak(test["errors_per_class"], test["images_per_class"])) > 1:
+                names = ", ".join(self.classes[c] for c in every)
+                phrases.append(Phrase(f"Weaker than the others beyond chance: {names}."))
         return phrases
 
     def mostly_called(self, number: int) -> str:
@@ -243,6 +254,12 @@ class Reading:
         """The judgement, then a sentence for each group of images that the repair concerns."""
         (is_kept, judgement), most_harmed = self._judgement(), self.most_harmed
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
+        if self.results["scale"] == 0 and self.results["offset"]:
+            text = (
+                f"The training adds nothing that validation images show: it is {self.offset_text()}"
+            )
+            phrases.append(Phrase(f"{text} alone."))
+        phrases += self._of_mixes()
         phrases.append(self.total.sentence("On all test images"))
         if self.of_targets.images:
             called = self.mostly_called(self.targets[0]) if len(self.targets) == 1 else ""
@@ -262,6 +279,37 @@ class Reading:
         if not is_kept:
             phrases.append(Phrase("What it means, and what to try next: docs/failed.md."))
         return phrases
+
+    def offset_text(self) -> str:
+        """``the offset 1.5 on the logit of nines``, or the tau of several classes."""
+        offset = self.results["offset"]
+        if len(self.targets) > 1:
+            return f"logit adjustment with tau {offset:g}"
+        return f"the offset {offset:g} on the logit of {self.target_names}"
+
+    def judgement_of(self, measure: str) -> str:
+        """What became of a measure on test images, as :attr:`Change.judgement`."""
+        test = self.counts["test"]
+        if measure == "accuracy" or "repaired_per_class" not in test:
+            return self.total.judgement
+        repaired, broken = test["repaired_per_class"], test["broken_per_class"]
+        images = test["images_per_class"]
+        if p_value(repaired, broken, images, measure) > LEVEL:
+            return "unclear"
+        saved, _ = gain(repaired, broken, images, measure)
+        return "better" if saved > 0 else "worse"
+
+    def _of_mixes(self) -> list[Phrase]:
+        """For which mix of classes a repair is better or worse, where that is not the same."""
+        judgements = [self.judgement_of(measure) for measure in MEASURES]
+        if len(set(judgements)) == 1:
+            return []
+        words = {"better": "better", "worse": "worse", "unclear": "no clear change"}
+        of_classes, of_images = (words[judgement] for judgement in judgements)
+        text = f"With all classes equally common it is {of_classes} (balanced accuracy "
+        text += f"{self.accuracy('balanced_accuracy')}); with classes as common as among the test "
+        text += f"images it is {of_images} (accuracy {self.accuracy()})."
+        return [Phrase(text)]
 
     def _still_falling(self) -> str:
         """What to do where validation errors fell beyond chance in a training's second half."""
@@ -291,20 +339,24 @@ class Reading:
 
     def _judgement(self) -> tuple[bool, Phrase]:
         """Whether to keep a repair, and why: the first case that fits. Chance is no reason."""
-        fewer, more = self.total.judgement == "better", self.total.judgement == "worse"
+        judgement = self.judgement_of(self.choose_by)
+        fewer, more = judgement == "better", judgement == "worse"
         name, price, is_mended = self.target_names, self._price(), False
         is_reached = self.of_targets.judgement == "better" if self.targets else fewer
         if self.is_hotfix:
             name, mistakes = "the mistakes", self.change(part="mistakes")
             is_reached = is_mended = 2 * mistakes.after <= mistakes.images
         is_untested = bool(self.targets) and not self.of_targets.images
-        is_off = self.results["scale"] == 0
+        is_off = self.results["scale"] == 0 and not self.results["offset"]
         keep, drop = "Keep this repair", "Do not keep this repair"
         gain, loss = "there is no clear gain in all.", "there is no clear loss in all."
         less, worse = "there are fewer errors in all.", "there are more errors in all."
+        if judgement != self.total.judgement:
+            less = worse = f"balanced accuracy is {self.accuracy('balanced_accuracy')}."
         off = "There is no repair to keep: the adapter is turned off (scale 0)"
-        if self.dial.get("advised") == 0:
-            off += ", since no scale of it beats the base on validation images"
+        if self.dial and self.dial["advised"] == 0:
+            place = self.dial["scales"].index(1)
+            off += f", since it gains nothing on validation images; scale 1 {self._at(place)}"
         cases = (
             (is_untested, True, Phrase(f"No test image is of {name}: nothing judges the repair.")),
             (is_off, False, Phrase(f"{off}.")),
@@ -380,7 +432,13 @@ class Reading:
             owners = " and the ".join(unknown)
             text = f"What the {owners} learnt elsewhere is not known: test images among it prove "
             text += "nothing."
-        phrases = [Phrase(line) for line in [*lines, text]]
+        lines.append(text)
+        val, test = self.counts.get("val_base"), self.counts.get("test_base")
+        if val and test and (most := other_mix(val["images_per_class"], test["images_per_class"])):
+            number, shares = most
+            text = "Validation images have another mix of classes than test images: "
+            lines.append(f"{text}{self.classes[number]} is {shares[0]:.1%} and {shares[1]:.1%}.")
+        phrases = [Phrase(line) for line in lines]
         if keys := results.get("better_preprocessing"):
             text = f"The base has fewer errors with another preprocessing: {' '.join(keys)}."
             phrases.append(Phrase(f"{text} Test it again with that.", "worse"))
@@ -398,24 +456,30 @@ class Reading:
 
     # --- the dial -------------------------------------------------------------------------------
 
-    def curves(self) -> dict[str, list[int]]:
+    def curves(self) -> dict[str, str]:
         """The dial's counts by name: what a repair is to save, then its price, if it has one."""
         if not self.targets:
-            return {"errors on all classes": self.dial["errors"]}
+            return {"errors on all classes": "errors"}
         return {
-            f"errors on {self.target_names}": self.dial["errors_of_target"],
-            f"errors on {self.name_of_others}": self.dial["errors_elsewhere"],
-            f"false calls of {self.target_names}": self.dial["false_calls_of_target"],
+            f"errors on {self.target_names}": "errors_of_target",
+            f"errors on {self.name_of_others}": "errors_elsewhere",
+            f"false calls of {self.target_names}": "false_calls_of_target",
         }
+
+    def _at(self, place: int) -> str:
+        """What a scale of the dial does to validation images, at its best offset."""
+        dial = self.dial
+        texts = []
+        for name, key in self.curves().items():
+            texts.append(f"{name} {dial['base'][key]:,} -> {dial[key][place]:,}")
+        offset = f"with the offset {dial['offsets'][place]:g} " if dial["offsets"][place] else ""
+        return f"{offset}has {', '.join(texts)}"
 
     def advice(self) -> str:
         """The scale that validation images advise, and their errors there beside the base's."""
-        dial = self.dial
-        base, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
-        texts = []
-        for name, counts in self.curves().items():
-            texts.append(f"{name} {counts[base]:,} -> {counts[advised]:,}")
-        return f"Validation images advise scale {dial['advised']:g}: {', '.join(texts)}."
+        advised = self.dial["advised"]
+        at_advised = self._at(self.dial["scales"].index(advised))
+        return f"Validation images advise scale {advised:g}, which {at_advised}."
 
     # --- the next step ----------------------------------------------------------------------------
 

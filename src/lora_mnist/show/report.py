@@ -20,6 +20,7 @@ from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
     draw_dial,
+    draw_offsets,
     png_address,
     save_figure,
     shortened,
@@ -97,6 +98,8 @@ def make_report(
     figures = {"classes": draw_classes(reading)}
     if reading.dial:
         figures["dial"] = draw_dial(reading)
+    if "by_offset" in reading.dial:
+        figures["offsets"] = draw_offsets(reading)
     if len(reading.classes) <= _MAX_IN_MATRIX:
         matrices = []
         for prediction in table.prediction:

@@ -90,10 +90,11 @@ def print_results(reading: Reading, folder: Path) -> None:
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    parts: list[RenderableType] = [table, f"accuracy: {reading.accuracy()}"]
+    parts: list[RenderableType] = [table, f"accuracy: {reading.accuracies()}"]
     parts += [Text(phrase.text, _STYLES[phrase.judgement]) for phrase in reading.verdict()]
     if command := reading.next_step(folder):
-        parts.append("To repair the class that is weakest on validation images:")
+        text = "To repair the class that is weakest on validation images"
+        parts.append(f"{text} (with target=weak: all weak ones):")
         parts.append(Text(command, "bold", no_wrap=True))
     show(*parts)
 

@@ -9,13 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.dial import Collapse, contest
 from lora_mnist.measure.predictions import counts_of_confusion, logged_metrics
 
 
@@ -60,7 +61,7 @@ class ClassifierModule(LightningModule):
         classes: their names, in the order of the logits.
         targets: the classes to repair, by number.
         replay: how many images of a batch, in all processes together, are replayed: the last ones.
-        most_errors: with more validation errors than these the training has collapsed, and ends.
+        collapse: where validation images show it, the training has collapsed, and ends.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ClassifierModule(LightningModule):
         targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,
-        most_errors: float | None = None,
+        collapse: Collapse | None = None,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss or Loss()
@@ -84,7 +85,8 @@ class ClassifierModule(LightningModule):
         self.val_confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.errors_by_step: dict[int, int] = {}  # on validation images
-        self.most_errors, self.has_collapsed = most_errors, False
+        self.val_rows = CatMetric(nan_strategy="disable")  # of :func:`.dial.contest`
+        self.collapse, self.has_collapsed = collapse, False
 
     def setup(self, stage: str) -> None:
         """Refuse to train where rounding made several processes choose another class or rate."""
@@ -99,7 +101,7 @@ class ClassifierModule(LightningModule):
                     f"{key}: process {self.trainer.global_rank} has chosen {value}, and the first "
                     f"{first[key]}; expected a value on the command line"
                 )
-        self.most_errors = self.trainer.strategy.broadcast(self.most_errors)
+        self.collapse = self.trainer.strategy.broadcast(self.collapse)
 
     def configure_optimizers(self) -> Any:
         if self.scheduler is None:
@@ -113,7 +115,7 @@ class ClassifierModule(LightningModule):
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
             mean = self.trainer.strategy.reduce(loss.detach().clone())  # so all processes end alike
             # Where a collapse is looked for, the next validation finds it.
-            if self.most_errors is None and not mean.isfinite():
+            if self.collapse is None and not mean.isfinite():
                 raise TrainingError(
                     f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {mean.item()} at "
                     f"step {step}; expected a smaller learning rate"
@@ -126,17 +128,20 @@ class ClassifierModule(LightningModule):
         logits = self.net(images).float()
         self.val_confusion.update(logits, labels)
         self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        if self.collapse is not None:
+            self.val_rows.update(contest(logits, labels, self.collapse.direction))
 
     def on_validation_epoch_end(self) -> None:
         """Log what all processes have counted, and start anew."""
         counts = counts_of_confusion(self.val_confusion.compute().cpu(), self.targets)
         counts["loss"] = self.val_loss.compute().item()
         self.errors_by_step[self.global_step] = counts["errors"]
-        if self.most_errors is not None and counts["errors"] > self.most_errors:
+        if self.collapse and self.collapse.is_seen(self.val_rows.compute(), len(self.classes)):
             self.has_collapsed = self.trainer.should_stop = True
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
         self.val_confusion.reset()
         self.val_loss.reset()
+        self.val_rows.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own; and what was counted."""

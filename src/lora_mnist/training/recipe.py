@@ -1,20 +1,19 @@
-"""What a repair decides: class, augmentation, learning rate, trial, scale, and whether to refit.
+"""What a repair decides: class, augmentation, rate, trial, scale and offset, and whether to refit.
 
-Validation images decide what is ``auto`` or ``weakest``; each decision is a ``Choice``.
+Validation images decide what is ``auto``, ``weakest`` or ``weak``, by the measure that
+``choose_by`` names (:mod:`.gain`); each decision is a ``Choice``.
 
 Where a class has few images, a training sees each of them dozens of times, and the base's own
 validation images hold much of what the base does not know. So each of ``trials`` is a complete
-training, the one with the fewest validation errors is kept, and ``refit=auto`` makes one more that
-learns the validation images, too: Kirichenko et al. 2022, "Last Layer Re-Training is Sufficient for
+training, the one that gains most on validation images is kept, and ``refit=auto`` makes one more
+that learns these images, too: Kirichenko et al. 2022, "Last Layer Re-Training is Sufficient for
 Robustness to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has the numbers.
 """
 
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,17 +21,19 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lora_mnist.choice import AUTO, Choice
+from lora_mnist.choice import AUTO, WEAK, Choice
 from lora_mnist.config.command import key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.layer import LoRAParametrization
-from lora_mnist.lora.model import INITS, add_lora, set_lora_scale
+from lora_mnist.lora.model import INITS, add_lora, add_offset, set_lora_offset, set_lora_scale
+from lora_mnist.lora.offset import last_layer
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
-from lora_mnist.measure.dial import measure_dial, scale_of_refit
+from lora_mnist.measure.dial import SCALES, Collapse, dial_curve, direction_of, images_of_dial
+from lora_mnist.measure.gain import least_measure, measure
 from lora_mnist.measure.predictions import Predictions, counts_of
-from lora_mnist.measure.significance import weakest
+from lora_mnist.measure.significance import chance_text, weak, weakest
 from lora_mnist.run_paths import TRIALS_FOLDER
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
@@ -44,8 +45,6 @@ _AUTO_RANK = 64
 #: A class has few images if there are fewer than these: experiment=repair then sees each of them
 #: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
 FEW_IMAGES = 400
-#: A training has collapsed if it leaves more than this many times the errors, beyond chance.
-_MAX_HARM = 1.5
 #: The rates that optimizer.lr=auto tries, each where the one before collapses; the first is for
 #: few images.
 RATES = (0.003, 0.001, 0.0003, 0.0001)
@@ -54,42 +53,36 @@ _OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment
 
 
 class Repair(NamedTuple):
-    """What was measured of an adapter after its training, at the chosen scale."""
+    """What was measured of an adapter after its training, at the chosen scale and offset."""
 
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
     dial: dict[str, Any] | None
     training: ClassifierModule
     adapter: list[dict[str, Tensor]]  # as the training left it
+    measure: float  # on validation images, as choose_by says
 
 
 def choose_target(
     session: Session, before: Predictions | None = None
 ) -> tuple[Selection, dict[str, Choice]]:
-    """The images to learn and to replay, as ``target`` says: perhaps those of the weakest class."""
+    """The images to learn and to replay, as ``target`` says: perhaps those of weak classes."""
     cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
     if session.mistakes is not None:  # they stand at the end
         indices = torch.arange(len(labels))
         first = len(labels) - len(session.mistakes.learnt)
         return Selection([], indices[first:], indices[:first]), {}
-    if target == "weakest":
+    if target in WEAK:
         assert before is not None  # open_session has looked for validation images
-        counts = counts_of(before)["before"]
-        errors, numbers = counts["errors_per_class"], counts["images_per_class"]
-        if not any(errors):
+        names, why = _weak_ones(target, before, classes)
+        if not names:
             expected = "a class"
             if images.held_out.get("val") != "test" and "test" not in images.held_out:
                 expected += ", or data.val_from=test if the base was trained on these images"
-            raise UserError(
-                f"target=weakest: the base has all {len(before)} validation images right; "
-                f"expected {expected}"
-            )
-        worst = weakest(errors, numbers)
-        wrong, count = errors[worst], numbers[worst]
-        share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
-        choice = Choice([classes[worst]], None, len(before), f"the weakest class, {share}")
-        return select(labels, classes, classes[worst]), {"target": choice}
+            raise UserError(f"target={target}: {why}; expected {expected}")
+        choice = Choice(names, None, len(before), why)
+        return select(labels, classes, names), {"target": choice}
     selection = select(labels, classes, target)
     if target is None:
         return selection, {}
@@ -97,11 +90,33 @@ def choose_target(
     return selection, {"target": session.as_set("target", names)}
 
 
-def put_adapter(session: Session) -> None:
+def _weak_ones(target: str, before: Predictions, classes: Sequence[str]) -> tuple[list[str], str]:
+    """The names of the weakest class, or of all weak ones, and why; none, and why."""
+    counts = counts_of(before)["before"]
+    errors, numbers = counts["errors_per_class"], counts["images_per_class"]
+    if not any(errors):
+        return [], f"the base has all {len(before)} validation images right"
+    if target == "weakest":
+        worst = weakest(errors, numbers)
+        share = f"{errors[worst]} of its {numbers[worst]} validation images are wrong"
+        share += f" ({errors[worst] / numbers[worst]:.1%})"
+        return [classes[worst]], f"the weakest class, {share}"
+    found = weak(errors, numbers)
+    if not found:
+        return [], "no class has more errors on validation images than the rest beyond chance"
+    each = []
+    for c, p_value in found.items():
+        each.append(f"{classes[c]} {errors[c]} of {numbers[c]} ({chance_text(p_value)})")
+    why = f"weaker than the rest beyond chance, errors of validation images: {', '.join(each)}"
+    return [classes[c] for c in found], why
+
+
+def put_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says."""
     net = session.net
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del arguments["scale"]  # of the finished adapter
+    layer = _layer_of_offset(session) if arguments.pop("offset") and selection.targets else None
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
@@ -114,6 +129,28 @@ def put_adapter(session: Session) -> None:
             if most is not None and type(arguments["rank"]) is int and most < arguments["rank"]:
                 ranks.setdefault(f"^{name}", most)  # the user's own patterns come first
         add_lora(net, **arguments)
+    if layer is not None:
+        add_offset(net, layer, _direction(session, selection))
+
+
+def _layer_of_offset(session: Session) -> str | None:
+    """The layer whose output is the network's own, which the network shows on some images."""
+    images, dataset = session.images.train, session.classifier.dataset
+    some = torch.linspace(0, len(images) - 1, 4).long().tolist()
+    with session.evaluating() as device:
+        return last_layer(session.net, dataset.normalise(images.take(some)[0].to(device)))
+
+
+def _direction(session: Session, selection: Selection) -> Tensor:
+    """How an offset moves the logits of the classes to repair: :mod:`.lora.offset`."""
+    labels, targets = session.images.train.labels, selection.targets
+    counts = labels.bincount(minlength=len(session.classifier.classes)).float()
+    if len(targets) > 1:
+        mean = counts.sum() / (counts > 0).sum()
+        return (mean / counts).nan_to_num(1.0, posinf=1.0).log()  # 0 for a class without images
+    direction = torch.zeros_like(counts)
+    direction[targets] = 1.0
+    return direction
 
 
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
@@ -152,9 +189,17 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
 
 
 def _has_few(session: Session, selection: Selection) -> bool:
-    """Whether the classes to repair have few training images, and validation images can decide."""
-    few = bool(selection.targets) and len(selection.target_indices) < FEW_IMAGES
+    """Whether a class to repair has few training images, and validation images can decide."""
+    few = bool(selection.targets) and rarest_of(session, selection) < FEW_IMAGES
     return few and len(session.images.val) > 0
+
+
+def rarest_of(session: Session, selection: Selection) -> int:
+    """The number of images to learn: of several classes, those of the rarest."""
+    if not selection.targets:
+        return len(selection.target_indices)
+    counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
+    return int(counts[selection.targets].min())
 
 
 def train_repair(
@@ -169,7 +214,7 @@ def train_repair(
     best trial, which had not learnt the validation images. The loggers of the session that is
     returned have seen no training that was given up.
     """
-    net, start, count = session.net, start_of(session.net), len(selection.target_indices)
+    net, start, count = session.net, start_of(session.net), rarest_of(session, selection)
     refit = choose_refit(session, selection)
     has_several = len(trials) > 1 or bool(refit.value)
     if has_several and session.cfg.ckpt_path is not None:
@@ -177,7 +222,7 @@ def train_repair(
             f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
             "trainings; start it again: same seed, same numbers"
         )
-    most = None if before is None else most_errors(counts_of(before)["before"]["errors"])
+    collapse = collapse_after(session, before)
     repairs: dict[str, Repair] = {}
     collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
     diverged: dict[str, str] = {}  # trials without a result
@@ -196,7 +241,7 @@ def train_repair(
                 one = one.in_folder(folder)
             start_again(net, start, trial.cfg.lora.dropout)
             try:
-                training = one.fit(trial.data(selection), None if is_last else most)
+                training = one.fit(trial.data(selection), None if is_last else collapse)
             except TrainingError as error:
                 if len(trials) == 1:
                     raise
@@ -238,7 +283,7 @@ def train_repair(
             logger.log_hyperparams(dict(repair.training.hparams))
     if session.cfg.trials:
         choices = {"trial": best, "augment": choose_augment(session, trial), **choices}
-    set_lora_scale(net, choices["scale"].value)
+    turn(net, choices)
     return session, repair._replace(choices=choices)
 
 
@@ -262,19 +307,21 @@ def _refit(
     except TrainingError as error:
         why = f"it collapses: {error}"
     else:
-        set_lora_scale(net, trial.choices["scale"].value)
+        turn(net, trial.choices)
         refitted = session.predictions("val", before)
+        limit = collapse_after(session, trial.tables["val"])
         assert refitted is not None
-        after = counts_of(refitted)["after"]["errors"]
-        errors = counts_of(trial.tables["val"])["after"]["errors"]
-        if not session.of_first_process(after > most_errors(errors)):
+        assert limit is not None
+        value = measured(session, counts_of(refitted)["after"])
+        if not session.of_first_process(value < limit.least):
             return trial
-        why = f"it leaves {after:,} errors in the validation images that it has learnt, and "
-        why += f"{errors:,} are left by the trial, which had not learnt them"
+        why = f"{name_of_measure(session)} {value:.1%} on the validation images that it has "
+        why += f"learnt, and {trial.measure:.1%} of the trial, which had not learnt them"
     log.warning("refit: %s; the trial is kept", why)
     start_again(net, trial.adapter, dropout)
-    choices = {"refit": Choice(False, [True, False], len(session.images.val), why), "rate": rate}
-    return _measured(session, selection, before, trial.training, choices)
+    refit = Choice(False, [True, False], len(session.images.val), why)
+    turn(net, trial.choices)
+    return trial._replace(choices=trial.choices | {"refit": refit})
 
 
 def _measured(
@@ -284,35 +331,43 @@ def _measured(
     training: ClassifierModule,
     choices: Mapping[str, Choice],
 ) -> Repair:
-    """What validation images say of the adapter that was trained, at the scale that they advise."""
+    """What validation images say of the adapter that was trained, where they turn its dial."""
     adapter = start_of(session.net)
+    dial = try_dial(session, selection)
+    own = choose_dial(session, selection, dial)
+    turn(session.net, own)
     val = session.predictions("val", before)
-    dial = try_scales(session, selection, val)
-    scale = choose_scale(session, dial, choices["refit"])
-    set_lora_scale(session.net, scale.value)
-    if scale.value != 1:
-        val = session.predictions("val", before)
-    tables = {} if val is None else {"val": val}
-    return Repair(tables, {"scale": scale, **choices}, dial, training, adapter)
+    tables, value = {}, 0.0
+    if val is not None:
+        tables, value = {"val": val}, measured(session, counts_of(val)["after"])
+    return Repair(tables, {**own, **choices}, dial, training, adapter, value)
 
 
-def most_errors(errors: int) -> float:
-    """With more validation errors than these, where there were ``errors``, it has collapsed."""
-    return _MAX_HARM * errors + 4 * math.sqrt(max(1, errors))
+def measured(session: Session, counts: Mapping[str, Any]) -> float:
+    """The measure that ``choose_by`` names, of counts of predictions."""
+    errors, images = counts["errors_per_class"], counts["images_per_class"]
+    return float(measure(errors, images, session.cfg.choose_by))
+
+
+def collapse_after(session: Session, table: Predictions | None) -> Collapse | None:
+    """When a training has collapsed, beside the last predictions of a table."""
+    if table is None:
+        return None
+    counts = counts_of(table)
+    last = counts.get("after", counts["before"])
+    least = least_measure(last["errors_per_class"], last["images_per_class"], session.cfg.choose_by)
+    return Collapse(least, session.cfg.choose_by, direction_of(session.net))
 
 
 def choose_trial(session: Session, repairs: Mapping[str, Repair]) -> Choice:
-    """The trial with the fewest validation errors."""
+    """The trial that validation images measure best."""
     if len(repairs) == 1:
         (name,) = repairs
         return Choice(name, why="others are tried only for a class of few images")
-    errors: dict[str, int] = {}
-    for name, repair in repairs.items():
-        errors[name] = counts_of(repair.tables["val"])["after"]["errors"]
-    best = session.of_first_process(min(errors, key=lambda name: errors[name]))
-    counts = [f"{count:,} with {name}" for name, count in errors.items()]
-    why = f"the fewest validation errors: {', '.join(counts)}"
-    return Choice(best, list(errors), len(session.images.val), why)
+    best = session.of_first_process(max(repairs, key=lambda name: repairs[name].measure))
+    shares = [f"{repair.measure:.1%} with {name}" for name, repair in repairs.items()]
+    why = f"the highest {name_of_measure(session)} on validation images: {', '.join(shares)}"
+    return Choice(best, list(repairs), len(session.images.val), why)
 
 
 def choose_augment(session: Session, trial: Session) -> Choice:
@@ -336,38 +391,65 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
         return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
-    count, few = len(selection.target_indices), _has_few(session, selection)
+    count, few = rarest_of(session, selection), _has_few(session, selection)
     why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
     return Choice(few, [True, False], why=why)
 
 
-def try_scales(
-    session: Session, selection: Selection, val: Predictions | None
-) -> dict[str, Any] | None:
+def try_dial(session: Session, selection: Selection) -> dict[str, Any] | None:
     """The dial of the adapter on validation images; ``None`` if it is not wanted."""
-    cfg, images = session.cfg, session.images.val
+    cfg, lora, images = session.cfg, session.cfg.lora, session.images.val
     wants_dial = cfg.dial or (cfg.dial is None and not session.run.is_sweep)
-    if val is None or not (wants_dial or cfg.lora.scale == AUTO):
+    if not len(images) or not (wants_dial or AUTO in (lora.scale, lora.offset)):
         return None
     log.info("dial: the adapter at several scales on validation images")
+    scales = SCALES if lora.scale == AUTO else sorted({*SCALES, float(lora.scale)})
+    offsets = None if lora.offset == AUTO else [float(lora.offset)]
+    some = images_of_dial(len(images), cfg.seed)
     with session.evaluating() as device:
-        batches = partial(session.classifier.dataset.batches, images, device, name="dial")
-        return measure_dial(session.net, batches, val, selection.targets, cfg.seed)
+        batches = session.classifier.dataset.batches(images, device, some, "dial")
+        return dial_curve(
+            session.net, batches, selection.targets, scales, offsets, choose_by=cfg.choose_by
+        )
 
 
-def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice) -> Choice:
-    """The scale at which the adapter is saved: ``lora.scale``, or what the dial advises."""
-    scale = session.cfg.lora.scale
-    if scale != AUTO:
-        return session.as_set("lora.scale", float(scale))
-    assert dial is not None  # open_session has looked for validation images
-    advised = dial["advised"]
-    errors = dict(zip(dial["scales"], dial["errors"], strict=True))
-    chosen = session.of_first_process(scale_of_refit(dial) if refit.value else advised)
-    why = f"advised by validation images: {errors[advised]:,} errors, {errors[0]:,} of the base"
-    if chosen != advised:
-        why = f"a refit learns these images; before it, they advise {advised:g}"
-    return Choice(chosen, dial["scales"], dial["images"], why)
+def choose_dial(
+    session: Session, selection: Selection, dial: Mapping[str, Any] | None
+) -> dict[str, Choice]:
+    """The scale and the offset at which the adapter is saved: ``lora``'s, or the dial's."""
+    lora, choices = session.cfg.lora, {}
+    has_offset = direction_of(session.net) is not None
+    if lora.scale != AUTO:
+        choices["scale"] = session.as_set("lora.scale", float(lora.scale))
+    if lora.offset != AUTO:
+        choices["offset"] = session.as_set("lora.offset", float(lora.offset))
+    elif not selection.targets:
+        choices["offset"] = Choice(0.0, why="there is no class to move")
+    elif not has_offset:
+        choices["offset"] = Choice(0.0, why="the network changes what its last layer gives")
+    if dial is None:
+        return choices
+    place = dial["scales"].index(choices["scale"].value if "scale" in choices else dial["advised"])
+    place = session.of_first_process(place)
+    of_base, saved = dial["base"]["measure"], dial["saved"][place]
+    why = f"advised by validation images: {name_of_measure(session)} {of_base:.1%} -> "
+    why += f"{of_base + saved:.1%}"
+    for name, key in {"scale": "scales", "offset": "offsets"}.items():
+        if name not in choices:
+            of = dial[key] if name == "scale" else None
+            choices[name] = Choice(dial[key][place], of, dial["images"], why)
+    return choices
+
+
+def name_of_measure(session: Session) -> str:
+    """What decides, in a sentence."""
+    return str(session.cfg.choose_by).replace("_", " ")
+
+
+def turn(net: nn.Module, choices: Mapping[str, Choice]) -> None:
+    """Turn the dial of the adapter on ``net`` to where it was chosen to be."""
+    set_lora_scale(net, choices["scale"].value)
+    set_lora_offset(net, choices["offset"].value)
 
 
 def start_of(net: nn.Module) -> list[dict[str, Tensor]]:
@@ -385,3 +467,4 @@ def start_again(net: nn.Module, start: Sequence[Mapping[str, Tensor]], dropout: 
         for parameter in adapter.parameters():
             parameter.grad = None
         adapter.scale, adapter.dropout = 1.0, dropout
+    set_lora_offset(net, 0.0)

@@ -116,6 +116,7 @@ def results_of(
         "dataset": dataset.name,
         "overrides": overrides,
         "seed": cfg.get("seed"),
+        "choose_by": classifier.choose_by if cfg.stage == "eval" else cfg.choose_by,
         "targets": targets,
         "choices": {name: choice._asdict() for name, choice in choices.items()},
         "classes": dataset.classes,
@@ -135,6 +136,7 @@ def results_of(
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
         "adapter": adapter,
         "scale": choices["scale"].value if "scale" in choices else None,
+        "offset": choices["offset"].value if "offset" in choices else None,
         "steps": session.trainer.global_step,
     }
 
@@ -172,6 +174,7 @@ def _record_of(session: Session) -> dict[str, Any]:
             "stage": session.cfg.stage,
             "overrides": typed,
             "seed": session.cfg.seed,
+            "choose_by": session.cfg.choose_by,
             "augment": session.augment,
             "versions": {package: version(package) for package in ("lora-mnist", "torch")},
         },

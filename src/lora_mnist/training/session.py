@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lora_mnist.choice import AUTO, Choice
+from lora_mnist.choice import AUTO, WEAK, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.networks import evaluating
@@ -28,7 +28,8 @@ from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, s
 from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import INITS
-from lora_mnist.measure.predictions import Predictions, predictions_at, predictions_of
+from lora_mnist.measure.dial import Collapse
+from lora_mnist.measure.predictions import BASE, Predictions, predictions_at, predictions_of
 from lora_mnist.project import DATA, quoted
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.module import ClassifierModule
@@ -160,11 +161,8 @@ class Session:
         hyperparameters |= {"target": targets, "base_sha256": base and base.sha256}
         return dict(hyperparameters)
 
-    def fit(self, data: ImageDataModule, most_errors: float | None = None) -> ClassifierModule:
-        """Train, from ``ckpt_path`` on if it is set.
-
-        The training ends at a validation that finds more than ``most_errors``.
-        """
+    def fit(self, data: ImageDataModule, collapse: Collapse | None = None) -> ClassifierModule:
+        """Train, from ``ckpt_path`` on if it is set; the training ends where it has collapsed."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, selection = self.classifier.classes, plan.selection
         names = [classes[target] for target in selection.targets]
@@ -180,7 +178,7 @@ class Session:
             targets=selection.targets,
             loss=make("loss", self.cfg.loss),
             replay=plan.replay,
-            most_errors=most_errors,
+            collapse=collapse,
         )
         learnt = {"learnt_sha256": fingerprint_of(data.learnt)}
         if self.cfg.ckpt_path is not None:
@@ -270,7 +268,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     else:
         classifier = classifier_of(cfg)
     dataset = classifier.dataset
-    if cfg.stage != "eval" and cfg.target not in (None, "weakest"):
+    if cfg.stage != "eval" and cfg.target not in (None, *WEAK):
         numbers_of(dataset.classes, cfg.target)  # refuses an unknown class before images are read
     if cfg.mistakes is not None:
         _refuse_images_of_data(cfg.mistakes, classifier.settings.data.get("data_dir") or DATA)
@@ -287,7 +285,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
             "expected another folder, or how images were held out in its training"
         )
     classifier.check(images.test if cfg.stage == "eval" else images.train)
-    if cfg.stage != "eval" and cfg.target != "weakest":
+    if cfg.stage != "eval" and cfg.target not in WEAK:
         select(images.train.labels, dataset.classes, cfg.target)  # refuses one without images
     mistakes = None
     if cfg.mistakes is not None:
@@ -313,7 +311,7 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
     target, mistakes = cfg.get("target"), cfg.mistakes
     if cfg.stage == "pretrain":
         needs_base = {
-            "target=weakest": target == "weakest",
+            f"target={target}": target in WEAK,
             f"mistakes={mistakes}": mistakes is not None,
             "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
             "batches.augment=auto": cfg.batches.augment == AUTO,
@@ -324,10 +322,10 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
     if cfg.stage == "lora" and mistakes is None and target is None:
         raise UserError(
             "target: missing; expected the class to repair, by number or name, a list of them, or "
-            "weakest; or mistakes=FOLDER"
+            "weakest, or weak; or mistakes=FOLDER"
         )
     if cfg.stage == "lora" and mistakes is not None:
-        if target not in (None, "weakest"):
+        if target not in (None, *WEAK):
             raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
         if cfg.refit is True:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
@@ -350,7 +348,7 @@ def _mistakes_of(
     net, dataset = classifier.net, classifier.dataset
 
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-        return predictions_at(net, dataset.stacked(pictures, device), [0]).prediction[0]
+        return predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
 
     with evaluating(net, device):
         mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
@@ -409,9 +407,10 @@ def _refuse_inconsistent(session: Session) -> None:
             f"images, {len(session.images.val)}, since each of {trainer.world_size} has its share"
         )
     needs_images = {
-        "target=weakest": cfg.target == "weakest" and session.mistakes is None,
+        f"target={cfg.target}": cfg.target in WEAK and session.mistakes is None,
         "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
         "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
+        "lora.offset=auto": is_repair and cfg.lora.offset == AUTO,
         "refit=true": is_repair and cfg.refit is True,
         "dial=true": is_repair and cfg.dial is True,
         f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
