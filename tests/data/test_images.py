@@ -1,3 +1,4 @@
+import struct
 import subprocess
 
 import numpy
@@ -7,6 +8,7 @@ from PIL import EpsImagePlugin, Image
 
 from lora_mnist.data import ImageDataset, Images, Shift
 from lora_mnist.data.images import measured_pixels, open_picture
+from lora_mnist.errors import PictureError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -42,6 +44,38 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
     levels = torch.linspace(0, 65535, 81).view(9, 9).int().numpy().astype(numpy.uint16)
     Image.fromarray(levels).save(tmp_path / "x.png")
     assert numpy.array_equal(numpy.asarray(open_picture(tmp_path / "x.png")), levels >> 8)
+
+
+def test_of_twelve_bits_the_upper_eight_are_kept(tmp_path):
+    """As the file says; Pillow writes none, so one of sixteen is told to have twelve."""
+    Image.frombytes("I;16", (2, 1), b"\x12\x3f\xff\x00").save(tmp_path / "x.tif")
+    entry = struct.pack("<HHIHH", 258, 3, 1, 16, 0)
+    content = (tmp_path / "x.tif").read_bytes()
+    assert content.count(entry) == 1
+    (tmp_path / "x.tif").write_bytes(content.replace(entry, entry.replace(b"\x10", b"\x0c")))
+    assert numpy.asarray(open_picture(tmp_path / "x.tif")).tolist() == [[0x12, 0xFF]]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, dtype):
+    Image.fromarray(numpy.arange(9, dtype=dtype).reshape(3, 3) * 28).save(tmp_path / "x.tif")
+    for upright in (False, True):  # in a folder, and for MNIST
+        with pytest.raises(PictureError, match="no readable picture .* no known range"):
+            open_picture(tmp_path / "x.tif", upright=upright)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_picture_that_is_all_in_its_alpha_is_refused_where_alpha_is_dropped(tmp_path, mode):
+    drawn = Image.new("RGBA", (8, 8))
+    drawn.paste((0, 0, 0, 255), (2, 2, 5, 5))
+    drawn.convert(mode).save(tmp_path / "x.png")
+    with pytest.raises(PictureError, match="all of one colour without its transparency"):
+        open_picture(tmp_path / "x.png")
+    assert open_picture(tmp_path / "x.png", keeps_alpha=True).has_transparency_data
+    for opaque in (Image.new("RGBA", (8, 8), "red"), Image.linear_gradient("L").convert("RGBA")):
+        assert open_picture(opaque) is opaque
+    drawn.paste((9, 9, 9, 255), (5, 5, 6, 6))  # and another colour
+    assert open_picture(drawn) is drawn
 
 
 def test_stacked_joins_pictures_as_far_as_they_are_of_one_size():

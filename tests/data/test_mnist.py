@@ -86,6 +86,6 @@ WAYS = {
 def test_digit_of_brings_back_mnists_own_image(tmp_path, way):
     for digit in DIGITS:
         WAYS[way](digit).save(tmp_path / "digit.png")
-        ours = digit_of(open_picture(tmp_path / "digit.png"))
+        ours = digit_of(open_picture(tmp_path / "digit.png", keeps_alpha=True))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
         assert likeness(ours[0], digit) > 0.9

@@ -7,7 +7,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -266,10 +265,13 @@ class Folder(ImageDataset):
 
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image; all others have to have them."""
+        expected = "expected images; none can be read"
         for file in self._files:
-            with suppress(PictureError):  # a broken one is named later, when all are read
+            try:
                 return size_of_picture(self.root / file.path)
-        raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
+            except PictureError as error:  # others are named later, when all are read
+                expected = f"expected readable images, but {printable(file.path)}: {error}"
+        raise ArgumentError("data_dir", self.data_dir, expected)
 
     @cached_property
     def _are_in_memory(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms.v2.functional import crop, get_size
@@ -303,9 +303,15 @@ def viewable(images: Tensor) -> Tensor:
 
 
 def open_picture(
-    picture: Path | Image.Image, upright: bool = False, draft: bool = False
+    picture: Path | Image.Image,
+    upright: bool = False,
+    draft: bool = False,
+    keeps_alpha: bool = False,
 ) -> Image.Image:
-    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
+    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read.
+
+    Without ``keeps_alpha`` alpha is to be dropped: a picture that loses all by it is refused.
+    """
     source: AbstractContextManager[Image.Image]
     try:
         if isinstance(picture, Path):
@@ -313,6 +319,9 @@ def open_picture(
         else:
             source = nullcontext(picture)
         with source as image:  # which closes a damaged file, too
+            file_format, bits = image.format, 16
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                (bits, *_) = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, [bits])
             if upright:
                 image = ImageOps.exif_transpose(image)
             if draft:
@@ -320,11 +329,15 @@ def open_picture(
             image.load()
     except Exception as error:  # Pillow has no common class for damaged files
         raise PictureError(f"no readable picture ({type(error).__name__})") from error
-    if image.mode == "F":
-        raise PictureError("no readable picture (floating-point pixels)")
-    if image.mode.startswith("I"):  # of 16 bits the upper eight: Pillow would clip at 255
-        values = numpy.asarray(image).astype(numpy.int64) >> 8
-        return Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
+    # Pillow's mode I is of any range, but it scales these formats to 16 bits.
+    if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
+        raise PictureError(f"no readable picture (pixels of mode {image.mode}: no known range)")
+    if image.mode.startswith("I"):  # of 12 or 16 bits the upper eight: Pillow would clip at 255
+        return Image.fromarray((numpy.asarray(image) >> (bits - 8)).astype(numpy.uint8))
+    if image.has_transparency_data and not keeps_alpha:
+        *colours, (least, most) = image.convert("RGBA").getextrema()
+        if least < most and all(low == high for low, high in colours):
+            raise PictureError("all of one colour without its transparency; lay it over another")
     return image
 
 

@@ -106,7 +106,7 @@ class MNIST(ImageDataset):
         return ImageSets(parts["train"], parts["val"], parts["test"], sha256, held_out).apart()
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        return digit_of(open_picture(picture, upright=True))
+        return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool, download: bool = True) -> Batch:
