@@ -6,6 +6,7 @@ import torch
 from composed import logged
 from helpers.commands import refused
 from PIL import Image
+from torchvision.transforms import v2
 
 from lora_mnist.data import Folder, Images, ImageSets
 from lora_mnist.data.mistakes import with_mistakes, wrong_pictures
@@ -22,7 +23,7 @@ def greys(*levels, on_disk=False):
         return Images(images, labels)
 
     def read_file(path, augment):
-        return images[levels.index(int(path.name))]
+        return torch.full((1, 4, 4), int(path.stem), dtype=torch.uint8)
 
     paths = [Path(str(level)) for level in levels]
     return Images(paths, labels, read=read_file, digests=torch.tensor(levels))
@@ -58,7 +59,7 @@ def read(folder, share=0.2, predict=by_darkness, **parts):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
     mistakes, parts = wrong_pictures(predict, dataset(**parts), folder, share), []
     for images in mistakes:
-        greys = [int(pixels[0, 0, 0]) for pixels in images.pixels]
+        greys = [int(pixels[0, 0, 0]) for pixels in images.take(range(len(images)))[0]]
         parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
     return parts
 
@@ -127,3 +128,19 @@ def test_learnt_mistakes_stand_behind_the_training_images(tmp_path):
     pixels, labels = train.take(range(3))
     assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.learnt.pixels[0][0, 0, 0])]
     assert labels.tolist() == [1, 0, 0]
+
+
+def test_mistakes_are_augmented_as_training_images_are(tmp_path):
+    """Before a transform of one's own: a picture that is in both becomes the same image."""
+    photos, incoming = tmp_path / "photos", tmp_path / "incoming"
+    write(photos, {f"cat/{n}.png": n for n in range(9)} | {f"dog/{n}.png": n for n in range(9, 18)})
+    half = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([1], [2])])
+    data = Folder(photos, channels=1, transform=half)
+    name = data.sets.train.names[-1]
+    write(incoming, {name: int(Path(name).stem)})
+    mistakes = wrong_pictures(by_darkness, data, incoming, 0)
+    train = with_mistakes(data.sets, mistakes).train
+    train.augment = v2.RandomInvert(1)
+    images, labels = train.take([len(train) - 2, len(train) - 1])
+    assert labels.tolist() == [1, 1]
+    assert torch.equal(*images)

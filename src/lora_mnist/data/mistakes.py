@@ -91,7 +91,10 @@ def wrong_pictures(
         is_tested[number] = is_drawn and picture.sha256 not in known
     labels = torch.tensor([picture.label for picture in wrong])
     digests = digests_of([p.path if dataset.is_of_files else p.image for p in wrong])
-    mistakes = Images([picture.image for picture in wrong], labels, digests=digests)
+    # Files where the training images are files: both are then augmented before a transform.
+    read = images.train.read
+    pixels = [picture.path if read else picture.image for picture in wrong]
+    mistakes = Images(pixels, labels, read=read, digests=digests)
     learnt, tested = mistakes.without(is_tested), mistakes.without(~is_tested)
     if not len(learnt):
         raise UserError(
