@@ -95,6 +95,22 @@ def test_folder_knows_which_files_are_images_of_which_class(make_photos, caplog)
         assert name in caplog.text
 
 
+def test_of_links_in_a_circle_each_folder_is_read_once(make_photos):
+    """Links are followed: a class may be made of them."""
+    for part in ("train", "test"):
+        root = make_photos({"cat": 7, "dog": 7}, part)
+    make_photos({"emu": 5}, "..")
+    links = {"cat/again": "../cat", "cat/itself": "itself", "dog/all": "../.."}
+    links |= dict.fromkeys(("dog/more", "dog/more_of_them"), root.parent / "emu")
+    for link, there in links.items():
+        (root / "train" / link).symlink_to(there)
+    sets = Folder(root).sets
+    names = [*sets.train.names, *sets.val.names, *sets.test.names]
+    folders = dict.fromkeys(("train/cat", "train/dog", "test/cat", "test/dog"), 7)
+    expected = {**folders, "train/dog/more": 5}
+    assert Counter(name.rpartition("/")[0] for name in names) == expected
+
+
 def test_the_sha256_changes_with_the_images(make_photos):
     root = make_photos({"cat": 5, "dog": 5})
     hashes = {Folder(root, split_seed=seed).sets.sha256["all"] for seed in (0, 1)}

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
@@ -243,20 +242,19 @@ class Folder(ImageDataset):
             expected = f"expected the folders of {root}: {names}{odd}"
             raise ArgumentError("classes", self.classes, expected)
         labels = {name: label for label, name in enumerate(self.classes)}
-        files, others = [], []
-        for folder, part in self._parts.items():
-            for name in _subfolders(folder):
-                if name not in labels:
-                    expected = f"expected the folders of train/, but {name} is none of them"
-                    raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
-            for file, label in ImageFolder.make_dataset(
-                str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
-            ):
-                path = Path(file).relative_to(root)
+        of_classes = [folder / name for folder in self._parts for name in _subfolders(folder)]
+        seen, files, others = {each.resolve() for each in of_classes}, [], []
+        for of_class in of_classes:
+            folder, name = of_class.parent, of_class.name
+            if name not in labels:
+                expected = f"expected the folders of train/, but {name} is none of them"
+                raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
+            for file in _files_below(of_class, set(seen)):
+                path = file.relative_to(root)
                 if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                     continue
                 if path.name.lower().endswith(IMG_EXTENSIONS):
-                    files.append(ImageFile(path.as_posix(), label, part))
+                    files.append(ImageFile(path.as_posix(), labels[name], self._parts[folder]))
                 else:
                     others.append(printable(path.as_posix()))
         if others:
@@ -340,6 +338,18 @@ def _subfolders(root: Path) -> list[str]:
     """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
     names = [path.name for path in root.iterdir() if path.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__")))
+
+
+def _files_below(root: Path, seen: set[Path]) -> Iterator[Path]:
+    """The files in ``root`` and in its folders that are not ``seen``; links may go in a circle."""
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        yield from (Path(folder, name) for name in sorted(names))
+        subfolders.sort()  # of two links to a folder, the first is followed
+        for name in [*subfolders]:
+            target = Path(folder, name).resolve()
+            if target in seen:
+                subfolders.remove(name)
+            seen.add(target)
 
 
 def split(
