@@ -1,8 +1,10 @@
-"""Where the project is, and how its commands are typed there. Imports neither torch nor Hydra."""
+"""Where project and user are, and how commands are typed. Imports neither torch nor Hydra."""
 
 import os
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -14,6 +16,17 @@ if not CONFIGS.is_dir():
     PROJECT = _PACKAGE.parents[1]
     CONFIGS = PROJECT / "configs"
 DATA = PROJECT / "data"
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Inside the ``with`` block Python also looks for modules where the user stands."""
+    path = list(sys.path)
+    sys.path.append(str(Path.cwd()))  # last: a timm.py that lies there is not timm
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def program(name: str) -> str:

@@ -16,12 +16,12 @@ from lora_mnist.classifier.networks import (
     build,
     build_network,
     check_outputs,
-    importable,
     outputs_key,
     own_preprocessing,
 )
 from lora_mnist.data import Folder
 from lora_mnist.errors import UserError
+from lora_mnist.project import importable
 
 
 def test_networks_have_the_documented_sizes():

@@ -1,5 +1,9 @@
+import multiprocessing
 import shutil
+import sys
 from collections import Counter
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder
 from lora_mnist.data.folder import ImageFile, Shares, split
+from lora_mnist.project import importable
 
 
 @pytest.fixture
@@ -38,6 +43,11 @@ def counts(root, **changes):
     return [labels.bincount().tolist() for _, labels in read(root, **changes)]
 
 
+OWN_TRANSFORMS = """
+from torchvision.transforms.v2.functional import hflip, pil_to_tensor
+def prepare(picture): return pil_to_tensor(picture) / 255
+def augment(picture): return hflip(picture)
+"""
 LANCZOS = [v2.Resize(18, InterpolationMode.LANCZOS), v2.CenterCrop(16)]
 
 
@@ -229,6 +239,30 @@ def test_parts_go_by_name_in_any_case(make_photos, caplog):
 def test_a_transform_gives_a_tensor():
     data = Folder(classes=["cat", "dog"], transform=v2.Resize(4))
     assert refused(data.read_picture, Image.new("RGB", (9, 9))).startswith("prepare.transform: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_import_what_lies_where_the_user_stands(
+    make_photos, tmp_path, monkeypatch, method
+):
+    """As on macOS and Windows: a transform, and what augments, of one's own."""
+    (tmp_path / "my_transforms.py").write_text(OWN_TRANSFORMS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_transforms", raising=False)
+    with importable():
+        own = import_module("my_transforms")
+    data = Folder(make_photos({"cat": 5, "dog": 5}), transform=own.prepare, num_workers=1)
+    images = replace(data.sets.train, augment=own.augment)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        ((batch, labels),) = data.loader(images, batch_size=len(images))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    expected, expected_labels = images.take(range(len(images)))
+    assert torch.equal(batch, expected)
+    assert torch.equal(labels, expected_labels)
 
 
 def test_a_folder_is_read_only_where_it_has_to_be(tmp_path):

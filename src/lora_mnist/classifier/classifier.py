@@ -23,7 +23,6 @@ from lora_mnist.classifier.networks import (
     build_network,
     check_outputs,
     evaluating,
-    importable,
     outputs_key,
     own_preprocessing,
 )
@@ -43,7 +42,7 @@ from lora_mnist.lora.weight import lora_adapters, lora_offsets
 from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
 from lora_mnist.measure.gain import MEASURES
 from lora_mnist.measure.predictions import Point, logits_at
-from lora_mnist.project import DATA, program
+from lora_mnist.project import DATA, importable, program
 from lora_mnist.run_paths import ADAPTER_FOLDER, base_name
 
 log = logging.getLogger(__name__)

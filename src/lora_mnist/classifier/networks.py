@@ -1,6 +1,5 @@
 """The networks that are pretrained and then repaired: two of ours, or anybody's."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier.huggingface import TARGET, preprocessing_of
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.project import importable
 
 
 class MLP(nn.Sequential):
@@ -111,17 +111,6 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
         if not is_given and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             missing += 1
     return missing == 1
-
-
-@contextmanager
-def importable() -> Iterator[None]:
-    """Inside the ``with`` block Python also looks for modules where the user stands."""
-    path = list(sys.path)
-    sys.path.append(str(Path.cwd()))  # last: a timm.py that lies there is not timm
-    try:
-        yield
-    finally:
-        sys.path[:] = path
 
 
 def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> nn.Module:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.project import CONFIGS, program
+from lora_mnist.project import CONFIGS, importable, program
 from lora_mnist.run_paths import ADAPTER_FOLDER, latest
 
 if TYPE_CHECKING:
@@ -177,8 +177,6 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 
 def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
     """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
-    from lora_mnist.classifier.networks import importable  # here: torch
-
     with importable(), config_group(key):
         # Plain lists, for checkpoints.
         return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)

@@ -26,6 +26,7 @@ from lora_mnist.errors import (
     require_one_of,
 )
 from lora_mnist.progress import progress
+from lora_mnist.project import importable
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,14 @@ class ImageSets:
         return replace(self, val=rest[0], test=rest[1], copies=len(copies))
 
 
+class Loader(DataLoader[Batch]):
+    """torch's; its workers, where they are not forked, import what lies where the user stands."""
+
+    def __iter__(self) -> Any:
+        with importable():  # they begin with a copy of sys.path, here
+            return super().__iter__()
+
+
 class ImageDataset:
     """Images of classes: a subclass says where they come from and how a picture is prepared.
 
@@ -222,7 +231,7 @@ class ImageDataset:
         """torch's DataLoader, with a generator of its own, unless ``options`` name one."""
         # With torch's own, a training would depend on what was evaluated before it.
         options = {"generator": torch.Generator(), **options}
-        return DataLoader(
+        return Loader(
             images,
             collate_fn=default_convert,  # Images give whole batches
             num_workers=self.num_workers if images.read else 0,  # workers read files

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
-from lora_mnist.classifier.networks import importable
 from lora_mnist.config.command import Run, make
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.project import importable
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
