@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import readme
 import torch
+from composed import composed
 from helpers.commands import only_run, read_csv, read_results, refused
-from helpers.stranger import CLASSES, config, mine, move_in, take_pictures
+from helpers.stranger import CLASSES, PHOTOS, config, mine, move_in, take_pictures
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
@@ -106,6 +107,15 @@ def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch
     assert results["test"]["images_per_class"] == [2, 2, 2]
     said = refused(evaluated, f"adapter={folder}", *named, "data.val_from=test")
     assert said.startswith("data.val_from=test: ")
+
+
+def test_batch_normalisation_is_given_no_batch_of_one_image(here):
+    """Of 48 images; torch would refuse it in the middle of a training."""
+    net = "nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, num_classes))"
+    Path("flat.py").write_text(f"from torch import nn\ndef flat(num_classes=3): return {net}\n")
+    options = ("net._target_=flat.flat", "prepare.image_size=8", "optimizer.lr=0.01", *FIT)
+    options += ("trainer.max_steps=-1", "trainer.max_epochs=2", "batches.batch_size=47")
+    assert train(composed("train", "stage=pretrain", *PHOTOS, *options))["steps"] == 2
 
 
 def test_which_images_are_held_out_is_each_repairs_choice(here):

@@ -46,6 +46,29 @@ def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, size):
         assert drawn == [*order, *order][:size]
 
 
+@pytest.mark.parametrize(
+    ("count", "sizes", "expected"),
+    [
+        (5, {"batch_size": 2}, [2, 2]),
+        (5, {"batch_size": 4, "processes": 2}, [4]),  # 6 with the one that comes twice
+        (6, {"batch_size": 4, "processes": 1}, [4, 2]),
+        (5, {"batch_size": 1}, [1, 1, 1, 1, 1]),
+        (1, {"batch_size": 2}, [1]),
+        (5, {"batch_size": 2, "replay": 1}, [3, 3, 2]),
+    ],
+)
+def test_a_last_batch_of_one_image_is_left_out_where_two_are_needed(count, sizes, expected):
+    """Each process's share is its batch; the others' order stays."""
+    labels = torch.tensor([9] * count + [1, 2])
+    plan, whole = (plan_of(9, labels, needs_two=needs, **sizes) for needs in (True, False))
+    assert plan.batches_per_epoch == len(expected)
+    batches, others = plan.batches(), whole.batches()
+    for _ in range(2):
+        epoch = list(islice(batches, len(expected)))
+        assert [len(batch) for batch in epoch] == expected
+        assert epoch == list(islice(others, whole.batches_per_epoch))[: len(expected)]
+
+
 @given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
 def test_plan_replays_all_of_a_class_before_it_repeats(counts, count):
     count = min(count, sum(counts) // 2)

@@ -66,6 +66,7 @@ class Plan:
     replay: int = 0  # replayed images in a batch
     seed: int = 0  # of the order of both
     processes: int = 1
+    needs_two: bool = False  # images in a process's batch, as batch normalisation does
 
     def __post_init__(self) -> None:
         for key, size in (("batch_size", self.batch_size), ("replay", self.replay)):
@@ -81,10 +82,18 @@ class Plan:
         return math.ceil(self._images_per_epoch / self.batch_size)
 
     @property
+    def left_out(self) -> int:
+        """How many images of an epoch are left out: one in each process, alone in a last batch."""
+        of_each = math.ceil(len(self.selection.target_indices) / self.processes)
+        size = self.batch_size // self.processes
+        is_alone = of_each > size > 1 and of_each % size == 1 and not self.replay
+        return self.processes if self.needs_two and is_alone else 0
+
+    @property
     def _images_per_epoch(self) -> int:
         learnt = len(self.selection.target_indices)
         # Each process has as many: some images come twice.
-        return math.ceil(learnt / self.processes) * self.processes
+        return math.ceil(learnt / self.processes) * self.processes - self.left_out
 
     def batches(self) -> Iterator[list[int]]:
         """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
