@@ -344,7 +344,8 @@ def open_picture(
     if image.mode.startswith("I"):  # of 12 or 16 bits the upper eight: Pillow would clip at 255
         return Image.fromarray((numpy.asarray(image) >> (bits - 8)).astype(numpy.uint8))
     if image.has_transparency_data and not keeps_alpha:
-        *colours, (least, most) = image.convert("RGBA").getextrema()
+        extrema: Any = image.convert("RGBA").getextrema()
+        *colours, (least, most) = extrema
         if least < most and all(low == high for low, high in colours):
             raise PictureError("all of one colour without its transparency; lay it over another")
     return image
