@@ -247,11 +247,11 @@ def test_workers_that_are_not_forked_import_what_lies_where_the_user_stands(
     make_photos, tmp_path, monkeypatch, method
 ):
     """As on macOS and Windows: a transform, and what augments, of one's own."""
-    (tmp_path / "my_transforms.py").write_text(OWN_TRANSFORMS)
+    (tmp_path / "transforms_for_workers.py").write_text(OWN_TRANSFORMS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_transforms", raising=False)
+    monkeypatch.delitem(sys.modules, "transforms_for_workers", raising=False)
     with importable():
-        own = import_module("my_transforms")
+        own = import_module("transforms_for_workers")
     data = Folder(make_photos({"cat": 5, "dog": 5}), transform=own.prepare, num_workers=1)
     images = replace(data.sets.train, augment=own.augment)
     before = multiprocessing.get_start_method()
