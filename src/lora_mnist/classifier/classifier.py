@@ -28,14 +28,7 @@ from lora_mnist.classifier.networks import (
 )
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
-from lora_mnist.errors import (
-    GROUP_OF,
-    UserError,
-    as_value,
-    config_group,
-    naming,
-    one_line,
-)
+from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.model import set_lora_offset, set_lora_scale
 from lora_mnist.lora.weight import lora_adapters, lora_offsets

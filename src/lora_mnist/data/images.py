@@ -18,13 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms.v2.functional import crop, get_size
 
-from lora_mnist.errors import (
-    PictureError,
-    printable,
-    require,
-    require_number,
-    require_one_of,
-)
+from lora_mnist.errors import PictureError, printable, require, require_number, require_one_of
 from lora_mnist.progress import progress
 from lora_mnist.project import importable
 
