@@ -168,12 +168,19 @@ class TrainedAverage(Callback):
     def __init__(self, decay: float = 0.99) -> None:
         require_number("decay", decay, 0, 1)
         self.decay = decay
-        self._average: dict[str, Tensor] = {}
+        # What is not in the network: the average, or the parameters while that is in their place.
+        self._other: dict[str, Tensor] = {}
+        self._is_in_place = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = trainer.global_step
-        for name, average in self._average.items():  # from a checkpoint
-            self._average[name] = average.to(pl_module.device)
+        for name, other in self._other.items():  # from a checkpoint
+            self._other[name] = other.to(pl_module.device)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._put(pl_module, average=False)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -185,31 +192,33 @@ class TrainedAverage(Callback):
         for name, parameter in pl_module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if name not in self._average:
-                self._average[name] = parameter.detach().clone()
-            self._average[name].lerp_(parameter, 1 - self.decay)
+            if name not in self._other:
+                self._other[name] = parameter.detach().clone()
+            self._other[name].lerp_(parameter, 1 - self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
+        """Put the average in place until the next batch: a checkpoint has what was validated."""
+        self._put(pl_module, average=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the network, also where a checkpoint left no step to take."""
-        self._swap(pl_module)
-        self._average = {}
+        self._put(pl_module, average=True)
+        self._other, self._is_in_place = {}, False
 
     @torch.no_grad()
-    def _swap(self, pl_module: LightningModule) -> None:
-        """Exchange parameters and average, if there is one."""
-        for name, average in self._average.items():
+    def _put(self, pl_module: LightningModule, average: bool) -> None:
+        """Put the average, or the parameters, into the network, if there is an average."""
+        if average == self._is_in_place or not self._other:
+            return
+        self._is_in_place = average
+        for name, other in self._other.items():
             parameter = pl_module.get_parameter(name)
-            self._average[name] = parameter.clone()
-            parameter.copy_(average)
+            self._other[name] = parameter.clone()
+            parameter.copy_(other)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._average
+        # Pairs: a dictionary would be a second network to base_ckpt=.
+        return {"other": list(self._other.items()), "is_in_place": self._is_in_place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._average = dict(state_dict)
+        self._other, self._is_in_place = dict(state_dict["other"]), state_dict["is_in_place"]
