@@ -111,6 +111,44 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("optimizer.lr", "0.0001", "5"),
+        ("lora.alpha", "1", "4"),
+        ("loss.target_weight", "null", "0.3"),
+        ("scheduler.end_factor", "0.0", "0.5"),
+        ("batches.batch_size", "10", "20"),
+        ("callbacks.averaging.decay", "0.9", "null"),
+        ("seed", "0", "7"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(go, key, before, after):
+    """The line names the first that differs, as it was and as it is now."""
+    own = {"optimizer.lr": "1e-4", "+callbacks.averaging.decay": "0.9", key: before}
+    own["+callbacks.averaging._target_"] = "lora_mnist.training.module.TrainedAverage"
+    command = (*LORA, "scheduler=linear")
+    last = go("cut", *command, *map("=".join, own.items()), crash=3) / LAST_CHECKPOINT
+    if after == "null":
+        del own["+callbacks.averaging.decay"], own[key]
+    else:
+        own[key] = after
+    answer = refused(go, "new", *command, *map("=".join, own.items()), f"ckpt_path={last}")
+    assert answer.startswith(f"ckpt_path={last}: its training had {key}={before}, ")
+    assert f"this one has {after};" in answer
+
+
+def test_more_steps_go_on_and_so_does_a_rate_before_which_others_collapsed(go):
+    steep = ("optimizer.lr=auto", "lora.alpha=30000", "lora.rank=8", "scheduler=cosine")
+    first = go("first", *LORA, *steep)
+    rate = read_results(first)["choices"]["rate"]
+    assert rate["value"] < rate["of"][0]
+    more = ("trainer.max_steps=20", f"ckpt_path={first / LAST_CHECKPOINT}", "lora.scale=0.5")
+    results = read_results(go("more", *LORA, *steep, *more))
+    assert results["choices"]["rate"]["value"] == rate["value"]
+    assert results["steps"] == 20
+
+
 @pytest.mark.slow
 def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch):
     """Killed, then interrupted, after which the command to go on with is named."""

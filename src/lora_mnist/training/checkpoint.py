@@ -1,6 +1,6 @@
 """Lightning's checkpoints: written whole or not at all, and refused where they do not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def refuse_other_training(path: str | Path, expected: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of a training that has not the ``expected`` settings, by dotted keys."""
+def hyperparameters_of(path: str | Path) -> dict[str, Any]:
+    """What the checkpoint of a training says of it, by dotted keys."""
     try:
-        hyperparameters = torch.load(path, map_location="cpu", weights_only=True)[
-            "hyper_parameters"
-        ]
-        hyperparameters = flatten(dict(hyperparameters))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return flatten(dict(content["hyper_parameters"]))
     except Exception as error:  # torch has no one class for what a file may hold
         raise UserError(
             f"ckpt_path={path}: expected a checkpoint of a training, RUN/checkpoints/last.ckpt "
             f"({type(error).__name__})"
         ) from error
-    for key, value in expected.items():
-        its = hyperparameters.get(key)
-        if its != value:
-            raise UserError(
-                f"ckpt_path={path}: its training had {key}={as_value(its)[:20]}, this one has "
-                f"{as_value(value)[:20]}; expected its command once more, for the same images"
-            )
+
+
+def refuse_other_training(
+    path: str | Path, settings: Mapping[str, Any], parts: Iterable[str]
+) -> None:
+    """Refuse a checkpoint of a training with other ``settings``, as far as they are of ``parts``.
+
+    The number of steps may be another one, and what follows from it, such as ``T_max``; so may
+    ``lora.scale``, which is of the finished adapter.
+    """
+    own, its, steps = flatten(dict(settings)), hyperparameters_of(path), "trainer.max_steps"
+    for part in parts:
+        for key in [*own, *its]:
+            one, other = own.get(key), its.get(key)
+            if one == other or key == "lora.scale" or not f"{key}.".startswith(f"{part}."):
+                continue
+            if part != "scheduler" or (one, other) != (own.get(steps), its.get(steps)):
+                raise UserError(
+                    f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
+                    f"{as_value(one)}; expected its command once more, for the same images"
+                )

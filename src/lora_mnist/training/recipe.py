@@ -35,6 +35,7 @@ from lora_mnist.measure.gain import least_measure, measure
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.measure.significance import chance_text, weak, weakest
 from lora_mnist.run_paths import TRIALS_FOLDER
+from lora_mnist.training.checkpoint import hyperparameters_of
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
 
@@ -232,6 +233,9 @@ def train_repair(
         rates = [trial.cfg.optimizer.lr]
         if rates == [AUTO]:
             rates = list(RATES if count < FEW_IMAGES else RATES[1:])
+            if session.cfg.ckpt_path is not None:  # of a rate before which others collapsed
+                begun = hyperparameters_of(session.cfg.ckpt_path)["optimizer.lr"]
+                rates = rates[rates.index(begun) if begun in rates else 0 :]
         for rate in rates:
             is_last = rate == rates[-1]
             if rate in collapses and not is_last:

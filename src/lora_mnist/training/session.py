@@ -40,6 +40,12 @@ log = logging.getLogger(__name__)
 
 #: A batch has so many replayed images with batches.replay=auto, if there are as many.
 AUTO_REPLAY = 90
+#: The settings that a training which goes on has to have as before, with those below them.
+_MAKE_A_TRAINING = (
+    *("seed", "net", "prepare", "target", "learnt_sha256", "optimizer", "scheduler", "loss"),
+    *("lora", "batches", "callbacks.averaging"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+)
 
 
 @dataclass(frozen=True)
@@ -184,10 +190,11 @@ class Session:
             replay=plan.replay,
             collapse=collapse,
         )
-        learnt = {"learnt_sha256": fingerprint_of(data.learnt)}
+        hyperparameters = self._hyperparameters(names)
+        hyperparameters["learnt_sha256"] = fingerprint_of(data.learnt)
         if self.cfg.ckpt_path is not None:
-            refuse_other_training(self.cfg.ckpt_path, learnt)
-        module.save_hyperparameters(self._hyperparameters(names) | learnt)
+            refuse_other_training(self.cfg.ckpt_path, hyperparameters, _MAKE_A_TRAINING)
+        module.save_hyperparameters(hyperparameters)
         net.train()
         of_names = ", ".join(names) or "all classes"
         log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
@@ -387,10 +394,10 @@ def _refuse_inconsistent(session: Session) -> None:
         )
     base, net = session.classifier.base, session.net
     if cfg.ckpt_path is not None:
-        expected = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
+        settings = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
         for key, value in session.classifier.dataset.split_settings.items():
-            expected[f"data.{key}"] = value
-        refuse_other_training(cfg.ckpt_path, expected)
+            settings[f"data.{key}"] = value
+        refuse_other_training(cfg.ckpt_path, settings, settings)
     # check_outputs has run the network, which must not change it.
     if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
         raise UserError(
