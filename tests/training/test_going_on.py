@@ -144,9 +144,11 @@ def test_more_steps_go_on_and_so_does_a_rate_before_which_others_collapsed(go):
     rate = read_results(first)["choices"]["rate"]
     assert rate["value"] < rate["of"][0]
     more = ("trainer.max_steps=20", f"ckpt_path={first / LAST_CHECKPOINT}", "lora.scale=0.5")
-    results = read_results(go("more", *LORA, *steep, *more))
+    folder = go("more", *LORA, *steep, *more)
+    results = read_results(folder)
     assert results["choices"]["rate"]["value"] == rate["value"]
     assert results["steps"] == 20
+    assert not (folder / "trials").exists()
 
 
 @pytest.mark.slow
