@@ -3,11 +3,12 @@
 from omegaconf import DictConfig
 
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import Run
+from lora_mnist.config.command import Run, checked_copy
 
 
 def main(cfg: DictConfig, run: Run) -> None:
-    from lora_mnist.commands.export import export  # here, so that --help does not wait for torch
+    cfg = checked_copy(cfg, run)  # a refusal, and --help, do not wait for torch
+    from lora_mnist.commands.export import export
 
     export(cfg, run)
 

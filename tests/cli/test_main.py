@@ -107,6 +107,21 @@ def test_a_configuration_is_shown_without_torch():
     assert "target_modules: all" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train.py", "stage=pretrain", "seed=-1"),
+        *((f"{name}.py", "scale=ato") for name in ("eval", "predict", "export", "demo")),
+        ("-m", "lora_mnist", "eval", "scale=ato"),
+    ],
+)
+def test_a_refusal_does_not_wait_for_torch(command):
+    done = run_process("-X", "importtime", *command)
+    assert done.returncode == 2
+    assert f"\n{command[-1]}: expected a " in done.stderr
+    assert " torch\n" not in done.stderr
+
+
 def test_overrides_are_left_out_by_whole_keys():
     left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
     out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")

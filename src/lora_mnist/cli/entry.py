@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from lora_mnist import __version__
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import COMMANDS, Run
+from lora_mnist.config.command import COMMANDS, Run, checked_copy
 
 _USAGE = f"""lora-mnist {__version__}
 
@@ -30,7 +30,7 @@ of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=p
 def _run(cfg: DictConfig, run: Run) -> None:
     name = cfg.stage if cfg.stage in COMMANDS else "train"
     name = "evaluate" if name == "eval" else name
-    # Here, so that --help does not wait for torch.
+    cfg = checked_copy(cfg, run)  # a refusal, and --help, do not wait for torch
     module = import_module(f"lora_mnist.commands.{name}")
     getattr(module, name)(cfg, run)
 
