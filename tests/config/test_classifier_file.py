@@ -62,14 +62,18 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
         ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
         ("data: folder", TYPED, "data: folder: "),
         ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
+        ("prepare:\n  mean: 0.4\n std: 0.2", TYPED, "{file}: line 3, column 2: expected "),
+        ("images: \a", TYPED, "unacceptable character "),
         ("", ("classifier=photos",), "classifier: "),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
     """Hydra compares what is typed with the keys that there are, and no file."""
-    Path("classifier", "photos.yaml").write_text(change)
+    file = here / "classifier" / "photos.yaml"
+    file.write_text(change)
     done = cli("predict.py", *typed, "images=photos", here=here)
-    assert (done.code, done.err.startswith(said)) == (2, True), done.err
+    assert (done.code, done.err.startswith(said.format(file=file))) == (2, True), done.err
+    assert len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

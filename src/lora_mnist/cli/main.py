@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
 from lora_mnist.config.command import CLASSIFIER, Run, in_grammar, unknown_key
@@ -192,6 +193,11 @@ def explain(error: BaseException) -> str | None:
         return printable(refusal_of(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_configuration(error)
+    if isinstance(error, YAMLError):
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", "")
+        if mark is None:  # a character that no YAML has
+            return one_line(error)
+        return f"{mark.name}: line {mark.line + 1}, column {mark.column + 1}: {problem}"
     return None
 
 
@@ -213,8 +219,8 @@ def _explain_configuration(error: BaseException) -> str:
         return unknown_key(key)
     if isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
-        _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
-        return one_line(resolvers or f"{cause.full_key}: {reason}")
+        reason = reason.rpartition(" raised while resolving interpolation: ")[2]
+        return one_line(f"{cause.full_key}: {reason}")
     message = one_line(str(error).partition("Config search path:")[0])
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
@@ -270,7 +276,8 @@ def _through_hydra(config: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block of a callback, an error ends the command."""
     HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
     swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
-    for each in OverridesParser.create().parse_overrides(config.hydra.overrides.task):
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    for each in OverridesParser.create().parse_overrides(typed):
         if each.is_sweep_override():
             swept.add(each.key_or_group)
     try:

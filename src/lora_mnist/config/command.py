@@ -171,6 +171,8 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
     if run is not None:
         checked.paths.run = str(run.folder)
+        for key in sorted(given, key=lambda key: key.count(".")):  # before those that repeat it
+            OmegaConf.select(checked, key)  # raises for a ${name} of nothing
     check_values(checked)
     return checked
 
