@@ -1,14 +1,18 @@
 import base64
 import re
+import warnings
 from io import BytesIO
 
 import pytest
 import torch
+from composed import logged
 from helpers.runs import CLASSES, DIAL, images, outcome, predictions, results
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from lora_mnist.data import Images
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
+from lora_mnist.show import figures
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import first_pictures, make_report
 
@@ -51,6 +55,21 @@ def test_long_names_of_files_lose_their_middle(tmp_path):
     names = [f"test/cat/a_very_long_name_of_a_picture_{n}.png" for n in range(6)]
     page = report_of(tmp_path, results(), of=images(names))
     assert f'<span title="{names[1]}">test/cat/…ture_1.png</span>' in page
+
+
+@pytest.mark.parametrize("font", ["STIXGeneral", None])
+def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, monkeypatch, font):
+    """In figures alone, and without a warning of Matplotlib for each letter."""
+    usual, other = [get_font(findfont(name)) for name in ("DejaVu Sans", "STIXGeneral")]
+    odd = next(chr(n) for n in other.get_charmap() if not usual.get_char_index(n))
+    monkeypatch.setattr(figures, "findSystemFonts", lambda: [other.fname] if font else [])
+    classes = ["cat", f"dog {odd}", "cow"]
+    with logged("lora_mnist.run") as text, warnings.catch_warnings(action="error"):
+        page = report_of(tmp_path, results(classes=classes))
+    assert f">{classes[1]}<" in page
+    assert text.getvalue().count("figures have numbers") == (font is None)
+    with figures.readable(classes) as names:
+        assert names == (classes if font else ["cat", "#1", "cow"])
 
 
 def belief(**more):

@@ -1,7 +1,9 @@
 """Figures of a run, from its results and predictions, and of a sweep."""
 
 import base64
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,14 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 from numpy.typing import NDArray
 
 from lora_mnist.files import atomic_write
 from lora_mnist.show.keys import numeric_sort_key
 from lora_mnist.show.reading import Reading
+
+log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
 #: More lines could not be told apart, and become points; more values get an axis of numbers.
 _MAX_LINES = 10
@@ -21,6 +26,36 @@ _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 
 #: A dollar in a name begins no formula.
 _plain_text = matplotlib.rc_context({"text.parse_math": False})
+
+
+@contextmanager
+def readable(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Inside the ``with`` block, figures have a font with all characters of ``names``.
+
+    Yields the names; without such a font on this machine, a class's number, ``#2``, for some.
+    """
+    usual, families = get_font(findfont(FontProperties())), [*matplotlib.rcParams["font.family"]]
+    foreign = {letter for letter in "".join(names) if not usual.get_char_index(ord(letter))}
+    if foreign and (font := _font_with(foreign)):
+        families.append(font)
+    elif foreign:
+        of_names = "".join(sorted(foreign))
+        log.warning("figures have numbers for names, since no font here has all of %s", of_names)
+        names = [f"#{n}" if foreign & {*name} else name for n, name in enumerate(names)]
+    with matplotlib.rc_context({"font.family": families}):
+        yield names
+
+
+def _font_with(letters: set[str]) -> str | None:
+    """A font of this machine that has these characters."""
+    for file in sorted(findSystemFonts(), key=lambda file: ("Regular" not in file, file)):
+        with suppress(RuntimeError):  # Matplotlib cannot read every font
+            font = get_font(file)
+            has_all = all(font.get_char_index(ord(letter)) for letter in letters)
+            if has_all and "LastResort" not in file:  # macOS's, a box for any character
+                fontManager.addfont(file)  # Matplotlib's list may be older than the font
+                return str(font.family_name)
+    return None
 
 
 def save_figure(figure: Figure, path: Path) -> str:

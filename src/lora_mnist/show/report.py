@@ -22,6 +22,7 @@ from lora_mnist.show.figures import (
     draw_dial,
     draw_offsets,
     png_address,
+    readable,
     save_figure,
     shortened,
 )
@@ -95,16 +96,18 @@ def make_report(
     folder: Path, reading: Reading, table: Predictions, images: Images
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
-    figures = {"classes": draw_classes(reading)}
-    if reading.dial:
-        figures["dial"] = draw_dial(reading)
-    if "by_offset" in reading.dial:
-        figures["offsets"] = draw_offsets(reading)
-    if len(reading.classes) <= _MAX_IN_MATRIX:
-        matrices = []
-        for prediction in table.prediction:
-            matrices.append(confusion_of(table.label, prediction, table.num_classes).numpy())
-        figures["confusion"] = draw_confusion(matrices, reading.classes)
+    with readable(reading.classes) as names:
+        drawn = Reading({**reading.results, "classes": names})
+        figures = {"classes": draw_classes(drawn)}
+        if reading.dial:
+            figures["dial"] = draw_dial(drawn)
+        if "by_offset" in reading.dial:
+            figures["offsets"] = draw_offsets(drawn)
+        if len(names) <= _MAX_IN_MATRIX:
+            matrices = []
+            for prediction in table.prediction:
+                matrices.append(confusion_of(table.label, prediction, table.num_classes).numpy())
+            figures["confusion"] = draw_confusion(matrices, names)
     addresses = {}
     for name, figure in figures.items():
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
