@@ -177,6 +177,19 @@ def test_split_is_stable():
 
 
 @pytest.mark.parametrize(
+    ("count", "shares", "key"),
+    [
+        (2, Shares(0.0001, 0.0001), "val_size"),  # no share but 0 is small enough
+        (1, Shares(0, 0.1), "test_size"),
+        (9, Shares(0.05, 0.94), "test_size"),
+    ],
+)
+def test_a_class_of_which_nothing_would_be_left_is_named(count, shares, key):
+    with pytest.raises(ValueError, match=f"^{key}=.* of rare .* train, which has {count}; "):
+        split(files(99, count), ["cat", "rare"], shares)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"transform": v2.Resize(4), "image_size": 8}, "transform=Resize"),

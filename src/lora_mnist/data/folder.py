@@ -386,7 +386,11 @@ def split(
             del members[label, source][:count]
         for source in held_out.values():
             if counts[source] and not members[label, source]:
-                expected = f"expected less, since with test_size={test_size} all "
-                expected += f"{counts[source]} images of {name} would be held out"
-                raise ArgumentError("val_size", val_size, expected)
+                taking = {"val": val_size, "test": test_size}
+                taking = {part: taking[part] for part in taking if held_out.get(part) == source}
+                largest = max(taking, key=taking.__getitem__)
+                expected = f"expected an image of {name} to be left in {source}, which has "
+                expected += f"{counts[source]}; at least one goes to {' and to '.join(taking)}, "
+                expected += "unless its share is 0"
+                raise ArgumentError(f"{largest}_size", taking[largest], expected)
     return parts, held_out
