@@ -123,6 +123,14 @@ def test_a_refusal_does_not_wait_for_torch(command):
     assert " torch\n" not in done.stderr
 
 
+def test_a_group_of_another_command_is_named(cli):
+    done = cli("export.py", "logger=none")
+    assert (done.code, done.err) == (
+        2,
+        "logger: nothing reads this group here; another command has it\n",
+    )
+
+
 def test_overrides_are_left_out_by_whole_keys():
     left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
     out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")

@@ -233,8 +233,10 @@ def _explain_configuration(error: BaseException) -> str:
             "classifier: expected --config-dir FOLDER, with your file in it: "
             "FOLDER/classifier/NAME.yaml"
         )
-    key_of_folder = re.match(r"Could not override '(\w+)'. No match", message)
-    if key_of_folder and Path(name := key_of_folder[1]).is_dir():  # --config-dir . images=images
+    no_group = re.match(r"Could not \w+ '([\w/]+)'. No match", message)
+    if no_group and (CONFIGS / no_group[1]).is_dir():
+        return f"{no_group[1]}: nothing reads this group here; another command has it"
+    if no_group and Path(name := no_group[1]).is_dir():  # --config-dir . images=images
         return (
             f"{name}: with --config-dir, Hydra takes the folder {name} for a group of "
             "settings; expected another name for it, or a folder with nothing but classifier/"
