@@ -80,6 +80,8 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
         ),
         # How images are held out does not depend on where they lie now.
         ("data", {"data_dir": "/b"}, SPLIT, {**SPLIT, "data_dir": "/b"}),
+        # None of the training images says nothing of how many test images.
+        ("data", {"val_from": "test"}, {"val_size": 0}, {"val_from": "test"}),
     ],
 )
 def test_settings_that_are_typed_go_before_the_file(group, own, stored, expected):

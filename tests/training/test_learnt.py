@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from composed import composed
+from composed import composed, run
 from helpers.commands import read_csv, refused
 from helpers.stranger import CLASSES, take_pictures
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -252,3 +252,21 @@ def test_a_base_is_its_weights_alone(world, tmp_path):
     torch.save({**content, "learnt": torch.ones(3)}, own)
     with pytest.raises(ValueError, match="^damaged: what it has learnt"):
         read_base(own)
+
+
+def test_a_base_that_has_learnt_all_others_is_validated_on_test_images(tmp_path):
+    """As the notebook's: no share of the training images is new to it."""
+    base = ("data.val_size=0", "batches.batch_size=200", "trainer.max_steps=20")
+    run(tmp_path, "stage=pretrain", *base, "optimizer.lr=0.01")
+    for more in ((), ("data.val_size=0",)):
+        said = refused(run, tmp_path, "stage=lora", "target=9", "lora.scale=auto", *more)
+        assert said.startswith("lora.scale=auto: expected validation images: data.val_from=test ")
+    results = run(
+        tmp_path,
+        "stage=lora",
+        "target=9",
+        "lora.scale=auto",
+        "data.val_from=test",
+        "data.val_size=100",
+    )
+    assert results["validation_images"] == 100

@@ -57,6 +57,8 @@ class Settings:
             if group == "prepare" and has_transform:
                 for key in set(stored) - {"classes", "channels", "transform"}:
                     del stored[key]  # the network's input is that of the transform alone
+            if own.get("val_from") == "test" and stored.get("val_size") == 0:
+                del stored["val_size"]  # it was said of the training images
             filled = _missing(own, stored)
             own |= filled
             if group == "prepare":

@@ -434,6 +434,12 @@ def _refuse_inconsistent(session: Session) -> None:
         reason += "trainer.limit_val_batches > 0"
         if "val" in session.images.left_out:
             reason += f"; {session.images.left_out['val']['line']}"
+        sets, learnt = session.classifier.images, session.classifier.learnt.get("base")
+        is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
+        can_take = not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
+        if is_learnt and can_take:
+            reason = "data.val_from=test takes them from the test images; the base has learnt all "
+            reason += "others"
         raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
 
 
