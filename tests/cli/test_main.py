@@ -69,6 +69,15 @@ def test_what_no_key_has_caused_ends_in_a_traceback_and_keeps_its_log(cli, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("function", "sweep"), [("refuse_used_folder", ()), ("close_sweep", ("-m", "x=1,2"))]
+)
+def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep):
+    monkeypatch.setattr(f"lora_mnist.cli.main.{function}", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli(TOY, *sweep)
+
+
+@pytest.mark.parametrize(
     ("key", "name", "sweep"),
     [
         ("run", "checkpoints/last.ckpt", ()),

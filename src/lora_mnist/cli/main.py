@@ -39,19 +39,12 @@ Command = Callable[[DictConfig, Run], object]
 _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
-class _Failed(BaseException):
-    """Brings an error through Hydra, which makes a line or a warning of an Exception."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``.
 
     A refusal, or a signal, is told in a line, with the exit code that fits; any other error is
-    raised, for Python to show where.
+    raised, for Python to show where. Hydra makes a line or a warning of an Exception, and lets
+    SystemExit pass.
     """
     signals: list[int] = []
 
@@ -64,15 +57,17 @@ def run_entry(function: Command, config_name: str) -> None:
         conf = HydraConfig.get()
         run = Run.of_command_line(conf, Path(conf.runtime.output_dir))
         metric = None
-        try:
-            if run.is_sweep and "sweep" in cfg:
-                metric = run_job(function, cfg, run, conf, explain)
-            else:
-                function(cfg, run)
-        except Exception as exception:
-            reason = explain(exception)
-            log.error("%s", reason or one_line(exception), exc_info=reason is None)
-            raise _Failed(exception) from exception
+        with _ending():
+            try:
+                if run.is_sweep and "sweep" in cfg:
+                    metric = run_job(function, cfg, run, conf, explain)
+                else:
+                    function(cfg, run)
+            except Exception as error:
+                reason = explain(error)
+                log.error("%s", reason or one_line(error), exc_info=reason is None)
+                if not signals:
+                    raise
         if signals:  # in a __del__, where Python ignores what is raised
             raise KeyboardInterrupt
         return metric
@@ -81,34 +76,47 @@ def run_entry(function: Command, config_name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
-        for place, text in enumerate(sys.argv):
-            if text in ("--help", "-h"):
-                _print_groups(config_name)
-                sys.argv[place] = "--cfg=job"
         # With this, Hydra raises its errors instead of printing them and exiting with 1.
-        with env_override({"HYDRA_FULL_ERROR": "1"}):
+        with _ending(), env_override({"HYDRA_FULL_ERROR": "1"}):
+            sys.argv[1:] = _for_hydra(sys.argv[1:])  # there for the processes of Lightning, too
+            for place, text in enumerate(sys.argv):
+                if text in ("--help", "-h"):
+                    _print_groups(config_name)
+                    sys.argv[place] = "--cfg=job"
             main()
         return
-    except BaseException as raised:
-        error = raised.error if isinstance(raised, _Failed) else raised
-    if isinstance(error, SystemExit) and not signals:  # else Lightning has made it of a signal
-        raise error
-    reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
-    if signals or isinstance(error, KeyboardInterrupt):
+    except (KeyboardInterrupt, SystemExit) as raised:
+        end: BaseException = raised
+    if signals or isinstance(end, KeyboardInterrupt):  # Lightning makes a SystemExit of a signal
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
-        reason, code = f"interrupted by {sent.name}", 128 + sent
-    advice = _leave_folder(reason, code) if HydraConfig.initialized() else ""
-    if reason is not None:
-        print("\n".join([reason, advice]).rstrip(), file=sys.stderr)
-        raise SystemExit(code)
-    if advice:
-        error.add_note(advice)
-    raise error
+        end = _told(f"interrupted by {sent.name}", 128 + sent)
+    raise end.__cause__ or end
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Inside the ``with`` block, an error ends the command: a refusal is told, a bug the cause."""
+    try:
+        yield
+    except Exception as error:
+        reason = explain(error)
+        if reason is not None:
+            raise _told(reason, getattr(error, "exit_code", UserError.exit_code)) from None
+        if advice := _leave_folder(None, 1):
+            error.add_note(advice)
+        raise SystemExit(1) from error
+
+
+def _told(reason: str, code: int) -> SystemExit:
+    """The end of a command, after the line that says why."""
+    print("\n".join([reason, _leave_folder(reason, code)]).rstrip(), file=sys.stderr)
+    return SystemExit(code)
 
 
 def _leave_folder(reason: str | None, code: int) -> str:
     """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
+    if not HydraConfig.initialized():
+        return ""
     conf = HydraConfig.get()
     if conf.mode == RunMode.MULTIRUN:
         return end_early(Path(conf.sweep.dir))
@@ -252,7 +260,7 @@ class ClaimOutputFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
-        with _through_hydra(config):
+        with _in_callback(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
@@ -262,32 +270,34 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
-        with _through_hydra(config):
+        with _in_callback(config):
             if "sweep" in config:
                 open_sweep(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
-        with _through_hydra(config):
+        with _in_callback(config):
             if "sweep" in config:
                 close_sweep(config)
 
 
 @contextmanager
-def _through_hydra(config: DictConfig) -> Iterator[None]:
+def _in_callback(config: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block of a callback, an error ends the command."""
-    HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
-    swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
     typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    for each in OverridesParser.create().parse_overrides(typed):
-        if each.is_sweep_override():
-            swept.add(each.key_or_group)
-    try:
-        if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
-            raise UserError(_no_stage())
-        if config.hydra.job.chdir:
-            raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
-        yield
-    except Exception as error:
-        HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
-        raise _Failed(error) from error
+    swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
+    with _ending():
+        try:
+            HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
+            for each in OverridesParser.create().parse_overrides(typed):
+                if each.is_sweep_override():
+                    swept.add(each.key_or_group)
+            if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
+                raise UserError(_no_stage())
+            if config.hydra.job.chdir:
+                expected = "expected false, since paths begin where you are"
+                raise UserError(f"hydra.job.chdir=true: {expected}")
+            yield
+        except Exception:
+            HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
+            raise
