@@ -1,11 +1,13 @@
-"""A yardstick: twenty lines of PyTorch beside a repair, on your own classifier and images.
+"""A yardstick: what a sceptic would write beside a repair, on your own classifier and images.
 
     python scripts/rival.py --config-dir . classifier=photos target=weakest
 
-It takes what the repair took, and reads the newest adapter that repairs a class (or
-adapter=FOLDER). Twenty lines are those of docs/worth.md: five trainings of all weights with as many
-steps as the repair, or trainer.max_steps=STEPS, and one more for the refit. Where the base was
-trained with batches.augment, they use it too, and a sixth training does without.
+It takes what the repair took, and reads the newest adapter that repairs classes (or
+adapter=FOLDER). One number on the class's logit, or the tau of several, needs no training. cRT
+trains the last layer anew. Balanced Softmax and twenty lines (docs/worth.md) train all weights with
+as many steps as the repair, or trainer.max_steps=STEPS: three and five times, and twenty lines once
+more for the refit. Where the base was trained with batches.augment, these use it too, and twenty
+lines do once without. What the repair decided by decides here: choose_by.
 """
 
 import copy
@@ -29,12 +31,17 @@ from lora_mnist.cli.main import run_entry
 from lora_mnist.config.command import Run, classifier_of, key_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
+from lora_mnist.measure.dial import best_offset, contest, direction_for, offsets_of
+from lora_mnist.measure.gain import measure
+from lora_mnist.measure.predictions import confusion_of, counts_of_confusion
 from lora_mnist.training.session import augment_of
 
 log = logging.getLogger(__name__)
 
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
+#: Balanced softmax.
+SOFTMAX_RATES = (0.0003, 0.001, 0.003)
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -46,12 +53,24 @@ class Case:
     net: nn.Module
     dataset: ImageDataset
     sets: ImageSets
-    target: int  # the class to repair
+    targets: list[int]  # the classes to repair
     images: dict[str, Tensor]  # of validation and of test, normalised
     labels: dict[str, Tensor]
     before: dict[str, Tensor]  # the base's logits, likewise
     augment: Augment | None  # of training images, as in the base's own training
     steps: int = 400  # of each training
+    choose_by: str = "balanced_accuracy"
+
+    def measure(self, logits: Tensor) -> float:
+        """What chooses, of logits of the validation images: see :mod:`lora_mnist.measure.gain`."""
+        labels, classes = self.labels["val"], len(self.dataset.classes)
+        errors = labels[logits.argmax(1) != labels].bincount(minlength=classes)
+        images = labels.bincount(minlength=classes)
+        return float(measure(errors.numpy(), images.numpy(), self.choose_by))
+
+    def counts(self) -> Tensor:
+        """The number of training images of each class."""
+        return self.sets.train.labels.bincount(minlength=len(self.dataset.classes)).float()
 
 
 class Choice(NamedTuple):
@@ -63,13 +82,66 @@ class Choice(NamedTuple):
     scale: float  # how far to go from the base
 
 
-# --- twenty lines --------------------------------------------------------------------------------
+# --- without a training of the whole network -----------------------------------------------------
+
+
+def one_number(case: Case) -> tuple[Tensor, float]:
+    """The direction and the offset, a number or tau, that validation images choose for the base."""
+    direction = direction_for(case.counts(), case.targets)
+    rows = contest(case.before["val"], case.labels["val"], direction)
+    classes, offsets = len(case.dataset.classes), offsets_of(direction)
+    return direction, best_offset(rows, direction, offsets, classes, case.choose_by)
+
+
+def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
+    """A copy of the base whose last layer has learnt anew, with images drawn evenly by class.
+
+    This is cRT: Kang et al. 2020, arXiv:1910.09217.
+    """
+    net = copy.deepcopy(case.net)
+    head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    inputs: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _, args, __: inputs.append(args[0].flatten(1)))
+    of_parts = []
+    for part in parts:
+        images, of_part = in_memory(case.dataset, getattr(case.sets, part))
+        logits_of(net, images)
+        of_parts.append(of_part)
+    hook.remove()
+    features, labels = torch.cat(inputs), torch.cat(of_parts)
+    torch.manual_seed(seed)
+    head.reset_parameters()
+    evenly = 1 / labels.bincount()[labels]
+
+    def loss() -> Tensor:
+        chosen = torch.multinomial(evenly, 100, replacement=True)
+        return F.cross_entropy(head(features[chosen]), labels[chosen])
+
+    fine_tune(head, loss, 0.003, case.steps)
+    return net
+
+
+# --- trainings of all weights --------------------------------------------------------------------
+
+
+def balanced_softmax(case: Case, seed: int) -> tuple[nn.Module, float]:
+    """Fine-tuning with each class's logarithm of its images added to its logit: the best rate's.
+
+    Ren et al. 2020, arXiv:2007.10740; logit-adjusted loss with tau 1 in Menon et al. 2021.
+    """
+    prior = (case.counts() / case.counts().sum()).clamp(min=1e-9).log()
+    nets = {}
+    for rate in SOFTMAX_RATES:
+        log.info("balanced softmax: %d steps, rate %g", case.steps, rate)
+        nets[rate] = tuned(case, ["train"], rate, case.augment, seed, prior=prior)
+    best = max(nets, key=lambda rate: case.measure(logits_of(nets[rate], case.images["val"])))
+    return nets[best], best
 
 
 def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
     """Weighted fine-tuning: the best rate, weight and augmentation of five or six trainings."""
     nets: dict[tuple[float, float, bool], nn.Module] = {}
-    sums: dict[Choice, float] = {}
+    measures: dict[Choice, float] = {}
 
     def try_scales(rate: float, weight: float, is_augmented: bool) -> Choice:
         """Train once; the best choice of those that were tried until now."""
@@ -77,8 +149,8 @@ def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
         nets[rate, weight, is_augmented] = net
         for scale in SCALES:
             logits = logits_of(between(case.net, net, scale), case.images["val"])
-            sums[Choice(rate, weight, is_augmented, scale)] = sum_of_shares(case, logits)
-        return min(sums, key=lambda choice: sums[choice])
+            measures[Choice(rate, weight, is_augmented, scale)] = case.measure(logits)
+        return max(measures, key=lambda choice: measures[choice])
 
     augments = case.augment is not None
     for rate in RATES:
@@ -99,20 +171,36 @@ def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
 def weighted(
     case: Case, parts: Sequence[str], rate: float, weight: float, is_augmented: bool, seed: int
 ) -> nn.Module:
-    """A copy of the base after a training in which the class's loss counts ``weight`` times."""
+    """A copy of the base after a training in which the classes' loss counts ``weight`` times."""
     how = " augmented" if is_augmented else ""
     log.info("fine-tuning: %d%s steps, rate %g, weight %g", case.steps, how, rate, weight)
+    weights = torch.ones(len(case.dataset.classes))
+    weights[case.targets] = weight
+    augment = case.augment if is_augmented else None
+    return tuned(case, parts, rate, augment, seed, weights=weights)
+
+
+def tuned(
+    case: Case,
+    parts: Sequence[str],
+    rate: float,
+    augment: Augment | None,
+    seed: int,
+    *,
+    weights: Tensor | None = None,
+    prior: Tensor | float = 0.0,
+) -> nn.Module:
+    """A copy of the base after a training of all weights on images as common as they are."""
     images: Images = getattr(case.sets, parts[0])
     for part in parts[1:]:
         images = images.followed_by(getattr(case.sets, part))
-    images = replace(images, augment=case.augment if is_augmented else None)
+    images = replace(images, augment=augment)
     net = copy.deepcopy(case.net).train()
-    weights = torch.ones(len(case.dataset.classes))
-    weights[case.target] = weight
 
     def loss() -> Tensor:
         pixels, labels = images.take(torch.randint(len(images), (100,)).tolist())
-        return F.cross_entropy(net(case.dataset.normalise(pixels)), labels, weight=weights)
+        logits = net(case.dataset.normalise(pixels)) + prior
+        return F.cross_entropy(logits, labels, weight=weights)
 
     torch.manual_seed(seed)
     fine_tune(net, loss, rate, case.steps)
@@ -142,28 +230,22 @@ def between(base: nn.Module, tuned: nn.Module, scale: float) -> nn.Module:
     return net
 
 
-def sum_of_shares(case: Case, logits: Tensor) -> float:
-    """What chooses: the validation errors on the class and in all, as shares of the base's."""
-    labels = case.labels["val"]
-    wrong, was_wrong = logits.argmax(1) != labels, case.before["val"].argmax(1) != labels
-    total = 0.0
-    for images in (labels == case.target, labels >= 0):
-        total += int((wrong & images).sum()) / max(1, int((was_wrong & images).sum()))
-    return total
-
-
 # --- a classifier in memory, and the table -------------------------------------------------------
 
 
 def load_case(
-    base: nn.Module, dataset: ImageDataset, sets: ImageSets, target: int, augment: Augment | None
+    base: nn.Module,
+    dataset: ImageDataset,
+    sets: ImageSets,
+    targets: list[int],
+    augment: Augment | None,
 ) -> Case:
     """A base, with images to choose by and to test on, and its logits, in memory."""
     images, labels, before = {}, {}, {}
     for part in ("val", "test"):
         images[part], labels[part] = in_memory(dataset, getattr(sets, part))
         before[part] = logits_of(base, images[part])
-    return Case(base, dataset, sets, target, images, labels, before, augment)
+    return Case(base, dataset, sets, targets, images, labels, before, augment)
 
 
 def in_memory(dataset: ImageDataset, images: Images) -> tuple[Tensor, Tensor]:
@@ -186,11 +268,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def newest_repair(outputs: Path) -> Path | None:
-    """The newest adapter that repairs one class; that of a hotfix repairs none."""
+    """The newest adapter that repairs classes; that of a hotfix repairs none."""
     files = [*outputs.glob("lora/*/adapter/adapter_config.json")]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         folder, record = read_adapter(file.parent)
-        if len(record.get("targets", [])) == 1:
+        if record.get("targets"):
             return folder
     return None
 
@@ -201,19 +283,19 @@ def rival(cfg: DictConfig, run: Run) -> None:
         cfg.adapter = str(newest_repair(Path(cfg.paths.outputs)) or "latest")
     classifier = classifier_of(cfg)
     adapter, net = classifier.adapter, classifier.net
-    if len(classifier.targets) != 1:
-        repaired = ", ".join(classifier.targets) or "mistakes"
-        raise UserError(f"adapter={adapter}: repairs {repaired}; expected one that repairs a class")
-    (target,) = classifier.targets
+    if not classifier.targets:
+        raise UserError(f"adapter={adapter}: repairs mistakes; expected one that repairs classes")
+    targets = [classifier.classes.index(name) for name in classifier.targets]
     augment = augment_of(cfg, classifier)
     augment = augment and make("batches.augment", augment)
     # A refit has learnt the validation images, which choose for twenty lines as for its trials.
     val = replace(classifier, adapter=None).images.val
     if not len(val):
-        raise UserError("data: expected validation images, which choose the rate of twenty lines")
+        raise UserError("data: expected validation images, which choose for each method")
     sets = replace(classifier.images, val=val)
     plain = remove_lora(copy.deepcopy(net)).requires_grad_()
-    case = load_case(plain, classifier.dataset, sets, classifier.classes.index(target), augment)
+    case = load_case(plain, classifier.dataset, sets, targets, augment)
+    case.choose_by = classifier.choose_by
     file, repair = Path(str(adapter)).parent / "results.json", {}  # of the run that left it
     if file.exists():
         repair = json.loads(file.read_text())
@@ -222,28 +304,45 @@ def rival(cfg: DictConfig, run: Run) -> None:
         case.steps = cfg.trainer.max_steps
 
     def row(name: str, logits: Tensor, seconds: float | None = None) -> list[str]:
-        """Errors and false calls; a method's trainings in seconds."""
-        called, right = logits.argmax(1), case.labels["test"]
-        wrong, is_target = called != right, right == case.target
-        counts = [wrong & is_target, wrong, wrong & (called == case.target)]
-        cells = [f"{int(each.sum()):,}" for each in counts]
+        """Errors, balanced accuracy and false calls; a method's trainings in seconds."""
+        confusion = confusion_of(case.labels["test"], logits.argmax(1), len(classifier.classes))
+        counts = counts_of_confusion(confusion, case.targets)
+        cells = [f"{counts['errors_of_target']:,}", f"{counts['errors']:,}"]
+        cells += [f"{counts['balanced_accuracy']:.1%}", f"{counts['false_calls_of_target']:,}"]
         return [name, *cells, "" if seconds is None else f"{seconds:.0f}"]
 
-    after = logits_of(net, case.images["test"])
-    rows = [row("base", case.before["test"]), row("repair", after, repair.get("seconds"))]
-    trainings = f"{6 if augment is None else 7} trainings of {case.steps} steps of all weights"
-    log.info("twenty lines: %s; each is told", trainings)
+    test, before = case.images["test"], case.before["test"]
+    rows = [row("base", before), row("repair", logits_of(net, test), repair.get("seconds"))]
+    direction, offset = one_number(case)
+    rows.append(row(f"one number, {offset:g}", before + offset * direction, 0))
+    trainings = 6 if augment is None else 7
+    log.info("%d trainings of %d steps of all weights; each is told", trainings + 3, case.steps)
+    started = time.perf_counter()
+    head = balanced_head(case, ["train"], cfg.seed)
+    rows.append(row("last layer anew", logits_of(head, test), time.perf_counter() - started))
+    started = time.perf_counter()
+    net, rate = balanced_softmax(case, cfg.seed)
+    rows.append(row("balanced softmax", logits_of(net, test), time.perf_counter() - started))
     started = time.perf_counter()
     net, choice = twenty_lines(case, cfg.seed)
     for name in ("twenty lines", "twenty lines, refitted"):
         if "refitted" in name:
             net = refitted(case, choice, cfg.seed)
-        taken = time.perf_counter() - started
-        rows.append(row(name, logits_of(net, case.images["test"]), taken))
-    print(table(["method", f"errors on {target}", "in all", "false calls", "seconds"], rows))
+        rows.append(row(name, logits_of(net, test), time.perf_counter() - started))
+    named = ", ".join(classifier.targets)
+    heads = [
+        "method",
+        f"errors on {named}",
+        "in all",
+        "balanced accuracy",
+        "false calls",
+        "seconds",
+    ]
+    print(table(heads, rows))
     how = "augmented, " if choice.is_augmented else ""
     chosen = f"{how}rate {choice.rate:g}, weight {choice.weight:g}, scale {choice.scale:g}"
-    print(f"twenty lines: {trainings}; validation images chose {chosen}")
+    print(f"validation images chose for twenty lines, {trainings} trainings of {case.steps} steps:")
+    print(f"{chosen}; for balanced softmax, 3 trainings: rate {rate:g}")
 
 
 if __name__ == "__main__":

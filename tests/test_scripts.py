@@ -92,14 +92,19 @@ def test_the_yardstick_stands_beside_the_newest_repair_of_a_class(yardstick):
     save_file(load_file(file), file, {key: json.dumps(record | {"targets": []})})
     (hotfix / "results.json").write_text("{}")
     text, rows = printed(), {}
-    for line in text.splitlines()[2:-1]:
+    for line in text.splitlines()[2:-2]:
         name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         rows[name] = cells
     results = read_results(folder)
-    names = ("errors_of_target", "errors", "false_calls_of_target")
     for name, part in {"base": "test_base", "repair": "test"}.items():
-        assert rows[name][:3] == [str(results[part][key]) for key in names]
-    assert rows.keys() == {"base", "repair", "twenty lines", "twenty lines, refitted"}
+        counts = results[part]
+        expected = [str(counts["errors_of_target"]), str(counts["errors"])]
+        expected += [f"{counts['balanced_accuracy']:.1%}", str(counts["false_calls_of_target"])]
+        assert rows[name][:4] == expected
+    trained = ["last layer anew", "balanced softmax", "twenty lines", "twenty lines, refitted"]
+    base, repair, number, *others = rows
+    assert (base, repair, others) == ("base", "repair", trained)
+    assert number.startswith("one number, ")
     assert "6 trainings of 6 steps" in text
     # A base of ours says how its images were changed; its weights, and so its name, are the same.
     flip = {"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"}

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
 
+import torch
 from jobs import OUTPUT
-from plain import Result, balanced_head, one_number, result_of
-from rival import Case, refitted, table, twenty_lines
+from plain import Result, result_of, result_of_number
+from rival import Case, balanced_head, refitted, table, twenty_lines
 from tasks import TASKS, Task
 
 from lora_mnist import load_adapter, set_lora_scale
@@ -75,7 +76,8 @@ def every_method(task: Task, seed: int, methods: Sequence[str]) -> tuple[list[in
         return errors, results
     case = task.load()
     wrong = case.before["test"].argmax(1) != case.labels["test"]
-    errors = [int((wrong & (case.labels["test"] == case.target)).sum()), int(wrong.sum())]
+    on_target = torch.isin(case.labels["test"], torch.tensor(case.targets))
+    errors = [int((wrong & on_target).sum()), int(wrong.sum())]
     for method in methods:
         if method not in results:
             results |= results_of(task, case, seed, method)
@@ -87,7 +89,7 @@ def every_method(task: Task, seed: int, methods: Sequence[str]) -> tuple[list[in
 def results_of(task: Task, case: Case, seed: int, method: str) -> dict[str, Result]:
     """What a method leaves, and what others leave that the same trainings make."""
     if method == "one number":
-        return {method: one_number(case)}
+        return {method: result_of_number(case)}
     if method.startswith("balanced head"):
         parts = ["train", "val"] if method.endswith("refitted") else ["train"]
         return {method: result_of(case, balanced_head(case, parts, seed))}

@@ -182,7 +182,7 @@ class Task:
             counts = counts_of(predictions_of(net, dataset.batches(dataset.sets.val)))["before"]
             target = weakest(counts["errors_per_class"], counts["images_per_class"])
         augment = cfg.batches.augment and make("batches.augment", cfg.batches.augment)
-        return load_case(net, dataset, dataset.sets, target, augment)
+        return load_case(net, dataset, dataset.sets, [target], augment)
 
 
 _FASHION = "prepare.channels=1"

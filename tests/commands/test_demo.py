@@ -9,6 +9,7 @@ from PIL import Image
 from lora_mnist import set_lora_scale
 from lora_mnist.commands.demo import build_page, mistakes_of_base, side_by_side
 from lora_mnist.config.command import classifier_of
+from lora_mnist.measure.predictions import BASE, Point
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def classifier(cfg):
 @torch.no_grad()
 def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
     image = classifier.test_images().pixels[3]
-    base, adapted = side_by_side(classifier, image, 0.35)
+    base, adapted = side_by_side(classifier, image, Point(0.35))
     assert list(base) == list(adapted) == [*"0123456789"]
     x = classifier.dataset.normalise(image[None])
     assert list(base.values()) == small_net(with_nine)(x).softmax(1)[0].tolist()
@@ -32,7 +33,7 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
     set_lora_scale(net, 0.35)
     assert list(adapted.values()) == pytest.approx(net(x).softmax(1)[0].tolist(), abs=1e-6)
     assert base != adapted
-    assert side_by_side(classifier, image, 0.0) == [base, base]  # bit for bit
+    assert side_by_side(classifier, image, BASE) == [base, base]  # bit for bit
 
 
 @torch.no_grad()

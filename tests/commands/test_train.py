@@ -230,11 +230,9 @@ def test_a_share_of_the_images_is_one_batch_at_least(outputs):
     assert _limited(in_rows, 0.4, batch_size=2).labels.tolist() == [0, 3, 6, 9]
 
 
-def test_the_learning_rate_follows_the_number_of_images(outputs):
+def test_a_rate_that_nothing_bears_is_no_repair(outputs):
     options = ("stage=lora", "digit=4", "batches.replay=20", "lora.dropout=0.2")
     auto = run(outputs, *options, "optimizer.lr=auto")
-    assert auto["choices"]["rate"]["value"] == 0.003  # 350 images
-    more = run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")
-    assert more["choices"]["rate"]["value"] == 0.001  # 670
+    assert auto["choices"]["rate"]["value"] == 0.001
     useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
     assert Reading(useless).verdict_text().startswith("Do not keep this repair")

@@ -23,14 +23,24 @@ def plan_of(target, labels, **sizes):
     return Plan(select(labels, DIGITS, target), labels, **sizes)
 
 
-def test_images_come_in_the_recorded_order():
+@pytest.mark.parametrize(
+    ("target", "expected"), [(3, "85c412dbd56d934d"), ([3, 5], "72b57f002aaa4083")]
+)
+def test_images_come_in_the_recorded_order(target, expected):
     """Recorded once: whoever trains with a seed may rely on it."""
     _, labels = load_images("MNIST", ROOT / "data", train=True)
-    plan = plan_of([3, 5], labels, replay=90, seed=1, processes=2)
+    plan = plan_of(target, labels, replay=90, seed=1, processes=2)
     digest = hashlib.sha256()
     for batch in islice(plan.batches(), 30):
         digest.update(bytes(str(batch), "ascii"))
-    assert digest.hexdigest()[:16] == "c247c46a9f0bcec9"
+    assert digest.hexdigest()[:16] == expected
+
+
+def test_of_several_classes_the_rarest_is_learnt_as_often_as_the_others():
+    labels = torch.tensor([1] * 40 + [2] * 3 + [3] * 9)
+    batches = islice(plan_of([1, 2], labels, batch_size=4, replay=2).batches(), 20)
+    learnt = [labels[batch[:4]].tolist() for batch in batches]
+    assert learnt == [[1, 2, 1, 2]] * 20
 
 
 @pytest.mark.parametrize(("processes", "size"), [(1, 5), (2, 6)])

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import fields
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -12,12 +13,14 @@ from helpers.nets import batches
 from helpers.runs import DIAL
 from lightning.pytorch import Trainer
 
-from lora_mnist.choice import Choice
+from lora_mnist import add_lora
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
+from lora_mnist.lora.model import add_offset
 from lora_mnist.training.module import ClassifierModule
-from lora_mnist.training.recipe import choose_scale
+from lora_mnist.training.recipe import choose_dial
 from lora_mnist.training.session import Session
 
 
@@ -38,6 +41,7 @@ def test_two_processes_train_as_one(cli, outputs, tmp_path):
     options = (
         *("stage=lora", "digit=9", "batches.batch_size=100", "batches.replay=40"),
         *("trainer.max_steps=10", "optimizer.lr=0.01", "lora.scale=auto", "data.val_size=501"),
+        "lora.offset=auto",
         *(FEW[0], *SMALL, "logger=csv", "trainer.log_every_n_steps=2", "data.eval_batch_size=250"),
     )
     alone = train(composed("train", *options, f"paths.outputs={outputs}"), Run(tmp_path / "one"))
@@ -56,6 +60,7 @@ def test_two_processes_train_as_one(cli, outputs, tmp_path):
         assert two["images_per_class"] == one["images_per_class"]
         assert abs(two["errors"] - one["errors"]) <= 2
     assert together["scale"] == alone["scale"] > 0
+    assert together["offset"] == pytest.approx(alone["offset"], abs=0.25) != 0
 
 
 def trainer_told(first):
@@ -79,9 +84,14 @@ def test_training_is_refused_where_the_first_process_has_chosen_otherwise(tiny, 
         trainer_told(first).fit(module, batches())
 
 
-def test_choose_scale_takes_what_the_first_process_has_chosen():
+def test_choose_dial_takes_what_the_first_process_has_chosen(tiny):
+    """Its place among the scales, with the offset that is best there."""
     parts = {field.name: None for field in fields(Session)}
-    parts |= {"cfg": composed("train", "stage=lora", "lora.scale=auto"), "trainer": trainer_told(1)}
-    session = Session(**parts)
-    assert DIAL["advised"] != 1
-    assert choose_scale(session, DIAL, Choice(False)).value == 1
+    auto = composed("train", "stage=lora", "lora.scale=auto", "lora.offset=auto")
+    net = add_offset(add_lora(tiny), "linear2", torch.tensor([0.0, 1, 0]))
+    parts |= {"cfg": auto, "trainer": trainer_told(2), "classifier": SimpleNamespace(net=net)}
+    selection = Selection([1], torch.arange(1), torch.arange(1))
+    dial = {**DIAL, "saved": [0, 0.1, 0.1], "base": {**DIAL["base"], "measure": 0.5}}
+    assert dial["advised"] != 1
+    choices = choose_dial(Session(**parts), selection, dial)
+    assert (choices["scale"].value, choices["offset"].value) == (1, 0.25)

@@ -132,7 +132,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             )
     parts = "base"
     if classifier.adapter:
-        parts += f" and adapter at {', '.join(f'{name} {each:g}' for name, each in where.items())}"
+        parts += f" and adapter at scale {where['scale']:g}"
+        parts += f", offset {where['offset']:g}" if where["offset"] else ""
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata

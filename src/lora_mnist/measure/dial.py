@@ -145,6 +145,19 @@ def direction_of(model: nn.Module) -> Tensor | None:
     return offsets[-1].direction.cpu() if offsets else None
 
 
+def direction_for(counts: Tensor, targets: Sequence[int]) -> Tensor:
+    """How an offset moves the logits to repair ``targets``, by the training images of each class.
+
+    See :mod:`.lora.offset`. A class without images stays where it is.
+    """
+    if len(targets) > 1:
+        mean = counts.sum() / (counts > 0).sum()
+        return torch.where(counts > 0, mean / counts, 1.0).log()
+    direction = torch.zeros_like(counts)
+    direction[targets] = 1.0
+    return direction
+
+
 def offsets_of(direction: Tensor | None) -> Sequence[float]:
     """The offsets to try."""
     if direction is None:

@@ -30,7 +30,14 @@ from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import INITS, add_lora, add_offset, set_lora_offset, set_lora_scale
 from lora_mnist.lora.offset import last_layer
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
-from lora_mnist.measure.dial import SCALES, Collapse, dial_curve, direction_of, images_of_dial
+from lora_mnist.measure.dial import (
+    SCALES,
+    Collapse,
+    dial_curve,
+    direction_for,
+    direction_of,
+    images_of_dial,
+)
 from lora_mnist.measure.gain import least_measure, measure
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.measure.significance import chance_text, weak, weakest
@@ -44,11 +51,10 @@ log = logging.getLogger(__name__)
 #: lora.rank=auto is this, or a layer's full rank where that is smaller: docs/experiments.md.
 _AUTO_RANK = 64
 #: A class has few images if there are fewer than these: experiment=repair then sees each of them
-#: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
+#: ten times or more, and tries more. docs/experiments.md has the numbers.
 FEW_IMAGES = 400
-#: The rates that optimizer.lr=auto tries, each where the one before collapses; the first is for
-#: few images.
-RATES = (0.003, 0.001, 0.0003, 0.0001)
+#: The rates that optimizer.lr=auto tries, each where the one before collapses.
+RATES = (0.001, 0.0003, 0.0001)
 #: The keys that a trial may set.
 _OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
 
@@ -131,7 +137,9 @@ def put_adapter(session: Session, selection: Selection) -> None:
                 ranks.setdefault(f"^{name}", most)  # the user's own patterns come first
         add_lora(net, **arguments)
     if layer is not None:
-        add_offset(net, layer, _direction(session, selection))
+        labels, classes = session.images.train.labels, session.classifier.classes
+        counts = labels.bincount(minlength=len(classes)).float()
+        add_offset(net, layer, direction_for(counts, selection.targets))
 
 
 def _layer_of_offset(session: Session) -> str | None:
@@ -142,23 +150,20 @@ def _layer_of_offset(session: Session) -> str | None:
         return last_layer(session.net, dataset.normalise(images.take(some)[0].to(device)))
 
 
-def _direction(session: Session, selection: Selection) -> Tensor:
-    """How an offset moves the logits of the classes to repair: :mod:`.lora.offset`."""
-    labels, targets = session.images.train.labels, selection.targets
-    counts = labels.bincount(minlength=len(session.classifier.classes)).float()
-    if len(targets) > 1:
-        mean = counts.sum() / (counts > 0).sum()
-        return (mean / counts).nan_to_num(1.0, posinf=1.0).log()  # 0 for a class without images
-    direction = torch.zeros_like(counts)
-    direction[targets] = 1.0
-    return direction
-
-
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     """A session for each of ``trials``; the first alone where validation images cannot choose.
 
     A key that is typed counts for all of them. Trials that say the same are one.
     """
+    lora, counted = session.cfg.lora, session.images.val.labels
+    asked = [f"lora.{key}=auto" for key in ("scale", "offset") if lora[key] == AUTO]
+    for c in selection.targets:
+        if asked and not (counted == c).any():
+            raise UserError(
+                f"{', '.join(asked)}: {session.classifier.classes[c]} has no validation images, "
+                "which decide; expected some in val/, a larger data.val_size, or lora.scale=1 "
+                "lora.offset=0"
+            )
     trials: dict[str, Session] = {}
     # augment= and batches.augment= are the same.
     typed = [f"{key_of(text)}.".removeprefix("batches.") for text in session.run.typed or ()]
@@ -215,7 +220,7 @@ def train_repair(
     best trial, which had not learnt the validation images. The loggers of the session that is
     returned have seen no training that was given up.
     """
-    net, start, count = session.net, start_of(session.net), rarest_of(session, selection)
+    net, start = session.net, start_of(session.net)
     refit = choose_refit(session, selection)
     has_several = len(trials) > 1 or bool(refit.value)
     if has_several and session.cfg.ckpt_path is not None:
@@ -232,7 +237,7 @@ def train_repair(
             log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
         rates = [trial.cfg.optimizer.lr]
         if rates == [AUTO]:
-            rates = list(RATES if count < FEW_IMAGES else RATES[1:])
+            rates = list(RATES)
             if session.cfg.ckpt_path is not None:  # of a rate before which others collapsed
                 begun = hyperparameters_of(session.cfg.ckpt_path)["optimizer.lr"]
                 rates = rates[rates.index(begun) if begun in rates else 0 :]
@@ -263,8 +268,8 @@ def train_repair(
             continue
         choices = {"refit": refit, "rate": trial.as_set("optimizer.lr", rate)}
         if len(rates) > 1:
-            reasons = [f"for {count:,} images", *collapses.values()]
-            choices["rate"] = Choice(rate, rates, len(session.images.val), "; ".join(reasons))
+            why = "; ".join(collapses.values()) or "the first that is tried"
+            choices["rate"] = Choice(rate, rates, len(session.images.val), why)
         repairs[name] = _measured(trial, selection, before, training, choices)
         if not has_several:
             session = replace(session, trainer=trial.trainer)
