@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from helpers.nets import batches, randomize
@@ -86,6 +88,24 @@ def test_the_best_checkpoint_has_the_average_that_was_validated(tiny, tmp_path):
     on = trainer(tmp_path, callbacks=TrainedAverage(0.8), **settings)
     on.fit(Recorded(tiny), batches(), batches(), ckpt_path=paths[1], weights_only=True)
     assert all(torch.equal(whole[name], value) for name, value in tiny.state_dict().items())
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_a_deep_network_is_compiled_as_one_graph(tmp_path, monkeypatch, has_adapter):
+    """As two with an adapter: the first pass puts the base into eval mode."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    net = MLP(6, [5] * 9, 3)
+    module = Recorded(add_lora(net) if has_adapter else net, compiles=True)
+    trainer(tmp_path, max_steps=3).fit(module, batches())
+    assert len(graphs) == 1 + has_adapter
+    assert not [name for name in module.state_dict() if not name.startswith("net.")]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -62,6 +62,7 @@ class ClassifierModule(LightningModule):
         targets: the classes to repair, by number.
         replay: how many images of a batch, in all processes together, are replayed: the last ones.
         collapse: where validation images show it, the training has collapsed, and ends.
+        compiles: whether the network runs through ``torch.compile``.
     """
 
     def __init__(
@@ -75,9 +76,12 @@ class ClassifierModule(LightningModule):
         loss: Loss | None = None,
         replay: int = 0,
         collapse: Collapse | None = None,
+        compiles: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss or Loss()
+        # Not the network itself: Dynamo takes no frame of torch's own, such as nn.Sequential's.
+        self.logits_of = torch.compile(self.forward) if compiles else self.forward
         self.optimizer, self.scheduler = optimizer, scheduler
         self.classes, self.targets, self.replay = classes, targets, replay
         self.has_adapter = bool(lora_adapters(net))
@@ -108,9 +112,14 @@ class ClassifierModule(LightningModule):
             return self.optimizer
         return {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
 
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        loss: Tensor = self.loss(self.net(images), labels, self.replay // self.trainer.world_size)
+        replayed = self.replay // self.trainer.world_size
+        loss: Tensor = self.loss(self.logits_of(images), labels, replayed)
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
             mean = self.trainer.strategy.reduce(loss.detach().clone())  # so all processes end alike
@@ -125,7 +134,7 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self.net(images).float()
+        logits = self.logits_of(images).float()
         self.val_confusion.update(logits, labels)
         self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         if self.collapse is not None:

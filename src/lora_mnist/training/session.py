@@ -177,8 +177,6 @@ class Session:
         classes, selection = self.classifier.classes, plan.selection
         names = [classes[target] for target in selection.targets]
         seed_everything(self.cfg.seed, verbose=False)
-        if self.cfg.compile:
-            net.compile()  # in place: its tensors keep their names
         optimizer = self.make_optimizer()
         module = ClassifierModule(
             net,
@@ -189,6 +187,7 @@ class Session:
             loss=make("loss", self.cfg.loss),
             replay=plan.replay,
             collapse=collapse,
+            compiles=self.cfg.compile,
         )
         hyperparameters = self._hyperparameters(names)
         hyperparameters["learnt_sha256"] = fingerprint_of(data.learnt)
