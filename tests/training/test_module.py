@@ -6,6 +6,7 @@ from helpers.nets import batches, randomize
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn.functional import cross_entropy
+from torch.profiler import profile
 
 from lora_mnist import MLP, add_lora, lora_parameters
 from lora_mnist.classifier.base import load_weights, read_base
@@ -137,6 +138,17 @@ def test_validation_logs_the_counts_of_the_table(tiny, tmp_path):
     for _ in range(2):
         (logged,) = trainer(tmp_path).validate(module, batches(), verbose=False)
         assert logged == pytest.approx(tags)
+
+
+def test_counting_many_classes_takes_little_memory(tmp_path):
+    """Also where torch may only use deterministic operations."""
+    count = 300
+    module = Recorded(torch.nn.Linear(6, count), classes=list(map(str, range(count))))
+    fit = trainer(tmp_path, deterministic=True)
+    with profile(profile_memory=True) as profiled:
+        fit.validate(module, batches(), verbose=False)
+    torch.use_deterministic_algorithms(False)
+    assert max(event.self_cpu_memory_usage for event in profiled.events()) <= 8 * count**2
 
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])

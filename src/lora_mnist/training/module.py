@@ -9,15 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import CatMetric, MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import CatMetric
 
 from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.dial import Collapse, contest
-from lora_mnist.measure.predictions import counts_of_confusion, logged_metrics
+from lora_mnist.measure.dial import Collapse, contest, cross_entropy, outcome
+from lora_mnist.measure.predictions import confusion_of, counts_of_confusion, logged_metrics
 
 
 class Loss(nn.Module):
@@ -85,11 +84,11 @@ class ClassifierModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.classes, self.targets, self.replay = classes, targets, replay
         self.has_adapter = bool(lora_adapters(net))
-        # What they would check makes a GPU wait at each batch.
-        self.val_confusion = MulticlassConfusionMatrix(len(classes), validate_args=False)
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        # The validation images, by the rows of :func:`.dial.contest`. A confusion matrix of
+        # torchmetrics takes images x classes x classes with trainer.deterministic, or on MPS; what
+        # "disable" leaves out would make a GPU wait at each batch.
+        self.val_rows = CatMetric(nan_strategy="disable")
         self.errors_by_step: dict[int, int] = {}  # on validation images
-        self.val_rows = CatMetric(nan_strategy="disable")  # of :func:`.dial.contest`
         self.collapse, self.has_collapsed = collapse, False
 
     def setup(self, stage: str) -> None:
@@ -134,22 +133,20 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self.logits_of(images).float()
-        self.val_confusion.update(logits, labels)
-        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        if self.collapse is not None:
-            self.val_rows.update(contest(logits, labels, self.collapse.direction))
+        direction = self.collapse and self.collapse.direction
+        self.val_rows.update(contest(self.logits_of(images), labels, direction))
 
     def on_validation_epoch_end(self) -> None:
         """Log what all processes have counted, and start anew."""
-        counts = counts_of_confusion(self.val_confusion.compute().cpu(), self.targets)
-        counts["loss"] = self.val_loss.compute().item()
+        rows, direction = self.val_rows.compute(), self.collapse and self.collapse.direction
+        label, prediction = rows[:, 0].long().cpu(), outcome(rows, direction, 0.0).cpu()
+        confusion = confusion_of(label, prediction, len(self.classes))
+        counts = counts_of_confusion(confusion, self.targets)
+        counts["loss"] = cross_entropy(rows, direction, 0.0).mean().item()
         self.errors_by_step[self.global_step] = counts["errors"]
-        if self.collapse and self.collapse.is_seen(self.val_rows.compute(), len(self.classes)):
+        if self.collapse and self.collapse.is_seen(rows, len(self.classes)):
             self.has_collapsed = self.trainer.should_stop = True
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
-        self.val_confusion.reset()
-        self.val_loss.reset()
         self.val_rows.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
