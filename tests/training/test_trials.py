@@ -141,6 +141,9 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     before = go("alone", *QUIET)
     folder = go("refit", *QUIET, "refit=true")
     results = read_results(folder)
+    told, _, later = caplog.text.partition("refit: once more")
+    assert "trainings: 2 of 12 steps, at most " in told
+    assert "trainings: " not in later
     assert results["choices"]["refit"]["value"]
     for key in ("val", "val_base", "dial"):
         assert results[key] == read_results(before)[key]

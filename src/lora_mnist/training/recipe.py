@@ -45,6 +45,7 @@ from lora_mnist.run_paths import TRIALS_FOLDER
 from lora_mnist.training.checkpoint import hyperparameters_of
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
+from lora_mnist.training.trainer import TimeOfAll
 
 log = logging.getLogger(__name__)
 
@@ -229,12 +230,14 @@ def train_repair(
             "trainings; start it again: same seed, same numbers"
         )
     collapse = collapse_after(session, before)
+    is_auto = AUTO in [trial.cfg.optimizer.lr for trial in trials.values()]
+    time_of_all = TimeOfAll(len(trials) + bool(refit.value), is_auto * (len(RATES) - 1))
     repairs: dict[str, Repair] = {}
     collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
     diverged: dict[str, str] = {}  # trials without a result
     for name, trial in trials.items():
         if len(trials) > 1:
-            log.info("trial %d of %d: %s", len(repairs) + 1, len(trials), name)
+            log.info("trial %d of %d: %s", list(trials).index(name) + 1, len(trials), name)
         rates = [trial.cfg.optimizer.lr]
         if rates == [AUTO]:
             rates = list(RATES)
@@ -248,6 +251,7 @@ def train_repair(
             one, folder = trial.at_rate(rate), f"{TRIALS_FOLDER}/{name}_{rate:g}"
             if has_several:
                 one = one.in_folder(folder)
+                one.trainer.callbacks.append(time_of_all)  # type: ignore[attr-defined]
             start_again(net, start, trial.cfg.lora.dropout)
             try:
                 training = one.fit(trial.data(selection), None if is_last else collapse)

@@ -1,6 +1,7 @@
 """Lightning's Trainer, with the callbacks and loggers that the configuration names."""
 
 import logging
+import math
 import sys
 import time
 import warnings
@@ -44,11 +45,52 @@ class ProgressInLog(Callback):
         line = f"step {step:,}"
         if steps < float("inf"):
             left = (steps - step) * (self.last_line_at - self.started) / max(1, step - self.first)
-            line += f" of {steps:,}, {timedelta(seconds=round(left))} left"
+            line += f" of {steps:,}, {timedelta(seconds=round(left))} left in this training"
         for key in keys:
             if key in trainer.callback_metrics:
                 line += f", {key} {trainer.callback_metrics[key]:.4g}"
         log.info(line)
+
+
+class TimeOfAll(Callback):
+    """Logs, by the first steps of the first training, how long all of a repair takes at most.
+
+    Args:
+        trainings: how many there are in any case.
+        more: how many are added at most, where rates collapse.
+    """
+
+    def __init__(self, trainings: int, more: int) -> None:
+        self.trainings, self.more, self.is_told = trainings, more, False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_told:
+            return
+        if batch_idx == 0:  # which waits for workers, and a compiler
+            outputs["loss"].item()  # a GPU is waited for
+            self.started = time.monotonic()
+        elif batch_idx == 10 or time.monotonic() - self.started > 10:
+            outputs["loss"].item()
+            self.is_told, data = True, trainer.datamodule  # type: ignore[attr-defined]
+            batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+            if batches == float("inf"):
+                return
+            # An image that is evaluated takes no longer than one in a step. A validation image is in
+            # each validation, in the table, and at five scales of the dial.
+            evaluated = (batches // trainer.val_check_batch + 6) * len(data.images.val)
+            size, tested = data.plan.batch_size + data.plan.replay, 2 * len(data.images.test)
+            minutes = []
+            for count in (self.trainings, self.trainings + self.more):
+                all_batches = count * (batches + evaluated / size) + tested / size
+                seconds = all_batches * (time.monotonic() - self.started) / batch_idx
+                minutes.append(math.ceil(seconds / 60))
+            line = f"trainings: {self.trainings} of {trainer.estimated_stepping_batches:,} steps, "
+            line += f"at most about {minutes[0]} min in all"
+            if self.more:
+                line += f", {minutes[1]} min where rates collapse"
+            log.info(line)
 
 
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
