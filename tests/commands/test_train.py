@@ -75,7 +75,10 @@ def test_a_class_is_named_once(tmp_path):
     """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
     both = composed("train", *NINES, "target=3")
     assert refused(checked_copy, both).startswith("digit=9: ")
-    assert checked_copy(both, Run(tmp_path, ("target=3",))).target == 3
+    for typed in ("target=3", "digit=9"):  # the other one stands in a file
+        assert checked_copy(both, Run(tmp_path, (typed,))).target == int(typed[-1])
+    both_typed = Run(tmp_path, ("digit=9", "target=3"))
+    assert refused(checked_copy, both, both_typed).startswith("digit=9: ")
     assert composed("train", *NINES).target == 9
     assert composed("train", "experiment=repair").target == "weakest"
     assert composed("train", "experiment=repair", "digit=4").target == 4

@@ -189,8 +189,7 @@ def test_what_cannot_go_on_is_started_again(cli, outputs, monkeypatch, overrides
     ended = cli("train.py", *command, f"hydra.run.dir={outputs}/mine")
     assert ended.code == 130, ended.err
     line = ended.err.splitlines()[-1].removeprefix("start again with: python ")
-    typed = [text.replace("digit=", "target=") for text in command]
-    assert shlex.split(line) == ["train.py", *typed, f"paths.outputs={outputs}"]
+    assert shlex.split(line) == ["train.py", *command, f"paths.outputs={outputs}"]
     assert (outputs / "mine").exists() == (crash > 0)
 
 

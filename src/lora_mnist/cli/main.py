@@ -152,7 +152,7 @@ def _print_groups(name: str) -> None:
 
 
 def _for_hydra(typed: list[str]) -> list[str]:
-    """The arguments as Hydra takes them: options first, ``target`` for ``digit``, texts quoted."""
+    """The arguments as Hydra takes them: options first, texts quoted."""
     options, overrides, parser = [], [], OverridesParser.create()
     for text in typed:
         key, equals, value = text.partition("=")
@@ -166,12 +166,7 @@ def _for_hydra(typed: list[str]) -> list[str]:
         except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"
-        text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
-        overrides.append(re.sub("^digit=", "target=", text))
-    named = {text for text in overrides if text.startswith("target=")}
-    if len(named) > 1:
-        both = " and ".join(sorted(named))
-        raise UserError(f"{both}: expected one of them; digit= and target= mean the same")
+        overrides.append(re.sub("^classifier=", f"{CLASSIFIER}=", text))
     return options + overrides
 
 

@@ -166,9 +166,13 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         parent = OmegaConf.select(checked, group) if group else checked
         with open_dict(checked):
             del parent[name]
-    digit = cfg.get("digit")
-    if digit not in (None, "weakest", cfg.get("target")) and "target" not in (typed or ()):
-        raise UserError(f"digit={digit}: expected target={cfg.target} alone: both mean one")
+    digit, target = cfg.get("digit"), cfg.get("target")
+    named = {"digit", "target"} & set(typed or ())
+    if named == {"digit"}:
+        checked.target = digit
+    elif named != {"target"} and digit not in (None, target) and (named or digit != "weakest"):
+        expected = f"expected no other class than target={target}, since both mean the same"
+        raise UserError(f"digit={digit}: {expected}")
     if run is not None:
         checked.paths.run = str(run.folder)
         for key in sorted(given, key=lambda key: key.count(".")):  # before those that repeat it

@@ -215,7 +215,8 @@ class Session:
 
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""
-        is_typed = key in [key_of(text) for text in self.run.typed or ()]
+        names = {key, "digit"} if key == "target" else {key}
+        is_typed = not names.isdisjoint(key_of(text) for text in self.run.typed or ())
         return Choice(value, why="typed" if is_typed else "as configured")
 
     def of_first_process(self, value: Any) -> Any:
