@@ -6,7 +6,7 @@ The line names the key and the value that cannot be used; no file is left of wha
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
 
-from lora_mnist.cli.main import explain
+from lora_mnist.cli.explain import explain
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from lora_mnist.cli.main import explain
+from lora_mnist.cli.explain import explain
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 

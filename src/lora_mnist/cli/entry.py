@@ -4,12 +4,12 @@
 ``data/`` and ``outputs/`` are in the folder where it is started.
 """
 
-import sys
 from importlib import import_module
 
 from omegaconf import DictConfig
 
 from lora_mnist import __version__
+from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import run_entry
 from lora_mnist.config.command import COMMANDS, Run, checked_copy
 
@@ -36,14 +36,5 @@ def _run(cfg: DictConfig, run: Run) -> None:
 
 
 def main() -> None:
-    """Run the command that the first argument names; its configuration has the same name."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in COMMANDS:
-        sys.argv.insert(1, "--config-name")
-    elif name in ("--help", "-h"):
-        print(_USAGE)
-        return
-    elif name != "--config-name":  # which a process that Lightning starts has
-        print(f"{name}: no such command\n\n{_USAGE}" if name else _USAGE, file=sys.stderr)
-        raise SystemExit(2)
-    run_entry(_run, name if name in COMMANDS else "train")
+    """Run the command that is typed."""
+    run_entry(_run, command_name(_USAGE))

@@ -1,0 +1,71 @@
+"""What is typed, as Hydra takes it. No other file reads ``sys.argv``."""
+
+import re
+import sys
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from lora_mnist.config.command import CLASSIFIER, COMMANDS, in_grammar
+from lora_mnist.project import CONFIGS
+
+#: Names such as Flöte in a list, which Hydra reads in quotes alone.
+_NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
+
+
+def command_name(usage: str) -> str:
+    """The command that the first argument names, whose configuration has the same name."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        sys.argv.insert(1, "--config-name")
+    elif name in ("--help", "-h"):
+        print(usage)
+        raise SystemExit(0)
+    elif name != "--config-name":  # which a process that Lightning starts has
+        print(f"{name}: no such command\n\n{usage}" if name else usage, file=sys.stderr)
+        raise SystemExit(2)
+    return name if name in COMMANDS else "train"
+
+
+def as_typed() -> list[str]:
+    """The arguments behind the command."""
+    typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
+    return typed[2:] if typed[:1] == ["--config-name"] else typed
+
+
+def give_to_hydra(config_name: str) -> None:
+    """Make of ``sys.argv`` what Hydra takes; the processes of Lightning are started with it, too.
+
+    Options come first, and texts are quoted.
+    """
+    options, overrides, parser = [], [], OverridesParser.create()
+    for text in sys.argv[1:]:
+        if text in ("--help", "-h"):
+            _print_groups(config_name)
+            text = "--cfg=job"
+        key, equals, value = text.partition("=")
+        if key.startswith("-") or not (equals or key.startswith("~")):
+            options.append(text)
+            continue
+        try:
+            is_number = isinstance(parser.parse_override(text).value(), int | float)
+            if is_number and (CONFIGS / key).is_dir():  # as a text, Hydra lists what there is
+                text = f"{key}='{value}'"
+        except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
+            is_list = set(value) & set(",[]{}()")
+            text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"
+        overrides.append(re.sub("^classifier=", f"{CLASSIFIER}=", text))
+    sys.argv[1:] = options + overrides
+
+
+def _print_groups(name: str) -> None:
+    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
+    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
+    if help_of is not None:
+        print(help_of.header)
+    print("Groups; GROUP=NAME chooses:")
+    for folder in sorted(CONFIGS.rglob("*/")):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
+    print("\nKeys; KEY=VALUE sets:")

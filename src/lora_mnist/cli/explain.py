@@ -1,0 +1,86 @@
+"""What went wrong, in a line: the errors that a key, a value or a file has caused."""
+
+import re
+from pathlib import Path
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from lora_mnist.cli.arguments import as_typed
+from lora_mnist.config.command import unknown_key
+from lora_mnist.errors import GROUP_OF, ArgumentError, UserError, one_line, printable, refusal_of
+from lora_mnist.project import CONFIGS, command_line
+
+
+def explain(error: BaseException) -> str | None:
+    """The line about an error that a key, a value or a file has caused; ``None``: another error."""
+    if isinstance(error, UserError):
+        return printable(error)
+    if isinstance(error, ArgumentError):
+        return printable(refusal_of(error))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_configuration(error)
+    if isinstance(error, YAMLError):
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", "")
+        if mark is None:  # a character that no YAML has
+            return one_line(error)
+        return f"{mark.name}: line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    return None
+
+
+def _explain_configuration(error: BaseException) -> str:
+    """What is wrong with an override or a key, in the words of Hydra or OmegaConf."""
+    # Hydra says which override was wrong, and OmegaConf, its cause, why.
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        key = str(cause.full_key)
+        if OmegaConf.is_missing(cause.parent_node, "stage"):
+            return no_stage()  # which keys there are depends on it
+        if not isinstance(error, HydraException):  # the command reads it
+            return f"{key}: missing; expected a value"
+        function, (group, _, name) = cause.parent_node.get("_target_"), key.rpartition(".")
+        if function and name not in GROUP_OF:
+            beside = ", ".join(f"{group}.{each}" for each in cause.parent_node if each[0] != "_")
+            new = f"+{key}, a new argument of {function}"
+            return f"{key}: nothing reads this key; expected one of {beside}, or {new}"
+        return unknown_key(key)
+    if isinstance(cause, OmegaConfBaseException):
+        reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
+        reason = reason.rpartition(" raised while resolving interpolation: ")[2]
+        return one_line(f"{cause.full_key}: {reason}")
+    message = one_line(str(error).partition("Config search path:")[0])
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
+        return f"{error.override}: {message}"
+    if "hydra/launcher" in message or "hydra/sweeper" in message:
+        return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+    if "config group 'classifier' does not exist" in message:
+        return (
+            "classifier: expected --config-dir FOLDER, with your file in it: "
+            "FOLDER/classifier/NAME.yaml"
+        )
+    no_group = re.match(r"Could not \w+ '([\w/]+)'. No match", message)
+    if no_group and (CONFIGS / no_group[1]).is_dir():
+        return f"{no_group[1]}: nothing reads this group here; another command has it"
+    if no_group and Path(name := no_group[1]).is_dir():  # --config-dir . images=images
+        return (
+            f"{name}: with --config-dir, Hydra takes the folder {name} for a group of "
+            "settings; expected another name for it, or a folder with nothing but classifier/"
+        )
+    return message
+
+
+def no_stage() -> str:
+    """The two commands to choose from, each with what was typed."""
+    typed = as_typed()
+    others = [text for text in typed if not text.startswith("experiment=")]
+    pretrain = command_line("train", [*typed, "stage=pretrain"])
+    repair = command_line("train", [*others, "experiment=repair"])
+    return (
+        "stage: missing; expected one of\n"
+        f"  {pretrain}        to train a base\n"
+        f"  {repair}    to repair it with an adapter"
+    )

@@ -1,0 +1,206 @@
+"""The summary of a sweep: its jobs' results.json as one table, one picture and the best command.
+
+A job is finished if its results.json is there; one that failed leaves failed.json.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from statistics import StatisticsError, mean, stdev
+from typing import Any, NamedTuple
+
+from lora_mnist.config.command import key_of
+from lora_mnist.files import read_json, write_csv
+from lora_mnist.project import command_line
+from lora_mnist.run_paths import RESULTS_FILE
+from lora_mnist.show.keys import better_end, flatten, numeric_sort_key
+
+FAILED_FILE = "failed.json"
+
+
+class Job(NamedTuple):
+    """One job of a sweep, as its folder has it."""
+
+    folder: Path
+    overrides: list[str]  # its command line
+    values: dict[str, str]  # the same by key
+    error: str | None  # why it failed, in a line
+    results: dict[str, Any]  # results.json with flat keys; empty: it failed
+
+
+#: Finished jobs that differ in their seed alone, or a single one: a row of the table.
+Repeats = list[Job]
+
+
+class Summary(NamedTuple):
+    """The jobs of the sweep in ``folder``."""
+
+    folder: Path
+    metric: str  # of configs/sweep: the key of a number in results.json; "": none
+    swept: list[str]  # the keys in which jobs differ
+    rows: list[Repeats]  # best first by the metric; equal ones are sorted by what was swept
+    failed: list[Job]
+
+    @property
+    def best(self) -> Repeats | None:
+        """The first row, if it has the metric."""
+        has_metric = self.rows and number(self.rows[0], self.metric) is not None
+        return self.rows[0] if has_metric else None
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a row has several seeds."""
+        return any(len(row) > 1 for row in self.rows)
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys that tell the rows apart."""
+        return [key for key in self.swept if key != "seed" or not self.has_seeds]
+
+
+def summarize(folder: Path, metric: str) -> Summary:
+    """Rank the jobs of a sweep; of several seeds the mean ranks, so that no lucky one wins."""
+    jobs = []
+    files = [*folder.rglob(RESULTS_FILE), *folder.rglob(FAILED_FILE)]
+    for path in sorted({file.parent for file in files}):
+        failed = read_json(path / FAILED_FILE)  # a training that led nowhere has results, too
+        results = {} if failed else read_json(path / RESULTS_FILE)
+        overrides = (failed or results)["overrides"]
+        own = {key_of(text): text.partition("=")[2] for text in overrides}
+        jobs.append(Job(path, overrides, own, failed.get("error"), flatten(results)))
+    swept = []
+    for key in dict.fromkeys(key for job in jobs for key in job.values):
+        values = set()
+        for job in jobs:
+            values.add(job.values.setdefault(key, ""))  # a search may set it in some jobs alone
+        if len(values) > 1:
+            swept.append(key)
+    jobs.sort(key=lambda job: [numeric_sort_key(job.values[key]) for key in swept])
+    rows: dict[object, Repeats] = {}
+    for job in jobs:
+        if job.error is None:
+            setting = tuple(text for text in job.overrides if key_of(text) != "seed")
+            rows.setdefault(setting, []).append(job)
+
+    def rank(row: Repeats) -> tuple[bool, float]:
+        value = number(row, metric)
+        return value is None, _sign(metric) * (value or 0)
+
+    failed_jobs = [job for job in jobs if job.error is not None]
+    return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
+
+
+def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
+    """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
+    values = [job.results.get(key) for job in row]
+    with suppress(StatisticsError):  # too few
+        return of([value for value in values if isinstance(value, int | float)])
+    return None
+
+
+def of_base(key: str) -> str:
+    """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
+    split, _, name = key.partition(".")
+    return f"{split}_base.{name}"
+
+
+def _sign(metric: str) -> int:
+    """-1 if a larger metric is better, else 1."""
+    return -1 if better_end(metric) == "max" else 1
+
+
+def best_line(best: Repeats, metric: str) -> str:
+    """The command of the best job, and whether it beats the base."""
+    verdict = "best"
+    value, base = number(best, metric), number(best, of_base(metric))
+    if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
+        verdict = "no job is better than the base; the nearest"
+    if len(best) > 1:
+        verdict += f" by the mean of {len(best)} seeds"
+    entry = "eval" if best[0].results["stage"] == "eval" else "train"
+    return f"{verdict}: {command_line(entry, best[0].overrides)}"
+
+
+def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
+    """The table on the screen, with a line for the base, if all jobs share one, and one below.
+
+    ``columns`` are those of configs/sweep: a title, and the key of its number.
+    """
+    from rich.table import Table
+
+    from lora_mnist.show.screen import rendered  # late: torch
+
+    rows, metric = summary.rows, summary.metric
+    title_of = {metric: metric}
+    for title, key in columns.items():
+        title_of[key] = title.replace("_", " ")
+    shown = [key for key in title_of if any(number(row, key) is not None for row in rows)]
+    first = ["", *summary.keys]
+    if summary.has_seeds:
+        first.append("seeds")
+    table = Table()
+    for title in (*first, *(title_of[key] for key in shown)):
+        table.add_column(title, justify="right", overflow="fold")
+    for place, row in enumerate(rows, start=1):
+        cells = [str(place), *(row[0].values[key] for key in summary.keys)]
+        if summary.has_seeds:
+            cells.append(str(len(row)))
+        for key in shown:
+            cells.append(_text(number(row, key)))
+            deviation = number(row, key, stdev) if key == metric else None
+            if deviation is not None:
+                cells[-1] += f" ± {_text(deviation)}"
+        table.add_row(*cells)
+    bases = []
+    for key in shown:
+        of_bases = {number(row, of_base(key)) for row in rows}
+        bases.append(_text(of_bases.pop()) if len(of_bases) == 1 else "")
+    if any(bases):
+        table.add_section()
+        table.add_row("base", *[""] * (len(first) - 1), *bases)
+    is_terminal = sys.stdout.isatty()
+    text = rendered([table], is_terminal, width=None if is_terminal else 200)
+    scales = []
+    for row in rows:
+        scales += [job.results.get("scale") for job in row if job.results["stage"] == "lora"]
+    if off := scales.count(0):
+        text += f"\n{off} of {len(scales)} adapters are turned off (scale 0)"
+    return text
+
+
+def _text(value: float | None) -> str:
+    """A number as the table has it."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
+
+
+def write_summary(summary: Summary) -> None:
+    """Write ``summary.csv``, a line a job."""
+    lines = []
+    for job in [*(job for row in summary.rows for job in row), *summary.failed]:
+        line: dict[str, Any] = {key: job.values[key] for key in summary.swept}
+        line |= {"error": job.error, "folder": job.folder.relative_to(summary.folder)}
+        for key, value in job.results.items():
+            line.setdefault(key, value)
+        lines.append(line)
+    titles = {key: None for line in lines for key in line}
+    rows = [[line.get(title) for title in titles] for line in lines]
+    write_csv(summary.folder / "summary.csv", titles, rows)
+
+
+def draw(summary: Summary) -> None:
+    """Write ``summary.png``."""
+    from lora_mnist.show.figures import draw_sweep, readable, save_figure  # late: matplotlib
+
+    points = []
+    for row in summary.rows:
+        value = number(row, summary.metric)
+        if value is not None:
+            swept = {key: row[0].values[key] for key in summary.keys}
+            points.append((swept, value, number(row, summary.metric, stdev)))
+    if points and summary.keys:
+        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
+        with readable([text for swept, _, _ in points for text in swept.values()]):
+            save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
