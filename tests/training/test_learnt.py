@@ -260,7 +260,7 @@ def test_a_base_that_has_learnt_all_others_is_validated_on_test_images(tmp_path)
     run(tmp_path, "stage=pretrain", *base, "optimizer.lr=0.01")
     for more in ((), ("data.val_size=0",)):
         said = refused(run, tmp_path, "stage=lora", "target=9", "lora.scale=auto", *more)
-        assert said.startswith("lora.scale=auto: expected validation images: data.val_from=test ")
+        assert said.startswith("lora.scale=auto: expected validation images: data.val_from=test, ")
     results = run(
         tmp_path,
         "stage=lora",

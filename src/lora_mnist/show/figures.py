@@ -39,8 +39,7 @@ def readable(names: Sequence[str]) -> Iterator[Sequence[str]]:
     if foreign and (font := _font_with(foreign)):
         families.append(font)
     elif foreign:
-        of_names = "".join(sorted(foreign))
-        log.warning("figures have numbers for names, since no font here has all of %s", of_names)
+        log.warning("figures have numbers: no font here has all of %s", "".join(sorted(foreign)))
         names = [f"#{n}" if foreign & {*name} else name for n, name in enumerate(names)]
     with matplotlib.rc_context({"font.family": families}):
         yield names

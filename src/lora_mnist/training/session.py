@@ -438,8 +438,7 @@ def _refuse_inconsistent(session: Session) -> None:
         is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
         can_take = not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
         if is_learnt and can_take:
-            reason = "data.val_from=test takes them from the test images; the base has learnt all "
-            reason += "others"
+            reason = "data.val_from=test, since the base has learnt all others"
         raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
 
 
