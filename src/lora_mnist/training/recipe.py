@@ -124,7 +124,14 @@ def put_adapter(session: Session, selection: Selection) -> None:
     net = session.net
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del arguments["scale"]  # of the finished adapter
-    layer = _layer_of_offset(session) if arguments.pop("offset") and selection.targets else None
+    offset, layer = arguments.pop("offset"), None
+    if offset and selection.targets:
+        layer = _layer_of_offset(session)
+    if layer is None and offset not in (0, AUTO):
+        raise UserError(
+            f"lora.offset={offset}: expected 0 or auto; there is no class to move, or the network "
+            "changes what its last layer gives"
+        )
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
@@ -443,14 +450,14 @@ def choose_dial(
     if dial is None:
         return choices
     place = dial["scales"].index(choices["scale"].value if "scale" in choices else dial["advised"])
-    place = session.of_first_process(place)
     of_base, saved = dial["base"]["measure"], dial["saved"][place]
     why = f"advised by validation images: {name_of_measure(session)} {of_base:.1%} -> "
     why += f"{of_base + saved:.1%}"
-    for name, key in {"scale": "scales", "offset": "offsets"}.items():
+    advised = {"scale": dial["scales"][place], "offset": dial["offsets"][place]}
+    for name, value in session.of_first_process(advised).items():
         if name not in choices:
-            of = dial[key] if name == "scale" else None
-            choices[name] = Choice(dial[key][place], of, dial["images"], why)
+            of = dial["scales"] if name == "scale" else None
+            choices[name] = Choice(value, of, dial["images"], why)
     return choices
 
 
