@@ -288,6 +288,10 @@ def train_repair(
         reasons = [f"{name}: {why}" for name, why in diverged.items()]
         raise TrainingError(f"trials: each of them collapses; {'; '.join(reasons)}")
     best = choose_trial(session, repairs)
+    if len(repairs) == 1 and _has_few(session, selection):
+        best = best._replace(why="the only one")
+        if len(trials) < len(session.cfg.trials):
+            best = best._replace(why="with what is typed, on this network, all trials are the same")
     if diverged:
         best = best._replace(why=f"{best.why}; {', '.join(diverged)} collapsed")
     repair, trial = repairs[best.value], trials[best.value]

@@ -77,9 +77,10 @@ class TimeOfAll(Callback):
             batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
             if batches == float("inf"):
                 return
-            # An image that is evaluated takes no longer than one in a step. A validation image is in
-            # each validation, in the table, and at five scales of the dial.
-            evaluated = (batches // trainer.val_check_batch + 6) * len(data.images.val)
+            # An image that is evaluated takes no longer than one of a batch. A validation image is
+            # in each validation, in the table, and at five scales of the dial.
+            validations = batches // (trainer.val_check_batch or batches)
+            evaluated = (validations + 6) * len(data.images.val)
             size, tested = data.plan.batch_size + data.plan.replay, 2 * len(data.images.test)
             minutes = []
             for count in (self.trainings, self.trainings + self.more):
