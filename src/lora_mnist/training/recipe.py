@@ -242,9 +242,9 @@ def train_repair(
     repairs: dict[str, Repair] = {}
     collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
     diverged: dict[str, str] = {}  # trials without a result
-    for name, trial in trials.items():
+    for number, (name, trial) in enumerate(trials.items(), start=1):
         if len(trials) > 1:
-            log.info("trial %d of %d: %s", list(trials).index(name) + 1, len(trials), name)
+            log.info("trial %d of %d: %s", number, len(trials), name)
         rates = [trial.cfg.optimizer.lr]
         if rates == [AUTO]:
             rates = list(RATES)

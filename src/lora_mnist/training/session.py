@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -250,6 +251,7 @@ class Session:
         for path in [Path(each).resolve() for each in written if each]:
             if self.trainer.is_global_zero and folder in path.parents and path.exists():
                 aside = folder / name / path.relative_to(folder)
+                shutil.rmtree(aside, ignore_errors=True)  # of a job that a cluster starts again
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 path.rename(aside)
         return replace(self, cfg=cfg, trainer=make_trainer(cfg, self.run))

@@ -53,45 +53,37 @@ class ProgressInLog(Callback):
 
 
 class TimeOfAll(Callback):
-    """Logs, by the first steps of the first training, how long all of a repair takes at most.
+    """Logs, by the first steps of the first training, how long a repair's trainings take at most.
 
-    Args:
-        trainings: how many there are in any case.
-        more: how many are added at most, where rates collapse.
+    There are ``trainings`` of them, and up to ``more`` where rates collapse.
     """
 
     def __init__(self, trainings: int, more: int) -> None:
-        self.trainings, self.more, self.is_told = trainings, more, False
+        self.counts, self.is_told = (trainings, trainings + more), False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.is_told:
-            return
-        if batch_idx == 0:  # which waits for workers, and a compiler
+        if batch_idx == 0:
             outputs["loss"].item()  # a GPU is waited for
-            self.started = time.monotonic()
-        elif batch_idx == 10 or time.monotonic() - self.started > 10:
-            outputs["loss"].item()
-            self.is_told, data = True, trainer.datamodule  # type: ignore[attr-defined]
-            batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-            if batches == float("inf"):
-                return
-            # An image that is evaluated takes no longer than one of a batch. A validation image is
-            # in each validation, in the table, and at five scales of the dial.
-            validations = batches // (trainer.val_check_batch or batches)
-            evaluated = (validations + 6) * len(data.images.val)
-            size, tested = data.plan.batch_size + data.plan.replay, 2 * len(data.images.test)
-            minutes = []
-            for count in (self.trainings, self.trainings + self.more):
-                all_batches = count * (batches + evaluated / size) + tested / size
-                seconds = all_batches * (time.monotonic() - self.started) / batch_idx
-                minutes.append(math.ceil(seconds / 60))
-            line = f"trainings: {self.trainings} of {trainer.estimated_stepping_batches:,} steps, "
-            line += f"at most about {minutes[0]} min in all"
-            if self.more:
-                line += f", {minutes[1]} min where rates collapse"
-            log.info(line)
+            self.started = time.monotonic()  # workers and a compiler are ready
+        is_early = batch_idx < 10 and time.monotonic() - self.started < 10
+        if self.is_told or batch_idx == 0 or is_early:
+            return
+        outputs["loss"].item()
+        self.is_told, data = True, trainer.datamodule  # type: ignore[attr-defined]
+        if (steps := trainer.estimated_stepping_batches) == float("inf"):
+            return
+        batches = steps * trainer.accumulate_grad_batches
+        # An image that is evaluated takes no longer than one of a batch. A validation image is in
+        # each validation, in the table, and at five scales of the dial.
+        evaluations = batches // (trainer.val_check_batch or batches) + 6
+        size = data.plan.batch_size + data.plan.replay
+        batches += evaluations * len(data.images.val) / size
+        minutes = batches * (time.monotonic() - self.started) / batch_idx / 60
+        least, most = (math.ceil(count * minutes) for count in self.counts)
+        line = f"trainings: {self.counts[0]} of {steps:,} steps, at most about {least} min in all"
+        log.info("%s%s", line, f", {most} min where rates collapse" if most > least else "")
 
 
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
