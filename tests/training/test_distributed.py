@@ -89,7 +89,8 @@ def test_choose_dial_takes_what_the_first_process_has_chosen(tiny):
     parts = {field.name: None for field in fields(Session)}
     auto = composed("train", "stage=lora", "lora.scale=auto", "lora.offset=auto")
     net = add_offset(add_lora(tiny), "linear2", torch.tensor([0.0, 1, 0]))
-    parts |= {"cfg": auto, "trainer": trainer_told({"scale": 1, "offset": 0.25}), "classifier": SimpleNamespace(net=net)}
+    trainer = trainer_told({"scale": 1, "offset": 0.25})
+    parts |= {"cfg": auto, "trainer": trainer, "classifier": SimpleNamespace(net=net)}
     selection = Selection([1], torch.arange(1), torch.arange(1))
     dial = {**DIAL, "saved": [0, 0.1, 0.1], "base": {**DIAL["base"], "measure": 0.5}}
     assert dial["advised"] != 1
