@@ -1,11 +1,14 @@
 """Testing: a base alone, and with an adapter."""
 
 import pytest
-from composed import FEW, SMALL, composed
+from composed import FEW, QUICK, SMALL, composed, small_base
 from helpers.commands import only_run, read_results
 
 from lora_mnist.commands.evaluate import evaluate
+from lora_mnist.commands.export import export
+from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.errors import UserError
 
 
 @pytest.fixture
@@ -35,6 +38,33 @@ def test_eval_takes_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_pa
     assert (results["scale"], results["targets"]) == (chosen, [9])
     assert results["test_base"] == trained["test_base"]
     assert (results["test"]["broken"] == results["test"]["repaired"] == 0) == (chosen == 0)
+
+
+def test_an_offset_is_there_in_every_command_until_it_is_taken_away(outputs, tmp_path):
+    """Scale 0 leaves it, offset 0 leaves the adapter; both at 0 are the base."""
+    options = ("stage=lora", "digit=9", "batches.replay=20", "lora.offset=1.5", "lora.scale=0.5")
+    small_base(outputs)
+    trained = train(composed("train", *QUICK, *options, f"paths.outputs={outputs}"))
+    assert (trained["scale"], trained["offset"]) == (0.5, 1.5)
+    record = ("adapter=latest", f"paths.outputs={outputs}")
+
+    def tested(*typed):
+        return evaluate(composed("eval", *SMALL, *FEW, *record, *typed))
+
+    assert tested()["test"] == trained["test"]
+    half, number = tested("offset=0"), tested("scale=0")
+    assert (half["scale"], half["offset"]) == (0.5, 0)
+    assert (number["scale"], number["offset"]) == (0, 1.5)
+    base = tested("scale=0", "offset=0")
+    assert base["test"]["errors_per_class"] == trained["test_base"]["errors_per_class"]
+    nines = [each["test"]["errors_of_target"] for each in (trained, half, number, base)]
+    assert nines[0] < nines[1] <= nines[3] > nines[2]
+    out = tmp_path / "nine.safetensors"
+    metadata = export(composed("export", SMALL[0], *FEW, *record, f"out={out}"))
+    assert (metadata["scale"], metadata["offset"]) == ("0.5", "1.5")
+    for message, typed in {"offset=auto": "offset=auto", "offset=2": "offset=2"}.items():
+        with pytest.raises(UserError, match=f"{message}: expected null, since there is no adapter"):
+            evaluate(composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", typed))
 
 
 def test_evaluate_of_the_base_alone_from_a_notebook(made, trained):
