@@ -25,6 +25,7 @@ from lora_mnist.config.command import classifier_of, make
 from lora_mnist.data import load_images
 from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import weakest
+from lora_mnist.training.session import augment_of
 
 EXAMPLE = PROJECT / "examples" / "own_classifier"
 sys.path.append(str(EXAMPLE))
@@ -181,7 +182,8 @@ class Task:
         else:
             counts = counts_of(predictions_of(net, dataset.batches(dataset.sets.val)))["before"]
             target = weakest(counts["errors_per_class"], counts["images_per_class"])
-        augment = cfg.batches.augment and make("batches.augment", cfg.batches.augment)
+        augment = augment_of(cfg, classifier)
+        augment = augment and make("batches.augment", augment)
         return load_case(net, dataset, dataset.sets, [target], augment)
 
 

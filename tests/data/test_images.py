@@ -4,6 +4,7 @@ import subprocess
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import EpsImagePlugin, Image
 
 from lora_mnist.data import ImageDataset, Images, Shift
@@ -101,3 +102,14 @@ def test_an_image_is_shifted_by_whole_pixels_and_the_rest_is_black():
         seen.add(tuple(pixels.nonzero()[0].tolist()))
     assert seen == {(row, column) for row in range(8, 13) for column in range(4, 7)}
     assert torch.equal(Shift(0)(image), image)
+
+
+def test_a_shift_by_pixels_is_a_random_crop_with_a_border():
+    image = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8)
+    crops, seen = F.pad(image, (1, 1, 1, 1)), set()
+    for _ in range(200):
+        moved = Shift(pixels=1)(image)
+        seen.add(tuple(moved.flatten().tolist()))
+    assert seen == {
+        tuple(crops[0, y : y + 8, x : x + 8].flatten().tolist()) for y in range(3) for x in range(3)
+    }

@@ -18,7 +18,7 @@ from lora_mnist.measure.predictions import Predictions
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training import recipe
 from lora_mnist.training.recipe import choose_target
-from lora_mnist.training.session import Session
+from lora_mnist.training.session import Session, augment_of
 
 #: 350 nines are few.
 RECIPE = (
@@ -134,6 +134,42 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
     torch.save(content, tmp_path / "own.ckpt")
     with pytest.raises(UserError, match=r"^batches.augment=auto: .* my.Augment, code of its maker"):
         go("foreign", *asked)
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        (("augment=[shift,flip]",), ["Shift", "RandomHorizontalFlip"]),
+        (("augment=[flip,shift]",), ["RandomHorizontalFlip", "Shift"]),
+        (("augment=[flip,shift]", "batches.augment.flip=null"), ["Shift"]),
+        (("augment=[none,crop]",), ["Shift"]),
+        (("augment=trivial",), ["TrivialAugmentWide"]),
+        (
+            ("augment=flip", "+batches.augment.own={_target_: my.Own}"),
+            ["RandomHorizontalFlip", "Own"],
+        ),
+        (("batches.augment={_target_: my.Own}",), ["Own"]),
+        (("augment=none",), []),
+    ],
+)
+def test_augmentations_are_composed_in_the_order_typed(typed, names):
+    """One alone is itself."""
+    changes = augment_of(composed("train", "stage=lora", *typed), None)
+    if len(names) > 1:
+        assert changes["_target_"] == "torchvision.transforms.v2.Compose"
+        changes = changes["transforms"]
+    else:
+        changes = [changes] if changes else []
+    assert [change["_target_"].rpartition(".")[2] for change in changes] == names
+
+
+def test_an_augmentation_is_no_word_but_auto(tmp_path):
+    """Which stands alone."""
+    typed = ("augment=[auto,flip]",)
+    with pytest.raises(UserError, match=r"^augment=\[auto,flip\]: expected auto alone"):
+        train(composed("train", *RECIPE, *typed), Run(tmp_path, typed))
+    with pytest.raises(UserError, match=r"^batches.augment=flip: expected a transform, "):
+        augment_of(composed("train", "stage=lora", "batches.augment=flip"), None)
 
 
 def test_refit_learns_validation_images_after_they_have_decided(go, caplog):

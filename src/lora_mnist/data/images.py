@@ -104,16 +104,17 @@ class Shift:
 
     Args:
         share: the largest distances, as a share of height and width.
+        pixels: these distances in pixels, in place of ``share``.
     """
 
-    def __init__(self, share: float = 0.1) -> None:
+    def __init__(self, share: float = 0.1, pixels: int | None = None) -> None:
         require_number("share", share, 0, 1)
-        self.share = share
+        self.share, self.pixels = share, pixels
 
     def __call__(self, image: Any) -> Any:
         moves, sides = [], get_size(image)
         for side in sides:
-            most = round(self.share * side)
+            most = round(self.share * side) if self.pixels is None else self.pixels
             moves.append(int(torch.randint(-most, most + 1, ())))
         return crop(image, *moves, *sides)
 

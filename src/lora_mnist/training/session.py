@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -258,10 +259,19 @@ class Session:
 
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
-    """What changes training images; ``auto``: what changed them in the base's training."""
-    augment, base = cfg.batches.augment, classifier.base
+    """What changes training images, as one transform; ``auto``: what did in the base's training."""
+    batches: Any = OmegaConf.to_container(cfg.batches, resolve=True)
+    augment = batches["augment"] or {}
     if augment != AUTO:
-        return OmegaConf.to_container(augment, resolve=True) if augment else None
+        if not isinstance(augment, dict):
+            expected = "a transform, transforms by name, auto or null; augment= takes presets"
+            raise UserError(f"batches.augment={as_value(augment)}: expected {expected}")
+        changes = [augment] if "_target_" in augment else list(augment.values())
+        changes = [change for change in changes if change is not None]
+        if len(changes) > 1:
+            return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
+        return changes[0] if changes else None
+    base = classifier.base
     assert base is not None  # _refuse_wrong_stage
     recorded = base.record.get("made", {}).get("augment")
     if foreign := recorded and foreign_code({}, "transform", recorded):
@@ -277,6 +287,9 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
     _refuse_wrong_stage(cfg)
+    for text in run.typed or ():
+        if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
+            raise UserError(f"{text}: expected auto alone, or a list without it")
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
