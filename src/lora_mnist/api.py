@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier.classifier import Classifier, Prediction
 from lora_mnist.classifier.huggingface import huggingface
-from lora_mnist.classifier.networks import CNN, MLP
+from lora_mnist.classifier.networks import CNN, MLP, ResNet
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.model import (
     add_lora,
@@ -28,6 +28,7 @@ __all__ = [
     "MLP",
     "Classifier",
     "Prediction",
+    "ResNet",
     "add_lora",
     "compare_errors",
     "dial_curve",

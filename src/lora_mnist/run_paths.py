@@ -15,6 +15,8 @@ ADAPTER_FOLDER = "adapter"
 TRIALS_FOLDER = "trials"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
+#: Data sets that have names of their own, and lie in ``data/`` unless one says otherwise.
+PUBLISHED = ("lora_mnist.data.MNIST", "lora_mnist.data.CIFAR")
 #: What a run, or a sweep, writes into its folder besides these.
 _ALSO_WRITTEN = """
 predictions.csv report.html checkpoints figures summary.csv summary.png multirun.yaml
@@ -46,7 +48,7 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     six digits of its path's SHA-256, since two folders may have the same name.
     """
     name = data.get("name")
-    if name is None and data.get("_target_") in (None, "lora_mnist.data.MNIST"):
+    if name is None and data.get("_target_") in (None, *PUBLISHED):
         name = str(data.get("dataset") or "mnist").lower()
     elif name is None:
         path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()

@@ -147,6 +147,8 @@ def test_two_networks_have_two_current_bases():
     for target in ("my.Net", "your.Net", "lora_mnist.CNN", "torchvision.models.resnet18"):
         names.add(base_name({"name": "photos"}, {"_target_": target}))
     assert names == {"photos_my.net", "photos_your.net", "photos_cnn", "photos_resnet18"}
+    cifar = {"_target_": "lora_mnist.data.CIFAR", "dataset": "CIFAR100", "name": None}
+    assert base_name(cifar, {"_target_": "lora_mnist.ResNet"}) == "cifar100_resnet"
 
 
 def make_current(folder, current):

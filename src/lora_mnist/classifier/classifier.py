@@ -36,14 +36,14 @@ from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
 from lora_mnist.measure.gain import MEASURES
 from lora_mnist.measure.predictions import Point, logits_at
 from lora_mnist.project import DATA, importable, program
-from lora_mnist.run_paths import ADAPTER_FOLDER, base_name
+from lora_mnist.run_paths import ADAPTER_FOLDER, PUBLISHED, base_name
 
 log = logging.getLogger(__name__)
 
 #: The number of images on which the outputs of a network are checked.
 _CHECKED = 4
 #: Networks for which a base is trained here.
-_OURS = ("lora_mnist.MLP", "lora_mnist.CNN")
+_OURS = ("lora_mnist.MLP", "lora_mnist.CNN", "lora_mnist.ResNet")
 #: The values of keys that nothing else sets.
 _DEFAULTS = {
     "net": {"_target_": "lora_mnist.MLP"},
@@ -367,8 +367,8 @@ def _own_base(
     if path.is_file():
         return path
     images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
-    is_of_digits = settings.data.get("_target_") in (None, _DEFAULTS["data"]["_target_"])
-    if not is_of_digits and not images.is_dir():  # path has its name
+    is_published = settings.data.get("_target_") in (None, *PUBLISHED)
+    if not is_published and not images.is_dir():  # path has its name
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
     advice = ""
     if settings.net.get("_target_") in (None, *_OURS):
@@ -378,8 +378,8 @@ def _own_base(
 
 def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
     """The data set of these settings; what is missing comes from ``network``, then the images."""
-    is_of_digits = settings.data["_target_"] == _DEFAULTS["data"]["_target_"]
-    if not is_of_digits:
+    is_published = settings.data["_target_"] in PUBLISHED
+    if not is_published:
         own = own_preprocessing(network, settings.net, settings.prepare)
         settings.take("the network", {"prepare": own})
     for key, value in settings.data.items():
@@ -389,7 +389,7 @@ def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
     for key, value in (settings.data | settings.prepare).items():
         if value is not None:
             given[key] = value
-    if is_of_digits:
+    if is_published:
         if settings.typed["data"].get("data_dir") != given.get("data_dir"):
             given["download"] = False  # where only a record names a folder, nothing is made
         given.setdefault("data_dir", str(DATA))

@@ -1,4 +1,4 @@
-"""The networks that are pretrained and then repaired: two of ours, or anybody's."""
+"""The networks that are pretrained and then repaired: three of ours, or anybody's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,11 +10,12 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 
 from lora_mnist.classifier.huggingface import TARGET, preprocessing_of
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, config_group, require
 from lora_mnist.project import importable
 
 
@@ -75,6 +76,56 @@ class CNN(nn.Sequential):
         side = image_size >> len(channels)  # pooling rounds down
         self.flatten = nn.Flatten()
         self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
+
+
+class ResNet(nn.Sequential):
+    """Residual network for small images: He et al. 2016, arXiv:1512.03385, section 4.2.
+
+    Images, (N, in_channels, height, width), give logits, (N, num_classes). The layers are ``conv1``
+    and ``bn1``, three stages of blocks of 16, 32 and 64 channels, ``block1`` to ``blockN``, and,
+    after the mean of each channel, ``linear1``. With the default sizes it has 269,722 parameters.
+
+    Args:
+        depth: number of layers with weights, ``6 n + 2`` for ``n`` blocks a stage.
+        in_channels: channels of the images.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, depth: int = 20, in_channels: int = 3, num_classes: int = 10) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        require(blocks > 0 and rest == 0, "depth", depth, "6 n + 2, such as 20, 32 or 56")
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu1 = nn.ReLU()
+        channels = [16] * (blocks + 1) + [32] * blocks + [64] * blocks
+        for number, (fan_in, fan_out) in enumerate(pairwise(channels), start=1):
+            self.add_module(f"block{number}", _Block(fan_in, fan_out))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.linear1 = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+
+class _Block(nn.Module):
+    """Two convolutions; their input is added, of half the size where the channels are doubled."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.stride, self.added = fan_out // fan_in, fan_out - fan_in
+        self.conv1 = nn.Conv2d(fan_in, fan_out, 3, self.stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(fan_out)
+        self.conv2 = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(fan_out)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(images)).relu()))
+        # The paper's option A: new channels get zeros, and no weights.
+        shortcut = images[:, :, :: self.stride, :: self.stride]
+        total: Tensor = out + F.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        return total.relu()
 
 
 def build(arguments: Any, is_transform: bool = False) -> Any:
@@ -147,8 +198,8 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
         output: Any = net(images)
     except Exception as error:  # whatever the network's own layers raise
         error.add_note(
-            f"net: images of shape {shape} from {dataset}; expected other prepare.image_size or "
-            "prepare.channels?"
+            f"net: images of shape {shape} from {dataset}; expected another net, or other "
+            "prepare.image_size or prepare.channels?"
         )
         raise
     expected = (len(images), num_classes)

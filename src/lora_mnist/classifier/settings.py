@@ -23,7 +23,7 @@ _TYPES |= {"base_sha256": str, "learnt": str}
 VERSION = 1
 #: Functions that a record may name. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
-    r"lora_mnist\.(MLP|CNN|huggingface|data\.(MNIST|Folder|Shift))"
+    r"lora_mnist\.(MLP|CNN|ResNet|huggingface|data\.(MNIST|CIFAR|Folder|Shift))"
     r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )

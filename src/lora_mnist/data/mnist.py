@@ -5,9 +5,6 @@ moved in a field of 28x28 until its centre of mass lies in the centre (LeCun et 
 "Gradient-Based Learning Applied to Document Recognition", section III.A).
 """
 
-import hashlib
-from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,12 @@ import numpy
 import torch
 import torch.nn.functional as F
 import torchvision.datasets
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from lora_mnist.data.images import (
-    Batch,
-    Channelwise,
-    ImageDataset,
-    Images,
-    ImageSets,
-    open_picture,
-    sha256_of,
-)
-from lora_mnist.errors import (
-    PREPARE,
-    ArgumentError,
-    PictureError,
-    one_line,
-    require,
-    require_one_of,
-)
+from lora_mnist.data.images import Batch, open_picture
+from lora_mnist.data.published import Published
+from lora_mnist.errors import PictureError, require_one_of
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -53,89 +35,35 @@ _WORKING_SIZE = 256
 _FAINTEST = 0.1
 
 
-class MNIST(ImageDataset):
-    """A dataset of the MNIST family; ``common`` are arguments of :class:`.ImageDataset`."""
+class MNIST(Published):
+    """A dataset of the MNIST family; ``options`` are arguments of :class:`.Published`."""
 
     def __init__(
-        self,
-        dataset: str = "MNIST",
-        data_dir: str | Path = "data",
-        *,
-        download: bool = True,
-        name: str | None = None,
-        val_size: int = 5000,
-        mean: Channelwise | None = None,
-        std: Channelwise | None = None,
-        **common: Any,
+        self, dataset: str = "MNIST", data_dir: str | Path = "data", **options: Any
     ) -> None:
-        for key in PREPARE:
-            if (value := common.pop(key, None)) is not None:
-                raise ArgumentError(key, value, f"expected null; {dataset} has a form of its own")
         require_one_of("dataset", dataset, DATASETS)
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
-        super().__init__(name or dataset.lower(), classes, 1, **common)
-        usual_mean, usual_std = DATASETS[dataset]
-        self.normalise_by(usual_mean if mean is None else mean, usual_std if std is None else std)
-        self.dataset = dataset
-        self.data_dir, self.download = Path(str(data_dir)).expanduser(), download
-        self.val_size = val_size
-        self.split_settings = {"val_size": val_size, "val_from": self.val_from}
+        super().__init__(dataset, classes, 1, DATASETS[dataset], data_dir, **options)
+        self.folder = self.data_dir / dataset / "raw"
+        self.files = f"the official .gz files in {self.folder}"
 
-    @cached_property
-    def sets(self) -> ImageSets:
-        parts, sha256 = {}, {}
-        for part in ("train", "test"):
-            images, labels = load_images(
-                self.dataset, self.data_dir, part == "train", self.download
-            )
-            parts[part] = Images(images, labels)
-            sha256[part] = sha256_of(images, labels)
-        whole = parts[self.val_from]
-        count = len(whole)
-        is_count = type(self.val_size) is int and 0 <= self.val_size < count
-        require(is_count, "val_size", self.val_size, f"an integer from 0 to {count - 1}")
-        order = list(range(count))
-        if self.val_from == "test":
-            order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
-        sizes = [count - self.val_size, self.val_size]
-        rest, val = torch.split(torch.tensor(order), sizes)
-        parts[self.val_from] = whole.subset(rest.sort().values)
-        parts["val"] = whole.subset(val)
-        held_out = {"val": self.val_from}
-        return ImageSets(parts["train"], parts["val"], parts["test"], sha256, held_out).apart()
+    def read(self, train: bool) -> Batch:
+        images = getattr(torchvision.datasets, self.dataset)(self.data_dir, train=train)
+        return images.data.unsqueeze(1), images.targets
+
+    def fetch(self) -> None:
+        for archive in self.folder.glob("*.gz"):  # a kill may have left half of what is in it
+            archive.with_suffix("").unlink(missing_ok=True)
+        getattr(torchvision.datasets, self.dataset)(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
 
 
-def load_images(dataset: str, data_dir: str | Path, train: bool, download: bool = True) -> Batch:
-    """All training or test images, (N, 1, 28, 28) uint8, and their labels, (N,) int64.
-
-    With ``download`` a folder that lacks some is made, cleaned of half-written files, and filled.
-    """
-    root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
-    raw = root / dataset / "raw"
-    with suppress(Exception):  # torchvision has no one class for what is missing or half-written
-        images = family(root, train=train)
-        return images.data.unsqueeze(1), images.targets
-    if not download:
-        expected = f"expected the files of {dataset} in {raw}; type this key to have them fetched"
-        raise ArgumentError("data_dir", root, expected)
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):
-            for archive in raw.glob("*.gz"):  # a kill may have left half of what is in it
-                archive.with_suffix("").unlink(missing_ok=True)
-            images = family(root, train=train, download=True)
-    except Exception as error:
-        raise ArgumentError(
-            "data_dir",
-            root,
-            f"expected the official .gz files in {raw}; some are missing or damaged, and no "
-            f"download is possible ({one_line(error)})",
-        ) from error
-    return images.data.unsqueeze(1), images.targets
+def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
+    """All training or test images, (N, 1, 28, 28) uint8, and their labels, (N,) int64."""
+    return MNIST(dataset, data_dir).load(train)
 
 
 def digit_of(picture: Image.Image) -> Tensor:

@@ -1,0 +1,114 @@
+"""Data sets as they were published: found where they lie, or fetched, and split."""
+
+import hashlib
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from lora_mnist.data.images import (
+    Batch,
+    Channelwise,
+    ImageDataset,
+    Images,
+    ImageSets,
+    sha256_of,
+)
+from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
+
+
+class Published(ImageDataset):
+    """Training and test images in files that everybody has; a subclass reads and fetches them.
+
+    Args:
+        dataset: what it is called.
+        classes: their names.
+        channels: of its images.
+        pixels: mean and deviation of the training images, from 0 to 1.
+        data_dir: the folder that has, or gets, the data set's own folder.
+        download: whether to fetch what is missing.
+        common: arguments of :class:`.ImageDataset`.
+    """
+
+    folder: Path  #: the data set's own, below ``data_dir``
+    files: str  #: what is expected to lie where, for messages
+
+    def __init__(
+        self,
+        dataset: str,
+        classes: list[str],
+        channels: int,
+        pixels: tuple[Channelwise, Channelwise],
+        data_dir: str | Path,
+        *,
+        download: bool = True,
+        name: str | None = None,
+        val_size: int = 5000,
+        mean: Channelwise | None = None,
+        std: Channelwise | None = None,
+        **common: Any,
+    ) -> None:
+        for key in PREPARE:
+            if (value := common.pop(key, None)) is not None:
+                raise ArgumentError(key, value, f"expected null; {dataset} has a form of its own")
+        super().__init__(name or dataset.lower(), classes, channels, **common)
+        self.normalise_by(pixels[0] if mean is None else mean, pixels[1] if std is None else std)
+        self.dataset = dataset
+        self.data_dir, self.download = Path(str(data_dir)).expanduser(), download
+        self.val_size = val_size
+        self.split_settings = {"val_size": val_size, "val_from": self.val_from}
+
+    def read(self, train: bool) -> Batch:
+        """The training or test images, uint8, and labels; any error, if files are not whole."""
+        raise NotImplementedError
+
+    def fetch(self) -> None:
+        """Put the files into :attr:`folder`: from an archive that lies there, or by download."""
+        raise NotImplementedError
+
+    def load(self, train: bool) -> Batch:
+        """All training or test images, (N, channels, H, W) uint8, and labels, (N,) int64.
+
+        With ``download`` a folder that lacks some is made, and filled.
+        """
+        with suppress(Exception):  # there is no one class for what is missing or half-written
+            return self.read(train)
+        if not self.download:
+            expected = f"expected {self.files}; type this key to have them fetched"
+            raise ArgumentError("data_dir", self.data_dir, expected)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.data_dir / ".lock"):
+                self.fetch()
+                return self.read(train)
+        except Exception as error:
+            raise ArgumentError(
+                "data_dir",
+                self.data_dir,
+                f"expected {self.files}; some are missing or damaged, and no download is possible "
+                f"({one_line(error)})",
+            ) from error
+
+    @cached_property
+    def sets(self) -> ImageSets:
+        parts, sha256 = {}, {}
+        for part in ("train", "test"):
+            images, labels = self.load(part == "train")
+            parts[part] = Images(images, labels)
+            sha256[part] = sha256_of(images, labels)
+        whole = parts[self.val_from]
+        count = len(whole)
+        is_count = type(self.val_size) is int and 0 <= self.val_size < count
+        require(is_count, "val_size", self.val_size, f"an integer from 0 to {count - 1}")
+        order = list(range(count))
+        if self.val_from == "test":
+            order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
+        sizes = [count - self.val_size, self.val_size]
+        rest, val = torch.split(torch.tensor(order), sizes)
+        parts[self.val_from] = whole.subset(rest.sort().values)
+        parts["val"] = whole.subset(val)
+        held_out = {"val": self.val_from}
+        return ImageSets(parts["train"], parts["val"], parts["test"], sha256, held_out).apart()
