@@ -52,6 +52,22 @@ def test_pissa_starts_at_the_principal_part(shape, rank):
     torch.testing.assert_close(lora_B.flatten(1) @ lora_A.flatten(1), change)
 
 
+@pytest.mark.parametrize(("rows", "is_exact"), [(2800, True), (2900, False)])
+def test_pissa_of_a_large_weight_is_drawn_from_the_seed_and_nearly_the_principal_part(
+    rows, is_exact
+):
+    """Without structure in the weight, where a random projection is worst."""
+    weight, starts = torch.randn(rows, 200, generator=torch.Generator().manual_seed(0)), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        adapter = PiSSAParametrization(weight, 8)
+        starts.append(adapter.scaling * adapter.lora_B.detach() @ adapter.lora_A.detach())
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2]) is is_exact
+    least = torch.linalg.svdvals(weight)[8:].square().sum().sqrt()
+    assert (weight - starts[0]).norm() < 1.002 * least
+
+
 CONVOLUTIONS = st.fixed_dictionaries(
     {
         "kernel_size": st.tuples(st.integers(1, 3), st.integers(1, 3)),

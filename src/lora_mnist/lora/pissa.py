@@ -13,6 +13,11 @@ from torch import Tensor
 from .errors import require
 from .layer import LoRAParametrization
 
+#: Rows and columns together up to which a weight is decomposed exactly.
+_EXACT_SIDES = 3000
+#: The random projection has so many dimensions more than the rank, and is refined so often.
+_OVERSAMPLING, _ITERATIONS = 32, 4
+
 
 class PiSSAParametrization(LoRAParametrization):
     """LoRA whose factors start as the largest singular values and vectors of ``W = U S V^T``.
@@ -22,6 +27,9 @@ class PiSSAParametrization(LoRAParametrization):
     as ``start_A`` and ``start_B``, for the same effective weight:
 
         W + scaling * (lora_B @ lora_A - start_B @ start_A)
+
+    Of a large weight the values and vectors are those of a random projection (Halko et al. 2011,
+    arXiv:0909.4061), as PEFT's ``pissa_niter_4`` takes them.
 
     That is plain LoRA of twice the rank, or of the full rank where that is smaller, and is saved as
     such. Dropout acts on the trained part alone, as in PEFT:
@@ -47,7 +55,12 @@ class PiSSAParametrization(LoRAParametrization):
         require(rank <= full, "rank", rank, f"at most {full} with init=pissa for {shape}")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        wanted = rank + _OVERSAMPLING
+        if sum(matrix.shape) > _EXACT_SIDES and 4 * wanted < min(matrix.shape):
+            left, values, columns = torch.svd_lowrank(matrix, wanted, _ITERATIONS)
+            right = columns.t()
+        else:
+            left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         root = (values[:rank] / self.scaling).sqrt()
         with torch.no_grad():
             self.lora_A.copy_((root[:, None] * right[:rank]).view_as(self.lora_A))
