@@ -1,4 +1,5 @@
 import hashlib
+import multiprocessing
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import torch
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import RandomSampler
 from torchvision.transforms import v2
@@ -129,6 +131,9 @@ def test_plan_refuses_what_cannot_be_planned(target, sizes, message):
         plan_of(target, torch.tensor([9, 9, 1, 2, 3]), **sizes)
 
 
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+
+
 def read_number(path, augment):
     """An image of one pixel, from a file of that name."""
     image = torch.tensor([[[int(path.name)]]], dtype=torch.uint8)
@@ -163,7 +168,7 @@ def test_data_module_shares_training_and_validation_among_processes():
     """Each image of a batch is in one of them; in training, of an odd number one is drawn twice."""
     shares, validated, drawn = [], [], set()
     for rank in (0, 1):
-        place = {"global_rank": rank, "world_size": 2, "current_epoch": 0}
+        place = {"global_rank": rank, "world_size": 2, "current_epoch": 0, "strategy": ON_CPU}
         limits = {"max_steps": -1, "max_epochs": 1, "num_training_batches": 10}
         trainer = SimpleNamespace(**place, **limits, overfit_batches=0)
         data = data_of(trainer, val=9)
@@ -180,10 +185,39 @@ def test_data_module_shares_training_and_validation_among_processes():
     assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
 
 
+def test_workers_read_for_all_validations_of_a_training_and_end_with_it(tmp_path):
+    class Net(LightningModule):
+        def on_train_start(self):
+            self.by_validation = []
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch[0].flatten(1)).sum()
+
+        def validation_step(self, batch, batch_idx):
+            pids = {process.pid for process in multiprocessing.active_children()}
+            self.by_validation.append(pids)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module, data = Net(), data_of(None, val=2, num_workers=1)
+    module.layer = torch.nn.Linear(1, 1)
+    data.dataset.normalise_by(0, 1)
+    parts = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    options = {"max_steps": 4, "val_check_interval": 2, "num_sanity_val_steps": 0}
+    options |= {"default_root_dir": tmp_path, "accelerator": "cpu"}
+    trainer = Trainer(**options, **dict.fromkeys(parts, False))
+    trainer.fit(module, datamodule=data)
+    first, second = module.by_validation
+    assert first & second
+    assert not multiprocessing.active_children()
+
+
 def test_planned_batches_go_on_at_the_place_that_was_saved():
     """In the epoch that Lightning names; with overfit_batches each epoch is the first one."""
     trainer = SimpleNamespace(
         **{"global_rank": 0, "world_size": 1, "current_epoch": 1, "num_training_batches": 4},
+        strategy=ON_CPU,
         **{"overfit_batches": 0, "max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2},
     )
     data = data_of(trainer)
@@ -201,7 +235,7 @@ def test_planned_batches_go_on_at_the_place_that_was_saved():
 
 def test_an_evaluation_draws_no_random_number():
     """A training would depend on what is evaluated before it, and how often it is validated."""
-    data = data_of(SimpleNamespace(global_rank=0, world_size=1), val=9)
+    data = data_of(SimpleNamespace(global_rank=0, world_size=1, strategy=ON_CPU), val=9)
     data.dataset.normalise_by(0, 1)
     state = torch.get_rng_state()
     assert len(seen(data.val_dataloader())) == 5

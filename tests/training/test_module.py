@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn.functional import cross_entropy
 from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora_mnist import MLP, add_lora, lora_parameters
+from lora_mnist import CNN, MLP, add_lora, lora_parameters
 from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
@@ -162,3 +164,45 @@ def test_training_step_computes_where_the_batch_is(tmp_path, init):
     batch = images, torch.empty(8, dtype=torch.int64, device="meta")
     ClassifierModule.training_step(module, batch, 0).backward()
     assert all(parameter.grad.is_meta for parameter in lora_parameters(net))
+
+
+class Transfers(TorchDispatchMode):
+    """Notes what makes a GPU wait, or copies to it: a tensor of the CPU's, or a number read."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        tensors = [result, *args]  # or lists of them
+        for each in [each for each in tensors if isinstance(each, list | tuple)]:
+            tensors += each
+        is_here = [each.is_meta for each in tensors if isinstance(each, torch.Tensor)]
+        if "_local_scalar_dense" in str(function) or not all(is_here):
+            self.noted.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+def test_after_the_first_step_nothing_is_copied_to_the_device_but_the_batch(tmp_path, init):
+    net = add_lora(CNN(), init=init, dropout=0.5)
+    module = Recorded(net, replay=3, loss=Loss(target_weight=0.5)).to("meta")
+    module.trainer = SimpleNamespace(world_size=1, log_every_n_steps=0, global_step=0)
+    module.trainer.callback_metrics = {}
+    dataset, average = MNIST(data_dir=tmp_path), TrainedAverage()
+    pixels = torch.empty(8, 1, 28, 28, dtype=torch.uint8, device="meta")
+    labels = torch.empty(8, dtype=torch.int64, device="meta")
+    average.on_train_start(module.trainer, module)
+
+    def step():
+        average.on_train_batch_start(module.trainer, module, None, 0)
+        loss = ClassifierModule.training_step(module, (dataset.normalise(pixels), labels), 0)
+        loss.backward()
+        module.trainer.global_step += 1
+        average.on_train_batch_end(module.trainer, module, None, None, 0)
+
+    step()
+    with Transfers() as transfers:
+        step()
+    assert transfers.noted == []

@@ -189,6 +189,7 @@ class ImageDataset:
         require_one_of("val_from", val_from, ["train", "test"])
         self.name, self.classes, self.channels = name, list(classes), channels
         self.val_from = val_from
+        self._columns: dict[torch.device, list[Tensor]] = {}  # mean and std, once a device
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
 
     @cached_property
@@ -213,24 +214,29 @@ class ImageDataset:
             for each in values:
                 require_number(key, each, least, most)
         self.mean, self.std = mean, std
+        self._columns.clear()
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
-        mean, std = (
-            torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-            for value in (self.mean, self.std)
-        )
+        if images.device not in self._columns:
+            both = [torch.tensor(value, dtype=torch.float32) for value in (self.mean, self.std)]
+            self._columns[images.device] = [each.view(-1, 1, 1).to(images.device) for each in both]
+        mean, std = self._columns[images.device]
         return images.float().div_(255).sub_(mean).div_(std)
 
-    def loader(self, images: Images, **options: Any) -> DataLoader[Batch]:
+    def loader(
+        self, images: Images, device: torch.device | str = "cpu", **options: Any
+    ) -> DataLoader[Batch]:
         """torch's DataLoader, with a generator of its own, unless ``options`` name one."""
         # With torch's own, a training would depend on what was evaluated before it.
         options = {"generator": torch.Generator(), **options}
+        workers = self.num_workers if images.read else 0  # they read files
         return Loader(
             images,
             collate_fn=default_convert,  # Images give whole batches
-            num_workers=self.num_workers if images.read else 0,  # workers read files
-            pin_memory=torch.cuda.is_available(),
+            num_workers=workers,
+            persistent_workers=workers > 0,  # over all validations of a training
+            pin_memory=torch.device(device).type == "cuda",
             **options,
         )
 
@@ -243,9 +249,11 @@ class ImageDataset:
     ) -> Iterator[Batch]:
         """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
         order = range(len(images)) if indices is None else indices.tolist()
-        loader = self.loader(images, batch_size=self.eval_batch_size, sampler=order)
+        loader = self.loader(images, device, batch_size=self.eval_batch_size, sampler=order)
         for batch, labels in progress(loader, name, len(loader)):
-            yield self.normalise(batch.to(device)), labels.to(device)
+            is_pinned = batch.is_pinned()  # then nobody waits for the copy
+            pixels = self.normalise(batch.to(device, non_blocking=is_pinned))
+            yield pixels, labels.to(device, non_blocking=is_pinned)
 
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"

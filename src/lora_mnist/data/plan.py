@@ -150,11 +150,13 @@ class ImageDataModule(LightningDataModule):
 
     def read(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
         """This process's share of ``batches`` of the plan."""
-        rank, processes = 0, 1  # where a rate is sought, each process has whole batches
+        rank, processes, device = 0, 1, torch.device("cpu")  # without a Trainer: whole batches
         if self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.plan.processes
+            device = self.trainer.strategy.root_device
         return self.dataset.loader(
             replace(self.images.train, augment=self.augment),
+            device,
             batch_sampler=(batch[rank::processes] for batch in batches),
             generator=None,  # torch's own: each epoch, and each worker, has other numbers
             worker_init_fn=pl_worker_init_function,
@@ -172,7 +174,8 @@ class ImageDataModule(LightningDataModule):
         assert self.trainer is not None
         places = torch.arange(self.trainer.global_rank, len(self.images.val), self.plan.processes)
         share = self.images.val.subset(places)
-        return self.dataset.loader(share, batch_size=self.dataset.eval_batch_size)
+        device, size = self.trainer.strategy.root_device, self.dataset.eval_batch_size
+        return self.dataset.loader(share, device, batch_size=size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""

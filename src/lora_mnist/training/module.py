@@ -179,9 +179,12 @@ class TrainedAverage(Callback):
         self._is_in_place = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._steps = trainer.global_step
-        for name, other in self._other.items():  # from a checkpoint
-            self._other[name] = other.to(pl_module.device)
+        self._steps, self._trained = trainer.global_step, dict[str, Tensor]()
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                self._trained[name] = parameter
+                if name in self._other:  # from a checkpoint
+                    self._other[name] = self._other[name].to(parameter.device)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -195,12 +198,11 @@ class TrainedAverage(Callback):
         if trainer.global_step == self._steps:  # inside accumulated gradients
             return
         self._steps = trainer.global_step
-        for name, parameter in pl_module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name not in self._other:
-                self._other[name] = parameter.detach().clone()
-            self._other[name].lerp_(parameter, 1 - self.decay)
+        if not self._other:
+            self._other = {name: each.detach().clone() for name, each in self._trained.items()}
+        # One launch for all of them on a GPU.
+        trained = [self._trained[name] for name in self._other]
+        torch._foreach_lerp_([*self._other.values()], trained, 1 - self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in place until the next batch: a checkpoint has what was validated."""
