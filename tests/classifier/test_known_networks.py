@@ -81,7 +81,8 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
     classifier.check()
     net = classifier.net
     with torch.no_grad():
-        assert torch.equal(net(x), expected)
+        torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)  # of another layout
+        expected = net(x)
     add_lora(net).train()(x).sum().backward()
     assert all(parameter.grad is not None for parameter in lora_parameters(net))
     randomize(net.eval())

@@ -165,7 +165,9 @@ def write_base(
     ``learnt`` are the digests of the images that it has learnt, if they are known.
     """
     # A clone does not take along other tensors that share the memory.
-    state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    layout, state = torch.contiguous_format, {}
+    for name, tensor in tensors.items():
+        state[name] = tensor.detach().cpu().clone(memory_format=layout)
     content: dict[str, Any] = {"state_dict": state, "record": dict(record or {})}
     content |= {"sha256": fingerprint(state), "learnt": learnt}
     buffer = BytesIO()  # torch.save would write a file's name into it

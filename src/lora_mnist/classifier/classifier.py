@@ -23,6 +23,7 @@ from lora_mnist.classifier.networks import (
     build_network,
     check_outputs,
     evaluating,
+    lay_out,
     outputs_key,
     own_preprocessing,
 )
@@ -324,7 +325,10 @@ class Classifier:
             return None
 
     def check(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or has no output for each class."""
+        """Refuse a network that cannot take the images, or has no output for each class.
+
+        After that its layout is the fastest one: :func:`.networks.lay_out`.
+        """
         if images is None:
             if self.settings.prepare.get("transform") is not None:
                 return  # it may keep a picture's size
@@ -333,6 +337,7 @@ class Classifier:
         some = torch.linspace(0, len(images) - 1, _CHECKED).long()
         batch = self.dataset.normalise(images.take(some.tolist())[0])
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
+        lay_out(self.net, batch)
 
 
 def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:

@@ -100,7 +100,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         images, name = gradients(dataset), "pictures of a gradient"
     classifier.check(images)
     turned = classifier.set_scale(cfg.scale, cfg.offset)
-    plain = copy.deepcopy(classifier.net)
+    layout: Any = {"memory_format": torch.contiguous_format}  # safetensors takes no other
+    plain = copy.deepcopy(classifier.net).to(**layout)
     if classifier.adapter is not None:
         merge_lora(plain)
     (example,), _ = images.take([0])

@@ -282,6 +282,8 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
                 f"{layer}: has {type(weight.others[0]).__name__} on its {weight.tensor}; expected "
                 f"{parametrize.__name__}.remove_parametrizations first"
             )
+        if not weight.base.is_contiguous():  # channels last: no step lays the factors out anew
+            adapter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, numbers in adapter.to(weight.base).named_parameters():
             if not (numbers.is_meta or numbers.isfinite().all()):
                 raise ValueError(f"{name} of {layer}: expected finite numbers")
