@@ -72,6 +72,7 @@ MISTAKES = {
         ("images={tmp}/none*.png",),
         ("images=null",),
         ("images={tmp}", "data.eval_batch_size=0"),
+        ("images={tmp}", "accelerator=tpu"),
     ],
     "export": [("out={tmp}/outputs/base/mnist.ckpt",)],
 }

@@ -57,6 +57,8 @@ def test_scale_auto_asks_the_rule_of_training(tmp_path):
     dataset.sets = ImageSets(images, images, images, {}, {})
     classifier = Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": ["owl"]})
 
+    net.to = lambda *_: pytest.fail("it was moved from where its user put it")
+
     def turned(*asked):
         return [choice.value for choice in classifier.set_scale(*asked).values()]
 

@@ -18,6 +18,7 @@ from lora_mnist.classifier.networks import (
     build,
     build_network,
     check_outputs,
+    device_of,
     lay_out,
     outputs_key,
     own_preprocessing,
@@ -241,3 +242,23 @@ def test_files_of_such_a_network_are_as_those_of_any_other(tmp_path):
     lora_A = net.conv2.parametrizations.weight[0].lora_A
     assert lora_A.is_contiguous(memory_format=torch.channels_last)
     assert not lora_A.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("own", "devices"),
+    [
+        (None, {"auto": "cpu", "cpu": "cpu", "gpu": "no GPU", "mps": "no GPU"}),
+        ("cuda", {"auto": "cuda", "cpu": "cpu", "gpu": "cuda", "mps": "a cuda device"}),
+        ("mps", {"auto": "mps", "cpu": "cpu", "gpu": "mps", "mps": "mps"}),
+    ],
+)
+def test_a_device_goes_by_lightnings_word(own, devices, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: own is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(own))
+    for word, expected in devices.items():
+        if " " in expected:
+            line = refused(device_of, word)
+            assert line.startswith(f"accelerator={word}: ")
+            assert line.endswith(f"this machine has {expected}")
+        else:
+            assert device_of(word).type == expected

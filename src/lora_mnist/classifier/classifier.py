@@ -22,7 +22,6 @@ from lora_mnist.classifier.networks import (
     build,
     build_network,
     check_outputs,
-    evaluating,
     lay_out,
     outputs_key,
     own_preprocessing,
@@ -156,16 +155,13 @@ class Classifier:
         return cls(network, build_dataset(network, settings), settings)
 
     def set_scale(
-        self,
-        scale: float | str | None,
-        offset: float | str | None = None,
-        device: torch.device | str = "cpu",
+        self, scale: float | str | None, offset: float | str | None = None
     ) -> dict[str, Choice]:
         """Turn the adapter up or down; return its scale and offset, and why; none without one.
 
         Scale 0 and offset 0 are the base, scale 1 is the adapter as trained, ``None`` as it was
-        saved. With ``auto`` validation images decide, on ``device``, as in training: with
-        ``scale="auto"`` over an offset of ``None``, too.
+        saved. With ``auto`` validation images decide, as in training: with ``scale="auto"`` over
+        an offset of ``None``, too.
         """
         adapters, offsets = lora_adapters(self.net), lora_offsets(self.net)
         for key, value in (("scale", scale), ("offset", offset)):
@@ -186,13 +182,13 @@ class Classifier:
             elif value != AUTO:
                 choices[name] = Choice(float(value), why="as set")
         if len(choices) < 2:
-            choices |= self._advised(saved, choices, device)
+            choices |= self._advised(saved, choices)
         set_lora_scale(self.net, choices["scale"].value)
         set_lora_offset(self.net, choices["offset"].value)
         return {name: choices[name] for name in saved}
 
     def _advised(
-        self, saved: Mapping[str, float], known: Mapping[str, Choice], device: torch.device | str
+        self, saved: Mapping[str, float], known: Mapping[str, Choice]
     ) -> dict[str, Choice]:
         """What of scale and offset is not ``known``: as validation images advise, if they may."""
         images, made, why = self.images.val, self.record.get("made", {}), "as saved"
@@ -212,15 +208,19 @@ class Classifier:
         targets = [c for c, name in enumerate(self.classes) if name in self.targets]
         scales = [known["scale"].value] if "scale" in known else SCALES
         offsets = [known["offset"].value] if "offset" in known else None
-        with evaluating(self.net, device):
-            batches = self.dataset.batches(images, device, some, "scale=auto")
-            curve = dial_curve(self.net, batches, targets, scales, offsets, self.choose_by)
+        batches = self.dataset.batches(images, self.device, some, "scale=auto")
+        curve = dial_curve(self.net.eval(), batches, targets, scales, offsets, self.choose_by)
         advised = {"scale": curve["advised"], "offset": curve["advised_offset"]}
         choices = {}
         for name in open_names:
             choices[name] = Choice(advised[name], None, len(some), "advised by validation images")
             log.info("%s=%g: %s", name, advised[name], choices[name].why)
         return choices
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
 
     @property
     def classes(self) -> list[str]:
@@ -253,8 +253,7 @@ class Classifier:
         self, images: Iterable[tuple[Tensor, int]], points: Sequence[Point | None]
     ) -> Iterator[tuple[int, list[Prediction]]]:
         """Each image's label, which may be any number, and the prediction at each point."""
-        device = next(self.net.parameters()).device
-        batches = self.dataset.stacked(images, device)
+        batches = self.dataset.stacked(images, self.device)
         for labels, at_points in logits_at(self.net, batches, points):
             rows = torch.stack(at_points, dim=1).softmax(dim=2).tolist()
             for label, of_image in zip(labels.tolist(), rows, strict=True):
@@ -335,7 +334,7 @@ class Classifier:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = Images([picture], torch.zeros(1, dtype=torch.int64))
         some = torch.linspace(0, len(images) - 1, _CHECKED).long()
-        batch = self.dataset.normalise(images.take(some.tolist())[0])
+        batch = self.dataset.normalise(images.take(some.tolist())[0].to(self.device))
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
         lay_out(self.net, batch)
 

@@ -1,7 +1,6 @@
 """The networks that are pretrained and then repaired: three of ours, or anybody's."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
 from itertools import pairwise
@@ -285,14 +284,12 @@ def own_preprocessing(
     return named
 
 
-@contextmanager
-def evaluating(net: nn.Module, device: torch.device | str) -> Iterator[torch.device]:
-    """Inside the ``with`` block ``net`` is on ``device`` in eval mode, and then on the CPU again.
-
-    A new adapter draws its first values there, the same on every machine.
-    """
-    net.eval().to(device)
-    try:
-        yield torch.device(device)
-    finally:
-        net.to("cpu")
+def device_of(accelerator: str) -> torch.device:
+    """The device that one of Lightning's words means: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
+    own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator == "cpu" or (accelerator == "auto" and own is None):
+        return torch.device("cpu")
+    if own is None or (accelerator == "mps" and own.type != "mps"):
+        has = f"a {own.type} device" if own else "no GPU"
+        raise UserError(f"accelerator={accelerator}: expected auto or cpu; this machine has {has}")
+    return own

@@ -32,8 +32,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
-        device = session.trainer.strategy.root_device
-        choices = classifier.set_scale(cfg.scale, cfg.offset, device)
+        session.evaluating()  # also what the dial sees
+        choices = classifier.set_scale(cfg.scale, cfg.offset)
         tables, advice = session.tables(), []
         if classifier.adapter is None:
             choices, advice = {}, check_base(session, session.predictions("val"))

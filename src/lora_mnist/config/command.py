@@ -200,6 +200,7 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 def classifier_of(cfg: DictConfig) -> "Classifier":
     """The classifier that a configuration names: its base, and its adapter as it was saved."""
     from lora_mnist.classifier.classifier import Classifier  # here: torch
+    from lora_mnist.classifier.networks import device_of
 
     adapter = cfg.get("adapter")
     if adapter == "latest":
@@ -212,6 +213,8 @@ def classifier_of(cfg: DictConfig) -> "Classifier":
             )
         adapter = newest.parent
     groups = settings_of(cfg)
-    return Classifier.load(
+    classifier = Classifier.load(
         adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix
     )
+    classifier.net.to(device_of(cfg.get("accelerator", "cpu")))  # a Trainer has its own
+    return classifier

@@ -105,18 +105,18 @@ def better_preparation(session: Session) -> list[str]:
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
     best = {key: dataset.preprocessing()[key] for key in keys}
     ways, started = _usual_ways(dataset, some), time.monotonic()
-    with session.evaluating() as device:
-        table = predictions_of(classifier.net, dataset.batches(some, device))
-        as_configured = least = table.prediction[0] != table.label
-        if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
-            return []  # so few errors that no way can be clearly better
-        for way in ways:
-            if time.monotonic() - started > _SECONDS:
-                log.warning("a minute is over: no other way to prepare images is tried")
-                break
-            wrong = _wrong_if_prepared(classifier, some, {**best, **way}, device)
-            if wrong is not None and wrong.sum() < least.sum():
-                best, least = {**best, **way}, wrong
+    device = session.evaluating()
+    table = predictions_of(classifier.net, dataset.batches(some, device))
+    as_configured = least = table.prediction[0] != table.label
+    if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
+        return []  # so few errors that no way can be clearly better
+    for way in ways:
+        if time.monotonic() - started > _SECONDS:
+            log.warning("a minute is over: no other way to prepare images is tried")
+            break
+        wrong = _wrong_if_prepared(classifier, some, {**best, **way}, device)
+        if wrong is not None and wrong.sum() < least.sum():
+            best, least = {**best, **way}, wrong
     if len(ways) * _p_value(as_configured, least) >= LEVEL:  # the best of several ways is tested
         return []
     overrides = []

@@ -143,7 +143,8 @@ def put_adapter(session: Session, selection: Selection) -> None:
             most = full if is_auto else kind.highest_rank(weight.base)
             if most is not None and type(arguments["rank"]) is int and most < arguments["rank"]:
                 ranks.setdefault(f"^{name}", most)  # the user's own patterns come first
-        add_lora(net, **arguments)
+        # There it draws its first values: the same on every machine.
+        add_lora(net.cpu(), **arguments)
     if layer is not None:
         labels, classes = session.images.train.labels, session.classifier.classes
         counts = labels.bincount(minlength=len(classes)).float()
@@ -154,8 +155,8 @@ def _layer_of_offset(session: Session) -> str | None:
     """The layer whose output is the network's own, which the network shows on some images."""
     images, dataset = session.images.train, session.classifier.dataset
     some = torch.linspace(0, len(images) - 1, 4).long().tolist()
-    with session.evaluating() as device:
-        return last_layer(session.net, dataset.normalise(images.take(some)[0].to(device)))
+    pixels = images.take(some)[0].to(session.evaluating())
+    return last_layer(session.net, dataset.normalise(pixels))
 
 
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
@@ -430,11 +431,10 @@ def try_dial(session: Session, selection: Selection) -> dict[str, Any] | None:
     scales = SCALES if lora.scale == AUTO else sorted({*SCALES, float(lora.scale)})
     offsets = None if lora.offset == AUTO else [float(lora.offset)]
     some = images_of_dial(len(images), cfg.seed)
-    with session.evaluating() as device:
-        batches = session.classifier.dataset.batches(images, device, some, "dial")
-        return dial_curve(
-            session.net, batches, selection.targets, scales, offsets, choose_by=cfg.choose_by
-        )
+    batches = session.classifier.dataset.batches(images, session.evaluating(), some, "dial")
+    return dial_curve(
+        session.net, batches, selection.targets, scales, offsets, choose_by=cfg.choose_by
+    )
 
 
 def choose_dial(

@@ -6,7 +6,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,6 @@ from torch.optim import Optimizer
 from lora_mnist.choice import AUTO, WEAK, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
-from lora_mnist.classifier.networks import evaluating
 from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data import Images, ImageSets
@@ -84,12 +82,14 @@ class Session:
         images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
-        with self.evaluating() as device:
-            return predictions_of(self.net, dataset.batches(images, device, name=part), before)
+        batches = dataset.batches(images, self.evaluating(), name=part)
+        return predictions_of(self.net, batches, before)
 
-    def evaluating(self) -> AbstractContextManager[torch.device]:
-        """:func:`.networks.evaluating` on the Trainer's device."""
-        return evaluating(self.net, self.trainer.strategy.root_device)
+    def evaluating(self) -> torch.device:
+        """Put the network into eval mode on the Trainer's device, where it stays; return that."""
+        device = self.trainer.strategy.root_device
+        self.net.eval().to(device)
+        return device
 
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
         """The predictions for each part that has images, without ``val`` by default."""
@@ -378,8 +378,8 @@ def _mistakes_of(
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
         return predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
 
-    with evaluating(net, device):
-        mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
+    net.eval().to(device)
+    mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
     name = "held-out mistakes"
     tested, left_out = classifier.not_learnt(mistakes.tested, "mistakes_test", name)
     return mistakes._replace(tested=tested), left_out
