@@ -7,6 +7,8 @@ import sys
 
 # One thread a process, before torch is imported: two that take all cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Its list of fonts takes seconds to make, and each test has another folder of caches.
+os.environ.setdefault("MPLCONFIGDIR", os.path.expanduser("~/.cache/matplotlib"))  # noqa: PTH111
 
 # Nothing here imports torch: pytest-xdist's first process, which runs no test, reads this file too.
 import pytest
@@ -27,11 +29,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """A test downloads nothing, and it neither finds nor leaves a configuration of Hydra's."""
+def alone(monkeypatch, tmp_path):
+    """A test downloads nothing, and finds and leaves neither a cache nor a configuration."""
     from hydra.core.hydra_config import HydraConfig
 
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 

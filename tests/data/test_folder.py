@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import shutil
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder
 from lora_mnist.data.folder import ImageFile, Shares, split
+from lora_mnist.data.images import digests_of
 from lora_mnist.project import importable
 
 
@@ -295,3 +297,40 @@ def test_images_to_validate_and_to_test_need_no_others(make_photos):
     root = make_photos({"cat": 4, "dog": 5}, "test")
     options = {"image_size": 8, "mean": 0.5, "std": 0.5}
     assert counts(root, **options) == [[], [2, 3], [4, 5]]
+
+
+def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypatch, tmp_path):
+    """By path, size and time of change, in the user's cache folder; what is in doubt is read."""
+    root, cache, hashed = make_photos({"cat": 9, "dog": 9}, size=(14, 9)), tmp_path / "cache", []
+    beside, old = sorted(root.rglob("*")), 1_700_000_000
+    monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
+
+    def digests_and_note(paths):
+        hashed.extend(path.relative_to(root).as_posix() for path in paths)
+        return digests_of(paths)
+
+    def hashed_by(**keys):
+        hashed.clear()
+        sets = Folder(root, image_size=8, mean=0, std=1, **keys).sets
+        assert torch.equal(sets.test.digests, digests_of(sets.test.pixels))
+        return sorted(hashed), sets.sha256
+
+    monkeypatch.setattr(folder, "digests_of", digests_and_note)
+    pictures = sorted(path for path in root.rglob("*.png"))
+    names = [path.relative_to(root).as_posix() for path in pictures]
+    assert hashed_by()[0] == hashed_by()[0] == names  # so new that they may still change
+    for path in pictures:
+        os.utime(path, ns=(old, old))
+    assert hashed_by(cache=False)[0] == names
+    first, sha256 = hashed_by()
+    assert (first, hashed_by()) == (names, ([], sha256))
+    pictures[2].write_bytes(pictures[1].read_bytes()[:-1] + b"x")
+    os.utime(pictures[2], ns=(old, old + 1))
+    pictures[0].unlink()
+    changed, of_changed = hashed_by()
+    assert (changed, of_changed == sha256) == (names[2:3], False)
+    assert hashed_by() == ([], of_changed)
+    (file,) = cache.rglob("*.json")
+    file.write_text(file.read_text()[:100])
+    assert hashed_by() == (names[1:], of_changed)
+    assert {*root.rglob("*")} == {*beside} - {pictures[0]}

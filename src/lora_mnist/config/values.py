@@ -36,6 +36,7 @@ EXPECTED = {
     "data.split_seed": "a whole number or null",
     "data.eval_batch_size": "a whole number >= 1 or null",
     "data.num_workers": "a whole number >= 0 or null",
+    "data.cache": "true or false or null",
     "accelerator": "auto or cpu or gpu or mps",
     "optimizer.lr": "a number >= 0 or auto",
     "lora.scale": "a number > 0 or auto",

@@ -4,11 +4,14 @@ import hashlib
 import logging
 import math
 import os
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +43,15 @@ from lora_mnist.errors import (
     require_number,
     require_one_of,
 )
+from lora_mnist.files import read_json, write_json
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
 
 #: Decoded images up to this many bytes are held in memory; others are read when they are needed.
 MAX_IN_MEMORY = 300_000_000
+#: A file that has changed within so many nanoseconds may change again at the same time.
+_IN_DOUBT = 2_000_000_000
 #: What the images of a folder are for, and other names of these folders.
 _PARTS = ("train", "val", "test")
 _ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -148,6 +154,7 @@ class Folder(ImageDataset):
         test_size: float = 0.1,
         split_seed: int = 0,
         eval_batch_size: int = 250,
+        cache: bool = True,
         **common: Any,
     ) -> None:
         # On the command line a folder, or a class, may be called 7, which is read as a number.
@@ -168,6 +175,7 @@ class Folder(ImageDataset):
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
+        self.cache = cache
         self.shares = Shares(val_size, test_size, split_seed, self.val_from)
         self.split_settings = self.shares._asdict()
         self._has_own_size = size is None
@@ -277,32 +285,51 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, file: ImageFile) -> tuple[Tensor | Path, int] | None:
-        """The image, or its file where images are not held in memory, and its digest.
+    def _read(
+        self, file: ImageFile, known: Mapping[str, list[int]]
+    ) -> tuple[Tensor | Path, list[int]] | None:
+        """The image, or its file where images are not held in memory, and what the file holds.
 
-        None: it is broken.
+        That is its size, time of change and digest, and height and width of the picture. None: it
+        is broken.
         """
-        path = self.root / file.path
+        path, picture = self.root / file.path, None
         try:
-            picture = open_picture(path) if self._are_in_memory else None
-            size = (picture.height, picture.width) if picture else size_of_picture(path)
-        except PictureError as error:
+            about, holds = path.stat(), known.get(file.path, [])
+            if self._are_in_memory:
+                picture = open_picture(path)
+            if holds[:2] != [about.st_size, about.st_mtime_ns]:
+                size = (picture.height, picture.width) if picture else size_of_picture(path)
+                digest = int(digests_of([path]))
+                holds = [about.st_size, about.st_mtime_ns, digest, *size]
+        except (PictureError, OSError) as error:
             log.warning("%s: skipped: %s", printable(path), error)
             return None
+        size = (holds[3], holds[4])
         if self._has_own_size and size != self.prepare.size:
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
-        return (self.prepare(picture) if picture else path), int(digests_of([path]))
+        return (self.prepare(picture) if picture else path), holds
 
-    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
-        """What :meth:`_read` gives for the images that can be read."""
-        images = {}
+    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, list[int]]]:
+        """What :meth:`_read` gives for the images that can be read.
+
+        What files hold is kept from command to command; of two at once the last one stays.
+        """
+        images, known, oldest = {}, dict[str, Any](), time.time_ns() - _IN_DOUBT
+        with suppress(OSError, RuntimeError, ValueError):  # no home; damaged: it is made again
+            known = read_json(_cache_of(self.root)) if self.cache else {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            pairs = zip(self._files, pool.map(self._read, self._files), strict=True)
+            read = pool.map(self._read, self._files, repeat(known))
+            pairs = zip(self._files, read, strict=True)
             for file, image in progress(pairs, "reading", len(self._files)):
                 if image is not None:
                     images[file] = image
+        sure = {file.path: holds for file, (_, holds) in images.items() if holds[1] < oldest}
+        if self.cache and sure != known:
+            with suppress(OSError, RuntimeError):  # without it a command takes longer, no more
+                write_json(_cache_of(self.root), sure)
         return images
 
     @cached_property
@@ -323,15 +350,22 @@ class Folder(ImageDataset):
                 torch.tensor([file.label for file in chosen], dtype=torch.int64),
                 [file.path for file in chosen],
                 None if self._are_in_memory else self.prepare.read,
-                digests=torch.tensor([images[file][1] for file in chosen], dtype=torch.int64),
+                digests=torch.tensor([images[file][1][2] for file in chosen], dtype=torch.int64),
             )
         sha256 = hashlib.sha256()
-        for file, (_, digest) in images.items():
+        for file, (_, (_, _, digest, *_)) in images.items():
             sha256.update(os.fsencode(f"{file.path} {file.label} {digest} "))
         train, val, test = (sets[part] for part in _PARTS)
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
         require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
         return apart
+
+
+def _cache_of(folder: Path) -> Path:
+    """The file, among the user's caches, for what the files of ``folder`` hold."""
+    own = os.environ.get("XDG_CACHE_HOME")
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
 
 
 def _subfolders(root: Path) -> list[str]:
