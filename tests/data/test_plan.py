@@ -180,8 +180,6 @@ def test_data_module_shares_training_and_validation_among_processes():
         assert len(first) == len(second)
         drawn |= {*whole}
     assert len(drawn) == 93
-    data.trainer = None  # before a training one process tries learning rates
-    assert seen(data.read(islice(data.plan.batches(), 3))) == list(islice(data.plan.batches(), 3))
     assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
 
 
@@ -252,7 +250,8 @@ def test_data_module_augments_each_image_by_itself(workers, monkeypatch):
 
     def augmented(seed, rank=0):
         monkeypatch.setattr(rank_zero_only, "rank", rank)
-        data = data_of(augment=v2.RandomInvert(), num_workers=workers)
+        one = SimpleNamespace(global_rank=0, world_size=1, strategy=ON_CPU)
+        data = data_of(one, augment=v2.RandomInvert(), num_workers=workers)
         torch.manual_seed(seed)
         return seen(data.read(islice(data.plan.batches(), 4)))
 

@@ -100,8 +100,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         images, name = gradients(dataset), "pictures of a gradient"
     classifier.check(images)
     turned = classifier.set_scale(cfg.scale, cfg.offset)
-    layout: Any = {"memory_format": torch.contiguous_format}  # safetensors takes no other
-    plain = copy.deepcopy(classifier.net).to("cpu", **layout)
+    plain = copy.deepcopy(classifier.net).cpu()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:
         merge_lora(plain)
     (example,), _ = images.take([0])
@@ -124,8 +124,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             net = save_folder(plain, dataset.preprocessing(), path)
             written = FromPixels(net, dataset.normalise)
         live = FromPixels(classifier.net, dataset.normalise)
-        devices = {live: classifier.device, written: torch.device("cpu")}
-        differing, deviation, allowed = compare(devices, dataset, images)
+        differing, deviation, allowed = compare(live, written, dataset, images)
         if differing or not deviation <= allowed:  # nan is refused, too
             raise IncompleteError(
                 f"out={out}: not written; the network in it differs from the live one: "
@@ -211,19 +210,15 @@ def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: 
 
 
 def compare(
-    devices: Mapping[nn.Module, torch.device], dataset: ImageDataset, images: Images
+    live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
 ) -> tuple[int, float, float]:
-    """What the second of two networks does otherwise than the first.
-
-    The number of predictions, the largest difference of logits, and what of that is allowed.
-    """
+    """The number of predictions that differ; the largest difference of logits; what is allowed."""
     both = []
-    for net, device in devices.items():
+    for net in (live, written):
+        device = next(net.parameters(), torch.empty(0)).device  # a graph has none: the CPU
         loader = dataset.loader(images, device, batch_size=dataset.eval_batch_size)
-        read = progress(loader, "export", len(loader))
-        batches = ((pixels.to(device), labels) for pixels, labels in read)
-        at_none = logits_at(net, batches, [None])
-        both.append(torch.cat([logits.cpu() for _, (logits,) in at_none]))
+        batches = ((batch.to(device), 0) for batch, _ in progress(loader, "export", len(loader)))
+        both.append(torch.cat([each.cpu() for _, (each,) in logits_at(net, batches, [None])]))
     expected, logits = both
     differing = int((logits.argmax(1) != expected.argmax(1)).sum())
     return differing, (logits - expected).abs().max().item(), TOLERANCE * expected.std().item()

@@ -150,13 +150,11 @@ class ImageDataModule(LightningDataModule):
 
     def read(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
         """This process's share of ``batches`` of the plan."""
-        rank, processes, device = 0, 1, torch.device("cpu")  # without a Trainer: whole batches
-        if self.trainer is not None:
-            rank, processes = self.trainer.global_rank, self.plan.processes
-            device = self.trainer.strategy.root_device
+        assert self.trainer is not None
+        rank, processes = self.trainer.global_rank, self.plan.processes
         return self.dataset.loader(
             replace(self.images.train, augment=self.augment),
-            device,
+            self.trainer.strategy.root_device,
             batch_sampler=(batch[rank::processes] for batch in batches),
             generator=None,  # torch's own: each epoch, and each worker, has other numbers
             worker_init_fn=pl_worker_init_function,
