@@ -217,7 +217,8 @@ def compare(
     for net in (live, written):
         device = next(net.parameters(), torch.empty(0)).device  # a graph has none: the CPU
         loader = dataset.loader(images, device, batch_size=dataset.eval_batch_size)
-        batches = ((batch.to(device), 0) for batch, _ in progress(loader, "export", len(loader)))
+        loaded = progress(loader, "export", len(loader))
+        batches = ((batch.to(device), labels) for batch, labels in loaded)
         both.append(torch.cat([each.cpu() for _, (each,) in logits_at(net, batches, [None])]))
     expected, logits = both
     differing = int((logits.argmax(1) != expected.argmax(1)).sum())
