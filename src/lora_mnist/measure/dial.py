@@ -18,13 +18,7 @@ from lora_mnist.errors import require_one_of
 from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.weight import lora_offsets
 from lora_mnist.measure.gain import MEASURES, class_weights, gain, measure
-from lora_mnist.measure.predictions import (
-    BASE,
-    Point,
-    confusion_of,
-    counts_of_confusion,
-    logits_at,
-)
+from lora_mnist.measure.predictions import Point, confusion_of, counts_of_confusion, logits_at
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -76,15 +70,15 @@ def dial_curve(
     usable_adapters(model)
     direction = direction_of(model)
     offsets = offsets_of(direction) if offsets is None else offsets
-    points = [BASE, *(Point(scale) for scale in scales)]
-    columns: list[list[Tensor]] = [[] for _ in points]
-    for labels, at_points in logits_at(model, batches, points):
-        for column, logits in zip(columns, at_points, strict=True):
+    columns: dict[float, list[Tensor]] = {scale: [] for scale in (0.0, *scales)}
+    for labels, at_scales in logits_at(model, batches, [Point(scale) for scale in columns]):
+        for column, logits in zip(columns.values(), at_scales, strict=True):
             column.append(contest(logits, labels, direction).cpu())
-    if not columns[0]:
+    if not columns[0.0]:
         raise ValueError("batches: expected at least one batch of images and labels")
     num_classes, group = logits.shape[-1], list(targets or ())
-    base, *at_scales = [torch.cat(column) for column in columns]
+    rows_at = {scale: torch.cat(column) for scale, column in columns.items()}
+    base = rows_at[0.0]
     label = base[:, 0].long()
 
     def counts_at(rows: Tensor, offset: float) -> dict[str, Any]:
@@ -101,7 +95,8 @@ def dial_curve(
         "base": {**counts_at(base, 0.0), "measure": float(measure(errors, images, choose_by))},
         "scales": list(scales),
     }
-    for rows in at_scales:
+    for scale in scales:
+        rows = rows_at[scale]
         offset = best_offset(rows, direction, offsets, num_classes, choose_by)
         is_right = outcome(rows, direction, offset) == label
         repaired = label[is_right & ~was_right].bincount(minlength=num_classes).numpy()
@@ -114,7 +109,7 @@ def dial_curve(
     curve |= {"advised": curve["scales"][place], "advised_offset": curve["offsets"][place]}
     if len(offsets) > 1 and group:
         curve["by_offset"] = {"offsets": list(offsets)}
-        for name, rows in {"base": base, "adapter": at_scales[place]}.items():
+        for name, rows in {"base": base, "adapter": rows_at[curve["advised"]]}.items():
             every = [counts_at(rows, offset) for offset in offsets]
             by_key = {key: [counts[key] for counts in every] for key in _COUNTS}
             curve["by_offset"][name] = by_key
@@ -162,12 +157,8 @@ def offsets_of(direction: Tensor | None) -> Sequence[float]:
     """The offsets to try."""
     if direction is None:
         return [0.0]
-    return _NUMBERS if is_number_of_one(direction) else _TAUS
-
-
-def is_number_of_one(direction: Tensor) -> bool:
-    """Whether an offset is a number on the logit of one class, and no tau."""
-    return bool(direction.count_nonzero() == 1 and (direction == 1).any())
+    is_of_one = direction.count_nonzero() == 1 and (direction == 1).any()
+    return _NUMBERS if is_of_one else _TAUS
 
 
 def best_offset(
