@@ -13,7 +13,7 @@ Robustness to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has 
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -217,6 +217,49 @@ def rarest_of(session: Session, selection: Selection) -> int:
     return int(counts[selection.targets].min())
 
 
+@dataclass
+class Ladder:
+    """How each training of a repair begins, and goes on at a smaller rate where it collapses."""
+
+    start: list[dict[str, Tensor]]
+    limit: Collapse | None
+    time_of_all: TimeOfAll | None  # of several trainings, each with a folder of its own
+    collapses: dict[float, str] = field(default_factory=dict)  # what was seen, by the rate
+
+    def train(
+        self, trial: Session, name: str, selection: Selection
+    ) -> tuple[Session, ClassifierModule, Choice]:
+        """Train at the rate that is set or, with ``auto``, at the first that does not collapse."""
+        rates = [trial.cfg.optimizer.lr]
+        if rates == [AUTO]:
+            rates = list(RATES)
+            if trial.cfg.ckpt_path is not None:  # of a rate before which others collapsed
+                begun = hyperparameters_of(trial.cfg.ckpt_path)["optimizer.lr"]
+                rates = rates[rates.index(begun) if begun in rates else 0 :]
+        for rate in rates:
+            is_last = rate == rates[-1]
+            if rate in self.collapses and not is_last:
+                continue
+            one, folder = trial.at_rate(rate), f"{TRIALS_FOLDER}/{name}_{rate:g}"
+            if self.time_of_all is not None:
+                one = one.in_folder(folder)
+                one.trainer.callbacks.append(self.time_of_all)  # type: ignore[attr-defined]
+            start_again(trial.net, self.start, trial.cfg.lora.dropout)
+            training = one.fit(trial.data(selection), None if is_last else self.limit)
+            if not training.has_collapsed:
+                break
+            step, errors = list(training.errors_by_step.items())[-1]
+            seen = f"at {rate:g} it collapses, with {errors:,} errors at step {step}"
+            self.collapses[rate] = seen  # no other trial tries it again
+            log.warning("training: %s; the next rate is tried", seen)
+            if self.time_of_all is None:
+                trial = trial.set_aside(folder)
+        if len(rates) == 1:
+            return trial, training, trial.as_set("optimizer.lr", rate)
+        why = "; ".join(self.collapses.values()) or "the first that is tried"
+        return trial, training, Choice(rate, rates, len(trial.images.val), why)
+
+
 def train_repair(
     session: Session,
     trials: Mapping[str, Session],
@@ -237,51 +280,23 @@ def train_repair(
             f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
             "trainings; start it again: same seed, same numbers"
         )
-    collapse = collapse_after(session, before)
     is_auto = AUTO in [trial.cfg.optimizer.lr for trial in trials.values()]
     time_of_all = TimeOfAll(len(trials) + bool(refit.value), is_auto * (len(RATES) - 1))
+    ladder = Ladder(start, collapse_after(session, before), time_of_all if has_several else None)
     repairs: dict[str, Repair] = {}
-    collapses: dict[float, str] = {}  # what was seen, by the rate that is not tried again
     diverged: dict[str, str] = {}  # trials without a result
     for number, (name, trial) in enumerate(trials.items(), start=1):
         if len(trials) > 1:
             log.info("trial %d of %d: %s", number, len(trials), name)
-        rates = [trial.cfg.optimizer.lr]
-        if rates == [AUTO]:
-            rates = list(RATES)
-            if session.cfg.ckpt_path is not None:  # of a rate before which others collapsed
-                begun = hyperparameters_of(session.cfg.ckpt_path)["optimizer.lr"]
-                rates = rates[rates.index(begun) if begun in rates else 0 :]
-        for rate in rates:
-            is_last = rate == rates[-1]
-            if rate in collapses and not is_last:
-                continue
-            one, folder = trial.at_rate(rate), f"{TRIALS_FOLDER}/{name}_{rate:g}"
-            if has_several:
-                one = one.in_folder(folder)
-                one.trainer.callbacks.append(time_of_all)  # type: ignore[attr-defined]
-            start_again(net, start, trial.cfg.lora.dropout)
-            try:
-                training = one.fit(trial.data(selection), None if is_last else collapse)
-            except TrainingError as error:
-                if len(trials) == 1:
-                    raise
-                diverged[name] = str(error)
-                break
-            if not training.has_collapsed:
-                break
-            step, errors = list(training.errors_by_step.items())[-1]
-            collapses[rate] = f"at {rate:g} it collapses, with {errors:,} errors at step {step}"
-            log.warning("training: %s; the next rate is tried", collapses[rate])
-            if not has_several:
-                trial = trial.set_aside(folder)
-        if name in diverged:
-            log.warning("trial %s collapses: %s", name, diverged[name])
+        try:
+            trial, training, rate = ladder.train(trial, name, selection)
+        except TrainingError as error:
+            if len(trials) == 1:
+                raise
+            diverged[name] = str(error)
+            log.warning("trial %s collapses: %s", name, error)
             continue
-        choices = {"refit": refit, "rate": trial.as_set("optimizer.lr", rate)}
-        if len(rates) > 1:
-            why = "; ".join(collapses.values()) or "the first that is tried"
-            choices["rate"] = Choice(rate, rates, len(session.images.val), why)
+        choices = {"refit": refit, "rate": rate}
         repairs[name] = _measured(trial, selection, before, training, choices)
         if not has_several:
             session = replace(session, trainer=trial.trainer)
