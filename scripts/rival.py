@@ -33,7 +33,7 @@ from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.measure.dial import best_offset, contest, direction_for, offsets_of
 from lora_mnist.measure.gain import measure
-from lora_mnist.measure.predictions import confusion_of, counts_of_confusion
+from lora_mnist.measure.predictions import counts_of_labels
 from lora_mnist.training.session import augment_of
 
 log = logging.getLogger(__name__)
@@ -305,8 +305,8 @@ def rival(cfg: DictConfig, run: Run) -> None:
 
     def row(name: str, logits: Tensor, seconds: float | None = None) -> list[str]:
         """Errors, balanced accuracy and false calls; a method's trainings in seconds."""
-        confusion = confusion_of(case.labels["test"], logits.argmax(1), len(classifier.classes))
-        counts = counts_of_confusion(confusion, case.targets)
+        labels, count = case.labels["test"], len(classifier.classes)
+        counts = counts_of_labels(labels, logits.argmax(1), count, case.targets)
         cells = [f"{counts['errors_of_target']:,}", f"{counts['errors']:,}"]
         cells += [f"{counts['balanced_accuracy']:.1%}", f"{counts['false_calls_of_target']:,}"]
         return [name, *cells, "" if seconds is None else f"{seconds:.0f}"]

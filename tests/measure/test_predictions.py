@@ -13,7 +13,7 @@ from lora_mnist.measure.predictions import (
     BASE,
     Point,
     counts_of,
-    counts_of_confusion,
+    counts_of_labels,
     logged_metrics,
     outcomes_by_part,
     predictions_at,
@@ -160,4 +160,22 @@ def test_predictions_at_each_scale(tiny):
 
 def test_without_an_image_there_is_no_share():
     with pytest.raises(ValueError, match="expected at least one image"):
-        counts_of_confusion(torch.zeros(2, 2, dtype=torch.int64))
+        counts_of_labels(torch.arange(0), torch.arange(0), 2)
+
+
+def test_the_counts_of_many_classes_are_those_of_their_confusion_matrix():
+    """Without the matrix, which of 100,000 classes would be of 80 GB."""
+    generator = torch.Generator().manual_seed(0)
+    label, prediction = torch.randint(5, (2, 300), generator=generator)
+    counts, confusion = counts_of_labels(label, prediction, 6, [1, 4]), torch.zeros(6, 6).long()
+    for pair in zip(label.tolist(), prediction.tolist(), strict=True):
+        confusion[pair] += 1
+    wrong = confusion.clone().fill_diagonal_(0)
+    assert counts["accuracy"] == int(confusion.trace()) / 300
+    assert counts["errors_per_class"] == wrong.sum(1).tolist()
+    assert counts["images_per_class"] == confusion.sum(1).tolist()
+    assert counts["false_calls_per_class"] == wrong.sum(0).tolist()
+    assert counts["false_calls_of_target"] == int(wrong[:, [1, 4]].sum())
+    for row, called in zip(wrong.tolist(), counts["called_per_class"], strict=True):
+        assert called == ([row.index(max(row)), max(row)] if any(row) else None)
+    assert counts_of_labels(100_000 - 1 - label, prediction, 100_000)["errors"] == 300

@@ -18,7 +18,7 @@ from lora_mnist.errors import require_one_of
 from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.weight import lora_offsets
 from lora_mnist.measure.gain import MEASURES, class_weights, gain, measure
-from lora_mnist.measure.predictions import Point, confusion_of, counts_of_confusion, logits_at
+from lora_mnist.measure.predictions import Point, counts_of_labels, logits_at
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -83,7 +83,7 @@ def dial_curve(
 
     def counts_at(rows: Tensor, offset: float) -> dict[str, Any]:
         predicted = outcome(rows, direction, offset)
-        counts = counts_of_confusion(confusion_of(label, predicted, num_classes), group)
+        counts = counts_of_labels(label, predicted, num_classes, group)
         return {key: counts[key] for key in (_COUNTS if group else _COUNTS[:1])}
 
     images = label.bincount(minlength=num_classes).numpy()

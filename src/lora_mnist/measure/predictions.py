@@ -151,40 +151,47 @@ def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
     return counts.view(num_classes, num_classes)
 
 
-def counts_of_confusion(confusion: Tensor, targets: Sequence[int] = ()) -> dict[str, Any]:
-    """Every count of a confusion matrix: see :func:`compare_errors`.
+def counts_of_labels(
+    label: Tensor, prediction: Tensor, num_classes: int, targets: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Every count of predictions, (N,): see :func:`compare_errors`.
 
     With ``targets`` there are also the errors of these classes together, the errors elsewhere, the
     false calls of these classes, and their precision. ValueError: no image.
     """
-    wrong = confusion.clone().fill_diagonal_(0)
-    errors, images = wrong.sum(dim=1), confusion.sum(dim=1)
-    most, called = wrong.max(dim=1)
-    if not images.any():
+    if not len(label):
         raise ValueError("expected at least one image")
-    called_per_class: list[list[int] | None] = []
-    for number, count in zip(called.tolist(), most.tolist(), strict=True):
-        called_per_class.append([number, count] if count else None)
+    wrong = prediction != label
+    errors, images = (each.bincount(minlength=num_classes) for each in (label[wrong], label))
+    false_calls = prediction[wrong].bincount(minlength=num_classes)
+    # A matrix of the classes would take gigabytes for ten thousand of them.
+    pairs, numbers = (label * num_classes + prediction)[wrong].unique(return_counts=True)
+    called_per_class: list[list[int] | None] = [None] * num_classes
+    for pair, count in zip(pairs.tolist(), numbers.tolist(), strict=True):
+        c, called = divmod(pair, num_classes)
+        most = called_per_class[c]
+        if most is None or count > most[1]:
+            called_per_class[c] = [called, count]
     counts: dict[str, Any] = {
-        "accuracy": int(confusion.trace()) / int(images.sum()),
+        "accuracy": (len(label) - int(errors.sum())) / len(label),
         "balanced_accuracy": float(measure(errors, images, "balanced_accuracy")),
         "errors": int(errors.sum()),
         "errors_per_class": errors.tolist(),
         "called_per_class": called_per_class,
-        "false_calls_per_class": wrong.sum(dim=0).tolist(),
+        "false_calls_per_class": false_calls.tolist(),
         "images_per_class": images.tolist(),
     }
     if targets:
         group = list(targets)
         counts["errors_of_target"] = int(errors[group].sum())
         counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
-        counts["false_calls_of_target"] = int(wrong[:, group].sum())
+        counts["false_calls_of_target"] = int(false_calls[group].sum())
         counts["precision_of_target"] = precision(counts, group)
     return counts
 
 
 def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
-    """Every count of a table, as results.json has it: :func:`counts_of_confusion` of each side.
+    """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side.
 
     After a repair there are also the images that it repairs and breaks, and p-values.
     """
@@ -192,9 +199,8 @@ def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str
     sides = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
         mean_loss = loss.double().mean().item()
-        confusion = confusion_of(label, prediction, num_classes)
         counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
-        sides.append(counts | counts_of_confusion(confusion, targets))
+        sides.append(counts | counts_of_labels(label, prediction, num_classes, targets))
     if len(sides) == 1:
         return {"before": sides[0]}
     was_right, is_right = predictions.prediction == label

@@ -16,7 +16,7 @@ from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.dial import Collapse, contest, cross_entropy, outcome
-from lora_mnist.measure.predictions import confusion_of, counts_of_confusion, logged_metrics
+from lora_mnist.measure.predictions import counts_of_labels, logged_metrics
 
 
 class Loss(nn.Module):
@@ -140,8 +140,7 @@ class ClassifierModule(LightningModule):
         """Log what all processes have counted, and start anew."""
         rows, direction = self.val_rows.compute(), self.collapse and self.collapse.direction
         label, prediction = rows[:, 0].long().cpu(), outcome(rows, direction, 0.0).cpu()
-        confusion = confusion_of(label, prediction, len(self.classes))
-        counts = counts_of_confusion(confusion, self.targets)
+        counts = counts_of_labels(label, prediction, len(self.classes), self.targets)
         counts["loss"] = cross_entropy(rows, direction, 0.0).mean().item()
         self.errors_by_step[self.global_step] = counts["errors"]
         if self.collapse and self.collapse.is_seen(rows, len(self.classes)):
