@@ -3,9 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from composed import logged
+from composed import QUICK, composed, logged
 
 from lora_mnist import CNN, add_lora
+from lora_mnist.config.command import Run
 from lora_mnist.training import trainer
 
 
@@ -49,3 +50,14 @@ def test_a_long_repair_is_told_of_a_faster_precision(
             module = SimpleNamespace(net=None)
             time_of_all.on_train_batch_end(of_lightning, module, outputs, None, number)
     assert ("trainer.precision=bf16-mixed: a step would take 50%" in text.getvalue()) is is_advised
+
+
+@pytest.mark.parametrize(("accelerator", "is_so"), [("auto", True), ("cpu", False)])
+def test_a_gpu_that_is_found_computes_the_same_twice(tmp_path, monkeypatch, accelerator, is_so):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    quick = (*QUICK, f"trainer.accelerator={accelerator}")
+    try:
+        trainer.make_trainer(composed("train", "stage=pretrain", *quick), Run(tmp_path))
+        assert torch.are_deterministic_algorithms_enabled() is is_so
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -139,6 +139,8 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
         }
+        if torch.accelerator.is_available() and arguments.get("accelerator") != "cpu":
+            defaults["deterministic"] = "warn"  # on a GPU, too, a seed gives the same numbers
         arguments["limit_val_batches"] = 1.0  # of images that the session has limited
         trainer: Trainer = made.func(
             default_root_dir=str(run.folder),
