@@ -7,7 +7,7 @@
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
 and the most. Prints a Markdown table and the processor. Needs the extra ``peft`` for the rows that
-compare with PEFT.
+compare with PEFT, and ``timm`` and ``huggingface`` for those of networks.
 """
 
 import argparse
@@ -30,6 +30,11 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = PROJECT / "scripts" / "benchmark"
 LOOPS = "scripts/benchmark/loops.py"
+#: A ResNet of transformers', and five of timm's.
+NETWORKS = (
+    *("transformers", "resnet18", "efficientnet_lite0", "mobilenetv3_small_100"),
+    *("convnext_atto", "vit_tiny_patch16_224"),
+)
 
 
 class Row(NamedTuple):
@@ -94,6 +99,15 @@ class Benchmark:
             loop = f"{LOOPS} --batch {batch} --steps {self.steps}"
             work = f"LoRA in a bare loop, batch {batch}"
             rows.append(Row(work, "steps/s", "PEFT", f"{loop} peft", f"{loop} lora"))
+        return rows
+
+    def networks(self) -> list[Row]:
+        """A step of an adapter at 64 pixels, beside one of all weights of the same network."""
+        rows, steps = [], max(self.steps // 40, 2)
+        for name in NETWORKS:
+            loop, work = f"--batch 50 --steps {steps}", f"a step of an adapter, {name}"
+            sides = [f"{LOOPS} {side} {name} {loop}" for side in ("all", "adapter")]
+            rows.append(Row(work, "steps/s", "all weights", *sides))
         return rows
 
     def start(self) -> list[Row]:
@@ -163,6 +177,7 @@ class Benchmark:
 KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
+    "networks": Benchmark.networks,
     "start": Benchmark.start,
     "folder": Benchmark.photos,
     "transformer": Benchmark.transformer,
