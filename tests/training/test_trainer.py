@@ -49,7 +49,7 @@ def test_a_long_repair_is_told_of_a_faster_precision(
         for number in range(11):
             module = SimpleNamespace(net=None)
             time_of_all.on_train_batch_end(of_lightning, module, outputs, None, number)
-    assert ("trainer.precision=bf16-mixed: a step would take 50%" in text.getvalue()) is is_advised
+    assert ("trainer.precision=bf16-mixed would take 50%" in text.getvalue()) is is_advised
 
 
 @pytest.mark.parametrize(("accelerator", "is_so"), [("auto", True), ("cpu", False)])

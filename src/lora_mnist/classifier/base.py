@@ -165,9 +165,8 @@ def write_base(
     ``learnt`` are the digests of the images that it has learnt, if they are known.
     """
     # A clone does not take along other tensors that share the memory.
-    layout, state = torch.contiguous_format, {}
-    for name, tensor in tensors.items():
-        state[name] = tensor.detach().cpu().clone(memory_format=layout)
+    plain = {"memory_format": torch.contiguous_format}
+    state = {name: each.detach().cpu().clone(**plain) for name, each in tensors.items()}
     content: dict[str, Any] = {"state_dict": state, "record": dict(record or {})}
     content |= {"sha256": fingerprint(state), "learnt": learnt}
     buffer = BytesIO()  # torch.save would write a file's name into it

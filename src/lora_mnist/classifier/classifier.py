@@ -324,10 +324,7 @@ class Classifier:
             return None
 
     def check(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or has no output for each class.
-
-        After that its layout is the fastest one: :func:`.networks.lay_out`.
-        """
+        """Refuse a network that cannot take the images, or gives no logits; lay it out."""
         if images is None:
             if self.settings.prepare.get("transform") is not None:
                 return  # it may keep a picture's size

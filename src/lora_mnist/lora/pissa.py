@@ -13,10 +13,8 @@ from torch import Tensor
 from .errors import require
 from .layer import LoRAParametrization
 
-#: Rows and columns together up to which a weight is decomposed exactly.
-_EXACT_SIDES = 3000
-#: The random projection has so many dimensions more than the rank, and is refined so often.
-_OVERSAMPLING, _ITERATIONS = 32, 4
+#: A weight of more rows and columns together is projected to so many dimensions above the rank.
+_EXACT_SIDES, _OVERSAMPLING = 3000, 32
 
 
 class PiSSAParametrization(LoRAParametrization):
@@ -56,8 +54,8 @@ class PiSSAParametrization(LoRAParametrization):
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         wanted = rank + _OVERSAMPLING
-        if sum(matrix.shape) > _EXACT_SIDES and 4 * wanted < min(matrix.shape):
-            left, values, columns = torch.svd_lowrank(matrix, wanted, _ITERATIONS)
+        if sum(matrix.shape) > _EXACT_SIDES and 4 * wanted < full:
+            left, values, columns = torch.svd_lowrank(matrix, wanted, niter=4)
             right = columns.t()
         else:
             left, values, right = torch.linalg.svd(matrix, full_matrices=False)

@@ -165,7 +165,7 @@ def counts_of_labels(
     errors, images = (each.bincount(minlength=num_classes) for each in (label[wrong], label))
     false_calls = prediction[wrong].bincount(minlength=num_classes)
     # A matrix of the classes would take gigabytes for ten thousand of them.
-    pairs, numbers = (label * num_classes + prediction)[wrong].unique(return_counts=True)
+    pairs, numbers = torch.unique((label * num_classes + prediction)[wrong], return_counts=True)
     called_per_class: list[list[int] | None] = [None] * num_classes
     for pair, count in zip(pairs.tolist(), numbers.tolist(), strict=True):
         c, called = divmod(pair, num_classes)

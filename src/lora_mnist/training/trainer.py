@@ -60,8 +60,8 @@ class ProgressInLog(Callback):
 class TimeOfAll(Callback):
     """Logs, by the first steps of the first training, how long a repair's trainings take at most.
 
-    There are ``trainings`` of them, and up to ``more`` where rates collapse. Where it is minutes, a
-    precision that would be clearly faster is named.
+    There are ``trainings`` of them, and up to ``more`` where rates collapse. Of minutes it also
+    says whether bfloat16 would be clearly faster.
     """
 
     def __init__(self, trainings: int, more: int) -> None:
@@ -93,8 +93,7 @@ class TimeOfAll(Callback):
         if least > 1 and trainer.precision == "32-true":
             share = share_in_bfloat16(pl_module.net, batch)  # type: ignore[arg-type]
             if share < 1 / 1.3:
-                message = "trainer.precision=bf16-mixed: a step would take %.0f%% of the time, and "
-                log.info(message + "the numbers would be others", 100 * share)
+                log.info("trainer.precision=bf16-mixed would take %.0f%% of the time", 100 * share)
 
 
 def share_in_bfloat16(net: nn.Module, batch: Batch) -> float:
