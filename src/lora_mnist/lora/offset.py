@@ -8,6 +8,7 @@ logit adjustment, Menon et al. 2021, "Long-tail learning via logit adjustment", 
 the offset is its tau.
 """
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -53,16 +54,12 @@ def last_layer(model: nn.Module, images: Tensor) -> str | None:
     def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         outputs[name] = output
 
-    hooks = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and layer.bias is not None:
-            hooks.append(layer.register_forward_hook(partial(keep, name)))
-    try:
+    with ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
+                hooks.enter_context(layer.register_forward_hook(partial(keep, name)))
         logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for name, output in outputs.items():
-        if output.shape == logits.shape and torch.equal(output, logits):
+        if torch.equal(output, logits):
             return name
     return None
