@@ -18,7 +18,8 @@ from lora_mnist.lora.adapter import (
     save_adapter,
 )
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.layer import LoRAParametrization
+from lora_mnist.lora.model import KINDS, add_lora, set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -47,7 +48,7 @@ def test_save_adapter_and_load_adapter_are_a_round_trip(adapted, tmp_path):
     assert files_of(tmp_path) == files
 
 
-@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+@pytest.mark.parametrize("init", KINDS)
 @pytest.mark.parametrize("scale", [0, -0.7])
 def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
     """At 1 the adapter is as trained, bit for bit; also after it was loaded and saved again."""
@@ -71,6 +72,18 @@ def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):
     with pytest.raises(ValueError, match="linear1 carries 2 adapters; expected one"):
         save_adapter(add_lora(adapted), tmp_path / "two")
     assert not (tmp_path / "two").exists()
+
+
+def test_save_adapter_refuses_a_kind_that_does_not_save_what_it_trains(tmp_path, monkeypatch):
+    class Shifted(LoRAParametrization):
+        def start(self, *options):
+            super().start(*options)
+            self.shift = nn.Parameter(torch.ones(()))
+
+    monkeypatch.setitem(KINDS, "shifted", Shifted)
+    with pytest.raises(ValueError, match="linear1: Shifted does not save shift"):
+        save_adapter(add_lora(base(), init="shifted"), tmp_path / "shifted")
+    assert not (tmp_path / "shifted").exists()
 
 
 def test_load_adapter_refuses_another_base_by_fingerprint(adapted, tmp_path, caplog):
@@ -111,7 +124,7 @@ A = torch.ones(2, 6)
         (lambda folder: cut(folder, WEIGHTS_NAME, -8), WEIGHTS_NAME),
         (lambda folder: cut(folder, CONFIG_NAME, -8), CONFIG_NAME),
         (lambda folder: (folder / CONFIG_NAME).unlink(), "peft_type LORA"),
-        (lambda folder: change(folder, use_dora=True), "use_dora=True"),
+        (lambda folder: change(folder, use_qalora=True), "use_qalora=True"),
         (lambda folder: change(folder, lora_alpha=-1), "lora_alpha=-1"),
         (lambda folder: change_tensor(folder, "linear9.lora_A", A), "linear9.lora_A.weight"),
         (lambda folder: change_tensor(folder, "linear1.lora_B", None), 'linear1: .*"lora_B"'),

@@ -12,6 +12,7 @@ from torch import nn
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.model import (
+    KINDS,
     add_lora,
     lora_disabled,
     merge_lora,
@@ -67,6 +68,12 @@ def test_add_lora_leaves_a_model_alone_that_it_refuses(arguments, message):
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("init", KINDS)
+def test_each_kind_starts_at_what_the_network_computes(tiny, init):
+    before = randomize(add_lora(tiny))(X)
+    torch.testing.assert_close(add_lora(tiny, rank=2, init=init)(X), before)
 
 
 def test_all_names_the_large_weights_that_it_leaves_out(caplog):

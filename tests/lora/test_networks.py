@@ -1,6 +1,7 @@
 """The laws of adapters, on every kind of layer, in half precision and on another device."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from helpers.nets import NETWORKS, made, randomize
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import (
-    INITS,
+    KINDS,
     add_lora,
     lora_disabled,
     lora_parameters,
@@ -18,6 +19,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
+from lora_mnist.lora.weight import layers_to_adapt
 
 
 def outputs(net, x, grad=False):
@@ -26,23 +28,31 @@ def outputs(net, x, grad=False):
 
 
 @pytest.mark.filterwarnings("ignore:PEFT has no adapter")
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("init", KINDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_laws_of_adapters(name, init, tmp_path):
     """Two of them, switched off, are the base, which training does not move.
 
-    Merged they are no other, and what is saved is what was there.
+    Merged they are no other, and what is saved is what was there. On another layer than those that
+    a kind takes, it is refused.
     """
     net, x = made(name)
+    layers = layers_to_adapt(net, ".*").items()
+    taken = [layer for layer, weight in layers if KINDS[init].names(weight.module)]
+    own = {"target_modules": "|".join(map(re.escape, taken)), "init": init, "use_rslora": True}
+    if len(taken) < len(layers):
+        with pytest.raises(ValueError, match="takes no weight of"):
+            add_lora(net, init=init, target_modules=".*")
+    if not taken:
+        return
     # torch's attention takes another kernel where none of its weights asks for a gradient.
     net.requires_grad_(False)
     base = {grad: outputs(net, x, grad) for grad in (False, True)}
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     plain = copy.deepcopy(net)
-    options = {"target_modules": ".*", "use_rslora": True}
-    add_lora(net, init=init, **options)
+    add_lora(net, **own)
     torch.testing.assert_close(outputs(net, x), base[False], rtol=1e-4, atol=1e-6)
-    add_lora(net, rank=2, init_std=0.05, **options)
+    add_lora(net, rank=2, init_std=0.05, target_modules=".*", use_rslora=True)
     for parameter in lora_parameters(net):
         parameter.requires_grad_(True)
     optimizer = torch.optim.SGD(list(lora_parameters(net)), lr=0.01)
@@ -72,7 +82,7 @@ def test_laws_of_adapters(name, init, tmp_path):
     assert torch.equal(outputs(remove_lora(net), x), base[False])
     assert changed_tensors(state, net.state_dict()) == []
 
-    randomize(add_lora(net, init=init, **options))
+    randomize(add_lora(net, **own))
     set_lora_scale(net, 0.7)
     adapted, loaded = outputs(net, x), load_adapter(plain, save_adapter(net, tmp_path))
     close["atol"] = 1e-5 * float(adapted.abs().max())

@@ -24,7 +24,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
 from .layer import LoRAParametrization, scaling_divisor
-from .model import attach, usable_adapters
+from .model import KINDS, attach, usable_adapters
 from .offset import Offset
 from .weight import Adapter, Weight, adaptable_weights, by_pattern, listed, lora_weights
 
@@ -34,21 +34,12 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 #: The one key of the file's metadata, a JSON text: safetensors writes several in a random order.
 _METADATA_KEY = "lora_mnist"
-# The ends of PEFT's keys, and their names here. An embedding looks its rows up: PEFT's A and B are
-# lora_B^T and lora_A^T.
-_PARTS = {
-    "lora_A.weight": "lora_A",
-    "lora_B.weight": "lora_B",
-    "lora_embedding_A": "lora_B",
-    "lora_embedding_B": "lora_A",
-}
-_KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)}|lora_B.bias)")
-# At scale 0 PEFT reads zeros for lora_B; the factor as trained stands behind this.
-_TRAINED = "trained."
+# The start of PEFT's keys, and of those of tensors as trained where PEFT reads others at a scale.
+_START, _TRAINED = "base_model.model.", "trained."
 # Options that are read here, or do not change what a finished adapter computes. Any other one that
 # is switched on is refused by its name.
 _KNOWN = """
-peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules
+r use_rslora rank_pattern alpha_pattern target_modules exclude_modules
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
 megatron_core qalora_group_size eva_config lora_bias
 """
@@ -77,8 +68,8 @@ def save_adapter(
             from, if any. With ``base_sha256`` the base is not hashed again.
 
     Raises:
-        ValueError: if no layer carries LoRA, a layer carries several adapters, or the layers differ
-            in their scales.
+        ValueError: if no layer carries LoRA, a layer carries several adapters, the layers differ in
+            their scales or kinds, or a kind has parameters that it does not save.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
@@ -96,7 +87,10 @@ def save_adapter(
     scale, *others = {adapter.scale for adapter in adapters.values()}
     if others:
         raise ValueError(f"the layers have the scales {[scale, *others]}; expected one")
-    about = next(iter(adapters.values())).metadata
+    first = next(iter(adapters.values()))
+    if any(adapter.config != first.config for adapter in adapters.values()):
+        raise ValueError("the layers have several kinds of adapters; expected one")
+    about = first.metadata
     for adapter in adapters.values():  # of several files, what they all say
         about = {key: value for key, value in about.items() if adapter.metadata.get(key) == value}
     about |= metadata or {}
@@ -106,23 +100,36 @@ def save_adapter(
     if offset is not None:
         numbers = {str(c): each for c, each in enumerate(offset.direction.tolist()) if each}
         about["offset"] = {"layer": last, "value": offset.offset, "direction": numbers}
-        if offset.offset and last not in adapters:  # in PEFT a bias stands beside two factors
-            adapters[last] = _of_zeros(weights[last].base)
+        if offset.offset and first.bias_key and last not in adapters:  # it needs factors beside it
+            meta = LoRAParametrization(weights[last].base.to("meta"))  # no random number is drawn
+            adapters[last] = meta.to_empty(device="cpu")
+            for factor in meta.parameters():
+                nn.init.zeros_(factor)
     config = _config_of(adapters)
-    trained = {key: config[key] for key in ("lora_alpha", "alpha_pattern")}
+    trained = {key: config[key] for key in (first.alpha_key, "alpha_pattern")}
     about |= {"scale": float(scale), "trained": trained}
-    tensors = _tensors_of(weights, adapters, scale)
-    if offset is not None and offset.offset:
-        config["lora_bias"] = True  # of each layer
-        for name, adapter in adapters.items():
-            bias = torch.zeros(len(weights[name].base))
-            if name == last:
-                bias = _bias_of(offset, adapter.scaling, scale)
-            tensors[f"base_model.model.{name}.lora_B.bias"] = bias
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in adapters.items():
+        module, base = weights[name].module, weights[name].base
+        saved, turned = adapter.saved(), adapter.turned(base)
+        keys = {part: f"{_START}{name}.{end}" for part, end in adapter.names(module).items()}
+        if lost := dict(adapter.named_parameters()).keys() - (keys.keys() & saved.keys()):
+            raise ValueError(f"{name}: {type(adapter).__name__} does not save {', '.join(lost)}")
+        own = {keys[part]: tensor for part, tensor in (saved | turned).items()}
+        own |= {_TRAINED + keys[part]: saved[part] for part in turned}
+        for key, tensor in own.items():
+            tensors[key] = tensor.t() if isinstance(module, nn.Embedding) else tensor
+        if offset is not None and offset.offset:
+            config["lora_bias"] = True  # of each layer
+            bias = (
+                _bias_of(offset, adapter.scaling, scale) if name == last else torch.zeros(len(base))
+            )
+            if adapter.bias_key:
+                tensors[f"{_START}{name}.{adapter.bias_key}"] = bias
     content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder / WEIGHTS_NAME) as path:
         path.write_bytes(save(content, {_METADATA_KEY: json.dumps(about)}))
-    write_json(folder / CONFIG_NAME, config | _at_scale(trained, scale))
+    write_json(folder / CONFIG_NAME, config | _at_scale(trained, first.alpha_key, scale))
     _warn_of_peft(model, {name: weights[name] for name in adapters})
     return folder
 
@@ -176,74 +183,71 @@ def _read_adapters(
     folder: Path, metadata: Mapping[str, Any], weights: Mapping[str, Weight]
 ) -> dict[str, Adapter]:
     """The adapter of each of ``weights`` that has one, as it was saved: its scale, its offset."""
-    config = _read_config(folder)
-    factors: dict[str, dict[str, Tensor]] = {}
-    biases: dict[str, Tensor] = {}
+    config, kind = _read_config(folder)
+    places: dict[str, tuple[str, str]] = {}
+    for name, weight in weights.items():
+        if weight.base.ndim > 1:
+            for part, end in {**kind.names(weight.module), "bias": kind.bias_key}.items():
+                places[f"{_START}{name}.{end}"] = name, part
+    parts: dict[str, dict[str, Tensor]] = {}
     tensors = load_file(folder / WEIGHTS_NAME)
-    # Of an adapter at scale 0 the factors as trained are last, and replace the zeros.
+    # Tensors as trained are last, and replace those of the scale.
     for key in sorted(tensors, key=lambda key: key.startswith(_TRAINED)):
-        tensor, match = tensors[key], _KEY.fullmatch(key.removeprefix(_TRAINED))
-        if match is None or match[1] not in weights or weights[match[1]].base.ndim < 2:
+        name, part = places.get(key.removeprefix(_TRAINED), ("", ""))
+        if not part:
             raise ValueError(f"{WEIGHTS_NAME}: {key} belongs to no layer that can be adapted here")
-        layer, end = match.groups()
-        if end == "lora_B.bias":
-            biases[layer] = tensor
-        else:
-            tensor = tensor.t() if "embedding" in end else tensor
-            factors.setdefault(layer, {})[_PARTS[end]] = tensor
+        is_embedding = isinstance(weights[name].module, nn.Embedding)
+        tensor = tensors[key].t() if is_embedding else tensors[key]
+        parts.setdefault(name, {})[part] = tensor
     # PEFT's adapters have no metadata: their config has the alphas as trained.
     scale, trained = metadata.get("scale", 1.0), config
     if "trained" in metadata:
         trained = metadata["trained"]
-        for key, value in _at_scale(trained, scale).items():
+        for key, value in _at_scale(trained, kind.alpha_key, scale).items():
             if config.get(key) != value:
                 raise ValueError(
                     f"{key}={config.get(key)} in {CONFIG_NAME}: expected {value}, as "
                     f"{WEIGHTS_NAME} says"
                 )
-    pattern, alpha = trained.get("alpha_pattern"), trained.get("lora_alpha")
-    alphas = by_pattern("alpha_pattern", pattern, factors, alpha)
+    pattern, alpha = trained.get("alpha_pattern"), trained.get(kind.alpha_key)
+    alphas = by_pattern("alpha_pattern", pattern, parts, alpha)
     use_rslora = config.get("use_rslora") or False
     about = dict(metadata)
     for key in ("base_sha256", "scale", "trained", "offset"):  # save_adapter writes them anew
         about.pop(key, None)
+    offset, record = None, metadata.get("offset") or {}
+    if record:
+        last = f"{record['layer']}.bias".removeprefix(".")
+        if last not in weights:
+            raise ValueError(f"offset: expected a layer with a bias, not {record['layer']}")
+        direction = torch.zeros(len(weights[last].base))
+        for number, value in record["direction"].items():
+            direction[int(number)] = value
+        offset = Offset(direction)
+        offset.offset = float(record["value"])
     adapters: dict[str, Adapter] = {}
-    for layer, tensors in factors.items():
+    for layer, saved in parts.items():
+        bias = saved.pop("bias", None)
         weight = weights[layer].base.detach().to("meta")  # no random number is drawn
-        rank = len(tensors.get("lora_A", ()))
-        adapter = LoRAParametrization(weight, rank, alphas[layer], use_rslora=use_rslora)
+        rank = len(saved.get(next(iter(kind.names(weights[layer].module))), ()))
+        adapter = kind(weight, rank, alphas[layer], use_rslora=use_rslora)
         try:
-            adapter.load_state_dict(tensors, assign=True)
+            adapter.load_state_dict(saved, assign=True)
         except RuntimeError as error:  # of other shapes
             raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
         adapter.scale, adapter.metadata = float(scale), about
         adapters[layer] = adapter
-        if layer not in biases:
-            continue
-        expected, offset = torch.zeros(len(weight)), metadata.get("offset") or {}
-        if offset.get("layer") == layer:
-            expected = _bias_of(_read_offset(offset, len(weight)), adapter.scaling, float(scale))
-        if not torch.allclose(biases[layer], expected):
+        expected = torch.zeros(len(weight))
+        if offset is not None and record["layer"] == layer:
+            expected = _bias_of(offset, adapter.scaling, float(scale))
+        if bias is not None and not torch.allclose(bias, expected):
             raise ValueError(
-                f"lora_B.bias of {layer} is not supported; expected zeros, or the offset that "
+                f"{kind.bias_key} of {layer} is not supported; expected zeros, or the offset that "
                 f"{WEIGHTS_NAME} says"
             )
-    if offset := metadata.get("offset"):
-        bias = f"{offset['layer']}.bias".removeprefix(".")
-        if bias not in weights:
-            raise ValueError(f"offset: expected a layer with a bias, not {offset['layer']}")
-        adapters[bias] = _read_offset(offset, len(weights[bias].base))
+    if offset is not None:
+        adapters[last] = offset
     return adapters
-
-
-def _read_offset(record: Mapping[str, Any], num_classes: int) -> Offset:
-    """The offset that the metadata of an adapter have."""
-    direction = torch.zeros(num_classes)
-    for number, value in record["direction"].items():
-        direction[int(number)] = value
-    offset = Offset(direction)
-    offset.offset = float(record["value"])
-    return offset
 
 
 def _bias_of(offset: Offset, scaling: float, scale: float) -> Tensor:
@@ -251,43 +255,18 @@ def _bias_of(offset: Offset, scaling: float, scale: float) -> Tensor:
     return offset.offset * offset.direction / (scaling * (scale or 1.0))
 
 
-def _of_zeros(weight: Tensor) -> LoRAParametrization:
-    """An adapter that changes nothing."""
-    adapter = LoRAParametrization(weight.detach().to("meta"))  # no random number is drawn
-    zeros = {key: torch.zeros_like(t, device="cpu") for key, t in adapter.state_dict().items()}
-    adapter.load_state_dict(zeros, assign=True)
-    return adapter
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``adapter_config.json``, if LoRA here computes what it asks for."""
+def _read_config(folder: Path) -> tuple[dict[str, Any], type[LoRAParametrization]]:
+    """The content of ``adapter_config.json``, and the kind that computes what it asks for."""
     config = read_json(folder / CONFIG_NAME)
-    if config.get("peft_type") != "LORA":
+    kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
+    if not kinds:
         raise ValueError(f"expected a {CONFIG_NAME} with peft_type LORA")
+    kind = max(kinds, key=lambda kind: len(kind.config))
     for key, value in config.items():
-        if key not in _KNOWN.split() and value and value not in _HARMLESS.get(key, ()):
+        is_known = key in _KNOWN.split() or key in kind.config or key == kind.alpha_key
+        if not is_known and value and value not in _HARMLESS.get(key, ()):
             raise ValueError(f"{key}={value} is not supported; expected False")
-    return config
-
-
-def _tensors_of(
-    weights: Mapping[str, Weight], adapters: Mapping[str, LoRAParametrization], scale: float
-) -> dict[str, Tensor]:
-    """The factors of adapters, as PEFT names and shapes them."""
-    tensors: dict[str, Tensor] = {}
-    for name, adapter in adapters.items():
-        lora_A, lora_B = adapter.factors()
-        start = f"base_model.model.{name}"
-        key, trained = f"{start}.lora_B.weight", lora_B
-        if isinstance(weights[name].module, nn.Embedding):
-            key, trained = f"{start}.lora_embedding_A", lora_B.t()
-            tensors[f"{start}.lora_embedding_B"] = lora_A.t()
-        else:
-            tensors[f"{start}.lora_A.weight"] = lora_A
-        tensors[key] = trained
-        if not scale:
-            tensors |= {key: torch.zeros_like(trained), f"{_TRAINED}{key}": trained}
-    return tensors
+    return config, kind
 
 
 def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
@@ -295,15 +274,17 @@ def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
     ranks, alphas = {}, {}
     use_rslora = all(adapter.use_rslora for adapter in adapters.values())
     for name, adapter in adapters.items():
-        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
+        rank = len(
+            next(iter(adapter.saved().values()))
+        )  # PiSSA has twice its own rank, at the same scaling
         divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
         ranks[f"^{name}"] = rank  # with ^ PEFT takes a name for one layer's alone
         alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
-        "peft_type": "LORA",
+        **adapter.config,
         "r": rank,
-        "lora_alpha": alpha,
+        adapter.alpha_key: alpha,
         "alpha_pattern": {key: each for key, each in alphas.items() if each != alpha},
         "rank_pattern": {key: each for key, each in ranks.items() if each != rank},
         "use_rslora": use_rslora,
@@ -312,11 +293,11 @@ def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
     }
 
 
-def _at_scale(trained: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def _at_scale(trained: Mapping[str, Any], alpha_key: str, scale: float) -> dict[str, Any]:
     """The alphas of an adapter at a scale, which is a factor of each; at 0 they stay."""
     factor = scale or 1.0
     pattern = {key: alpha * factor for key, alpha in trained.get("alpha_pattern", {}).items()}
-    return {"lora_alpha": trained.get("lora_alpha", 0) * factor, "alpha_pattern": pattern}
+    return {alpha_key: trained.get(alpha_key, 0) * factor, "alpha_pattern": pattern}
 
 
 def _warn_of_peft(model: nn.Module, weights: Mapping[str, Weight]) -> None:

@@ -12,7 +12,7 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class LoRAParametrization(nn.Module):
 
     It is registered with :mod:`torch.nn.utils.parametrize`. ``lora_A`` starts at random and
     ``lora_B`` at zero, so at first the layer computes what it did before (Hu et al., section 4.1).
+    Another kind of adapter is a subclass: whoever puts it on, saves or loads it asks the class.
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
@@ -53,13 +54,23 @@ class LoRAParametrization(nn.Module):
         ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
     """
 
+    #: What ``adapter_config.json`` says of this kind, and what it calls alpha.
+    config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
+    alpha_key = "lora_alpha"
+    #: What the bias of an offset is called in PEFT's file; empty: PEFT has none beside this kind.
+    bias_key = "lora_B.bias"
+    #: Whether layers compute with :meth:`terms`; if not, they read the effective weight.
+    is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.
     forbids_decay = False
+    limits_rank = False  #: To the smaller side of the weight as a matrix.
 
     @staticmethod
-    def highest_rank(weight: Tensor) -> int | None:
-        """The highest rank that this start allows for ``weight``; ``None``: any."""
-        return None
+    def names(module: nn.Module) -> dict[str, str]:
+        """What PEFT calls each of :meth:`saved`, the first of ``rank`` rows; empty: not taken."""
+        if isinstance(module, nn.Embedding):  # it looks rows up: in files, both are transposed
+            return {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
+        return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
     def __init__(
         self,
@@ -81,10 +92,14 @@ class LoRAParametrization(nn.Module):
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.scale, self.enabled = 1.0, True
         self.metadata: dict[str, Any] = {}
+        self.start(weight, init, init_std)
+
+    def start(self, weight: Tensor, init: str, init_std: float) -> None:
+        """Make the parameters."""
         out_features, *in_features = weight.shape
         ones = [1] * (weight.ndim - 2)
-        self.lora_A = nn.Parameter(weight.new_empty(rank, *in_features))
-        self.lora_B = nn.Parameter(weight.new_zeros(out_features, rank, *ones))
+        self.lora_A = nn.Parameter(weight.new_empty(self.rank, *in_features))
+        self.lora_B = nn.Parameter(weight.new_zeros(out_features, self.rank, *ones))
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         elif init == "gaussian":
@@ -101,6 +116,14 @@ class LoRAParametrization(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor]:
         """``A`` and ``B``."""
         return self.lora_A, self.lora_B
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a file has of it as trained: its parameters, or what they amount to."""
+        return dict(self.named_parameters())
+
+    def turned(self, weight: Tensor) -> dict[str, Tensor]:
+        """What PEFT reads otherwise at this scale, a factor of alpha, which at 0 stays."""
+        return {} if self.scale else {"lora_B": torch.zeros_like(self.saved()["lora_B"])}
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What the forward pass adds, each as (input, ``A``, ``B``): one term; PiSSA has two."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from . import pissa
 from .errors import ArgumentError, is_number, require
 from .layer import LoRAParametrization
 from .offset import Offset
-from .pissa import PiSSAParametrization
 from .weight import (
     Adapter,
     adaptable_weights,
@@ -36,11 +36,11 @@ from .weight import (
 
 log = logging.getLogger(__name__)
 
-#: The initialisations, by the values of ``init``, and the class that starts so.
-INITS: dict[str, type[LoRAParametrization]] = {
+#: The kinds of adapters, by the values of ``init`` that choose them.
+KINDS: dict[str, type[LoRAParametrization]] = {
     "gaussian": LoRAParametrization,
     "kaiming": LoRAParametrization,
-    "pissa": PiSSAParametrization,
+    "pissa": pissa.PiSSAParametrization,
 }
 
 
@@ -71,8 +71,8 @@ def add_lora(
             names, a list of names or of ends of names from a dot on, ``all-linear`` for every
             ``nn.Linear``, or ``all`` for every ``nn.Conv2d`` with ``groups=1`` too. Other weights
             of two or more dimensions are chosen by name: ``["all", "in_proj_weight"]``.
-        init: how the adapter starts, a key of ``INITS``: ``gaussian``, ``kaiming``, ``pissa``; see
-            :class:`.layer.LoRAParametrization` and :class:`.pissa.PiSSAParametrization`.
+        init: how the adapter starts, a key of ``KINDS``: see :class:`.layer.LoRAParametrization`
+            and the classes of the other kinds.
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2).
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1). It acts
@@ -85,19 +85,20 @@ def add_lora(
         ValueError: if an argument is out of range or names no layer, or if a layer cannot be
             adapted. ``model`` is then as it was.
     """
-    require(init in INITS, "init", init, f"one of {', '.join(INITS)}")
+    require(init in KINDS, "init", init, f"one of {', '.join(KINDS)}")
     is_share = is_number(dropout) and 0 <= dropout < 1
     require(is_share, "dropout", dropout, "a number from 0 to below 1")
-    targets = layers_to_adapt(model, target_modules)
-    if dropout and not any(weight.factored_forward for weight in targets.values()):
+    kind, targets = KINDS[init], layers_to_adapt(model, target_modules)
+    if dropout and not any(kind.is_factored and w.factored_forward for w in targets.values()):
         raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
     adapters = {}
     for layer, weight in targets.items():
-        adapters[layer] = INITS[init](
-            weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
-        )
+        # What reads the dense weight starts from it, with the adapters that are there.
+        start = weight.base if kind.is_factored else getattr(weight.module, weight.tensor)
+        options = (ranks[layer], alphas[layer], init, init_std, use_rslora, dropout)
+        adapters[layer] = kind(start, *options)
     attach(model, adapters)
     if target_modules == "all":
         share, names = left_out_by_all(model)
@@ -108,7 +109,7 @@ def add_lora(
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of all adapters: ``lora_A`` and ``lora_B`` of each layer."""
+    """The parameters of all adapters, such as ``lora_A`` and ``lora_B`` of each layer."""
     for adapter in lora_adapters(model):
         yield from adapter.parameters()
 
@@ -126,10 +127,10 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
 def set_lora_scale(model: nn.Module, scale: float) -> None:
     """Turn the adapters of ``model`` up or down.
 
-    ``weight = W + scale * scaling * lora_B @ lora_A``: with a scale of 1 an adapter is as trained,
-    with 0 the layers compute the base exactly, whatever scale it had before. It is any finite
-    number. Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError``
-    if no layer carries LoRA, the adapters are merged, or the scale is not finite.
+    With LoRA ``weight = W + scale * scaling * lora_B @ lora_A``. At 1 an adapter is as trained, at
+    0 the layers compute the base exactly, whatever scale it had before. It is any finite number.
+    Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError`` if no
+    layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
     require(is_number(scale), "scale", scale, "a finite number")
     for adapter in usable_adapters(model):
@@ -277,6 +278,9 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
                 f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
                 "could not; expected none of them"
             )
+        if isinstance(adapter, LoRAParametrization) and not adapter.names(weight.module):
+            kind, module = type(adapter).__name__, type(weight.module).__name__
+            raise ArgumentError("target_modules", layer, f"{kind} takes no weight of {module}")
         if weight.others:
             raise ValueError(
                 f"{layer}: has {type(weight.others[0]).__name__} on its {weight.tensor}; expected "

@@ -41,15 +41,12 @@ class PiSSAParametrization(LoRAParametrization):
     start_A: Tensor
     start_B: Tensor
     forbids_decay = True  # the factors start at the weight's principal part
-
-    @staticmethod
-    def highest_rank(weight: Tensor) -> int:
-        return min(weight.flatten(1).shape)
+    limits_rank = True
 
     def __init__(self, weight: Tensor, rank: int, *options: Any) -> None:
         super().__init__(weight, rank, *options)
         matrix = weight.detach().flatten(1)
-        full, shape = self.highest_rank(weight), tuple(weight.shape)
+        full, shape = min(matrix.shape), tuple(weight.shape)
         require(rank <= full, "rank", rank, f"at most {full} with init=pissa for {shape}")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
@@ -71,6 +68,9 @@ class PiSSAParametrization(LoRAParametrization):
             return super().terms(x)
         dropped = F.dropout(x, self.dropout)
         return [(dropped, self.lora_A, self.lora_B), (x, self.start_A, -self.start_B)]
+
+    def saved(self) -> dict[str, Tensor]:
+        return dict(zip(("lora_A", "lora_B"), self.factors(), strict=True))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         lora_A = torch.cat([self.lora_A, self.start_A])

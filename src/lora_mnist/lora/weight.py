@@ -30,8 +30,9 @@ class Weight(NamedTuple):
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
         """The forward pass that computes with the factors; ``None``: it reads the dense weight."""
         module: Any = self.module
+        adapters: Any = self.adapters
         plain: Any = parametrize.type_before_parametrizations(module)
-        if self.tensor != "weight":
+        if self.tensor != "weight" or not all(adapter.is_factored for adapter in adapters):
             return None
         if plain.forward is nn.Linear.forward:
             # Attention reads the weight of its last layer, and never calls the layer.
@@ -47,7 +48,10 @@ def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ())
     """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
     module, tensor = weight.module, weight.tensor
     if parametrize.is_parametrized(module):
-        give_own_class(module)
+        # torch's class for the layer has a property for each parametrized tensor; here ``forward``
+        # stands in it, too. A deep copy shares it, and would break: the layer gets one of its own.
+        shared = type(module)
+        module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     if parametrize.is_parametrized(module, tensor):
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
     setattr(module, tensor, base)
@@ -59,20 +63,8 @@ def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ())
     if tensor == "weight" and parametrize.is_parametrized(module):
         own: Any = type(module)
         plain: Any = parametrize.type_before_parametrizations(module)
-        factored = weight.factored_forward if adapters else None
+        factored = weight._replace(adapters=[*adapters]).factored_forward if adapters else None
         own.forward = factored or plain.forward
-
-
-def give_own_class(layer: nn.Module) -> None:
-    """Give a parametrized layer a class that it shares with no copy, so that it can be changed.
-
-    torch derives a class for a layer with parametrizations from the layer's first class, and has a
-    property in it for each parametrized tensor; here ``forward`` stands in it, too. A deep copy of
-    the layer has the same class: to take a property out of it would break the copy. With the last
-    parametrization torch gives the layer its first class back.
-    """
-    shared = type(layer)
-    layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:

@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.lora.weight import adaptable_weights
+from lora_mnist.lora.weight import adaptable_weights, lora_adapters
 from lora_mnist.show.reading import Reading, number_of
 
 screen = logging.getLogger(__name__)  # goes to standard output
@@ -48,18 +48,18 @@ def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | No
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     count, rows = count_parameters(net), []
+    named = [adapter.named_parameters() for adapter in lora_adapters(net)]
+    columns = list(dict.fromkeys(name for each in named for name, _ in each))
     for layer, weight in adaptable_weights(net).items():
         if weight.tensor != "weight" and weight.base.ndim < 2:
             continue  # a bias stands in the row of its layer
         bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
         cells = [layer, _shape(weight.base), _shape(bias)]
         for adapter in weight.adapters:
-            cells += [_shape(adapter.lora_A), _shape(adapter.lora_B)]
+            cells += [_shape(getattr(adapter, column, None)) for column in columns]
         rows.append(cells)
     names = Column("layer", overflow="fold")
-    table = Table(names, "W", "b")
-    if count["lora"]:
-        table = Table(names, "W", "b", "lora_A", "lora_B")
+    table = Table(names, "W", "b", *columns)
     for row in rows[:_MAX_LAYERS]:
         table.add_row(*row)
     if len(rows) > _MAX_LAYERS:

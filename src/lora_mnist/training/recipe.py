@@ -27,7 +27,7 @@ from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.layer import LoRAParametrization
-from lora_mnist.lora.model import INITS, add_lora, add_offset, set_lora_offset, set_lora_scale
+from lora_mnist.lora.model import KINDS, add_lora, add_offset, set_lora_offset, set_lora_scale
 from lora_mnist.lora.offset import last_layer
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, lora_weights
 from lora_mnist.measure.dial import (
@@ -136,13 +136,13 @@ def put_adapter(session: Session, selection: Selection) -> None:
     if is_auto:
         arguments["rank"] = _AUTO_RANK
     with config_group("lora"):
-        kind = INITS.get(arguments["init"], LoRAParametrization)  # add_lora refuses another
+        kind = KINDS.get(arguments["init"], LoRAParametrization)  # add_lora refuses another
         ranks = arguments["rank_pattern"] = dict(arguments["rank_pattern"] or {})
         for name, weight in layers_to_adapt(net, arguments["target_modules"]).items():
             full = min(weight.base.flatten(1).shape)
-            most = full if is_auto else kind.highest_rank(weight.base)
-            if most is not None and type(arguments["rank"]) is int and most < arguments["rank"]:
-                ranks.setdefault(f"^{name}", most)  # the user's own patterns come first
+            is_limited = is_auto or kind.limits_rank
+            if is_limited and type(arguments["rank"]) is int and full < arguments["rank"]:
+                ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
         # There it draws its first values: the same on every machine.
         add_lora(net.cpu(), **arguments)
     if layer is not None:

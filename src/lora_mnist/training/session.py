@@ -27,7 +27,7 @@ from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
 from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.lora.model import INITS
+from lora_mnist.lora.model import KINDS
 from lora_mnist.measure.dial import Collapse
 from lora_mnist.measure.predictions import BASE, Predictions, predictions_at, predictions_of
 from lora_mnist.project import DATA, quoted
@@ -143,7 +143,7 @@ class Session:
         optimizer: Optimizer = make("optimizer", arguments, trained)
         decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
         init = self.cfg.lora.init if self.cfg.stage == "lora" else None
-        if decay and init in INITS and INITS[init].forbids_decay:
+        if decay and init in KINDS and KINDS[init].forbids_decay:
             raise UserError(
                 f"optimizer.weight_decay={decay}: expected 0 with lora.init={init}: decay would "
                 "move the network away from the base, not towards it"
