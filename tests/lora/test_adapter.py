@@ -71,6 +71,11 @@ def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):
         save_adapter(adapted, tmp_path / "two")
     with pytest.raises(ValueError, match="linear1 carries 2 adapters; expected one"):
         save_adapter(add_lora(adapted), tmp_path / "two")
+    mixed = add_lora(
+        add_lora(base(), target_modules="linear1"), target_modules="linear2", init="dora"
+    )
+    with pytest.raises(ValueError, match="several kinds of adapters; expected one"):
+        save_adapter(mixed, tmp_path / "two")
     assert not (tmp_path / "two").exists()
 
 
@@ -125,6 +130,7 @@ A = torch.ones(2, 6)
         (lambda folder: cut(folder, CONFIG_NAME, -8), CONFIG_NAME),
         (lambda folder: (folder / CONFIG_NAME).unlink(), "peft_type LORA"),
         (lambda folder: change(folder, use_qalora=True), "use_qalora=True"),
+        (lambda folder: change(folder, use_dora=True), "linear1: .*lora_magnitude_vector"),
         (lambda folder: change(folder, lora_alpha=-1), "lora_alpha=-1"),
         (lambda folder: change_tensor(folder, "linear9.lora_A", A), "linear9.lora_A.weight"),
         (lambda folder: change_tensor(folder, "linear1.lora_B", None), 'linear1: .*"lora_B"'),

@@ -173,3 +173,24 @@ def test_dropout_leaves_out_a_layer_that_reads_its_weight():
     torch.testing.assert_close(net[0].eval()(x), depthwise)
     noisy = net[1](depthwise)
     assert not torch.allclose(net[1].eval()(depthwise), noisy)
+
+
+def test_dora_splits_magnitude_and_direction(tiny):
+    """Equation 5 of the paper; between 0 and 1 both move, and an output without weights is one."""
+    with torch.no_grad():
+        tiny.linear1.weight[2] = 0
+    weight, x = tiny.linear1.weight.detach().clone(), torch.randn(4, 6)
+    before = tiny(x)
+    adapter = add_lora(tiny, rank=2, alpha=3.0, init="dora").linear1.parametrizations.weight[0]
+    torch.testing.assert_close(tiny(x), before)
+    tiny(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in lora_parameters(tiny))
+    randomize(tiny)
+    for scale in (1, 0.3, 0):
+        set_lora_scale(tiny, scale)
+        moved = weight + scale * 1.5 * adapter.lora_B @ adapter.lora_A
+        norm = weight.norm(dim=1)
+        magnitude = norm + scale * (adapter.lora_magnitude_vector - norm)
+        expected = magnitude[:, None] * torch.nn.functional.normalize(moved)
+        torch.testing.assert_close(tiny.linear1.weight, expected)
+    assert torch.equal(tiny.linear1.weight, weight)

@@ -58,6 +58,8 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
         ({"target_modules": "*conv"}, r"=\*conv: "),
         ({"rank_pattern": {"near1": 2}}, "{near1: 2}: "),
         ({"dropout": 0.1, "target_modules": ["weight_ih_l0"]}, "dropout=0.1: "),
+        ({"dropout": 0.1, "init": "dora"}, "dropout=0.1: "),
+        ({"init": "dora"}, "=1.weight_ih_l0: DoRAParametrization takes no weight of LSTM"),
     ],
 )
 def test_add_lora_leaves_a_model_alone_that_it_refuses(arguments, message):

@@ -90,15 +90,23 @@ def test_laws_of_adapters(name, init, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["linear", "convolutions", "conv1d", "embedding", "attention_to_others"]
+    ("kind", "init"),
+    [
+        *[(kind, "gaussian") for kind in ("embedding", "attention_to_others")],
+        *[
+            (kind, init)
+            for kind in ("linear", "convolutions", "conv1d")
+            for init in ("gaussian", "dora")
+        ],
+    ],
 )
-def test_adapters_in_half_precision_and_on_another_device(kind, tmp_path):
+def test_adapters_in_half_precision_and_on_another_device(kind, init, tmp_path):
     """bfloat16 has eight bits, and so does a network that is merged or cast in it.
 
     The meta device holds no numbers, and refuses to mix with the CPU, as a GPU does.
     """
     net, x = made(kind)
-    add_lora(net, rank=2, alpha=3.0, target_modules=".*", use_rslora=True)
+    add_lora(net, rank=2, alpha=3.0, target_modules=".*", init=init, use_rslora=True)
     randomize(net)
     set_lora_scale(net, 0.7)
     expected, elsewhere = net(x), copy.deepcopy(net).to("meta")

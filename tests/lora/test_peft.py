@@ -8,6 +8,7 @@ from torch import nn
 from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import (
+    KINDS,
     add_lora,
     add_offset,
     lora_disabled,
@@ -54,6 +55,25 @@ def test_adapters_of_ours_load_in_peft(kind, options, scale, tmp_path, peft):
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
 
 
+@pytest.mark.parametrize("init", KINDS)
+@pytest.mark.parametrize("kind", ["linear", "convolutions"])
+@pytest.mark.parametrize("scale", [1, 0.6, -0.75, 0])
+def test_each_kind_is_the_same_in_peft_at_its_scale(init, kind, scale, tmp_path, peft):
+    x, plain = made(kind)[1], base(kind)
+    ours = randomize(add_lora(base(kind), rank=2, alpha=3.0, init=init, use_rslora=True))
+    set_lora_scale(ours, scale)
+    save_adapter(ours, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(base(kind), str(tmp_path / "ours")).eval()
+    close = {"rtol": 1e-6, "atol": 1e-6 * float(ours(x).detach().abs().max())}
+    torch.testing.assert_close(theirs(x), ours(x), **close)
+    assert torch.equal(ours(x), plain(x)) == (scale == 0)
+    if scale < 0:  # a negative alpha is PEFT's alone
+        return
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    loaded = load_adapter(base(kind), tmp_path / "theirs")
+    torch.testing.assert_close(loaded(x), ours(x), **close)
+
+
 @pytest.mark.parametrize("options", [{}, {"init": "pissa"}, {"target_modules": "linear1"}], ids=str)
 @pytest.mark.parametrize("scale", [1, -0.75, 0])
 def test_an_offset_is_one_in_peft(options, scale, tmp_path, peft):
@@ -87,6 +107,20 @@ def test_an_offset_is_one_in_peft(options, scale, tmp_path, peft):
     assert torch.equal(remove_lora(loaded)(x), plain(x))
 
 
+def test_an_offset_beside_dora_is_none_in_peft(tmp_path, peft):
+    """Which refuses the file."""
+    x, plain = made("linear")[1], base("linear")
+    ours = randomize(add_lora(base("linear"), target_modules="linear1", init="dora"))
+    direction = torch.tensor([0.0, 1, 0])
+    set_lora_offset(add_offset(ours, "linear2", direction), 1.5)
+    loaded = load_adapter(base("linear"), save_adapter(ours, tmp_path))
+    assert torch.equal(loaded(x), ours(x))
+    set_lora_scale(loaded, 0)
+    torch.testing.assert_close(loaded(x), plain(x) + 1.5 * direction)
+    with pytest.raises(ValueError, match="lora_bias=True is not supported for DoRA"):
+        peft.PeftModel.from_pretrained(base("linear"), str(tmp_path))
+
+
 def test_biases_that_are_no_offset_are_refused(tmp_path, peft):
     options = peft.LoraConfig(target_modules="linear.", lora_bias=True)
     theirs = peft.get_peft_model(base("linear"), options)
@@ -115,6 +149,8 @@ def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):
         ("linear", {"target_modules": "linear.", "r": 4, "lora_alpha": 5, "use_rslora": True}),
         ("convolutions", {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3}}),
         ("conv1d", {"target_modules": "0", "r": 2}),
+        ("linear", {"target_modules": "linear.", "use_dora": True, "rank_pattern": {"linear1": 3}}),
+        ("convolutions", {"target_modules": ["conv"], "use_dora": True, "use_rslora": True}),
     ],
 )
 def test_adapters_of_peft_load_here(kind, options, tmp_path, peft):
@@ -138,19 +174,29 @@ def test_what_peft_cannot_adapt_is_named(layer, tmp_path):
         save_adapter(net, tmp_path)
 
 
-def test_pissa_trains_as_in_peft(tiny, peft):
-    """The same steps from the same start, though the base here is never replaced by a residual."""
-    x = torch.randn(6, 6)
-    base = tiny(x)
-    ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, init="pissa")
-    options = {"target_modules": "linear.", "init_lora_weights": "pissa"}
-    settings = peft.LoraConfig(r=2, lora_alpha=3, **options)
-    theirs = peft.get_peft_model(copy.deepcopy(tiny), settings)
+@pytest.mark.parametrize(
+    ("kind", "init", "options"),
+    [
+        ("linear", "pissa", {"init_lora_weights": "pissa"}),
+        ("linear", "dora", {"use_dora": True}),
+        ("convolutions", "dora", {"use_dora": True}),
+    ],
+)
+def test_kinds_train_as_in_peft(kind, init, options, peft):
+    """The same steps from the same start, though PiSSA's base is here never the residual."""
+    x, plain = made(kind)[1], base(kind)
+    ours = add_lora(base(kind), rank=2, alpha=3.0, init=init)
+    settings = peft.LoraConfig(r=2, lora_alpha=3, target_modules=".*(conv|linear|0).*", **options)
+    theirs = peft.get_peft_model(base(kind), settings)
+    if init == "dora":  # lora_A is random
+        for name, adapter in lora_weights(ours).items():
+            layer = theirs.get_submodule(f"base_model.model.{name}")
+            layer.lora_A.default.weight.data.copy_(adapter.adapters[0].lora_A)
     for net in (ours, theirs):
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
         for _ in range(9):
             optimizer.zero_grad()
             net(x).square().sum().backward()
             optimizer.step()
-    assert not torch.allclose(ours(x), base, atol=1e-2)
+    assert not torch.allclose(ours(x), plain(x), atol=1e-3)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)

@@ -59,7 +59,7 @@ def save_adapter(
     ``adapter_config.json``, so PEFT computes what ``model`` does now, and stands in the metadata
     with the alpha as trained: loaded here, the adapter has the scale that it was saved with, and
     ``set_lora_scale(model, 1)`` makes it as trained. At scale 0 the alpha stays, and PEFT reads
-    zeros for ``lora_B``. An offset is added in PEFT, too.
+    zeros for ``lora_B``. An offset is added in PEFT, too, but not beside DoRA: PEFT refuses it.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import pissa
+from . import dora, pissa
 from .errors import ArgumentError, is_number, require
 from .layer import LoRAParametrization
 from .offset import Offset
@@ -41,6 +41,7 @@ KINDS: dict[str, type[LoRAParametrization]] = {
     "gaussian": LoRAParametrization,
     "kaiming": LoRAParametrization,
     "pissa": pissa.PiSSAParametrization,
+    "dora": dora.DoRAParametrization,
 }
 
 
