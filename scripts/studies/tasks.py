@@ -123,7 +123,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A classifier with a weak class; ``target``: the class to repair."""
+    """A classifier with a weak class; ``target``: the class to repair, or classes in brackets."""
 
     name: str
     seed: int
@@ -177,14 +177,15 @@ class Task:
         cfg = composed([*self.common(), "stage=lora", base, self.augment])
         classifier = classifier_of(cfg)
         net, dataset = classifier.net, classifier.dataset
-        if self.target in dataset.classes:
-            target = dataset.classes.index(self.target)
-        else:
+        if self.target == "weakest":
             counts = counts_of(predictions_of(net, dataset.batches(dataset.sets.val)))["before"]
-            target = weakest(counts["errors_per_class"], counts["images_per_class"])
+            targets = [weakest(counts["errors_per_class"], counts["images_per_class"])]
+        else:
+            named = self.target.strip("[]").split(",")
+            targets = [dataset.classes.index(name) for name in named]
         augment = augment_of(cfg, classifier)
         augment = augment and make("batches.augment", augment)
-        return load_case(net, dataset, dataset.sets, [target], augment)
+        return load_case(net, dataset, dataset.sets, targets, augment)
 
 
 _FASHION = "prepare.channels=1"
