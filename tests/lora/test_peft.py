@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 from helpers.nets import made, randomize
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
+from lora_mnist.lora.adapter import WEIGHTS_NAME, load_adapter, read_metadata, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import (
     KINDS,
@@ -107,18 +109,28 @@ def test_an_offset_is_one_in_peft(options, scale, tmp_path, peft):
     assert torch.equal(remove_lora(loaded)(x), plain(x))
 
 
-def test_an_offset_beside_dora_is_none_in_peft(tmp_path, peft):
-    """Which refuses the file."""
+@pytest.mark.parametrize("target_modules", ["linear1", "all"])
+@pytest.mark.parametrize("scale", [1, 0])
+def test_an_offset_beside_dora_is_in_the_bias_of_the_base_in_peft(
+    target_modules, scale, tmp_path, peft
+):
     x, plain = made("linear")[1], base("linear")
-    ours = randomize(add_lora(base("linear"), target_modules="linear1", init="dora"))
+    ours = randomize(add_lora(base("linear"), target_modules=target_modules, init="dora"))
     direction = torch.tensor([0.0, 1, 0])
+    set_lora_scale(ours, scale)
     set_lora_offset(add_offset(ours, "linear2", direction), 1.5)
     loaded = load_adapter(base("linear"), save_adapter(ours, tmp_path))
+    theirs = peft.PeftModel.from_pretrained(base("linear"), str(tmp_path)).eval()
+    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-6, atol=1e-6)
     assert torch.equal(loaded(x), ours(x))
     set_lora_scale(loaded, 0)
     torch.testing.assert_close(loaded(x), plain(x) + 1.5 * direction)
-    with pytest.raises(ValueError, match="lora_bias=True is not supported for DoRA"):
-        peft.PeftModel.from_pretrained(base("linear"), str(tmp_path))
+    with safe_open(tmp_path / WEIGHTS_NAME, "pt") as file:
+        tensors, metadata = load_file(tmp_path / WEIGHTS_NAME), file.metadata()
+    (key,) = [key for key in tensors if key.endswith(".bias")]
+    save_file(tensors | {key: tensors[key] + 1}, tmp_path / WEIGHTS_NAME, metadata)
+    with pytest.raises(ValueError, match="linear2.bias .* is not the base's with the offset"):
+        load_adapter(base("linear"), tmp_path)
 
 
 def test_biases_that_are_no_offset_are_refused(tmp_path, peft):

@@ -3,8 +3,9 @@
 A tensor of ``adapter_model.safetensors`` is called ``base_model.model.<layer>.lora_A.weight``,
 shape (rank, in_features), or ``...lora_B.weight``, shape (out_features, rank); in other layers they
 have the shapes of :class:`.layer.LoRAParametrization`. An offset on the last layer is
-``...lora_B.bias`` there, which PEFT adds times the scaling (its ``lora_bias``). The metadata have
-``base_sha256``, the fingerprint of the base, and whatever the caller adds.
+``...lora_B.bias`` there, which PEFT adds times the scaling (its ``lora_bias``); DoRA has none, and
+the base's bias stands there with the offset. The metadata have ``base_sha256``, the fingerprint of
+the base, and whatever the caller adds.
 """
 
 import json
@@ -45,7 +46,7 @@ megatron_core qalora_group_size eva_config lora_bias
 """
 # With other initialisations an adapter fits only the base that they changed.
 _HARMLESS = {
-    "bias": ("none",),
+    "bias": ("none", "lora_only"),  # only the one with the offset: another is refused as a tensor
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
 
@@ -59,7 +60,7 @@ def save_adapter(
     ``adapter_config.json``, so PEFT computes what ``model`` does now, and stands in the metadata
     with the alpha as trained: loaded here, the adapter has the scale that it was saved with, and
     ``set_lora_scale(model, 1)`` makes it as trained. At scale 0 the alpha stays, and PEFT reads
-    zeros for ``lora_B``. An offset is added in PEFT, too, but not beside DoRA: PEFT refuses it.
+    zeros for ``lora_B``. An offset is added in PEFT, too.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
@@ -119,13 +120,17 @@ def save_adapter(
         own |= {_TRAINED + keys[part]: saved[part] for part in turned}
         for key, tensor in own.items():
             tensors[key] = tensor.t() if isinstance(module, nn.Embedding) else tensor
-        if offset is not None and offset.offset:
+        if offset is not None and offset.offset and adapter.bias_key:
             config["lora_bias"] = True  # of each layer
-            bias = (
-                _bias_of(offset, adapter.scaling, scale) if name == last else torch.zeros(len(base))
-            )
-            if adapter.bias_key:
-                tensors[f"{_START}{name}.{adapter.bias_key}"] = bias
+            bias = torch.zeros(len(base))
+            if name == last:
+                bias = _bias_of(offset, adapter.scaling, scale)
+            tensors[f"{_START}{name}.{adapter.bias_key}"] = bias
+    if offset is not None and offset.offset and not first.bias_key:
+        config["bias"] = "lora_only"  # the base's own stands in the file, with the offset
+        base = weights[f"{last}.bias".removeprefix(".")].base
+        key = f"{_START}{last}.base_layer.bias" if last in adapters else f"{_START}{last}.bias"
+        tensors[key] = base + offset.offset * offset.direction
     content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder / WEIGHTS_NAME) as path:
         path.write_bytes(save(content, {_METADATA_KEY: json.dumps(about)}))
@@ -191,6 +196,20 @@ def _read_adapters(
                 places[f"{_START}{name}.{end}"] = name, part
     parts: dict[str, dict[str, Tensor]] = {}
     tensors = load_file(folder / WEIGHTS_NAME)
+    offset, record = None, metadata.get("offset") or {}
+    if record:
+        last = f"{record['layer']}.bias".removeprefix(".")
+        if last not in weights:
+            raise ValueError(f"offset: expected a layer with a bias, not {record['layer']}")
+        direction = torch.zeros(len(weights[last].base))
+        for number, value in record["direction"].items():
+            direction[int(number)] = value
+        offset = Offset(direction)
+        offset.offset = float(record["value"])
+        for end in ("base_layer.bias", "bias"):
+            bias = tensors.pop(f"{_START}{record['layer']}.{end}", None)
+            if bias is not None and not torch.allclose(bias, offset(weights[last].base.cpu())):
+                raise ValueError(f"{last} in {WEIGHTS_NAME} is not the base's with the offset")
     # Tensors as trained are last, and replace those of the scale.
     for key in sorted(tensors, key=lambda key: key.startswith(_TRAINED)):
         name, part = places.get(key.removeprefix(_TRAINED), ("", ""))
@@ -215,16 +234,6 @@ def _read_adapters(
     about = dict(metadata)
     for key in ("base_sha256", "scale", "trained", "offset"):  # save_adapter writes them anew
         about.pop(key, None)
-    offset, record = None, metadata.get("offset") or {}
-    if record:
-        last = f"{record['layer']}.bias".removeprefix(".")
-        if last not in weights:
-            raise ValueError(f"offset: expected a layer with a bias, not {record['layer']}")
-        direction = torch.zeros(len(weights[last].base))
-        for number, value in record["direction"].items():
-            direction[int(number)] = value
-        offset = Offset(direction)
-        offset.offset = float(record["value"])
     adapters: dict[str, Adapter] = {}
     for layer, saved in parts.items():
         bias = saved.pop("bias", None)

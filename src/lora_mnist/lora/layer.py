@@ -57,7 +57,7 @@ class LoRAParametrization(nn.Module):
     #: What ``adapter_config.json`` says of this kind, and what it calls alpha.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
     alpha_key = "lora_alpha"
-    #: What the bias of an offset is called in PEFT's file; empty: PEFT has none beside this kind.
+    #: What PEFT calls the bias of such an adapter, for an offset; empty: it has the base's alone.
     bias_key = "lora_B.bias"
     #: Whether layers compute with :meth:`terms`; if not, they read the effective weight.
     is_factored = True
