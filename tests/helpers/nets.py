@@ -123,7 +123,8 @@ def made(name):
 def randomize(model):
     """Give the adapters, ours or PEFT's, values that change something."""
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        is_ours = "parametrizations" in name and "original" not in name
+        if is_ours or "lora_" in name:
             nn.init.normal_(parameter, std=0.5)
     return model
 
