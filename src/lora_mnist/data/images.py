@@ -250,10 +250,10 @@ class ImageDataset:
         """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self.loader(images, device, batch_size=self.eval_batch_size, sampler=order)
-        for batch, labels in progress(loader, name, len(loader)):
-            is_pinned = batch.is_pinned()  # then nobody waits for the copy
-            pixels = self.normalise(batch.to(device, non_blocking=is_pinned))
-            yield pixels, labels.to(device, non_blocking=is_pinned)
+        for batch in progress(loader, name, len(loader)):
+            # Nobody waits for the copy of pinned memory.
+            pixels, labels = (each.to(device, non_blocking=each.is_pinned()) for each in batch)
+            yield self.normalise(pixels), labels
 
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"

@@ -447,9 +447,7 @@ def try_dial(session: Session, selection: Selection) -> dict[str, Any] | None:
     offsets = None if lora.offset == AUTO else [float(lora.offset)]
     some = images_of_dial(len(images), cfg.seed)
     batches = session.classifier.dataset.batches(images, session.evaluating(), some, "dial")
-    return dial_curve(
-        session.net, batches, selection.targets, scales, offsets, choose_by=cfg.choose_by
-    )
+    return dial_curve(session.net, batches, selection.targets, scales, offsets, cfg.choose_by)
 
 
 def choose_dial(
