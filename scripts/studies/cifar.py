@@ -46,7 +46,7 @@ from lora_mnist.data import CIFAR
 from lora_mnist.data.cifar import DATASETS
 from lora_mnist.data.images import Batch
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.predictions import confusion_of, counts_of_confusion
+from lora_mnist.measure.predictions import counts_of_labels
 
 VERSION = DATASETS["CIFAR10"]
 CLASSES = VERSION.classes.split()
@@ -220,7 +220,7 @@ def result_of(task: Rare, method: str, seed: int) -> list[float]:
         for name, logits, seconds in outputs_of(task, method, seed):
             case, predicted = loaded(task), logits.argmax(1)
             labels, before = case.labels["test"], case.before["test"].argmax(1)
-            counts = counts_of_confusion(confusion_of(labels, predicted, 10), case.targets)
+            counts = counts_of_labels(labels, predicted, 10, case.targets)
             row = [counts["errors_of_target"], counts["errors"], 100 * counts["balanced_accuracy"]]
             flips = (predicted != labels) & (before == labels)
             row += [counts["false_calls_of_target"], 100 * float(flips.float().mean())]
