@@ -119,14 +119,27 @@ def test_add_lora_computes_the_equation(geometry, batch, rank, alpha, use_rslora
 
 def test_lora_trains_without_the_dense_product(tiny, monkeypatch):
     monkeypatch.delattr(LoRAParametrization, "forward")
-    conv = add_lora(conv_net(), rank=3, target_modules="0")
-    assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 2, 3, 3), (4, 3, 1, 1)]
-    for net, x in ((tiny, torch.randn(4, 6)), (conv, torch.randn(1, 2, 5, 5))):
+    conv = add_lora(nn.Sequential(nn.Conv2d(16, 32, 3)), rank=3, target_modules="0")
+    assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 16, 3, 3), (32, 3, 1, 1)]
+    for net, x in ((tiny, torch.randn(4, 6)), (conv, torch.randn(1, 16, 5, 5))):
         for _ in range(2):
             add_lora(net)(x).sum().backward()
         assert all(p.grad is not None for p in lora_parameters(net) if p.requires_grad)
     with pytest.raises(NotImplementedError):
         _ = tiny.linear1.weight
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_a_layer_of_a_high_rank_builds_its_weight_unless_dropout_acts(monkeypatch, kind):
+    net, rank, shape, function = conv_net(), 4, (3, 2, 5, 5), F.conv2d
+    if kind == "linear":
+        net, rank, shape, function = nn.Sequential(nn.Linear(200, 200)), 40, (3, 200), F.linear
+    net, x = randomize(add_lora(net, rank=rank, dropout=0.5)), torch.randn(shape)
+    expected = function(x, net[0].weight, net[0].bias)
+    assert torch.equal(net.eval()(x), expected)
+    assert not torch.equal(net.train()(x), net(x))
+    monkeypatch.delattr(LoRAParametrization, "forward")
+    net(x).sum().backward()
 
 
 def test_what_becomes_of_a_copy_does_not_reach_the_layer(tiny):

@@ -1,4 +1,4 @@
-"""LoRA on one layer: a low-rank update of its weight, which the layer's own forward never builds.
+"""LoRA on one layer: a low-rank update of its weight, which the forward builds only if it pays.
 
 A linear layer with the frozen weight ``W``, shape (out_features, in_features), computes
 
@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import is_number, require
+
+#: A linear layer of so few weights gains nothing by being built.
+_SMALL = 30_000
 
 
 def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
@@ -138,9 +141,23 @@ class LoRAParametrization(nn.Module):
         return weight + product * self.strength
 
 
+def builds_weight(adapters: Any) -> bool:
+    """Whether a layer computes with the weight that it reads as, and not with the factors.
+
+    That is less with a rank near the full one: one more gradient, of the weight, in place of three
+    passes through the factors. Dropout acts on an adapter's input, and needs them.
+    """
+    rows, columns = adapters.original.flatten(1).shape
+    has_dropout = any(each.dropout and each.training for each in adapters)
+    rank = sum(each.rank for each in adapters)
+    return 3 * rank * (rows + columns) > rows * columns and not has_dropout
+
+
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    if adapters.original.numel() > _SMALL and builds_weight(adapters):
+        return F.linear(x, layer.weight, layer.bias)
     rows = x.reshape(-1, x.shape[-1])
     y = F.linear(rows, adapters.original, layer.bias)
     for adapter in adapters:
@@ -152,9 +169,14 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``forward`` of an adapted convolution: ``lora_A`` in place of the weight, 1x1 ``lora_B``."""
+    """``forward`` of an adapted convolution: ``lora_A`` in place of the weight, 1x1 ``lora_B``.
+
+    Or the weight is built: see :func:`builds_weight`.
+    """
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     geometry: Any = (layer.stride, layer.padding, layer.dilation)
+    if builds_weight(adapters):
+        return F.conv2d(x, layer.weight, layer.bias, *geometry)
     y = F.conv2d(x, adapters.original, layer.bias, *geometry)
     for adapter in adapters:
         if adapter.strength:

@@ -63,6 +63,13 @@ class PiSSAParametrization(LoRAParametrization):
         self.register_buffer("start_A", self.lora_A.detach().clone())
         self.register_buffer("start_B", self.lora_B.detach().clone())
 
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.strength:
+            return weight
+        change = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
+        change = change - self.start_B.flatten(1) @ self.start_A.flatten(1)
+        return weight + change.view_as(weight) * self.strength
+
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         if not (self.dropout and self.training):
             return super().terms(x)
