@@ -140,6 +140,65 @@ def test_a_base_has_a_weakest_class():
     assert Reading(run).verdict_text() == text
 
 
+def test_all_weak_classes_of_a_base_are_named():
+    test = outcome([40, 30, 100, 40]) | {"images_per_class": [400, 60, 200, 400]}
+    run = results("pretrain", test=test, classes=["cat", "dog", "owl", "cow"])
+    assert "Weaker than the others beyond chance: dog, owl." in Reading(run).verdict_text()
+
+
+def test_an_offset_without_the_adapter_is_called_so():
+    for more, text in (
+        ({}, "what is saved is the offset 1.5 on the logit of shirt alone."),
+        ({"targets": [1, 2]}, "what is saved is logit adjustment with tau 1.5 alone."),
+    ):
+        run = {**GOOD, "scale": 0, "offset": 1.5, **more}
+        assert verdict(run)[0].text == "Keep this repair: there are fewer errors in all."
+        assert text in verdict(run)[1].text
+
+
+def test_a_repair_that_is_off_says_what_its_training_would_do():
+    text = verdict(nines(900, 61, **OFF, targets=[9]))[0].text
+    assert "gains nothing on validation images; scale 1 with the offset 0.25 has errors" in text
+    assert (
+        "on nines 9 -> 2, errors on the other digits 3 -> 7, false calls of nines 0 -> 4." in text
+    )
+
+
+def rare(choose_by):
+    """Of few shirts 12 are repaired, and 60 of many coats are broken."""
+    run = run_of([30, 8, 16], [60, 0, 0], [5, 0, 12], choose_by=choose_by)
+    for split, accuracies in (("test", (0.93, 0.95)), ("test_base", (0.95, 0.72))):
+        run[split]["images_per_class"] = [900, 200, 20]
+        run[split] |= {"accuracy": accuracies[0], "balanced_accuracy": accuracies[1]}
+    return run
+
+
+def test_two_measures_that_part_are_said_with_the_mix_of_classes_that_each_is_for():
+    """What decides says whether to keep it."""
+    first, mixes, *_ = verdict(rare("balanced_accuracy"))
+    assert first.text.startswith("Keep this repair unless ")
+    assert first.text.endswith("balanced accuracy is 0.7200 -> 0.9500.")
+    assert mixes.text == (
+        "With all classes equally common it is better (balanced accuracy 0.7200 -> 0.9500); with "
+        "classes as common as among the test images it is worse (accuracy 0.9500 -> 0.9300)."
+    )
+    first, again, *_ = verdict(rare("accuracy"))
+    assert first.text == "Do not keep this repair: there are more errors in all."
+    assert again == mixes
+
+
+def test_another_mix_of_validation_images_is_said():
+    run = GOOD | {"val_base": outcome([9, 9, 1]) | {"images_per_class": [300, 300, 6]}}
+    run["test_base"] = {**run["test_base"], "images_per_class": [200, 200, 200]}
+    run["test"] = {**run["test"], "images_per_class": [200, 200, 200]}
+    run["val"] = run["val_base"]
+    texts = [phrase.text for phrase in Reading(run).belief()]
+    text = (
+        "Validation images have another mix of classes than test images: shirt is 1.0% and 33.3%."
+    )
+    assert text in texts
+
+
 CHOICES = {
     "target": {"value": "shirt", "of": None, "images": 60, "why": "the weakest class"},
     "rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},

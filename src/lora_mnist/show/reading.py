@@ -255,10 +255,8 @@ class Reading:
         (is_kept, judgement), most_harmed = self._judgement(), self.most_harmed
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
         if self.results["scale"] == 0 and self.results["offset"]:
-            text = (
-                f"The training adds nothing that validation images show: it is {self.offset_text()}"
-            )
-            phrases.append(Phrase(f"{text} alone."))
+            text = "The training adds nothing that validation images show: what is saved is"
+            phrases.append(Phrase(f"{text} {self.offset_text()} alone."))
         phrases += self._of_mixes()
         phrases.append(self.total.sentence("On all test images"))
         if self.of_targets.images:
