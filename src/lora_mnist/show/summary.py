@@ -161,11 +161,10 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
         table.add_row("base", *[""] * (len(first) - 1), *bases)
     is_terminal = sys.stdout.isatty()
     text = rendered([table], is_terminal, width=None if is_terminal else 200)
-    scales = []
-    for row in rows:
-        scales += [job.results.get("scale") for job in row if job.results["stage"] == "lora"]
-    if off := scales.count(0):
-        text += f"\n{off} of {len(scales)} adapters are turned off (scale 0)"
+    repairs = [job.results for row in rows for job in row if job.results["stage"] == "lora"]
+    off = [each for each in repairs if each.get("scale") == 0 and not each.get("offset")]
+    if off:
+        text += f"\n{len(off)} of {len(repairs)} adapters are turned off (scale 0)"
     return text
 
 
