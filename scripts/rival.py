@@ -31,7 +31,7 @@ from lora_mnist.cli.main import run_entry
 from lora_mnist.config.command import Run, classifier_of, key_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
-from lora_mnist.measure.dial import best_offset, contest, direction_for, offsets_of
+from lora_mnist.measure.dial import best_offset, contest, offset_for, offsets_of
 from lora_mnist.measure.gain import measure
 from lora_mnist.measure.predictions import counts_of_labels
 from lora_mnist.training.session import augment_of
@@ -87,9 +87,10 @@ class Choice(NamedTuple):
 
 def one_number(case: Case) -> tuple[Tensor, float]:
     """The direction and the offset, a number or tau, that validation images choose for the base."""
-    direction = direction_for(case.counts(), case.targets)
+    offset = offset_for(case.counts(), case.targets)
+    direction = offset.direction
     rows = contest(case.before["val"], case.labels["val"], direction)
-    classes, offsets = len(case.dataset.classes), offsets_of(direction)
+    classes, offsets = len(case.dataset.classes), offsets_of(offset)
     return direction, best_offset(rows, direction, offsets, classes, case.choose_by)
 
 

@@ -8,7 +8,14 @@ from helpers.nets import batches, randomize
 from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.measure import dial
-from lora_mnist.measure.dial import Collapse, advised_place, contest, outcome
+from lora_mnist.measure.dial import (
+    Collapse,
+    advised_place,
+    contest,
+    offset_for,
+    offsets_of,
+    outcome,
+)
 from lora_mnist.measure.predictions import counts_of, predictions_of
 
 
@@ -88,10 +95,24 @@ def test_a_shift_of_logits_is_no_collapse():
     good = torch.nn.functional.one_hot(labels, 2) * 4.0
     shifted, spoilt = good + torch.tensor([0, 6.0]), good.flip(1)
     direction = torch.tensor([0, 1.0])
-    limit = Collapse(0.7, "balanced_accuracy", direction)
+    limit = Collapse(0.7, "balanced_accuracy", direction, [-6.0, 0.0, 6.0])
     assert not limit.is_seen(contest(shifted, labels, direction), 2)
     assert limit.is_seen(contest(spoilt, labels, direction), 2)
     assert Collapse(0.7, "accuracy").is_seen(contest(shifted, labels, None), 2)
+
+
+def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():
+    counts = torch.tensor([300.0, 300, 10, 0])
+    rarity = (610 / 3 / counts[2]).log().item()
+    of_one = offset_for(counts, [2])
+    assert of_one.direction.tolist() == [0, 0, 1, 0]
+    assert max(offsets_of(of_one)) == pytest.approx(rarity + 1, abs=0.25)
+    assert max(offsets_of(offset_for(counts, [0]))) == 1
+    of_two = offset_for(counts, [1, 2])
+    assert of_two.direction[2].item() == pytest.approx(rarity)
+    assert of_two.direction[3] == 0
+    assert max(offsets_of(of_two)) == 2
+    assert offsets_of(None) == [0.0]
 
 
 def test_the_dial_takes_those_of_many_images_that_the_seed_gives(monkeypatch):

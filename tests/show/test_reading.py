@@ -151,7 +151,7 @@ def test_an_offset_without_the_adapter_is_called_so():
         ({}, "what is saved is the offset 1.5 on the logit of shirt alone."),
         ({"targets": [1, 2]}, "what is saved is logit adjustment with tau 1.5 alone."),
     ):
-        run = {**GOOD, "scale": 0, "offset": 1.5, **more}
+        run = {**GOOD, "scale": 0, "offset": 1.5, "dial": OFF["dial"], **more}
         assert verdict(run)[0].text == "Keep this repair: there are fewer errors in all."
         assert text in verdict(run)[1].text
 

@@ -183,6 +183,8 @@ class Classifier:
                 choices[name] = Choice(float(value), why="as set")
         if len(choices) < 2:
             choices |= self._advised(saved, choices)
+        for name, choice in choices.items():
+            log.info("%s=%g: %s", name, choice.value, choice.why)
         set_lora_scale(self.net, choices["scale"].value)
         set_lora_offset(self.net, choices["offset"].value)
         return {name: choices[name] for name in saved}
@@ -214,7 +216,6 @@ class Classifier:
         choices = {}
         for name in open_names:
             choices[name] = Choice(advised[name], None, len(some), "advised by validation images")
-            log.info("%s=%g: %s", name, advised[name], choices[name].why)
         return choices
 
     @property

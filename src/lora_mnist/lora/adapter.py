@@ -101,6 +101,7 @@ def save_adapter(
     if offset is not None:
         numbers = {str(c): each for c, each in enumerate(offset.direction.tolist()) if each}
         about["offset"] = {"layer": last, "value": offset.offset, "direction": numbers}
+        about["offset"]["most"] = offset.most
         if offset.offset and first.bias_key and last not in adapters:  # it needs factors beside it
             meta = LoRAParametrization(weights[last].base.to("meta"))  # no random number is drawn
             adapters[last] = meta.to_empty(device="cpu")
@@ -204,7 +205,7 @@ def _read_adapters(
         direction = torch.zeros(len(weights[last].base))
         for number, value in record["direction"].items():
             direction[int(number)] = value
-        offset = Offset(direction)
+        offset = Offset(direction, record["most"])
         offset.offset = float(record["value"])
         for end in ("base_layer.bias", "bias"):
             bias = tensors.pop(f"{_START}{record['layer']}.{end}", None)

@@ -138,7 +138,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
         adapter.scale = scale
 
 
-def add_offset(model: nn.Module, layer: str, direction: Tensor) -> nn.Module:
+def add_offset(model: nn.Module, layer: str, direction: Tensor, most: float = 10.0) -> nn.Module:
     """Put an :class:`.offset.Offset` of 0 on the bias of ``layer``, the last one of ``model``.
 
     ``model`` carries LoRA already; it is changed in place, and returned. :func:`.offset.last_layer`
@@ -146,7 +146,7 @@ def add_offset(model: nn.Module, layer: str, direction: Tensor) -> nn.Module:
     """
     usable_adapters(model)
     weight = adaptable_weights(model)[f"{layer}.bias".removeprefix(".")]
-    put_on(weight, weight.base, [*weight.adapters, Offset(direction).to(weight.base)])
+    put_on(weight, weight.base, [*weight.adapters, Offset(direction, most).to(weight.base)])
     return model
 
 

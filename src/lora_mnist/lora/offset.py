@@ -23,6 +23,7 @@ class Offset(nn.Module):
 
     Args:
         direction: shape (num_classes,), as the bias.
+        most: the largest offset that is worth a try.
 
     Attributes:
         offset: a number; with 0 the layer's bias is the base's exactly.
@@ -31,10 +32,10 @@ class Offset(nn.Module):
 
     direction: Tensor
 
-    def __init__(self, direction: Tensor) -> None:
+    def __init__(self, direction: Tensor, most: float = 10.0) -> None:
         super().__init__()
         self.register_buffer("direction", direction)
-        self.offset, self.enabled = 0.0, True
+        self.offset, self.most, self.enabled = 0.0, most, True
 
     def forward(self, bias: Tensor) -> Tensor:
         if not (self.enabled and self.offset):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_mnist.errors import require_one_of
 from lora_mnist.lora.model import usable_adapters
+from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.weight import lora_offsets
 from lora_mnist.measure.gain import MEASURES, class_weights, gain, measure
 from lora_mnist.measure.predictions import Point, counts_of_labels, logits_at
@@ -68,8 +69,9 @@ def dial_curve(
     """
     require_one_of("choose_by", choose_by, MEASURES)
     usable_adapters(model)
-    direction = direction_of(model)
-    offsets = offsets_of(direction) if offsets is None else offsets
+    of_model = offset_of(model)
+    direction = None if of_model is None else of_model.direction.cpu()
+    offsets = offsets_of(of_model) if offsets is None else offsets
     columns: dict[float, list[Tensor]] = {scale: [] for scale in (0.0, *scales)}
     for labels, at_scales in logits_at(model, batches, [Point(scale) for scale in columns]):
         for column, logits in zip(columns.values(), at_scales, strict=True):
@@ -134,31 +136,35 @@ def advised_place(curve: Mapping[str, Any]) -> int:
 # --- offsets --------------------------------------------------------------------------------------
 
 
-def direction_of(model: nn.Module) -> Tensor | None:
-    """How an offset moves the logits of ``model``; ``None`` where it has none."""
+def offset_of(model: nn.Module) -> Offset | None:
+    """The offset on ``model``; ``None`` where it has none."""
     offsets = lora_offsets(model)
-    return offsets[-1].direction.cpu() if offsets else None
+    return offsets[-1] if offsets else None
 
 
-def direction_for(counts: Tensor, targets: Sequence[int]) -> Tensor:
-    """How an offset moves the logits to repair ``targets``, by the training images of each class.
+def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
+    """An offset to repair ``targets``, by the training images of each class, float, (num_classes,).
 
-    See :mod:`.lora.offset`. A class without images stays where it is.
+    See :mod:`.lora.offset`. Rarity asks for the logarithm of how much rarer a class is than the
+    mean one, or for a tau of 1: at most one more is tried, since a few images of a class that were
+    not learnt can ask for any number. A class without images stays where it is.
     """
+    mean = counts.sum() / (counts > 0).sum()
+    rarity = torch.where(counts > 0, mean / counts, 1.0).log()
     if len(targets) > 1:
-        mean = counts.sum() / (counts > 0).sum()
-        return torch.where(counts > 0, mean / counts, 1.0).log()
+        return Offset(rarity, most=2.0)
     direction = torch.zeros_like(counts)
     direction[targets] = 1.0
-    return direction
+    return Offset(direction, most=1 + max(0.0, rarity[targets].item()))
 
 
-def offsets_of(direction: Tensor | None) -> Sequence[float]:
+def offsets_of(offset: Offset | None) -> Sequence[float]:
     """The offsets to try."""
-    if direction is None:
+    if offset is None:
         return [0.0]
+    direction = offset.direction
     is_of_one = direction.count_nonzero() == 1 and (direction == 1).any()
-    return _NUMBERS if is_of_one else _TAUS
+    return [each for each in (_NUMBERS if is_of_one else _TAUS) if each <= offset.most]
 
 
 def best_offset(
@@ -227,11 +233,12 @@ class Collapse(NamedTuple):
     least: float
     choose_by: str
     direction: Tensor | None = None
+    offsets: Sequence[float] = (0.0,)
 
     def is_seen(self, rows: Tensor, num_classes: int) -> bool:
         """Whether validation images show it, by the rows of :func:`contest`."""
-        label, offsets = rows[:, 0].long(), offsets_of(self.direction)
-        offset = best_offset(rows, self.direction, offsets, num_classes, self.choose_by)
+        label = rows[:, 0].long()
+        offset = best_offset(rows, self.direction, self.offsets, num_classes, self.choose_by)
         wrong = label[outcome(rows, self.direction, offset) != label]
         errors = wrong.bincount(minlength=num_classes).cpu().numpy()
         images = label.bincount(minlength=num_classes).cpu().numpy()

@@ -133,7 +133,9 @@ def draw_offsets(reading: Reading) -> Figure:
         xlabel=f"false calls of {shortened(reading.target_names, 40)}",
         ylabel=f"errors on {shortened(reading.target_names, 40)}",
     )
-    axes.set_title(f"{dial['images']:,} validation images; along a line the offset changes")
+    decides = dial["choose_by"].replace("_", " ")
+    title = f"{dial['images']:,} validation images; along a line the offset changes"
+    axes.set_title(f"{title}\nadvised by {decides}, not by these two counts", fontsize=10)
     place = dial["scales"].index(dial["advised"])
     names = {"base": "the base", "adapter": f"the adapter at scale {dial['advised']:g}"}
     for name, label in names.items():
@@ -146,7 +148,7 @@ def draw_offsets(reading: Reading) -> Figure:
         at = counts["false_calls_of_target"], counts["errors_of_target"]
         axes.plot(*at, mark, ms=13, label=label, zorder=3)
     # Offsets that call nearly every image so would leave the rest no room.
-    most = 4 * max(1, dial["base"]["false_calls_of_target"], advised["false_calls_of_target"])
+    most = 2 * max(5, dial["base"]["false_calls_of_target"], advised["false_calls_of_target"])
     axes.set_xlim(-0.02 * most, most)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -254,7 +254,7 @@ class Reading:
         """The judgement, then a sentence for each group of images that the repair concerns."""
         (is_kept, judgement), most_harmed = self._judgement(), self.most_harmed
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
-        if self.results["scale"] == 0 and self.results["offset"]:
+        if self.results["scale"] == self.dial.get("advised") == 0 and self.results["offset"]:
             text = "The training adds nothing that validation images show: what is saved is"
             phrases.append(Phrase(f"{text} {self.offset_text()} alone."))
         phrases += self._of_mixes()
@@ -332,7 +332,8 @@ class Reading:
             if len(parts) == 1:
                 return f"{parts[0]} matters"
         elif worse:
-            parts.append(f"losses on {len(worse)} of {len(self.other_classes)} other classes")
+            others = len(self.other_classes)
+            parts.append(f"losses beyond chance on {len(worse)} of {others} other classes")
         return f"{' and '.join(parts)} matter" if parts else ""
 
     def _judgement(self) -> tuple[bool, Phrase]:
@@ -396,6 +397,8 @@ class Reading:
             shares.append("none" if share is None else f"{share:.0%}")
         calls = self._change_of_false_calls()
         text = f"Other images called {self.target_names} (false calls): "
+        if len(self.targets) > 1:
+            text = f"Images called {self.target_names} that are of another class (false calls): "
         text += f"{calls.before:,} -> {calls.after:,}; precision {shares[0]} -> {shares[1]}."
         return Phrase(text, calls.judgement)
 

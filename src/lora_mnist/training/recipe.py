@@ -34,9 +34,10 @@ from lora_mnist.measure.dial import (
     SCALES,
     Collapse,
     dial_curve,
-    direction_for,
-    direction_of,
     images_of_dial,
+    offset_for,
+    offset_of,
+    offsets_of,
 )
 from lora_mnist.measure.gain import least_measure, measure
 from lora_mnist.measure.predictions import Predictions, counts_of
@@ -128,10 +129,10 @@ def put_adapter(session: Session, selection: Selection) -> None:
     if offset and selection.targets:
         layer = _layer_of_offset(session)
     if layer is None and offset not in (0, AUTO):
-        raise UserError(
-            f"lora.offset={offset}: expected 0 or auto; there is no class to move, or the network "
-            "changes what its last layer gives"
-        )
+        why = "there is no class to move"
+        if selection.targets:
+            why = "the network changes what its last layer gives"
+        raise UserError(f"lora.offset={offset}: expected 0 or auto; {why}")
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
@@ -148,7 +149,8 @@ def put_adapter(session: Session, selection: Selection) -> None:
     if layer is not None:
         labels, classes = session.images.train.labels, session.classifier.classes
         counts = labels.bincount(minlength=len(classes)).float()
-        add_offset(net, layer, direction_for(counts, selection.targets))
+        own = offset_for(counts, selection.targets)
+        add_offset(net, layer, own.direction, own.most)
 
 
 def _layer_of_offset(session: Session) -> str | None:
@@ -396,7 +398,9 @@ def collapse_after(session: Session, table: Predictions | None) -> Collapse | No
     counts = counts_of(table)
     last = counts.get("after", counts["before"])
     least = least_measure(last["errors_per_class"], last["images_per_class"], session.cfg.choose_by)
-    return Collapse(least, session.cfg.choose_by, direction_of(session.net))
+    offset = offset_of(session.net)
+    direction = None if offset is None else offset.direction.cpu()
+    return Collapse(least, session.cfg.choose_by, direction, offsets_of(offset))
 
 
 def choose_trial(session: Session, repairs: Mapping[str, Repair]) -> Choice:
@@ -455,7 +459,7 @@ def choose_dial(
 ) -> dict[str, Choice]:
     """The scale and the offset at which the adapter is saved: ``lora``'s, or the dial's."""
     lora, choices = session.cfg.lora, {}
-    has_offset = direction_of(session.net) is not None
+    has_offset = offset_of(session.net) is not None
     if lora.scale != AUTO:
         choices["scale"] = session.as_set("lora.scale", float(lora.scale))
     if lora.offset != AUTO:
@@ -468,13 +472,15 @@ def choose_dial(
         return choices
     place = dial["scales"].index(choices["scale"].value if "scale" in choices else dial["advised"])
     of_base, saved = dial["base"]["measure"], dial["saved"][place]
-    why = f"advised by validation images: {name_of_measure(session)} {of_base:.1%} -> "
-    why += f"{of_base + saved:.1%}"
+    measures = f"{name_of_measure(session)} {of_base:.1%} -> {of_base + saved:.1%}"
+    whys = {"scale": f"advised by validation images, each scale at its best offset: {measures}"}
+    of_several = "tau of logit adjustment, " if len(selection.targets) > 1 else ""
+    whys["offset"] = f"{of_several}the least cross-entropy of validation images at this scale"
     advised = {"scale": dial["scales"][place], "offset": dial["offsets"][place]}
     for name, value in session.of_first_process(advised).items():
         if name not in choices:
             of = dial["scales"] if name == "scale" else None
-            choices[name] = Choice(value, of, dial["images"], why)
+            choices[name] = Choice(value, of, dial["images"], whys[name])
     return choices
 
 
