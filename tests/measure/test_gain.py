@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from lora_mnist.measure.gain import gain, least_measure, measure, p_value
 from lora_mnist.measure.significance import mcnemar
@@ -32,8 +33,9 @@ def test_classes_count_alike_and_one_without_images_has_no_part():
     errors, images = [5, 4, 0], [100, 5, 0]
     assert measure(errors, images, "balanced_accuracy") == pytest.approx((0.95 + 0.2) / 2)
     assert measure(errors, images, "accuracy") == pytest.approx(96 / 105)
-    right = [0] * 95 + [1] * 5 + [1] + [0] * 4
-    assert balanced_accuracy_score([0] * 100 + [1] * 5, right) == pytest.approx(0.575)
+    label, predicted = torch.tensor([0] * 100 + [1] * 5), torch.tensor([0] * 95 + [1] * 6 + [0] * 4)
+    theirs = multiclass_accuracy(predicted, label, num_classes=2, average="macro")
+    assert measure(errors, images, "balanced_accuracy") == pytest.approx(theirs.item())
     saved, deviation = gain([0, 2, 0], [10, 0, 0], images, "balanced_accuracy")
     assert saved == pytest.approx(2 / 10 - 10 / 200)
     assert deviation == pytest.approx((2 / 100 + 10 / 200**2) ** 0.5)
