@@ -1,8 +1,8 @@
 """The dial of a finished adapter: its scale, and an offset beside it.
 
-With the scale ``s`` the weights are ``W + s * scaling * lora_B @ lora_A``: a straight line from the
-base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and loses
-most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
+With the scale ``s`` LoRA's weights are ``W + s * scaling * lora_B @ lora_A``: a straight line from
+the base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and
+loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
 (PAINT), arXiv:2208.05592. A training also moves how often a class is predicted, whatever else it
 learns. An offset on the logits of the classes to repair moves that back or further, without a
 training: :mod:`.lora.offset`.
@@ -190,8 +190,8 @@ def contest(logits: Tensor, labels: Tensor, direction: Tensor | None) -> Tensor:
     """What decides each prediction where an offset moves some logits: float, (N, 5 + T).
 
     The columns are the label, its logit, the best of the other classes, its logit, the logarithm of
-    the sum of the exponentials of these classes, and the logits of the T classes that are moved. So
-    thousands of classes take no memory.
+    the sum of the exponentials of these classes, and the logits of the T classes that are moved. To
+    repair one class of thousands takes no memory; tau moves all of them.
     """
     moved, logits = _moved(direction), logits.float()
     others = logits.clone()

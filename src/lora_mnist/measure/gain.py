@@ -9,8 +9,9 @@ Where an image is as likely to be mended as to be broken, the standard deviation
 
     deviation = sqrt(sum over c of (r_c + b_c) / (K n_c)^2)
 
-For the plain accuracy, ``1 / n`` takes the place of ``1 / (K n_c)``, with n images in all. Trials,
-scale, offset, refit and what counts as a collapse are decided by these numbers alone.
+For the plain accuracy, ``1 / n`` takes the place of ``1 / (K n_c)``, with n images in all. Trial,
+scale and what counts as a collapse are decided by these numbers. The offset has the least
+cross-entropy, in which images have the same weights: :func:`.dial.best_offset`.
 """
 
 import math
@@ -42,11 +43,8 @@ def measure(errors: ArrayLike, images: ArrayLike, choose_by: str) -> Any:
 
 def gain(repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, choose_by: str) -> Any:
     """``saved`` and ``deviation``, of counts per class, (..., C)."""
-    weights, mended, lost = (
-        class_weights(images, choose_by),
-        np.asarray(repaired),
-        np.asarray(broken),
-    )
+    weights = class_weights(images, choose_by)
+    mended, lost = np.asarray(repaired), np.asarray(broken)
     return (mended - lost) @ weights, np.sqrt((mended + lost) @ weights**2)
 
 
