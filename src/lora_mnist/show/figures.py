@@ -147,10 +147,12 @@ def draw_offsets(reading: Reading) -> Figure:
     for label, (mark, counts) in points.items():
         at = counts["false_calls_of_target"], counts["errors_of_target"]
         axes.plot(*at, mark, ms=13, label=label, zorder=3)
-    # Offsets that call nearly every image so would leave the rest no room.
-    most = 2 * max(5, dial["base"]["false_calls_of_target"], advised["false_calls_of_target"])
-    axes.set_xlim(-0.02 * most, most)
-    axes.set_ylim(bottom=0)
+    # Offsets by which a network says nothing else, or never that, would leave the rest no room.
+    ends = []
+    for key in ("false_calls_of_target", "errors_of_target"):
+        ends.append(2 * max(5, dial["base"][key], advised[key]))
+    axes.set_xlim(-0.02 * ends[0], ends[0])
+    axes.set_ylim(0, ends[1])
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
