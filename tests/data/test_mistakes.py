@@ -124,9 +124,9 @@ def test_learnt_mistakes_stand_behind_the_training_images(tmp_path):
     write(tmp_path, {f"cat/{n}.png": n for n in range(DARK, 120)})
     mistakes = wrong_pictures(by_darkness, data, tmp_path, 0.2)
     train = with_mistakes(data.sets, mistakes).train
-    assert len(train) == 2 + len(mistakes.learnt)
+    assert len(train) == 2 + len(mistakes.train)
     pixels, labels = train.take(range(3))
-    assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.learnt.pixels[0][0, 0, 0])]
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.train.pixels[0][0, 0, 0])]
     assert labels.tolist() == [1, 0, 0]
 
 

@@ -72,6 +72,12 @@ def results(stage="lora", **more):
     }
 
 
+def table_of(num_classes, label, *prediction):
+    """A table of these predictions, each of them sure."""
+    sure = torch.ones(len(prediction), len(label))
+    return Predictions(num_classes, label, torch.stack(prediction), sure, torch.zeros_like(sure))
+
+
 def predictions(pair=True):
     """Predictions for six images."""
     scales = 2 if pair else 1

@@ -6,12 +6,12 @@ from io import BytesIO
 import pytest
 import torch
 from composed import logged
-from helpers.runs import CLASSES, DIAL, images, outcome, predictions, results
+from helpers.runs import CLASSES, DIAL, images, outcome, predictions, results, table_of
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from lora_mnist.data import Images
-from lora_mnist.measure.predictions import Predictions, outcomes_by_part
+from lora_mnist.measure.predictions import outcomes_by_part
 from lora_mnist.show import figures
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import first_pictures, make_report
@@ -104,8 +104,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     label = torch.arange(300)
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
-    sure, loss = torch.ones(2, 300), torch.zeros(2, 300)
-    table = Predictions(300, label, torch.stack([base, adapted]), sure, loss)
+    table = table_of(300, label, base, adapted)
     counts = outcomes_by_part({"test": table}, [0])
     run = results(targets=[0], classes=[f"class number {n}" for n in range(300)], **counts)
     noise = torch.randint(0, 255, (300, 3, 64, 64), dtype=torch.uint8)

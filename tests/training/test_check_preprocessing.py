@@ -6,11 +6,11 @@ import numpy
 import pytest
 import torch
 from composed import composed, logged
+from helpers.runs import table_of
 from PIL import Image
 from torch import nn
 
 from lora_mnist.commands.evaluate import evaluate
-from lora_mnist.measure.predictions import Predictions
 from lora_mnist.training.check_preprocessing import better_order, check_base
 
 
@@ -106,8 +106,7 @@ def predictions(accuracy, output=(0, 1, 2, 3), seed=0):
     guess = torch.randint(4, label.shape, generator=generator)
     is_right = torch.rand(label.shape, generator=generator) < accuracy
     before = torch.tensor(output)[torch.where(is_right, label, guess)]
-    nothing = torch.zeros(1, len(label))
-    return Predictions(4, label, before[None], nothing, nothing)
+    return table_of(4, label, before)
 
 
 def test_better_order_is_told_where_that_of_the_classes_was_forgotten():
@@ -121,8 +120,7 @@ def test_better_order_is_told_where_that_of_the_classes_was_forgotten():
 def test_better_order_tells_two_swapped_classes_though_one_of_them_is_weak():
     label = torch.tensor([0] * 80 + [1] * 80)
     before = torch.tensor([1] * 70 + [2] * 10 + [1] * 48 + [0] * 32)  # one is called as the other
-    nothing = torch.zeros(1, len(label))
-    table = Predictions(3, label, before[None], nothing, nothing)
+    table = table_of(3, label, before)
     assert better_order(table, ["star", "square", "disc"]) == ["prepare.classes=[square,star,disc]"]
 
 

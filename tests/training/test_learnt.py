@@ -102,7 +102,7 @@ class World:
         known = set() if command == "pretrain" else self.seen[base]
         self.look(session.images.val, known)
         if session.mistakes is not None:
-            self.look(session.mistakes.tested, known | self.drawn)
+            self.look(session.mistakes.test, known | self.drawn)
         for row in read_csv(folder / "predictions.csv"):
             with Image.open(Path("photos", row["file"])) as picture:
                 assert pixels_of(pil_to_tensor(picture)) not in known | self.drawn

@@ -6,6 +6,7 @@ import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_csv, read_results
+from helpers.runs import table_of
 
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
@@ -14,7 +15,6 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.predictions import Predictions
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training import recipe
 from lora_mnist.training.recipe import choose_target
@@ -249,8 +249,7 @@ def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
 def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
     """Its name, 10, is that of a class, and its place, 1, the name of another."""
     label = torch.tensor([0] * 9 + [1] * 9 + [2] * 9)
-    nothing = torch.zeros(1, len(label))
-    before = Predictions(3, label, torch.where(label == 1, 0, label)[None], nothing, nothing)
+    before = table_of(3, label, torch.where(label == 1, 0, label))
     train = SimpleNamespace(labels=torch.tensor([0, 1, 2, 1]))
     session = SimpleNamespace(
         cfg=SimpleNamespace(target="weakest"),

@@ -85,16 +85,16 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
     """
     if not isinstance(content, Mapping):
         return {}
-    tensors, parts = {}, {}
+    tensors, groups = {}, {}
     for key, value in content.items():
         if isinstance(value, Tensor):
             tensors[str(key)] = value
-        elif part := _tensors_in(value):
-            parts[key] = part
-    if not tensors and len(parts) == 1:
-        return next(iter(parts.values()))
-    for key, part in parts.items():
-        tensors |= {f"{key}.{name}": tensor for name, tensor in part.items()}
+        elif group := _tensors_in(value):
+            groups[key] = group
+    if not tensors and len(groups) == 1:
+        return next(iter(groups.values()))
+    for key, group in groups.items():
+        tensors |= {f"{key}.{name}": tensor for name, tensor in group.items()}
     return tensors
 
 

@@ -32,8 +32,8 @@ class Picture(NamedTuple):
 class Mistakes(NamedTuple):
     """Pictures that a base gets wrong."""
 
-    learnt: Images
-    tested: Images
+    train: Images  # to learn
+    test: Images  # held out
 
 
 def wrong_pictures(
@@ -95,8 +95,8 @@ def wrong_pictures(
     read = images.train.read
     pixels = [picture.path if read else picture.image for picture in wrong]
     mistakes = Images(pixels, labels, read=read, digests=digests)
-    learnt, tested = mistakes.without(is_tested), mistakes.without(~is_tested)
-    if not len(learnt):
+    train, test = mistakes.without(is_tested), mistakes.without(~is_tested)
+    if not len(train):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
             f"gets {len(wrong)} of {len(pictures)} pictures wrong, and all of these are held out"
@@ -104,16 +104,16 @@ def wrong_pictures(
     message = "%s: the base has %d of %d pictures right already, which are left out; of the others "
     message += "%d are to be learnt, and %d are held out"
     count = len(pictures)
-    log.info(message, setting, count - len(wrong), count, len(learnt), len(tested))
-    return Mistakes(learnt, tested)
+    log.info(message, setting, count - len(wrong), count, len(train), len(test))
+    return Mistakes(train, test)
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     """The images of a run, with the mistakes to learn at the end of those to train on."""
     sha256 = dict(images.sha256)
-    for name, pictures in (("mistakes", mistakes.learnt), ("mistakes_test", mistakes.tested)):
+    for name, pictures in (("mistakes", mistakes.train), ("mistakes_test", mistakes.test)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
-    return replace(images, train=images.train.followed_by(mistakes.learnt), sha256=sha256)
+    return replace(images, train=images.train.followed_by(mistakes.train), sha256=sha256)
 
 
 def _sha256(image: Tensor) -> str:

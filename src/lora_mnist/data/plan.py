@@ -91,26 +91,26 @@ class Plan:
 
     @property
     def _images_per_epoch(self) -> int:
-        learnt = len(self.selection.target_indices)
         # Each process has as many: some images come twice.
-        return math.ceil(learnt / self.processes) * self.processes - self.left_out
+        of_each = math.ceil(len(self.selection.target_indices) / self.processes)
+        return of_each * self.processes - self.left_out
 
     def batches(self) -> Iterator[list[int]]:
         """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._in_turn(self.selection.replay_indices)
-        learnt = self.selection.target_indices
+        indices = self.selection.target_indices
         if len(self.selection.targets) > 1:  # the rarest as often as the others
-            in_turn = self._in_turn(learnt)
+            in_turn = self._in_turn(indices)
             while True:
                 yield list(islice(in_turn, self.batch_size)) + list(islice(replayed, self.replay))
         while True:
-            order = learnt[torch.randperm(len(learnt), generator=generator)]
+            order = indices[torch.randperm(len(indices), generator=generator)]
             # torch's RandomSampler shuffles once more when an epoch's images are used up.
-            torch.randperm(len(learnt), generator=generator)
+            torch.randperm(len(indices), generator=generator)
             order = order.repeat(self.processes)[: self._images_per_epoch]
-            for indices in torch.split(order, self.batch_size):
-                yield indices.tolist() + list(islice(replayed, self.replay))
+            for batch in torch.split(order, self.batch_size):
+                yield batch.tolist() + list(islice(replayed, self.replay))
 
     def _in_turn(self, indices: Tensor) -> Iterator[int]:
         """Indices without end: one of each class in turn, in random order."""

@@ -120,9 +120,9 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
 
     ``ValueError`` if no layer carries LoRA, or the adapters are merged.
     """
-    parts: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
-    for part in parts:
-        part.enabled = enabled
+    every: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
+    for adapter in every:
+        adapter.enabled = enabled
 
 
 def set_lora_scale(model: nn.Module, scale: float) -> None:
@@ -173,14 +173,14 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     other rounding, once its weights are frozen. ``ValueError`` if no layer carries LoRA, or the
     adapters are merged.
     """
-    parts: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
-    before = [(part, part.enabled) for part in parts]
+    every: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
+    before = [(adapter, adapter.enabled) for adapter in every]
     set_lora_enabled(model, False)
     try:
         yield
     finally:
-        for part, enabled in before:
-            part.enabled = enabled
+        for adapter, enabled in before:
+            adapter.enabled = enabled
 
 
 @torch.no_grad()

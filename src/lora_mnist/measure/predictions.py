@@ -5,7 +5,7 @@ Before is the base; after is base and adapter. A network without an adapter has 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,24 +63,26 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.label)
 
+    def columns(self) -> dict[str, Tensor]:
+        """What is known of each image, by name: (N,), or at each point, (S, N)."""
+        columns = {}
+        for each in fields(self):
+            if isinstance(column := getattr(self, each.name), Tensor):
+                columns[each.name] = column
+        return columns
+
     def at(self, rows: Tensor) -> "Predictions":
         """The predictions for some of the images."""
-        return Predictions(
-            self.num_classes,
-            self.label[rows],
-            self.prediction[:, rows],
-            self.probability[:, rows],
-            self.loss[:, rows],
-        )
+        columns: Any = {name: column[..., rows] for name, column in self.columns().items()}
+        return replace(self, **columns)
 
     def followed_by(self, others: "Predictions") -> "Predictions":
         """These points, and after them those of ``others``, for the same images."""
-        return replace(
-            self,
-            prediction=torch.cat([self.prediction, others.prediction]),
-            probability=torch.cat([self.probability, others.probability]),
-            loss=torch.cat([self.loss, others.loss]),
-        )
+        columns: Any = self.columns()
+        for name, column in others.columns().items():
+            if column.ndim == 2:
+                columns[name] = torch.cat([columns[name], column])
+        return replace(self, **columns)
 
     def outcomes(self) -> NDArray[np.str_]:
         """What became of each image, (N,): ``right``, ``repaired``, ``broken`` or ``wrong``."""

@@ -42,6 +42,25 @@ class Phrase(NamedTuple):
     judgement: str = "unclear"
 
 
+def _judged(fewer: int, more: int) -> str:
+    """``better`` or ``worse``; ``unclear`` where the difference may be chance."""
+    if mcnemar(fewer, more) > LEVEL:
+        return "unclear"
+    return "better" if fewer > more else "worse"
+
+
+class FalseCalls(NamedTuple):
+    """How often images get the name of some class that is not theirs, around a repair."""
+
+    before: int
+    after: int
+
+    @property
+    def judgement(self) -> str:
+        """As if no image were among both, which is the cautious way to compare them."""
+        return _judged(self.before, self.after)
+
+
 class Change(NamedTuple):
     """The errors in the images of some classes, and the false calls of these, around a repair."""
 
@@ -50,15 +69,12 @@ class Change(NamedTuple):
     repaired: int
     broken: int
     images: int
-    false_calls_before: int
-    false_calls: int
+    false_calls: FalseCalls
 
     @property
     def judgement(self) -> str:
         """``better`` or ``worse``; ``unclear`` where the change may be chance."""
-        if mcnemar(self.repaired, self.broken) > LEVEL:
-            return "unclear"
-        return "better" if self.after < self.before else "worse"
+        return _judged(self.repaired, self.broken)
 
     def sentence(self, name: str, end: str = "") -> Phrase:
         """A sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
@@ -128,8 +144,7 @@ class Reading:
             repaired=total(after, "repaired"),
             broken=total(after, "broken"),
             images=total(after, "images"),
-            false_calls_before=total(before, "false_calls"),
-            false_calls=total(after, "false_calls"),
+            false_calls=FalseCalls(total(before, "false_calls"), total(after, "false_calls")),
         )
 
     def weakest_class(self) -> int:
@@ -178,7 +193,7 @@ class Reading:
                 cells |= {"repaired": change.repaired, "broken": change.broken}
             cells["false calls"] = ""
             if len(group) == 1:  # of several, some are given the name of another in the row
-                cells["false calls"] = self._pair(change.false_calls_before, change.false_calls)
+                cells["false calls"] = self._pair(*change.false_calls)
             low, high = wilson(change.after, change.images)
             cells |= {"images": change.images, "95% interval": f"{low:.0f}-{high:.0f}"}
             is_target = self.is_repair and len(group) == 1 and group[0] in self.targets
@@ -320,21 +335,21 @@ class Reading:
 
     def _price(self) -> str:
         """What a repair costs beyond chance, such as "the loss on fours matters"; "": nothing."""
-        parts = []
+        reasons = []
         if self.targets and self.other_classes and self.of_targets.images:
-            calls = self._change_of_false_calls()
+            calls = self.of_targets.false_calls
             if calls.judgement == "worse":
                 more = calls.after - calls.before
-                parts.append(f"{more:,} more false calls of {self.target_names}")
+                reasons.append(f"{more:,} more false calls of {self.target_names}")
         worse = [c for c in self.other_classes if self.change([c]).judgement == "worse"]
         if len(worse) == 1:
-            parts.append(f"the loss on {self.named(worse)}")
-            if len(parts) == 1:
-                return f"{parts[0]} matters"
+            reasons.append(f"the loss on {self.named(worse)}")
+            if len(reasons) == 1:
+                return f"{reasons[0]} matters"
         elif worse:
             others = len(self.other_classes)
-            parts.append(f"losses beyond chance on {len(worse)} of {others} other classes")
-        return f"{' and '.join(parts)} matter" if parts else ""
+            reasons.append(f"losses beyond chance on {len(worse)} of {others} other classes")
+        return f"{' and '.join(reasons)} matter" if reasons else ""
 
     def _judgement(self) -> tuple[bool, Phrase]:
         """Whether to keep a repair, and why: the first case that fits. Chance is no reason."""
@@ -372,22 +387,13 @@ class Reading:
 
     def _mistakes(self) -> Phrase:
         """How many mistakes of a hotfix are right now: those to learn, and those held out."""
-        learnt = self.change(part="mistakes")
-        right = f"{learnt.images - learnt.after:,} of {learnt.images:,}"
+        train = self.change(part="mistakes")
+        right = f"{train.images - train.after:,} of {train.images:,}"
         text = f"{right} mistakes to learn are right now"
         if "mistakes_test" in self.counts:
-            tested = self.change(part="mistakes_test")
-            text += f", and {tested.images - tested.after:,} of {tested.images:,} held out"
-        return Phrase(f"{text}.", learnt.judgement)
-
-    def _change_of_false_calls(self) -> Change:
-        """The false calls of the classes to repair, which are one group.
-
-        As if no image were among both counts, which is the cautious way to compare them.
-        """
-        before = self.counts["test_base"]["false_calls_of_target"]
-        after = self.counts["test"]["false_calls_of_target"]
-        return Change(before, after, before, after, 0, before, after)
+            test = self.change(part="mistakes_test")
+            text += f", and {test.images - test.after:,} of {test.images:,} held out"
+        return Phrase(f"{text}.", train.judgement)
 
     def _false_calls(self) -> Phrase:
         """How often images of other classes get a name of those to repair."""
@@ -395,7 +401,7 @@ class Reading:
         for outcome in (self.counts["test_base"], self.counts["test"]):
             share = precision(outcome, self.targets)
             shares.append("none" if share is None else f"{share:.0%}")
-        calls = self._change_of_false_calls()
+        calls = self.of_targets.false_calls
         text = f"Other images called {self.target_names} (false calls): "
         if len(self.targets) > 1:
             text = f"Images called {self.target_names} that are of another class (false calls): "
@@ -492,8 +498,8 @@ class Reading:
         results, total = self.results, self.total
         # A run that was called from Python has no command line that says what it ran on.
         is_known = results.get("overrides") is not None and not results.get("better_preprocessing")
-        learnt = results["training_images_per_class"]
-        has_images = sum(learnt) > max(learnt) and results["validation_images"]
+        training = results["training_images_per_class"]
+        has_images = sum(training) > max(training) and results["validation_images"]
         # Mending so few errors could be chance; a base that gets half wrong needs training.
         worst = self.change([self.weakest_class()])
         is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images

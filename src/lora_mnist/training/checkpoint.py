@@ -35,20 +35,20 @@ def hyperparameters_of(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_other_training(
-    path: str | Path, settings: Mapping[str, Any], parts: Iterable[str]
+    path: str | Path, settings: Mapping[str, Any], groups: Iterable[str]
 ) -> None:
-    """Refuse a checkpoint of a training with other ``settings``, as far as they are of ``parts``.
+    """Refuse a checkpoint of a training with other ``settings``, as far as they are of ``groups``.
 
     The number of steps may be another one, and what follows from it, such as ``T_max``; so may
     ``lora.scale``, which is of the finished adapter.
     """
     own, its, steps = flatten(dict(settings)), hyperparameters_of(path), "trainer.max_steps"
-    for part in parts:
+    for group in groups:
         for key in [*own, *its]:
             one, other = own.get(key), its.get(key)
-            if one == other or key == "lora.scale" or not f"{key}.".startswith(f"{part}."):
+            if one == other or key == "lora.scale" or not f"{key}.".startswith(f"{group}."):
                 continue
-            if part != "scheduler" or (one, other) != (own.get(steps), its.get(steps)):
+            if group != "scheduler" or (one, other) != (own.get(steps), its.get(steps)):
                 raise UserError(
                     f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
                     f"{as_value(one)}; expected its command once more, for the same images"

@@ -41,11 +41,11 @@ class Loss(nn.Module):
         The last ``replayed`` images of the batch are replayed.
         """
         losses = F.cross_entropy(logits, labels, reduction="none")
-        learnt = len(labels) - replayed
-        if self.target_weight is None or learnt == 0 or replayed == 0:
+        to_learn = len(labels) - replayed
+        if self.target_weight is None or to_learn == 0 or replayed == 0:
             return losses.mean()
         weights = torch.full_like(losses, (1 - self.target_weight) / replayed)
-        weights[:learnt] = self.target_weight / learnt
+        weights[:to_learn] = self.target_weight / to_learn
         return (weights * losses).sum()
 
 

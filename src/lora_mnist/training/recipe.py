@@ -68,7 +68,7 @@ class Repair(NamedTuple):
     choices: dict[str, Choice]
     dial: dict[str, Any] | None
     training: ClassifierModule
-    adapter: list[dict[str, Tensor]]  # as the training left it
+    factors: list[dict[str, Tensor]]  # as the training left them
     measure: float  # on validation images, as choose_by says
 
 
@@ -80,7 +80,7 @@ def choose_target(
     labels, target = images.train.labels, cfg.target
     if session.mistakes is not None:  # they stand at the end
         indices = torch.arange(len(labels))
-        first = len(labels) - len(session.mistakes.learnt)
+        first = len(labels) - len(session.mistakes.train)
         return Selection([], indices[first:], indices[:first]), {}
     if target in WEAK:
         assert before is not None  # open_session has looked for validation images
@@ -197,7 +197,7 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         if any(cfg == other.cfg for other in trials.values()):
             continue
         # What does not fit is refused before anything is computed.
-        trial.refuse_parts()
+        trial.check_training()
         trial.data(selection)
         trials[name] = trial
     if not _has_few(session, selection):
@@ -246,7 +246,7 @@ class Ladder:
             if self.time_of_all is not None:
                 one = one.in_folder(folder)
                 one.trainer.callbacks.append(self.time_of_all)  # type: ignore[attr-defined]
-            start_again(trial.net, self.start, trial.cfg.lora.dropout)
+            set_factors(trial.net, self.start, trial.cfg.lora.dropout)
             training = one.fit(trial.data(selection), None if is_last else self.limit)
             if not training.has_collapsed:
                 break
@@ -274,7 +274,7 @@ def train_repair(
     best trial, which had not learnt the validation images. The loggers of the session that is
     returned have seen no training that was given up.
     """
-    net, start = session.net, start_of(session.net)
+    net, start = session.net, factors_of(session.net)
     refit = choose_refit(session, selection)
     has_several = len(trials) > 1 or bool(refit.value)
     if has_several and session.cfg.ckpt_path is not None:
@@ -298,8 +298,15 @@ def train_repair(
             diverged[name] = str(error)
             log.warning("trial %s collapses: %s", name, error)
             continue
-        choices = {"refit": refit, "rate": rate}
-        repairs[name] = _measured(trial, selection, before, training, choices)
+        dial = try_dial(trial, selection)
+        choices = {**choose_dial(trial, selection, dial), "refit": refit, "rate": rate}
+        factors = factors_of(net)
+        turn(net, choices)
+        val, value = trial.predictions("val", before), 0.0
+        if val is not None:
+            value = measured(trial, counts_of(val)["after"])
+        tables = {} if val is None else {"val": val}
+        repairs[name] = Repair(tables, choices, dial, training, factors, value)
         if not has_several:
             session = replace(session, trainer=trial.trainer)
     if not repairs:
@@ -318,7 +325,7 @@ def train_repair(
         if not repair.choices["refit"].value:
             session = session.set_aside(f"{TRIALS_FOLDER}/refit")
     else:
-        start_again(net, repair.adapter, trial.cfg.lora.dropout)
+        set_factors(net, repair.factors, trial.cfg.lora.dropout)
     choices = repair.choices
     if not choices["refit"].value and repair.training.trainer is not session.trainer:
         for logger in session.trainer.loggers:  # they have not seen this training
@@ -342,7 +349,7 @@ def _refit(
     if session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
-    start_again(net, start, dropout)
+    set_factors(net, start, dropout)
     rate = trial.choices["rate"]
     try:
         session.at_rate(rate.value).fit(session.data(selection, with_validation=True))
@@ -360,29 +367,10 @@ def _refit(
         why = f"{name_of_measure(session)} {value:.1%} on the validation images that it has "
         why += f"learnt, and {trial.measure:.1%} of the trial, which had not learnt them"
     log.warning("refit: %s; the trial is kept", why)
-    start_again(net, trial.adapter, dropout)
+    set_factors(net, trial.factors, dropout)
     refit = Choice(False, [True, False], len(session.images.val), why)
     turn(net, trial.choices)
     return trial._replace(choices=trial.choices | {"refit": refit})
-
-
-def _measured(
-    session: Session,
-    selection: Selection,
-    before: Predictions | None,
-    training: ClassifierModule,
-    choices: Mapping[str, Choice],
-) -> Repair:
-    """What validation images say of the adapter that was trained, where they turn its dial."""
-    adapter = start_of(session.net)
-    dial = try_dial(session, selection)
-    own = choose_dial(session, selection, dial)
-    turn(session.net, own)
-    val = session.predictions("val", before)
-    tables, value = {}, 0.0
-    if val is not None:
-        tables, value = {"val": val}, measured(session, counts_of(val)["after"])
-    return Repair(tables, {**own, **choices}, dial, training, adapter, value)
 
 
 def measured(session: Session, counts: Mapping[str, Any]) -> float:
@@ -495,17 +483,17 @@ def turn(net: nn.Module, choices: Mapping[str, Choice]) -> None:
     set_lora_offset(net, choices["offset"].value)
 
 
-def start_of(net: nn.Module) -> list[dict[str, Tensor]]:
-    """A copy of what the adapters on ``net`` start from."""
-    states = []
+def factors_of(net: nn.Module) -> list[dict[str, Tensor]]:
+    """A copy of all tensors of the adapters on ``net``."""
+    factors = []
     for adapter in lora_adapters(net):
-        states.append({name: value.clone() for name, value in adapter.state_dict().items()})
-    return states
+        factors.append({name: value.clone() for name, value in adapter.state_dict().items()})
+    return factors
 
 
-def start_again(net: nn.Module, start: Sequence[Mapping[str, Tensor]], dropout: float) -> None:
-    """Put the adapters on ``net`` back to their start; ``dropout`` is for the next training."""
-    for adapter, state in zip(lora_adapters(net), start, strict=True):
+def set_factors(net: nn.Module, factors: Sequence[Mapping[str, Tensor]], dropout: float) -> None:
+    """Put these tensors into the adapters, at scale 1 and offset 0, to be trained with dropout."""
+    for adapter, state in zip(lora_adapters(net), factors, strict=True):
         adapter.load_state_dict(state)
         for parameter in adapter.parameters():
             parameter.grad = None

@@ -74,7 +74,7 @@ class Session:
         """The images of which predictions are made, by the names of their parts."""
         parts = {"val": self.images.val, "test": self.images.test}
         if self.mistakes is not None:
-            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.tested}
+            parts |= {"mistakes": self.mistakes.train, "mistakes_test": self.mistakes.test}
         return parts
 
     def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
@@ -158,7 +158,7 @@ class Session:
             return None
         return {"scheduler": make("scheduler", arguments, optimizer), "interval": interval}
 
-    def refuse_parts(self) -> None:
+    def check_training(self) -> None:
         """Make the parts of a training once: they refuse what they cannot use before it begins."""
         session = self.at_rate(0.1) if self.cfg.optimizer.lr == AUTO else self
         make("loss", session.cfg.loss)
@@ -381,8 +381,8 @@ def _mistakes_of(
     net.eval().to(device)
     mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
     name = "held-out mistakes"
-    tested, left_out = classifier.not_learnt(mistakes.tested, "mistakes_test", name)
-    return mistakes._replace(tested=tested), left_out
+    test, left_out = classifier.not_learnt(mistakes.test, "mistakes_test", name)
+    return mistakes._replace(test=test), left_out
 
 
 def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
@@ -420,7 +420,7 @@ def _refuse_inconsistent(session: Session) -> None:
             "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
             f"{changed[0]} has changed"
         )
-    session.refuse_parts()
+    session.check_training()
     monitor = None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None) or monitor

@@ -119,14 +119,14 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """
     callbacks: list[Any] = []
     loggers: list[Any] = []
-    for group, parts in (("callbacks", callbacks), ("logger", loggers)):
+    for group, made in (("callbacks", callbacks), ("logger", loggers)):
         for name, config in (cfg.get(group) or {}).items():  # ~logger leaves none
             if config is not None:
-                parts.append(make(f"{group}.{name}", config))
+                made.append(make(f"{group}.{name}", config))
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
-        made = instantiate(cfg.trainer, _convert_="all", _partial_=True)
-        arguments = dict(made.keywords)
+        constructor = instantiate(cfg.trainer, _convert_="all", _partial_=True)
+        arguments = dict(constructor.keywords)
         callbacks += arguments.pop("callbacks", None) or []
         # A file would keep each state of the bar.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
@@ -141,7 +141,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         if torch.accelerator.is_available() and arguments.get("accelerator") != "cpu":
             defaults["deterministic"] = "warn"  # on a GPU, too, a seed gives the same numbers
         arguments["limit_val_batches"] = 1.0  # of images that the session has limited
-        trainer: Trainer = made.func(
+        trainer: Trainer = constructor.func(
             default_root_dir=str(run.folder),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *(arguments.pop("plugins", None) or [])],
