@@ -1,17 +1,7 @@
 """Tell what pictures show, for the base and with an adapter (images="my/*.png" adapter=FOLDER)."""
 
-from omegaconf import DictConfig
-
+from lora_mnist.cli.entry import run_command
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import Run, checked_copy
-
-
-def main(cfg: DictConfig, run: Run) -> None:
-    cfg = checked_copy(cfg, run)  # a refusal, and --help, do not wait for torch
-    from lora_mnist.commands.predict import predict
-
-    predict(cfg, run)
-
 
 if __name__ == "__main__":
-    run_entry(main, "predict")
+    run_entry(run_command, "predict")

@@ -11,7 +11,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.typed import Run
 
 TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
 LORA = ("stage=lora", "target=9", *TRAIN)
@@ -52,6 +52,7 @@ MISTAKES = {
         (*LORA, "refit=1"),
         (*LORA, "ckpt_path=true"),
         (*LORA, "paths.bases=true"),
+        (*LORA, "lora.scale='a number > 0' -> lora.scale=a number > 0: expected"),
         (*LORA, "trainer.log_every_n_steps=[1,2]"),
         (*LORA, "trainer.max_epochs=nan"),
         (*LORA, "+loss.nope=1 -> loss: "),

@@ -10,6 +10,8 @@ from typing import Any
 from lora_mnist.errors import UserError
 
 RESULTS_FILE = "results.json"
+#: Of a job of a sweep that failed.
+FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: Of several trainings, all but the last have their files there.
 TRIALS_FOLDER = "trials"
@@ -25,7 +27,8 @@ predictions.csv report.html checkpoints figures summary.csv summary.png multirun
 
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
     """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
-    for name in (*names, RESULTS_FILE, ADAPTER_FOLDER, TRIALS_FOLDER, *_ALSO_WRITTEN.split()):
+    ours = (RESULTS_FILE, FAILED_FILE, ADAPTER_FOLDER, TRIALS_FOLDER, *_ALSO_WRITTEN.split())
+    for name in (*names, *ours):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 

@@ -10,14 +10,8 @@ from helpers.stranger import move_in
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import (
-    CLASSIFIER,
-    COMMANDS,
-    Run,
-    checked_copy,
-    dotted,
-    keys_in,
-)
+from lora_mnist.config.check import COMMANDS, checked_copy, dotted, keys_in
+from lora_mnist.config.typed import CLASSIFIER, Run
 
 FILE = """
 defaults:
@@ -133,3 +127,8 @@ def test_the_file_of_the_readme_is_read(tmp_path):
     for entry in ("eval", "predict", "export", "demo"):
         cfg = composed(entry, f"hydra.searchpath=[file://{tmp_path}]", f"{CLASSIFIER}=photos")
         assert checked_copy(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"
+
+
+def test_a_folder_may_be_called_like_a_number():
+    paths = checked_copy(composed("predict", "images=x.png", "paths.outputs=2024")).paths
+    assert (paths.outputs, paths.bases) == ("2024", "2024/base")

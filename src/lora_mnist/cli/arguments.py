@@ -7,7 +7,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from lora_mnist.config.command import CLASSIFIER, COMMANDS, in_grammar
+from lora_mnist.config.check import COMMANDS
+from lora_mnist.config.typed import CLASSIFIER, in_grammar
 from lora_mnist.project import CONFIGS
 
 #: Names such as Flöte in a list, which Hydra reads in quotes alone.

@@ -1,7 +1,7 @@
-"""The program ``lora-mnist`` of the installed package: the commands, without a checkout.
+"""Finds a command's function, for ``train.py`` and the others of a checkout, and ``lora-mnist``.
 
-``lora-mnist train stage=pretrain`` does what ``python train.py stage=pretrain`` does in a checkout;
-``data/`` and ``outputs/`` are in the folder where it is started.
+``lora-mnist train stage=pretrain``, the program of the installed package, does what ``python
+train.py stage=pretrain`` does; ``data/`` and ``outputs/`` are in the folder where it is started.
 """
 
 from importlib import import_module
@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from lora_mnist import __version__
 from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import COMMANDS, Run, checked_copy
+from lora_mnist.config.check import COMMANDS, checked_copy
+from lora_mnist.config.typed import Run
 
 _USAGE = f"""lora-mnist {__version__}
 
@@ -27,7 +28,8 @@ lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets. Yo
 of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=photos"""
 
 
-def _run(cfg: DictConfig, run: Run) -> None:
+def run_command(cfg: DictConfig, run: Run) -> None:
+    """Call the function of ``lora_mnist.commands`` whose configuration this is."""
     name = cfg.stage if cfg.stage in COMMANDS else "train"
     name = "evaluate" if name == "eval" else name
     cfg = checked_copy(cfg, run)  # a refusal, and --help, do not wait for torch
@@ -36,5 +38,5 @@ def _run(cfg: DictConfig, run: Run) -> None:
 
 
 def main() -> None:
-    """Run the command that is typed."""
-    run_entry(_run, command_name(_USAGE))
+    """Run the command that is typed behind ``lora-mnist``."""
+    run_entry(run_command, command_name(_USAGE))

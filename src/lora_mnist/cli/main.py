@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.command import Run, in_grammar
+from lora_mnist.config.typed import Run, in_grammar
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
@@ -131,11 +131,12 @@ def _leave_folder(reason: str | None, code: int) -> str:
 
 
 class ClaimOutputFolder(Callback):
-    """Hydra callback: claims the folder of a run, or of a sweep."""
+    """Hydra callback: claims the folder of a run, or of a sweep, which it also opens and closes."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
         with _in_callback(config):
+            _refuse_start(config)
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
@@ -146,6 +147,7 @@ class ClaimOutputFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         with _in_callback(config):
+            _refuse_start(config)
             if "sweep" in config:
                 open_sweep(config)
 
@@ -158,21 +160,24 @@ class ClaimOutputFolder(Callback):
 
 @contextmanager
 def _in_callback(config: DictConfig) -> Iterator[None]:
-    """Inside the ``with`` block of a callback, an error ends the command."""
+    """Inside the ``with`` block of a callback, an error ends the command, and touches no folder."""
     with _ending():
         try:
             HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
-            typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-            swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
-            for each in OverridesParser.create().parse_overrides(typed):
-                if each.is_sweep_override():
-                    swept.add(each.key_or_group)
-            if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
-                raise UserError(no_stage())
-            if config.hydra.job.chdir:
-                expected = "expected false, since paths begin where you are"
-                raise UserError(f"hydra.job.chdir=true: {expected}")
             yield
         except Exception:
             HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
             raise
+
+
+def _refuse_start(config: DictConfig) -> None:
+    """Refuse a command without a stage, and one that would run elsewhere."""
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
+    for each in OverridesParser.create().parse_overrides(typed):
+        if each.is_sweep_override():
+            swept.add(each.key_or_group)
+    if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
+        raise UserError(no_stage())
+    if config.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")

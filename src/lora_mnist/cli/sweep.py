@@ -12,14 +12,13 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import explain
-from lora_mnist.config.command import Run
+from lora_mnist.config.typed import Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import read_json, write_json
 from lora_mnist.project import CONFIGS
-from lora_mnist.run_paths import RESULTS_FILE, refuse_used_folder
+from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
 from lora_mnist.show.keys import better_end, flatten
 from lora_mnist.show.summary import (
-    FAILED_FILE,
     best_line,
     draw,
     summarize,
@@ -42,7 +41,8 @@ def open_sweep(config: DictConfig) -> None:
         )
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_used_folder("hydra.sweep.dir", folder, *(path.name for path in folder.iterdir()))
+    everything = [path.name for path in folder.iterdir()]
+    refuse_used_folder("hydra.sweep.dir", folder, *everything)
 
 
 def run_job(
@@ -68,13 +68,13 @@ def run_job(
         return None
     finally:
         gc.collect()  # a Trainer and what it trains hold each other, and the images
-    results, metric = flatten(read_json(run.folder / RESULTS_FILE)), ""
-    value = results.get(cfg.sweep.metric)
-    if isinstance(value, int | float):
-        metric = f"{cfg.sweep.metric} {value:.6g}, "
-    elif cfg.sweep.metric is not None and (value is not None or cfg.sweep.metric not in results):
-        expected = f"a number in results.json{nearest_to(str(cfg.sweep.metric), results)}"
-        raise UserError(f"sweep.metric={cfg.sweep.metric}: expected {expected}")
+    results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
+    value = results.get(metric)
+    is_number = isinstance(value, int | float)
+    is_null = metric in results and value is None  # such as a loss that is not finite
+    if metric is not None and not (is_number or is_null):
+        expected = f"a number in results.json{nearest_to(str(metric), results)}"
+        raise UserError(f"sweep.metric={metric}: expected {expected}")
     if hydra.job.num == 0:
         # A job may lack some of ours: those of a repair, or of mistakes.
         ours = OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values()
@@ -82,8 +82,9 @@ def run_job(
             if key not in (*results, *ours):
                 line = f"sweep.columns.{title}={key}: not in results.json{nearest_to(key, results)}"
                 print(line, file=sys.stderr, flush=True)
-    print(f"#{hydra.job.num}: {metric}{time.perf_counter() - started:.1f} s", flush=True)
-    return value if metric else None
+    shown = f"{metric} {value:.6g}, " if is_number else ""
+    print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
+    return value if is_number else None
 
 
 def close_sweep(config: DictConfig) -> None:
@@ -105,8 +106,10 @@ def close_sweep(config: DictConfig) -> None:
 
 def end_early(folder: Path) -> str:
     """Say where the finished jobs of an interrupted sweep are; without any job it is removed."""
-    if finished := len(list(folder.rglob(RESULTS_FILE))):
-        write_summary(summarize(folder, ""))
+    summary = summarize(folder, "")
+    if summary.rows or summary.failed:
+        write_summary(summary)
+        finished = sum(len(row) for row in summary.rows)
         return f"finished jobs: {finished}, in {folder.absolute()}/summary.csv"
     if {path.name for path in folder.glob("*")} <= {"multirun.yaml"}:  # Hydra's
         shutil.rmtree(folder, ignore_errors=True)

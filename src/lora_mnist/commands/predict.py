@@ -10,7 +10,9 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run, checked_copy, classifier_of
+from lora_mnist.config.check import checked_copy
+from lora_mnist.config.make import classifier_of
+from lora_mnist.config.typed import Run
 from lora_mnist.errors import (
     IncompleteError,
     PictureError,

@@ -19,6 +19,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **{"true": (bool,), "false": (bool,), "null": (type(None),)},
 }
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
+_MISSING = object()
 _PATH = "a text or a whole number"  # a folder may be called 2024
 _SHARE = "a number > 0 or null"  # of batches, or their number
 #: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
@@ -67,7 +68,7 @@ def takes(expected: str, value: Any) -> bool:
         return False
     for each in expected.split(" or "):
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
-        is_taken = each == value or type(value) in _TYPES.get(kind, ())
+        is_taken = type(value) in _TYPES[kind] if kind in _TYPES else value == kind
         for bound in bounds:
             sign, number = bound.split()
             is_taken = is_taken and _SIGNS[sign](value, float(number))
@@ -79,8 +80,8 @@ def takes(expected: str, value: Any) -> bool:
 def check_values(cfg: DictConfig) -> None:
     """Refuse a value that its key cannot have."""
     for key, expected in EXPECTED.items():
-        value = OmegaConf.select(cfg, key, default=expected)
+        value = OmegaConf.select(cfg, key, default=_MISSING)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
-        if value is not expected and not takes(expected, value):
+        if value is not _MISSING and not takes(expected, value):
             raise UserError(f"{key}={as_value(value)}: expected {expected}")

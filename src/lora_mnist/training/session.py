@@ -21,7 +21,8 @@ from lora_mnist.choice import AUTO, WEAK, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.settings import foreign_code
-from lora_mnist.config.command import Run, classifier_of, key_of, make, settings_of
+from lora_mnist.config.make import classifier_of, make, settings_of
+from lora_mnist.config.typed import Run, key_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select

@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import nn
 
-from lora_mnist.config.command import Run, make
+from lora_mnist.config.make import make
+from lora_mnist.config.typed import Run
 from lora_mnist.data.images import Batch
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable

@@ -1,0 +1,167 @@
+"""A command's own copy of its configuration, of which all keys and values have been checked."""
+
+import posixpath
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lora_mnist.config.typed import Run, key_of
+from lora_mnist.config.values import check_values
+from lora_mnist.errors import UserError
+from lora_mnist.project import CONFIGS
+
+#: The commands, by the names of their configurations.
+COMMANDS = ("train", "eval", "predict", "export", "demo")
+#: Groups in which a user may add any key: it is handed on, or a name of the user's own.
+_OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
+
+# Hydra takes a new key only with a + before it. In a group that has any_keys among its defaults it
+# takes any.
+_any_keys = OmegaConf.create({})
+OmegaConf.set_struct(_any_keys, False)
+ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
+
+
+def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``.
+
+    A key that no command has is refused, and so are a value that a key cannot have, a value in
+    place of a group and a typed key of another command: Hydra finds some of these on the command
+    line, but none in a user's files. Of a copy it makes an equal one.
+    """
+    typed = None if run is None or run.typed is None else [key_of(text) for text in run.typed]
+    _refuse_unknown_keys(cfg)
+    checked = _without_keys_of_others(cfg, typed)
+    _resolve_digit(checked, typed or ())
+    if run is not None:
+        checked.paths.run = str(run.folder)
+        content: Any = OmegaConf.to_container(cfg)
+        for key in sorted(dotted(content), key=lambda key: key.count(".")):  # ${seed} after seed
+            OmegaConf.select(checked, key)  # raises for a ${name} of nothing
+    check_values(checked)
+    for name in ("outputs", "bases"):
+        if isinstance(checked.paths[name], int):  # a folder may be called 2024
+            checked.paths[name] = str(checked.paths[name])
+    return checked
+
+
+def _given(cfg: DictConfig) -> dict[str, bool]:
+    """The keys of ``cfg`` that a list of keys can hold, and whether each is a group.
+
+    Not those in a value, such as a layer's name in ``lora.rank_pattern``, nor arguments of a
+    function, of which there may be more than are configured.
+    """
+    content: Any = OmegaConf.to_container(cfg)
+    given, known = dotted(content), all_keys()
+    open_groups = [f"{group}." for group in _OPEN]
+    for key in (*given, *known):
+        if key.endswith("._target_"):
+            open_groups.append(key.removesuffix("_target_"))
+    keys = {}
+    for key, is_group in given.items():
+        group = key.rpartition(".")[0]
+        is_part_of_value = bool(group) and not known.get(group)
+        if not key.startswith(tuple(open_groups)) and not is_part_of_value:
+            keys[key] = is_group
+    return keys
+
+
+def _refuse_unknown_keys(cfg: DictConfig) -> None:
+    """Refuse a key that no command has, and a value in place of a group."""
+    known = all_keys()
+    for key, is_group in _given(cfg).items():
+        if key not in known:
+            raise UserError(unknown_key(key))
+        if known[key] and not is_group and (value := OmegaConf.select(cfg, key)) is not None:
+            chosen = f"a file chooses a group by 'defaults: [override /{key}: {value}]'"
+            raise UserError(f"{key}: {value}: expected its keys; {chosen}")
+
+
+def _without_keys_of_others(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
+    """A copy without the keys of other commands and stages, of which none may be typed."""
+    own = keys_in(cfg.stage if cfg.stage in COMMANDS else "train")
+    if cfg.stage not in COMMANDS:
+        own = own | keys_in(f"stage/{cfg.stage}")
+    checked = cfg.copy()
+    for key in _given(cfg):
+        group, _, name = key.rpartition(".")
+        is_gone = bool(group) and group not in own  # with its group, which stands before it
+        if key in own or is_gone:
+            continue
+        # From Python each key is as good as typed.
+        if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
+            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+        parent = OmegaConf.select(checked, group) if group else checked
+        with open_dict(checked):
+            del parent[name]
+    return checked
+
+
+def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
+    """Make ``target`` what ``digit`` says: its other name, of which the typed one goes first.
+
+    In the files ``target`` repeats ``digit``, which experiment=repair sets to ``weakest``.
+    """
+    digit, target = checked.get("digit"), checked.get("target")
+    named = {"digit", "target"} & set(typed)
+    if named == {"digit"}:
+        checked.target = digit
+        return
+    is_default = not named and digit == "weakest"
+    if named != {"target"} and not is_default and digit not in (None, target):
+        expected = f"expected no other class than target={target}, since both mean the same"
+        raise UserError(f"digit={digit}: {expected}")
+
+
+@cache
+def keys_in(name: str) -> dict[str, bool]:
+    """:func:`dotted` of ``configs/NAME.yaml`` and of the files that its defaults choose."""
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    content: Any = OmegaConf.to_container(OmegaConf.create(text))
+    content.pop("hydra", None)
+    folder, keys = posixpath.dirname(name), dict[str, bool]()
+    for default in content.pop("defaults", ()):
+        ((group, choice),) = default.items() if isinstance(default, dict) else [("", default)]
+        path = posixpath.join(folder, group, str(choice)).lstrip("/")
+        # Else it is _self_, null, or optional.
+        if group != "hydra" and (CONFIGS / f"{path}.yaml").is_file():
+            keys |= keys_in(path)
+    header = re.match(r"# @package (\S+)", text)
+    package = header[1] if header else folder.replace("/", ".")
+    for group in reversed(package.replace("_global_", "").split(".")):
+        content = {group: content} if group else content
+    return keys | dotted(content)
+
+
+def dotted(nested: dict[str, Any], group: str = "") -> dict[str, bool]:
+    """All keys of a configuration, groups before what is in them, and whether each is a group."""
+    keys = {}
+    for name, value in nested.items():
+        key = f"{group}{name}"
+        keys[key] = isinstance(value, dict)
+        if keys[key]:
+            keys |= dotted(value, f"{key}.")
+    return keys
+
+
+def all_keys() -> dict[str, bool]:
+    """The keys of all commands."""
+    keys: dict[str, bool] = {}
+    for name in (*COMMANDS, "stage/pretrain", "stage/lora"):
+        keys |= keys_in(name)
+    return keys
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a key that this command has not: which are most like it."""
+    keys, name = all_keys(), key.rpartition(".")[2]
+    if key in keys:
+        return f"{key}: nothing reads this key here; another command has it"
+    nearest = [each for each in keys if each.rpartition(".")[2] == name]
+    nearest = nearest or get_close_matches(key, keys, cutoff=0)
+    return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"

@@ -1,0 +1,53 @@
+"""What a configuration makes: parts of the training, and the classifier that it names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.project import importable, program
+from lora_mnist.run_paths import ADAPTER_FOLDER, latest
+
+if TYPE_CHECKING:
+    from lora_mnist.classifier.classifier import Classifier
+
+
+def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
+    """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
+    with importable(), config_group(key):
+        # Plain lists, for checkpoints.
+        return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The resolved arguments of network, preparation and images in a configuration."""
+    groups = {}
+    for group in ("net", "prepare", "data"):
+        content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        groups[group] = content
+    return groups
+
+
+def classifier_of(cfg: DictConfig) -> "Classifier":
+    """The classifier that a configuration names: its base, and its adapter as it was saved."""
+    from lora_mnist.classifier.classifier import Classifier  # here: torch
+    from lora_mnist.classifier.networks import device_of
+
+    adapter = cfg.get("adapter")
+    if adapter == "latest":
+        folder = Path(cfg.paths.outputs, "lora")
+        newest = latest(folder, f"*/{ADAPTER_FOLDER}/adapter_config.json")
+        if newest is None:
+            raise UserError(
+                f"adapter=latest: expected an adapter in {folder}; make one with: "
+                f"{program('train')} experiment=repair and the same data and net"
+            )
+        adapter = newest.parent
+    groups = settings_of(cfg)
+    classifier = Classifier.load(
+        adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix
+    )
+    classifier.net.to(device_of(cfg.get("accelerator", "cpu")))  # a Trainer has its own
+    return classifier

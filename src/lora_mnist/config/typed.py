@@ -1,0 +1,61 @@
+"""What was typed: the overrides of one call of a command, and Hydra's grammar for a value."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+#: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
+CLASSIFIER = "classifier@_global_"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a command, as the command line made it."""
+
+    folder: Path  # where it leaves its files
+    #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
+    typed: tuple[str, ...] | None = None
+    is_sweep: bool = False  # whether it is a job of a sweep
+
+    @classmethod
+    def of_command_line(cls, hydra: Any, folder: Path) -> "Run":
+        """The run that Hydra's own configuration describes."""
+        overrides: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+        typed = []
+        for source in hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                typed.append(f"--config-dir={os.path.relpath(source.path)}")
+        for text in (*overrides["task"], *overrides["hydra"]):
+            typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
+        return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
+
+    def typed_without(self, *starts: str) -> list[str]:
+        """The overrides but for those of the keys and groups ``starts``, and of keys in them."""
+        dotted = tuple(f"{start}." for start in starts)
+        left = []
+        for text in self.typed or ():
+            key = key_of(text).replace("/", ".")  # of hydra/launcher, too
+            if not f"{key}.".startswith(dotted):
+                left.append(text)
+        return left
+
+
+def in_grammar(value: object) -> str:
+    """A value in Hydra's grammar; a text such as null, which may be a class's name, is quoted."""
+    text = str(value)
+    is_word = re.fullmatch(r"[\w/.+-]+", text, re.ASCII)
+    if is_word and str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
+        return text
+    return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def key_of(text: str) -> str:
+    """The key that an override of the command line sets."""
+    return text.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
