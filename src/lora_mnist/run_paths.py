@@ -1,11 +1,7 @@
-"""Where a run's folder is, where its files are in it, and what a base's file is called."""
+"""Where a run's folder is, and where its files are in it."""
 
-import hashlib
-import re
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from lora_mnist.errors import UserError
 
@@ -17,8 +13,6 @@ ADAPTER_FOLDER = "adapter"
 TRIALS_FOLDER = "trials"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-#: Data sets that have names of their own, and lie in ``data/`` unless one says otherwise.
-PUBLISHED = ("lora_mnist.data.MNIST", "lora_mnist.data.CIFAR")
 #: What a run, or a sweep, writes into its folder besides these.
 _ALSO_WRITTEN = """
 predictions.csv report.html checkpoints figures summary.csv summary.png multirun.yaml
@@ -42,24 +36,3 @@ def latest(folder: Path, pattern: str) -> Path | None:
     """What ``latest`` means: the file in ``folder`` of this pattern that was written last."""
     paths = folder.glob(pattern)
     return max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
-
-
-def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
-    """The name of the files of a base, for each network and set of images.
-
-    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_my_nets.net``: a folder without a ``data.name`` gets
-    six digits of its path's SHA-256, since two folders may have the same name.
-    """
-    name = data.get("name")
-    if name is None and data.get("_target_") in (None, *PUBLISHED):
-        name = str(data.get("dataset") or "mnist").lower()
-    elif name is None:
-        path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
-        name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-    target = net.get("_target_")
-    if target in (None, "lora_mnist.MLP"):
-        return str(name)
-    known = ("lora_mnist.", "torchvision.models.")
-    kind = target.rpartition(".")[2] if target.startswith(known) else target
-    kind = str(net.get("model_name") or kind)
-    return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"

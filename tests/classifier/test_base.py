@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_mnist.classifier.base import (
+    base_name,
     find_base,
     load_weights,
     read_base,
@@ -25,7 +26,6 @@ from lora_mnist.classifier.base import (
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import changed_tensors, fingerprint
-from lora_mnist.run_paths import base_name
 
 #: Weights of two bases. No new network has them: its own lie between -1 and 1.
 STATE = {name: tensor + 2 for name, tensor in TinyNet().state_dict().items()}

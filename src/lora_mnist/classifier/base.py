@@ -4,7 +4,9 @@ Each base that is made here keeps a file of its own, ``<name>-<first 12 digits o
 tensors>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
+import hashlib
 import logging
+import re
 import shlex
 import shutil
 import textwrap
@@ -20,6 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from lora_mnist.classifier.networks import DEFAULT
+from lora_mnist.data import PUBLISHED
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
@@ -173,6 +177,27 @@ def write_base(
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
+    """The name of the files of a base, for each network and set of images.
+
+    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_my_nets.net``: a folder without a ``data.name`` gets
+    six digits of its path's SHA-256, since two folders may have the same name.
+    """
+    name = data.get("name")
+    if name is None and data.get("_target_") in (None, *PUBLISHED):
+        name = str(data.get("dataset") or "mnist").lower()
+    elif name is None:
+        path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
+        name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    target = net.get("_target_")
+    if target in (None, DEFAULT):
+        return str(name)
+    known = ("lora_mnist.", "torchvision.models.")
+    kind = target.rpartition(".")[2] if target.startswith(known) else target
+    kind = str(net.get("model_name") or kind)
+    return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"
 
 
 def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:

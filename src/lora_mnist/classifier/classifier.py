@@ -15,10 +15,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, Choice
-from lora_mnist.classifier.base import Base, find_base, load_weights, read_base, sha256_of_base
+from lora_mnist.classifier.base import (
+    Base,
+    base_name,
+    find_base,
+    load_weights,
+    read_base,
+    sha256_of_base,
+)
 from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.classifier.networks import (
+    DEFAULT,
+    NETWORKS,
     build,
     build_network,
     check_outputs,
@@ -27,6 +36,7 @@ from lora_mnist.classifier.networks import (
     own_preprocessing,
 )
 from lora_mnist.classifier.settings import Settings
+from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
@@ -36,18 +46,16 @@ from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
 from lora_mnist.measure.gain import MEASURES
 from lora_mnist.measure.predictions import Point, logits_at
 from lora_mnist.project import DATA, importable, program
-from lora_mnist.run_paths import ADAPTER_FOLDER, PUBLISHED, base_name
+from lora_mnist.run_paths import ADAPTER_FOLDER
 
 log = logging.getLogger(__name__)
 
 #: The number of images on which the outputs of a network are checked.
 _CHECKED = 4
-#: Networks for which a base is trained here.
-_OURS = ("lora_mnist.MLP", "lora_mnist.CNN", "lora_mnist.ResNet")
 #: The values of keys that nothing else sets.
 _DEFAULTS = {
-    "net": {"_target_": "lora_mnist.MLP"},
-    "data": {"_target_": "lora_mnist.data.MNIST"},
+    "net": {"_target_": DEFAULT},
+    "data": {"_target_": PUBLISHED[0]},
 }
 
 
@@ -373,7 +381,7 @@ def _own_base(
     if not is_published and not images.is_dir():  # path has its name
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
     advice = ""
-    if settings.net.get("_target_") in (None, *_OURS):
+    if settings.net.get("_target_") in (None, *NETWORKS):
         advice = f"; make a base with: {program('train')} stage=pretrain"
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
 

@@ -127,6 +127,11 @@ class _Block(nn.Module):
         return total.relu()
 
 
+#: Our networks, by the names that configurations and records have; the first is the default.
+NETWORKS = {f"lora_mnist.{each.__name__}": each for each in (MLP, CNN, ResNet)}
+DEFAULT = next(iter(NETWORKS))
+
+
 def build(arguments: Any, is_transform: bool = False) -> Any:
     """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra.
 

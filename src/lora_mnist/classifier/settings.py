@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_mnist.classifier.huggingface import TARGET
+from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.data import DATA_SETS
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import quoted
 
@@ -21,10 +24,11 @@ _TYPES = {"net": dict, "prepare": dict, "data": dict, "made": dict, "targets": l
 _TYPES |= {"base_sha256": str, "learnt": str}
 #: The version of the records that are written and read.
 VERSION = 1
-#: Functions that a record may name. No whole package: torchvision.io.os is in one.
-_KNOWN_FUNCTIONS = re.compile(
-    r"lora_mnist\.(MLP|CNN|ResNet|huggingface|data\.(MNIST|CIFAR|Folder|Shift))"
-    r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
+#: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in
+#: one.
+_OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
+_OF_OTHERS = re.compile(
+    r"torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )
 #: Arguments of ``timm.create_model`` that read no file and fetch none; ``model_name`` may do both.
@@ -144,7 +148,8 @@ def foreign_code(
                 return foreign
         return None
     if name == "_target_":
-        return None if _KNOWN_FUNCTIONS.fullmatch(str(value)) else str(value)
+        is_known = str(value) in _OURS or _OF_OTHERS.fullmatch(str(value))
+        return None if is_known else str(value)
     is_harmless = is_plain(value)
     if value and arguments.get("_target_") == "timm.create_model":
         if name not in _KNOWN_ARGUMENTS.split():

@@ -8,3 +8,9 @@ from lora_mnist.data.images import ImageSets as ImageSets
 from lora_mnist.data.images import Shift as Shift
 from lora_mnist.data.mnist import MNIST as MNIST
 from lora_mnist.data.mnist import load_images as load_images
+from lora_mnist.data.published import Published as Published
+
+#: The data sets, by the names that configurations and records have: no record may name another.
+DATA_SETS = {f"lora_mnist.data.{each.__name__}": each for each in (MNIST, CIFAR, Folder)}
+#: Those that have names of their own, and lie in ``data/`` unless a path is given.
+PUBLISHED = [name for name, each in DATA_SETS.items() if issubclass(each, Published)]

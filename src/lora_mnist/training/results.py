@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_mnist.choice import Choice
 from lora_mnist.classifier.base import (
+    base_name,
     find_base,
     set_current_base,
     versioned_base_path,
@@ -28,7 +29,7 @@ from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
 from lora_mnist.measure.predictions_csv import write_predictions
 from lora_mnist.project import DATA
-from lora_mnist.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
+from lora_mnist.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import log_results, make_report
 from lora_mnist.show.screen import print_results
