@@ -12,11 +12,9 @@ from lora_mnist.lora.errors import ArgumentError as ArgumentError
 from lora_mnist.lora.errors import is_number as is_number
 from lora_mnist.lora.errors import require as require
 
-#: The keys of prepare: how a picture becomes an input, and what the outputs are called.
-PREPARE = (
-    *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
-    *("mean", "std", "transform"),
-)
+#: The keys of prepare: how a picture is brought to its size, and all of how it becomes an input.
+SIZING = ("image_size", "resize", "crop_pct", "interpolation")
+PREPARE = ("classes", "channels", *SIZING, "mean", "std", "transform")
 #: The right group of keys that are easily written under a wrong one.
 GROUP_OF = dict.fromkeys(PREPARE, "prepare")
 GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")

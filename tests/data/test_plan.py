@@ -169,7 +169,7 @@ def test_data_module_shares_training_and_validation_among_processes():
     shares, validated, drawn = [], [], set()
     for rank in (0, 1):
         place = {"global_rank": rank, "world_size": 2, "current_epoch": 0, "strategy": ON_CPU}
-        limits = {"max_steps": -1, "max_epochs": 1, "num_training_batches": 10}
+        limits = {"max_steps": -1, "max_epochs": 1}
         trainer = SimpleNamespace(**place, **limits, overfit_batches=0)
         data = data_of(trainer, val=9)
         shares.append(seen(data.train_dataloader()))
@@ -215,18 +215,22 @@ def test_workers_read_for_all_validations_of_a_training_and_end_with_it(tmp_path
 def test_planned_batches_go_on_at_the_place_that_was_saved():
     """In the epoch that Lightning names; with overfit_batches each epoch is the first one."""
     trainer = SimpleNamespace(
-        **{"global_rank": 0, "world_size": 1, "current_epoch": 1, "num_training_batches": 4},
+        **{"global_rank": 0, "world_size": 1, "current_epoch": 1},
         strategy=ON_CPU,
         **{"overfit_batches": 0, "max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2},
     )
     data = data_of(trainer)
-    plan = list(islice(data.plan.batches(), 12))
+    plan = list(islice(data.plan.batches(), 40))
     cut, goes_on = data.train_dataloader(), data.train_dataloader()
-    assert seen(islice(cut, 3)) == plan[4:7]
+    assert seen(islice(cut, 3)) == plan[10:13]
     goes_on.load_state_dict(cut.state_dict())
-    assert (seen(goes_on), seen(goes_on)) == (plan[7:8], plan[8:12])
+    assert seen(goes_on) == plan[13:20]
+    trainer.current_epoch = 2
+    assert seen(islice(goes_on, 2)) == plan[20:22]  # Lightning ends an epoch at its limit
+    trainer.current_epoch = 3
+    assert seen(goes_on) == plan[30:]
     trainer.overfit_batches = 4
-    assert seen(goes_on) == seen(goes_on) == plan[:4]
+    assert seen(goes_on) == seen(goes_on) == plan[:10]
     for max_steps, max_epochs, length in ((-1, 3, 10), (7, 3, 10), (7, -1, 14), (-1, -1, 10)):
         trainer.max_steps, trainer.max_epochs = max_steps, max_epochs
         assert len(goes_on) == length

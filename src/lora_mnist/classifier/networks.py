@@ -14,7 +14,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from lora_mnist.classifier.huggingface import TARGET, preprocessing_of
-from lora_mnist.errors import UserError, config_group, require
+from lora_mnist.errors import SIZING, UserError, config_group, require
 from lora_mnist.project import importable
 
 
@@ -282,7 +282,7 @@ def own_preprocessing(
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
     named["channels"] = prepare.get("channels") or named["channels"]
     if prepare.get("image_size") is not None:
-        for key in ("image_size", "resize", "crop_pct", "interpolation"):
+        for key in SIZING:
             named.pop(key, None)
     if len(named["mean"]) not in (1, named["channels"]):
         del named["mean"], named["std"]  # images are measured

@@ -13,7 +13,7 @@ from typing import Any
 from lora_mnist.classifier.huggingface import TARGET
 from lora_mnist.classifier.networks import NETWORKS
 from lora_mnist.data import DATA_SETS
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import SIZING, UserError, as_value
 from lora_mnist.project import quoted
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Settings:
         for group in _GROUPS:
             own, stored = getattr(self, group), dict(values.get(group, {}))
             if group == "prepare" and has_transform:
-                for key in set(stored) - {"classes", "channels", "transform"}:
-                    del stored[key]  # the network's input is that of the transform alone
+                for key in (*SIZING, "mean", "std"):
+                    stored.pop(key, None)  # the network's input is that of the transform alone
             if own.get("val_from") == "test" and stored.get("val_size") == 0:
                 del stored["val_size"]  # it was said of the training images
             filled = _missing(own, stored)

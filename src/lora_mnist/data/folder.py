@@ -34,6 +34,7 @@ from lora_mnist.data.images import (
     size_of_picture,
 )
 from lora_mnist.errors import (
+    SIZING,
     ArgumentError,
     PictureError,
     UserError,
@@ -72,6 +73,9 @@ class Shares(NamedTuple):
     test_size: float = 0.1
     split_seed: int = 0
     val_from: str = "train"
+
+
+_SHARES = Shares()
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,9 @@ class Folder(ImageDataset):
         mean: Channelwise | None = None,
         std: Channelwise | None = None,
         transform: Callable[[Any], Any] | None = None,
-        val_size: float = 0.1,
-        test_size: float = 0.1,
-        split_seed: int = 0,
+        val_size: float = _SHARES.val_size,
+        test_size: float = _SHARES.test_size,
+        split_seed: int = _SHARES.split_seed,
         eval_batch_size: int = 250,
         cache: bool = True,
         **common: Any,
@@ -209,7 +213,7 @@ class Folder(ImageDataset):
         if self.prepare.transform is not None:
             return prepare
         sizing = {"image_size": list(self.prepare.size)}
-        for key in ("resize", "crop_pct", "interpolation"):
+        for key in SIZING[1:]:
             sizing[key] = getattr(self.prepare, key)
         return {**prepare, **sizing, **super().preprocessing()}
 

@@ -1,6 +1,7 @@
 """A folder of pictures, in a subfolder for each right class, some of which a base gets wrong.
 
-A picture is its prepared pixels; its file's name and format do not matter.
+A picture is its prepared pixels here, since one that came in may have been saved anew. What was
+learnt is known by its file (:func:`.images.digests_of`), which takes no decoding.
 """
 
 import hashlib

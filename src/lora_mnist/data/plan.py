@@ -184,13 +184,14 @@ class ImageDataModule(LightningDataModule):
 class PlannedBatches:
     """The batches of the plan; Lightning saves its place in an epoch, and restores it.
 
-    It is no ``DataLoader``, whose order Lightning would change.
+    It is no ``DataLoader``, whose order Lightning would change. Each epoch begins where the one
+    before would end, as a DataLoader's order does, also with ``trainer.limit_train_batches``.
     """
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
-        self._place = 0  # how many batches of the epoch have been given
-        self._batches: Iterator[list[int]] | None = None  # of the plan, kept from epoch to epoch
+        self._epoch, self._place = 0, 0  # how many batches of the epoch have been given
+        self._batches, self._next = data.plan.batches(), 0  # kept from epoch to epoch
 
     def __len__(self) -> int:
         """The batches of a whole epoch, also where a part of it is done."""
@@ -200,18 +201,27 @@ class PlannedBatches:
         return self.data.plan.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        trainer = self.trainer
-        count = int(trainer.num_training_batches)  # fewer than len(self) with limit_train_batches
-        overfits = trainer.overfit_batches  # type: ignore[attr-defined]
-        if self._batches is None or overfits:
-            epoch = 0 if overfits else trainer.current_epoch  # each has the first one's batches
-            self._batches = islice(self.data.plan.batches(), epoch * count + self._place, None)
-        for batch in self.data.read(islice(self._batches, count - self._place)):
+        epoch, count = self.trainer.current_epoch, len(self)
+        if epoch != self._epoch:
+            self._epoch, self._place = epoch, 0
+        first = self._place
+        if not self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the first epoch again
+            first += epoch * count
+        for batch in self.data.read(islice(self._from(first), count - self._place)):
             self._place = (self._place + 1) % count  # 0 after the last one
             yield batch
 
+    def _from(self, first: int) -> Iterator[list[int]]:
+        """The batches of the plan from the one with this number on."""
+        if self._next > first:
+            self._batches, self._next = self.data.plan.batches(), 0
+        for batch in self._batches:
+            self._next += 1
+            if self._next > first:
+                yield batch
+
     def state_dict(self) -> dict[str, int]:
-        return {"place": self._place}
+        return {"epoch": self._epoch, "place": self._place}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._place = state["place"]
+        self._epoch, self._place = state["epoch"], state["place"]
