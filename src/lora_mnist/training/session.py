@@ -273,7 +273,7 @@ def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
             return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
         return changes[0] if changes else None
     base = classifier.base
-    assert base is not None  # _refuse_wrong_stage
+    assert base is not None  # _refuse_settings
     recorded = base.record.get("made", {}).get("augment")
     if foreign := recorded and foreign_code({}, "transform", recorded):
         line = quoted(f"batches.augment={as_value(recorded)}")
@@ -287,35 +287,15 @@ def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
-    _refuse_wrong_stage(cfg)
-    for text in run.typed or ():
-        if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
-            raise UserError(f"{text}: expected auto alone, or a list without it")
+    _refuse_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
     else:
         classifier = classifier_of(cfg)
-    dataset = classifier.dataset
-    if cfg.stage != "eval" and cfg.target not in (None, *WEAK):
-        numbers_of(dataset.classes, cfg.target)  # refuses an unknown class before images are read
-    if cfg.mistakes is not None:
-        _refuse_images_of_data(cfg.mistakes, classifier.settings.data.get("data_dir") or DATA)
+    _refuse_images(cfg, classifier)
     images = classifier.images
-    if cfg.stage != "eval" and not len(images.train):
-        raise UserError(f"data: expected images to train on; {dataset.name} has none")
-    if not len(images.test):
-        key, settings = "data_dir", classifier.settings
-        for each in dataset.split_settings:
-            if settings.typed["data"].get(each) is not None:
-                key = each
-        raise UserError(
-            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
-            "expected another folder, or how images were held out in its training"
-        )
     classifier.check(images.test if cfg.stage == "eval" else images.train)
-    if cfg.stage != "eval" and cfg.target not in WEAK:
-        select(images.train.labels, dataset.classes, cfg.target)  # refuses one without images
     mistakes = None
     if cfg.mistakes is not None:
         mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
@@ -324,19 +304,22 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     for part, about in images.left_out.items():
         # A refit has learnt the validation images; who needs them is refused.
         log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
-    size = dataset.eval_batch_size
+    size = classifier.dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
     test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
     images = replace(images, val=val, test=test)
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
-        _refuse_inconsistent(session)
+        _refuse_training(session)
     return session
 
 
-def _refuse_wrong_stage(cfg: DictConfig) -> None:
-    """Refuse what a stage cannot do, and a repair of nothing."""
+def _refuse_settings(cfg: DictConfig, run: Run) -> None:
+    """Refuse what the configuration alone shows: what a stage cannot do, a repair of nothing."""
+    for text in run.typed or ():
+        if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
+            raise UserError(f"{text}: expected auto alone, or a list without it")
     target, mistakes = cfg.get("target"), cfg.mistakes
     if cfg.stage == "pretrain":
         needs_base = {
@@ -360,14 +343,35 @@ def _refuse_wrong_stage(cfg: DictConfig) -> None:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
 
 
-def _refuse_images_of_data(mistakes: str | Path, data_dir: str | Path) -> None:
-    """Refuse mistakes in the folder of the data set, whose images are no mistakes that came in."""
-    folder, data = (Path(str(path)).expanduser().resolve() for path in (mistakes, data_dir))
-    if folder.is_relative_to(data):
+def _refuse_images(cfg: DictConfig, classifier: Classifier) -> None:
+    """Refuse what the images show: a class that they have not, none to learn or to test on."""
+    dataset, settings = classifier.dataset, classifier.settings
+    trains = cfg.stage != "eval"
+    names_classes = trains and cfg.target not in (None, *WEAK)
+    if names_classes:
+        numbers_of(dataset.classes, cfg.target)  # before images are read
+    if cfg.mistakes is not None:  # images of the data set are no mistakes that came in
+        data_dir = settings.data.get("data_dir") or DATA
+        folder, data = (Path(str(path)).expanduser() for path in (cfg.mistakes, data_dir))
+        if folder.resolve().is_relative_to(data.resolve()):
+            raise UserError(
+                f"mistakes={cfg.mistakes}: expected pictures from elsewhere, in a folder outside "
+                f"of data.data_dir={data_dir}"
+            )
+    images = classifier.images
+    if trains and not len(images.train):
+        raise UserError(f"data: expected images to train on; {dataset.name} has none")
+    if not len(images.test):
+        key = "data_dir"
+        for each in dataset.split_settings:
+            if settings.typed["data"].get(each) is not None:
+                key = each
         raise UserError(
-            f"mistakes={mistakes}: expected pictures from elsewhere, in a folder outside of "
-            f"data.data_dir={data_dir}"
+            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
+            "expected another folder, or how images were held out in its training"
         )
+    if names_classes:
+        select(images.train.labels, dataset.classes, cfg.target)  # one without images
 
 
 def _mistakes_of(
@@ -400,8 +404,8 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
     return images.subset(places)  # spread evenly, since a folder's images are sorted by class
 
 
-def _refuse_inconsistent(session: Session) -> None:
-    """Refuse values that do not fit each other, or the images."""
+def _refuse_training(session: Session) -> None:
+    """Refuse a training whose values do not fit each other, or the images."""
     cfg, trainer = session.cfg, session.trainer
     scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
