@@ -19,6 +19,7 @@ WRONG = [
     "def turn(net, scale):\n    net.turn(scale)",
     "good_starts = [['both zero']]",
     "def tamper(net):\n    net.linear2.weight[0, 0] = 0",
+    "def dora(weight, A, B, magnitude):\n    return weight + B @ A",
 ]
 #: So that it takes seconds: fewer steps, on fewer images.
 SHORTER = {
