@@ -140,6 +140,12 @@ def test_a_group_of_another_command_is_named(cli):
     )
 
 
+def test_a_key_of_another_command_names_those_that_are_called_so(cli):
+    done = cli("train.py", "stage=lora", "digit=9", "offset=1")
+    said = "offset: nothing reads this key here; another command has it; the nearest: lora.offset"
+    assert done.err.startswith(said)
+
+
 def test_overrides_are_left_out_by_whole_keys():
     left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
     out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")

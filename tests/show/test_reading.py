@@ -253,6 +253,7 @@ NO_ADVICE = {
     "called from Python": results("pretrain", overrides=None),
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
     "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
+    "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
     "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
     "a repair": GOOD,
     "a repair, tested again": {**GOOD, "stage": "eval"},

@@ -35,7 +35,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         classifier = session.classifier
         session.evaluating()  # also what the dial sees
         choices = classifier.set_scale(cfg.scale, cfg.offset)
-        tables, advice = session.tables(), []
-        if classifier.adapter is None:
-            choices, advice = {}, check_base(session, session.predictions("val"))
+        is_alone = classifier.adapter is None
+        tables, advice = session.tables(with_val=is_alone), []
+        if is_alone:
+            choices, advice = {}, check_base(session, tables.get("val"))
         return finish(session, tables, choices, {"better_preprocessing": advice})

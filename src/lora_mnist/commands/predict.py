@@ -8,11 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.check import checked_copy
 from lora_mnist.config.make import classifier_of
 from lora_mnist.config.typed import Run
+from lora_mnist.data.folder import files_below
 from lora_mnist.errors import (
     IncompleteError,
     PictureError,
@@ -99,20 +101,22 @@ def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], 
 
 def find_pictures(images: Any) -> list[Path]:
     """The files that ``cfg.images`` names: files, folders, patterns, or a list of such."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
-
     endings = (*IMG_EXTENSIONS, ".gif")
     files: list[Path] = []
     named = list(images) if isinstance(images, ListConfig) else [images]
     for each in named or [None]:
         pattern = "" if each is None else str(each)
-        is_folder = Path(pattern).is_dir()
-        if pattern and Path(pattern).exists():  # it is no pattern, even with brackets
-            pattern = glob.escape(pattern) + ("/**" if is_folder else "")
-        matches = []
-        for path in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207
-            if path.is_file() and (path.suffix.lower() in endings or not is_folder):
-                matches.append(path)
+        folder, matches = Path(pattern), []
+        if pattern and folder.is_dir():
+            for path in sorted(files_below(folder)):
+                is_hidden = "/." in f"/{path.relative_to(folder).as_posix()}"
+                if path.suffix.lower() in endings and not is_hidden:
+                    matches.append(path)
+        elif pattern and folder.exists():  # it is no pattern, even with brackets
+            matches.append(folder)
+        else:
+            found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
+            matches += [path for path in found if path.is_file()]
         if not matches:
             raise UserError(
                 f"images={as_value(each)}: there is no picture; expected a file, a folder, or a "

@@ -159,9 +159,10 @@ def all_keys() -> dict[str, bool]:
 
 def unknown_key(key: str) -> str:
     """What to say of a key that this command has not: which are most like it."""
-    keys, name = all_keys(), key.rpartition(".")[2]
+    keys, name, reason = all_keys(), key.rpartition(".")[2], "nothing reads this key"
+    nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]
     if key in keys:
-        return f"{key}: nothing reads this key here; another command has it"
-    nearest = [each for each in keys if each.rpartition(".")[2] == name]
-    nearest = nearest or get_close_matches(key, keys, cutoff=0)
-    return f"{key}: nothing reads this key; the nearest: {', '.join(nearest)}"
+        reason += " here; another command has it"
+    else:
+        nearest = nearest or get_close_matches(key, keys, cutoff=0)
+    return f"{key}: {reason}" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")

@@ -261,7 +261,7 @@ class Folder(ImageDataset):
             if name not in labels:
                 expected = f"expected the folders of train/, but {name} is none of them"
                 raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
-            for file in _files_below(of_class, set(seen)):
+            for file in files_below(of_class, seen):
                 path = file.relative_to(root)
                 if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                     continue
@@ -378,8 +378,9 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith((".", "__")))
 
 
-def _files_below(root: Path, seen: set[Path]) -> Iterator[Path]:
-    """The files in ``root`` and in its folders that are not ``seen``; links may go in a circle."""
+def files_below(root: Path, others: Iterable[Path] = ()) -> Iterator[Path]:
+    """The files in ``root`` and in its folders but ``others``; links may go in a circle."""
+    seen = {root.resolve(), *others}
     for folder, subfolders, names in os.walk(root, followlinks=True):
         yield from (Path(folder, name) for name in sorted(names))
         subfolders.sort()  # of two links to a folder, the first is followed

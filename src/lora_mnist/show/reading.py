@@ -499,7 +499,8 @@ class Reading:
         # A run that was called from Python has no command line that says what it ran on.
         is_known = results.get("overrides") is not None and not results.get("better_preprocessing")
         training = results["training_images_per_class"]
-        has_images = sum(training) > max(training) and results["validation_images"]
+        has_errors = "val" not in self.counts or self.counts["val"]["errors"] > 0
+        has_images = sum(training) > max(training) and results["validation_images"] and has_errors
         # Mending so few errors could be chance; a base that gets half wrong needs training.
         worst = self.change([self.weakest_class()])
         is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images

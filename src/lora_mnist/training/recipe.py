@@ -109,6 +109,8 @@ def _weak_ones(target: str, before: Predictions, classes: Sequence[str]) -> tupl
         worst = weakest(errors, numbers)
         share = f"{errors[worst]} of its {numbers[worst]} validation images are wrong"
         share += f" ({errors[worst] / numbers[worst]:.1%})"
+        if unseen := [name for name, number in zip(classes, numbers, strict=True) if not number]:
+            share += f"; without any, nothing is known of {', '.join(unseen)}"
         return [classes[worst]], f"the weakest class, {share}"
     found = weak(errors, numbers)
     if not found:
