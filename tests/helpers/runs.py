@@ -1,5 +1,7 @@
 """A run, made up: its results, its predictions, and their images."""
 
+from dataclasses import replace
+
 import torch
 
 from lora_mnist.data import Images
@@ -76,6 +78,12 @@ def table_of(num_classes, label, *prediction):
     """A table of these predictions, each of them sure."""
     sure = torch.ones(len(prediction), len(label))
     return Predictions(num_classes, label, torch.stack(prediction), sure, torch.zeros_like(sure))
+
+
+def at(table, rows):
+    """The predictions for some of the images."""
+    names = ("label", "prediction", "probability", "loss")
+    return replace(table, **{name: getattr(table, name)[..., rows] for name in names})
 
 
 def predictions(pair=True):

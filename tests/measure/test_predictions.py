@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.nets import batches, randomize
+from helpers.runs import at
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set_lora_scale
 from lora_mnist.errors import TrainingError
@@ -69,7 +70,7 @@ def test_counts_by_hand():
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
     assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
-    many = counts_of(table.at(torch.arange(6).repeat(5)), [1])["after"]
+    many = counts_of(at(table, torch.arange(6).repeat(5)), [1])["after"]
     p_values = [many[f"p_value{group}"] for group in ("", "_of_target", "_elsewhere")]
     assert p_values == [mcnemar(10, 5), mcnemar(5, 5), mcnemar(5, 0)]
     assert len({*p_values}) == 3
@@ -88,7 +89,7 @@ def test_counts_of_a_loss_that_is_not_finite_have_no_number():
 
 
 def test_the_outcome_says_what_became_of_each_image():
-    table = table_of(BEFORE, AFTER).at(torch.tensor([5, 0, 1, 2]))
+    table = at(table_of(BEFORE, AFTER), torch.tensor([5, 0, 1, 2]))
     assert table.label.tolist() == [1, 0, 0, 0]
     assert table.prediction.tolist() == [[1, 0, 1, 2], [2, 0, 0, 1]]
     of_base = table_of(BEFORE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_csv, read_results
-from helpers.runs import table_of
+from helpers.runs import at, table_of
 
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
@@ -260,7 +260,7 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
     selection, choices = choose_target(session, before)
     assert choices["target"].value == ["10"]
     assert "nothing is known" not in choices["target"].why
-    selection, choices = choose_target(session, before.at(label > 0))
+    selection, choices = choose_target(session, at(before, label > 0))
     assert choices["target"].why.endswith("; without any, nothing is known of 1")
     assert (selection.targets, selection.target_indices.tolist()) == ([1], [1, 3])
 

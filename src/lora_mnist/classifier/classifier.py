@@ -1,7 +1,4 @@
-"""A classifier: a network, its classes and its preprocessing, all that a prediction needs.
-
-Plain Python: no Hydra, no Lightning.
-"""
+"""A classifier: a network, its classes and its preprocessing, all that a prediction needs."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence

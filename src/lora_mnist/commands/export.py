@@ -99,7 +99,10 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     images, name = classifier.test_images(), "test images"
     if images is None:
-        images, name = gradients(dataset), "pictures of a gradient"
+        gradient = Image.linear_gradient("L")
+        pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
+        labels = torch.zeros(len(pictures), dtype=torch.int64)
+        images, name = Images(torch.stack(pictures), labels), "pictures of a gradient"
     classifier.check(images)
     turned = classifier.set_scale(cfg.scale, cfg.offset)
     plain = copy.deepcopy(classifier.net).cpu()
@@ -151,13 +154,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         folder.replace(path)
-
-
-def gradients(dataset: ImageDataset) -> Images:
-    """Pictures as ``dataset`` prepares them, each a gradient in another direction."""
-    gradient = Image.linear_gradient("L")
-    pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
-    return Images(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
 
 
 def metadata_of(

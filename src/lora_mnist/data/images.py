@@ -160,19 +160,13 @@ class ImageDataset:
     Images are uint8 until :meth:`normalise` makes them the input of a network. A label is an index
     into ``classes``. No image is read before :attr:`sets` is asked for.
 
-    Attributes:
-        mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
-        std: their standard deviation, likewise.
-        split_settings: the values of ``data`` that say which images are held out.
-        is_of_files: whether each image is a file of its own.
-
     Its arguments are keys of ``data`` and ``prepare``, which ``configs/`` explains.
     """
 
-    mean: Channelwise
-    std: Channelwise
-    split_settings: Mapping[str, Any]
-    is_of_files = False
+    mean: Channelwise  # of the pixels, on the scale 0 to 1
+    std: Channelwise  # their standard deviation
+    split_settings: Mapping[str, Any]  # the values of data that say which images are held out
+    is_of_files = False  # whether each image is a file of its own
 
     def __init__(
         self,

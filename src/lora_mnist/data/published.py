@@ -23,14 +23,7 @@ from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
 class Published(ImageDataset):
     """Training and test images in files that everybody has; a subclass reads and fetches them.
 
-    Args:
-        dataset: what it is called.
-        classes: their names.
-        channels: of its images.
-        pixels: mean and deviation of the training images, from 0 to 1.
-        data_dir: the folder that has, or gets, the data set's own folder.
-        download: whether to fetch what is missing.
-        common: arguments of :class:`.ImageDataset`.
+    ``pixels`` are mean and deviation of the training images, from 0 to 1.
     """
 
     folder: Path  #: the data set's own, below ``data_dir``

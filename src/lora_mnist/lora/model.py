@@ -4,9 +4,6 @@ An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
 a second adapter stacks as ``[1]``.
-
-A base is its parameters and its buffers. In train mode, batch normalisation would change its
-running statistics, so the base stays in eval mode while it carries an adapter.
 """
 
 import logging

@@ -4,8 +4,7 @@ With the scale ``s`` LoRA's weights are ``W + s * scaling * lora_B @ lora_A``: a
 the base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and
 loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
 (PAINT), arXiv:2208.05592. A training also moves how often a class is predicted, whatever else it
-learns. An offset on the logits of the classes to repair moves that back or further, without a
-training: :mod:`.lora.offset`.
+learns; an offset moves that back, or further: :mod:`.lora.offset`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -239,10 +238,9 @@ class Collapse(NamedTuple):
         """Whether validation images show it, by the rows of :func:`contest`."""
         label = rows[:, 0].long()
         offset = best_offset(rows, self.direction, self.offsets, num_classes, self.choose_by)
-        wrong = label[outcome(rows, self.direction, offset) != label]
-        errors = wrong.bincount(minlength=num_classes).cpu().numpy()
-        images = label.bincount(minlength=num_classes).cpu().numpy()
-        return bool(measure(errors, images, self.choose_by) < self.least)
+        predicted = outcome(rows, self.direction, offset)
+        counts = counts_of_labels(label.cpu(), predicted.cpu(), num_classes)
+        return bool(counts[self.choose_by] < self.least)
 
 
 def _moved(direction: Tensor | None) -> Tensor:

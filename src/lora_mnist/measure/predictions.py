@@ -5,7 +5,7 @@ Before is the base; after is base and adapter. A network without an adapter has 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,25 +63,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.label)
 
-    def columns(self) -> dict[str, Tensor]:
-        """What is known of each image, by name: (N,), or at each point, (S, N)."""
-        columns = {}
-        for each in fields(self):
-            if isinstance(column := getattr(self, each.name), Tensor):
-                columns[each.name] = column
-        return columns
-
-    def at(self, rows: Tensor) -> "Predictions":
-        """The predictions for some of the images."""
-        columns: Any = {name: column[..., rows] for name, column in self.columns().items()}
-        return replace(self, **columns)
-
     def followed_by(self, others: "Predictions") -> "Predictions":
         """These points, and after them those of ``others``, for the same images."""
-        columns: Any = self.columns()
-        for name, column in others.columns().items():
-            if column.ndim == 2:
-                columns[name] = torch.cat([columns[name], column])
+        columns: dict[str, Any] = {}
+        for name in ("prediction", "probability", "loss"):
+            columns[name] = torch.cat([getattr(self, name), getattr(others, name)])
         return replace(self, **columns)
 
     def outcomes(self) -> NDArray[np.str_]:

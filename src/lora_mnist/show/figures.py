@@ -117,10 +117,7 @@ def draw_dial(reading: Reading) -> Figure:
         axes.set_ylim(0, 1.1 * max(*counts, of_base, 1))
         axes.grid(alpha=0.3)
     panels[0].legend()
-    label = "scale: 1 is the adapter as trained, 0 without it"
-    panels[-1].set_xlabel(
-        f"{label}; at each scale its best offset" if "by_offset" in dial else label
-    )
+    panels[-1].set_xlabel("scale: 1 is the adapter as trained, 0 without it")
     return figure
 
 
@@ -137,20 +134,16 @@ def draw_offsets(reading: Reading) -> Figure:
     title = f"{dial['images']:,} validation images; along a line the offset changes"
     axes.set_title(f"{title}\nadvised by {decides}, not by these two counts", fontsize=10)
     place = dial["scales"].index(dial["advised"])
+    across, up = "false_calls_of_target", "errors_of_target"
     names = {"base": "the base", "adapter": f"the adapter at scale {dial['advised']:g}"}
     for name, label in names.items():
-        counts = by_offset[name]
-        axes.plot(counts["false_calls_of_target"], counts["errors_of_target"], ".-", label=label)
-    points = {"the base, offset 0": ("s", dial["base"])}
-    advised = {key: dial[key][place] for key in ("false_calls_of_target", "errors_of_target")}
-    points[f"advised: offset {dial['advised_offset']:g}"] = ("*", advised)
-    for label, (mark, counts) in points.items():
-        at = counts["false_calls_of_target"], counts["errors_of_target"]
-        axes.plot(*at, mark, ms=13, label=label, zorder=3)
+        axes.plot(by_offset[name][across], by_offset[name][up], ".-", label=label)
+    base, advised = dial["base"], {key: dial[key][place] for key in (across, up)}
+    axes.plot(base[across], base[up], "s", ms=13, label="the base, offset 0", zorder=3)
+    label = f"advised: offset {dial['advised_offset']:g}"
+    axes.plot(advised[across], advised[up], "*", ms=13, label=label, zorder=3)
     # Offsets by which a network says nothing else, or never that, would leave the rest no room.
-    ends = []
-    for key in ("false_calls_of_target", "errors_of_target"):
-        ends.append(2 * max(5, dial["base"][key], advised[key]))
+    ends = [2 * max(5, base[key], advised[key]) for key in (across, up)]
     axes.set_xlim(-0.02 * ends[0], ends[0])
     axes.set_ylim(0, ends[1])
     axes.grid(alpha=0.3)

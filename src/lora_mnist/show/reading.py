@@ -120,13 +120,6 @@ class Reading:
         self.target_names = self.named(self.targets) if self.targets else ""
         self.total = self.change()
         self.of_targets = self.change(self.targets)
-        #: The class, not one to repair, that gets most errors more, if any does.
-        self.most_harmed: int | None = None
-        most = 0
-        for number in self.other_classes:
-            change = self.change([number])
-            if change.after - change.before > most:
-                self.most_harmed, most = number, change.after - change.before
 
     def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
@@ -267,11 +260,14 @@ class Reading:
 
     def _of_repair(self) -> list[Phrase]:
         """The judgement, then a sentence for each group of images that the repair concerns."""
-        (is_kept, judgement), most_harmed = self._judgement(), self.most_harmed
+        is_kept, judgement = self._judgement()
         phrases = [self._mistakes(), judgement] if self.is_hotfix else [judgement]
         if self.results["scale"] == self.dial.get("advised") == 0 and self.results["offset"]:
+            offset = f"the offset {self.results['offset']:g} on the logit of {self.target_names}"
+            if len(self.targets) > 1:
+                offset = f"logit adjustment with tau {self.results['offset']:g}"
             text = "The training adds nothing that validation images show: what is saved is"
-            phrases.append(Phrase(f"{text} {self.offset_text()} alone."))
+            phrases.append(Phrase(f"{text} {offset} alone."))
         phrases += self._of_mixes()
         phrases.append(self.total.sentence("On all test images"))
         if self.of_targets.images:
@@ -281,24 +277,18 @@ class Reading:
                 phrases.append(self._false_calls())
         if self.targets and self.other_classes:
             phrases.append(self.change(self.other_classes).sentence(f"On {self.name_of_others}"))
-        if most_harmed is None:
+        changes = {c: self.change([c]) for c in self.other_classes}
+        worst = max(changes, key=lambda c: changes[c].after - changes[c].before, default=None)
+        if worst is None or changes[worst].after <= changes[worst].before:
             if self.targets and len(self.other_classes) > 1:
                 phrases.append(Phrase("No other class has more errors than before."))
-        elif self.other_classes != [most_harmed]:
-            lost = self.change([most_harmed])
-            phrases.append(lost.sentence(f"Most is lost on {self.named([most_harmed])}"))
+        elif self.other_classes != [worst]:
+            phrases.append(changes[worst].sentence(f"Most is lost on {self.named([worst])}"))
         if text := self._still_falling():
             phrases.append(Phrase(text))
         if not is_kept:
             phrases.append(Phrase("What it means, and what to try next: docs/failed.md."))
         return phrases
-
-    def offset_text(self) -> str:
-        """``the offset 1.5 on the logit of nines``, or the tau of several classes."""
-        offset = self.results["offset"]
-        if len(self.targets) > 1:
-            return f"logit adjustment with tau {offset:g}"
-        return f"the offset {offset:g} on the logit of {self.target_names}"
 
     def judgement_of(self, measure: str) -> str:
         """What became of a measure on test images, as :attr:`Change.judgement`."""

@@ -52,16 +52,9 @@ class Loss(nn.Module):
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch.
-
-    Args:
-        net: from images to logits of shape (N, num_classes).
-        scheduler: of the rate, perhaps with its interval, as ``configure_optimizers`` returns it.
-        classes: their names, in the order of the logits.
-        targets: the classes to repair, by number.
-        replay: how many images of a batch, in all processes together, are replayed: the last ones.
-        collapse: where validation images show it, the training has collapsed, and ends.
-        compiles: whether the network runs through ``torch.compile``.
+    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch. The last
+    ``replay`` images of a batch, in all processes together, are replayed. Where validation images
+    show a ``collapse``, the training ends.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ that learns these images, too: Kirichenko et al. 2022, "Last Layer Re-Training i
 Robustness to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has the numbers.
 """
 
+import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from lora_mnist.config.typed import key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
 from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS, add_lora, add_offset, set_lora_offset, set_lora_scale
 from lora_mnist.lora.offset import last_layer
@@ -39,7 +41,7 @@ from lora_mnist.measure.dial import (
     offset_of,
     offsets_of,
 )
-from lora_mnist.measure.gain import least_measure, measure
+from lora_mnist.measure.gain import least_measure
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.measure.significance import chance_text, weak, weakest
 from lora_mnist.run_paths import TRIALS_FOLDER
@@ -68,7 +70,7 @@ class Repair(NamedTuple):
     choices: dict[str, Choice]
     dial: dict[str, Any] | None
     training: ClassifierModule
-    factors: list[dict[str, Tensor]]  # as the training left them
+    factors: dict[str, Tensor]  # as the training left them
     measure: float  # on validation images, as choose_by says
 
 
@@ -225,7 +227,7 @@ def rarest_of(session: Session, selection: Selection) -> int:
 class Ladder:
     """How each training of a repair begins, and goes on at a smaller rate where it collapses."""
 
-    start: list[dict[str, Tensor]]
+    start: dict[str, Tensor]
     limit: Collapse | None
     time_of_all: TimeOfAll | None  # of several trainings, each with a folder of its own
     collapses: dict[float, str] = field(default_factory=dict)  # what was seen, by the rate
@@ -306,7 +308,7 @@ def train_repair(
         turn(net, choices)
         val, value = trial.predictions("val", before), 0.0
         if val is not None:
-            value = measured(trial, counts_of(val)["after"])
+            value = counts_of(val)["after"][trial.cfg.choose_by]
         tables = {} if val is None else {"val": val}
         repairs[name] = Repair(tables, choices, dial, training, factors, value)
         if not has_several:
@@ -343,7 +345,7 @@ def _refit(
     selection: Selection,
     before: Predictions | None,
     trial: Repair,
-    start: Sequence[Mapping[str, Tensor]],
+    start: Mapping[str, Tensor],
 ) -> Repair:
     """Train once more, with the validation images; if that collapses, keep the trial's adapter."""
     net, dropout = session.net, session.cfg.lora.dropout
@@ -363,7 +365,7 @@ def _refit(
         limit = collapse_after(session, trial.tables["val"])
         assert refitted is not None
         assert limit is not None
-        value = measured(session, counts_of(refitted)["after"])
+        value = counts_of(refitted)["after"][session.cfg.choose_by]
         if not session.of_first_process(value < limit.least):
             return trial
         why = f"{name_of_measure(session)} {value:.1%} on the validation images that it has "
@@ -373,12 +375,6 @@ def _refit(
     refit = Choice(False, [True, False], len(session.images.val), why)
     turn(net, trial.choices)
     return trial._replace(choices=trial.choices | {"refit": refit})
-
-
-def measured(session: Session, counts: Mapping[str, Any]) -> float:
-    """The measure that ``choose_by`` names, of counts of predictions."""
-    errors, images = counts["errors_per_class"], counts["images_per_class"]
-    return float(measure(errors, images, session.cfg.choose_by))
 
 
 def collapse_after(session: Session, table: Predictions | None) -> Collapse | None:
@@ -485,19 +481,16 @@ def turn(net: nn.Module, choices: Mapping[str, Choice]) -> None:
     set_lora_offset(net, choices["offset"].value)
 
 
-def factors_of(net: nn.Module) -> list[dict[str, Tensor]]:
+def factors_of(net: nn.Module) -> dict[str, Tensor]:
     """A copy of all tensors of the adapters on ``net``."""
-    factors = []
-    for adapter in lora_adapters(net):
-        factors.append({name: value.clone() for name, value in adapter.state_dict().items()})
-    return factors
+    return copy.deepcopy(lora_state_dict(net))
 
 
-def set_factors(net: nn.Module, factors: Sequence[Mapping[str, Tensor]], dropout: float) -> None:
+def set_factors(net: nn.Module, factors: Mapping[str, Tensor], dropout: float) -> None:
     """Put these tensors into the adapters, at scale 1 and offset 0, to be trained with dropout."""
-    for adapter, state in zip(lora_adapters(net), factors, strict=True):
-        adapter.load_state_dict(state)
-        for parameter in adapter.parameters():
-            parameter.grad = None
-        adapter.scale, adapter.dropout = 1.0, dropout
+    net.load_state_dict(factors, strict=False)  # the base stays
+    net.zero_grad()
+    for adapter in lora_adapters(net):
+        adapter.dropout = dropout
+    set_lora_scale(net, 1.0)
     set_lora_offset(net, 0.0)

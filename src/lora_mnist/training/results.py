@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from lora_mnist.classifier.learnt import write_learnt
 from lora_mnist.classifier.settings import VERSION
 from lora_mnist.config.typed import Run, key_of
 from lora_mnist.errors import TrainingError
-from lora_mnist.files import write_json
+from lora_mnist.files import write_csv, write_json
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
-from lora_mnist.measure.predictions_csv import write_predictions
 from lora_mnist.project import DATA
 from lora_mnist.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.show.reading import Reading
@@ -199,6 +198,23 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tenso
     record |= {"base_sha256": base.sha256, "targets": targets}
     record["learnt"] = write_learnt(folder, learnt)  # first: no adapter is without it
     save_adapter(classifier.net, folder, metadata=record)
+
+
+def write_predictions(
+    table: Predictions, names: Sequence[str | int], folder: Path, classes: Sequence[str]
+) -> None:
+    """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""
+    title = "file" if isinstance(names[0], str) else "index"
+    columns: dict[str, Sequence[Any]] = {title: names}
+    columns["label"] = [classes[number] for number in table.label.tolist()]
+    titles = [("prediction", "probability")]
+    if len(table.prediction) == 2:
+        titles = [("before", "before_probability"), ("after", "after_probability")]
+    for place, (class_title, probability_title) in enumerate(titles):
+        columns[class_title] = [classes[number] for number in table.prediction[place].tolist()]
+        columns[probability_title] = [f"{p:.6f}" for p in table.probability[place].tolist()]
+    columns["outcome"] = table.outcomes().tolist()
+    write_csv(folder / "predictions.csv", columns, zip(*columns.values(), strict=True))
 
 
 def _why_useless(session: Session, results: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 import torch
-from helpers.runs import CLASSES, images, predictions
+from helpers.runs import CLASSES, at, images, predictions
 
-from lora_mnist.measure.predictions_csv import write_predictions
+from lora_mnist.training.results import write_predictions
 
 
 def lines_of(folder, table, names):
@@ -11,7 +11,7 @@ def lines_of(folder, table, names):
 
 def test_a_row_an_image_for_anybody(tmp_path):
     """An image keeps its name in a part of the test set."""
-    table = predictions().at(torch.arange(3))
+    table = at(predictions(), torch.arange(3))
     test_set = images([f"{n},.png" for n in range(6)])
     lines = lines_of(tmp_path, table, test_set.subset(torch.arange(3, 6)).names)
     assert lines[0] == "file,label,before,before_probability,after,after_probability,outcome"
