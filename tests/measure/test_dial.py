@@ -66,10 +66,10 @@ def test_without_an_offset_the_dial_has_scales_alone(adapted):
 @pytest.mark.parametrize(
     ("saved", "deviation", "advised"),
     [
-        # Near 1, where that keeps half of the gain.
-        ([0, 100, 40], [0, 10, 10], 0.5),
-        ([0, 100, 45], [0, 10, 10], 1.0),  # half of it, but for chance
-        ([0, -1, -2], [0, 3, 5], 1.0),  # half of the deviation
+        # Near 1, where that is the best but for chance.
+        ([0, 100, 90], [12, 0, 10], 0.5),
+        ([0, 100, 95], [12, 0, 10], 1.0),  # half of a deviation
+        ([0, -1, -2], [0, 3, 5], 1.0),
         ([0, -1, -4], [0, 3, 5], 0.5),
         ([0, -200, -1400], [0, 20, 43], 0.0),
     ],

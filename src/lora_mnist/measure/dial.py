@@ -56,7 +56,8 @@ def dial_curve(
 
     Returns:
         ``images``, their number; ``choose_by``; ``scales``; for each of these the best ``offsets``,
-        what it ``saved`` of the measure with its ``deviation`` (see :mod:`.gain`), the ``errors``
+        what it ``saved`` of the measure (see :mod:`.gain`), the ``deviation`` of its difference
+        from the scale that saves most, the ``errors``
         and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
         ``false_calls_of_target``; the same counts of the ``base``; ``advised`` and
         ``advised_offset``, the scale and the offset to take; and ``by_offset``, how the counts of
@@ -89,6 +90,14 @@ def dial_curve(
 
     images = label.bincount(minlength=num_classes).numpy()
     was_right = outcome(base, direction, 0.0) == label
+
+    def gain_of(is_right: Tensor, other: Tensor) -> tuple[float, float]:
+        """What images that are right save beside others, and the deviation of that."""
+        repaired = label[is_right & ~other].bincount(minlength=num_classes).numpy()
+        broken = label[other & ~is_right].bincount(minlength=num_classes).numpy()
+        saved, deviation = gain(repaired, broken, images, choose_by)
+        return float(saved), float(deviation)
+
     errors = label[~was_right].bincount(minlength=num_classes).numpy()
     curve: dict[str, Any] = {
         "images": len(label),
@@ -96,16 +105,16 @@ def dial_curve(
         "base": {**counts_at(base, 0.0), "measure": float(measure(errors, images, choose_by))},
         "scales": list(scales),
     }
+    right_at = []
     for scale in scales:
         rows = rows_at[scale]
         offset = best_offset(rows, direction, offsets, num_classes, choose_by)
-        is_right = outcome(rows, direction, offset) == label
-        repaired = label[is_right & ~was_right].bincount(minlength=num_classes).numpy()
-        broken = label[was_right & ~is_right].bincount(minlength=num_classes).numpy()
-        saved, deviation = gain(repaired, broken, images, choose_by)
-        numbers = {"offsets": offset, "saved": float(saved), "deviation": float(deviation)}
+        right_at.append(outcome(rows, direction, offset) == label)
+        numbers = {"offsets": offset, "saved": gain_of(right_at[-1], was_right)[0]}
         for key, value in (numbers | counts_at(rows, offset)).items():
             curve.setdefault(key, []).append(value)
+    best = right_at[curve["saved"].index(max(curve["saved"]))]
+    curve["deviation"] = [gain_of(is_right, best)[1] for is_right in right_at]
     place = advised_place(curve)
     curve |= {"advised": curve["scales"][place], "advised_offset": curve["offsets"][place]}
     if len(offsets) > 1 and group:
@@ -118,16 +127,15 @@ def dial_curve(
 
 
 def advised_place(curve: Mapping[str, Any]) -> int:
-    """The place of the scale to take: of those that save enough, the one nearest to 1.
+    """The place of the scale to take: of those that save as much as the best, the nearest to 1.
 
-    The best one saves enough, and so does another one with ``saved >= 0.5 * (most - deviation)``,
-    where ``most`` is what the best one saves: a few images by chance turn no repair off. Of two
-    that are equally near, the smaller is taken.
+    Half a deviation of their difference by chance is no difference: a few images turn no repair
+    off. Of two that are equally near, the smaller is taken.
     """
     scales, saved, deviation = curve["scales"], curve["saved"], curve["deviation"]
-    most, places = max(saved), []
+    places = []
     for place in range(len(scales)):
-        if saved[place] == most or saved[place] >= 0.5 * (most - deviation[place]):
+        if saved[place] >= max(saved) - 0.5 * deviation[place]:
             places.append(place)
     return min(places, key=lambda place: (abs(scales[place] - 1), scales[place]))
 
