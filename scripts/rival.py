@@ -29,7 +29,7 @@ from lora_mnist import remove_lora
 from lora_mnist.classifier.classifier import read_adapter
 from lora_mnist.cli.main import run_entry
 from lora_mnist.config.make import classifier_of, make
-from lora_mnist.config.typed import Run, key_of
+from lora_mnist.config.run import Run, key_of
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.measure.dial import best_offset, contest, offset_for, offsets_of

@@ -30,7 +30,7 @@ HEAVY = {"lightning", "torchmetrics", "matplotlib", "jinja2", "gradio"}
 #: What a module does not wait for: sweeps not for torch, pictures not for Lightning.
 LATE = {
     name: {"torch"}
-    for name in ("cli.main", "show.summary", "config.check", "config.typed", "config.make")
+    for name in ("cli.main", "show.summary", "config.keys", "config.run", "config.make")
 }
 LATE |= dict.fromkeys(("commands.predict", "commands.export", "commands.demo"), HEAVY)
 LATE["api"] = {"hydra", "omegaconf", "scipy", *HEAVY}

@@ -22,8 +22,8 @@ from tasks import EXAMPLE, Task
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.config.check import checked_copy
-from lora_mnist.config.typed import Run
+from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, load_images
 from lora_mnist.training.session import open_session
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lora_mnist.errors import UserError
+from lora_mnist.project import program
 
 RESULTS_FILE = "results.json"
 #: Of a job of a sweep that failed.
@@ -32,7 +33,14 @@ def new_run_folder(outputs: str | Path, stage: str) -> Path:
     return Path(outputs, stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
 
 
-def latest(folder: Path, pattern: str) -> Path | None:
-    """What ``latest`` means: the file in ``folder`` of this pattern that was written last."""
-    paths = folder.glob(pattern)
-    return max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+def latest_adapter(outputs: str | Path) -> Path:
+    """What ``adapter=latest`` means: the one below ``outputs`` that was written last."""
+    folder = Path(outputs, "lora")
+    configs = folder.glob(f"*/{ADAPTER_FOLDER}/adapter_config.json")
+    newest = max(configs, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+    if newest is None:
+        raise UserError(
+            f"adapter=latest: expected an adapter in {folder}; make one with: "
+            f"{program('train')} experiment=repair and the same data and net"
+        )
+    return newest.parent

@@ -10,8 +10,8 @@ from helpers.stranger import move_in
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.check import COMMANDS, checked_copy, dotted, keys_in
-from lora_mnist.config.typed import CLASSIFIER, Run
+from lora_mnist.config.keys import COMMANDS, checked_copy, dotted, keys_in
+from lora_mnist.config.run import CLASSIFIER, Run
 
 FILE = """
 defaults:

@@ -9,8 +9,8 @@ from helpers.commands import only_run, read_csv, read_results
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
-from lora_mnist.config.check import checked_copy
-from lora_mnist.config.typed import Run
+from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.run import Run
 from lora_mnist.training.trainer import make_trainer
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from lora_mnist import add_lora
 from lora_mnist.commands.train import train
-from lora_mnist.config.typed import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
 from lora_mnist.lora.model import add_offset

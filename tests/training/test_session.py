@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import torch
 from composed import FEW, SMALL, composed
 
-from lora_mnist.config.check import checked_copy
-from lora_mnist.config.typed import Run
+from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.run import Run
 from lora_mnist.training.session import open_session
 
 

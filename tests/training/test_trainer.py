@@ -6,7 +6,7 @@ import torch
 from composed import QUICK, composed, logged
 
 from lora_mnist import CNN, add_lora
-from lora_mnist.config.typed import Run
+from lora_mnist.config.run import Run
 from lora_mnist.training import trainer
 
 

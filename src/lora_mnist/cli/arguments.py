@@ -5,26 +5,26 @@ import sys
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
-from lora_mnist.config.check import COMMANDS
-from lora_mnist.config.typed import CLASSIFIER, in_grammar
+from lora_mnist.cli.help import USAGE, print_groups
+from lora_mnist.config.keys import COMMANDS
+from lora_mnist.config.run import CLASSIFIER, in_grammar
 from lora_mnist.project import CONFIGS
 
 #: Names such as Flöte in a list, which Hydra reads in quotes alone.
 _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
-def command_name(usage: str) -> str:
-    """The command that the first argument names, whose configuration has the same name."""
+def command_name() -> str:
+    """The command that the first argument names; for Hydra, it becomes that of a configuration."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in COMMANDS:
         sys.argv.insert(1, "--config-name")
     elif name in ("--help", "-h"):
-        print(usage)
+        print(USAGE)
         raise SystemExit(0)
     elif name != "--config-name":  # which a process that Lightning starts has
-        print(f"{name}: no such command\n\n{usage}" if name else usage, file=sys.stderr)
+        print(f"{name}: no such command\n\n{USAGE}" if name else USAGE, file=sys.stderr)
         raise SystemExit(2)
     return name if name in COMMANDS else "train"
 
@@ -43,7 +43,7 @@ def give_to_hydra(config_name: str) -> None:
     options, overrides, parser = [], [], OverridesParser.create()
     for text in sys.argv[1:]:
         if text in ("--help", "-h"):
-            _print_groups(config_name)
+            print_groups(config_name)
             text = "--cfg=job"
         key, equals, value = text.partition("=")
         if key.startswith("-") or not (equals or key.startswith("~")):
@@ -58,15 +58,3 @@ def give_to_hydra(config_name: str) -> None:
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"
         overrides.append(re.sub("^classifier=", f"{CLASSIFIER}=", text))
     sys.argv[1:] = options + overrides
-
-
-def _print_groups(name: str) -> None:
-    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
-    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
-    if help_of is not None:
-        print(help_of.header)
-    print("Groups; GROUP=NAME chooses:")
-    for folder in sorted(CONFIGS.rglob("*/")):
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
-        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
-    print("\nKeys; KEY=VALUE sets:")

@@ -8,24 +8,10 @@ from importlib import import_module
 
 from omegaconf import DictConfig
 
-from lora_mnist import __version__
 from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.check import COMMANDS, checked_copy
-from lora_mnist.config.typed import Run
-
-_USAGE = f"""lora-mnist {__version__}
-
-  lora-mnist train stage=pretrain                      pretrain a base
-  lora-mnist train experiment=repair target=weakest    repair its weakest class
-  lora-mnist train stage=lora digit=9                  train an adapter on the nines alone
-  lora-mnist eval adapter=latest                       test the base, and a saved adapter beside it
-  lora-mnist predict images=FOLDER adapter=latest      which class pictures show
-  lora-mnist export adapter=latest out=FILE            base and adapter as one plain network
-  lora-mnist demo                                      a page to draw on
-
-lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets. Your own are in a file
-of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=photos"""
+from lora_mnist.config.keys import COMMANDS, checked_copy
+from lora_mnist.config.run import Run
 
 
 def run_command(cfg: DictConfig, run: Run) -> None:
@@ -39,4 +25,4 @@ def run_command(cfg: DictConfig, run: Run) -> None:
 
 def main() -> None:
     """Run the command that is typed behind ``lora-mnist``."""
-    run_entry(run_command, command_name(_USAGE))
+    run_entry(run_command, command_name())

@@ -24,14 +24,16 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.typed import Run, in_grammar
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.config.run import Run, in_grammar
+from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
 
 log = logging.getLogger(__name__)
 
 Command = Callable[[DictConfig, Run], object]
+#: What a command that is printed does not repeat.
+_OF_THE_FOLDER = ("hydra.run.dir", "hydra.mode")
 
 
 def run_entry(function: Command, config_name: str) -> None:
@@ -93,41 +95,59 @@ def _ending() -> Iterator[None]:
         reason = explain(error)
         if reason is not None:
             raise _told(reason, getattr(error, "exit_code", UserError.exit_code)) from None
-        if advice := _leave_folder(None, 1):
-            error.add_note(advice)
+        conf, note = _hydra(), ""
+        if conf is not None and conf.mode == RunMode.MULTIRUN:
+            note = end_early(Path(conf.sweep.dir))
+        elif conf is not None:
+            log_file = Path(conf.run.dir).absolute() / f"{conf.job.name}.log"
+            note = _go_on(conf) or f"log: {log_file}"
+        if note:
+            error.add_note(note)
         raise SystemExit(1) from error
 
 
 def _told(reason: str, code: int) -> SystemExit:
-    """The end of a command, after the line that says why."""
-    print("\n".join([reason, _leave_folder(reason, code)]).rstrip(), file=sys.stderr)
+    """The end of a command by a refusal or a signal, after the lines that say why."""
+    lines, conf = [reason], _hydra()
+    if conf is not None and conf.mode == RunMode.MULTIRUN:
+        lines.append(end_early(Path(conf.sweep.dir)))
+    elif conf is not None:
+        if code != IncompleteError.exit_code:
+            _remove_if_empty(conf)
+        if code > UserError.exit_code:  # a signal
+            again = Run.of_command_line(conf, Path(conf.run.dir)).typed_without(*_OF_THE_FOLDER)
+            restart = f"start again with: {command_line(str(conf.job.config_name), again)}"
+            lines.append(_go_on(conf) or restart)
+    print("\n".join(lines).rstrip(), file=sys.stderr)
     return SystemExit(code)
 
 
-def _leave_folder(reason: str | None, code: int) -> str:
-    """Remove the folder of a run that has made nothing; say how to go on, or to start again."""
+def _hydra() -> Any:
+    """Hydra's own configuration; ``None`` where no folder is this command's to end."""
     if not HydraConfig.initialized():
-        return ""
+        return None
     conf = HydraConfig.get()
-    if conf.mode == RunMode.MULTIRUN:
-        return end_early(Path(conf.sweep.dir))
     # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
-    if conf.output_subdir is None:
-        return ""
-    folder, log_file = Path(conf.run.dir).absolute(), f"{conf.job.name}.log"
-    files = {path.name for path in folder.glob("*")}
-    if reason is not None and code != 1 and files <= {conf.output_subdir, log_file}:
+    is_ours = conf.mode == RunMode.MULTIRUN or conf.output_subdir is not None
+    return conf if is_ours else None
+
+
+def _remove_if_empty(conf: Any) -> None:
+    """Remove the folder of a run that has written nothing into it."""
+    folder = Path(conf.run.dir)
+    if {path.name for path in folder.glob("*")} <= {conf.output_subdir, f"{conf.job.name}.log"}:
         shutil.rmtree(folder, ignore_errors=True)
-    if reason is not None and code <= 2:  # a refusal
-        return ""
-    name, run = str(conf.job.config_name), Run.of_command_line(conf, folder)
-    ours, last = ("hydra.run.dir", "hydra.mode"), folder / LAST_CHECKPOINT
-    if last.is_file() and not (folder / TRIALS_FOLDER).exists():  # several trainings start again
-        typed = [*run.typed_without(*ours, "ckpt_path"), f"ckpt_path={in_grammar(last)}"]
-        return f"go on with: {command_line(name, typed)}"
-    if code > 2:  # of a signal
-        return f"start again with: {command_line(name, run.typed_without(*ours))}"
-    return f"log: {folder / log_file}"
+
+
+def _go_on(conf: Any) -> str | None:
+    """The command that goes on from a run's last checkpoint; ``None`` where there is none."""
+    folder = Path(conf.run.dir).absolute()
+    last = folder / LAST_CHECKPOINT
+    if not last.is_file() or (folder / TRIALS_FOLDER).exists():  # several trainings start again
+        return None
+    typed = Run.of_command_line(conf, folder).typed_without(*_OF_THE_FOLDER, "ckpt_path")
+    typed.append(f"ckpt_path={in_grammar(last)}")
+    return f"go on with: {command_line(str(conf.job.config_name), typed)}"
 
 
 class ClaimOutputFolder(Callback):

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.check import checked_copy
+from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.make import classifier_of
-from lora_mnist.config.typed import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra

@@ -4,8 +4,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.config.check import checked_copy
-from lora_mnist.config.typed import Run
+from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.results import finish

@@ -1,14 +1,13 @@
 """What a configuration makes: parts of the training, and the classifier that it names."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.errors import UserError, config_group
-from lora_mnist.project import importable, program
-from lora_mnist.run_paths import ADAPTER_FOLDER, latest
+from lora_mnist.errors import config_group
+from lora_mnist.project import importable
+from lora_mnist.run_paths import latest_adapter
 
 if TYPE_CHECKING:
     from lora_mnist.classifier.classifier import Classifier
@@ -37,14 +36,7 @@ def classifier_of(cfg: DictConfig) -> "Classifier":
 
     adapter = cfg.get("adapter")
     if adapter == "latest":
-        folder = Path(cfg.paths.outputs, "lora")
-        newest = latest(folder, f"*/{ADAPTER_FOLDER}/adapter_config.json")
-        if newest is None:
-            raise UserError(
-                f"adapter=latest: expected an adapter in {folder}; make one with: "
-                f"{program('train')} experiment=repair and the same data and net"
-            )
-        adapter = newest.parent
+        adapter = latest_adapter(cfg.paths.outputs)
     groups = settings_of(cfg)
     classifier = Classifier.load(
         adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_mnist.choice import KEY_OF, line_of
-from lora_mnist.config.typed import in_grammar, key_of
+from lora_mnist.config.run import in_grammar, key_of
 from lora_mnist.measure.gain import MEASURES, gain, p_value
 from lora_mnist.measure.significance import (
     LEVEL,

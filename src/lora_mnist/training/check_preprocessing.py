@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_mnist.classifier.classifier import Classifier, build_dataset
 from lora_mnist.classifier.networks import check_outputs
 from lora_mnist.classifier.settings import Settings
-from lora_mnist.config.typed import in_grammar
+from lora_mnist.config.run import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, size_of_picture
 from lora_mnist.errors import as_value

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, WEAK, Choice
-from lora_mnist.config.typed import key_of
+from lora_mnist.config.run import key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
 from lora_mnist.errors import TrainingError, UserError, config_group

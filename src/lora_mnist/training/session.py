@@ -22,7 +22,7 @@ from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.make import classifier_of, make, settings_of
-from lora_mnist.config.typed import Run, key_of
+from lora_mnist.config.run import Run, key_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lora_mnist.config.make import make
-from lora_mnist.config.typed import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data.images import Batch
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable

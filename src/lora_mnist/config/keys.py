@@ -1,4 +1,4 @@
-"""A command's own copy of its configuration, of which all keys and values have been checked."""
+"""Which keys a command takes, and its own copy of the configuration, in which all are checked."""
 
 import posixpath
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lora_mnist.config.typed import Run, key_of
+from lora_mnist.config.run import Run, key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError
 from lora_mnist.project import CONFIGS
@@ -32,7 +32,7 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 
     A key that no command has is refused, and so are a value that a key cannot have, a value in
     place of a group and a typed key of another command: Hydra finds some of these on the command
-    line, but none in a user's files. Of a copy it makes an equal one.
+    line, but none in a user's files. A copy of a copy is equal to it.
     """
     typed = None if run is None or run.typed is None else [key_of(text) for text in run.typed]
     _refuse_unknown_keys(cfg)

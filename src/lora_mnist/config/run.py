@@ -1,4 +1,4 @@
-"""What was typed: the overrides of one call of a command, and Hydra's grammar for a value."""
+"""One call of a command: its folder and what was typed, in Hydra's grammar."""
 
 import os
 import re
