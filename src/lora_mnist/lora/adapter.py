@@ -44,11 +44,6 @@ r use_rslora rank_pattern alpha_pattern target_modules exclude_modules
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
 megatron_core qalora_group_size eva_config lora_bias
 """
-# With other initialisations an adapter fits only the base that they changed.
-_HARMLESS = {
-    "bias": ("none", "lora_only"),  # only the one with the offset: another is refused as a tensor
-    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
-}
 
 
 def save_adapter(
@@ -107,7 +102,7 @@ def save_adapter(
             adapters[last] = meta.to_empty(device="cpu")
             for factor in meta.parameters():
                 nn.init.zeros_(factor)
-    config = _config_of(adapters)
+    config = _config_of(adapters, weights)
     trained = {key: config[key] for key in (first.alpha_key, "alpha_pattern")}
     about |= {"scale": float(scale), "trained": trained}
     tensors: dict[str, Tensor] = {}
@@ -261,22 +256,25 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], type[LoRAParametrization
     config = read_json(folder / CONFIG_NAME)
     kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
     if not kinds:
-        raise ValueError(f"expected a {CONFIG_NAME} with peft_type LORA")
+        types = sorted({kind.config["peft_type"] for kind in KINDS.values()})
+        raise ValueError(f"{CONFIG_NAME}: expected peft_type {' or '.join(types)}")
     kind = max(kinds, key=lambda kind: len(kind.config))
     for key, value in config.items():
         is_known = key in _KNOWN.split() or key in kind.config or key == kind.alpha_key
-        if not is_known and value and value not in _HARMLESS.get(key, ()):
+        if not is_known and value and value not in kind.harmless.get(key, ()):
             raise ValueError(f"{key}={value} is not supported; expected False")
     return config, kind
 
 
-def _config_of(adapters: Mapping[str, LoRAParametrization]) -> dict[str, Any]:
+def _config_of(
+    adapters: Mapping[str, LoRAParametrization], weights: Mapping[str, Weight]
+) -> dict[str, Any]:
     """The ``adapter_config.json`` of an adapter as trained."""
     ranks, alphas = {}, {}
     use_rslora = all(adapter.use_rslora for adapter in adapters.values())
     for name, adapter in adapters.items():
-        # PiSSA has twice its own rank, at the same scaling.
-        rank = len(next(iter(adapter.saved().values())))
+        first = next(iter(adapter.names(weights[name].module)))
+        rank = len(adapter.saved()[first])  # PiSSA has twice its own, at the same scaling
         divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
         ranks[f"^{name}"] = rank  # with ^ PEFT takes a name for one layer's alone
         alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)

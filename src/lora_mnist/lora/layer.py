@@ -60,6 +60,12 @@ class LoRAParametrization(nn.Module):
     #: What ``adapter_config.json`` says of this kind, and what it calls alpha.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
     alpha_key = "lora_alpha"
+    #: What it may say beside: with other initialisations an adapter fits only the base that they
+    #: changed. Of biases it has at most the one with the offset; others are refused as tensors.
+    harmless: ClassVar[dict[str, Any]] = {
+        "bias": ("none", "lora_only"),
+        "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+    }
     #: What PEFT calls the bias of such an adapter, for an offset; empty: it has the base's alone.
     bias_key = "lora_B.bias"
     #: Whether layers compute with :meth:`terms`; if not, they read the effective weight.
