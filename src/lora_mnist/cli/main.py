@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,14 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.run import Run, in_grammar
+from lora_mnist.config.run import Command, Run, in_grammar
 from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
 
 log = logging.getLogger(__name__)
 
-Command = Callable[[DictConfig, Run], object]
 #: What a command that is printed does not repeat.
 _OF_THE_FOLDER = ("hydra.run.dir", "hydra.mode")
 

@@ -5,14 +5,13 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import explain
-from lora_mnist.config.run import Run
+from lora_mnist.config.run import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import read_json, write_json
 from lora_mnist.project import CONFIGS
@@ -45,9 +44,7 @@ def open_sweep(config: DictConfig) -> None:
     refuse_used_folder("hydra.sweep.dir", folder, *everything)
 
 
-def run_job(
-    function: Callable[[DictConfig, Run], object], cfg: DictConfig, run: Run, hydra: HydraConf
-) -> float | None:
+def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> float | None:
     """Run one job; return its ``sweep.metric``, for sweepers that search, or ``None``."""
     # The screen gets one line a job; tables and messages go to the job's log.
     for name in (None, *(hydra.job_logging.get("loggers") or ())):
@@ -60,8 +57,7 @@ def run_job(
     except Exception as error:
         told = explain(error)
         reason = one_line(told or f"{type(error).__name__}: {error}")
-        overrides = run.typed_without("hydra", "launcher", "sweep")
-        write_json(run.folder / FAILED_FILE, {"overrides": overrides, "error": reason})
+        write_json(run.folder / FAILED_FILE, {"overrides": run.overrides, "error": reason})
         log.error("%s", reason, exc_info=told is None)
         where = f"; log: {run.folder / hydra.job.name}.log"
         print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.run import Run, is_in, key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError
 from lora_mnist.project import CONFIGS
@@ -94,7 +94,7 @@ def _without_keys_of_others(cfg: DictConfig, typed: Collection[str] | None) -> D
         if key in own or is_gone:
             continue
         # From Python each key is as good as typed.
-        if typed is None or any(f"{each}.".startswith(f"{key}.") for each in typed):
+        if typed is None or any(is_in(each, key) for each in typed):
             raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
         parent = OmegaConf.select(checked, group) if group else checked
         with open_dict(checked):
@@ -112,10 +112,11 @@ def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
     if named == {"digit"}:
         checked.target = digit
         return
-    is_default = not named and digit == "weakest"
-    if named != {"target"} and not is_default and digit not in (None, target):
-        expected = f"expected no other class than target={target}, since both mean the same"
-        raise UserError(f"digit={digit}: {expected}")
+    is_default = not named and digit == "weakest"  # a file's own target goes first
+    if named == {"target"} or is_default or digit in (None, target):
+        return
+    expected = f"expected no other class than target={target}, since both mean the same"
+    raise UserError(f"digit={digit}: {expected}")
 
 
 @cache

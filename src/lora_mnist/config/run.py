@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
 CLASSIFIER = "classifier@_global_"
@@ -36,15 +37,23 @@ class Run:
             typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
         return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
 
-    def typed_without(self, *starts: str) -> list[str]:
-        """The overrides but for those of the keys and groups ``starts``, and of keys in them."""
-        dotted = tuple(f"{start}." for start in starts)
+    @property
+    def overrides(self) -> list[str] | None:
+        """Those of the command itself, and not of how or where it runs."""
+        return None if self.typed is None else self.typed_without("hydra", "launcher", "sweep")
+
+    def typed_without(self, *groups: str) -> list[str]:
+        """The overrides but for those of these keys and groups, and of keys in them."""
         left = []
         for text in self.typed or ():
             key = key_of(text).replace("/", ".")  # of hydra/launcher, too
-            if not f"{key}.".startswith(dotted):
+            if not any(is_in(key, group) for group in groups):
                 left.append(text)
         return left
+
+
+#: What the command line calls.
+Command = Callable[[DictConfig, Run], object]
 
 
 def in_grammar(value: object) -> str:
@@ -54,6 +63,11 @@ def in_grammar(value: object) -> str:
     if is_word and str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
         return text
     return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def is_in(key: str, group: str) -> bool:
+    """Whether ``key`` is ``group``, or a key in it."""
+    return f"{key}.".startswith(f"{group}.")
 
 
 def key_of(text: str) -> str:

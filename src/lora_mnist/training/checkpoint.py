@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lora_mnist.config.run import is_in
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write
 from lora_mnist.show.keys import flatten
@@ -46,7 +47,7 @@ def refuse_other_training(
     for group in groups:
         for key in [*own, *its]:
             one, other = own.get(key), its.get(key)
-            if one == other or key == "lora.scale" or not f"{key}.".startswith(f"{group}."):
+            if one == other or key == "lora.scale" or not is_in(key, group):
                 continue
             if group != "scheduler" or (one, other) != (own.get(steps), its.get(steps)):
                 raise UserError(

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, WEAK, Choice
-from lora_mnist.config.run import key_of
+from lora_mnist.config.run import is_in, key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection, select
 from lora_mnist.errors import TrainingError, UserError, config_group
@@ -181,7 +181,7 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
             )
     trials: dict[str, Session] = {}
     # augment= and batches.augment= are the same.
-    typed = [f"{key_of(text)}.".removeprefix("batches.") for text in session.run.typed or ()]
+    typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
     takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     for name, values in (session.cfg.trials or {"lora": {}}).items():
         cfg = session.cfg.copy()
@@ -191,8 +191,8 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
                     f"trials.{name}: {key}: expected keys of optimizer, scheduler and loss, "
                     "batches.augment, or lora.dropout"
                 )
-            own = f"{key}.".removeprefix("batches.")
-            is_typed = any(own.startswith(each) or each.startswith(own) for each in typed)
+            own = key.removeprefix("batches.")
+            is_typed = any(is_in(own, each) or is_in(each, own) for each in typed)
             if not is_typed and (takes_dropout or key != "lora.dropout"):
                 OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         check_values(cfg)

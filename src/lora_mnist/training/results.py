@@ -104,9 +104,6 @@ def results_of(
     names = choices["target"].value if "target" in choices else classifier.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
     unknown = [owner for owner, digests in classifier.learnt.items() if digests is None]
-    overrides = None
-    if session.run.typed is not None:
-        overrides = session.run.typed_without("hydra", "launcher", "sweep")
     counts = images.train.labels.bincount(minlength=len(dataset.classes))
     adapter = classifier.adapter and str(classifier.adapter)
     if cfg.stage == "lora" and not session.is_fast_dev_run:
@@ -114,7 +111,7 @@ def results_of(
     return {
         "stage": cfg.stage,
         "dataset": dataset.name,
-        "overrides": overrides,
+        "overrides": session.run.overrides,
         "seed": cfg.get("seed"),
         "choose_by": classifier.choose_by if cfg.stage == "eval" else cfg.choose_by,
         "targets": targets,
