@@ -341,6 +341,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         "seconds",
     ]
     print(table(heads, rows))
+    print(f"repair: {adapter}")
     how = "augmented, " if choice.is_augmented else ""
     chosen = f"{how}rate {choice.rate:g}, weight {choice.weight:g}, scale {choice.scale:g}"
     print(f"validation images chose for twenty lines, {trainings} trainings of {case.steps} steps:")
