@@ -1,6 +1,6 @@
 """A yardstick: what a sceptic would write beside a repair, on your own classifier and images.
 
-    python scripts/rival.py --config-dir . classifier=photos target=weakest
+    python scripts/rival.py --config-dir . classifier=photos
 
 It takes what the repair took, and reads the newest adapter that repairs classes (or
 adapter=FOLDER). One number on the class's logit, or the tau of several, needs no training. cRT

@@ -9,8 +9,8 @@ Where an image is as likely to be mended as to be broken, the standard deviation
 
     deviation = sqrt(sum over c of (r_c + b_c) / (K n_c)^2)
 
-For the plain accuracy, ``1 / n`` takes the place of ``1 / (K n_c)``, with n images in all. Trial,
-scale and what counts as a collapse are decided by these numbers. The offset has the least
+For the plain accuracy, ``1 / n`` takes the place of ``1 / (K n_c)``, with n images in all. The
+trial with the best measure is kept; the scale is chosen by these numbers. The offset has the least
 cross-entropy, in which images have the same weights: :func:`.dial.best_offset`.
 """
 

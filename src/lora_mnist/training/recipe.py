@@ -1,7 +1,7 @@
 """What a repair decides: class, augmentation, rate, trial, scale and offset, and whether to refit.
 
-Validation images decide what is ``auto``, ``weakest`` or ``weak``, by the measure that
-``choose_by`` names (:mod:`.gain`); each decision is a ``Choice``.
+Validation images decide what is ``auto``, by the measure that ``choose_by`` names (:mod:`.gain`),
+and what is ``weakest`` or ``weak`` (:mod:`.significance`); each decision is a ``Choice``.
 
 Where a class has few images, a training sees each of them dozens of times, and the base's own
 validation images hold much of what the base does not know. So each of ``trials`` is a complete

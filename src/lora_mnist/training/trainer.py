@@ -83,8 +83,8 @@ class TimeOfAll(Callback):
             return
         batches = steps * trainer.accumulate_grad_batches
         # An image that is evaluated takes no longer than one of a batch. A validation image is in
-        # each validation, in the table, and at five scales of the dial.
-        evaluations = batches // (trainer.val_check_batch or batches) + 6
+        # each validation, in the table, and at six scales of the dial.
+        evaluations = batches // (trainer.val_check_batch or batches) + 7
         size = data.plan.batch_size + data.plan.replay
         batches += evaluations * len(data.images.val) / size
         minutes = batches * (time.monotonic() - self.started) / batch_idx / 60
