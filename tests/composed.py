@@ -24,7 +24,7 @@ from lora_mnist.classifier.base import write_base
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import CLASSIFIER
-from lora_mnist.data import load_images
+from lora_mnist.data import MNIST
 from lora_mnist.lora.adapter import WEIGHTS_NAME
 
 
@@ -33,7 +33,7 @@ def _few_images(data_dir):
     raw = Path(data_dir, "MNIST", "raw")
     raw.mkdir(parents=True)
     for name, count in (("train", 4_000), ("t10k", 500)):
-        images, labels = load_images("MNIST", ROOT / "data", train=name == "train")
+        images, labels = MNIST("MNIST", ROOT / "data").load(train=name == "train")
         for kind, tensor in (("images-idx3", images[:count, 0]), ("labels-idx1", labels[:count])):
             # Type and number of dimensions, the dimensions, the bytes.
             header = struct.pack(f">BBBB{tensor.ndim}I", 0, 0, 8, tensor.ndim, *tensor.shape)
@@ -104,7 +104,7 @@ def small_base(outputs, seed=0):
 @lru_cache
 def _trained(seed):
     """A small network after 300 batches: it gets nine out of ten images right."""
-    images, labels = load_images("MNIST", ROOT / "data", train=True)
+    images, labels = MNIST("MNIST", ROOT / "data").load(train=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lora_mnist import load_adapter
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
-from lora_mnist.data import ImageDataset, load_images
+from lora_mnist.data import MNIST, ImageDataset
 from lora_mnist.training.session import open_session
 
 FOLDER = OUTPUT / "hotfix"
@@ -94,7 +94,7 @@ def half_and_half(
 
 def make_pictures(folder: Path, kind: str) -> None:
     """Write 500 validation images of MNIST, black on white, four times their size."""
-    images, labels = load_images("MNIST", PROJECT / "data", train=True)
+    images, labels = MNIST("MNIST", PROJECT / "data").load(train=True)
     for number in range(55_000, 55_500):
         picture = Image.fromarray(255 - images[number, 0].numpy()).resize((112, 112))
         if kind == "slanted":

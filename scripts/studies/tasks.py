@@ -22,7 +22,7 @@ from rival import Case, load_case
 from torch import Tensor, nn
 
 from lora_mnist.config.make import classifier_of, make
-from lora_mnist.data import load_images
+from lora_mnist.data import MNIST
 from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import weakest
 from lora_mnist.training.session import augment_of
@@ -64,7 +64,7 @@ class ResNet(nn.Module):
 
 def fashion(folder: Path, first: int, count: int) -> None:
     """Some pictures of Fashion-MNIST that no other task has."""
-    images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
+    images, labels = MNIST("FashionMNIST", PROJECT / "data").load(train=True)
     some = slice(first, first + count)
     write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
 

@@ -11,7 +11,7 @@ from torch import nn
 import lora_mnist.commands.export
 from lora_mnist import MLP, remove_lora
 from lora_mnist.commands.export import export
-from lora_mnist.data import load_images
+from lora_mnist.data import MNIST
 from lora_mnist.errors import IncompleteError
 from lora_mnist.lora.base_state import fingerprint
 
@@ -59,7 +59,7 @@ def test_export_writes_each_format(with_nine, tmp_path, ending, read, takes):
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package, reason="the extra onnx is not installed")
     out, data_dir = tmp_path / "new" / f"nine.{ending}", FEW[0].partition("=")[2]
-    images = load_images("MNIST", Path(data_dir), train=False)[0]
+    images = MNIST("MNIST", Path(data_dir)).load(train=False)[0]
     with logged("lora_mnist.commands.export") as text:
         returned = run(with_nine, "adapter=latest", f"out={out}")
     line = "base and adapter at scale 1; same predictions as the live network on 500 test images"

@@ -5,14 +5,14 @@ from helpers.commands import ROOT, read_csv, refused
 from PIL import Image
 
 from lora_mnist.commands.predict import find_pictures, predict
-from lora_mnist.data import load_images
+from lora_mnist.data import MNIST
 
 
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    images = load_images("MNIST", ROOT / "data", train=False)[0]
+    images = MNIST("MNIST", ROOT / "data").load(train=False)[0]
     for number, image in enumerate(images[:10, 0]):
         picture = Image.fromarray((255 - image).numpy())
         picture.resize((280, 280), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
@@ -26,7 +26,7 @@ def test_predict_has_base_and_adapter_side_by_side(with_nine, pictures, tmp_path
     options = (f'images="{pictures}/*.png"', f"adapter={with_nine}/lora/nine", f"out={out}")
     predictions = predict(composed("predict", *small, *options))
     assert [each["file"] for each in predictions] == [f"{pictures}/{n}.png" for n in range(10)]
-    labels = load_images("MNIST", ROOT / "data", train=False)[1]
+    labels = MNIST("MNIST", ROOT / "data").load(train=False)[1]
     digits = torch.tensor([int(prediction["before"].label) for prediction in predictions])
     assert (digits == labels[:10]).sum() >= 8
     for row, prediction in zip(read_csv(out), predictions, strict=True):

@@ -9,12 +9,12 @@ from helpers.commands import ROOT
 from PIL import Image
 from torchvision import datasets
 
-from lora_mnist.data import MNIST, load_images
+from lora_mnist.data import MNIST
 from lora_mnist.data.images import open_picture
 from lora_mnist.data.mnist import digit_of
 
 RAW = ROOT / "data" / "MNIST" / "raw"
-DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
+DIGITS = MNIST("MNIST", ROOT / "data").load(train=False)[0][:8, 0].float()
 
 
 def test_images_are_those_of_torchvision():
@@ -34,7 +34,7 @@ def test_validation_images_may_be_held_out_of_the_test_images():
     assert sorted([*images.val.names, *images.test.names]) == list(range(10_000))
 
 
-def test_load_images_extracts_half_written_files_anew(tmp_path):
+def test_mnist_extracts_half_written_files_anew(tmp_path):
     """A fresh clone has four archives; somebody was killed while extracting them."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -43,7 +43,7 @@ def test_load_images_extracts_half_written_files_anew(tmp_path):
         shutil.copy(archive, raw)
         (raw / archive.stem).write_bytes(content)
     with ThreadPoolExecutor() as pool:
-        both = pool.map(lambda train: load_images("MNIST", tmp_path, train), [True, False])
+        both = pool.map(MNIST("MNIST", tmp_path).load, [True, False])
         assert [len(labels) for _, labels in both] == [60_000, 10_000]
 
 

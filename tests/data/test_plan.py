@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import RandomSampler
 from torchvision.transforms import v2
 
-from lora_mnist.data import ImageDataset, Images, ImageSets, load_images
+from lora_mnist.data import MNIST, ImageDataset, Images, ImageSets
 from lora_mnist.data.plan import ImageDataModule, Plan, select
 from lora_mnist.errors import UserError
 
@@ -30,7 +30,7 @@ def plan_of(target, labels, **sizes):
 )
 def test_images_come_in_the_recorded_order(target, expected):
     """Recorded once: whoever trains with a seed may rely on it."""
-    _, labels = load_images("MNIST", ROOT / "data", train=True)
+    _, labels = MNIST("MNIST", ROOT / "data").load(train=True)
     plan = plan_of(target, labels, replay=90, seed=1, processes=2)
     digest = hashlib.sha256()
     for batch in islice(plan.batches(), 30):

@@ -5,13 +5,13 @@ from composed import FEW, QUICK, SMALL
 from helpers.commands import ROOT, only_run, read_results
 from PIL import Image
 
-from lora_mnist.data import load_images
+from lora_mnist.data import MNIST
 
 
 @pytest.mark.slow
 def test_from_pictures_to_an_adapter(cli, outputs, tmp_path):
     """100 test images as slanted digits, in a folder for each class."""
-    images, labels = load_images("MNIST", ROOT / "data", train=False)
+    images, labels = MNIST("MNIST", ROOT / "data").load(train=False)
     for number in range(100):
         folder = tmp_path / "incoming" / str(int(labels[number]))
         folder.mkdir(parents=True, exist_ok=True)

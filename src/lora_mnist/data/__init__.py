@@ -7,7 +7,6 @@ from lora_mnist.data.images import Images as Images
 from lora_mnist.data.images import ImageSets as ImageSets
 from lora_mnist.data.images import Shift as Shift
 from lora_mnist.data.mnist import MNIST as MNIST
-from lora_mnist.data.mnist import load_images as load_images
 from lora_mnist.data.published import Published as Published
 
 #: The data sets, by the names that configurations and records have: no record may name another.

@@ -61,11 +61,6 @@ class MNIST(Published):
         return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
 
 
-def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
-    """All training or test images, (N, 1, 28, 28) uint8, and their labels, (N,) int64."""
-    return MNIST(dataset, data_dir).load(train)
-
-
 def digit_of(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink."""
     has_alpha, mode = picture.has_transparency_data, picture.mode
