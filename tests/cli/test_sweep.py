@@ -5,7 +5,9 @@ import time
 
 import pytest
 from helpers.commands import only_run, read_csv
-from helpers.sweeping import TOY, start
+from helpers.sweeping import TOY, start, write_job
+
+from lora_mnist.cli.sweep import end_early
 
 
 @pytest.mark.slow
@@ -32,6 +34,15 @@ def test_a_failing_job_takes_no_other_along_and_is_named_at_the_end(cli, tmp_pat
     refused = cli(TOY, "-m", "x=2", f"hydra.sweep.dir={sweep}")
     assert refused.code == 2
     assert refused.err.startswith(f"hydra.sweep.dir={sweep}: has a ")
+
+
+def test_a_failed_job_is_none_of_the_finished_ones(tmp_path):
+    """Though a training that led nowhere has results, too."""
+    write_job(tmp_path, "0", ["x=1"], accuracy=0.5)
+    write_job(tmp_path, "1", ["x=2"], accuracy=0.1)
+    write_job(tmp_path, "1", ["x=2"], error="training diverged")
+    assert end_early(tmp_path) == f"finished jobs: 1, in {tmp_path}/summary.csv"
+    assert [row["error"] for row in read_csv(tmp_path / "summary.csv")] == ["", "training diverged"]
 
 
 @pytest.mark.slow
