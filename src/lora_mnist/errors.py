@@ -12,7 +12,7 @@ from lora_mnist.lora.errors import ArgumentError as ArgumentError
 from lora_mnist.lora.errors import is_number as is_number
 from lora_mnist.lora.errors import require as require
 
-#: The keys of prepare: how a picture is brought to its size, and all of how it becomes an input.
+#: The keys of prepare by which a picture is brought to its size, and all of its keys.
 SIZING = ("image_size", "resize", "crop_pct", "interpolation")
 PREPARE = ("classes", "channels", *SIZING, "mean", "std", "transform")
 #: The right group of keys that are easily written under a wrong one.
