@@ -92,10 +92,11 @@ def test_classes_of_cifar_are_as_rare_as_their_case_says(monkeypatch):
         "weakest of ten": [4500] * 10,
     }
     for case in cifar.CASES:
+        counts = expected[case.name.partition(",")[0]]  # whatever the network
         parts = case.numbers()
         assert not set(parts["train"]) & set(parts["val"])
-        assert labels[parts["train"]].bincount().tolist() == expected[case.name]
-        ninths = [round(count / 9) for count in expected[case.name]]
+        assert labels[parts["train"]].bincount().tolist() == counts
+        ninths = [round(count / 9) for count in counts]
         assert labels[parts["val"]].bincount().tolist() == ninths
         assert parts["test"] == list(range(10))
 

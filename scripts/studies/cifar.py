@@ -19,14 +19,15 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy
 import torch
 import torch.nn.functional as F
-from jobs import OUTPUT, PROJECT
+from jobs import OUTPUT, PROJECT, composed
 from PIL import Image
 from repair import spread
 from rival import (
@@ -43,6 +44,7 @@ from tasks import Task
 from torch import Tensor, nn
 
 from lora_mnist import ResNet, load_adapter
+from lora_mnist.config.make import make
 from lora_mnist.data import CIFAR
 from lora_mnist.data.cifar import DATASETS
 from lora_mnist.data.images import Batch
@@ -80,9 +82,10 @@ def cifar10(train: bool) -> Batch:
 
 @dataclass(frozen=True)
 class Rare(Task):
-    """A ResNet and images of which some classes have few; ``seed`` is the base's."""
+    """A network and images of which some classes have few; ``seed`` is the base's."""
 
-    depth: int = 20
+    side: int = 32  # of an image, in pixels, as the network sees it
+    rate: float = 0.4  # the highest of pretraining
     few: int = 4500  # training images of the target
     imbalance: float = 1.0  # how many times rarer the last class is than the first
 
@@ -121,22 +124,31 @@ class Rare(Task):
         return file
 
     def trained(self) -> nn.Module:
-        """A base as people train it: one cycle of SGD in bfloat16, with crops and mirrors."""
+        """A base as people train it: one cycle, with crops and mirrors.
+
+        A ResNet learns with SGD in bfloat16, other networks with AdamW.
+        """
         torch.set_num_threads(1)  # with more it is another one
         train = self.numbers()["train"]
         images, labels = (each[train] for each in cifar10(train=True))
         mean, std = (torch.tensor(each).view(3, 1, 1) * 255 for each in VERSION.pixels)
         bordered = F.pad((images.float() - mean) / std, (4, 4, 4, 4))
-        net = ResNet(self.depth)
         torch.manual_seed(self.seed)
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.reset_parameters()  # as PyTorch starts them
+        net: nn.Module = make("net", composed([*self.common(), "stage=pretrain"]).net)
+        is_resnet = isinstance(net, ResNet)
+        if is_resnet:
+            torch.manual_seed(self.seed)
+            for module in net.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.reset_parameters()  # as PyTorch starts them
         net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
+        if is_resnet:
+            sgd = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
+            optimizer = sgd(net.parameters(), self.rate)
         size, count = 128, len(train)
-        steps, rate = self.epochs * (count // size), 0.4 if count > 20_000 else 0.3
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.25)
+        steps, cycle = self.epochs * (count // size), torch.optim.lr_scheduler.OneCycleLR
+        scheduler = cycle(optimizer, self.rate, steps, pct_start=0.25)
         channels, side = torch.arange(3)[:, None, None], torch.arange(32)
         for epoch in range(self.epochs):
             for chosen in torch.split(torch.randperm(count)[: count // size * size], size):
@@ -145,7 +157,9 @@ class Rare(Task):
                 columns = torch.where(torch.rand(size, 1) < 0.5, columns.flip(1), columns)
                 places = (chosen[:, None, None, None], channels)
                 x = bordered[(*places, rows[:, None, :, None], columns[:, None, None])]
-                with torch.autocast("cpu", torch.bfloat16):
+                if self.side != 32:
+                    x = F.interpolate(x, (self.side, self.side), mode="bilinear")
+                with torch.autocast("cpu", torch.bfloat16, is_resnet):
                     logits = net(x.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits.float(), labels[chosen])
                 optimizer.zero_grad()
@@ -156,21 +170,38 @@ class Rare(Task):
         return net
 
 
-def _case(name: str, depth: int, epochs: int, target: str, few: int, imbalance: float) -> Rare:
-    settings = f"net=resnet20 net.depth={depth} prepare.image_size=32 "
+class Net(NamedTuple):
+    """A network, and how its bases learn."""
+
+    settings: str
+    side: int
+    epochs: int
+    rate: float
+
+
+RESNET20, RESNET14 = Net("net=resnet20", 32, 10, 0.4), Net("net=resnet20 net.depth=14", 32, 26, 0.3)
+# With ImageNet's weights.
+_LITE0 = "net=custom net._target_=today.network net.num_classes=10 net.name=efficientnet_lite0"
+LITE0 = Net(_LITE0, 48, 4, 0.001)
+
+
+def _case(name: str, net: Net, target: str, few: int = 4500, imbalance: float = 1) -> Rare:
+    settings = f"{net.settings} prepare.image_size={net.side} "
     settings += "prepare.mean={} prepare.std={}".format(*VERSION.pixels).replace(", ", ",")
     augment = "augment=[crop,flip]"
-    task = Rare(name, 0, settings, "cifar10", epochs, target, augment=augment)
-    return replace(task, depth=depth, few=few, imbalance=imbalance)
+    task = Rare(name, 0, settings, "cifar10", net.epochs, target, augment=augment)
+    return replace(task, side=net.side, rate=net.rate, few=few, imbalance=imbalance)
 
 
 _RAREST = "[dog,frog,horse,ship,truck]"
 CASES = (
-    _case("300 dogs", 20, 10, "dog", 300, 1),
-    _case("50 trucks", 20, 10, "truck", 50, 1),
-    _case("imbalance 10", 14, 26, _RAREST, 4500, 10),
-    _case("imbalance 100", 14, 26, _RAREST, 4500, 100),
-    _case("weakest of ten", 20, 10, "weakest", 4500, 1),
+    _case("300 dogs", RESNET20, "dog", few=300),
+    _case("50 trucks", RESNET20, "truck", few=50),
+    _case("imbalance 10", RESNET14, _RAREST, imbalance=10),
+    _case("imbalance 100", RESNET14, _RAREST, imbalance=100),
+    _case("weakest of ten", RESNET20, "weakest"),
+    _case("300 dogs, EfficientNet", LITE0, "dog", few=300),
+    _case("imbalance 100, EfficientNet", LITE0._replace(epochs=15), _RAREST, imbalance=100),
 )
 
 
