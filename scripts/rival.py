@@ -4,10 +4,10 @@
 
 It takes what the repair took, and reads the newest adapter that repairs classes (or
 adapter=FOLDER). One number on the class's logit, or the tau of several, needs no training. cRT
-trains the last layer anew. Balanced Softmax and twenty lines (docs/worth.md) train all weights with
-as many steps as the repair, or trainer.max_steps=STEPS: three and five times, and twenty lines once
-more for the refit. Where the base was trained with batches.augment, these use it too, and twenty
-lines do once without. What the repair decided by decides here: choose_by.
+trains the last nn.Linear anew. Balanced Softmax and twenty lines (docs/worth.md) train all weights
+with as many steps as the repair, or trainer.max_steps=STEPS: three and five times, and twenty lines
+once more for the refit. Where the base was trained with batches.augment, these use it too, and
+twenty lines do once without. What the repair decided by decides here: choose_by.
 """
 
 import copy
@@ -319,9 +319,10 @@ def rival(cfg: DictConfig, run: Run) -> None:
     rows.append(row(f"one number, {offset:g}", before + offset * direction, 0))
     trainings = 6 if augment is None else 7
     log.info("%d trainings of %d steps of all weights; each is told", trainings + 3, case.steps)
-    started = time.perf_counter()
-    head = balanced_head(case, ["train"], cfg.seed)
-    rows.append(row("last layer anew", logits_of(head, test), time.perf_counter() - started))
+    if any(isinstance(module, nn.Linear) for module in plain.modules()):
+        started = time.perf_counter()
+        head = balanced_head(case, ["train"], cfg.seed)
+        rows.append(row("last layer anew", logits_of(head, test), time.perf_counter() - started))
     started = time.perf_counter()
     net, rate = balanced_softmax(case, cfg.seed)
     rows.append(row("balanced softmax", logits_of(net, test), time.perf_counter() - started))

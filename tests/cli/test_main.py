@@ -140,6 +140,13 @@ def test_a_group_of_another_command_is_named(cli):
     )
 
 
+def test_the_names_for_a_list_are_told(cli):
+    done = cli("train.py", "stage=pretrain", "augment=[crop,flips]")
+    assert (done.code, done.err.partition(" auto")[1]) == (2, " auto")
+    assert "augment/flips" in done.err
+    assert " flip " in done.err
+
+
 def test_a_key_of_another_command_names_those_that_are_called_so(cli):
     done = cli("train.py", "stage=lora", "digit=9", "offset=1")
     said = "offset: nothing reads this key here; another command has it; the nearest: lora.offset"

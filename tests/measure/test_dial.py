@@ -49,7 +49,10 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
             for offset in offsets:
                 set_lora_offset(adapted, offset)
                 losses[offset] = F.cross_entropy(adapted(images), labels, weights).item()
-            assert curve["offsets"][place] == min(losses, key=losses.get)
+            best = min(losses, key=losses.get)
+            if scale == 0 and every[best][choose_by] < base[choose_by]:
+                best = 0.0  # the base itself
+            assert curve["offsets"][place] == best
             if place == curve["scales"].index(curve["advised"]):
                 counts = [every[offset]["errors_of_target"] for offset in offsets]
                 assert curve["by_offset"]["adapter"]["errors_of_target"] == counts
@@ -78,6 +81,19 @@ def test_advised_scale(saved, deviation, advised):
     curve = {"scales": [0.0, 0.5, 1.0], "saved": saved, "deviation": deviation}
     for each in (curve, {key: values[::-1] for key, values in curve.items()}):
         assert each["scales"][advised_place(each)] == advised
+
+
+def test_the_base_itself_can_be_taken():
+    """Two images that are wrong by far ask for an offset that breaks three others."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    net.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2)})
+    add_offset(add_lora(net.eval(), rank=1), "0", torch.tensor([0.0, 1]))
+    margins, labels = torch.tensor([0.5, 0.5, 0.5, -1, -1, 6, 6]), torch.tensor([1] * 3 + [0] * 4)
+    images = torch.stack([0 * margins, margins], dim=1)
+    curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
+    assert curve["offsets"] == [0, *[-1] * (len(curve["scales"]) - 1)]
+    assert curve["saved"] == pytest.approx([0, *[-0.5] * (len(curve["scales"]) - 1)])
+    assert (curve["advised"], curve["advised_offset"]) == (0, 0)
 
 
 def test_equal_logits_are_the_first_class_with_any_offset():
@@ -113,10 +129,17 @@ def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():
     assert of_two.direction[3] == 0
     assert max(offsets_of(of_two)) == 2
     assert offsets_of(None) == [0.0]
+    assert offsets_of(offset_for(torch.tensor([9.0, 9]), [0, 1])) == [0.0]  # tau moves none
 
 
 def test_the_dial_takes_those_of_many_images_that_the_seed_gives(monkeypatch):
     monkeypatch.setattr(dial, "MAX_IMAGES", 20)
-    some, same, others = (dial.images_of_dial(50, seed).tolist() for seed in (0, 0, 1))
-    assert len(set(some)) == 20
-    assert some == same != others
+    labels = torch.tensor([0] * 40 + [1] * 58 + [2] * 2)
+    for choose_by, expected in {"balanced_accuracy": [9, 9, 2], "accuracy": None}.items():
+        some, same, others = (dial.images_of_dial(labels, seed, choose_by) for seed in (0, 0, 1))
+        assert len(some.unique()) == 20
+        assert torch.equal(some, same)
+        assert not torch.equal(some, others)
+        counts = labels[some].bincount(minlength=3)
+        assert counts.tolist() == expected if expected else counts.all()
+    assert dial.images_of_dial(labels[:7], 0, "accuracy").tolist() == [*range(7)]

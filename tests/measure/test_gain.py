@@ -42,6 +42,13 @@ def test_classes_count_alike_and_one_without_images_has_no_part():
     assert gain([0, 2, 0], [10, 0, 0], images, "accuracy")[0] == pytest.approx(-8 / 105)
 
 
+def test_a_wrong_image_is_no_collapse_where_the_base_has_all_right():
+    images = [20, 50]
+    for choose_by in ("balanced_accuracy", "accuracy"):
+        least = least_measure([0, 0], images, choose_by)
+        assert measure([1, 1], images, choose_by) >= least > measure([9, 20], images, choose_by)
+
+
 def test_deviation_is_that_of_fair_coins():
     generator, images = np.random.default_rng(0), [400, 20]
     changed = np.array([40, 6])

@@ -67,6 +67,7 @@ def test_weak_classes_have_more_errors_than_the_rest_beyond_chance():
     assert list(weak([5, 6, 70, 60], [100] * 4)) == [2, 3]
     assert not weak([5, 6, 7, 4], [100] * 4)
     assert not weak([3, 0], [9, 0])
+    assert not weak([1, 0, 0, 0], [8] * 4)  # one error has to be somebody's
 
 
 def test_another_mix_of_classes_is_named_by_the_class_that_differs_most():

@@ -279,6 +279,20 @@ def test_nothing_is_chosen_where_nothing_can_be(go, monkeypatch, overrides, few)
     assert not (folder / "trials").exists()
 
 
+def test_a_class_of_few_images_is_trained_once_without_trials(go):
+    choices = read_results(go("no trials", *QUIET, "trials=null", "lora.offset=auto"))["choices"]
+    assert "trial" not in choices
+    assert choices["offset"]["why"].startswith("the least cross-entropy")
+
+
+def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
+    folder = go("alone low", *QUIET, "lora.dropout=0.05")
+    results = evaluated(folder.parents[1], folder, "scale=auto", "data.val_size=1")
+    assert results["scale"] == read_results(folder)["scale"]
+    assert results["choices"]["scale"]["images"] == 0
+    assert "no validation images of 9" in results["choices"]["scale"]["why"]
+
+
 def test_a_rate_that_collapses_leaves_the_runs_own_files_to_the_next_one(go):
     """The checkpoint, the curves and what a logger knows are those of the training that is kept."""
     steep = ("optimizer.lr=auto", "lora.alpha=1000", "trainer.val_check_interval=4")

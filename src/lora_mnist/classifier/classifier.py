@@ -200,6 +200,8 @@ class Classifier:
         """What of scale and offset is not ``known``: as validation images advise, if they may."""
         images, made, why = self.images.val, self.record.get("made", {}), "as saved"
         open_names = [name for name in saved if name not in known]
+        targets = [c for c, name in enumerate(self.classes) if name in self.targets]
+        unseen = [self.classes[c] for c in targets if not (images.labels == c).any()]
         if made.get("refit"):
             why += ", since the adapter has learnt validation images"
         elif not len(images) and "val" in self.images.left_out:
@@ -209,10 +211,11 @@ class Classifier:
                 f"{open_names[0]}=auto: expected data.val_size > 0, or images in val/ that are not "
                 "in train/, since validation images decide"
             )
+        elif unseen:
+            why += f", since there are no validation images of {', '.join(unseen)}"
         if why != "as saved":
             return {name: Choice(saved[name], why=why) for name in open_names}
-        some = images_of_dial(len(images), made.get("seed", 0))
-        targets = [c for c, name in enumerate(self.classes) if name in self.targets]
+        some = images_of_dial(images.labels, made.get("seed", 0), self.choose_by)
         scales = [known["scale"].value] if "scale" in known else SCALES
         offsets = [known["offset"].value] if "offset" in known else None
         batches = self.dataset.batches(images, self.device, some, "scale=auto")
@@ -380,6 +383,8 @@ def _own_base(
     advice = ""
     if settings.net.get("_target_") in (None, *NETWORKS):
         advice = f"; make a base with: {program('train')} stage=pretrain"
+        if path.stem != base_name({}, {}):
+            advice += ", and the same data and net"
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
 
 

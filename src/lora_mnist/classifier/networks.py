@@ -201,10 +201,13 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
     try:
         output: Any = net(images)
     except Exception as error:  # whatever the network's own layers raise
-        error.add_note(
-            f"net: images of shape {shape} from {dataset}; expected another net, or other "
-            "prepare.image_size or prepare.channels?"
+        reason = (
+            f"images of shape {shape} from {dataset}; expected another net, such as net=resnet20"
         )
+        reason += ", other sizes of its own, or other prepare.image_size or prepare.channels"
+        if type(net) in (MLP, CNN, ResNet):
+            raise UserError(f"net: {type(net).__name__} cannot take {reason}") from error
+        error.add_note(f"net: {reason}?")
         raise
     expected = (len(images), num_classes)
     given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -62,6 +62,10 @@ def _explain_configuration(error: BaseException) -> str:
             "classifier: expected --config-dir FOLDER, with your file in it: "
             "FOLDER/classifier/NAME.yaml"
         )
+    in_list = re.search(r"Could not load '(.+)/.+'", message)  # Hydra lists names for a single one
+    if in_list and (CONFIGS / in_list[1]).is_dir():
+        names = sorted(file.stem for file in (CONFIGS / in_list[1]).glob("*.yaml"))
+        return f"{message} Available options in '{in_list[1]}': {' '.join(names)}"
     no_group = re.match(r"Could not \w+ '([\w/]+)'. No match", message)
     if no_group and (CONFIGS / no_group[1]).is_dir():
         return f"{no_group[1]}: nothing reads this group here; another command has it"

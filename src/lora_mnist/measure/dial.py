@@ -109,8 +109,12 @@ def dial_curve(
     for scale in scales:
         rows = rows_at[scale]
         offset = best_offset(rows, direction, offsets, num_classes, choose_by)
-        right_at.append(outcome(rows, direction, offset) == label)
-        numbers = {"offsets": offset, "saved": gain_of(right_at[-1], was_right)[0]}
+        is_right = outcome(rows, direction, offset) == label
+        saved = gain_of(is_right, was_right)[0]
+        if scale == 0 and saved < 0 and 0 in offsets:
+            offset, is_right, saved = 0.0, was_right, 0.0  # the base itself is there to take
+        right_at.append(is_right)
+        numbers = {"offsets": offset, "saved": saved}
         for key, value in (numbers | counts_at(rows, offset)).items():
             curve.setdefault(key, []).append(value)
     best = right_at[curve["saved"].index(max(curve["saved"]))]
@@ -166,8 +170,8 @@ def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
 
 
 def offsets_of(offset: Offset | None) -> Sequence[float]:
-    """The offsets to try."""
-    if offset is None:
+    """The offsets to try; 0 alone where they would move no class."""
+    if offset is None or not offset.direction.any():
         return [0.0]
     direction = offset.direction
     is_of_one = direction.count_nonzero() == 1 and (direction == 1).any()
@@ -258,7 +262,17 @@ def _moved(direction: Tensor | None) -> Tensor:
     return direction.cpu().nonzero()[:, 0]
 
 
-def images_of_dial(count: int, seed: int) -> Tensor:
-    """Which of ``count`` validation images the dial sees: the first in an order of the seed."""
+def images_of_dial(labels: Tensor, seed: int, choose_by: str) -> Tensor:
+    """Which validation images the dial sees: the first in an order of the seed.
+
+    The first of each class goes before all others: no rare class is left out. Where classes count
+    alike, they also go second, third and so on.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:MAX_IMAGES].sort().values
+    order = torch.randperm(len(labels), generator=generator)
+    by_class, counts = labels[order].argsort(stable=True), labels.bincount()
+    turn = torch.empty_like(order)  # of each image in its class
+    turn[by_class] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order[by_class]]]
+    if choose_by == "accuracy":
+        turn.clamp_(max=1)
+    return order[turn.argsort(stable=True)][:MAX_IMAGES].sort().values

@@ -62,7 +62,11 @@ def p_value(repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, choose_by
 
 
 def least_measure(errors: ArrayLike, images: ArrayLike, choose_by: str) -> float:
-    """With a lower measure than this, after so many errors, a training has collapsed."""
+    """With a lower measure than this, after so many errors, a training has collapsed.
+
+    Without errors, chance is that of a single image.
+    """
     error = 1 - measure(errors, images, choose_by)
-    chance = np.sqrt(np.asarray(errors) @ class_weights(images, choose_by) ** 2)
+    weights = class_weights(images, choose_by) ** 2
+    chance = np.sqrt(max(np.asarray(errors) @ weights, weights.max()))
     return float(1 - _MAX_HARM * error - 4 * chance)

@@ -42,18 +42,14 @@ def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
 def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
     """The classes that are weaker than the rest beyond chance, and their p-values.
 
-    A class is weak if so many errors are unlikely at the error rate of all other images, in the
-    one-sided binomial test at :data:`LEVEL` over the number of classes (Bonferroni).
+    A class is weak if so many of all errors are unlikely to be its own, in Fisher's exact test,
+    one-sided, at :data:`LEVEL` over the number of classes (Bonferroni).
     """
-    from scipy.stats import binomtest
+    from scipy.stats import hypergeom
 
     found = {}
     for c, (wrong, count) in enumerate(zip(errors, images, strict=True)):
-        others = sum(images) - count
-        if not count or not others:
-            continue
-        rate = (sum(errors) - wrong) / others
-        p_value = float(binomtest(wrong, count, rate, alternative="greater").pvalue)
+        p_value = float(hypergeom.sf(wrong - 1, sum(images), sum(errors), count))
         if p_value <= LEVEL / len(errors):
             found[c] = p_value
     return found

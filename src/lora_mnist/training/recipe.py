@@ -45,6 +45,7 @@ from lora_mnist.measure.gain import least_measure
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.measure.significance import chance_text, weak, weakest
 from lora_mnist.run_paths import TRIALS_FOLDER
+from lora_mnist.show.reading import number_of
 from lora_mnist.training.checkpoint import hyperparameters_of
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
@@ -59,6 +60,8 @@ _AUTO_RANK = 64
 FEW_IMAGES = 400
 #: The rates that optimizer.lr=auto tries, each where the one before collapses.
 RATES = (0.001, 0.0003, 0.0001)
+#: Why a network has no offset.
+_NO_LAYER = "the network's output is not that of an nn.Linear with a bias"
 #: The keys that a trial may set.
 _OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
 
@@ -135,7 +138,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
     if layer is None and offset not in (0, AUTO):
         why = "there is no class to move"
         if selection.targets:
-            why = "the network changes what its last layer gives"
+            why = _NO_LAYER
         raise UserError(f"lora.offset={offset}: expected 0 or auto; {why}")
     is_auto = arguments["rank"] == AUTO
     if is_auto:
@@ -236,12 +239,14 @@ class Ladder:
         self, trial: Session, name: str, selection: Selection
     ) -> tuple[Session, ClassifierModule, Choice]:
         """Train at the rate that is set or, with ``auto``, at the first that does not collapse."""
-        rates = [trial.cfg.optimizer.lr]
-        if rates == [AUTO]:
+        rates, first = [trial.cfg.optimizer.lr], "the first that is tried"
+        is_auto = rates == [AUTO]
+        if is_auto:
             rates = list(RATES)
             if trial.cfg.ckpt_path is not None:  # of a rate before which others collapsed
                 begun = hyperparameters_of(trial.cfg.ckpt_path)["optimizer.lr"]
                 rates = rates[rates.index(begun) if begun in rates else 0 :]
+                first = "the checkpoint's"
         for rate in rates:
             is_last = rate == rates[-1]
             if rate in self.collapses and not is_last:
@@ -255,14 +260,14 @@ class Ladder:
             if not training.has_collapsed:
                 break
             step, errors = list(training.errors_by_step.items())[-1]
-            seen = f"at {rate:g} it collapses, with {errors:,} errors at step {step}"
+            seen = f"at {rate:g} it collapses, with {number_of(errors, 'error')} at step {step}"
             self.collapses[rate] = seen  # no other trial tries it again
             log.warning("training: %s; the next rate is tried", seen)
             if self.time_of_all is None:
                 trial = trial.set_aside(folder)
-        if len(rates) == 1:
+        if not is_auto:
             return trial, training, trial.as_set("optimizer.lr", rate)
-        why = "; ".join(self.collapses.values()) or "the first that is tried"
+        why = "; ".join(self.collapses.values()) or first
         return trial, training, Choice(rate, rates, len(trial.images.val), why)
 
 
@@ -319,7 +324,7 @@ def train_repair(
     best = choose_trial(session, repairs)
     if len(repairs) == 1 and _has_few(session, selection):
         best = best._replace(why="the only one")
-        if len(trials) < len(session.cfg.trials):
+        if len(trials) < len(session.cfg.trials or {}):
             best = best._replace(why="with what is typed, on this network, all trials are the same")
     if diverged:
         best = best._replace(why=f"{best.why}; {', '.join(diverged)} collapsed")
@@ -435,7 +440,7 @@ def try_dial(session: Session, selection: Selection) -> dict[str, Any] | None:
     log.info("dial: the adapter at several scales on validation images")
     scales = SCALES if lora.scale == AUTO else sorted({*SCALES, float(lora.scale)})
     offsets = None if lora.offset == AUTO else [float(lora.offset)]
-    some = images_of_dial(len(images), cfg.seed)
+    some = images_of_dial(images.labels, cfg.seed, cfg.choose_by)
     batches = session.classifier.dataset.batches(images, session.evaluating(), some, "dial")
     return dial_curve(session.net, batches, selection.targets, scales, offsets, cfg.choose_by)
 
@@ -445,15 +450,17 @@ def choose_dial(
 ) -> dict[str, Choice]:
     """The scale and the offset at which the adapter is saved: ``lora``'s, or the dial's."""
     lora, choices = session.cfg.lora, {}
-    has_offset = offset_of(session.net) is not None
+    offset = offset_of(session.net)
     if lora.scale != AUTO:
         choices["scale"] = session.as_set("lora.scale", float(lora.scale))
     if lora.offset != AUTO:
         choices["offset"] = session.as_set("lora.offset", float(lora.offset))
     elif not selection.targets:
         choices["offset"] = Choice(0.0, why="there is no class to move")
-    elif not has_offset:
-        choices["offset"] = Choice(0.0, why="the network changes what its last layer gives")
+    elif offset is None:
+        choices["offset"] = Choice(0.0, why=_NO_LAYER)
+    elif not offset.direction.any():
+        choices["offset"] = Choice(0.0, why="no class is rarer than another, so tau moves none")
     if dial is None:
         return choices
     place = dial["scales"].index(choices["scale"].value if "scale" in choices else dial["advised"])

@@ -206,6 +206,9 @@ class Session:
             of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
+        if trainer.global_step < trainer.max_steps and not module.has_collapsed:
+            fewer = "training: %d steps, fewer than trainer.max_steps=%d; trainer.max_epochs=%s"
+            log.info(fewer, trainer.global_step, trainer.max_steps, trainer.max_epochs)
         for name, parameter in net.named_parameters():
             if module.has_collapsed or not parameter.requires_grad:
                 continue
