@@ -26,9 +26,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist import remove_lora
+from lora_mnist.classifier.base import base_name
 from lora_mnist.classifier.classifier import read_adapter
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.make import classifier_of, make
+from lora_mnist.config.make import classifier_of, make, settings_of
 from lora_mnist.config.run import Run, key_of
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
@@ -269,12 +270,18 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def newest_repair(outputs: Path) -> Path | None:
-    """The newest adapter that repairs classes; that of a hotfix repairs none."""
-    files = [*outputs.glob("lora/*/adapter/adapter_config.json")]
+def newest_repair(cfg: DictConfig, run: Run) -> Path | None:
+    """The newest adapter that repairs classes, of the images and network that are typed, if any."""
+    groups, wanted = {key_of(text).partition(".")[0] for text in run.typed or ()}, None
+    if groups & {"data", "net", "classifier"}:
+        settings = settings_of(cfg)
+        wanted = base_name(settings["data"], settings["net"])
+    files = [*Path(cfg.paths.outputs).glob("lora/*/adapter/adapter_config.json")]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         folder, record = read_adapter(file.parent)
-        if record.get("targets"):
+        if not record.get("targets"):
+            continue  # that of a hotfix repairs no class
+        if wanted in (None, base_name(record["data"], record["net"])):
             return folder
     return None
 
@@ -282,7 +289,7 @@ def newest_repair(outputs: Path) -> Path | None:
 def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
     if cfg.adapter == "latest":
-        cfg.adapter = str(newest_repair(Path(cfg.paths.outputs)) or "latest")
+        cfg.adapter = str(newest_repair(cfg, run) or "latest")
     classifier = classifier_of(cfg)
     adapter, net = classifier.adapter, classifier.net
     if not classifier.targets:

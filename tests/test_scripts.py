@@ -139,13 +139,15 @@ def yardstick(tmp_path, monkeypatch, capsys):
 def test_the_yardstick_stands_beside_the_newest_repair_of_a_class(yardstick):
     """Its steps and augmentation are those of the repair and of the base, or what is typed."""
     folder, printed = yardstick
-    hotfix = shutil.copytree(folder, folder.with_name("hotfix"))
-    file = hotfix / "adapter" / "adapter_model.safetensors"
-    with safe_open(file, "pt") as content:
-        (key,) = content.metadata()
-        record = json.loads(content.metadata()[key])
-    save_file(load_file(file), file, {key: json.dumps(record | {"targets": []})})
-    (hotfix / "results.json").write_text("{}")
+    changes = {"hotfix": {"targets": []}, "of another net": {"net": {"_target_": "other.Net"}}}
+    for other, change in changes.items():
+        copied = shutil.copytree(folder, folder.with_name(other))
+        file = copied / "adapter" / "adapter_model.safetensors"
+        with safe_open(file, "pt") as content:
+            (key,) = content.metadata()
+            record = json.loads(content.metadata()[key])
+        save_file(load_file(file), file, {key: json.dumps(record | change)})
+        (copied / "results.json").write_text("{}")
     text, rows = printed(), {}
     for line in text.splitlines()[2:-3]:
         name, *cells = [cell.strip() for cell in line.strip("|").split("|")]

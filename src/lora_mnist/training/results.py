@@ -223,6 +223,6 @@ def _why_useless(session: Session, results: Mapping[str, Any]) -> str | None:
     commonest = session.classifier.classes[images.index(max(images))]
     return (
         f"optimizer.lr={session.cfg.optimizer.lr}: of the {part} images {accuracy:.1%} are right, "
-        f"no more than by always saying {commonest}; expected more steps, or another rate; the base "
-        f"stays in {session.run.folder}"
+        f"no more than by always saying {commonest}; expected more steps, or another rate; the "
+        f"base stays in {session.run.folder}"
     )
