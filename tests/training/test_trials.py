@@ -285,6 +285,14 @@ def test_a_class_of_few_images_is_trained_once_without_trials(go):
     assert choices["offset"]["why"].startswith("the least cross-entropy")
 
 
+def test_few_validation_images_of_a_class_are_told_and_none_are_refused(go, caplog):
+    """The last training image is a six, the one before it a nine."""
+    go("one nine", *QUIET, "data.val_size=2")
+    assert "lora.scale=auto: 9 has only 1 validation image, so chance decides" in caplog.text
+    with pytest.raises(UserError, match=r"^lora\.scale=auto: 9 has no validation images, "):
+        go("no nine", *QUIET, "data.val_size=1")
+
+
 def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
     folder = go("alone low", *QUIET, "lora.dropout=0.05")
     results = evaluated(folder.parents[1], folder, "scale=auto", "data.val_size=1")

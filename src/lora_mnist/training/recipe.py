@@ -175,13 +175,16 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     """
     lora, counted = session.cfg.lora, session.images.val.labels
     asked = [f"lora.{key}=auto" for key in ("scale", "offset") if lora[key] == AUTO]
-    for c in selection.targets:
-        if asked and not (counted == c).any():
+    for c in selection.targets if asked else ():
+        name, count = session.classifier.classes[c], int((counted == c).sum())
+        if not count:
             raise UserError(
-                f"{', '.join(asked)}: {session.classifier.classes[c]} has no validation images, "
-                "which decide; expected some in val/, a larger data.val_size, or lora.scale=1 "
-                "lora.offset=0"
+                f"{', '.join(asked)}: {name} has no validation images, which decide; expected some "
+                "in val/, a larger data.val_size, or lora.scale=1 lora.offset=0"
             )
+        if count < 5:
+            few = "%s: %s has only %s, so chance decides"
+            log.warning(few, ", ".join(asked), name, number_of(count, "validation image"))
     trials: dict[str, Session] = {}
     # augment= and batches.augment= are the same.
     typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
