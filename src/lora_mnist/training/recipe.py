@@ -473,6 +473,8 @@ def choose_dial(
     of_several = "tau of logit adjustment, " if len(selection.targets) > 1 else ""
     whys["offset"] = f"{of_several}the least cross-entropy of validation images at this scale"
     advised = {"scale": dial["scales"][place], "offset": dial["offsets"][place]}
+    if not any(advised.values()):
+        whys["offset"] = "alone no offset saves anything"
     for name, value in session.of_first_process(advised).items():
         if name not in choices:
             of = dial["scales"] if name == "scale" else None
