@@ -196,10 +196,10 @@ def _case(name: str, net: Net, target: str, few: int = 4500, imbalance: float = 
 
 _RAREST = "[dog,frog,horse,ship,truck]"
 CASES = (
-    _case("300 dogs", RESNET20, "dog", few=300),
+    replace(_case("300 dogs", RESNET20, "dog", few=300), bases=3),
     _case("50 trucks", RESNET20, "truck", few=50),
     _case("imbalance 10", RESNET14, _RAREST, imbalance=10),
-    _case("imbalance 100", RESNET14, _RAREST, imbalance=100),
+    replace(_case("imbalance 100", RESNET14, _RAREST, imbalance=100), bases=3),
     _case("weakest of ten", RESNET20, "weakest"),
     replace(_case("300 dogs, EfficientNet", LITE0, "dog", few=300), bases=1),
 )
