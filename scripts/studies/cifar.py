@@ -19,7 +19,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -136,20 +136,20 @@ class Rare(Task):
         bordered = F.pad((images.float() - mean) / std, (4, 4, 4, 4))
         torch.manual_seed(self.seed)
         net: nn.Module = make("net", composed([*self.common(), "stage=pretrain"]).net)
-        is_resnet = isinstance(net, ResNet)
+        is_resnet, weights = isinstance(net, ResNet), net.parameters()
+        optimizer: torch.optim.Optimizer
         if is_resnet:
             torch.manual_seed(self.seed)
             for module in net.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.reset_parameters()  # as PyTorch starts them
+            optimizer = torch.optim.SGD(weights, self.rate, 0.9, weight_decay=5e-4, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(weights, self.rate, weight_decay=0.05)
         net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-        if is_resnet:
-            sgd = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
-            optimizer = sgd(net.parameters(), self.rate)
         size, count = 128, len(train)
-        steps, cycle = self.epochs * (count // size), torch.optim.lr_scheduler.OneCycleLR
-        scheduler = cycle(optimizer, self.rate, steps, pct_start=0.25)
+        steps, one_cycle = self.epochs * (count // size), torch.optim.lr_scheduler.OneCycleLR
+        scheduler = one_cycle(optimizer, self.rate, steps, pct_start=0.25)
         channels, side = torch.arange(3)[:, None, None], torch.arange(32)
         for epoch in range(self.epochs):
             for chosen in torch.split(torch.randperm(count)[: count // size * size], size):

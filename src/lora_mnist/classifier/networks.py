@@ -127,8 +127,9 @@ class _Block(nn.Module):
         return total.relu()
 
 
+_OURS = (MLP, CNN, ResNet)
 #: Our networks, by the names that configurations and records have; the first is the default.
-NETWORKS = {f"lora_mnist.{each.__name__}": each for each in (MLP, CNN, ResNet)}
+NETWORKS = {f"lora_mnist.{each.__name__}": each for each in _OURS}
 DEFAULT = next(iter(NETWORKS))
 
 
@@ -205,7 +206,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
             f"images of shape {shape} from {dataset}; expected another net, such as net=resnet20"
         )
         reason += ", other sizes of its own, or other prepare.image_size or prepare.channels"
-        if type(net) in (MLP, CNN, ResNet):
+        if isinstance(net, _OURS):
             raise UserError(f"net: {type(net).__name__} cannot take {reason}") from error
         error.add_note(f"net: {reason}?")
         raise
