@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -301,28 +301,7 @@ class Classifier:
         """
         with config_group("data"):
             sets = self.dataset.sets
-        val, left_out = self.not_learnt(sets.val, "val", "validation images")
-        test, of_test = self.not_learnt(sets.test, "test", "test images")
-        return replace(sets, val=val, test=test, left_out=left_out | of_test)
-
-    def not_learnt(
-        self, images: Images, part: str, name: str
-    ) -> tuple[Images, dict[str, dict[str, Any]]]:
-        """Those of the images that neither base nor adapter has learnt.
-
-        By ``part``, and ``name`` in a sentence, what is to be said of the others, if there are any.
-        """
-        is_learnt, owners = torch.zeros(len(images), dtype=torch.bool), []
-        for owner, digests in self.learnt.items():
-            if digests is not None and (known := torch.isin(images.digests, digests)).any():
-                is_learnt |= known
-                owners.append(owner)
-        if not owners:
-            return images, {}
-        count, of, who = int(is_learnt.sum()), len(images), " and the ".join(owners)
-        line = f"{count} of {of} {name} are left out: the {who} "
-        line += f"{'has' if len(owners) == 1 else 'have'} learnt them"
-        return images.without(is_learnt), {part: {"images": count, "of": of, "line": line}}
+        return sets.without_learnt(self.learnt)
 
     def test_images(self) -> Images | None:
         """The test images, if they are here; none of them has been learnt."""

@@ -86,6 +86,26 @@ class Images(Dataset[Batch]):
         """These images but for some: ``is_left_out`` is bool, (N,)."""
         return self.subset((~is_left_out).nonzero()[:, 0]) if is_left_out.any() else self
 
+    def without_learnt(
+        self, learnt: Mapping[str, Tensor | None], name: str
+    ) -> tuple["Images", dict[str, Any]]:
+        """These images without those that base or adapter has learnt, and what is said of them.
+
+        ``learnt`` are the digests of each owner, ``None`` where they are not known; ``name`` is
+        what a sentence calls these images. Nothing is said where none was learnt.
+        """
+        is_learnt, owners = torch.zeros(len(self), dtype=torch.bool), []
+        for owner, digests in learnt.items():
+            if digests is not None and (known := torch.isin(self.digests, digests)).any():
+                is_learnt |= known
+                owners.append(owner)
+        if not owners:
+            return self, {}
+        count, who = int(is_learnt.sum()), " and the ".join(owners)
+        line = f"{count} of {len(self)} {name} are left out: the {who} "
+        line += f"{'has' if len(owners) == 1 else 'have'} learnt them"
+        return self.without(is_learnt), {"images": count, "of": len(self), "line": line}
+
     def followed_by(self, others: "Images") -> "Images":
         """These images, and after them ``others``, of the same size."""
         return Images(
@@ -144,6 +164,13 @@ class ImageSets:
             message = "%d images are left out, since another part has them: %s, ..."
             log.warning(message, len(copies), printable(copies[0]))
         return replace(self, val=rest[0], test=rest[1], copies=len(copies))
+
+    def without_learnt(self, learnt: Mapping[str, Tensor | None]) -> "ImageSets":
+        """These sets without images to validate and to test on that base or adapter has learnt."""
+        val, of_val = self.val.without_learnt(learnt, "validation images")
+        test, of_test = self.test.without_learnt(learnt, "test images")
+        left_out = {part: about for part, about in (("val", of_val), ("test", of_test)) if about}
+        return replace(self, val=val, test=test, left_out=left_out)
 
 
 class Loader(DataLoader[Batch]):

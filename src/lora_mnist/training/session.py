@@ -388,9 +388,8 @@ def _mistakes_of(
 
     net.eval().to(device)
     mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
-    name = "held-out mistakes"
-    test, left_out = classifier.not_learnt(mistakes.test, "mistakes_test", name)
-    return mistakes._replace(test=test), left_out
+    test, about = mistakes.test.without_learnt(classifier.learnt, "held-out mistakes")
+    return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
 
 
 def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
