@@ -33,6 +33,8 @@ MISTAKES = {
         (*PRETRAIN, "+optimizer.betas=5 -> optimizer: "),
         (*LORA, "trainer.accumulate_grad_batches=0"),
         (*LORA, "trainer.val_check_interval=0"),
+        (*LORA, "trainer.check_val_every_n_epoch=0"),
+        (*LORA, "net={_target_: 3} -> net._target_=3: "),
         (*LORA, "trainer.max_steps=null"),
         (*LORA, "batches.seed=true"),
         (*LORA, "lora.alpha=true"),

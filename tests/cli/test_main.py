@@ -32,6 +32,8 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("trainer.limit_val_batches=0", " +trainer.limit_val_batches"),
         ("digit=4", "digit=4: expected no other class than target=9"),
         ("logger=0", "logger/0' Available options in 'logger': csv "),
+        ("net=[mlp,2]", "net/2'. Available options in 'net': auto "),
+        ("loss=null", "loss/null' Available options in 'loss': cross_entropy "),
         ("callbacks.checkpoint.min=1", " callbacks.checkpoint.save_last, "),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: "),
         ("Flöte", "Flöte: expected KEY=VALUE"),

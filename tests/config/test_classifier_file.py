@@ -55,6 +55,7 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
     [
         ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
         ("data: folder", TYPED, "data: folder: "),
+        ("prepare:", TYPED, "prepare: "),
         ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
         ("prepare:\n  mean: 0.4\n std: 0.2", TYPED, "{file}: line 3, column 2: expected "),
         ("images: \a", TYPED, "unacceptable character "),

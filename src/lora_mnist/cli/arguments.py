@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -9,6 +10,7 @@ from hydra.errors import HydraException
 from lora_mnist.cli.help import USAGE, print_groups
 from lora_mnist.config.keys import COMMANDS
 from lora_mnist.config.run import CLASSIFIER, in_grammar
+from lora_mnist.errors import as_value
 from lora_mnist.project import CONFIGS
 
 #: Names such as Flöte in a list, which Hydra reads in quotes alone.
@@ -35,6 +37,13 @@ def as_typed() -> list[str]:
     return typed[2:] if typed[:1] == ["--config-name"] else typed
 
 
+def _as_names(value: Any) -> str:
+    """The choice of a group in Hydra's grammar, as texts alone: of these it lists what there is."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_names, value))}]"
+    return f"'{as_value(value)}'"
+
+
 def give_to_hydra(config_name: str) -> None:
     """Make of ``sys.argv`` what Hydra takes; the processes of Lightning are started with it, too.
 
@@ -50,9 +59,9 @@ def give_to_hydra(config_name: str) -> None:
             options.append(text)
             continue
         try:
-            is_number = isinstance(parser.parse_override(text).value(), int | float)
-            if is_number and (CONFIGS / key).is_dir():  # as a text, Hydra lists what there is
-                text = f"{key}='{value}'"
+            named = parser.parse_override(text).value()
+            if (CONFIGS / key).is_dir() and isinstance(named, int | float | list | None):
+                text = f"{key}={_as_names(named)}"
         except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"

@@ -45,6 +45,8 @@ def _explain_configuration(error: BaseException) -> str:
             beside = ", ".join(f"{group}.{each}" for each in cause.parent_node if each[0] != "_")
             new = f"+{key}, a new argument of {function}"
             return f"{key}: nothing reads this key; expected one of {beside}, or {new}"
+        if group and not cause.parent_node:
+            return f"{key}: nothing reads this key, since {group} has no keys here"
         return unknown_key(key)
     if isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers

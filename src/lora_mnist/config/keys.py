@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_mnist.config.run import Run, is_in, key_of
 from lora_mnist.config.values import check_values
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import CONFIGS
 
 #: The commands, by the names of their configurations.
@@ -77,9 +77,12 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
     for key, is_group in _given(cfg).items():
         if key not in known:
             raise UserError(unknown_key(key))
-        if known[key] and not is_group and (value := OmegaConf.select(cfg, key)) is not None:
-            chosen = f"a file chooses a group by 'defaults: [override /{key}: {value}]'"
-            raise UserError(f"{key}: {value}: expected its keys; {chosen}")
+        if known[key] and not is_group:
+            value, expected = OmegaConf.select(cfg, key), "expected its keys"
+            if value is None:
+                raise UserError(f"{key}: is empty; {expected}, or no such line")
+            chosen = f"a file chooses a group by 'defaults: [override /{key}: {as_value(value)}]'"
+            raise UserError(f"{key}: {as_value(value)}: {expected}; {chosen}")
 
 
 def _without_keys_of_others(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
