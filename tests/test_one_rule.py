@@ -36,6 +36,8 @@ MISTAKES = {
         (*LORA, "trainer.check_val_every_n_epoch=0"),
         (*LORA, "net={_target_: 3} -> net._target_=3: "),
         (*LORA, "trainer.max_steps=null"),
+        (*LORA, "trainer.max_steps=0"),  # a training has a step
+        (*PRETRAIN, "trainer.max_epochs=0"),
         (*LORA, "batches.seed=true"),
         (*LORA, "lora.alpha=true"),
         (*LORA, "lora.init_std=-1"),

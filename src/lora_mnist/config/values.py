@@ -53,8 +53,8 @@ EXPECTED = {
     "paths.outputs": _PATH,
     "paths.bases": _PATH,
     "ckpt_path": f"{_PATH} or null",
-    "trainer.max_steps": "a whole number >= -1",
-    "trainer.max_epochs": "a whole number >= -1 or null",
+    "trainer.max_steps": "a whole number >= 1 or -1",
+    "trainer.max_epochs": "a whole number >= 1 or -1 or null",
     "trainer.log_every_n_steps": "a whole number >= 0 or null",
     "trainer.accumulate_grad_batches": "a whole number >= 1",
     "trainer.check_val_every_n_epoch": "a whole number >= 1 or null",
@@ -71,7 +71,7 @@ def takes(expected: str, value: Any) -> bool:
         return False
     for each in expected.split(" or "):
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
-        is_taken = type(value) in _TYPES[kind] if kind in _TYPES else value == kind
+        is_taken = type(value) in _TYPES[kind] if kind in _TYPES else as_value(value) == kind
         for bound in bounds:
             sign, number = bound.split()
             is_taken = is_taken and _SIGNS[sign](value, float(number))
