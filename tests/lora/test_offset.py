@@ -22,6 +22,27 @@ class Sum(nn.Module):
         return self.first(x) + self.second(x)
 
 
+class Heated(nn.Module):
+    """Divides its logits by a temperature, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        logits = self.head(x)
+        logits /= 0.2
+        return logits
+
+
+class Shared(Sum):
+    """Two layers with one bias."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.second.bias = self.first.bias
+
+
 @pytest.mark.parametrize(
     ("net", "shape", "expected"),
     [
@@ -31,11 +52,13 @@ class Sum(nn.Module):
         (mobilenet_v3_small(num_classes=4), (3, 32, 32), "classifier.3"),
         (nn.Linear(6, 3), (6,), ""),
         (nn.Linear(6, 3, bias=False), (6,), None),
-        (Sum(6), (6,), None),
+        (Sum(6), (6,), "second"),
+        (Shared(6), (6,), None),
+        (Heated(), (6,), None),
         (nn.Sequential(nn.Linear(6, 3), nn.LogSoftmax(1)), (6,), None),
     ],
 )
-def test_last_layer_is_the_one_whose_output_is_the_networks(net, shape, expected):
+def test_last_layer_is_the_one_whose_bias_moves_the_logits_by_as_much(net, shape, expected):
     assert last_layer(net.eval(), torch.randn(2, *shape)) == expected
 
 

@@ -61,7 +61,7 @@ FEW_IMAGES = 400
 #: The rates that optimizer.lr=auto tries, each where the one before collapses.
 RATES = (0.001, 0.0003, 0.0001)
 #: Why a network has no offset.
-_NO_LAYER = "the network's output is not that of an nn.Linear with a bias"
+_NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
 #: The keys that a trial may set.
 _OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
 
@@ -161,7 +161,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
 
 
 def _layer_of_offset(session: Session) -> str | None:
-    """The layer whose output is the network's own, which the network shows on some images."""
+    """The layer whose bias moves the logits, which the network shows on some images."""
     images, dataset = session.images.train, session.classifier.dataset
     some = torch.linspace(0, len(images) - 1, 4).long().tolist()
     pixels = images.take(some)[0].to(session.evaluating())
