@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -299,38 +300,57 @@ def test_images_to_validate_and_to_test_need_no_others(make_photos):
     assert counts(root, **options) == [[], [2, 3], [4, 5]]
 
 
+@pytest.mark.parametrize("limit", [0, folder.MAX_IN_MEMORY])
+def test_images_are_known_by_content_whatever_their_times_say(make_photos, monkeypatch, limit):
+    """Also where other images were laid over them by ``cp -p``; in memory, or on the disk."""
+    monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
+    monkeypatch.setattr(folder, "_IN_DOUBT", 0)
+    root = make_photos({"cat": 9, "dog": 9}, size=(14, 9))
+    for picture in sorted(root.rglob("*.png")):  # of one size, and of one age
+        Image.open(picture).save(picture.with_suffix(".bmp"))
+        picture.unlink()
+        os.utime(picture.with_suffix(".bmp"), ns=(1, 1))
+    form = {"image_size": 8, "mean": 0, "std": 1}
+    first = Folder(root, **form).sets
+    learnt, tested = root / first.train.names[0], root / first.test.names[0]
+    shutil.copy2(learnt, tested)
+    again = Folder(root, **form).sets
+    assert again.copies == 1
+    assert tested.relative_to(root).as_posix() not in again.test.names
+
+
 def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypatch, tmp_path):
-    """By path, size and time of change, in the user's cache folder; what is in doubt is read."""
+    """Where images are not held in memory, in the user's cache folder; what is in doubt is read."""
     root, cache, hashed = make_photos({"cat": 9, "dog": 9}, size=(14, 9)), tmp_path / "cache", []
-    beside, old = sorted(root.rglob("*")), 1_700_000_000
-    monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
+    beside = sorted(root.rglob("*"))
 
     def digests_and_note(paths):
         hashed.extend(path.relative_to(root).as_posix() for path in paths)
         return digests_of(paths)
 
-    def hashed_by(**keys):
+    def hashed_by():
         hashed.clear()
-        sets = Folder(root, image_size=8, mean=0, std=1, **keys).sets
+        sets = Folder(root, image_size=8, mean=0, std=1).sets
         assert torch.equal(sets.test.digests, digests_of(sets.test.pixels))
         return sorted(hashed), sets.sha256
 
     monkeypatch.setattr(folder, "digests_of", digests_and_note)
     pictures = sorted(path for path in root.rglob("*.png"))
     names = [path.relative_to(root).as_posix() for path in pictures]
+    monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
     assert hashed_by()[0] == hashed_by()[0] == names  # so new that they may still change
-    for path in pictures:
-        os.utime(path, ns=(old, old))
-    assert hashed_by(cache=False)[0] == names
+    monkeypatch.setattr(folder, "_IN_DOUBT", 0)
     first, sha256 = hashed_by()
     assert (first, hashed_by()) == (names, ([], sha256))
     pictures[2].write_bytes(pictures[1].read_bytes()[:-1] + b"x")
-    os.utime(pictures[2], ns=(old, old + 1))
     pictures[0].unlink()
     changed, of_changed = hashed_by()
     assert (changed, of_changed == sha256) == (names[2:3], False)
     assert hashed_by() == ([], of_changed)
     (file,) = cache.rglob("*.json")
-    file.write_text(file.read_text()[:100])
-    assert hashed_by() == (names[1:], of_changed)
+    whole = file.read_text()
+    for damaged in (whole[:100], re.sub(r"\[.*?\]", "[7]", whole)):
+        file.write_text(damaged)
+        assert hashed_by() == (names[1:], of_changed)
+        assert hashed_by() == ([], of_changed)
     assert {*root.rglob("*")} == {*beside} - {pictures[0]}

@@ -37,7 +37,6 @@ EXPECTED = {
     "data.split_seed": "a whole number or null",
     "data.eval_batch_size": "a whole number >= 1 or null",
     "data.num_workers": "a whole number >= 0 or null",
-    "data.cache": "true or false or null",
     "net._target_": "a text or null",
     "data._target_": "a text or null",
     "accelerator": "auto or cpu or gpu or mps",

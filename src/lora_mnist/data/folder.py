@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,6 +64,15 @@ class ImageFile(NamedTuple):
     path: str  # below the data folder, with "/" between
     label: int
     part: str  # train, val or test, by its folder; train where the folder holds classes alone
+
+
+class _Read(NamedTuple):
+    """An image that can be read."""
+
+    pixels: Tensor | Path  # the file, where images are not held in memory
+    digest: int  # of the file
+    height: int  # of the picture
+    width: int
 
 
 class Shares(NamedTuple):
@@ -158,7 +167,6 @@ class Folder(ImageDataset):
         test_size: float = _SHARES.test_size,
         split_seed: int = _SHARES.split_seed,
         eval_batch_size: int = 250,
-        cache: bool = True,
         **common: Any,
     ) -> None:
         # On the command line a folder, or a class, may be called 7, which is read as a number.
@@ -179,7 +187,6 @@ class Folder(ImageDataset):
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
-        self.cache = cache
         self.shares = Shares(val_size, test_size, split_seed, self.val_from)
         self.split_settings = self.shares._asdict()
         self._has_own_size = size is None
@@ -289,51 +296,37 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(
-        self, file: ImageFile, known: Mapping[str, list[int]]
-    ) -> tuple[Tensor | Path, list[int]] | None:
-        """The image, or its file where images are not held in memory, and what the file holds.
-
-        That is its size, time of change and digest, and height and width of the picture. None: it
-        is broken.
-        """
-        path, picture = self.root / file.path, None
+    def _read(self, file: ImageFile, known: "_KnownFiles | None") -> _Read | None:
+        """An image; ``known`` where it is not to be held in memory; None: it is broken."""
+        path = self.root / file.path
         try:
-            about, holds = path.stat(), known.get(file.path, [])
-            if self._are_in_memory:
+            if known is not None:
+                image = _Read(path, *known.look_at(file.path))
+            else:
                 picture = open_picture(path)
-            if holds[:2] != [about.st_size, about.st_mtime_ns]:
-                size = (picture.height, picture.width) if picture else size_of_picture(path)
-                digest = int(digests_of([path]))
-                holds = [about.st_size, about.st_mtime_ns, digest, *size]
+                digest, size = int(digests_of([path])), (picture.height, picture.width)
+                image = _Read(self.prepare(picture), digest, *size)
         except (PictureError, OSError) as error:
             log.warning("%s: skipped: %s", printable(path), error)
             return None
-        size = (holds[3], holds[4])
+        size = (image.height, image.width)
         if self._has_own_size and size != self.prepare.size:
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
-        return (self.prepare(picture) if picture else path), holds
+        return image
 
-    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, list[int]]]:
-        """What :meth:`_read` gives for the images that can be read.
-
-        What files hold is kept from command to command; of two at once the last one stays.
-        """
-        images, known, oldest = {}, dict[str, Any](), time.time_ns() - _IN_DOUBT
-        with suppress(OSError, RuntimeError, ValueError):  # no home; damaged: it is made again
-            known = read_json(_cache_of(self.root)) if self.cache else {}
+    def _read_all(self) -> dict[ImageFile, _Read]:
+        """The images that can be read."""
+        images, known = {}, None if self._are_in_memory else _KnownFiles(self.root)
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             read = pool.map(self._read, self._files, repeat(known))
             pairs = zip(self._files, read, strict=True)
             for file, image in progress(pairs, "reading", len(self._files)):
                 if image is not None:
                     images[file] = image
-        sure = {file.path: holds for file, (_, holds) in images.items() if holds[1] < oldest}
-        if self.cache and sure != known:
-            with suppress(OSError, RuntimeError):  # without it a command takes longer, no more
-                write_json(_cache_of(self.root), sure)
+        if known is not None:
+            known.save()
         return images
 
     @cached_property
@@ -350,26 +343,59 @@ class Folder(ImageDataset):
         for part in _PARTS:
             chosen = [file for file in images if parts[file] == part]
             sets[part] = Images(
-                [images[file][0] for file in chosen],
+                [images[file].pixels for file in chosen],
                 torch.tensor([file.label for file in chosen], dtype=torch.int64),
                 [file.path for file in chosen],
                 None if self._are_in_memory else self.prepare.read,
-                digests=torch.tensor([images[file][1][2] for file in chosen], dtype=torch.int64),
+                digests=torch.tensor([images[file].digest for file in chosen], dtype=torch.int64),
             )
         sha256 = hashlib.sha256()
-        for file, (_, (_, _, digest, *_)) in images.items():
-            sha256.update(os.fsencode(f"{file.path} {file.label} {digest} "))
+        for file, image in images.items():
+            sha256.update(os.fsencode(f"{file.path} {file.label} {image.digest} "))
         train, val, test = (sets[part] for part in _PARTS)
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
         require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
         return apart
 
 
-def _cache_of(folder: Path) -> Path:
-    """The file, among the user's caches, for what the files of ``folder`` hold."""
-    own = os.environ.get("XDG_CACHE_HOME")
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
+class _KnownFiles:
+    """What a folder's files hold, from command to command, in a file among the user's caches.
+
+    Whatever writes into a file changes the second of its times, which cannot be set. Of two
+    commands at once the last one's knowledge stays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._sure_before = folder, time.time_ns() - _IN_DOUBT
+        self._before, self._now = dict[str, Any](), dict[str, Any]()
+        with suppress(OSError, RuntimeError, ValueError):  # no home; damaged: it is made again
+            self._before = read_json(self._file)
+
+    @property
+    def _file(self) -> Path:
+        own = os.environ.get("XDG_CACHE_HOME")
+        name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
+        return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
+
+    def look_at(self, name: str) -> tuple[int, int, int]:
+        """The digest of a file of the folder, and the height and width of its picture."""
+        path = self._folder / name
+        about = path.stat()
+        times = (about.st_mtime_ns, about.st_ctime_ns)
+        key = f"{name} {about.st_size} {about.st_ino} {times}"
+        try:
+            digest, height, width = map(int, self._before[key])
+        except (KeyError, TypeError, ValueError):  # unknown, or damaged
+            digest, (height, width) = int(digests_of([path])), size_of_picture(path)
+        if max(times) < self._sure_before:
+            self._now[key] = [digest, height, width]
+        return digest, height, width
+
+    def save(self) -> None:
+        """Keep what was looked at."""
+        if self._now != self._before:
+            with suppress(OSError, RuntimeError):  # without it a command takes longer, no more
+                write_json(self._file, self._now)
 
 
 def _subfolders(root: Path) -> list[str]:

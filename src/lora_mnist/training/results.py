@@ -155,7 +155,7 @@ def _record_of(session: Session) -> dict[str, Any]:
         prepare["transform"] = settings.prepare["transform"]
     data = {key: value for key, value in settings.data.items() if value is not None}
     data |= dataset.split_settings
-    for key in ("num_workers", "eval_batch_size", "cache"):  # a machine's own
+    for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
     folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
     if folder != DATA:  # which each machine has
