@@ -15,8 +15,9 @@ from lora_mnist.config.make import classifier_of
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.model import add_offset
-from lora_mnist.lora.weight import lora_adapters, lora_offsets
+from lora_mnist.lora.model import add_offset, lora_point
+from lora_mnist.lora.point import Point
+from lora_mnist.lora.weight import lora_adapters
 
 
 def test_an_adapter_finds_its_own_base(outputs):
@@ -75,7 +76,7 @@ def test_scale_auto_asks_the_rule_of_training(tmp_path):
     assert turned("auto", 0) == [0.0, 0.0]
     assert turned(1, 0) == [1.0, 0.0]
     assert turned(1)[0] == 1.0
-    assert (adapter.scale, lora_offsets(net)[0].offset) == (1.0, 0.0)
+    assert lora_point(net) == Point(1.0, 0.0)
     assert turned(None, 2.5) == [1.0, 2.5]
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
@@ -102,4 +103,4 @@ def test_scale_of_a_saved_adapter(outputs):
         classifier = load_classifier(adapter, outputs / "base" / "mnist.ckpt")
         if scale is not None:
             set_lora_scale(classifier.net, scale)
-        assert {each.scale for each in lora_adapters(classifier.net)} == {expected}
+        assert lora_point(classifier.net) == Point(expected)

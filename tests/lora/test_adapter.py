@@ -20,6 +20,7 @@ from lora_mnist.lora.adapter import (
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS, add_lora, set_lora_scale
+from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -66,8 +67,8 @@ def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
 
 
 def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):
-    lora_adapters(adapted)[0].scale = 0.5
-    with pytest.raises(ValueError, match=r"the layers have the scales .*; expected one"):
+    lora_adapters(adapted)[0].point = Point(0.5)
+    with pytest.raises(ValueError, match=r"the adapters stand at .*; expected one point"):
         save_adapter(adapted, tmp_path / "two")
     with pytest.raises(ValueError, match="linear1 carries 2 adapters; expected one"):
         save_adapter(add_lora(adapted), tmp_path / "two")

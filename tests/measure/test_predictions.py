@@ -8,8 +8,7 @@ from helpers.runs import at
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set_lora_scale
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.model import add_offset, set_lora_offset
-from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
 from lora_mnist.measure.predictions import (
     BASE,
     Point,
@@ -143,7 +142,7 @@ def test_predictions_at_each_scale(tiny):
     base = predictions_of(remove_lora(copy.deepcopy(adapted)), batches())
     points = [BASE, Point(0.3, 2.0), None, Point(1.0)]
     table = predictions_at(adapted, batches(), points)
-    assert [adapter.scale for adapter in lora_adapters(adapted)] == [0.5, 0.5]
+    assert lora_point(adapted).scale == 0.5
     for place, point in enumerate(points):
         scale, offset = point or (0.5, 0)
         set_lora_scale(adapted, scale)
@@ -156,7 +155,7 @@ def test_predictions_at_each_scale(tiny):
     assert len({tuple(row.tolist()) for row in table.probability}) == 4
     with pytest.raises(RuntimeError):  # images of another size
         predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [BASE])
-    assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
+    assert lora_point(adapted) == Point(1.0)
 
 
 def test_without_an_image_there_is_no_share():

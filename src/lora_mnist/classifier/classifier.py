@@ -37,11 +37,12 @@ from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
-from lora_mnist.lora.model import set_lora_offset, set_lora_scale
+from lora_mnist.lora.model import lora_point, set_lora_point
+from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters, lora_offsets
 from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
 from lora_mnist.measure.gain import MEASURES
-from lora_mnist.measure.predictions import Point, logits_at
+from lora_mnist.measure.predictions import logits_at
 from lora_mnist.project import DATA, importable, program
 from lora_mnist.run_paths import ADAPTER_FOLDER
 
@@ -176,7 +177,7 @@ class Classifier:
             raise UserError(f"offset={offset}: expected null, since the adapter has none")
         if not adapters:
             return {}
-        saved = {"scale": adapters[0].scale, "offset": offsets[-1].offset if offsets else 0.0}
+        saved: dict[str, float] = lora_point(self.net)._asdict()
         asked = {"scale": scale, "offset": offset}
         if scale == AUTO and offset is None and offsets:
             asked["offset"] = AUTO
@@ -190,8 +191,7 @@ class Classifier:
             choices |= self._advised(saved, choices)
         for name, choice in choices.items():
             log.info("%s=%g: %s", name, choice.value, choice.why)
-        set_lora_scale(self.net, choices["scale"].value)
-        set_lora_offset(self.net, choices["offset"].value)
+        set_lora_point(self.net, Point(choices["scale"].value, choices["offset"].value))
         return {name: choices[name] for name in saved}
 
     def _advised(

@@ -24,10 +24,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
-from .layer import LoRAParametrization, scaling_divisor
-from .model import KINDS, attach, usable_adapters
+from .layer import Adapter, LoRAParametrization, scaling_divisor
+from .model import KINDS, attach, lora_point, usable_adapters
 from .offset import Offset
-from .weight import Adapter, Weight, adaptable_weights, by_pattern, listed, lora_weights
+from .point import Point
+from .weight import Weight, adaptable_weights, by_pattern, listed, lora_weights
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,12 @@ def save_adapter(
 
     Raises:
         ValueError: if no layer carries LoRA, a layer carries several adapters, the layers differ in
-            their scales or kinds, or a kind has parameters that it does not save.
+            their points or kinds, or a kind has parameters that it does not save.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
     usable_adapters(model)
-    adapters: dict[str, LoRAParametrization] = {}
+    adapters: dict[str, Any] = {}
     offset, last = None, ""  # the offset, and the layer that has it
     for name, weight in lora_weights(model).items():
         if len(weight.adapters) > 1:
@@ -80,9 +81,7 @@ def save_adapter(
             offset, last = adapter, name.removesuffix("bias").removesuffix(".")
         else:
             adapters[name] = adapter
-    scale, *others = {adapter.scale for adapter in adapters.values()}
-    if others:
-        raise ValueError(f"the layers have the scales {[scale, *others]}; expected one")
+    scale, moved = lora_point(model)
     first = next(iter(adapters.values()))
     if any(adapter.config != first.config for adapter in adapters.values()):
         raise ValueError("the layers have several kinds of adapters; expected one")
@@ -95,9 +94,9 @@ def save_adapter(
     weights = adaptable_weights(model)
     if offset is not None:
         numbers = {str(c): each for c, each in enumerate(offset.direction.tolist()) if each}
-        about["offset"] = {"layer": last, "value": offset.offset, "direction": numbers}
+        about["offset"] = {"layer": last, "value": moved, "direction": numbers}
         about["offset"]["most"] = offset.most
-        if offset.offset and first.bias_key and last not in adapters:  # it needs factors beside it
+        if moved and first.bias_key and last not in adapters:  # it needs factors beside it
             meta = LoRAParametrization(weights[last].base.to("meta"))  # no random number is drawn
             adapters[last] = meta.to_empty(device="cpu")
             for factor in meta.parameters():
@@ -116,18 +115,18 @@ def save_adapter(
         own |= {_TRAINED + keys[part]: saved[part] for part in turned}
         for key, tensor in own.items():
             tensors[key] = tensor.t() if isinstance(module, nn.Embedding) else tensor
-        if offset is not None and offset.offset and adapter.bias_key:
+        if offset is not None and moved and adapter.bias_key:
             config["lora_bias"] = True  # of each layer
             bias = torch.zeros(len(base))
             if name == last:
                 scaling = adapter.scaling * (scale or 1.0)  # by which PEFT multiplies it
-                bias = offset.offset * offset.direction / scaling
+                bias = moved * offset.direction / scaling
             tensors[f"{_START}{name}.{adapter.bias_key}"] = bias
-    if offset is not None and offset.offset and not first.bias_key:
+    if offset is not None and moved and not first.bias_key:
         config["bias"] = "lora_only"  # the base's own stands in the file, with the offset
         base = weights[f"{last}.bias".removeprefix(".")].base
         key = f"{_START}{last}.base_layer.bias" if last in adapters else f"{_START}{last}.bias"
-        tensors[key] = base + offset.offset * offset.direction
+        tensors[key] = base + moved * offset.direction
     content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder / WEIGHTS_NAME) as path:
         path.write_bytes(save(content, {_METADATA_KEY: json.dumps(about)}))
@@ -194,6 +193,7 @@ def _read_adapters(
     parts: dict[str, dict[str, Tensor]] = {}
     tensors = load_file(folder / WEIGHTS_NAME)
     offset, record = None, metadata.get("offset") or {}
+    moved = float(record.get("value", 0.0))
     if record:
         last = f"{record['layer']}.bias".removeprefix(".")
         if last not in weights:
@@ -202,7 +202,7 @@ def _read_adapters(
         for number, value in record["direction"].items():
             direction[int(number)] = value
         offset = Offset(direction, record["most"])
-        offset.offset = float(record["value"])
+        offset.point = Point(metadata.get("scale", 1.0), moved)
         for end in ("base_layer.bias", "bias"):
             bias = tensors.pop(f"{_START}{record['layer']}.{end}", None)
             if bias is not None and not torch.allclose(bias, offset(weights[last].base.cpu())):
@@ -241,7 +241,7 @@ def _read_adapters(
             adapter.load_state_dict(saved, assign=True)
         except RuntimeError as error:  # of other shapes
             raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
-        adapter.scale, adapter.metadata = float(scale), about
+        adapter.point, adapter.metadata = Point(float(scale), moved), about
         adapters[layer] = adapter
         if bias is not None and bias.any() and not record:
             expected = "expected zeros, or an offset that the metadata say"

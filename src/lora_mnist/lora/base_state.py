@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .weight import Adapter, lora_adapters
+from .layer import Adapter
+from .weight import lora_adapters
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -48,12 +48,12 @@ class DoRAParametrization(LoRAParametrization):
         self.lora_magnitude_vector = nn.Parameter(_norms(weight.detach()))
 
     def turned(self, weight: Tensor) -> dict[str, Tensor]:
-        own = {} if self.scale == 1 else {"lora_magnitude_vector": self.magnitude(weight)}
+        own = {} if self.point.scale == 1 else {"lora_magnitude_vector": self.magnitude(weight)}
         return super().turned(weight) | own
 
     def magnitude(self, weight: Tensor) -> Tensor:
         """``m(scale)``; exact at both ends, as lerp is."""
-        return _norms(weight).lerp(self.lora_magnitude_vector, self.scale)
+        return _norms(weight).lerp(self.lora_magnitude_vector, self.point.scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.strength:

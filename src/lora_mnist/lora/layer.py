@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import is_number, require
+from .point import Point
 
 #: A linear layer of so few weights gains nothing by being built.
 _SMALL = 30_000
@@ -29,7 +30,20 @@ def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
     return math.sqrt(rank) if use_rslora else rank
 
 
-class LoRAParametrization(nn.Module):
+class Adapter(nn.Module):
+    """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias.
+
+    Attributes:
+        point: where it stands; at scale 0 or offset 0 the layer computes the base exactly.
+        enabled: while it is ``False``, likewise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point, self.enabled = Point(1.0), True
+
+
+class LoRAParametrization(Adapter):
     """Maps the frozen weight ``W`` to ``W + scale * scaling * lora_B @ lora_A``.
 
     It is registered with :mod:`torch.nn.utils.parametrize`. ``lora_A`` starts at random and
@@ -49,7 +63,7 @@ class LoRAParametrization(nn.Module):
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank, 1, ...), of as many dimensions as ``weight``.
-        scale: a factor on the finished adapter: 1 as trained, 0 the base exactly.
+        point: its scale is a factor on the finished adapter: 1 as trained, 0 the base exactly.
         enabled: while it is ``False`` the layer computes the base exactly.
         metadata: what the file says that the adapter was loaded from.
 
@@ -99,7 +113,6 @@ class LoRAParametrization(nn.Module):
         require(isinstance(use_rslora, bool), "use_rslora", use_rslora, "true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
-        self.scale, self.enabled = 1.0, True
         self.metadata: dict[str, Any] = {}
         self.start(weight, init, init_std)
 
@@ -120,7 +133,7 @@ class LoRAParametrization(nn.Module):
     @property
     def strength(self) -> float:
         """The factor of ``B A`` now; with 0 the layer computes the base exactly."""
-        return self.scaling * self.scale if self.enabled else 0.0
+        return self.scaling * self.point.scale if self.enabled else 0.0
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``A`` and ``B``."""
@@ -132,7 +145,7 @@ class LoRAParametrization(nn.Module):
 
     def turned(self, weight: Tensor) -> dict[str, Tensor]:
         """What PEFT reads otherwise at this scale, a factor of alpha, which at 0 stays."""
-        return {} if self.scale else {"lora_B": torch.zeros_like(self.saved()["lora_B"])}
+        return {} if self.point.scale else {"lora_B": torch.zeros_like(self.saved()["lora_B"])}
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What the forward pass adds, each as (input, ``A``, ``B``): one term; PiSSA has two."""

@@ -17,11 +17,12 @@ from torch.nn.utils import parametrize
 
 from . import dora, pissa
 from .errors import ArgumentError, is_number, require
-from .layer import LoRAParametrization
+from .layer import Adapter, LoRAParametrization
 from .offset import Offset
+from .point import BASE, Point
 from .weight import (
-    Adapter,
     adaptable_weights,
+    adapters_on,
     by_pattern,
     layers_to_adapt,
     left_out_by_all,
@@ -117,8 +118,7 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
 
     ``ValueError`` if no layer carries LoRA, or the adapters are merged.
     """
-    every: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
-    for adapter in every:
+    for adapter in usable_adapters(model):
         adapter.enabled = enabled
 
 
@@ -132,7 +132,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     """
     require(is_number(scale), "scale", scale, "a finite number")
     for adapter in usable_adapters(model):
-        adapter.scale = scale
+        adapter.point = adapter.point._replace(scale=scale)
 
 
 def add_offset(model: nn.Module, layer: str, direction: Tensor, most: float = 10.0) -> nn.Module:
@@ -141,9 +141,11 @@ def add_offset(model: nn.Module, layer: str, direction: Tensor, most: float = 10
     ``model`` carries LoRA already; it is changed in place, and returned. :func:`.offset.last_layer`
     finds the layer.
     """
-    usable_adapters(model)
+    point = usable_adapters(model)[0].point
     weight = adaptable_weights(model)[f"{layer}.bias".removeprefix(".")]
-    put_on(weight, weight.base, [*weight.adapters, Offset(direction, most).to(weight.base)])
+    offset = Offset(direction, most).to(weight.base)
+    offset.point = point._replace(offset=0.0)
+    put_on(weight, weight.base, [*weight.adapters, offset])
     return model
 
 
@@ -154,11 +156,37 @@ def set_lora_offset(model: nn.Module, offset: float) -> None:
     the adapters are merged, or have no offset, or ``offset`` is not finite.
     """
     require(is_number(offset), "offset", offset, "a finite number")
-    usable_adapters(model)
-    offsets = lora_offsets(model)
-    require(bool(offsets or not offset), "offset", offset, "0, since the adapter has no offset")
-    for each in offsets:
-        each.offset = offset
+    has_offset = bool(lora_offsets(model))
+    require(has_offset or not offset, "offset", offset, "0, since the adapter has no offset")
+    for adapter in usable_adapters(model):
+        adapter.point = adapter.point._replace(offset=offset)
+
+
+def set_lora_point(model: nn.Module, point: Point) -> None:
+    """:func:`set_lora_scale` and :func:`set_lora_offset`."""
+    set_lora_scale(model, point.scale)
+    set_lora_offset(model, point.offset)
+
+
+def lora_point(model: nn.Module) -> Point:
+    """Where the adapters of ``model`` stand; ``BASE`` without one. ``ValueError``: not at one."""
+    points = {adapter.point for adapter in adapters_on(model)}
+    if len(points) > 1:
+        raise ValueError(f"the adapters stand at {sorted(points)}; expected one point for all")
+    return points.pop() if points else BASE
+
+
+@contextmanager
+def lora_at(model: nn.Module, point: Point | None) -> Iterator[None]:
+    """Inside the ``with`` block each adapter of ``model`` is at ``point``; ``None``: as it is."""
+    before = [(adapter, adapter.point) for adapter in adapters_on(model)]
+    for adapter, own in before:
+        adapter.point = own if point is None else point
+    try:
+        yield
+    finally:
+        for adapter, own in before:
+            adapter.point = own
 
 
 @contextmanager
@@ -170,8 +198,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     other rounding, once its weights are frozen. ``ValueError`` if no layer carries LoRA, or the
     adapters are merged.
     """
-    every: list[Adapter] = [*usable_adapters(model), *lora_offsets(model)]
-    before = [(adapter, adapter.enabled) for adapter in every]
+    before = [(adapter, adapter.enabled) for adapter in usable_adapters(model)]
     set_lora_enabled(model, False)
     try:
         yield
@@ -255,11 +282,11 @@ def remove_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
-    """All adapters on ``model``, layer by layer; ``ValueError`` if there is none to be used."""
+def usable_adapters(model: nn.Module) -> list[Adapter]:
+    """All that is on ``model``, layer by layer; ``ValueError`` if there is none to be used."""
     if hasattr(model, "lora_merged"):
         raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
-    adapters = lora_adapters(model)
+    adapters = adapters_on(model)
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")
     return adapters

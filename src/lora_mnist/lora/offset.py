@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .layer import Adapter
 
-class Offset(nn.Module):
+
+class Offset(Adapter):
     """Maps the frozen bias of a network's last layer to ``bias + offset * direction``.
 
     It is registered with :mod:`torch.nn.utils.parametrize`, as LoRA is on a weight.
@@ -23,7 +25,7 @@ class Offset(nn.Module):
         most: the largest offset that is worth a try.
 
     Attributes:
-        offset: a number; with 0 the layer's bias is the base's exactly.
+        point: its offset is the number; with 0 the layer's bias is the base's exactly.
         enabled: while it is ``False``, likewise.
     """
 
@@ -32,12 +34,12 @@ class Offset(nn.Module):
     def __init__(self, direction: Tensor, most: float = 10.0) -> None:
         super().__init__()
         self.register_buffer("direction", direction)
-        self.offset, self.most, self.enabled = 0.0, most, True
+        self.most = most
 
     def forward(self, bias: Tensor) -> Tensor:
-        if not (self.enabled and self.offset):
+        if not (self.enabled and self.point.offset):
             return bias
-        return bias + self.offset * self.direction
+        return bias + self.point.offset * self.direction
 
 
 @torch.no_grad()
@@ -51,7 +53,8 @@ def last_layer(model: nn.Module, images: Tensor) -> str | None:
     # Of each class by another number, so that a softmax behind the layer is seen as well.
     shift = torch.linspace(1, 2, logits.shape[-1]).to(logits)
     rounding = 4 * torch.finfo(logits.dtype).eps * (1 + logits.abs().max())
-    for name, layer in reversed([*model.named_modules()]):
+    layers: dict[str, nn.Module] = dict(model.named_modules())
+    for name, layer in reversed(layers.items()):
         bias = dict(layer.named_parameters(recurse=False)).get("bias")
         if isinstance(layer, nn.Linear) and bias is not None and bias.shape == shift.shape:
             key = f"{name}.bias".removeprefix(".")

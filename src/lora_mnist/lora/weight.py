@@ -10,11 +10,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from .errors import ArgumentError
-from .layer import LoRAParametrization, conv2d_forward, linear_forward
+from .layer import Adapter, LoRAParametrization, conv2d_forward, linear_forward
 from .offset import Offset
-
-#: What is put on a weight, or an offset on a bias.
-Adapter = LoRAParametrization | Offset
 
 
 class Weight(NamedTuple):
@@ -65,6 +62,11 @@ def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ())
         plain: Any = parametrize.type_before_parametrizations(module)
         factored = weight._replace(adapters=[*adapters]).factored_forward if adapters else None
         own.forward = factored or plain.forward
+
+
+def adapters_on(model: nn.Module) -> list[Adapter]:
+    """Everything on the tensors of ``model``: adapters and offsets."""
+    return [m for m in model.modules() if isinstance(m, Adapter)]
 
 
 def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:

@@ -6,7 +6,7 @@ Before is the base; after is base and adapter. A network without an adapter has 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.model import usable_adapters
-from lora_mnist.lora.weight import lora_adapters, lora_offsets
+from lora_mnist.lora.model import lora_at, usable_adapters
+from lora_mnist.lora.point import BASE as BASE
+from lora_mnist.lora.point import Point as Point
+from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.gain import measure
 from lora_mnist.measure.significance import mcnemar, precision
 
@@ -27,17 +29,6 @@ _LOGGED = (
     *("accuracy", "balanced_accuracy", "loss", "errors", "repaired", "broken"),
     *("errors_of_target", "errors_elsewhere", "false_calls_of_target", "precision_of_target"),
 )
-
-
-class Point(NamedTuple):
-    """Where the dial of an adapter stands."""
-
-    scale: float
-    offset: float = 0.0
-
-
-#: There the network is its base.
-BASE = Point(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -83,22 +74,11 @@ def logits_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """The labels of each batch, and the logits at each point of the dial; ``None``: as it is."""
-    adapters = [(adapter, adapter.scale) for adapter in lora_adapters(net)]
-    offsets = [(offset, offset.offset) for offset in lora_offsets(net)]
     for images, labels in batches:
         at_points = []
-        try:
-            for point in points:
-                for adapter, scale in adapters:
-                    adapter.scale = scale if point is None else point.scale
-                for offset, number in offsets:
-                    offset.offset = number if point is None else point.offset
+        for point in points:
+            with lora_at(net, point):
                 at_points.append(net(images))
-        finally:
-            for adapter, scale in adapters:
-                adapter.scale = scale
-            for offset, number in offsets:
-                offset.offset = number
         yield labels, at_points
 
 
