@@ -19,6 +19,14 @@ from lora_mnist.data.cifar import DATASETS
 COUNT = 30
 
 
+@pytest.fixture(autouse=True)
+def _of_few_images(monkeypatch):
+    """Say so."""
+    for name, version in DATASETS.items():
+        few = (COUNT * len(version.test), COUNT * len(version.train))
+        monkeypatch.setitem(DATASETS, name, version._replace(images=few))
+
+
 def write_cifar(data_dir, dataset="CIFAR10"):
     """The files of the data set with a few images, noise in a shade of its class; the images."""
     version = DATASETS[dataset]
@@ -56,31 +64,63 @@ def test_images_are_read_where_they_lie(tmp_path, dataset):
     assert len(data.classes) == int(dataset.removeprefix("CIFAR"))
 
 
-def test_an_archive_that_lies_there_is_unpacked_where_a_file_is_damaged(tmp_path, monkeypatch):
-    """Without a network; an archive with another checksum, or none, is refused with the folder."""
+def lay_archive(tmp_path, monkeypatch):
+    """The images of an archive that lies in the data's folder, and where what it holds belongs."""
     version = DATASETS["CIFAR10"]
     written = write_cifar(tmp_path / "whole")
-    with tarfile.open(tmp_path / version.archive, "w:gz") as archive:
-        archive.add(tmp_path / "whole" / version.folder, version.folder)
-    folder = tmp_path / version.folder
-    folder.mkdir()
-    (folder / "data_batch_1.bin").write_bytes(b"half of a file")
+    archive = tmp_path / version.archive
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "whole" / version.folder, version.folder)
+    version = version._replace(md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setitem(DATASETS, "CIFAR10", version)
+    return written, tmp_path / version.folder
+
+
+DAMAGES = {
+    "empty": lambda _: b"",
+    "half of an image": lambda content: content[:1000],
+    "seven images": lambda content: content[: 7 * 3073],
+    "another label": lambda content: bytes([9]) + content[1:],
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def test_an_archive_that_lies_there_is_unpacked_where_a_file_is_damaged(
+    tmp_path, monkeypatch, damage
+):
+    """Without a network; where nothing is to be fetched it is refused."""
+    written, folder = lay_archive(tmp_path, monkeypatch)
+    whole = torch.cat([written[f"data_batch_{number}.bin"] for number in range(1, 6)])
+    assert torch.equal(CIFAR(data_dir=tmp_path).load(train=True)[0], whole)
+    file = folder / "data_batch_4.bin"
+    before = file.read_bytes()
+    file.unlink()
+    if damage in DAMAGES:
+        file.write_bytes(DAMAGES[damage](before))
+    with pytest.raises(ValueError, match=f"^data_dir={tmp_path}: expected .*damaged; they are"):
+        CIFAR(data_dir=tmp_path, download=False).load(train=True)
+    assert torch.equal(CIFAR(data_dir=tmp_path).load(train=True)[0], whole)
+    assert file.read_bytes() == before
+
+
+def test_what_cannot_be_downloaded_is_named_with_its_address_and_its_place(tmp_path, monkeypatch):
+    """And nothing new stays; an archive with another checksum is downloaded anew."""
     monkeypatch.setattr("lora_mnist.data.cifar._URL", "file:///nowhere/")
-    with pytest.raises(
-        ValueError,
-        match=f"^data_dir={tmp_path}: expected cifar-10-binary.tar.gz .* in {folder}; some",
-    ):
+    version, new = DATASETS["CIFAR10"], tmp_path / "new" / "images"
+    expected = f"expected file:///nowhere/{version.archive} there, .* in .*{version.folder}; some"
+    with pytest.raises(ValueError, match=f"^data_dir={new}: {expected} .*cannot be fetched"):
+        CIFAR(data_dir=new).load(train=True)
+    assert not new.parent.exists()
+    (tmp_path / version.archive).write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=f"^data_dir={tmp_path}: {expected}"):
         CIFAR(data_dir=tmp_path).load(train=True)
-    (tmp_path / version.archive).unlink(missing_ok=True)
-    with tarfile.open(tmp_path / version.archive, "w:gz") as archive:
-        archive.add(tmp_path / "whole" / version.folder, version.folder)
-    md5 = hashlib.md5((tmp_path / version.archive).read_bytes()).hexdigest()
-    monkeypatch.setitem(DATASETS, "CIFAR10", version._replace(md5=md5))
-    images, _ = CIFAR(data_dir=tmp_path).load(train=True)
-    assert torch.equal(images[:COUNT], written["data_batch_1.bin"])
-    (folder / "test_batch.bin").unlink()
-    with pytest.raises(ValueError, match=f"^data_dir={tmp_path}: expected .*; type this key"):
-        CIFAR(data_dir=tmp_path, download=False).load(train=False)
+    assert not (tmp_path / version.folder).exists()
+
+
+def test_an_error_in_code_is_no_damaged_file(tmp_path):
+    write_cifar(tmp_path)
+    with pytest.raises(TypeError):
+        CIFAR(data_dir=tmp_path).load("train")
 
 
 def test_a_base_is_trained_and_repaired_and_its_record_says_all(tmp_path):

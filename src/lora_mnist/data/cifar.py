@@ -3,11 +3,11 @@
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
 
+import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,6 +30,7 @@ class _Version(NamedTuple):
     label_bytes: int  # before an image's pixels; the last one is its class
     pixels: tuple[Channelwise, Channelwise]
     classes: str
+    images: tuple[int, int] = (10_000, 50_000)  # to test on, to train on
 
 
 _URL = "https://www.cs.toronto.edu/~kriz/"
@@ -77,15 +78,19 @@ class CIFAR(Published):
         classes, pixels = self.version.classes.split(), self.version.pixels
         super().__init__(dataset, classes, 3, pixels, data_dir, **options)
         self.folder = self.data_dir / self.version.folder
-        self.files = f"{self.version.archive} there, or what it holds in {self.folder}"
+        self.files = f"{_URL}{self.version.archive} there, or what it holds in {self.folder}"
 
     def read(self, train: bool) -> Batch:
         skipped = self.version.label_bytes
-        files = []
+        size, content = skipped + 3 * _SIZE[0] * _SIZE[1], bytearray()
         for name in self.version.train if train else self.version.test:
-            content = torch.from_numpy(numpy.fromfile(self.folder / name, numpy.uint8))
-            files.append(content.view(-1, skipped + 3 * _SIZE[0] * _SIZE[1]))
-        rows = torch.cat(files)
+            of_file, sha256 = (self.folder / name).read_bytes(), self._sha256_file(name)
+            if sha256.exists() and sha256.read_text() != hashlib.sha256(of_file).hexdigest():
+                raise ValueError(f"{self.folder / name} is not as it was unpacked")
+            content += of_file
+        if len(content) != size * self.version.images[train]:
+            raise ValueError(f"{self.folder} has files that were cut")
+        rows = torch.frombuffer(content, dtype=torch.uint8).view(-1, size)
         labels = rows[:, skipped - 1].long()
         if labels.max() >= len(self.classes):
             raise ValueError(f"{self.folder} has a class of number {labels.max()}")
@@ -98,7 +103,13 @@ class CIFAR(Published):
         with TemporaryDirectory(dir=self.data_dir) as folder:
             extract_archive(str(self.data_dir / archive), folder)
             for file in Path(folder, self.version.folder).iterdir():
+                sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+                self._sha256_file(file.name).write_text(sha256)
                 file.replace(self.folder / file.name)
+
+    def _sha256_file(self, name: str) -> Path:
+        """What is beside a file that was unpacked here."""
+        return self.folder / f"{name}.sha256"
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         prepare = Preparation(3, _SIZE, "crop", 1.0, "bilinear", None)

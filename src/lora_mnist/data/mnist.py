@@ -42,20 +42,23 @@ class MNIST(Published):
         self, dataset: str = "MNIST", data_dir: str | Path = "data", **options: Any
     ) -> None:
         require_one_of("dataset", dataset, DATASETS)
-        names = getattr(torchvision.datasets, dataset).classes
-        classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
+        self.theirs = getattr(torchvision.datasets, dataset)
+        classes = [name.partition(" - ")[0] for name in self.theirs.classes]  # 9 of "9 - nine"
         super().__init__(dataset, classes, 1, DATASETS[dataset], data_dir, **options)
         self.folder = self.data_dir / dataset / "raw"
-        self.files = f"the official .gz files in {self.folder}"
+        self.files = f"the .gz files of {self.theirs.mirrors[0]} in {self.folder}"
 
     def read(self, train: bool) -> Batch:
-        images = getattr(torchvision.datasets, self.dataset)(self.data_dir, train=train)
+        try:
+            images = self.theirs(self.data_dir, train=train)
+        except Exception as error:  # torchvision has no class for missing and damaged files
+            raise ValueError(str(error)) from error
         return images.data.unsqueeze(1), images.targets
 
     def fetch(self) -> None:
         for archive in self.folder.glob("*.gz"):  # a kill may have left half of what is in it
             archive.with_suffix("").unlink(missing_ok=True)
-        getattr(torchvision.datasets, self.dataset)(self.data_dir, download=True)
+        self.theirs(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         return digit_of(open_picture(picture, upright=True, keeps_alpha=True))

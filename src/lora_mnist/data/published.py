@@ -3,6 +3,7 @@
 import hashlib
 from contextlib import suppress
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Published(ImageDataset):
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 
     def read(self, train: bool) -> Batch:
-        """The training or test images, uint8, and labels; any error, if files are not whole."""
+        """The training or test images, uint8, and labels; OSError or ValueError: not whole."""
         raise NotImplementedError
 
     def fetch(self) -> None:
@@ -67,23 +68,27 @@ class Published(ImageDataset):
 
         With ``download`` a folder that lacks some is made, and filled.
         """
-        with suppress(Exception):  # there is no one class for what is missing or half-written
+        with suppress(OSError, ValueError):
             return self.read(train)
+        expected = f"expected {self.files}; some are missing or damaged"
         if not self.download:
-            expected = f"expected {self.files}; type this key to have them fetched"
+            expected += "; they are fetched where this key is typed, without data.download=false"
             raise ArgumentError("data_dir", self.data_dir, expected)
+        lock = self.data_dir / ".lock"
+        new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.data_dir / ".lock"):
+            with FileLock(lock):
                 self.fetch()
                 return self.read(train)
-        except Exception as error:
-            raise ArgumentError(
-                "data_dir",
-                self.data_dir,
-                f"expected {self.files}; some are missing or damaged, and no download is possible "
-                f"({one_line(error)})",
-            ) from error
+        except (OSError, ValueError, RuntimeError, HTTPException) as error:
+            with suppress(OSError):
+                if self.data_dir in new:
+                    lock.unlink()
+                for folder in new:  # where they are empty
+                    folder.rmdir()
+            expected += f", and they cannot be fetched ({one_line(error)})"
+            raise ArgumentError("data_dir", self.data_dir, expected) from error
 
     @cached_property
     def sets(self) -> ImageSets:
