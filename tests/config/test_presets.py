@@ -9,7 +9,10 @@ from helpers.commands import only_run, read_csv, read_results
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
+from lora_mnist.classifier.base import base_name
+from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.make import settings_of
 from lora_mnist.config.run import Run
 from lora_mnist.training.trainer import make_trainer
 
@@ -27,6 +30,16 @@ def test_lightnings_own_arguments_stand_beside_the_presets_or_in_their_place(tmp
     assert {"ModelCheckpoint", "EarlyStopping", "RichProgressBar", "Timer"} <= names
     assert type(trainer.precision_plugin).__name__ == "MixedPrecision"
     assert not trainer.loggers
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset"),
+    [("cifar10", "CIFAR100"), ("cifar100", "CIFAR10"), ("mnist", "KMNIST"), ("kmnist", "MNIST")],
+)
+def test_files_are_named_by_the_data_set_whatever_preset_it_began_with(preset, dataset):
+    cfg = composed("train", "stage=pretrain", f"data={preset}", f"data.dataset={dataset}")
+    assert base_name(cfg.data, {}) == dataset.lower()
+    assert Classifier.new(**settings_of(cfg)).dataset.name == dataset.lower()
 
 
 @pytest.mark.parametrize("logger", ["mlflow", "many"])
