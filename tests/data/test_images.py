@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import EpsImagePlugin, Image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from lora_mnist.data import ImageDataset, Images, Shift
 from lora_mnist.data.images import measured_pixels, open_picture
@@ -104,12 +105,21 @@ def test_an_image_is_shifted_by_whole_pixels_and_the_rest_is_black():
     assert torch.equal(Shift(0)(image), image)
 
 
-def test_a_shift_by_pixels_is_a_random_crop_with_a_border():
-    image = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8)
-    crops, seen = F.pad(image, (1, 1, 1, 1)), set()
+@pytest.mark.parametrize("fill", [0, 255])
+def test_a_shift_by_pixels_is_a_random_crop_with_a_border(fill):
+    """Of a tensor, and of a picture in colours."""
+    image = torch.arange(1, 193, dtype=torch.uint8).view(3, 8, 8)
+    crops, seen = F.pad(image, (1, 1, 1, 1), value=fill), [set(), set()]
+    picture, shift = to_pil_image(image), Shift(pixels=1, fill=fill)
     for _ in range(200):
-        moved = Shift(pixels=1)(image)
-        seen.add(tuple(moved.flatten().tolist()))
-    assert seen == {
-        tuple(crops[0, y : y + 8, x : x + 8].flatten().tolist()) for y in range(3) for x in range(3)
-    }
+        for number, moved in enumerate((shift(image), pil_to_tensor(shift(picture)))):
+            seen[number].add(tuple(moved.flatten().tolist()))
+    corners = [(y, x) for y in range(3) for x in range(3)]
+    expected = {tuple(crops[:, y : y + 8, x : x + 8].flatten().tolist()) for y, x in corners}
+    assert seen == [expected, expected]
+
+
+@pytest.mark.parametrize("fill", [256, -1, 0.5, [0, 0, 0]])
+def test_a_fill_is_one_value_of_a_pixel(fill):
+    with pytest.raises(ValueError, match="^fill=.*: expected an integer from 0 to 255"):
+        Shift(fill=fill)
