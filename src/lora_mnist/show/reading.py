@@ -437,7 +437,9 @@ class Reading:
             lines.append(f"{text}{self.classes[number]} is {shares[0]:.1%} and {shares[1]:.1%}.")
         phrases = [Phrase(line) for line in lines]
         if keys := results.get("better_preprocessing"):
-            text = f"The base has fewer errors with another preprocessing: {' '.join(keys)}."
+            text = (
+                f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
+            )
             phrases.append(Phrase(f"{text} Test it again with that.", "worse"))
         return phrases
 

@@ -2,19 +2,21 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lora_mnist.classifier.classifier import Classifier, build_dataset
+from lora_mnist.classifier.classifier import build_dataset
 from lora_mnist.classifier.networks import check_outputs
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.run import in_grammar
 from lora_mnist.data import Folder, Images
-from lora_mnist.data.images import measured_pixels, size_of_picture
-from lora_mnist.errors import as_value
+from lora_mnist.data.images import measured_pixels, open_picture, size_of_picture
+from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
 from lora_mnist.measure.significance import LEVEL, is_near_chance, mcnemar
 from lora_mnist.project import quoted
@@ -23,7 +25,9 @@ from lora_mnist.training.session import Session
 log = logging.getLogger(__name__)
 
 #: On how many validation images usual preparations are tried, and for how many seconds at most.
-_IMAGES, _SECONDS = 50, 60
+_IMAGES, _SECONDS = 200, 60
+#: With fewer errors on these no other preparation is better beyond chance.
+_FEWEST_ERRORS = 10
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SCALINGS = ((0.5, 0.5), (0.0, 1.0), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 #: Resize(224), or Resize(256) and CenterCrop(224), or Resize((224, 224)).
@@ -33,6 +37,8 @@ _RESIZINGS = (
     {"resize": "stretch", "crop_pct": 1.0},
     {"interpolation": "bicubic"},
 )
+#: An output is certain if any other would lose so many standard deviations.
+_DEVIATIONS = 3.3
 
 
 def check_base(session: Session, before: Predictions | None) -> list[str]:
@@ -43,53 +49,70 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
     """
     if before is None:
         return []
-    advice = better_order(before, session.classifier.classes)
+    advice = check_order(session, before)
     if not advice and session.cfg.stage == "eval":
         advice = better_preparation(session)
     counts = counts_of(before)["before"]
     if not advice and is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
+        right = f"{len(before) - counts['errors']} of {len(before)} images right"
         log.warning(
-            "the base has %d of %d images right, which is hardly better than guessing: if it was "
-            "better where it was trained, look at net._target_, base_ckpt and prepare, of which "
-            "eval.py tries usual values (docs/failed.md)",
-            len(before) - counts["errors"],
-            len(before),
+            "the base has %s, which is hardly better than guessing: if it was better where it was "
+            "trained, look at net._target_, base_ckpt and prepare, of which eval.py tries usual "
+            "values (docs/failed.md)",
+            right,
         )
     return advice
 
 
-def better_order(before: Predictions, classes: Sequence[str]) -> list[str]:
-    """The override of another order of the classes, if it is clearly better.
+def check_order(session: Session, before: Predictions) -> list[str]:
+    """The override for another order of the classes; its key alone where only that is certain.
 
-    The classes that change places then have at most two thirds of their error rate.
+    A repair is refused until a key says the order, be it the one that is there.
     """
-    from scipy.optimize import linear_sum_assignment
+    classes, settings = session.classifier.classes, session.classifier.settings
+    output, is_certain = likely_outputs(before)
+    is_moved = output != torch.arange(len(classes))
+    if not isinstance(session.classifier.dataset, Folder) or not (is_moved & is_certain).any():
+        return []
+    override = "prepare.classes"
+    text = "the network's outputs are most likely in another order of the classes"
+    if is_certain[is_moved].all():
+        override = _order([classes[c] for c in output.argsort().tolist()])
+        right = int((before.prediction[0] == output[before.label]).sum())
+        were_right = int((before.prediction[0] == before.label).sum())
+        text += f": the base has {right} of {len(before)} images right instead of {were_right} with"
+        text += f": {quoted(override)}"
+    if session.cfg.stage == "lora" and settings.prepare.get("classes") is None:
+        here = quoted(_order(classes))
+        raise UserError(f"prepare.classes=null: {text}; expected an order, or {here} as it is")
+    log.warning("%s", text)
+    return [override]
 
-    count = len(classes)
-    label, prediction = before.label, before.prediction[0]
-    confusion = confusion_of(label, prediction, count)
-    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    here = torch.arange(count)
+
+def _order(classes: Sequence[str]) -> str:
+    """The override for an order of the classes."""
+    return f"prepare.classes=[{','.join(map(in_grammar, classes))}]"
+
+
+def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
+    """The output that each class most likely has, int64, and whether that is certain, bool, (C,).
+
+    They give the highest balanced accuracy. The output of a class is certain if exchanging it for
+    that of any other class would lower this beyond chance.
+    """
+    count = before.num_classes
+    confusion = confusion_of(before.label, before.prediction[0], count)
+    images = confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    shares = confusion / images
     # A class stays where it is if two outputs suit it equally well.
     _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
-    output = torch.from_numpy(assigned)  # of each class
-    moved = output != here
-    rate = 1 - shares[here, here][moved].mean()
-    other_rate = 1 - shares[here, output][moved].mean()
-    was_wrong, is_wrong = prediction != label, prediction != output[label]
-    if not moved.any() or other_rate > rate * 2 / 3 or _p_value(was_wrong, is_wrong) >= 0.001:
-        return []
-    names = [in_grammar(classes[c]) for c in output.argsort().tolist()]
-    order = f"prepare.classes=[{','.join(names)}]"
-    log.warning(
-        "the network's outputs are most likely in another order of the classes: the base has %d of "
-        "%d images right instead of %d with: %s",
-        (~is_wrong).sum(),
-        len(before),
-        (~was_wrong).sum(),
-        quoted(order),
-    )
-    return [order]
+    output = torch.from_numpy(assigned)
+    shares = shares[:, output]  # of each class, predicted by the output of each other
+    variances = shares / images
+    own, variance = shares.diag(), variances.diag()
+    lost = own[:, None] + own - shares - shares.T
+    deviation = (variance[:, None] + variance + variances + variances.T).sqrt()
+    return output, (lost > _DEVIATIONS * deviation).fill_diagonal_(True).all(dim=1)
 
 
 def better_preparation(session: Session) -> list[str]:
@@ -100,24 +123,44 @@ def better_preparation(session: Session) -> list[str]:
         return []
     if classifier.base is None or classifier.base.record or session.run.is_sweep:
         return []
+    started, device = time.monotonic(), session.evaluating()
     some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
+    pictures, largest = [], max(*_SIDES, *dataset.prepare.size)
+    for name in some.names:
+        picture = open_picture(dataset.root / str(name))
+        picture = picture.convert("RGB" if dataset.channels == 3 else "L")
+        # Photographs in full size would fill the memory.
+        pictures.append(picture.reduce(max(1, min(picture.size) // (2 * largest))))
+
+    def is_wrong(prepare: Mapping[str, Any]) -> Tensor:
+        typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
+        other = build_dataset(classifier.net, Settings(settings.net, typed, settings.data))
+        images = zip(map(other.read_picture, pictures), some.labels.tolist(), strict=True)
+        batches = list(other.stacked(images, device))
+        check_outputs(classifier.net, batches[0][0][:1], len(other.classes), other.name)
+        return predictions_of(classifier.net, batches).prediction[0] != some.labels
+
     # Measured values are fixed, or each size would be measured anew.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
     best = {key: dataset.preprocessing()[key] for key in keys}
-    ways, started = _usual_ways(dataset, some), time.monotonic()
-    device = session.evaluating()
-    table = predictions_of(classifier.net, dataset.batches(some, device))
-    as_configured = least = table.prediction[0] != table.label
-    if len(ways) * mcnemar(int(least.sum()), 0) >= LEVEL:
-        return []  # so few errors that no way can be clearly better
-    for way in ways:
+    as_configured = least = is_wrong(best)
+    if as_configured.sum() < _FEWEST_ERRORS:
+        return []
+    tried = [{**best}]
+    for way in _usual_ways(dataset, some, best):
+        if {**best, **way} in tried:
+            continue
         if time.monotonic() - started > _SECONDS:
             log.warning("a minute is over: no other way to prepare images is tried")
             break
-        wrong = _wrong_if_prepared(classifier, some, {**best, **way}, device)
-        if wrong is not None and wrong.sum() < least.sum():
-            best, least = {**best, **way}, wrong
-    if len(ways) * _p_value(as_configured, least) >= LEVEL:  # the best of several ways is tested
+        tried.append({**best, **way})
+        with suppress(Exception):  # whatever a network raises that does not take such images
+            wrong = is_wrong(tried[-1])
+            if wrong.sum() < least.sum():
+                least = wrong
+                best.update(way)
+    fewer, more = int((as_configured & ~least).sum()), int((least & ~as_configured).sum())
+    if mcnemar(fewer, more) >= LEVEL / len(tried):  # the best of several ways is tested
         return []
     overrides = []
     for key, value in best.items():
@@ -134,39 +177,23 @@ def better_preparation(session: Session) -> list[str]:
     return overrides
 
 
-def _usual_ways(dataset: Folder, images: Images) -> list[dict[str, Any]]:
-    """Values of ``prepare`` to try: each size with each scaling, then ways to resize to it."""
-    configured = dataset.prepare.size
+def _usual_ways(
+    dataset: Folder, images: Images, best: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Values of ``prepare`` to try, one after another; ``best`` has the best of those before."""
+    scalings = []
+    for mean, std in (*_SCALINGS, measured_pixels(images)):
+        scalings.append({"mean": mean, "std": std})
+    yield from scalings
+    sizes = {(side, side) for side in _SIDES}
     own = size_of_picture(dataset.root / str(images.names[0]))
-    sizes = [(side, side) for side in _SIDES if side < max(configured)]
-    if own != configured and max(own) <= max(*_SIDES, *configured):  # no photograph in full size
-        sizes.insert(0, own)
-    ways: list[dict[str, Any]] = []
-    for size in (*sizes, configured):
-        for mean, std in (*_SCALINGS, measured_pixels(images)):
-            ways.append({"image_size": list(size), "mean": mean, "std": std})
-    return [*ways, *_RESIZINGS]
-
-
-def _wrong_if_prepared(
-    classifier: Classifier, images: Images, prepare: Mapping[str, Any], device: torch.device
-) -> Tensor | None:
-    """Which images the base gets wrong if they are prepared so; ``None`` if it takes none."""
-    net, dataset, settings = classifier.net, classifier.dataset, classifier.settings
-    typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
-    assert isinstance(dataset, Folder)
-    files = [dataset.root / str(name) for name in images.names]
-    try:
-        other = build_dataset(net, Settings(settings.net, typed, settings.data))
-        pictures = zip(map(other.read_picture, files), images.labels.tolist(), strict=True)
-        batches = list(other.stacked(pictures, device))
-        check_outputs(net, batches[0][0][:1], len(other.classes), other.name)
-        table = predictions_of(net, batches)
-    except Exception:  # whatever a network raises that does not take this size, or these channels
-        return None
-    return table.prediction[0] != table.label
-
-
-def _p_value(before: Tensor, after: Tensor) -> float:
-    """McNemar's p-value, from the images that two networks get wrong: bool, shape (N,)."""
-    return mcnemar(int((before & ~after).sum()), int((after & ~before).sum()))
+    if max(own) <= max(*_SIDES, *dataset.prepare.size):  # no photograph in full size
+        sizes.add(own)
+    for size in sorted(sizes):
+        yield {"image_size": list(size)}
+    yield from scalings
+    for step in (16, 8, 4):
+        height, width = best.get("image_size", dataset.prepare.size)
+        for change in (-step, step):
+            yield {"image_size": [height + change, width + change]}
+    yield from _RESIZINGS
