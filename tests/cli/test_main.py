@@ -49,6 +49,14 @@ def test_a_refusal_is_one_line_and_leaves_no_run(cli, tmp_path, argument, answer
     assert not list(tmp_path.glob("outputs/*/*"))
 
 
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_a_file_is_no_folder_for_outputs(cli, tmp_path, sweep):
+    (tmp_path / "outputs").touch()
+    done = cli(TOY, *sweep, "x=1")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"paths.outputs={tmp_path}/outputs: expected a folder, not a file\n"
+
+
 @pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt"])
 def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
     """Options may stand behind keys."""

@@ -1,4 +1,7 @@
+import pytest
 import torch
+from composed import adapter_of, run, small_base
+from helpers.commands import only_run, read_results
 from helpers.runs import CLASSES, at, images, predictions
 
 from lora_mnist.training.results import write_predictions
@@ -22,3 +25,16 @@ def test_a_base_alone_has_a_prediction(tmp_path):
     lines = lines_of(tmp_path, predictions(pair=False), range(6))
     assert lines[0] == "index,label,prediction,probability,outcome"
     assert lines[2] == "1,cat,dog,0.500000,wrong"
+
+
+def test_an_adapter_is_written_before_the_copy_of_its_base(tmp_path):
+    """Which is much larger: here there is no place for it, as on a full disk."""
+    base, bases = small_base(tmp_path), tmp_path / "bases"
+    bases.touch()
+    options = ("stage=lora", "target=9", f"base_ckpt={base}", f"paths.bases={bases}")
+    with pytest.raises(FileExistsError, match="bases"):
+        run(tmp_path / "outputs", *options)
+    folder = only_run(tmp_path / "outputs", "lora")
+    assert adapter_of(folder)
+    assert read_results(folder)["adapter"] == "adapter"
+    assert (folder / "predictions.csv").is_file()

@@ -70,7 +70,8 @@ def finish(
         path = versioned_base_path(folder, name, results["base_sha256"])
         if current is None:  # the user has to name it to other commands
             results["weights"] = os.path.relpath(path, run.folder)
-    if cfg.stage == "lora" and not session.is_fast_dev_run:
+    saves_adapter = cfg.stage == "lora" and not session.is_fast_dev_run
+    if saves_adapter:
         assert learnt is not None
         _save_adapter(session, choices, learnt)
     results["seconds"] = round(time.perf_counter() - session.started, 3)
@@ -89,6 +90,8 @@ def finish(
             set_current_base(path, current)
         else:
             log.info("base: %s; the current one stays", path)
+    elif saves_adapter:  # last: where the disk is full, all that is smaller is there
+        _keep_base(session)
     if useless is not None:
         raise TrainingError(useless)
     return results
@@ -179,22 +182,28 @@ def _record_of(session: Session) -> dict[str, Any]:
 
 
 def _save_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tensor) -> None:
-    """Save the adapter with its record, and a copy of its base, where there is none."""
-    classifier, bases = session.classifier, Path(session.cfg.paths.bases)
-    base, record = classifier.base, _record_of(session)
+    """Save the adapter with its record."""
+    base, record = session.classifier.base, _record_of(session)
     assert base is not None
-    if find_base(bases, base.sha256) is None:
-        name = base_name(classifier.settings.data, classifier.settings.net)
-        # Of somebody else's, which images there are is each command's choice.
-        about = base.record or {**record, "data": {}}
-        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about, base.learnt)
     values = {name: choice.value for name, choice in choices.items()}
     targets = values.pop("target", [])
     record["made"] |= values
     folder = session.run.folder / ADAPTER_FOLDER
     record |= {"base_sha256": base.sha256, "targets": targets}
     record["learnt"] = write_learnt(folder, learnt)  # first: no adapter is without it
-    save_adapter(classifier.net, folder, metadata=record)
+    save_adapter(session.net, folder, metadata=record)
+
+
+def _keep_base(session: Session) -> None:
+    """Keep a copy of an adapter's base, where there is none."""
+    classifier, bases = session.classifier, Path(session.cfg.paths.bases)
+    base, settings = classifier.base, classifier.settings
+    assert base is not None
+    if find_base(bases, base.sha256) is None:
+        path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
+        # Of somebody else's, which images there are is each command's choice.
+        record = base.record or {**_record_of(session), "data": {}}
+        write_base(base.tensors, path, record, base.learnt)
 
 
 def write_predictions(
