@@ -1,7 +1,7 @@
 """The errors that a user can cause by a key, a value or a file: each is told in one line."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -61,7 +61,7 @@ def as_value(value: Any) -> str:
     """A value as it is typed behind a key: ``[0.5,0.5]``, ``{_target_: my.Crop, size: 8}``."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {as_value(each)}' for key, each in value.items())}}}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str):  # OmegaConf's, too
         return f"[{','.join(map(as_value, value))}]"
     if isinstance(value, bool):
         return str(value).lower()

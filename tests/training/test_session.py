@@ -1,8 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
-from composed import FEW, SMALL, composed
+from composed import FEW, SMALL, composed, logged
+from helpers.commands import refused
+from helpers.stranger import config, move_in
 
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
@@ -18,3 +22,33 @@ def test_the_network_stays_on_the_device_of_the_trainer(outputs, tmp_path):
     assert session.evaluating().type == "meta"
     assert all(parameter.is_meta for parameter in session.net.parameters())
     assert not any(module.training for module in session.net.modules())
+
+
+def of_probabilities():
+    """The stranger's network, ended by a softmax."""
+    from nets_of_a_stranger import Net
+
+    net = Net()
+    net.register_forward_hook(lambda *arguments: arguments[-1].softmax(1))
+    return net
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        f"net._target_={__name__}.of_probabilities -> net: ",
+        "lora.rank_pattern={conv: 2, nose: 3} -> lora.rank_pattern={nose: 3}: ",
+        "lora.target_modules=[nose]",
+        "loss.target_weight=2",
+        "callbacks=best -> callbacks: ",
+    ],
+)
+def test_what_needs_no_image_is_refused_before_images_are_read(tmp_path, monkeypatch, mistake):
+    """A picture that cannot be read would be named."""
+    move_in(tmp_path, monkeypatch)
+    Path("photos/emu/7.png").write_text("no picture")
+    wrong, _, start = mistake.partition(" -> ")
+    cfg, run = config("train", "stage=lora", "target=dog", "trainer=cpu", wrong), Run(tmp_path)
+    with logged("lora_mnist") as log:
+        assert refused(open_session, checked_copy(cfg, run), run).startswith(start or wrong)
+    assert "7.png" not in log.getvalue()

@@ -312,14 +312,18 @@ class Classifier:
             return None
 
     def check(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or gives no logits; lay it out."""
+        """Refuse a network that cannot take the images, or gives no logits; lay it out.
+
+        Without ``images`` it is asked about a picture of ours, and none is read.
+        """
         if images is None:
             if self.settings.prepare.get("transform") is not None:
                 return  # it may keep a picture's size
-            picture = self.dataset.read_picture(Image.linear_gradient("L"))
-            images = Images([picture], torch.zeros(1, dtype=torch.int64))
-        some = torch.linspace(0, len(images) - 1, _CHECKED).long()
-        batch = self.dataset.normalise(images.take(some.tolist())[0].to(self.device))
+            pixels = self.dataset.read_picture(Image.linear_gradient("L")).float() / 255
+            batch = torch.stack([pixels] * _CHECKED).to(self.device)
+        else:
+            some = torch.linspace(0, len(images) - 1, _CHECKED).long()
+            batch = self.dataset.normalise(images.take(some.tolist())[0].to(self.device))
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
         lay_out(self.net, batch)
 

@@ -9,16 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import UserError, as_value
 
-_NAMES = "values by name, as in {linear1: 4}"
+_BY_NAME = " by name, as in {linear1: 4}"
 _TYPES: dict[str, tuple[type, ...]] = {
     "a whole number": (int,),
     "a number": (int, float),
     "a text": (str,),
     "a list": (list,),
-    _NAMES: (dict,),
     **{"true": (bool,), "false": (bool,), "null": (type(None),)},
 }
-_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
+_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _MISSING = object()
 _PATH = "a text or a whole number"  # a folder may be called 2024
 _SHARE = "a number > 0 or null"  # of batches, or their number
@@ -41,14 +40,19 @@ EXPECTED = {
     "data._target_": "a text or null",
     "accelerator": "auto or cpu or gpu or mps",
     "optimizer.lr": "a number >= 0 or auto",
+    "lora.rank": "a whole number >= 1 or auto",
+    "lora.alpha": "a number > 0",
+    "lora.init_std": "a number >= 0",
+    "lora.dropout": "a number >= 0 and < 1",
+    "lora.use_rslora": "true or false",
     "lora.scale": "a number > 0 or auto",
     "lora.offset": "a number or auto",
     "scale": "a number or auto or null",
     "offset": "a number or auto or null",
     "choose_by": "balanced_accuracy or accuracy",
     "lora.target_modules": "a text or a list",
-    "lora.rank_pattern": f"{_NAMES} or null",
-    "lora.alpha_pattern": f"{_NAMES} or null",
+    "lora.rank_pattern": f"a whole number >= 1{_BY_NAME} or null",
+    "lora.alpha_pattern": f"a number > 0{_BY_NAME} or null",
     "paths.outputs": _PATH,
     "paths.bases": _PATH,
     "ckpt_path": f"{_PATH} or null",
@@ -69,6 +73,11 @@ def takes(expected: str, value: Any) -> bool:
     if isinstance(value, float) and not math.isfinite(value):
         return False
     for each in expected.split(" or "):
+        if each.endswith(_BY_NAME):
+            of_each = each.removesuffix(_BY_NAME)
+            if isinstance(value, dict) and all(takes(of_each, one) for one in value.values()):
+                return True
+            continue
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
         is_taken = type(value) in _TYPES[kind] if kind in _TYPES else as_value(value) == kind
         for bound in bounds:

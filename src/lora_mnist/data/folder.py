@@ -38,6 +38,7 @@ from lora_mnist.errors import (
     ArgumentError,
     PictureError,
     UserError,
+    config_group,
     nearest_to,
     printable,
     require,
@@ -193,13 +194,23 @@ class Folder(ImageDataset):
         height, width = size or self._size_of_the_first()
         ways = (resize, crop_pct, interpolation, transform)
         self.prepare = Preparation(channels, (height, width), *ways)
-        if mean is None or std is None:
+        self.normalise_by(mean, std)
+
+    @cached_property
+    def _measured(self) -> tuple[Channelwise, Channelwise]:
+        """The mean and the standard deviation of training images, where one is not set."""
+        with config_group("data"):
             expected = "mean and std, as in the network's training, since there are no training "
             require(len(self.sets.train) > 0, "mean", None, f"{expected}images to measure")
-            measured_mean, measured_std = measured_pixels(self.sets.train)
-            mean = measured_mean if mean is None else mean
-            std = measured_std if std is None else std
-        self.normalise_by(mean, std)
+        return measured_pixels(self.sets.train)
+
+    @cached_property
+    def mean(self) -> Channelwise:  # type: ignore[override]
+        return self._measured[0]
+
+    @cached_property
+    def std(self) -> Channelwise:  # type: ignore[override]
+        return self._measured[1]
 
     @property
     def root(self) -> Path:

@@ -232,15 +232,20 @@ class ImageDataset:
         """The values of ``prepare`` by which another set prepares pictures as this one does."""
         return {"mean": self.mean, "std": self.std}
 
-    def normalise_by(self, mean: Channelwise, std: Channelwise) -> None:
-        """Set ``mean`` and ``std``; ValueError, if one is out of range, or not for each channel."""
+    def normalise_by(self, mean: Channelwise | None, std: Channelwise | None) -> None:
+        """Set ``mean`` and ``std``; ValueError, if one is out of range, or not for each channel.
+
+        ``None``: a subclass measures it when it is needed.
+        """
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
+            if value is None:
+                continue
             values = value if isinstance(value, Sequence) else [value]
             fits = len(values) in (1, self.channels)
             require(fits, key, value, f"one number, or {self.channels}")
             for each in values:
                 require_number(key, each, least, most)
-        self.mean, self.std = mean, std
+            setattr(self, key, value)
         self._columns.clear()
 
     def normalise(self, images: Tensor) -> Tensor:

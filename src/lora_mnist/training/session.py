@@ -26,9 +26,10 @@ from lora_mnist.config.run import Run, key_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
-from lora_mnist.errors import TrainingError, UserError, as_value, config_group
+from lora_mnist.errors import TrainingError, UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
+from lora_mnist.lora.weight import by_pattern, layers_to_adapt
 from lora_mnist.measure.dial import Collapse
 from lora_mnist.measure.predictions import BASE, Predictions, predictions_at, predictions_of
 from lora_mnist.project import DATA, quoted
@@ -39,6 +40,10 @@ from lora_mnist.training.trainer import make_trainer
 log = logging.getLogger(__name__)
 
 
+_NONE = torch.empty(0, dtype=torch.int64)
+_EMPTY = Images(_NONE, _NONE, digests=_NONE)
+#: What a session has before images are read.
+NO_IMAGES = ImageSets(_EMPTY, _EMPTY, _EMPTY, {}, {})
 #: A batch has so many replayed images with batches.replay=auto, if there are as many.
 AUTO_REPLAY = 90
 #: The settings that a training which goes on has to have as before, with those below them.
@@ -288,7 +293,10 @@ def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
 
 
 def open_session(cfg: DictConfig, run: Run) -> Session:
-    """Make the parts of a run, and refuse what cannot be used before anything is computed."""
+    """Make the parts of a run, and refuse what cannot be used before anything is computed.
+
+    That is asked in one order: what the configuration shows, then the network, then the images.
+    """
     started = time.perf_counter()
     _refuse_settings(cfg, run)
     trainer = make_trainer(cfg, run)
@@ -296,25 +304,10 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         classifier = Classifier.new(**settings_of(cfg))
     else:
         classifier = classifier_of(cfg)
-    _refuse_images(cfg, classifier)
-    images = classifier.images
-    classifier.check(images.test if cfg.stage == "eval" else images.train)
-    mistakes = None
-    if cfg.mistakes is not None:
-        mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
-        images = replace(images, left_out={**images.left_out, **left_out})
-        images = with_mistakes(images, mistakes)
-    for part, about in images.left_out.items():
-        # A refit has learnt the validation images; who needs them is refused.
-        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
-    size = classifier.dataset.eval_batch_size
-    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
-    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
-    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
-    images = replace(images, val=val, test=test)
-    session = Session(cfg, run, trainer, classifier, images, mistakes, started)
-    if cfg.stage != "eval":
-        _refuse_training(session)
+    session = Session(cfg, run, trainer, classifier, NO_IMAGES, None, started)
+    _refuse_network(session)
+    session = _with_images(session)
+    _refuse_images(session)
     return session
 
 
@@ -323,7 +316,7 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
     for text in run.typed or ():
         if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
             raise UserError(f"{text}: expected auto alone, or a list without it")
-    target, mistakes = cfg.get("target"), cfg.mistakes
+    target, mistakes, scheduler = cfg.get("target"), cfg.mistakes, cfg.get("scheduler") or {}
     if cfg.stage == "pretrain":
         needs_base = {
             f"target={target}": target in WEAK,
@@ -344,37 +337,78 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
             raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
         if cfg.refit is True:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+    if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
 
 
-def _refuse_images(cfg: DictConfig, classifier: Classifier) -> None:
-    """Refuse what the images show: a class that they have not, none to learn or to test on."""
-    dataset, settings = classifier.dataset, classifier.settings
-    trains = cfg.stage != "eval"
-    names_classes = trains and cfg.target not in (None, *WEAK)
-    if names_classes:
-        numbers_of(dataset.classes, cfg.target)  # before images are read
+def _refuse_network(session: Session) -> None:
+    """Refuse what needs the network, but no image: layers, outputs, the parts of a training."""
+    cfg, classifier, net = session.cfg, session.classifier, session.net
+    trains, is_repair = cfg.stage != "eval", cfg.stage == "lora"
+    if trains and cfg.target not in (None, *WEAK):
+        numbers_of(classifier.classes, cfg.target)
     if cfg.mistakes is not None:  # images of the data set are no mistakes that came in
-        data_dir = settings.data.get("data_dir") or DATA
+        data_dir = classifier.settings.data.get("data_dir") or DATA
         folder, data = (Path(str(path)).expanduser() for path in (cfg.mistakes, data_dir))
         if folder.resolve().is_relative_to(data.resolve()):
             raise UserError(
                 f"mistakes={cfg.mistakes}: expected pictures from elsewhere, in a folder outside "
                 f"of data.data_dir={data_dir}"
             )
-    images = classifier.images
-    if trains and not len(images.train):
-        raise UserError(f"data: expected images to train on; {dataset.name} has none")
+    if is_repair:
+        with config_group("lora"):
+            require_one_of("init", cfg.lora.init, KINDS)
+            layers = layers_to_adapt(net, cfg.lora.target_modules)
+            for key in ("rank_pattern", "alpha_pattern"):
+                by_pattern(key, cfg.lora[key], layers, None)
+    _check_network(classifier)
+    if not trains:
+        return
+    if cfg.ckpt_path is not None:
+        base = classifier.base
+        settings = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
+        for key, value in classifier.dataset.split_settings.items():
+            settings[f"data.{key}"] = value
+        refuse_other_training(cfg.ckpt_path, settings, settings)
+    session.check_training()
+    if is_repair and (monitor := _monitored(session.trainer)):
+        raise UserError(
+            f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
+            "last weights, or their average"
+        )
+
+
+def _with_images(session: Session) -> Session:
+    """The session with its images: without those that were learnt, with mistakes, limited."""
+    cfg, classifier, device = session.cfg, session.classifier, session.trainer.strategy.root_device
+    images, mistakes = classifier.images, None
+    if cfg.stage != "eval" and not len(images.train):
+        raise UserError(f"data: expected images to train on; {classifier.dataset.name} has none")
     if not len(images.test):
-        key = "data_dir"
-        for each in dataset.split_settings:
+        settings, key = classifier.settings, "data_dir"
+        for each in classifier.dataset.split_settings:
             if settings.typed["data"].get(each) is not None:
                 key = each
         raise UserError(
             f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
             "expected another folder, or how images were held out in its training"
         )
-    if names_classes:
-        select(images.train.labels, dataset.classes, cfg.target)  # one without images
+    if classifier.settings.prepare.get("transform") is not None:  # only images show its outputs
+        _check_network(classifier, images.test)
+    if cfg.mistakes is not None:
+        mistakes, left_out = _mistakes_of(classifier, cfg, device)
+        images = replace(images, left_out={**images.left_out, **left_out})
+        images = with_mistakes(images, mistakes)
+    for part, about in images.left_out.items():
+        # A refit has learnt the validation images; who needs them is refused.
+        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
+    size = classifier.dataset.eval_batch_size
+    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
+    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
+    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
+    return replace(session, images=replace(images, val=val, test=test), mistakes=mistakes)
 
 
 def _mistakes_of(
@@ -406,36 +440,14 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
     return images.subset(places)  # spread evenly, since a folder's images are sorted by class
 
 
-def _refuse_training(session: Session) -> None:
-    """Refuse a training whose values do not fit each other, or the images."""
-    cfg, trainer = session.cfg, session.trainer
-    scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
-    if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
-        raise UserError(
-            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
-        )
-    base, net = session.classifier.base, session.net
-    if cfg.ckpt_path is not None:
-        settings = {"base_sha256": base and base.sha256, "refit": cfg.get("refit")}
-        for key, value in session.classifier.dataset.split_settings.items():
-            settings[f"data.{key}"] = value
-        refuse_other_training(cfg.ckpt_path, settings, settings)
-    # check_outputs has run the network, which must not change it.
-    if base and (changed := changed_tensors(base.tensors, base_state_dict(net))):
-        raise UserError(
-            f"net._target_={session.classifier.settings.net['_target_']}: expected a network that "
-            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
-            f"{changed[0]} has changed"
-        )
-    session.check_training()
-    monitor = None
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = getattr(callback, "monitor", None) or monitor
-    if monitor and is_repair:
-        raise UserError(
-            f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
-            "last weights, or their average"
-        )
+def _refuse_images(session: Session) -> None:
+    """Refuse what the images show: a class without any, too few to decide."""
+    cfg, trainer, classifier = session.cfg, session.trainer, session.classifier
+    if cfg.stage == "eval":
+        return
+    is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
+    if cfg.target not in (None, *WEAK):
+        select(session.images.train.labels, classifier.classes, cfg.target)
     if 0 < len(session.images.val) < trainer.world_size:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected no more processes than validation "
@@ -456,12 +468,30 @@ def _refuse_training(session: Session) -> None:
         reason += "trainer.limit_val_batches > 0"
         if "val" in session.images.left_out:
             reason += f"; {session.images.left_out['val']['line']}"
-        sets, learnt = session.classifier.images, session.classifier.learnt.get("base")
+        sets, learnt = classifier.images, classifier.learnt.get("base")
         is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
         can_take = not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
         if is_learnt and can_take:
             reason = "data.val_from=test, since the base has learnt all others"
         raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
+
+
+def _check_network(classifier: Classifier, images: Images | None = None) -> None:
+    """Refuse a network that gives no logits, or that changes while it predicts."""
+    classifier.check(images)
+    base = classifier.base
+    if base and (changed := changed_tensors(base.tensors, base_state_dict(classifier.net))):
+        raise UserError(
+            f"net._target_={classifier.settings.net['_target_']}: expected a network that changes "
+            "no tensor of its own while it predicts, since the base is kept bit for bit; "
+            f"{changed[0]} has changed"
+        )
+
+
+def _monitored(trainer: Trainer) -> str | None:
+    """What a callback of the Trainer monitors, such as val/errors; ``None``: none does."""
+    monitors = [getattr(each, "monitor", None) for each in trainer.callbacks]  # type: ignore[attr-defined]
+    return next((monitor for monitor in monitors if monitor), None)
 
 
 def prove_unchanged(session: Session) -> None:
