@@ -33,6 +33,12 @@ def of_probabilities():
     return net
 
 
+def test_a_scale_of_no_adapter_is_refused_before_its_base_is_read(tmp_path):
+    """There is none in this folder."""
+    cfg, run = composed("eval", "offset=1", f"paths.outputs={tmp_path}"), Run(tmp_path)
+    assert refused(open_session, checked_copy(cfg, run), run).startswith("offset=1: ")
+
+
 @pytest.mark.parametrize(
     "mistake",
     [

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.errors import config_group
+from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable
 from lora_mnist.run_paths import latest_adapter
 
@@ -35,6 +35,9 @@ def classifier_of(cfg: DictConfig) -> "Classifier":
     from lora_mnist.classifier.networks import device_of
 
     adapter = cfg.get("adapter")
+    for key in ("scale", "offset"):
+        if adapter is None and cfg.get(key) is not None:
+            raise UserError(f"{key}={cfg[key]}: expected null, since there is no adapter")
     if adapter == "latest":
         adapter = latest_adapter(cfg.paths.outputs)
     groups = settings_of(cfg)
