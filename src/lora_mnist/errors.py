@@ -1,5 +1,6 @@
 """The errors that a user can cause by a key, a value or a file: each is told in one line."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,12 +126,13 @@ def _is_of_libraries(error: BaseException | None) -> bool:
 
 def one_line(text: object) -> str:
     """A text, or the message of an error, without line breaks."""
-    return " ".join(printable(text).split())
+    return printable(" ".join(str(text).split()))
 
 
 def printable(text: object) -> str:
-    """A text or a path that UTF-8 has: a file may be named in Latin-1."""
-    return str(text).encode(errors="backslashreplace").decode()
+    """A text or a path without what a terminal obeys, in UTF-8: a file may be named in Latin-1."""
+    text = str(text).encode(errors="backslashreplace").decode()
+    return re.sub(r"[^\n\t -~\xa0-\U0010ffff]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def require_extra(key: str, extra: str, *packages: str) -> None:

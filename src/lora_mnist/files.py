@@ -41,14 +41,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file, whole or not at all."""
+    """Write a CSV file, whole or not at all; no text in it is a formula to a spreadsheet."""
     text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(titles)
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow([f"'{cell}" if _is_formula(cell) else cell for cell in row])
     with atomic_write(path) as temporary:
         # A picture's file may be named in Latin-1.
         temporary.write_bytes(text.getvalue().encode(errors="backslashreplace"))
+
+
+def _is_formula(cell: Any) -> bool:
+    """Whether a spreadsheet would compute a text, which may be somebody else's file name."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")):
+        return False
+    try:
+        float(cell)  # -1 is a number
+    except ValueError:
+        return True
+    return False
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -223,6 +223,19 @@ def test_each_class_has_a_folder_of_its_name_with_images_to_train_on(make_photos
         _ = Folder(root).sets
 
 
+def test_no_name_is_a_command_to_a_terminal(make_photos, caplog):
+    """Such as red, from there on; a class may not have it, and a file is named without."""
+    root = make_photos({"cat": 9, "dog": 9})
+    (root / "cat" / "\x1b[31m.png").write_bytes(b"broken")
+    (root / "cat" / "\x1b[31m.txt").touch()
+    _ = Folder(root).sets
+    assert caplog.text.count("\\x1b[31m") == 2
+    assert "\x1b" not in caplog.text
+    make_photos({"\x1b[31mowl": 2})
+    with pytest.raises(ValueError, match=r"^classes='\\x1b\[31mowl': "):
+        Folder(root)
+
+
 def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog):
     root = make_photos({"cat": 9, "dog": 9}, "train")
     make_photos({"cat": 5, "dog": 5}, "val")

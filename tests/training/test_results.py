@@ -21,6 +21,14 @@ def test_a_row_an_image_for_anybody(tmp_path):
     assert lines[3] == '"5,.png",dog,cat,0.600000,dog,0.600000,repaired'
 
 
+def test_no_name_is_a_formula(tmp_path):
+    """A number is none."""
+    names = ["=1+1/a.png", "+b.png", "-c.png", "@d.png", "-1.5", "e=.png"]
+    lines = lines_of(tmp_path, predictions(), names)
+    files = [line.partition(",")[0] for line in lines[1:]]
+    assert files == ["'=1+1/a.png", "'+b.png", "'-c.png", "'@d.png", "-1.5", "e=.png"]
+
+
 def test_a_base_alone_has_a_prediction(tmp_path):
     lines = lines_of(tmp_path, predictions(pair=False), range(6))
     assert lines[0] == "index,label,prediction,probability,outcome"

@@ -139,7 +139,7 @@ class Classifier:
             loaded = load_weights(network.eval(), file, base_prefix, outputs)
         dataset = build_dataset(network, settings)
         if settings.sources:
-            log.info("%s", "; ".join(settings.sources))
+            log.info("%s", one_line("; ".join(settings.sources)))
         classifier = cls(network, dataset, settings, loaded)
         if adapter is not None:
             try:

@@ -250,7 +250,8 @@ class Folder(ImageDataset):
             else:
                 others.append(name)
         if parts and others:
-            log.warning("%s: %s is ignored, as it is no train/, val/ or test/", root, others[0])
+            other = printable(root / others[0])
+            log.warning("%s is ignored, as it is no train/, val/ or test/", other)
         return parts or {root: "train"}
 
     def _folders_of_classes(self) -> list[str]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy
 import torch
@@ -213,6 +214,9 @@ class ImageDataset:
     ) -> None:
         is_name = re.fullmatch(r"[^/\\\0]+", name) is not None
         require(is_name, "name", name, "a name without /, since files have it")
+        for each in classes:
+            can_be_printed = not any(category(character) == "Cc" for character in each)
+            require(can_be_printed, "classes", repr(each), "a name without control characters")
         require_one_of("val_from", val_from, ["train", "test"])
         self.name, self.classes, self.channels = name, list(classes), channels
         self.val_from = val_from

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_mnist.data.images import ImageDataset, Images, ImageSets, digests_of, sha256_of
-from lora_mnist.errors import PictureError, UserError, nearest_to
+from lora_mnist.errors import PictureError, UserError, nearest_to, printable
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def wrong_pictures(
         try:
             image = dataset.read_picture(path)
         except PictureError as error:
-            log.warning("%s: skipped: %s", path, error)
+            log.warning("%s: skipped: %s", printable(path), error)
             continue
         picture = Picture(_sha256(image), dataset.classes.index(name), path, image)
         by_content.setdefault((picture.sha256, picture.label), picture)
