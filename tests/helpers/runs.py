@@ -5,13 +5,15 @@ from dataclasses import replace
 import torch
 
 from lora_mnist.data import Images
-from lora_mnist.measure.predictions import Predictions
+from lora_mnist.measure.predictions import Predictions, counts_of
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 DIAL = {
     **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9], "advised": 0.5},
     **{"offsets": [0, 0, 0.25], "advised_offset": 0, "choose_by": "balanced_accuracy"},
+    **{"saved": [0, 0.05, 0.1], "measures": [0.8, 0.85, 0.9]},
     "base": {
+        "measure": 0.8,
         "errors": 12,
         "errors_of_target": 9,
         "errors_elsewhere": 3,
@@ -22,26 +24,23 @@ DIAL = {
 }
 
 
-def outcome(errors, images=20, **more):
-    """Counts by class, the last of which is the target; errors are false calls of the next one."""
-    false_calls = [*errors[-1:], *errors[:-1]]
-    return {
-        "accuracy": 1 - sum(errors) / images / len(errors),
-        "balanced_accuracy": 1 - sum(errors) / images / len(errors),
-        "errors": sum(errors),
-        "errors_per_class": errors,
-        "called_per_class": [None] * len(errors),
-        "false_calls_per_class": false_calls,
-        "false_calls_of_target": false_calls[-1],
-        "images_per_class": [images] * len(errors),
-        **more,
-    }
+def outcome(errors, images=20):
+    """The counts of a base with so many errors of each class; they are called as the next one."""
+    return repaired(errors, [0] * len(errors), [0] * len(errors), images, "before")
 
 
-def repaired(base, broken, fixed, images=20):
-    """The outcome of a repair of a base with these errors, by class."""
-    after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
-    return outcome(after, images, repaired_per_class=fixed, broken_per_class=broken)
+def repaired(base, broken, fixed, images=20, side="after"):
+    """The counts after a repair of a base with these errors, by class."""
+    count = len(base)
+    numbers = images if isinstance(images, list) else [images] * count
+    label = torch.arange(count).repeat_interleave(torch.tensor(numbers))
+    place = torch.cat([torch.arange(number) for number in numbers])  # of each image in its class
+    wrong, mended, lost = (torch.tensor(each)[label] for each in (base, fixed, broken))
+    was_wrong = place < wrong
+    is_wrong = (was_wrong & (place >= mended)) | (~was_wrong & (place < wrong + lost))
+    other = (label + 1) % count
+    sides = [torch.where(each, other, label) for each in (was_wrong, is_wrong)]
+    return counts_of(table_of(count, label, *sides))[side]
 
 
 def results(stage="lora", **more):
@@ -54,8 +53,10 @@ def results(stage="lora", **more):
         "stage": stage,
         "dataset": "farm",
         "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
-        "scale": 1.0,
-        "offset": 0.0,
+        "scale": None if stage == "pretrain" else 1.0,
+        "offset": None if stage == "pretrain" else 0.0,
+        "choices": {},
+        "val_from": "train",
         "choose_by": "balanced_accuracy",
         "held_out": {"val": "train"},
         "copies": 0,

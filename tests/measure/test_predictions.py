@@ -58,6 +58,7 @@ def test_counts_by_hand():
         "broken": 1,
         "negative_flip_rate": 1 / 6,
         "p_value": mcnemar(2, 1),
+        "p_value_balanced": 1,
         "repaired_per_class": [1, 1, 0, 0],
         "broken_per_class": [0, 1, 0, 0],
     }

@@ -6,8 +6,8 @@ from io import BytesIO
 import pytest
 import torch
 from composed import logged
-from helpers.runs import CLASSES, DIAL, images, outcome, predictions, results, table_of
-from matplotlib.font_manager import findfont, get_font
+from helpers.runs import CLASSES, DIAL, images, predictions, results, table_of
+from matplotlib.font_manager import findfont, fontManager, get_font
 from PIL import Image
 
 from lora_mnist.data import Images
@@ -47,7 +47,7 @@ def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     scale = {"value": 1, "of": None, "images": 0, "why": "typed"}
     page = " ".join(report_of(tmp_path, results(dial=DIAL, choices={"scale": scale})).split())
     advice = "errors on dog 9 -&gt; 5, errors on the other classes 3 -&gt; 5, false calls of dog 0"
-    assert f"Validation images advise scale 0.5, which has {advice}" in page
+    assert f"scale 0.5 has {advice}" in page
     assert "<li>lora.scale=1: typed</li>" in page
 
 
@@ -62,7 +62,8 @@ def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, monkey
     """In figures alone, and without a warning of Matplotlib for each letter."""
     usual, other = [get_font(findfont(name)) for name in ("DejaVu Sans", "STIXGeneral")]
     odd = next(chr(n) for n in other.get_charmap() if not usual.get_char_index(n))
-    monkeypatch.setattr(figures, "findSystemFonts", lambda: [other.fname] if font else [])
+    listed = [each for each in fontManager.ttflist if each.name == font]
+    monkeypatch.setattr(fontManager, "ttflist", listed)
     classes = ["cat", f"dog {odd}", "cow"]
     with logged("lora_mnist.run") as text, warnings.catch_warnings(action="error"):
         page = report_of(tmp_path, results(classes=classes))
@@ -70,32 +71,6 @@ def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, monkey
     assert text.getvalue().count("figures have numbers") == (font is None)
     with figures.readable(classes) as names:
         assert names == (classes if font else ["cat", "#1", "cow"])
-
-
-def belief(**more):
-    """What a report says of its test."""
-    phrases = Reading(results(val=outcome([1, 1, 1]), **more)).belief()
-    return " ".join(phrase.text for phrase in phrases)
-
-
-REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "typed"}}}
-
-
-@pytest.mark.parametrize(
-    ("run", "said"),
-    [
-        ({}, "Each test image was compared"),
-        ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
-        ({"copies": 7}, "7 identical files"),
-        ({"left_out": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
-        ({"learnt_unknown": ["base"]}, "What the base learnt elsewhere is not known"),
-        ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
-        (REFIT, "learnt the validation images"),
-    ],
-)
-def test_a_report_says_whether_its_test_can_be_believed(run, said):
-    assert said in belief(**run)
-    assert not run or said not in belief()
 
 
 @pytest.mark.filterwarnings("error")

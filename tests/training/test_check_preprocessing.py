@@ -11,7 +11,7 @@ from torch import nn
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.train import train
 from lora_mnist.errors import UserError
-from lora_mnist.training.check_preprocessing import likely_outputs
+from lora_mnist.training.check_preprocessing import is_near_chance, likely_outputs
 
 
 def grey():
@@ -189,6 +189,20 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
     for typed, advice in ((better, []), (here, [better])):
         results = train(composed("train", *repair, typed))
         assert results["better_preprocessing"] == advice
+
+
+@pytest.mark.parametrize(
+    ("errors", "images", "expected"),
+    [
+        ([171] * 8, [200] * 8, True),  # 14.5% of 8 classes
+        ([0, 10], [90, 10], True),  # always the same class
+        ([3, 3], [10, 10], True),  # 70% of so few may be chance
+        ([70, 70], [200, 200], False),
+        ([3, 0, 3], [9, 0, 9], False),
+    ],
+)
+def test_is_near_chance_where_it_is_hardly_better_than_guessing(errors, images, expected):
+    assert is_near_chance(errors, images) == expected
 
 
 def test_eval_tells_unasked_of_a_network_that_guesses(tmp_path):

@@ -19,8 +19,8 @@ from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE as BASE
 from lora_mnist.lora.point import Point as Point
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.gain import measure
-from lora_mnist.measure.significance import mcnemar, precision
+from lora_mnist.measure.gain import measure, p_value
+from lora_mnist.measure.significance import mcnemar
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
@@ -158,6 +158,13 @@ def counts_of_labels(
     return counts
 
 
+def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
+    """Of the images that get the name of one of some classes, the share that are of it."""
+    right = sum(counts["images_per_class"][c] - counts["errors_per_class"][c] for c in targets)
+    called = right + sum(counts["false_calls_per_class"][c] for c in targets)
+    return right / called if called else None
+
+
 def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
     """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side.
 
@@ -187,6 +194,8 @@ def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str
     }
     for key, group in groups.items():
         after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
+    images = label.bincount(minlength=num_classes)
+    after["p_value_balanced"] = p_value(repaired, broken, images, "balanced_accuracy")
     return {"before": sides[0], "after": after | sides[1]}
 
 
@@ -212,7 +221,8 @@ def compare_errors(
 
         ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
         right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
-        test; and ``negative_flip_rate``, ``broken`` as a share of all images (Yan et al. 2021,
+        test, and ``p_value_balanced``, of the change of the balanced accuracy; and
+        ``negative_flip_rate``, ``broken`` as a share of all images (Yan et al. 2021,
         "Positive-Congruent Training", arXiv:2011.09161).
 
     Raises:

@@ -3,8 +3,7 @@
 scipy is imported where it is needed: ``--help`` does not wait for it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
@@ -53,62 +52,6 @@ def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
         if p_value <= LEVEL / len(errors):
             found[c] = p_value
     return found
-
-
-def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
-    """Of the images that get the name of one of some classes, the share that are of it."""
-    right = sum(counts["images_per_class"][c] - counts["errors_per_class"][c] for c in targets)
-    called = right + sum(counts["false_calls_per_class"][c] for c in targets)
-    return right / called if called else None
-
-
-def expected_errors(val: Mapping[str, Any], test: Mapping[str, Any]) -> tuple[float, float]:
-    """The errors of a base on validation images at its error rates on test images, by class.
-
-    And their standard deviation by chance.
-    """
-    expected, variance = 0.0, 0.0
-    of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
-    for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):
-        if images:
-            rate = errors / images
-            expected += count * rate
-            variance += count * rate * (1 - rate) * (1 + count / images)
-    return expected, float(variance**0.5)
-
-
-def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
-    """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance."""
-    expected, deviation = expected_errors(val, test)
-    return bool(1.5 * val["errors"] <= expected and expected - val["errors"] > 3.3 * deviation)
-
-
-def other_mix(val: Sequence[int], test: Sequence[int]) -> tuple[int, tuple[float, float]] | None:
-    """The class whose share differs most between two sets of images, where that is no chance."""
-    from scipy.stats import chi2_contingency
-
-    table = [(v, t) for v, t in zip(val, test, strict=True) if v + t]
-    if len(table) < 2 or chi2_contingency(table, correction=False).pvalue > 0.001:
-        return None
-    shares = [(v / sum(val), t / sum(test)) for v, t in zip(val, test, strict=True)]
-    most = max(range(len(shares)), key=lambda c: abs(shares[c][0] - shares[c][1]))
-    return most, shares[most]
-
-
-def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
-    """Whether the mean share of right images of a class is hardly better than that of guessing.
-
-    That is up to 1.25 times as large, or no larger beyond chance, in the one-sided binomial test.
-    """
-    from scipy.stats import binomtest
-
-    shares = [1 - e / n for e, n in zip(errors, images, strict=True) if n]
-    chance, count = 1 / len(images), sum(images)
-    right = sum(shares) / len(shares)
-    if right <= 1.25 * chance:
-        return True
-    test = binomtest(round(right * count), count, chance, alternative="greater")
-    return bool(test.pvalue > LEVEL)
 
 
 def chance_text(p_value: float) -> str:

@@ -3,7 +3,7 @@
 import base64
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from numpy.typing import NDArray
 
 from lora_mnist.files import atomic_write
@@ -32,29 +32,23 @@ _plain_text = matplotlib.rc_context({"text.parse_math": False})
 def readable(names: Sequence[str]) -> Iterator[Sequence[str]]:
     """Inside the ``with`` block, figures have a font with all characters of ``names``.
 
-    Yields the names; without such a font on this machine, a class's number, ``#2``, for some.
+    Yields the names; where Matplotlib knows no such font, a class's number, ``#2``, for some.
     """
     usual, families = get_font(findfont(FontProperties())), [*matplotlib.rcParams["font.family"]]
     foreign = {letter for letter in "".join(names) if not usual.get_char_index(ord(letter))}
-    if foreign and (font := _font_with(foreign)):
-        families.append(font)
-    elif foreign:
-        log.warning("figures have numbers: no font here has all of %s", "".join(sorted(foreign)))
+    for font in fontManager.ttflist if foreign else ():
+        has_all = all(get_font(font.fname).get_char_index(ord(letter)) for letter in foreign)
+        if has_all and "LastResort" not in font.fname:  # a box for any character
+            families.append(font.name)
+            break
+    else:
+        if foreign:
+            log.warning(
+                "figures have numbers: no font here has all of %s", "".join(sorted(foreign))
+            )
         names = [f"#{n}" if foreign & {*name} else name for n, name in enumerate(names)]
     with matplotlib.rc_context({"font.family": families}):
         yield names
-
-
-def _font_with(letters: set[str]) -> str | None:
-    """A font of this machine that has these characters."""
-    for file in sorted(findSystemFonts(), key=lambda file: ("Regular" not in file, file)):
-        with suppress(RuntimeError):  # Matplotlib cannot read every font
-            font = get_font(file)
-            has_all = all(font.get_char_index(ord(letter)) for letter in letters)
-            if has_all and "LastResort" not in file:  # macOS's, a box for any character
-                fontManager.addfont(file)  # Matplotlib's list may be older than the font
-                return str(font.family_name)
-    return None
 
 
 def save_figure(figure: Figure, path: Path) -> str:

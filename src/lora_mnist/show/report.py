@@ -16,6 +16,8 @@ from lora_mnist.data.images import Images, viewable
 from lora_mnist.errors import printable
 from lora_mnist.files import atomic_write
 from lora_mnist.measure.predictions import Predictions, confusion_of, logged_metrics
+from lora_mnist.project import command_line
+from lora_mnist.show.belief_and_next_step import belief, choice_lines
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
@@ -27,6 +29,7 @@ from lora_mnist.show.figures import (
     shortened,
 )
 from lora_mnist.show.reading import Reading
+from lora_mnist.show.verdict import verdict, verdict_text
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
@@ -57,12 +60,12 @@ def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, 
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
     metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
     for logger in loggers:
-        logger.log_metrics(metrics, reading.steps)
+        logger.log_metrics(metrics, reading.results["steps"])
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
             _log_pages(logger, reading, metrics, figures)
             continue
-        logger.log_hyperparams({"verdict": reading.verdict_text()})
+        logger.log_hyperparams({"verdict": verdict_text(reading)})
         logger.save()
         if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
             writer.finish()
@@ -73,15 +76,15 @@ def _log_pages(
 ) -> None:
     """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
     writer = logger.experiment
-    curves = [*metrics, "train/loss"] if reading.steps else []
+    curves = [*metrics, "train/loss"] if reading.results["steps"] else []
     charts = {}
     for title, pattern in _CHARTS.items():
         if any(re.match(pattern, tag) for tag in curves):
             charts[title] = ["Multiline", [pattern]]
     if charts:
         writer.add_custom_scalars({"training and validation": charts})
-    writer.add_text("verdict", reading.verdict_text())
-    writer.add_text("choices", "\n".join(f"- {line}" for line in reading.choice_lines()))
+    writer.add_text("verdict", verdict_text(reading))
+    writer.add_text("choices", "\n".join(f"- {line}" for line in choice_lines(reading)))
     for name, figure in figures.items():
         writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
     shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}
@@ -117,10 +120,18 @@ def make_report(
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shortened"] = shortened
+    command, typed = None, reading.results["overrides"]
+    if typed is not None:
+        entry = "eval" if reading.results["stage"] == "eval" else "train"
+        command = command_line(entry, typed)
     text = environment.get_template("report.html.j2").render(
         folder=folder,
         reading=reading,
+        verdict=verdict(reading),
+        belief=belief(reading),
+        choices=choice_lines(reading),
         figures=addresses,
+        command=command,
         pictures=first_pictures(table, images, reading.classes),
     )
     page = folder / "report.html"

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.weight import adaptable_weights, lora_adapters
+from lora_mnist.show.belief_and_next_step import next_step
 from lora_mnist.show.reading import Reading, number_of
+from lora_mnist.show.verdict import verdict
 
 screen = logging.getLogger(__name__)  # goes to standard output
 log = logging.getLogger("lora_mnist.show.log")  # goes to the log's file
@@ -91,8 +93,8 @@ def print_results(reading: Reading, folder: Path) -> None:
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
     parts: list[RenderableType] = [table, f"accuracy: {reading.accuracies()}"]
-    parts += [Text(phrase.text, _STYLES[phrase.judgement]) for phrase in reading.verdict()]
-    if command := reading.next_step(folder):
+    parts += [Text(each.text, _STYLES[each.judgement]) for each in verdict(reading)]
+    if command := next_step(reading, folder):
         text = "To repair the class that is weakest on validation images"
         parts.append(f"{text} (with target=weak: all weak ones):")
         parts.append(Text(command, "bold", no_wrap=True))

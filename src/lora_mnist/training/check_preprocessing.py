@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
 from torch import Tensor
 
 from lora_mnist.classifier.classifier import build_dataset
@@ -18,7 +19,7 @@ from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, open_picture, size_of_picture
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
-from lora_mnist.measure.significance import LEVEL, is_near_chance, mcnemar
+from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
 
@@ -62,6 +63,20 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
             right,
         )
     return advice
+
+
+def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
+    """Whether the mean share of right images of a class is hardly better than that of guessing.
+
+    That is up to 1.25 times as large, or no larger beyond chance, in the one-sided binomial test.
+    """
+    shares = [1 - e / n for e, n in zip(errors, images, strict=True) if n]
+    chance, count = 1 / len(images), sum(images)
+    right = sum(shares) / len(shares)
+    if right <= 1.25 * chance:
+        return True
+    test = binomtest(round(right * count), count, chance, alternative="greater")
+    return bool(test.pvalue > LEVEL)
 
 
 def check_order(session: Session, before: Predictions) -> list[str]:

@@ -1,0 +1,156 @@
+"""What may be believed of a run, what decided it, and the command to go on with."""
+
+from collections.abc import Mapping, Sequence
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+from lora_mnist.choice import KEY_OF, line_of
+from lora_mnist.config.run import in_grammar, key_of
+from lora_mnist.measure.significance import LEVEL, mcnemar
+from lora_mnist.project import command_line
+from lora_mnist.show.reading import Reading, Sentence, number_of
+
+#: How overrides begin that say which images, network and base: the next command repeats them.
+_REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
+
+
+def doubts(reading: Reading) -> list[Sentence]:
+    """Why not to believe what a run says."""
+    results, texts = reading.results, []
+    if untested := reading.untested():
+        classes = reading.named(untested)
+        texts.append(f"No test image is of {classes}: what is said here is of other classes.")
+    if text := _doubt_of_choices(reading):
+        texts.append(text)
+    if "test" in results["held_out"] and "base" in results["learnt_unknown"]:
+        text = "The test images were held out of this folder just now: if the base was trained on "
+        texts.append(f"{text}the whole folder, they prove nothing.")
+    return [Sentence(text) for text in texts]
+
+
+def _doubt_of_choices(reading: Reading) -> str:
+    """Whether the base has learnt the validation images, so that they may have decided wrongly."""
+    results, held_out = reading.results, reading.results["held_out"]
+    decided = [name for name, choice in reading.choices.items() if choice["images"]]
+    if not decided:
+        return ""
+    val, test = reading.counts.get("val_base"), reading.counts.get("test_base")
+    if val and test and knows_validation(val, test):
+        expected, _ = expected_errors(val, test)
+        text = f"The base has {val['errors']:,} validation images wrong; at its error rates on "
+        text += f"test images, class by class, it would be {expected:,.0f}. Unless the test "
+        text += "images are of a harder kind, it was trained on the others"
+    elif held_out.get("val") == "train" and "base" in results["learnt_unknown"]:
+        text = "The validation images were held out of those to train on, which the base may have "
+        text += "learnt, every one"
+    else:
+        return ""
+    text += f", and what they decided may be wrong: {', '.join(decided)}."
+    if results["val_from"] == "train" and "test" in held_out:
+        text += " No image here is certainly new to the base."
+    elif results["val_from"] == "train":
+        text += " data.val_from=test takes them from the test images, of which fewer are left to "
+        text += "test on."
+    return text
+
+
+def expected_errors(val: Mapping[str, Any], test: Mapping[str, Any]) -> tuple[float, float]:
+    """The errors of a base on validation images at its error rates on test images, by class.
+
+    And their standard deviation by chance.
+    """
+    expected, variance = 0.0, 0.0
+    of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
+    for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):
+        if images:
+            rate = errors / images
+            expected += count * rate
+            variance += count * rate * (1 - rate) * (1 + count / images)
+    return expected, float(variance**0.5)
+
+
+def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
+    """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance."""
+    expected, deviation = expected_errors(val, test)
+    return bool(1.5 * val["errors"] <= expected and expected - val["errors"] > 3.3 * deviation)
+
+
+def choice_lines(reading: Reading) -> list[str]:
+    """What was chosen, and why, a line each."""
+    lines = []
+    for name, choice in reading.choices.items():
+        key = KEY_OF.get(name, name) if reading.results["stage"] == "lora" else name
+        lines.append(line_of(key, choice["value"], choice["why"]))
+    return lines
+
+
+def belief(reading: Reading) -> list[Sentence]:
+    """Where the images of a test come from, and whether they are new to what is tested."""
+    results, held_out, lines = reading.results, reading.results["held_out"], []
+    for part, name in {"test": "test", "val": "validation"}.items():
+        source = f"the {name} part of the data set {results['dataset']}"
+        if part in held_out:
+            source = f"held out of the {held_out[part]} part"
+        if part in reading.counts:
+            lines.append(f"{reading.change(part=part).images:,} {name} images: {source}.")
+    if reading.choices.get("refit", {}).get("value"):
+        text = "The last training learnt the validation images, too. What is said here of them "
+        lines.append(f"{text}is of the training before, which had not seen them.")
+    text = f"{number_of(results['copies'], 'identical file')} in two of training, validation and "
+    lines.append(f"{text}test, left out of one; similar ones were not searched for.")
+    lines += [f"{about['line']}." for about in results["left_out"].values()]
+    text = "Each test image was compared by content with all that was learnt: it is none of it."
+    if unknown := results["learnt_unknown"]:
+        text = f"What the {' and the '.join(unknown)} learnt elsewhere is not known: test images "
+        text += "among it prove nothing."
+    lines.append(text)
+    val, test = reading.counts.get("val_base"), reading.counts.get("test_base")
+    if val and test and (most := other_mix(val["images_per_class"], test["images_per_class"])):
+        number, shares = most
+        text = "Validation images have another mix of classes than test images: "
+        text += f"{reading.classes[number]} is {shares[0]:.1%} and {shares[1]:.1%}."
+        lines.append(text)
+    sentences = [*doubts(reading), *map(Sentence, lines)]
+    if keys := results.get("better_preprocessing"):
+        text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
+        sentences.append(Sentence(f"{text} Test it again with that.", "worse"))
+    return sentences
+
+
+def other_mix(val: Sequence[int], test: Sequence[int]) -> tuple[int, tuple[float, float]] | None:
+    """The class whose share differs most between two sets of images, where that is no chance."""
+    from scipy.stats import chi2_contingency
+
+    table = [(v, t) for v, t in zip(val, test, strict=True) if v + t]
+    if len(table) < 2 or chi2_contingency(table, correction=False).pvalue > 0.001:
+        return None
+    shares = [(v / sum(val), t / sum(test)) for v, t in zip(val, test, strict=True)]
+    most = max(range(len(shares)), key=lambda c: abs(shares[c][0] - shares[c][1]))
+    return most, shares[most]
+
+
+def next_step(reading: Reading, folder: Path) -> str | None:
+    """After the test of a base in ``folder``: the command that repairs its weakest class.
+
+    It is weakest on validation images, which the command itself finds.
+    """
+    results, total = reading.results, reading.total
+    # A run that was called from Python has no command line that says what it ran on.
+    is_known = results.get("overrides") is not None and not results.get("better_preprocessing")
+    training = results["training_images_per_class"]
+    has_errors = "val" not in reading.counts or reading.counts["val"]["errors"] > 0
+    has_images = sum(training) > max(training) and results["validation_images"] and has_errors
+    # Mending so few errors could be chance; a base that gets half wrong needs training.
+    worst = reading.change([reading.weakest_class()])
+    is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images
+    if reading.is_repair or not (is_known and has_images and is_worth_it):
+        return None
+    overrides = ["experiment=repair", "target=weakest"]
+    if weights := results.get("weights"):  # the file of a base that is not the current one
+        overrides.append(f"base_ckpt={in_grammar(relpath(folder / weights))}")
+    given = [key_of(text) for text in overrides]
+    for text in results["overrides"]:
+        if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
+            overrides.append(text)
+    return command_line("train", overrides)

@@ -1,0 +1,227 @@
+"""The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
+
+from lora_mnist.lora.point import BASE
+from lora_mnist.measure.gain import MEASURES
+from lora_mnist.measure.predictions import precision
+from lora_mnist.measure.significance import chance_text, weak
+from lora_mnist.show.belief_and_next_step import doubts
+from lora_mnist.show.reading import Change, Reading, Sentence, number_of
+
+_WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
+#: The mixes of classes for which the two measures are.
+_MIXES = ("all classes equally common", "classes as common as among the test images")
+#: Errors fall beyond chance if they fall by so many standard deviations.
+_DEVIATIONS = 2
+
+
+def verdict(reading: Reading) -> list[Sentence]:
+    """What is said of a run: first what matters most, and at the end what to doubt."""
+    sentences = _of_repair(reading) if reading.is_repair else _of_base(reading)
+    return [*sentences, *doubts(reading)]
+
+
+def verdict_text(reading: Reading) -> str:
+    """The verdict as plain text."""
+    return " ".join(sentence.text for sentence in verdict(reading))
+
+
+def _of_base(reading: Reading) -> list[Sentence]:
+    """The errors of a base, and its weak classes."""
+    total, test = reading.total, reading.counts["test"]
+    errors = number_of(total.after, "error")
+    sentences = [Sentence(f"{errors} in {number_of(total.images, 'test image')}.")]
+    if total.after:
+        worst = reading.weakest_class()
+        change, called = reading.change([worst]), _mostly_called(reading, worst)
+        errors = f"{number_of(change.after, 'error')} in {change.images:,}{called}"
+        sentences.append(Sentence(f"The weakest class is {reading.named([worst])}: {errors}."))
+        if len(every := weak(test["errors_per_class"], test["images_per_class"])) > 1:
+            names = ", ".join(reading.classes[c] for c in every)
+            sentences.append(Sentence(f"Weaker than the others beyond chance: {names}."))
+    return sentences
+
+
+def _of_repair(reading: Reading) -> list[Sentence]:
+    """Whether to keep a repair, then a sentence for each group of images that it concerns."""
+    targets, others = reading.targets, reading.other_classes
+    changes = {c: reading.change([c]) for c in reading.every}
+    sentences = [_mistakes(reading)] if reading.is_hotfix else []
+    sentences.append(_whether_to_keep(reading))
+    for c in targets if len(targets) > 1 else ():
+        if changes[c].judgement == "worse":
+            sentences.append(
+                _errors_on(f"On {reading.named([c])}, which was to be repaired", changes[c])
+            )
+    sentences += [*_of_mixes(reading), *_of_offset(reading)]
+    sentences.append(_errors_on("On all test images", reading.total))
+    if reading.of_targets.images:
+        called = _mostly_called(reading, targets[0]) if len(targets) == 1 else ""
+        sentences.append(_errors_on(f"On {reading.target_names}", reading.of_targets, called))
+        if others:
+            sentences.append(_false_calls(reading))
+    if targets and others:
+        sentences.append(_errors_on(f"On {reading.name_of_others}", reading.change(others)))
+    worst = max(others, key=lambda c: changes[c].after - changes[c].before, default=None)
+    if worst is None or changes[worst].after <= changes[worst].before:
+        if targets and len(others) > 1:
+            sentences.append(Sentence("No other class has more errors than before."))
+    elif others != [worst]:
+        sentences.append(_errors_on(f"Most is lost on {reading.named([worst])}", changes[worst]))
+    return [*sentences, *_still_falling(reading)]
+
+
+def _whether_to_keep(reading: Reading) -> Sentence:
+    """The first case that fits. Chance is no reason to keep a repair."""
+    decides = reading.choose_by
+    is_better, worse = reading.judgement_of(decides) == "better", ""
+    for measure in (decides, *MEASURES):
+        if not worse and reading.judgement_of(measure) == "worse":
+            worse = _measured(reading, measure)
+    name, by, losses = reading.target_names, _measured(reading, decides), _losses(reading)
+    is_untested = bool(reading.targets) and not reading.of_targets.images
+    is_off = reading.point == BASE
+    is_reached = reading.of_targets.judgement == "better" if reading.targets else is_better
+    is_mended = False
+    if reading.is_hotfix:
+        name, mistakes = "the mistakes", reading.change(part="mistakes")
+        is_reached = is_mended = 2 * mistakes.after <= mistakes.images
+    is_missed = is_better and not is_reached
+    remedies = "What it means, and what to try next: docs/failed.md."
+    cases = (  # whether it fits, the judgement, and the sentence
+        (is_untested, "unclear", f"Nothing judges this repair: no test image is of {name}."),
+        (is_off, "unclear", f"There is no repair to keep: {_why_off(reading)}. {remedies}"),
+        (is_missed, "unclear", f"Keep this repair, though not for {name}: {by}."),
+        (is_better and losses, "unclear", f"Keep this repair unless {losses} matter more: {by}."),
+        (is_better, "better", f"Keep this repair: {by}."),
+        (is_mended and worse, "worse", f"Keep this repair for {name} alone: {worse}."),
+        (is_mended, "unclear", f"Keep this repair for {name} alone: {by}."),
+        (worse, "worse", f"Do not keep this repair: {worse}. {remedies}"),
+        (is_reached, "unclear", f"Keep this repair only if errors on {name} matter most: {by}."),
+        (True, "unclear", f"Do not keep this repair: {by}. {remedies}"),
+    )
+    return next(Sentence(text, judgement) for fits, judgement, text in cases if fits)
+
+
+def _measured(reading: Reading, measure: str) -> str:
+    """What became of a measure on test images, and of the errors, if there are more."""
+    before, after, p_value = reading.measured(measure)
+    text = f"{_named(measure)} {_WORDS[reading.judgement_of(measure)]}, "
+    text += f"{before:.2%} -> {after:.2%} ({chance_text(p_value)})"
+    if reading.total.after > reading.total.before:
+        errors = number_of(reading.total.before, "error")
+        text += f", with {errors} -> {reading.total.after:,} in all"
+    return text
+
+
+def _named(measure: str) -> str:
+    return measure.replace("_", " ")
+
+
+def _losses(reading: Reading) -> str:
+    """What a repair costs beyond chance, such as "losses on fours"; "": nothing."""
+    losses = []
+    for measure in MEASURES:
+        if reading.judgement_of(measure) == "worse":
+            losses.append(f"losses of {_named(measure)}")
+    if worse := [c for c in reading.every if reading.change([c]).judgement == "worse"]:
+        losses.append(f"losses on {reading.named(worse)}")
+    if reading.other_classes and reading.of_targets.judgement_of_false_calls == "worse":
+        before, after = reading.of_targets.false_calls
+        losses.append(f"{after - before:,} more false calls of {reading.target_names}")
+    return " and ".join(losses)
+
+
+def _why_off(reading: Reading) -> str:
+    """That the adapter is turned off, and what it would do, if validation images say so."""
+    text = "the adapter is turned off (scale 0)"
+    if reading.dial.get("advised") == 0:
+        text += f", since it gains nothing on validation images; {reading.at_scale(1)}"
+    return text
+
+
+def _of_mixes(reading: Reading) -> list[Sentence]:
+    """For which mix of classes a repair is better or worse, where that is not the same."""
+    judgements = [reading.judgement_of(measure) for measure in MEASURES]
+    if len(set(judgements)) == 1:
+        return []
+    texts = []
+    for mix, measure in zip(_MIXES, MEASURES, strict=True):
+        before, after, _ = reading.measured(measure)
+        text = f"ith {mix} it {_WORDS[reading.judgement_of(measure)]} "
+        texts.append(f"{text}({_named(measure)} {before:.2%} -> {after:.2%})")
+    return [Sentence(f"W{'; w'.join(texts)}.")]
+
+
+def _of_offset(reading: Reading) -> list[Sentence]:
+    """What the offset does without the adapter, and what the adapter adds to it."""
+    point, dial = reading.point, reading.dial
+    if point is None or not reading.targets:
+        return []
+    if point.scale == 0 and point.offset:
+        offset = f"the offset {point.offset:g} on the logit of {reading.target_names}"
+        if len(reading.targets) > 1:
+            offset = f"logit adjustment with tau {point.offset:g}"
+        text = "The scale is 0"
+        if dial.get("advised") == 0:
+            text = "The training adds nothing that validation images show"
+        return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
+    scales = dial.get("scales", [])
+    if not {0, point.scale} <= {*scales} or "measures" not in dial:
+        return []
+    alone, place = scales.index(0), scales.index(point.scale)
+    if not dial["offsets"][alone]:
+        return []
+    measures = dial["measures"]
+    text = f"The offset alone: {_named(dial['choose_by'])} {dial['base']['measure']:.1%} -> "
+    text += f"{measures[alone]:.1%} on validation images; with the training {measures[place]:.1%}."
+    return [Sentence(text)]
+
+
+def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:
+    """A sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
+    text = f"{begin}: {number_of(change.before, 'error')} -> {change.after:,}{end}"
+    if change.repaired or change.broken:
+        chance = chance_text(change.p_value)
+        text += f" ({change.repaired:,} repaired, {change.broken:,} broken, {chance})"
+    return Sentence(f"{text}.", change.judgement)
+
+
+def _mostly_called(reading: Reading, number: int) -> str:
+    """What most errors of a class on test images are called: ``, 32 of them called fours``."""
+    called = reading.counts["test"]["called_per_class"][number]
+    if called is None or called[1] < 2:
+        return ""
+    return f", {called[1]:,} of them called {reading.named(called[:1])}"
+
+
+def _mistakes(reading: Reading) -> Sentence:
+    """How many mistakes of a hotfix are right now: those to learn, and those held out."""
+    train = reading.change(part="mistakes")
+    text = f"{train.images - train.after:,} of {train.images:,} mistakes to learn are right now"
+    if "mistakes_test" in reading.counts:
+        test = reading.change(part="mistakes_test")
+        text += f", and {test.images - test.after:,} of {test.images:,} held out"
+    return Sentence(f"{text}.", train.judgement)
+
+
+def _false_calls(reading: Reading) -> Sentence:
+    """How often images of other classes get a name of those to repair."""
+    shares = []
+    for counts in (reading.counts["test_base"], reading.counts["test"]):
+        share = precision(counts, reading.targets)
+        shares.append("none" if share is None else f"{share:.0%}")
+    before, after = reading.of_targets.false_calls
+    text = f"Images of other classes called {reading.target_names} (false calls): {before:,} -> "
+    text += f"{after:,}; precision {shares[0]} -> {shares[1]}."
+    return Sentence(text, reading.of_targets.judgement_of_false_calls)
+
+
+def _still_falling(reading: Reading) -> list[Sentence]:
+    """What to do where validation errors fell beyond chance in a training's second half."""
+    curve: list[list[int]] = reading.results.get("validation_errors") or [[0, 0]]
+    last_step, last = curve[-1]
+    half = next(errors for step, errors in curve if 2 * step >= last_step)
+    if half - last <= _DEVIATIONS * (half + last) ** 0.5:
+        return []
+    text = f"Its validation errors were still falling: try trainer.max_steps={2 * last_step}."
+    return [Sentence(text)]

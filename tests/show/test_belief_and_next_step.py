@@ -1,0 +1,140 @@
+"""What may be believed of a run, and the command to go on with, on made-up runs."""
+
+import pytest
+from helpers.commands import ROOT
+from helpers.runs import outcome, repaired, results
+
+from lora_mnist.show.belief_and_next_step import (
+    belief,
+    doubts,
+    knows_validation,
+    next_step,
+    other_mix,
+)
+from lora_mnist.show.reading import Reading
+
+
+def believed(run):
+    """What a report says of its test."""
+    return " ".join(sentence.text for sentence in belief(Reading(run)))
+
+
+REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "typed"}}}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "Each test image was compared"),
+        ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
+        ({"copies": 7}, "7 identical files"),
+        ({"left_out": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
+        ({"learnt_unknown": ["base"]}, "What the base learnt elsewhere is not known"),
+        ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
+        (REFIT, "learnt the validation images"),
+    ],
+)
+def test_a_report_says_whether_its_test_can_be_believed(more, said):
+    run = results(val=outcome([1, 1, 1]))
+    assert said in believed(run | more)
+    assert not more or said not in believed(run)
+
+
+def test_another_mix_of_validation_images_is_said():
+    few = outcome([9, 9, 1], [300, 300, 6])
+    run = {**results(), "val": few, "val_base": few}
+    assert "<b>cow</b> is 1.0% and 33.3%" in believed(run)
+    assert other_mix([500, 500, 5], [1000, 1000, 1000])[0] == 2
+    assert other_mix([50, 49, 51], [100, 101, 99]) is None
+    assert other_mix([50, 0], [100, 0]) is None
+
+
+CHOICES = {
+    "target": {"value": "shirt", "of": None, "images": 60, "why": "the weakest class"},
+    "rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},
+    "scale": {"value": 1, "of": [0, 1], "images": 60, "why": "9 errors"},
+}
+#: The base makes no error on validation images, and some on test images.
+KNOWN = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}
+#: Nothing says what the base has learnt, and validation images were held out of train/.
+UNKNOWN = {"choices": CHOICES, "learnt_unknown": ["base"], "held_out": {"val": "train"}}
+
+
+@pytest.mark.parametrize("why", [KNOWN, UNKNOWN])
+def test_choices_are_doubted_by_images_that_the_base_may_have_learnt(why):
+    """With what was decided, and the way out: test images, if there is a test/."""
+    (doubt,) = doubts(Reading(results(**why)))
+    assert doubt.judgement == "unclear"  # the test images may be harder
+    assert "target, scale" in doubt.text
+    assert "data.val_from=test" in doubt.text
+    assert doubt in belief(Reading(results(**why)))
+    alone = doubts(Reading(results(**why | {"held_out": {"test": "train", "val": "train"}})))
+    assert "data.val_from=test" not in alone[0].text
+    assert "certainly new to the base" in alone[0].text
+    assert doubts(Reading(results(**why | {"choices": {"rate": CHOICES["rate"]}}))) == []
+
+
+def test_choices_are_not_doubted_without_a_reason():
+    known = KNOWN | {"val_from": "test", "held_out": {"val": "test"}}
+    assert "data.val_from" not in doubts(Reading(results(**known)))[0].text
+    for more in (
+        KNOWN | {"val_base": outcome([2, 9, 1])},
+        UNKNOWN | {"held_out": {}},  # val/ lies beside train/
+        UNKNOWN | {"held_out": {"val": "test"}},
+        UNKNOWN | {"learnt_unknown": ["adapter"]},
+    ):
+        assert doubts(Reading(results(**more))) == []
+
+
+def test_test_images_of_a_folder_that_the_base_may_have_learnt_whole_are_doubted():
+    unknown = {"held_out": {"test": "train"}, "learnt_unknown": ["base"]}
+    assert "prove nothing" in doubts(Reading(results(**unknown)))[-1].text
+
+
+def test_knows_validation_where_it_errs_far_less_on_them():
+    assert knows_validation(outcome([20, 19], 500), outcome([60, 60], 500))  # 3.9% and 12%
+    assert not knows_validation(outcome([2, 2], 50), outcome([6, 6], 50))  # may be chance
+    # No factor of 1.5.
+    assert not knows_validation(outcome([500, 500], 5000), outcome([700, 700], 5000))
+    # A class that is hard, and rare among validation images alone, says nothing.
+    test = outcome([100, 600], 1000)
+    assert not knows_validation(outcome([90, 5], [900, 10]), test)
+    assert knows_validation(outcome([9, 0], [900, 10]), test)
+
+
+OWN = ["data=folder", "data.data_dir=my photos", "net._target_=nets.Net", "base_ckpt=mine.pt"]
+AS_TYPED = "data=folder 'data.data_dir=my photos' net._target_=nets.Net base_ckpt=mine.pt"
+WEAKEST = "train.py experiment=repair target=weakest"
+#: A run, its overrides, and the command that is advised.
+ADVICE = [
+    (results("eval", adapter=None, targets=[]), [*OWN, "seed=3"], f"{WEAKEST} {AS_TYPED}"),
+    (results("pretrain", weights="a.ckpt"), OWN[-1:], f"{WEAKEST} base_ckpt=run/a.ckpt"),
+]
+GOOD = results(test=repaired([2, 9, 1], [0, 0, 0], [0, 9, 0]))
+#: Runs after which there is nothing to advise.
+NO_ADVICE = {
+    "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
+    "called from Python": results("pretrain", overrides=None),
+    "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
+    "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
+    "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
+    "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
+    "a repair": GOOD,
+    "a repair, tested again": {**GOOD, "stage": "eval"},
+}
+
+
+def command_after(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return next_step(Reading(run), folder / "run")
+
+
+@pytest.mark.parametrize(("run", "typed", "command"), ADVICE)
+def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypatch):
+    advised = command_after({**run, "overrides": typed}, tmp_path, monkeypatch)
+    assert advised == f"python {ROOT}/{command}"
+
+
+def test_next_step_is_nothing_without_a_reason(tmp_path, monkeypatch):
+    for name, run in NO_ADVICE.items():
+        assert command_after(run, tmp_path, monkeypatch) is None, name

@@ -1,0 +1,220 @@
+"""Whether to keep a repair, and what is said of it, on made-up runs."""
+
+import re
+
+import pytest
+from helpers.runs import DIAL, outcome, repaired, results
+
+from lora_mnist.show.reading import Reading
+from lora_mnist.show.verdict import verdict, verdict_text
+
+DIGITS = [str(number) for number in range(10)]
+OFF = {"dial": {**DIAL, "advised": 0}, "scale": 0}
+
+
+def said(run):
+    """The sentences, and whether the first one that judges the repair is for keeping it."""
+    sentences = verdict(Reading(run))
+    judging = next(each.text for each in sentences if "repair" in each.text)
+    return sentences, judging.startswith("Keep")
+
+
+def about(run, words):
+    """The sentence with these words."""
+    (sentence,) = [each for each in verdict(Reading(run)) if words in each.text]
+    return sentence
+
+
+def numbers_of(sentence):
+    return re.findall(r"[\d.,]*\d%?", sentence.text)
+
+
+def run_of(base, broken, fixed, images=200, **more):
+    """A repair of the last class, with replayed images."""
+    names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
+    run = {"classes": names, "targets": [len(base) - 1], "overrides": []}
+    run["test"], run["test_base"] = repaired(base, broken, fixed, images), outcome(base, images)
+    return results(**run | more)
+
+
+def nines(broken, fixed, **more):
+    """A repair of the nines, which breaks so many fours."""
+    run = run_of([10] * 9 + [70], [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
+    return {**run, **more}
+
+
+def mending(broken, mended=9, fixed=0):
+    """A hotfix that mends some of ten mistakes, one of each class, and breaks so many fours."""
+    base, none = [1] * 10, [0] * 10
+    run = nines(broken, fixed, targets=[], mistakes_base=outcome(base, 1))
+    run["mistakes"] = repaired(base, none, [1] * mended + [0] * (10 - mended), 1)
+    return {**run, "mistakes_test_base": outcome(base, 1), "mistakes_test": outcome(base, 1)}
+
+
+GOOD = run_of([30, 8, 60], [2, 4, 0], [5, 1, 40])
+#: Where the class is repaired, and the others lose as much.
+PRICE = run_of([20, 15, 96], [60, 28, 0], [31, 25, 61])
+ELSEWHERE = run_of([60, 40, 20], [0, 0, 3], [40, 30, 4])
+UNTESTED = run_of([10, 10, 0], [0, 0, 0], [8, 8, 0], [200, 200, 0])
+#: Of few shirts some are repaired, and of many coats more are broken: classes count as before.
+CLEAR_LOSS = run_of([300, 8, 30], [80, 0, 0], [5, 0, 3], [900, 200, 60])
+#: The same, and so many shirts are repaired that classes gain.
+LOSS_OF_IMAGES = run_of([30, 8, 16], [60, 0, 0], [5, 0, 12], [900, 200, 20])
+
+
+def test_a_verdict_in_full():
+    """The measure that decides, then all images, the class, its false calls, and the others."""
+    assert [(each.judgement, numbers_of(each)) for each in verdict(Reading(GOOD))] == [
+        ("better", ["83.67%", "90.33%", "0.001"]),
+        ("better", ["98", "58", "46", "6", "0.001"]),
+        ("better", ["60", "20", "20", "40", "0", "0.001"]),
+        ("unclear", ["8", "11", "95%", "94%"]),
+        ("unclear", ["38", "38", "6", "6", "1"]),
+        ("unclear", ["8", "11", "1", "4", "0.38"]),
+    ]
+
+
+def test_a_verdict_names_what_errors_are_called():
+    run, called = dict(GOOD), [None, [0, 3], [1, 15]]
+    run["test"] = {**run["test"], "called_per_class": called}
+    assert about(run, "15 of them called dress")
+    base = results("pretrain")
+    base["test"] |= {"called_per_class": [None, [0, 8], None]}
+    assert about(base, "dog: 9 errors in 20, 8 of them called cat.")
+
+
+@pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
+def test_more_steps_are_named_where_errors_still_fall(last, falls):
+    run = {**GOOD, "validation_errors": [[100, 95], [200, 80], [300, 70], [400, last]]}
+    assert ("trainer.max_steps=800" in verdict_text(Reading(run))) == falls
+
+
+@pytest.mark.parametrize(
+    ("broken", "fixed", "expected"),
+    [(0, 6, "better"), (6, 0, "worse"), (0, 5, "unclear"), (5, 12, "unclear"), (0, 0, "unclear")],
+)
+def test_verdict_calls_chance_what_may_be_chance_and_no_reason_to_keep(broken, fixed, expected):
+    run = run_of([50, 50], [broken, 0], [fixed, 0], targets=[])
+    (judgement, total, *_), is_kept = said(run)
+    assert (judgement.judgement, total.judgement) == (expected, expected)
+    assert is_kept == (expected == "better")
+    assert ("may be chance" in judgement.text) == (expected == "unclear")
+
+
+@pytest.mark.parametrize(("before", "after", "outcome"), [(0, 21, "worse"), (21, 0, "better")])
+def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after, outcome):
+    run = run_of([5, 60], [0, 0], [0, 40])
+    for split, calls in (("test_base", before), ("test", after)):
+        run[split]["false_calls_per_class"][1] = run[split]["false_calls_of_target"] = calls
+    (first, *_), is_kept = said(run)
+    assert is_kept
+    assert ("21 more false calls" in first.text) == (outcome == "worse")
+    assert about(run, "(false calls)").judgement == outcome
+
+
+@pytest.mark.parametrize(
+    ("run", "is_kept", "judgement"),
+    [
+        (nines(900, 61), False, "worse"),
+        (nines(900, 61, **OFF), False, "unclear"),
+        (PRICE, True, "unclear"),
+        (ELSEWHERE, True, "unclear"),
+        (nines(40, 65), True, "unclear"),
+        (UNTESTED, False, "unclear"),
+        (CLEAR_LOSS, False, "worse"),
+        ({**CLEAR_LOSS, "choose_by": "accuracy"}, False, "worse"),
+        (LOSS_OF_IMAGES, True, "unclear"),
+        ({**LOSS_OF_IMAGES, "choose_by": "accuracy"}, False, "worse"),
+    ],
+)
+def test_verdict_says_whether_to_keep_it(run, is_kept, judgement):
+    (first, *others), kept = said({**run})
+    assert (kept, first.judgement) == (is_kept, judgement)
+    assert ("docs/failed.md" in first.text) == (not is_kept and run is not UNTESTED)
+    assert any(each.text.startswith("On shirt") for each in others) == (
+        run["classes"] == GOOD["classes"] and run is not UNTESTED
+    )
+
+
+def test_a_loss_is_named_by_its_measure_and_a_keep_that_adds_errors_says_how_many():
+    """Whatever decides: the loss of images that classes do not show, and the other way round."""
+    first, mixes, *_ = verdict(Reading(CLEAR_LOSS))
+    assert numbers_of(first) == ["70.86%", "64.66%", "0.001", "338", "410"]
+    assert [measure for measure in ("balanced accuracy", "accuracy") if measure in first.text] == [
+        "accuracy"
+    ]
+    assert numbers_of(mixes) == ["70.89%", "69.78%", "70.86%", "64.66%"]
+    first, mixes, *_ = verdict(Reading(LOSS_OF_IMAGES))
+    assert numbers_of(first)[-2:] == ["54", "97"]
+    assert numbers_of(mixes) == ["70.89%", "88.85%", "95.18%", "91.34%"]
+    unseen = verdict(Reading({**LOSS_OF_IMAGES, "choose_by": "accuracy"}))
+    assert unseen[1] == mixes
+
+
+def test_a_target_that_gets_worse_is_named_before_all_others():
+    """Of two targets one gains more than the other loses."""
+    run = run_of([10, 40, 90], [30, 25, 0], [0, 0, 80], targets=[1, 2])
+    first, worse, *_ = verdict(Reading(run))
+    assert "dress" in first.text
+    assert (worse.judgement, numbers_of(worse)[:2]) == ("worse", ["40", "65"])
+    assert "dress" in worse.text
+
+
+@pytest.mark.parametrize(
+    ("run", "is_kept", "judgement"),
+    [
+        (mending(4), True, "unclear"),
+        (mending(40), True, "worse"),
+        (mending(4, 2), False, "unclear"),
+        (mending(0, 2, fixed=40), True, "unclear"),
+    ],
+)
+def test_a_hotfix_is_judged_by_its_mistakes_first(run, is_kept, judgement):
+    (mistakes, second, *_), kept = said(run)
+    mended = str(10 - run["mistakes"]["errors"])
+    assert numbers_of(mistakes) == [mended, "10", "0", "10"]
+    assert (kept, second.judgement) == (is_kept, judgement)
+
+
+def test_a_base_has_a_weakest_class():
+    """It has the highest rate that chance does not explain."""
+    first, weakest = verdict(Reading(results("pretrain", test=outcome([40, 30, 2], [400, 60, 8]))))
+    assert numbers_of(first) == ["72", "468"]
+    assert "dog" in weakest.text
+
+
+def test_all_weak_classes_of_a_base_are_named():
+    test = outcome([40, 30, 100, 40], [400, 60, 200, 400])
+    run = results("pretrain", test=test, classes=["cat", "dog", "owl", "cow"])
+    assert verdict(Reading(run))[-1].text.endswith("dog, owl.")
+
+
+def test_a_class_without_a_test_image_is_named():
+    for run in (UNTESTED, results("pretrain", test=outcome([1, 1, 0], [9, 9, 0]))):
+        assert run["classes"][2] in verdict(Reading(run))[-1].text
+    assert "No test image" not in verdict_text(Reading(GOOD))
+
+
+def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
+    """Validation images may have chosen it, or somebody who thought that 0 is off."""
+    of_one = {**GOOD, "scale": 0, "offset": 1.5}
+    for more in ({}, {"targets": [1, 2]}, {"dial": OFF["dial"]}):
+        run = {**of_one, **more}
+        assert said(run)[1]
+        assert "1.5" in about(run, "scale=0 offset=0").text
+    assert "scale=0 offset=0" not in verdict_text(Reading({**of_one, "offset": 0}))
+    assert not said({**of_one, "offset": 0})[1]
+
+
+def test_what_the_training_adds_to_the_offset_is_said():
+    dial = {**DIAL, "offsets": [1.5, 1, 0.25]}
+    run = {**GOOD, "dial": dial, "scale": 0.5, "offset": 1}
+    assert numbers_of(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
+    del dial["measures"]
+    assert "offset alone" not in verdict_text(Reading(run))
+    assert "offset alone" not in verdict_text(Reading({**GOOD, "dial": DIAL}))
+
+
+def test_a_repair_that_is_off_says_what_its_training_would_do():
+    first = verdict(Reading(nines(900, 61, **OFF, targets=[9])))[0]
+    assert numbers_of(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
