@@ -9,7 +9,7 @@ from lora_mnist.show.reading import Reading
 from lora_mnist.show.verdict import verdict, verdict_text
 
 DIGITS = [str(number) for number in range(10)]
-OFF = {"dial": {**DIAL, "advised": 0}, "scale": 0}
+OFF = {"dial": {**DIAL, "advised": 0, "advised_offset": 0}, "scale": 0}
 
 
 def said(run):

@@ -96,7 +96,8 @@ def draw_classes(reading: Reading) -> Figure:
 @_plain_text
 def draw_dial(reading: Reading) -> Figure:
     """Validation errors over the scale: on what is to be repaired, and what that costs."""
-    dial, curves = reading.dial, reading.curves()
+    dial, advised, curves = reading.dial, reading.advised, reading.curves()
+    assert advised is not None  # there is a dial
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
     at_each = ", each with its best offset" if "by_offset" in dial else ""
     title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
@@ -106,7 +107,7 @@ def draw_dial(reading: Reading) -> Figure:
         counts, of_base = dial[key], dial["base"][key]
         axes.plot(dial["scales"], counts, "o-")
         axes.axhline(of_base, color="gray", lw=1, ls=":", label="base")
-        axes.axvline(dial["advised"], color="gray", ls="--", label="advised")
+        axes.axvline(advised.scale, color="gray", ls="--", label="advised")
         axes.set_title(shortened(name, 70), fontsize=10)
         axes.set_ylim(0, 1.1 * max(*counts, of_base, 1))
         axes.grid(alpha=0.3)
@@ -118,7 +119,8 @@ def draw_dial(reading: Reading) -> Figure:
 @_plain_text
 def draw_offsets(reading: Reading) -> Figure:
     """What an offset trades: misses of what is to be repaired, against its false calls."""
-    dial, by_offset = reading.dial, reading.dial["by_offset"]
+    dial, point, by_offset = reading.dial, reading.advised, reading.dial["by_offset"]
+    assert point is not None  # there is a dial
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot(
         xlabel=f"false calls of {shortened(reading.target_names, 40)}",
@@ -127,14 +129,14 @@ def draw_offsets(reading: Reading) -> Figure:
     decides = dial["choose_by"].replace("_", " ")
     title = f"{dial['images']:,} validation images; along a line the offset changes"
     axes.set_title(f"{title}\nadvised by {decides}, not by these two counts", fontsize=10)
-    place = dial["scales"].index(dial["advised"])
+    place = dial["scales"].index(point.scale)
     across, up = "false_calls_of_target", "errors_of_target"
-    names = {"base": "the base", "adapter": f"the adapter at scale {dial['advised']:g}"}
+    names = {"base": "the base", "adapter": f"the adapter at scale {point.scale:g}"}
     for name, label in names.items():
         axes.plot(by_offset[name][across], by_offset[name][up], ".-", label=label)
     base, advised = dial["base"], {key: dial[key][place] for key in (across, up)}
     axes.plot(base[across], base[up], "s", ms=13, label="the base, offset 0", zorder=3)
-    label = f"advised: offset {dial['advised_offset']:g}"
+    label = f"advised: offset {point.offset:g}"
     axes.plot(advised[across], advised[up], "*", ms=13, label=label, zorder=3)
     # Offsets by which a network says nothing else, or never that, would leave the rest no room.
     ends = [2 * max(5, base[key], advised[key]) for key in (across, up)]

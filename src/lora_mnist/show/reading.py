@@ -98,6 +98,11 @@ class Reading:
             return None
         return Point(self.results["scale"], self.results["offset"])
 
+    @property
+    def advised(self) -> Point | None:
+        """Where validation images advise to turn the adapter; ``None`` without a dial."""
+        return Point(self.dial["advised"], self.dial["advised_offset"]) if self.dial else None
+
     # --- counts -----------------------------------------------------------------------------------
 
     def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:

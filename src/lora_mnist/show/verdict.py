@@ -134,7 +134,7 @@ def _losses(reading: Reading) -> str:
 def _why_off(reading: Reading) -> str:
     """That the adapter is turned off, and what it would do, if validation images say so."""
     text = "the adapter is turned off (scale 0)"
-    if reading.dial.get("advised") == 0:
+    if reading.advised == BASE:
         text += f", since it gains nothing on validation images; {reading.at_scale(1)}"
     return text
 
@@ -162,7 +162,7 @@ def _of_offset(reading: Reading) -> list[Sentence]:
         if len(reading.targets) > 1:
             offset = f"logit adjustment with tau {point.offset:g}"
         text = "The scale is 0"
-        if dial.get("advised") == 0:
+        if reading.advised and reading.advised.scale == 0 and reading.results["steps"]:
             text = "The training adds nothing that validation images show"
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
     scales = dial.get("scales", [])
