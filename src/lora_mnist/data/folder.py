@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,18 +74,6 @@ class _Read(NamedTuple):
     digest: int  # of the file
     height: int  # of the picture
     width: int
-
-
-class Shares(NamedTuple):
-    """How images are held out where no folder has them: the keys of ``data`` for it."""
-
-    val_size: float = 0.1
-    test_size: float = 0.1
-    split_seed: int = 0
-    val_from: str = "train"
-
-
-_SHARES = Shares()
 
 
 @dataclass(frozen=True)
@@ -164,9 +152,9 @@ class Folder(ImageDataset):
         mean: Channelwise | None = None,
         std: Channelwise | None = None,
         transform: Callable[[Any], Any] | None = None,
-        val_size: float = _SHARES.val_size,
-        test_size: float = _SHARES.test_size,
-        split_seed: int = _SHARES.split_seed,
+        val_size: float = 0.1,
+        test_size: float = 0.1,
+        split_seed: int = 0,
         eval_batch_size: int = 250,
         **common: Any,
     ) -> None:
@@ -188,12 +176,12 @@ class Folder(ImageDataset):
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
-        self.shares = Shares(val_size, test_size, split_seed, self.val_from)
-        self.split_settings = self.shares._asdict()
+        self.split_settings = {"val_size": val_size, "test_size": test_size}
+        self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}
         self._has_own_size = size is None
         height, width = size or self._size_of_the_first()
-        ways = (resize, crop_pct, interpolation, transform)
-        self.prepare = Preparation(channels, (height, width), *ways)
+        size = (height, width)
+        self.prepare = Preparation(channels, size, resize, crop_pct, interpolation, transform)
         self.normalise_by(mean, std)
 
     @cached_property
@@ -215,12 +203,12 @@ class Folder(ImageDataset):
     @property
     def root(self) -> Path:
         """The folder of images; ValueError, if there is none."""
-        if self.data_dir is None or not self.data_dir.is_dir():
-            expected = "expected a folder of images, or classes, image_size, mean and std, as in "
-            expected += "the network's training"
-            if self.data_dir is not None:
-                expected = f"no such folder ({self.data_dir.absolute()})"
-            raise ArgumentError("data_dir", self.data_dir, expected)
+        if self.data_dir is None:
+            expected = "a folder of images, or classes, image_size, mean and std, as in the "
+            raise ArgumentError("data_dir", None, f"expected {expected}network's training")
+        if not self.data_dir.is_dir():
+            missing = f"no such folder ({self.data_dir.absolute()})"
+            raise ArgumentError("data_dir", self.data_dir, missing)
         return self.data_dir
 
     def read_picture(self, picture: Path | Image) -> Tensor:
@@ -272,22 +260,21 @@ class Folder(ImageDataset):
             odd = f"; {others[0]} is none of them{nearest_to(others[0], names)}" if others else ""
             expected = f"expected the folders of {root}: {names}{odd}"
             raise ArgumentError("classes", self.classes, expected)
-        labels = {name: label for label, name in enumerate(self.classes)}
-        of_classes = [folder / name for folder in self._parts for name in _subfolders(folder)]
-        seen, files, others = {each.resolve() for each in of_classes}, [], []
-        for of_class in of_classes:
-            folder, name = of_class.parent, of_class.name
-            if name not in labels:
-                expected = f"expected the folders of train/, but {name} is none of them"
-                raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
-            for file in files_below(of_class, seen):
-                path = file.relative_to(root)
-                if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
-                    continue
-                if path.name.lower().endswith(IMG_EXTENSIONS):
-                    files.append(ImageFile(path.as_posix(), labels[name], self._parts[folder]))
-                else:
-                    others.append(printable(path.as_posix()))
+        files, others = [], []
+        for folder, part in self._parts.items():
+            for name in _subfolders(folder):
+                if name not in names:
+                    expected = f"expected the folders of train/, but {name} is none of them"
+                    raise ArgumentError("data_dir", folder, expected + nearest_to(name, names))
+                label = self.classes.index(name)
+                for file in files_below(folder / name):
+                    path = file.relative_to(root).as_posix()
+                    if file.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                        continue
+                    if file.name.lower().endswith(IMG_EXTENSIONS):
+                        files.append(ImageFile(path, label, part))
+                    else:
+                        others.append(printable(path))
         if others:
             log.warning("%d files are not named as images: %s, ...", len(others), others[0])
         return sorted(files)
@@ -350,21 +337,22 @@ class Folder(ImageDataset):
             expected = f"images of each class; {name} has no readable one to train on"
             require(not trained or label in trained, "data_dir", root, expected)
         # The split depends on the number of images: broken ones do not count.
-        parts, held_out = split(images, self.classes, self.shares)
-        sets: dict[str, Images] = {}
+        parts, held_out = split(images, self.classes, self.split_settings)
+        whole = Images(
+            [image.pixels for image in images.values()],
+            torch.tensor([file.label for file in images], dtype=torch.int64),
+            [file.path for file in images],
+            None if self._are_in_memory else self.prepare.read,
+            digests=torch.tensor([image.digest for image in images.values()], dtype=torch.int64),
+        )
+        sets = []
         for part in _PARTS:
-            chosen = [file for file in images if parts[file] == part]
-            sets[part] = Images(
-                [images[file].pixels for file in chosen],
-                torch.tensor([file.label for file in chosen], dtype=torch.int64),
-                [file.path for file in chosen],
-                None if self._are_in_memory else self.prepare.read,
-                digests=torch.tensor([images[file].digest for file in chosen], dtype=torch.int64),
-            )
+            places = [place for place, file in enumerate(images) if parts[file] == part]
+            sets.append(whole.subset(torch.tensor(places, dtype=torch.int64)))
         sha256 = hashlib.sha256()
         for file, image in images.items():
             sha256.update(os.fsencode(f"{file.path} {file.label} {image.digest} "))
-        train, val, test = (sets[part] for part in _PARTS)
+        train, val, test = sets
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
         require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
         return apart
@@ -416,34 +404,36 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith((".", "__")))
 
 
-def files_below(root: Path, others: Iterable[Path] = ()) -> Iterator[Path]:
-    """The files in ``root`` and in its folders but ``others``; links may go in a circle."""
-    seen = {root.resolve(), *others}
+def files_below(root: Path) -> Iterator[Path]:
+    """The files in ``root`` and in its folders; links may go in a circle."""
+    seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        yield from (Path(folder, name) for name in sorted(names))
-        subfolders.sort()  # of two links to a folder, the first is followed
-        for name in [*subfolders]:
-            target = Path(folder, name).resolve()
-            if target in seen:
-                subfolders.remove(name)
-            seen.add(target)
+        here = Path(folder).resolve()
+        if here in seen:
+            subfolders.clear()
+        else:
+            yield from (Path(folder, name) for name in sorted(names))
+            subfolders.sort()  # of two links to a folder, the first is followed
+        seen.add(here)
 
 
 def split(
-    files: Iterable[ImageFile], classes: Sequence[str], shares: Shares
+    files: Iterable[ImageFile], classes: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[dict[ImageFile, str], dict[str, str]]:
     """The part of each image, and for a part without a folder, the part it is held out of.
 
-    A hash of the seed and the file's path decides, so that adding files changes the choice little.
+    ``settings`` are the keys of ``data`` for it. A hash of the seed and the file's path decides, so
+    that adding files changes the choice little.
     """
-    val_size, test_size, seed, val_from = shares
+    val_from, seed = settings["val_from"], settings["split_seed"]
     parts = {file: file.part for file in files}
     if val_from == "test":  # then images in val/ are trained on
         parts = {file: "test" if part == "test" else "train" for file, part in parts.items()}
     existing, held_out = set(parts.values()), {}
-    if val_from == "test" and "test" not in existing:
-        raise ArgumentError("val_from", val_from, "expected train, since there is no folder test/")
     if "test" not in existing:
+        expected = "expected train, since there is no folder test/"
+        if val_from == "test":
+            raise ArgumentError("val_from", "test", expected)
         held_out["test"] = "train"
     if "val" not in existing:
         held_out["val"] = val_from
@@ -457,17 +447,12 @@ def split(
     for label, name in enumerate(classes):
         counts = {part: len(members[label, part]) for part in _PARTS}
         for part, source in held_out.items():  # the test images first
-            share = test_size if part == "test" else val_size
-            count = max(1, round(share * counts[source])) if share else 0  # one at least
+            share = settings[f"{part}_size"]
+            count = max(1, round(share * counts[source])) if share else 0
             parts |= dict.fromkeys(members[label, source][:count], part)
             del members[label, source][:count]
-        for source in held_out.values():
             if counts[source] and not members[label, source]:
-                taking = {"val": val_size, "test": test_size}
-                taking = {part: taking[part] for part in taking if held_out.get(part) == source}
-                largest = max(taking, key=taking.__getitem__)
                 expected = f"expected an image of {name} to be left in {source}, which has "
-                expected += f"{counts[source]}; at least one goes to {' and to '.join(taking)}, "
-                expected += "unless its share is 0"
-                raise ArgumentError(f"{largest}_size", taking[largest], expected)
+                expected += f"{counts[source]}; a share above 0 takes one at least"
+                raise ArgumentError(f"{part}_size", share, expected)
     return parts, held_out

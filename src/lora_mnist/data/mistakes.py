@@ -86,10 +86,9 @@ def wrong_pictures(
                     "from elsewhere, since these images judge what is learnt"
                 )
     known = set(_sha256_of_each(images.train, dataset))
-    is_tested = torch.zeros(len(wrong), dtype=torch.bool)
-    for number, picture in enumerate(wrong):
-        is_drawn = int(picture.sha256[:8], 16) < test_share * 2**32
-        is_tested[number] = is_drawn and picture.sha256 not in known
+    is_tested = torch.tensor(
+        [p.sha256 not in known and int(p.sha256[:8], 16) < test_share * 2**32 for p in wrong]
+    )
     labels = torch.tensor([picture.label for picture in wrong])
     digests = digests_of([p.path if dataset.is_of_files else p.image for p in wrong])
     # Files where the training images are files: both are then augmented before a transform.
