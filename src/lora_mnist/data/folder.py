@@ -67,15 +67,6 @@ class ImageFile(NamedTuple):
     part: str  # train, val or test, by its folder; train where the folder holds classes alone
 
 
-class _Read(NamedTuple):
-    """An image that can be read."""
-
-    pixels: Tensor | Path  # the file, where images are not held in memory
-    digest: int  # of the file
-    height: int  # of the picture
-    width: int
-
-
 @dataclass(frozen=True)
 class Preparation:
     """How a picture becomes an image: with ``transform``, or as torchvision's transforms do it."""
@@ -295,28 +286,33 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, file: ImageFile, known: "_KnownFiles | None") -> _Read | None:
-        """An image; ``known`` where it is not to be held in memory; None: it is broken."""
+    def _read(
+        self, file: ImageFile, known: "_KnownFiles | None"
+    ) -> tuple[Tensor | Path, int] | None:
+        """An image, or its file where it is not to be held in memory, and its digest.
+
+        None: it is broken.
+        """
         path = self.root / file.path
+        image: Tensor | Path = path
         try:
             if known is not None:
-                image = _Read(path, *known.look_at(file.path))
+                digest, *size = known.look_at(file.path)
             else:
                 picture = open_picture(path)
-                digest, size = int(digests_of([path])), (picture.height, picture.width)
-                image = _Read(self.prepare(picture), digest, *size)
+                image, size = self.prepare(picture), [picture.height, picture.width]
+                digest = int(digests_of([path]))
         except (PictureError, OSError) as error:
             log.warning("%s: skipped: %s", printable(path), error)
             return None
-        size = (image.height, image.width)
-        if self._has_own_size and size != self.prepare.size:
+        if self._has_own_size and tuple(size) != self.prepare.size:
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
-        return image
+        return image, digest
 
-    def _read_all(self) -> dict[ImageFile, _Read]:
-        """The images that can be read."""
+    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
+        """What :meth:`_read` gives for the images that can be read."""
         images, known = {}, None if self._are_in_memory else _KnownFiles(self.root)
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             read = pool.map(self._read, self._files, repeat(known))
@@ -339,19 +335,19 @@ class Folder(ImageDataset):
         # The split depends on the number of images: broken ones do not count.
         parts, held_out = split(images, self.classes, self.split_settings)
         whole = Images(
-            [image.pixels for image in images.values()],
+            [image for image, _ in images.values()],
             torch.tensor([file.label for file in images], dtype=torch.int64),
             [file.path for file in images],
             None if self._are_in_memory else self.prepare.read,
-            digests=torch.tensor([image.digest for image in images.values()], dtype=torch.int64),
+            digests=torch.tensor([digest for _, digest in images.values()], dtype=torch.int64),
         )
         sets = []
         for part in _PARTS:
             places = [place for place, file in enumerate(images) if parts[file] == part]
             sets.append(whole.subset(torch.tensor(places, dtype=torch.int64)))
         sha256 = hashlib.sha256()
-        for file, image in images.items():
-            sha256.update(os.fsencode(f"{file.path} {file.label} {image.digest} "))
+        for file, (_, digest) in images.items():
+            sha256.update(os.fsencode(f"{file.path} {file.label} {digest} "))
         train, val, test = sets
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
         require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")

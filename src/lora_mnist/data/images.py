@@ -336,9 +336,7 @@ def digests_of(images: Tensor | Sequence[Tensor | Path]) -> Tensor:
 
 def sha256_of(images: Tensor, labels: Tensor) -> str:
     """The SHA-256 of images and labels (int64), in hexadecimal."""
-    digest = hashlib.sha256(images.numpy().data)
-    digest.update(labels.numpy().data)
-    return digest.hexdigest()
+    return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
 
 def viewable(images: Tensor) -> Tensor:
