@@ -192,17 +192,17 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("errors", "images", "expected"),
+    ("confusion", "expected"),
     [
-        ([171] * 8, [200] * 8, True),  # 14.5% of 8 classes
-        ([0, 10], [90, 10], True),  # always the same class
-        ([3, 3], [10, 10], True),  # 70% of so few may be chance
-        ([70, 70], [200, 200], False),
-        ([3, 0, 3], [9, 0, 9], False),
+        ([[29, 171], [171, 29]], True),  # 14.5%
+        ([[90, 0], [10, 0]], True),  # always the same class
+        ([[7, 3], [3, 7]], True),  # 70% of so few may be chance
+        ([[130, 70], [70, 130]], False),
+        ([[6, 3, 0], [0, 0, 0], [3, 0, 6]], False),
     ],
 )
-def test_is_near_chance_where_it_is_hardly_better_than_guessing(errors, images, expected):
-    assert is_near_chance(errors, images) == expected
+def test_is_near_chance_where_it_is_hardly_better_than_guessing(confusion, expected):
+    assert is_near_chance(of_counts(confusion)) == expected
 
 
 def test_eval_tells_unasked_of_a_network_that_guesses(tmp_path):

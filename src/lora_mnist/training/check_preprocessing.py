@@ -12,7 +12,6 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from lora_mnist.classifier.classifier import build_dataset
-from lora_mnist.classifier.networks import check_outputs
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.run import in_grammar
 from lora_mnist.data import Folder, Images
@@ -50,33 +49,26 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
     """
     if before is None:
         return []
-    advice = check_order(session, before)
-    if not advice and session.cfg.stage == "eval":
-        advice = better_preparation(session)
-    counts = counts_of(before)["before"]
-    if not advice and is_near_chance(counts["errors_per_class"], counts["images_per_class"]):
-        right = f"{len(before) - counts['errors']} of {len(before)} images right"
-        log.warning(
-            "the base has %s, which is hardly better than guessing: if it was better where it was "
-            "trained, look at net._target_, base_ckpt and prepare, of which eval.py tries usual "
-            "values (docs/failed.md)",
-            right,
-        )
+    advice = []
+    if isinstance(session.classifier.dataset, Folder):
+        advice = check_order(session, before)
+        if not advice and session.cfg.stage == "eval":
+            advice = better_preparation(session, session.classifier.dataset)
+    if not advice and is_near_chance(before):
+        text = "the base has %d of %d images right, which is hardly better than guessing: look at "
+        text += "net._target_, base_ckpt and prepare (docs/failed.md)"
+        log.warning(text, (before.prediction[0] == before.label).sum(), len(before))
     return advice
 
 
-def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
-    """Whether the mean share of right images of a class is hardly better than that of guessing.
+def is_near_chance(before: Predictions) -> bool:
+    """Whether the balanced accuracy is hardly better than that of guessing.
 
     That is up to 1.25 times as large, or no larger beyond chance, in the one-sided binomial test.
     """
-    shares = [1 - e / n for e, n in zip(errors, images, strict=True) if n]
-    chance, count = 1 / len(images), sum(images)
-    right = sum(shares) / len(shares)
-    if right <= 1.25 * chance:
-        return True
-    test = binomtest(round(right * count), count, chance, alternative="greater")
-    return bool(test.pvalue > LEVEL)
+    share, chance = counts_of(before)["before"]["balanced_accuracy"], 1 / before.num_classes
+    test = binomtest(round(share * len(before)), len(before), chance, alternative="greater")
+    return bool(share <= 1.25 * chance or test.pvalue > LEVEL)
 
 
 def check_order(session: Session, before: Predictions) -> list[str]:
@@ -85,18 +77,17 @@ def check_order(session: Session, before: Predictions) -> list[str]:
     A repair is refused until a key says the order, be it the one that is there.
     """
     classes, settings = session.classifier.classes, session.classifier.settings
+    label, prediction = before.label, before.prediction[0]
     output, is_certain = likely_outputs(before)
     is_moved = output != torch.arange(len(classes))
-    if not isinstance(session.classifier.dataset, Folder) or not (is_moved & is_certain).any():
+    if not (is_moved & is_certain).any():
         return []
     override = "prepare.classes"
     text = "the network's outputs are most likely in another order of the classes"
     if is_certain[is_moved].all():
         override = _order([classes[c] for c in output.argsort().tolist()])
-        right = int((before.prediction[0] == output[before.label]).sum())
-        were_right = int((before.prediction[0] == before.label).sum())
-        text += f": the base has {right} of {len(before)} images right instead of {were_right} with"
-        text += f": {quoted(override)}"
+        text += f": the base has {(prediction == output[label]).sum()} of {len(before)} images "
+        text += f"right instead of {(prediction == label).sum()} with: {quoted(override)}"
     if session.cfg.stage == "lora" and settings.prepare.get("classes") is None:
         here = quoted(_order(classes))
         raise UserError(f"prepare.classes=null: {text}; expected an order, or {here} as it is")
@@ -130,15 +121,14 @@ def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
     return output, (lost > _DEVIATIONS * deviation).fill_diagonal_(True).all(dim=1)
 
 
-def better_preparation(session: Session) -> list[str]:
+def better_preparation(session: Session, dataset: Folder) -> list[str]:
     """The overrides of another usual preparation, if the base does clearly better with it."""
-    classifier, val = session.classifier, session.images.val
-    dataset, settings = classifier.dataset, classifier.settings
-    if not isinstance(dataset, Folder) or dataset.prepare.transform is not None or not len(val):
-        return []
+    classifier, settings = session.classifier, session.classifier.settings
     if classifier.base is None or classifier.base.record or session.run.is_sweep:
         return []
-    started, device = time.monotonic(), session.evaluating()
+    if dataset.prepare.transform is not None:
+        return []
+    started, val, device = time.monotonic(), session.images.val, session.evaluating()
     some = val.subset(torch.linspace(0, len(val) - 1, min(_IMAGES, len(val))).long())
     pictures, largest = [], max(*_SIDES, *dataset.prepare.size)
     for name in some.names:
@@ -148,12 +138,12 @@ def better_preparation(session: Session) -> list[str]:
         pictures.append(picture.reduce(max(1, min(picture.size) // (2 * largest))))
 
     def is_wrong(prepare: Mapping[str, Any]) -> Tensor:
+        """Which of the pictures the base gets wrong if they are prepared so."""
         typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
         other = build_dataset(classifier.net, Settings(settings.net, typed, settings.data))
         images = zip(map(other.read_picture, pictures), some.labels.tolist(), strict=True)
-        batches = list(other.stacked(images, device))
-        check_outputs(classifier.net, batches[0][0][:1], len(other.classes), other.name)
-        return predictions_of(classifier.net, batches).prediction[0] != some.labels
+        table = predictions_of(classifier.net, other.stacked(images, device))
+        return table.prediction[0] != some.labels
 
     # Measured values are fixed, or each size would be measured anew.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
@@ -163,32 +153,27 @@ def better_preparation(session: Session) -> list[str]:
         return []
     tried = [{**best}]
     for way in _usual_ways(dataset, some, best):
-        if {**best, **way} in tried:
+        prepare = {**best, **way}
+        if prepare in tried:
             continue
         if time.monotonic() - started > _SECONDS:
             log.warning("a minute is over: no other way to prepare images is tried")
             break
-        tried.append({**best, **way})
+        tried.append(prepare)
         with suppress(Exception):  # whatever a network raises that does not take such images
-            wrong = is_wrong(tried[-1])
+            wrong = is_wrong(prepare)
             if wrong.sum() < least.sum():
                 least = wrong
                 best.update(way)
     fewer, more = int((as_configured & ~least).sum()), int((least & ~as_configured).sum())
     if mcnemar(fewer, more) >= LEVEL / len(tried):  # the best of several ways is tested
         return []
-    overrides = []
-    for key, value in best.items():
-        if settings.prepare.get(key) != value:
-            overrides.append(f"prepare.{key}={as_value(value)}")
-    log.warning(
-        "the network may have been trained on images that were prepared otherwise: it makes %d "
-        "errors instead of %d in %d validation images with: %s",
-        least.sum(),
-        as_configured.sum(),
-        len(some),
-        " ".join(map(quoted, overrides)),
-    )
+    changed = {key: value for key, value in best.items() if settings.prepare.get(key) != value}
+    overrides = [f"prepare.{key}={as_value(value)}" for key, value in changed.items()]
+    text = "the network may have been trained on images that were prepared otherwise: of %d it has "
+    text += "%d wrong, and %d with: %s"
+    shown = " ".join(map(quoted, overrides))
+    log.warning(text, len(some), as_configured.sum(), least.sum(), shown)
     return overrides
 
 
@@ -196,19 +181,15 @@ def _usual_ways(
     dataset: Folder, images: Images, best: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Values of ``prepare`` to try, one after another; ``best`` has the best of those before."""
-    scalings = []
-    for mean, std in (*_SCALINGS, measured_pixels(images)):
-        scalings.append({"mean": mean, "std": std})
-    yield from scalings
-    sizes = {(side, side) for side in _SIDES}
+    sizes = [(side, side) for side in _SIDES]
     own = size_of_picture(dataset.root / str(images.names[0]))
     if max(own) <= max(*_SIDES, *dataset.prepare.size):  # no photograph in full size
-        sizes.add(own)
-    for size in sorted(sizes):
+        sizes.append(own)
+    for size in sizes:
         yield {"image_size": list(size)}
-    yield from scalings
-    for step in (16, 8, 4):
+    for mean, std in (*_SCALINGS, measured_pixels(images)):
+        yield {"mean": mean, "std": std}
+    for step in (16, -16, 8, -8, 4, -4):
         height, width = best.get("image_size", dataset.prepare.size)
-        for change in (-step, step):
-            yield {"image_size": [height + change, width + change]}
+        yield {"image_size": [height + step, width + step]}
     yield from _RESIZINGS
