@@ -33,7 +33,8 @@ from lora_mnist.config.make import classifier_of, make, settings_of
 from lora_mnist.config.run import Run, key_of
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
-from lora_mnist.measure.dial import best_offset, contest, offset_for, offsets_of
+from lora_mnist.lora.offset import offset_for, offsets_to_try
+from lora_mnist.measure.dial import smoothed
 from lora_mnist.measure.gain import measure
 from lora_mnist.measure.predictions import counts_of_labels
 from lora_mnist.training.session import augment_of
@@ -91,9 +92,9 @@ def one_number(case: Case) -> tuple[Tensor, float]:
     """The direction and the offset, a number or tau, that validation images choose for the base."""
     offset = offset_for(case.counts(), case.targets)
     direction = offset.direction
-    rows = contest(case.before["val"], case.labels["val"], direction)
-    classes, offsets = len(case.dataset.classes), offsets_of(offset)
-    return direction, best_offset(rows, direction, offsets, classes, case.choose_by)
+    logits, labels, offsets = case.before["val"], case.labels["val"], offsets_to_try(offset)
+    values = smoothed(logits, labels, direction, offsets, case.choose_by)
+    return direction, offsets[int(values.argmax())]
 
 
 def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:

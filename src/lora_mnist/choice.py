@@ -13,8 +13,7 @@ AUTO = "auto"
 #: The values of target for which images decide: the weakest class, and all weak ones.
 WEAK = ("weakest", "weak")
 #: The keys that set the choices of a repair.
-KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
-KEY_OF |= {"scale": "lora.scale", "offset": "lora.offset"}
+_KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
 #: Of a value that somebody has set.
 _AS_SET = ("typed", "as configured")
 
@@ -32,10 +31,15 @@ def tell(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
     for name, choice in choices.items():
         if choice.why not in _AS_SET:
-            log.info("%s", line_of(KEY_OF.get(name, name), choice.value, choice.why))
+            log.info("%s", line_of(name, choice.value, choice.why, of_repair=True))
 
 
-def line_of(key: str, value: Any, why: str) -> str:
-    """``optimizer.lr=0.003: for 60 images``: a choice by the key that sets it."""
+def line_of(name: str, value: Any, why: str, of_repair: bool = False) -> str:
+    """``optimizer.lr=0.003: for 60 images``: a choice by its keys, those of a repair's run."""
+    if name == "point":
+        prefix = "lora." if of_repair else ""
+        keys = [f"{prefix}{knob}={number:g}" for knob, number in value.items()]
+        return f"{' '.join(keys)}: {why}"
+    key = _KEY_OF.get(name, name) if of_repair else name
     shown = ", ".join(value) if isinstance(value, list) else as_value(value)
     return f"{key}={shown}: {why}"

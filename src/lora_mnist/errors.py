@@ -47,6 +47,10 @@ class TrainingError(UserError):
     exit_code = 1
 
 
+class OutputsError(TrainingError, ValueError):
+    """A network gives outputs that are not finite."""
+
+
 def require_number(name: str, value: Any, least: float, most: float) -> None:
     """Raise :class:`ArgumentError` unless ``value`` is a number from ``least`` to ``most``."""
     is_inside = is_number(value) and least <= value <= most

@@ -10,8 +10,6 @@ RESULTS_FILE = "results.json"
 #: Of a job of a sweep that failed.
 FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
-#: Of several trainings, all but the last have their files there.
-TRIALS_FOLDER = "trials"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 #: What a run, or a sweep, writes into its folder besides these.
@@ -22,7 +20,7 @@ predictions.csv report.html checkpoints figures summary.csv summary.png multirun
 
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
     """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
-    ours = (RESULTS_FILE, FAILED_FILE, ADAPTER_FOLDER, TRIALS_FOLDER, *_ALSO_WRITTEN.split())
+    ours = (RESULTS_FILE, FAILED_FILE, ADAPTER_FOLDER, *_ALSO_WRITTEN.split())
     for name in (*names, *ours):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")

@@ -11,6 +11,7 @@ from helpers.commands import refused
 from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.make import classifier_of
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
@@ -61,7 +62,7 @@ def test_scale_auto_asks_the_rule_of_training(tmp_path):
     net.to = lambda *_: pytest.fail("it was moved from where its user put it")
 
     def turned(*asked):
-        return [choice.value for choice in classifier.set_scale(*asked).values()]
+        return list(turn_adapter(classifier, *asked).value.values())
 
     with torch.no_grad():  # owls are known again
         adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
@@ -80,7 +81,7 @@ def test_scale_auto_asks_the_rule_of_training(tmp_path):
     assert turned(None, 2.5) == [1.0, 2.5]
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
-        classifier.set_scale(None, 3)
+        turn_adapter(classifier, None, 3)
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

@@ -13,6 +13,7 @@ from helpers.stranger import take_pictures
 from PIL import Image
 
 from lora_mnist import Classifier, load_classifier
+from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.train import train
@@ -115,7 +116,7 @@ def test_from_a_folder_to_a_repaired_folder(here, kind):
     export(composed("export", "paths.outputs=outputs", *own, "scale=1", "out=new/repaired"))
     assert sorted(path.name for path in Path("new").iterdir()) == ["repaired"]
     classifier = load_classifier("elsewhere/adapter", "elsewhere/base.safetensors")
-    classifier.set_scale(1)
+    turn_adapter(classifier, 1)
     ours = classifier.predict(files)
     named, surest = labels_of("new/repaired", files)
     assert [each.label for each in ours] == named

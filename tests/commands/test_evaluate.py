@@ -34,8 +34,8 @@ def test_eval_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
 def test_eval_takes_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
     options = (f"paths.outputs={made}", "adapter=latest", f"scale={scale}")
     results = evaluate(composed("eval", *SMALL, *options), Run(tmp_path))
-    chosen = trained["dial"]["advised"] if scale == "auto" else float(scale)
-    assert (results["scale"], results["targets"]) == (chosen, [9])
+    chosen = trained["dial"]["advised"]["scale"] if scale == "auto" else float(scale)
+    assert (results["point"]["scale"], results["targets"]) == (chosen, [9])
     assert results["test_base"] == trained["test_base"]
     assert (results["test"]["broken"] == results["test"]["repaired"] == 0) == (chosen == 0)
 
@@ -45,7 +45,7 @@ def test_an_offset_is_there_in_every_command_until_it_is_taken_away(outputs, tmp
     options = ("stage=lora", "digit=9", "batches.replay=20", "lora.offset=1.5", "lora.scale=0.5")
     small_base(outputs)
     trained = train(composed("train", *QUICK, *options, f"paths.outputs={outputs}"))
-    assert (trained["scale"], trained["offset"]) == (0.5, 1.5)
+    assert trained["point"] == {"scale": 0.5, "offset": 1.5}
     record = ("adapter=latest", f"paths.outputs={outputs}")
 
     def tested(*typed):
@@ -53,8 +53,8 @@ def test_an_offset_is_there_in_every_command_until_it_is_taken_away(outputs, tmp
 
     assert tested()["test"] == trained["test"]
     half, number = tested("offset=0"), tested("scale=0")
-    assert (half["scale"], half["offset"]) == (0.5, 0)
-    assert (number["scale"], number["offset"]) == (0, 1.5)
+    assert half["point"] == {"scale": 0.5, "offset": 0}
+    assert number["point"] == {"scale": 0, "offset": 1.5}
     base = tested("scale=0", "offset=0")
     assert base["test"]["errors_per_class"] == trained["test_base"]["errors_per_class"]
     nines = [each["test"]["errors_of_target"] for each in (trained, half, number, base)]

@@ -153,13 +153,13 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     assert [len(A) for A in lora_A] == [16, 2 * 2]  # PiSSA has twice the rank, or the full one
     dial = results["dial"]
     assert dial["images"] == 500
-    assert dial["advised"] == results["scale"] == results["choices"]["scale"]["value"]
-    for scale, split in ((0, "val_base"), (results["scale"], "val")):
+    assert dial["advised"] == results["point"] == results["choices"]["point"]["value"]
+    for scale, split in ((0, "val_base"), (results["point"]["scale"], "val")):
         place = dial["scales"].index(scale)
         for key in ("errors", "errors_of_target"):
             assert dial[key][place] == results[split][key]
     harmful = run(outputs, *options, "optimizer.lr=0.1")
-    assert harmful["scale"] == 0
+    assert harmful["point"]["scale"] == 0
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0
 
 

@@ -9,8 +9,9 @@ from lora_mnist.measure.predictions import Predictions, counts_of
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 DIAL = {
-    **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9], "advised": 0.5},
-    **{"offsets": [0, 0, 0.25], "advised_offset": 0, "choose_by": "balanced_accuracy"},
+    **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9]},
+    **{"offsets": [0, 0, 0.25], "choose_by": "balanced_accuracy"},
+    "advised": {"scale": 0.5, "offset": 0},
     **{"saved": [0, 0.05, 0.1], "measures": [0.8, 0.85, 0.9]},
     "base": {
         "measure": 0.8,
@@ -53,8 +54,7 @@ def results(stage="lora", **more):
         "stage": stage,
         "dataset": "farm",
         "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
-        "scale": None if stage == "pretrain" else 1.0,
-        "offset": None if stage == "pretrain" else 0.0,
+        "point": None if stage == "pretrain" else {"scale": 1.0, "offset": 0.0},
         "choices": {},
         "val_from": "train",
         "choose_by": "balanced_accuracy",

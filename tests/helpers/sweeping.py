@@ -13,7 +13,7 @@ TOY = "tests/helpers/toy.py"
 COLUMNS = {
     "val_errors_on_target": "val.errors_of_target",
     "test_accuracy": "test.accuracy",
-    "scale": "scale",
+    "scale": "point.scale",
     "seconds": "seconds",
 }
 

@@ -52,7 +52,7 @@ def test_another_mix_of_validation_images_is_said():
 CHOICES = {
     "target": {"value": "shirt", "of": None, "images": 60, "why": "the weakest class"},
     "rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},
-    "scale": {"value": 1, "of": [0, 1], "images": 60, "why": "9 errors"},
+    "point": {"value": {"scale": 1, "offset": 0}, "of": None, "images": 60, "why": "9 errors"},
 }
 #: The base makes no error on validation images, and some on test images.
 KNOWN = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}
@@ -65,7 +65,7 @@ def test_choices_are_doubted_by_images_that_the_base_may_have_learnt(why):
     """With what was decided, and the way out: test images, if there is a test/."""
     (doubt,) = doubts(Reading(results(**why)))
     assert doubt.judgement == "unclear"  # the test images may be harder
-    assert "target, scale" in doubt.text
+    assert "target, point" in doubt.text
     assert "data.val_from=test" in doubt.text
     assert doubt in belief(Reading(results(**why)))
     alone = doubts(Reading(results(**why | {"held_out": {"test": "train", "val": "train"}})))

@@ -20,7 +20,7 @@ def test_sweeps_table(tmp_path):
         "val_base": {"accuracy": 0.93, "errors_of_target": 38},
         "test_base": {"accuracy": 0.952},
         "test": {"accuracy": 0.92484},
-        "scale": 0.5,
+        "point": {"scale": 0.5, "offset": 0},
     }
     for rank, accuracy in ((4, 0.9166), (8, 0.93344)):
         write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=accuracy, more=more)
@@ -38,10 +38,10 @@ def test_sweeps_table(tmp_path):
 
 def test_adapters_that_are_turned_off_are_counted(tmp_path):
     for number, scale in enumerate((0.0, 0.5, 0.0)):
-        more = {"scale": scale}
+        more = {"point": {"scale": scale, "offset": 0}}
         write_job(tmp_path, f"{number}", [f"lora.rank={number}"], accuracy=0.9, more=more)
     assert "\n2 of 3 adapters are turned off (scale 0)\n" in printed(tmp_path)
-    write_job(tmp_path, "0", ["lora.rank=0"], accuracy=0.9, more={"stage": "eval", "scale": 0.0})
+    write_job(tmp_path, "0", ["lora.rank=0"], accuracy=0.9, more={"stage": "eval"})
     assert "1 of 2 adapters" in printed(tmp_path)
 
 

@@ -9,7 +9,8 @@ from lora_mnist.show.reading import Reading
 from lora_mnist.show.verdict import verdict, verdict_text
 
 DIGITS = [str(number) for number in range(10)]
-OFF = {"dial": {**DIAL, "advised": 0, "advised_offset": 0}, "scale": 0}
+OFF_POINT = {"scale": 0, "offset": 0}
+OFF = {"dial": {**DIAL, "advised": OFF_POINT}, "point": OFF_POINT}
 
 
 def said(run):
@@ -197,18 +198,18 @@ def test_a_class_without_a_test_image_is_named():
 
 def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
     """Validation images may have chosen it, or somebody who thought that 0 is off."""
-    of_one = {**GOOD, "scale": 0, "offset": 1.5}
+    of_one = {**GOOD, "point": {"scale": 0, "offset": 1.5}}
     for more in ({}, {"targets": [1, 2]}, {"dial": OFF["dial"]}):
         run = {**of_one, **more}
         assert said(run)[1]
         assert "1.5" in about(run, "scale=0 offset=0").text
-    assert "scale=0 offset=0" not in verdict_text(Reading({**of_one, "offset": 0}))
-    assert not said({**of_one, "offset": 0})[1]
+    assert "scale=0 offset=0" not in verdict_text(Reading({**of_one, "point": OFF_POINT}))
+    assert not said({**of_one, "point": OFF_POINT})[1]
 
 
 def test_what_the_training_adds_to_the_offset_is_said():
     dial = {**DIAL, "offsets": [1.5, 1, 0.25]}
-    run = {**GOOD, "dial": dial, "scale": 0.5, "offset": 1}
+    run = {**GOOD, "dial": dial, "point": {"scale": 0.5, "offset": 1}}
     assert numbers_of(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
     del dial["measures"]
     assert "offset alone" not in verdict_text(Reading(run))

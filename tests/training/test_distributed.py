@@ -1,8 +1,6 @@
 """One training in two processes, trainer=ddp_sim: what one process alone would do."""
 
 import os
-from dataclasses import fields
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -10,18 +8,12 @@ import torch
 from composed import FEW, SMALL, composed
 from helpers.commands import read_csv, read_results
 from helpers.nets import batches
-from helpers.runs import DIAL
 from lightning.pytorch import Trainer
 
-from lora_mnist import add_lora
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import Run
-from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
-from lora_mnist.lora.model import add_offset
 from lora_mnist.training.module import ClassifierModule
-from lora_mnist.training.recipe import choose_dial
-from lora_mnist.training.session import Session
 
 
 def logged_in(folder, key):
@@ -59,8 +51,8 @@ def test_two_processes_train_as_one(cli, outputs, tmp_path):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two["images_per_class"] == one["images_per_class"]
         assert abs(two["errors"] - one["errors"]) <= 2
-    assert together["scale"] == alone["scale"] > 0
-    assert together["offset"] == pytest.approx(alone["offset"], abs=0.25) != 0
+    assert together["point"]["scale"] == alone["point"]["scale"] > 0
+    assert together["point"]["offset"] == pytest.approx(alone["point"]["offset"], abs=0.25) != 0
 
 
 def trainer_told(first):
@@ -82,17 +74,3 @@ def test_training_is_refused_where_the_first_process_has_chosen_otherwise(tiny, 
     (key,) = first
     with pytest.raises(UserError, match=rf"^{key}: process 0 has chosen .*; expected a value"):
         trainer_told(first).fit(module, batches())
-
-
-def test_choose_dial_takes_what_the_first_process_has_chosen(tiny):
-    """Its place among the scales, with the offset that is best there."""
-    parts = {field.name: None for field in fields(Session)}
-    auto = composed("train", "stage=lora", "lora.scale=auto", "lora.offset=auto")
-    net = add_offset(add_lora(tiny), "linear2", torch.tensor([0.0, 1, 0]))
-    trainer = trainer_told({"scale": 1, "offset": 0.25})
-    parts |= {"cfg": auto, "trainer": trainer, "classifier": SimpleNamespace(net=net)}
-    selection = Selection([1], torch.arange(1), torch.arange(1))
-    dial = {**DIAL, "saved": [0, 0.1, 0.1], "base": {**DIAL["base"], "measure": 0.5}}
-    assert dial["advised"] != 1
-    choices = choose_dial(Session(**parts), selection, dial)
-    assert (choices["scale"].value, choices["offset"].value) == (1, 0.25)

@@ -215,8 +215,8 @@ def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
     Path("photos").rename("old")
     known.rename("photos")
     results = world.run("eval of latest")
-    assert results["scale"] == 0.5
-    assert "3 of 3 validation images are left out" in results["choices"]["scale"]["why"]
+    assert results["point"]["scale"] == 0.5
+    assert "3 of 3 validation images are left out" in results["choices"]["point"]["why"]
 
 
 def test_each_adapter_has_its_own_digests(world, caplog):

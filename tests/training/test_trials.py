@@ -14,11 +14,13 @@ from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
+from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import recipe
-from lora_mnist.training.recipe import choose_target
+from lora_mnist.training import attempts
+from lora_mnist.training.attempts import RATES
 from lora_mnist.training.session import Session, augment_of
+from lora_mnist.training.target import choose_target
 
 #: 350 nines are few.
 RECIPE = (
@@ -62,7 +64,7 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     measures = {}
     for name, typed in values.items():
         alone = go(f"alone {name}", *QUIET, *typed)
-        measures[name] = read_results(alone)["val"]["balanced_accuracy"]
+        measures[name] = max(read_results(alone)["dial"]["smoothed"])
         assert f"{measures[name]:.1%} with {name}" in choice["why"]
         assert (changed(alone, chosen) == []) == (name == choice["value"])
         if name == choice["value"]:
@@ -75,7 +77,6 @@ def test_what_is_typed_counts_for_all_trials(go):
     """Trials that then say the same are one."""
     folder = go("typed", *QUIET, TRIALS, "lora.dropout=0.05", "optimizer.lr=0.003", typed=True)
     assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
-    assert not (folder / "trials").exists()
     assert "the same" in read_results(folder)["choices"]["trial"]["why"]
 
 
@@ -94,26 +95,52 @@ def test_a_trial_that_cannot_be_used_is_refused_before_any_training(go, trials, 
     assert str(caught.value).startswith(start)
 
 
-def test_a_training_that_collapses_ends_and_a_smaller_rate_is_tried(go, caplog):
-    caplog.set_level("INFO", "lora_mnist")
-    steep = ("optimizer.lr=auto", "lora.alpha=1000", "trainer.val_check_interval=4")
-    folder = go("steep", *QUIET, TRIALS.replace(", optimizer.lr: 0.01", ""), *steep)
-    choices = read_results(folder)["choices"]
-    rate = choices["rate"]
-    assert rate["value"] < 0.003
-    assert "at 0.001 it collapses, with " in rate["why"]
-    assert caplog.text.count("the next rate is tried") == rate["of"].index(rate["value"])
-    assert len(set(folder.glob("trials/*_0.003"))) <= 1  # the second trial does not try it again
-    typed = ("lora.alpha=1000", "trainer.val_check_interval=4", f"optimizer.lr={rate['value']}")
-    dropout = {"high": 0.3, "low": 0.05}[choices["trial"]["value"]]
-    assert not changed(folder, go("less steep", *QUIET, *typed, f"lora.dropout={dropout}"))
+def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypatch):
+    """A scheduler, too, reads the rate that was chosen."""
+    monkeypatch.setattr(attempts, "RATES", (1e30, 0.003))
+    options = (*QUIET, "scheduler=one_cycle", "trainer.log_every_n_steps=1")
+    folder = go("steep", *options, "optimizer.lr=auto")
+    rate = read_results(folder)["choices"]["rate"]
+    assert rate["value"] == 0.003
+    assert rate["why"].startswith("optimizer.lr=1e+30: ")
+    assert not changed(folder, go("less steep", *options, "optimizer.lr=0.003"))
 
 
-def test_a_scheduler_reads_the_rate_that_was_chosen(go):
-    options = (*QUIET, "scheduler=one_cycle", "trainer.val_check_interval=4")
-    auto = go("one cycle", *options, "optimizer.lr=auto")
-    rate = read_results(auto)["choices"]["rate"]["value"]
-    assert not changed(auto, go("its rate", *options, f"optimizer.lr={rate}"))
+def test_of_several_processes_the_first_one_advises(go, monkeypatch):
+    def told(self, value):
+        advice = isinstance(value, tuple) and isinstance(value[0], Point)
+        return (Point(0.4, 0.0), value[1]) if advice else value
+
+    monkeypatch.setattr(Session, "of_first_process", told)
+    assert read_results(go("told", *QUIET))["point"] == {"scale": 0.4, "offset": 0}
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeypatch, adds):
+    is_ahead = property(lambda attempt: adds)
+    monkeypatch.setattr(attempts.Attempt, "is_ahead_of_an_offset", is_ahead)
+    rates, fit = [], Session.fit
+    monkeypatch.setattr(
+        Session, "fit", lambda self, data: rates.append(self.cfg.optimizer.lr) or fit(self, data)
+    )
+    go(f"adds {adds}", *QUIET, "optimizer.lr=auto")
+    assert rates == list(RATES[: 1 if adds else 2])
+
+
+def test_without_a_training_the_offset_alone_is_saved(go):
+    """The adapter is the base with a number on the logit; no image of the class was learnt."""
+    options = (*QUIET, "lora.scale=0", "lora.offset=auto", "refit=true")
+    folder = go("an offset", *options)
+    results = read_results(folder)
+    point = results["point"]
+    assert (point["scale"], results["steps"]) == (0, 0)
+    assert point["offset"] == results["dial"]["offsets"][0] != 0
+    assert not results["choices"]["refit"]["value"]
+    assert results["test"]["repaired"] + results["test"]["broken"]
+    outputs = folder.parents[1]
+    assert evaluated(outputs, folder)["test"] == results["test"]
+    assert evaluated(outputs, folder, "offset=0")["test"]["broken"] == 0
+    assert not len(read_learnt(folder / "adapter", read_metadata(folder / "adapter")["learnt"]))
 
 
 def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
@@ -178,9 +205,8 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     before = go("alone", *QUIET)
     folder = go("refit", *QUIET, "refit=true")
     results = read_results(folder)
-    told, _, later = caplog.text.partition("refit: once more")
-    assert "trainings: 2 of 12 steps, at most " in told
-    assert "trainings: " not in later
+    assert "training 1 of 2: " in caplog.text
+    assert "training 2 of 2: refit" in caplog.text
     assert results["choices"]["refit"]["value"]
     for key in ("val", "val_base", "dial"):
         assert results[key] == read_results(before)[key]
@@ -188,8 +214,8 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     outputs = folder.parents[1]
     assert evaluated(outputs, folder)["test"]["errors"] == results["test"]["errors"]
     auto = evaluated(outputs, folder, "scale=auto")
-    assert auto["scale"] == (1 if results["scale"] else 0)
-    assert auto["choices"]["scale"]["images"] == 0  # no image has decided now
+    assert auto["point"] == results["point"]
+    assert auto["choices"]["point"]["images"] == 0  # no image has decided now
     levels = {each.levelname for each in caplog.records if "are left out" in each.getMessage()}
     assert levels == {"INFO"}
 
@@ -208,12 +234,12 @@ def test_refit_begins_where_its_trial_began(go, monkeypatch):
 
 
 @pytest.mark.parametrize("diverges", [False, True])
-def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog, diverges):
+def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, diverges):
     """It tells itself by images that it has learnt; the trial is what is saved."""
     fit = Session.fit
 
-    def collapsing(self, data, *arguments):
-        module = fit(self, data, *arguments)
+    def ruined(self, data):
+        module = fit(self, data)
         if not len(data.images.val):  # the refit
             for adapter in lora_adapters(self.net):
                 torch.nn.init.normal_(adapter.lora_B, std=10)
@@ -221,20 +247,32 @@ def test_a_refit_that_collapses_is_given_up(go, monkeypatch, caplog, diverges):
                 raise TrainingError("the loss is nan")
         return module
 
-    monkeypatch.setattr(Session, "fit", collapsing)
-    folder, before = go(f"collapsing {diverges}", "refit=true"), go("alone", *QUIET)
+    monkeypatch.setattr(Session, "fit", ruined)
+    folder, before = go(f"ruined {diverges}", "refit=true"), go("alone", *QUIET)
     results = read_results(folder)
     assert not results["choices"]["refit"]["value"]
-    assert f"refit: {'it collapses' if diverges else 'balanced accuracy'}" in caplog.text
-    assert (folder / "trials/refit" / LAST_CHECKPOINT).exists()
-    assert not (folder / LAST_CHECKPOINT).exists()
+    assert f"refit: {'the loss is nan' if diverges else 'balanced accuracy'}" in caplog.text
     assert not changed(folder, before)
-    for key in ("val", "test", "dial", "scale"):
+    for key in ("val", "test", "dial", "point"):
         assert results[key] == read_results(before)[key]
     learnt = []
     for each in (folder / "adapter", before / "adapter"):
         learnt.append(len(read_learnt(each, read_metadata(each)["learnt"])))
     assert learnt[0] == learnt[1]
+
+
+def test_of_several_trainings_no_checkpoint_is_kept_and_curves_have_their_names(go, caplog):
+    """A callback of one's own that is dropped is told."""
+    own = "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelCheckpoint}"
+    folder = go("two", "refit=true", "logger=[csv,tensorboard]", own)
+    assert not (folder / LAST_CHECKPOINT).exists()
+    assert "callbacks: no checkpoint is kept, since this repair has 2 trainings" in caplog.text
+    versions = {path.parent.name for path in folder.glob("*/events.out.*")}
+    assert {version.partition("training=")[2] for version in versions} == {
+        *("", "lora_0.003", "refit_0.003")
+    }
+    curves = [read_csv(path) for path in sorted(folder.glob("csv/*/metrics.csv"))]
+    assert len([curve for curve in curves if any(row.get("train/loss") for row in curve)]) == 2
 
 
 def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
@@ -272,17 +310,16 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
 )
 def test_nothing_is_chosen_where_nothing_can_be(go, monkeypatch, overrides, few):
     """Of several classes the rarest counts: these have 350 images each."""
-    monkeypatch.setattr(recipe, "FEW_IMAGES", few)
+    monkeypatch.setattr(attempts, "FEW_IMAGES", few)
     folder = go(overrides[0], *QUIET, TRIALS, "refit=auto", *overrides)
     choices = read_results(folder)["choices"]
     assert (choices["trial"]["value"], choices["refit"]["value"]) == ("high", False)
-    assert not (folder / "trials").exists()
 
 
 def test_a_class_of_few_images_is_trained_once_without_trials(go):
     choices = read_results(go("no trials", *QUIET, "trials=null", "lora.offset=auto"))["choices"]
     assert "trial" not in choices
-    assert choices["offset"]["why"].startswith("the least cross-entropy")
+    assert choices["point"]["why"].startswith("the highest balanced accuracy ")
 
 
 def test_few_validation_images_of_a_class_are_told_and_none_are_refused(go, caplog):
@@ -296,26 +333,23 @@ def test_few_validation_images_of_a_class_are_told_and_none_are_refused(go, capl
 def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
     folder = go("alone low", *QUIET, "lora.dropout=0.05")
     results = evaluated(folder.parents[1], folder, "scale=auto", "data.val_size=1")
-    assert results["scale"] == read_results(folder)["scale"]
-    assert results["choices"]["scale"]["images"] == 0
-    assert "no validation images of 9" in results["choices"]["scale"]["why"]
+    assert results["point"] == read_results(folder)["point"]
+    assert results["choices"]["point"]["images"] == 0
+    assert "no validation images of 9" in results["choices"]["point"]["why"]
 
 
-def test_a_rate_that_collapses_leaves_the_runs_own_files_to_the_next_one(go):
-    """The checkpoint, the curves and what a logger knows are those of the training that is kept."""
-    steep = ("optimizer.lr=auto", "lora.alpha=1000", "trainer.val_check_interval=4")
-    options = ("logger=csv", "trainer.log_every_n_steps=4", *steep)
+def test_a_rate_that_diverges_leaves_the_checkpoint_to_the_next_one(go, monkeypatch):
+    """Each has curves of its own."""
+    monkeypatch.setattr(attempts, "RATES", (1e30, 0.003))
+    options = ("logger=csv", "trainer.log_every_n_steps=1", "optimizer.lr=auto")
     folder = go("steep alone", *options)
-    results = read_results(folder)
-    rate, curve = results["choices"]["rate"]["value"], results["validation_errors"]
-    assert rate < 0.001
     last = torch.load(folder / LAST_CHECKPOINT, weights_only=True)
-    assert last["hyper_parameters"]["optimizer"]["lr"] == rate
-    (logged,) = folder.glob("csv/*/metrics.csv")
-    errors = [int(float(row["val/errors"])) for row in read_csv(logged) if row["val/errors"]]
+    assert last["hyper_parameters"]["optimizer"]["lr"] == 0.003
+    curve = read_results(folder)["validation_errors"]
+    logged = [read_csv(path) for path in sorted(folder.glob("csv/*/metrics.csv"))]
+    assert len(logged) == 2
+    errors = [int(float(row["val/errors"])) for row in logged[1] if row.get("val/errors")]
     assert errors[: len(curve)] == [each for _, each in curve]
-    for kind in ("checkpoints/last.ckpt", "csv/version_0/metrics.csv"):
-        assert (folder / "trials" / "lora_0.001" / kind).exists()
 
 
 def test_a_trial_that_diverges_loses_no_other(go, caplog):
@@ -324,9 +358,9 @@ def test_a_trial_that_diverges_loses_no_other(go, caplog):
     folder = go("one diverges", *options, high)
     choice = read_results(folder)["choices"]["trial"]
     assert choice["value"] == "low"
-    assert choice["why"] == "the only one; high collapsed"
-    assert "trial high collapses: optimizer.lr=1e+30: the loss is nan" in caplog.text
+    assert choice["why"] == "the only one; high diverged"
+    assert "high: optimizer.lr=1e+30: the loss is nan" in caplog.text
     assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
     both = high.replace("0.05}}", "0.05, optimizer.lr: 1e30}}")
-    with pytest.raises(TrainingError, match=r"^trials: .* high: optimizer.lr=1e\+30: .* low: "):
+    with pytest.raises(TrainingError, match=r"^optimizer.lr=1e\+30: .*; optimizer.lr=1e\+30: "):
         go("all diverge", *options, both)

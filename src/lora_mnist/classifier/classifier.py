@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.base import (
     Base,
     base_name,
@@ -37,10 +36,7 @@ from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
-from lora_mnist.lora.model import lora_point, set_lora_point
 from lora_mnist.lora.point import Point
-from lora_mnist.lora.weight import lora_adapters, lora_offsets
-from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
 from lora_mnist.measure.gain import MEASURES
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.project import DATA, importable, program
@@ -159,72 +155,6 @@ class Classifier:
         settings.take("", _DEFAULTS)
         network = build_network(settings.net, folder)
         return cls(network, build_dataset(network, settings), settings)
-
-    def set_scale(
-        self, scale: float | str | None, offset: float | str | None = None
-    ) -> dict[str, Choice]:
-        """Turn the adapter up or down; return its scale and offset, and why; none without one.
-
-        Scale 0 and offset 0 are the base, scale 1 is the adapter as trained, ``None`` as it was
-        saved. With ``auto`` validation images decide, as in training: with ``scale="auto"`` over
-        an offset of ``None``, too.
-        """
-        adapters, offsets = lora_adapters(self.net), lora_offsets(self.net)
-        for key, value in (("scale", scale), ("offset", offset)):
-            if value is not None and not adapters:
-                raise UserError(f"{key}={value}: expected null, since there is no adapter")
-        if offset not in (None, 0) and not offsets:
-            raise UserError(f"offset={offset}: expected null, since the adapter has none")
-        if not adapters:
-            return {}
-        saved: dict[str, float] = lora_point(self.net)._asdict()
-        asked = {"scale": scale, "offset": offset}
-        if scale == AUTO and offset is None and offsets:
-            asked["offset"] = AUTO
-        choices: dict[str, Choice] = {}
-        for name, value in asked.items():
-            if value is None:
-                choices[name] = Choice(saved[name], why="as saved")
-            elif value != AUTO:
-                choices[name] = Choice(float(value), why="as set")
-        if len(choices) < 2:
-            choices |= self._advised(saved, choices)
-        for name, choice in choices.items():
-            log.info("%s=%g: %s", name, choice.value, choice.why)
-        set_lora_point(self.net, Point(choices["scale"].value, choices["offset"].value))
-        return {name: choices[name] for name in saved}
-
-    def _advised(
-        self, saved: Mapping[str, float], known: Mapping[str, Choice]
-    ) -> dict[str, Choice]:
-        """What of scale and offset is not ``known``: as validation images advise, if they may."""
-        images, made, why = self.images.val, self.record.get("made", {}), "as saved"
-        open_names = [name for name in saved if name not in known]
-        targets = [c for c, name in enumerate(self.classes) if name in self.targets]
-        unseen = [self.classes[c] for c in targets if not (images.labels == c).any()]
-        if made.get("refit"):
-            why += ", since the adapter has learnt validation images"
-        elif not len(images) and "val" in self.images.left_out:
-            why += f": {self.images.left_out['val']['line']}"
-        elif not len(images):
-            raise UserError(
-                f"{open_names[0]}=auto: expected data.val_size > 0, or images in val/ that are not "
-                "in train/, since validation images decide"
-            )
-        elif unseen:
-            why += f", since there are no validation images of {', '.join(unseen)}"
-        if why != "as saved":
-            return {name: Choice(saved[name], why=why) for name in open_names}
-        some = images_of_dial(images.labels, made.get("seed", 0), self.choose_by)
-        scales = [known["scale"].value] if "scale" in known else SCALES
-        offsets = [known["offset"].value] if "offset" in known else None
-        batches = self.dataset.batches(images, self.device, some, "scale=auto")
-        curve = dial_curve(self.net.eval(), batches, targets, scales, offsets, self.choose_by)
-        advised = {"scale": curve["advised"], "offset": curve["advised_offset"]}
-        choices = {}
-        for name in open_names:
-            choices[name] = Choice(advised[name], None, len(some), "advised by validation images")
-        return choices
 
     @property
     def device(self) -> torch.device:

@@ -25,9 +25,9 @@ from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
 from lora_mnist.config.run import Command, Run, in_grammar
-from lora_mnist.errors import IncompleteError, UserError, one_line
+from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
-from lora_mnist.run_paths import LAST_CHECKPOINT, TRIALS_FOLDER, refuse_used_folder
+from lora_mnist.run_paths import LAST_CHECKPOINT, refuse_used_folder
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _told(reason: str, code: int) -> SystemExit:
     if conf is not None and conf.mode == RunMode.MULTIRUN:
         lines.append(end_early(Path(conf.sweep.dir)))
     elif conf is not None:
-        if code != IncompleteError.exit_code:
+        if code == UserError.exit_code:
             _remove_if_empty(conf)
         if code > UserError.exit_code:  # a signal
             again = Run.of_command_line(conf, Path(conf.run.dir)).typed_without(*_OF_THE_FOLDER)
@@ -142,7 +142,7 @@ def _go_on(conf: Any) -> str | None:
     """The command that goes on from a run's last checkpoint; ``None`` where there is none."""
     folder = Path(conf.run.dir).absolute()
     last = folder / LAST_CHECKPOINT
-    if not last.is_file() or (folder / TRIALS_FOLDER).exists():  # several trainings start again
+    if not last.is_file():  # several trainings start again
         return None
     typed = Run.of_command_line(conf, folder).typed_without(*_OF_THE_FOLDER, "ckpt_path")
     typed.append(f"ckpt_path={in_grammar(last)}")

@@ -9,14 +9,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.make import classifier_of
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
+from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import lora_offsets
-from lora_mnist.measure.predictions import BASE, Point
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,8 @@ def build_page(classifier: Classifier) -> Any:
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 
-    dataset, saved = classifier.dataset, classifier.set_scale(None)
-    saved_scale = saved["scale"].value if saved else 0.0
-    saved_offset = saved["offset"].value if saved else 0.0
+    dataset, choice = classifier.dataset, turn_adapter(classifier)
+    saved = BASE if choice is None else Point(**choice.value)
     test_images = classifier.test_images()
     mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
 
@@ -98,15 +98,15 @@ def build_page(classifier: Classifier) -> Any:
                 note = gr.Markdown()
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
             with gr.Column():
-                most = max(2, saved_scale)
+                most = max(2, saved.scale)
                 scale = gr.Slider(
-                    0, most, saved_scale, step=0.05, label="Scale of the adapter", elem_id="scale"
+                    0, most, saved.scale, step=0.05, label="Scale of the adapter", elem_id="scale"
                 )
-                reach = max(10, abs(saved_offset))
+                reach = max(10, abs(saved.offset))
                 offset = gr.Slider(
                     -reach,
                     reach,
-                    saved_offset,
+                    saved.offset,
                     step=0.05,
                     label="Offset on the repaired class",
                     visible=bool(lora_offsets(classifier.net)),
@@ -136,6 +136,6 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = checked_copy(cfg, run)
     classifier = classifier_of(cfg)
     classifier.check()
-    classifier.set_scale(cfg.scale, cfg.offset)
+    turn_adapter(classifier, cfg.scale, cfg.offset)
     page, server = build_page(classifier), cfg.server
     page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)

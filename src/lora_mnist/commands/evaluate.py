@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder, refuse_used_folder
@@ -34,9 +35,10 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         session = open_session(cfg, run)
         classifier = session.classifier
         session.evaluating()  # also what the dial sees
-        choices = classifier.set_scale(cfg.scale, cfg.offset)
+        point = turn_adapter(classifier, cfg.scale, cfg.offset)
+        choices = {} if point is None else {"point": point}
         is_alone = classifier.adapter is None
         tables, advice = session.tables(with_val=is_alone), []
         if is_alone:
-            choices, advice = {}, check_base(session, tables.get("val"))
+            advice = check_base(session, tables.get("val"))
         return finish(session, tables, choices, {"better_preprocessing": advice})

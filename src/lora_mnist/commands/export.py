@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import TARGET, save_folder
+from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.make import classifier_of
 from lora_mnist.config.run import Run
@@ -104,7 +105,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         labels = torch.zeros(len(pictures), dtype=torch.int64)
         images, name = Images(torch.stack(pictures), labels), "pictures of a gradient"
     classifier.check(images)
-    turned = classifier.set_scale(cfg.scale, cfg.offset)
+    point = turn_adapter(classifier, cfg.scale, cfg.offset)
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:
@@ -115,7 +116,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         content = json.dumps(transform)
     elif ending != ".onnx":
         dtype, content = "float32", "(pixel / 255 - mean) / std"
-    where = {name: choice.value for name, choice in turned.items()}
+    where = {} if point is None else point.value
     metadata = metadata_of(classifier, plain, where) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",

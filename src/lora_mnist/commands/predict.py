@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.make import classifier_of
 from lora_mnist.config.run import Run
@@ -24,7 +25,7 @@ from lora_mnist.errors import (
     printable,
 )
 from lora_mnist.files import write_csv
-from lora_mnist.measure.predictions import BASE, Point
+from lora_mnist.lora.point import BASE, Point
 from lora_mnist.progress import progress
 from lora_mnist.show.screen import print_predictions
 
@@ -55,7 +56,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
     classifier = classifier_of(cfg)
     classifier.check()
-    classifier.set_scale(cfg.scale, cfg.offset)
+    turn_adapter(classifier, cfg.scale, cfg.offset)
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is

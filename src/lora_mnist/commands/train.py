@@ -16,10 +16,12 @@ from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.show.screen import print_parameters
+from lora_mnist.training.attempts import train_repair, trials_of
 from lora_mnist.training.check_preprocessing import check_base
-from lora_mnist.training.recipe import choose_target, put_adapter, train_repair, trials_of
+from lora_mnist.training.recipe import put_adapter
 from lora_mnist.training.results import current_base_path, finish
 from lora_mnist.training.session import open_session, prove_unchanged
+from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
 
 
@@ -75,18 +77,17 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trials = trials_of(session, selection)
     advice = check_base(session, before)
     print_parameters(session.net)
-    session, repair = train_repair(session, trials, selection, before)
+    repair = train_repair(session, trials, selection, before)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
     tell(repair.choices)
-    tables = repair.tables | session.tables()
     extra = {
         "base_unchanged": True,
-        "dial": repair.dial,
-        "validation_errors": [list(pair) for pair in repair.training.errors_by_step.items()],
-        "steps": repair.training.global_step,
+        "dial": repair.best.dial,
+        "validation_errors": repair.best.validation_errors,
+        "steps": repair.best.steps,
         "better_preprocessing": advice,
     }
-    learnt = session.data(selection, bool(repair.choices["refit"].value)).learnt
-    return finish(session, tables, choices | repair.choices, extra, learnt)
+    tables = repair.tables | session.tables()
+    return finish(session, tables, choices | repair.choices, extra, repair.learnt)

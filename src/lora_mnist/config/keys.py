@@ -79,6 +79,8 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
             raise UserError(unknown_key(key))
         if known[key] and not is_group:
             value, expected = OmegaConf.select(cfg, key), "expected its keys"
+            if value is None and key == "trials":  # none
+                continue
             if value is None:
                 raise UserError(f"{key}: is empty; {expected}, or no such line")
             chosen = f"a file chooses a group by 'defaults: [override /{key}: {as_value(value)}]'"

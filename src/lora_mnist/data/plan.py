@@ -24,6 +24,25 @@ class Selection(NamedTuple):
     replay_indices: Tensor  # of those that may be replayed, int64
 
 
+class Mix(NamedTuple):
+    """What a batch of a repair has with ``auto``, and its loss."""
+
+    batch_size: int  # images to learn
+    replay: int  # images of the other classes
+    target_weight: float  # the share of the loss of those to learn
+
+
+def mix_of(num_classes: int, num_targets: int) -> Mix:
+    """The mix that follows the share of the classes to learn; mistakes have that of one class.
+
+    Several classes that are a third of all would get less from a tenth of a batch than nature
+    gives them: docs/experiments.md.
+    """
+    share = num_targets / num_classes
+    batch_size = max(10, round(100 * share))
+    return Mix(batch_size, 100 - batch_size, max(0.25, share))
+
+
 def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     """The images of a class, or of several, to learn; the others may be replayed."""
     if target is None:

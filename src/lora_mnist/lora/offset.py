@@ -8,11 +8,17 @@ logit adjustment, Menon et al. 2021, "Long-tail learning via logit adjustment", 
 the offset is its tau.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .layer import Adapter
+
+#: The offsets that are tried: numbers on the logit of one class, or the tau of several.
+_NUMBERS = [number / 4 for number in range(-40, 41)]
+_TAUS = [tau / 20 for tau in range(-20, 61)]
 
 
 class Offset(Adapter):
@@ -40,6 +46,31 @@ class Offset(Adapter):
         if not (self.enabled and self.point.offset):
             return bias
         return bias + self.point.offset * self.direction
+
+
+def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
+    """An offset to repair ``targets``, by the training images of each class, float, (num_classes,).
+
+    Rarity asks for the logarithm of how much rarer a class is than the mean one, or for a tau of 1:
+    at most one more is tried, since a few images of a class that were not learnt can ask for any
+    number. A class without images stays where it is.
+    """
+    mean = counts.sum() / (counts > 0).sum()
+    rarity = torch.where(counts > 0, mean / counts, 1.0).log()
+    if len(targets) > 1:
+        return Offset(rarity, most=2.0)
+    direction = torch.zeros_like(counts)
+    direction[targets] = 1.0
+    return Offset(direction, most=1 + max(0.0, rarity[targets].item()))
+
+
+def offsets_to_try(offset: Offset | None) -> list[float]:
+    """The values to try of ``offset``; 0 alone where they would move no class."""
+    if offset is None or not offset.direction.any():
+        return [0.0]
+    direction = offset.direction
+    is_of_one = direction.count_nonzero() == 1 and (direction == 1).any()
+    return [each for each in (_NUMBERS if is_of_one else _TAUS) if each <= offset.most]
 
 
 @torch.no_grad()

@@ -79,6 +79,12 @@ def lora_offsets(model: nn.Module) -> list[Offset]:
     return [m for m in model.modules() if isinstance(m, Offset)]
 
 
+def offset_of(model: nn.Module) -> Offset | None:
+    """The offset of the newest adapter that has one; ``None`` where none has."""
+    offsets = lora_offsets(model)
+    return offsets[-1] if offsets else None
+
+
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
     """Every floating-point parameter by name; a ``weight`` has its layer's name, as in PEFT."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)

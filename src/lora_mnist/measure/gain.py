@@ -1,4 +1,4 @@
-"""What decides: how much a repair gains on validation images, and how much of it may be chance.
+"""How much a repair gains, and how much of it may be chance.
 
 With K classes of n_c images, of which a repair mends r_c and breaks b_c, the balanced accuracy, the
 mean over classes of the share that is right, rises by
@@ -9,9 +9,8 @@ Where an image is as likely to be mended as to be broken, the standard deviation
 
     deviation = sqrt(sum over c of (r_c + b_c) / (K n_c)^2)
 
-For the plain accuracy, ``1 / n`` takes the place of ``1 / (K n_c)``, with n images in all. The
-trial with the best measure is kept; the scale is chosen by these numbers. The offset has the least
-cross-entropy, in which images have the same weights: :func:`.dial.best_offset`.
+For the plain accuracy, ``1 / n`` takes the place of ``1 / (K n_c)``, with n images in all. What
+decides between trials, scales and offsets is the same measure, smoothed: :mod:`.dial`.
 """
 
 import math
@@ -22,8 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 
 #: The values of ``choose_by``.
 MEASURES = ("balanced_accuracy", "accuracy")
-#: A training has collapsed if it leaves more than this many times the error, beyond chance.
-_MAX_HARM = 1.5
 
 
 def class_weights(images: ArrayLike, choose_by: str) -> NDArray[np.float64]:
@@ -59,14 +56,3 @@ def p_value(repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, choose_by
         return 1.0
     an_image = deviation**2 / (changed @ class_weights(images, choose_by))
     return math.erfc(max(0.0, abs(saved) - an_image) / deviation / math.sqrt(2))
-
-
-def least_measure(errors: ArrayLike, images: ArrayLike, choose_by: str) -> float:
-    """With a lower measure than this, after so many errors, a training has collapsed.
-
-    Without errors, chance is that of a single image.
-    """
-    error = 1 - measure(errors, images, choose_by)
-    weights = class_weights(images, choose_by) ** 2
-    chance = np.sqrt(max(np.asarray(errors) @ weights, weights.max()))
-    return float(1 - _MAX_HARM * error - 4 * chance)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lora_mnist.errors import TrainingError
+from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE as BASE
 from lora_mnist.lora.point import Point as Point
@@ -45,11 +45,7 @@ class Predictions:
     loss: Tensor  # the cross-entropy, in nats
 
     def __post_init__(self) -> None:
-        if self.probability.isnan().any():
-            raise TrainingError(
-                "the network's outputs are not finite (NaN or infinity); expected logits, or "
-                "in training a smaller optimizer.lr"
-            )
+        refuse_nan(self.probability)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -67,6 +63,15 @@ class Predictions:
         before, after = is_right[0], is_right[-1]
         cases = [before & after, after, before]
         return np.select(cases, ["right", "repaired", "broken"], "wrong")
+
+
+def refuse_nan(numbers: Tensor) -> None:
+    """Raise :class:`.errors.OutputsError` where numbers that logits give are NaN."""
+    if numbers.isnan().any():
+        raise OutputsError(
+            "the network's outputs are not finite (NaN or infinity); expected logits, or in "
+            "training a smaller optimizer.lr"
+        )
 
 
 @torch.no_grad()

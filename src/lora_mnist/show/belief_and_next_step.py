@@ -5,7 +5,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from lora_mnist.choice import KEY_OF, line_of
+from lora_mnist.choice import line_of
 from lora_mnist.config.run import in_grammar, key_of
 from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
@@ -80,8 +80,8 @@ def choice_lines(reading: Reading) -> list[str]:
     """What was chosen, and why, a line each."""
     lines = []
     for name, choice in reading.choices.items():
-        key = KEY_OF.get(name, name) if reading.results["stage"] == "lora" else name
-        lines.append(line_of(key, choice["value"], choice["why"]))
+        of_repair = reading.results["stage"] == "lora"
+        lines.append(line_of(name, choice["value"], choice["why"], of_repair))
     return lines
 
 

@@ -94,14 +94,13 @@ class Reading:
     @property
     def point(self) -> Point | None:
         """Where the adapter stands; ``None`` for a base."""
-        if self.results["scale"] is None:
-            return None
-        return Point(self.results["scale"], self.results["offset"])
+        point = self.results["point"]
+        return None if point is None else Point(**point)
 
     @property
     def advised(self) -> Point | None:
         """Where validation images advise to turn the adapter; ``None`` without a dial."""
-        return Point(self.dial["advised"], self.dial["advised_offset"]) if self.dial else None
+        return Point(**self.dial["advised"]) if self.dial else None
 
     # --- counts -----------------------------------------------------------------------------------
 

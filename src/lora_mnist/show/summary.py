@@ -160,7 +160,7 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
     is_terminal = sys.stdout.isatty()
     text = rendered([table], is_terminal, width=None if is_terminal else 200)
     repairs = [job.results for row in rows for job in row if job.results["stage"] == "lora"]
-    off = [each for each in repairs if each.get("scale") == 0 and not each.get("offset")]
+    off = [each for each in repairs if each.get("point.scale") == each.get("point.offset") == 0]
     if off:
         text += f"\n{len(off)} of {len(repairs)} adapters are turned off (scale 0)"
     return text

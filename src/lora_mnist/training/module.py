@@ -15,7 +15,6 @@ from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.dial import Collapse, contest, cross_entropy, outcome
 from lora_mnist.measure.predictions import counts_of_labels, logged_metrics
 
 
@@ -53,8 +52,7 @@ class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch. The last
-    ``replay`` images of a batch, in all processes together, are replayed. Where validation images
-    show a ``collapse``, the training ends.
+    ``replay`` images of a batch, in all processes together, are replayed.
     """
 
     def __init__(
@@ -67,7 +65,6 @@ class ClassifierModule(LightningModule):
         targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,
-        collapse: Collapse | None = None,
         compiles: bool = False,
     ) -> None:
         super().__init__()
@@ -77,12 +74,11 @@ class ClassifierModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.classes, self.targets, self.replay = classes, targets, replay
         self.has_adapter = bool(lora_adapters(net))
-        # The validation images, by the rows of :func:`.dial.contest`. A confusion matrix of
-        # torchmetrics takes images x classes x classes with trainer.deterministic, or on MPS; what
-        # "disable" leaves out would make a GPU wait at each batch.
+        # Label, prediction and loss of each validation image. A confusion matrix of torchmetrics
+        # takes images x classes x classes with trainer.deterministic, or on MPS; what "disable"
+        # leaves out would make a GPU wait at each batch.
         self.val_rows = CatMetric(nan_strategy="disable")
         self.errors_by_step: dict[int, int] = {}  # on validation images
-        self.collapse, self.has_collapsed = collapse, False
 
     def setup(self, stage: str) -> None:
         """Refuse to train where rounding made several processes choose another class or rate."""
@@ -97,7 +93,6 @@ class ClassifierModule(LightningModule):
                     f"{key}: process {self.trainer.global_rank} has chosen {value}, and the first "
                     f"{first[key]}; expected a value on the command line"
                 )
-        self.collapse = self.trainer.strategy.broadcast(self.collapse)
 
     def configure_optimizers(self) -> Any:
         if self.scheduler is None:
@@ -115,8 +110,7 @@ class ClassifierModule(LightningModule):
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
             mean = self.trainer.strategy.reduce(loss.detach().clone())  # so all processes end alike
-            # Where a collapse is looked for, the next validation finds it.
-            if self.collapse is None and not mean.isfinite():
+            if not mean.isfinite():
                 raise TrainingError(
                     f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {mean.item()} at "
                     f"step {step}; expected a smaller learning rate"
@@ -126,18 +120,18 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        direction = self.collapse and self.collapse.direction
-        self.val_rows.update(contest(self.logits_of(images), labels, direction))
+        logits = self.logits_of(images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        columns = (labels.float(), logits.argmax(dim=1).float(), losses.float())
+        self.val_rows.update(torch.stack(columns, dim=1))
 
     def on_validation_epoch_end(self) -> None:
         """Log what all processes have counted, and start anew."""
-        rows, direction = self.val_rows.compute(), self.collapse and self.collapse.direction
-        label, prediction = rows[:, 0].long().cpu(), outcome(rows, direction, 0.0).cpu()
-        counts = counts_of_labels(label, prediction, len(self.classes), self.targets)
-        counts["loss"] = cross_entropy(rows, direction, 0.0).mean().item()
+        label, prediction, losses = self.val_rows.compute().cpu().T
+        classes = len(self.classes)
+        counts = counts_of_labels(label.long(), prediction.long(), classes, self.targets)
+        counts["loss"] = losses.mean().item()
         self.errors_by_step[self.global_step] = counts["errors"]
-        if self.collapse and self.collapse.is_seen(rows, len(self.classes)):
-            self.has_collapsed = self.trainer.should_stop = True
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
         self.val_rows.reset()
 

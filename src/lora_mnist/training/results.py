@@ -135,8 +135,7 @@ def results_of(
         **outcomes_by_part(tables, targets),
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
         "adapter": adapter,
-        "scale": choices["scale"].value if "scale" in choices else None,
-        "offset": choices["offset"].value if "offset" in choices else None,
+        "point": choices["point"].value if "point" in choices else None,
         "steps": session.trainer.global_step,
     }
 

@@ -3,9 +3,8 @@
 import logging
 import math
 import re
-import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +24,13 @@ from lora_mnist.config.make import classifier_of, make, settings_of
 from lora_mnist.config.run import Run, key_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
-from lora_mnist.data.plan import ImageDataModule, Plan, Selection, numbers_of, select
+from lora_mnist.data.plan import ImageDataModule, Plan, Selection, mix_of, numbers_of, select
 from lora_mnist.errors import TrainingError, UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
+from lora_mnist.lora.point import BASE
 from lora_mnist.lora.weight import by_pattern, layers_to_adapt
-from lora_mnist.measure.dial import Collapse
-from lora_mnist.measure.predictions import BASE, Predictions, predictions_at, predictions_of
+from lora_mnist.measure.predictions import Predictions, predictions_at, predictions_of
 from lora_mnist.project import DATA, quoted
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.module import ClassifierModule
@@ -44,8 +43,6 @@ _NONE = torch.empty(0, dtype=torch.int64)
 _EMPTY = Images(_NONE, _NONE, digests=_NONE)
 #: What a session has before images are read.
 NO_IMAGES = ImageSets(_EMPTY, _EMPTY, _EMPTY, {}, {})
-#: A batch has so many replayed images with batches.replay=auto, if there are as many.
-AUTO_REPLAY = 90
 #: The settings that a training which goes on has to have as before, with those below them.
 _MAKE_A_TRAINING = (
     *("seed", "net", "prepare", "target", "learnt_sha256", "optimizer", "scheduler", "loss"),
@@ -127,11 +124,14 @@ class Session:
             images = replace(images, train=train, val=none)
             classes = self.classifier.classes
             selection = select(train.labels, classes, [classes[c] for c in selection.targets])
-        processes, replay = self.trainer.world_size, batches.replay
-        if replay == AUTO:  # a multiple of the processes
-            replay = min(AUTO_REPLAY, len(selection.replay_indices)) // processes * processes
+        processes, size, replay = self.trainer.world_size, batches.batch_size, batches.replay
+        mix = mix_of(len(self.classifier.classes), len(selection.targets))
+        if size == AUTO:  # a multiple of the processes
+            size = max(1, mix.batch_size // processes) * processes
+        if replay == AUTO:
+            replay = min(mix.replay, len(selection.replay_indices)) // processes * processes
         with config_group("batches"):
-            labels, seed, size = images.train.labels, self._order_seed, batches.batch_size
+            labels, seed = images.train.labels, self._order_seed
             # An adapter is trained on a base in eval mode.
             norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
             has_norm = any(isinstance(module, norms) for module in self.net.modules())
@@ -139,6 +139,14 @@ class Session:
             plan = Plan(selection, labels, size, replay, seed, processes, needs_two)
         augment = make("batches.augment", self.augment) if self.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
+
+    def make_loss(self, num_targets: int) -> Any:
+        """The loss of a batch, to learn so many classes."""
+        arguments = dict(self.cfg.loss)
+        if arguments.get("target_weight") == AUTO:
+            mix = mix_of(len(self.classifier.classes), num_targets)
+            arguments["target_weight"] = mix.target_weight
+        return make("loss", arguments)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer of what is trainable in the network."""
@@ -166,8 +174,9 @@ class Session:
 
     def check_training(self) -> None:
         """Make the parts of a training once: they refuse what they cannot use before it begins."""
-        session = self.at_rate(0.1) if self.cfg.optimizer.lr == AUTO else self
-        make("loss", session.cfg.loss)
+        is_auto = self.cfg.optimizer.lr == AUTO
+        session = self.with_settings({"optimizer.lr": 0.1}) if is_auto else self
+        session.make_loss(num_targets=1)
         session.make_scheduler(session.make_optimizer())
 
     def _hyperparameters(self, targets: Sequence[str]) -> dict[str, Any]:
@@ -179,8 +188,8 @@ class Session:
         hyperparameters |= {"target": targets, "base_sha256": base and base.sha256}
         return dict(hyperparameters)
 
-    def fit(self, data: ImageDataModule, collapse: Collapse | None = None) -> ClassifierModule:
-        """Train, from ``ckpt_path`` on if it is set; the training ends where it has collapsed."""
+    def fit(self, data: ImageDataModule) -> ClassifierModule:
+        """Train, from ``ckpt_path`` on if it is set."""
         net, trainer, plan = self.net, self.trainer, data.plan
         classes, selection = self.classifier.classes, plan.selection
         names = [classes[target] for target in selection.targets]
@@ -192,9 +201,8 @@ class Session:
             self.make_scheduler(optimizer),
             classes=classes,
             targets=selection.targets,
-            loss=make("loss", self.cfg.loss),
+            loss=self.make_loss(len(selection.targets)),
             replay=plan.replay,
-            collapse=collapse,
             compiles=self.cfg.compile,
         )
         hyperparameters = self._hyperparameters(names)
@@ -211,13 +219,11 @@ class Session:
             of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
         trainer.fit(module, datamodule=data, ckpt_path=self.cfg.ckpt_path, weights_only=True)
-        if trainer.global_step < trainer.max_steps and not module.has_collapsed:
+        if trainer.global_step < trainer.max_steps:
             fewer = "training: %d steps, fewer than trainer.max_steps=%d; trainer.max_epochs=%s"
             log.info(fewer, trainer.global_step, trainer.max_steps, trainer.max_epochs)
         for name, parameter in net.named_parameters():
-            if module.has_collapsed or not parameter.requires_grad:
-                continue
-            if not parameter.isfinite().all():
+            if parameter.requires_grad and not parameter.isfinite().all():
                 raise TrainingError(
                     f"optimizer.lr={self.cfg.optimizer.lr}: training diverged, {name} is not "
                     f"finite at step {trainer.global_step}; expected a smaller learning rate"
@@ -234,37 +240,12 @@ class Session:
         """The value that the first of several processes has chosen, for all of them."""
         return self.trainer.strategy.broadcast(value)
 
-    def at_rate(self, rate: float) -> "Session":
-        """The session of a training with this learning rate."""
+    def with_settings(self, settings: Mapping[str, Any]) -> "Session":
+        """The session of another training, whose configuration has these values by key."""
         cfg = self.cfg.copy()
-        cfg.optimizer.lr = rate
+        for key, value in settings.items():
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         return replace(self, cfg=cfg)
-
-    def in_folder(self, name: str) -> "Session":
-        """The session of one training among several: its files are in a folder of the run's."""
-        cfg, run = self.cfg.copy(), replace(self.run, folder=self.run.folder / name)
-        cfg.paths.run, cfg.ckpt_path = str(run.folder), None
-        for logger in cfg.get("logger") or {}:
-            if logger not in ("tensorboard", "csv"):  # elsewhere it would be another run
-                cfg.logger[logger] = None
-        return replace(self, cfg=cfg, run=run, trainer=make_trainer(cfg, run))
-
-    def set_aside(self, name: str) -> "Session":
-        """Move what a training has written into a folder of the run's; the session of another one.
-
-        That has a Trainer of its own, whose files are in the run's own folder.
-        """
-        cfg, folder = self.cfg.copy(), self.run.folder.resolve()
-        cfg.ckpt_path = None
-        written = [logger.log_dir for logger in self.trainer.loggers]
-        written += [getattr(each, "dirpath", None) for each in self.trainer.checkpoint_callbacks]
-        for path in [Path(each).resolve() for each in written if each]:
-            if self.trainer.is_global_zero and folder in path.parents and path.exists():
-                aside = folder / name / path.relative_to(folder)
-                shutil.rmtree(aside, ignore_errors=True)  # of a job that a cluster starts again
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(aside)
-        return replace(self, cfg=cfg, trainer=make_trainer(cfg, self.run))
 
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
@@ -455,7 +436,6 @@ def _refuse_images(session: Session) -> None:
         )
     needs_images = {
         f"target={cfg.target}": cfg.target in WEAK and session.mistakes is None,
-        "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
         "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
         "lora.offset=auto": is_repair and cfg.lora.offset == AUTO,
         "refit=true": is_repair and cfg.refit is True,

@@ -1,7 +1,6 @@
 """Lightning's Trainer, with the callbacks and loggers that the configuration names."""
 
 import logging
-import math
 import sys
 import time
 import warnings
@@ -11,17 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
-from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
-from torch import nn
 
 from lora_mnist.config.make import make
 from lora_mnist.config.run import Run
-from lora_mnist.data.images import Batch
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
@@ -30,7 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class ProgressInLog(Callback):
-    """Logs a line at each validation, and every half minute between two of them."""
+    """Logs a line at each validation, and every half minute between two of them.
+
+    ``name`` is that of the training among several.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first, self.started = trainer.global_step, time.monotonic()
@@ -51,72 +52,20 @@ class ProgressInLog(Callback):
         line = f"step {step:,}"
         if steps < float("inf"):
             left = (steps - step) * (self.last_line_at - self.started) / max(1, step - self.first)
-            line += f" of {steps:,}, {timedelta(seconds=round(left))} left in this training"
+            line += f" of {steps:,}, {timedelta(seconds=round(left))} left in {self.name}"
         for key in keys:
             if key in trainer.callback_metrics:
                 line += f", {key} {trainer.callback_metrics[key]:.4g}"
         log.info(line)
 
 
-class TimeOfAll(Callback):
-    """Logs, by the first steps of the first training, how long a repair's trainings take at most.
-
-    There are ``trainings`` of them, and up to ``more`` where rates collapse. Of minutes it also
-    says whether bfloat16 would be clearly faster.
-    """
-
-    def __init__(self, trainings: int, more: int) -> None:
-        self.counts, self.is_told = (trainings, trainings + more), False
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == 0:
-            outputs["loss"].item()  # a GPU is waited for
-            self.started = time.monotonic()  # workers and a compiler are ready
-        is_early = batch_idx < 10 and time.monotonic() - self.started < 10
-        if self.is_told or batch_idx == 0 or is_early:
-            return
-        outputs["loss"].item()
-        self.is_told, data = True, trainer.datamodule  # type: ignore[attr-defined]
-        if (steps := trainer.estimated_stepping_batches) == float("inf"):
-            return
-        batches = steps * trainer.accumulate_grad_batches
-        # An image that is evaluated takes no longer than one of a batch. A validation image is in
-        # each validation, in the table, and at six scales of the dial.
-        evaluations = batches // (trainer.val_check_batch or batches) + 7
-        size = data.plan.batch_size + data.plan.replay
-        batches += evaluations * len(data.images.val) / size
-        minutes = batches * (time.monotonic() - self.started) / batch_idx / 60
-        least, most = (math.ceil(count * minutes) for count in self.counts)
-        line = f"trainings: {self.counts[0]} of {steps:,} steps, at most about {least} min in all"
-        log.info("%s%s", line, f", {most} min where rates collapse" if most > least else "")
-        if least > 1 and trainer.precision == "32-true":
-            share = share_in_bfloat16(pl_module.net, batch)  # type: ignore[arg-type]
-            if share < 1 / 1.3:
-                log.info("trainer.precision=bf16-mixed would take %.0f%% of the time", 100 * share)
-
-
-def share_in_bfloat16(net: nn.Module, batch: Batch) -> float:
-    """What a step in bfloat16 takes, as a share of one in float32; nothing of a run moves by it."""
-    images, labels = batch
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    with isolate_rng():
-        for is_mixed in (False, True) * 3:
-            started = time.monotonic()
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=is_mixed):
-                loss = F.cross_entropy(net(images), labels)
-            torch.autograd.grad(loss, trained, allow_unused=True)
-            loss.item()  # a GPU is waited for
-            seconds[is_mixed].append(time.monotonic() - started)
-    return min(seconds[True]) / min(seconds[False])
-
-
-def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
+def make_trainer(
+    cfg: DictConfig, run: Run, name: str = "this training", keeps_checkpoints: bool = True
+) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
     Callbacks and plugins of ``cfg.trainer`` are added to these; a logger there replaces them.
+    ``name`` is that of the training in the log.
     """
     callbacks: list[Any] = []
     loggers: list[Any] = []
@@ -129,10 +78,12 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         constructor = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         arguments = dict(constructor.keywords)
         callbacks += arguments.pop("callbacks", None) or []
+        if not keeps_checkpoints:
+            callbacks = [each for each in callbacks if not isinstance(each, Checkpoint)]
         # A file would keep each state of the bar.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         if not has_bar:
-            callbacks.append(ProgressInLog())
+            callbacks.append(ProgressInLog(name))
         defaults: dict[str, Any] = {
             "logger": loggers or False,
             # Without a callback of ours Lightning would add one of its own.

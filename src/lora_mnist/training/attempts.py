@@ -1,0 +1,402 @@
+"""The trainings of a repair: several attempts, the best of them, and perhaps a refit of that.
+
+Where a class has few images, a training sees each of them dozens of times, and the base's own
+validation images hold much of what the base does not know. So each of ``trials`` is a complete
+training, the one that gains most on validation images is kept (:mod:`.measure.dial` has the number
+that decides), and ``refit=auto`` makes one more that learns these images, too: Kirichenko et al.
+2022, "Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations" (DFR),
+arXiv:2204.02937. docs/worth.md has the numbers.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_mnist.choice import AUTO, Choice
+from lora_mnist.config.run import is_in, key_of
+from lora_mnist.config.values import check_values
+from lora_mnist.data.plan import Selection
+from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.lora.model import set_lora_point
+from lora_mnist.lora.point import BASE, Point
+from lora_mnist.lora.weight import lora_weights
+from lora_mnist.measure.dial import without_images
+from lora_mnist.measure.predictions import Predictions
+from lora_mnist.show.reading import number_of
+from lora_mnist.training.checkpoint import hyperparameters_of
+from lora_mnist.training.recipe import (
+    advise_on,
+    factors_of,
+    name_of_measure,
+    point_choice,
+    set_factors,
+    smoothed_at,
+)
+from lora_mnist.training.session import Session
+from lora_mnist.training.trainer import make_trainer
+
+log = logging.getLogger(__name__)
+
+#: A class has few images if there are fewer than these: experiment=repair then sees each of them
+#: ten times or more, and tries more. docs/experiments.md has the numbers.
+FEW_IMAGES = 400
+#: The rates that optimizer.lr=auto tries, each where the one before diverges.
+RATES = (0.001, 0.0003, 0.0001)
+#: The keys that a trial may set.
+_OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
+
+
+class Training(NamedTuple):
+    """One of a repair's trainings, before it is made."""
+
+    name: str  # of the trial, or refit
+    number: int
+    planned: int  # how many there are; another rate of one of them is no further one
+    start: Mapping[str, Tensor]  # the adapter's tensors
+    refit_at: Point | None = None  # of a refit, which learns the validation images, too
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A training of a repair at one rate, and what came of it; or why it failed."""
+
+    session: Session  # with the configuration of its trial, at its rate
+    training: Training
+    failure: str = ""  # nothing that follows has a meaning then
+    factors: Mapping[str, Tensor] = field(default_factory=dict)  # as the training left them
+    steps: int = 0
+    validation_errors: Sequence[tuple[int, int]] = ()  # a step, and how many there were
+    learnt: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # digests
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    point: Point = BASE  # which validation images advise, or lora sets
+    dial: Mapping[str, Any] | None = None
+    measure: float = 0.0  # what decides, at this point: see :mod:`.measure.dial`
+    of_base: float = 0.0  # the same of the base
+
+    @property
+    def rate(self) -> float:
+        return float(self.session.cfg.optimizer.lr)
+
+    @property
+    def is_ahead_of_an_offset(self) -> bool:
+        """Whether it is better than the best offset without it, as far as that is known."""
+        return self.dial is None or self.measure > self.dial["smoothed"][0]
+
+    def put_back(self) -> None:
+        """Put its adapter on the network, at its point."""
+        set_factors(self.session.net, self.factors, self.session.cfg.lora.dropout)
+        set_lora_point(self.session.net, self.point)
+
+
+class Repair(NamedTuple):
+    """What a repair leaves, with its adapter on the network."""
+
+    tables: dict[str, Predictions]  # val, if there are such images
+    choices: dict[str, Choice]
+    best: Attempt  # which decided; a refit has no images to decide by
+    learnt: Tensor  # the digests of the images that the adapter has learnt
+
+
+def train_repair(
+    session: Session,
+    trials: Mapping[str, Session],
+    selection: Selection,
+    before: Predictions | None,
+) -> Repair:
+    """Train the adapter in each of ``trials``; keep the best one, or train it again as a refit.
+
+    Each training begins at the same start. Tables, dial and point are those of the best trial,
+    which had not learnt the validation images.
+    """
+    refit = choose_refit(session, selection)
+    start, planned = factors_of(session.net), len(trials) + bool(refit.value)
+    _refuse_several(session, planned)
+    attempts: list[Attempt] = []
+    for number, (name, trial) in enumerate(trials.items(), start=1):
+        attempts += _at_rates(trial, selection, Training(name, number, planned, start))
+    attempts += _at_next_rate(trials, attempts, selection)
+    successes = [attempt for attempt in attempts if not attempt.failure]
+    if not successes:
+        raise TrainingError("; ".join(attempt.failure for attempt in attempts))
+    measures = [attempt.measure for attempt in successes]
+    best = successes[measures.index(max(measures))]
+    best.put_back()
+    val = session.predictions("val", before)
+    kept = best
+    if refit.value and best.point.scale == 0:
+        refit = Choice(False, why="the trial adds nothing that validation images show")
+    elif refit.value:
+        kept, refit = _refitted(best, selection, refit)
+    kept.put_back()
+    if planned > 1:
+        for logger in session.trainer.loggers:  # they have seen no training
+            logger.log_hyperparams(dict(kept.hyperparameters))
+    choices = {}
+    if best.steps and session.cfg.trials:
+        choices["trial"] = _trial_choice(session, selection, attempts, best)
+        choices["augment"] = _augment_choice(session, best.session)
+    if best.steps:
+        choices["rate"] = _rate_choice(trials[best.training.name], attempts, best)
+    choices["refit"] = refit
+    choices["point"] = point_choice(session, selection, best.point, best.dial)
+    return Repair({} if val is None else {"val": val}, choices, best, kept.learnt)
+
+
+def _refuse_several(session: Session, planned: int) -> None:
+    """Refuse, or say, what is for a single training, where several are planned."""
+    if planned == 1:
+        return
+    if session.cfg.ckpt_path is not None:
+        raise UserError(
+            f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
+            "trainings; start it again: same seed, same numbers"
+        )
+    is_usual = bool((session.cfg.get("callbacks") or {}).get("checkpoint"))
+    if len(session.trainer.checkpoint_callbacks) > is_usual:
+        line = "callbacks: no checkpoint is kept, since this repair has %d trainings"
+        log.warning(line, planned)
+
+
+# --- one training -------------------------------------------------------------------------------
+
+
+def _at_rates(trial: Session, selection: Selection, training: Training) -> list[Attempt]:
+    """Train at the rate that is set or, with ``auto``, up to one that does not diverge."""
+    rates = [trial.cfg.optimizer.lr]
+    if rates == [AUTO]:
+        rates = list(RATES)
+        if trial.cfg.ckpt_path is not None:  # of a rate before which others diverged
+            begun = hyperparameters_of(trial.cfg.ckpt_path)["optimizer.lr"]
+            rates = rates[rates.index(begun) if begun in rates else 0 :]
+    attempts: list[Attempt] = []
+    for rate in rates:
+        one = trial.with_settings({"optimizer.lr": rate})
+        # The run's own Trainer has its loggers, and begins where ckpt_path says.
+        if training.planned > 1 or rate != rates[0]:
+            one = _with_own_trainer(one, training)
+        attempts.append(_attempt(one, selection, training))
+        if not attempts[-1].failure:
+            break
+        log.warning("%s: %s", training.name, attempts[-1].failure)
+    return attempts
+
+
+def _with_own_trainer(session: Session, training: Training) -> Session:
+    """The session with a new Trainer, whose loggers have a version of their own.
+
+    Of W&B's and MLflow's one would be another run. Checkpoints are kept of a single training.
+    """
+    cfg, rate = session.cfg.copy(), session.cfg.optimizer.lr
+    cfg.run_name, cfg.ckpt_path = f"{cfg.run_name},training={training.name}_{rate:g}", None
+    for logger in cfg.get("logger") or {}:
+        if logger not in ("tensorboard", "csv"):
+            cfg.logger[logger] = None
+    name = f"training {training.number} of {training.planned}"
+    trainer = make_trainer(cfg, session.run, name, keeps_checkpoints=training.planned == 1)
+    return replace(session, trainer=trainer).with_settings({"ckpt_path": None})
+
+
+def _attempt(session: Session, selection: Selection, training: Training) -> Attempt:
+    """Train once, and turn the dial where validation images may decide."""
+    net, refit_at = session.net, training.refit_at
+    attempt = Attempt(session, training)
+    set_factors(net, training.start, session.cfg.lora.dropout)
+    try:
+        if session.cfg.lora.scale != 0:  # 0: the offset alone
+            if training.planned > 1:
+                log.info("training %d of %d: %s", training.number, training.planned, training.name)
+            data = session.data(selection, with_validation=refit_at is not None)
+            module = session.fit(data)
+            attempt = replace(
+                attempt,
+                steps=module.global_step,
+                validation_errors=list(module.errors_by_step.items()),
+                learnt=data.learnt,
+                hyperparameters=dict(module.hparams),
+            )
+        attempt = replace(attempt, factors=factors_of(net))
+        if refit_at is not None:
+            measure, of_base = session.of_first_process(smoothed_at(session, refit_at))
+            return replace(attempt, point=refit_at, measure=measure, of_base=of_base)
+        point, dial = session.of_first_process(advise_on(session, selection))
+        attempt = replace(attempt, point=point, dial=dial)
+        if dial is None and not len(session.images.val):
+            return attempt
+        if dial is None:
+            measure, of_base = session.of_first_process(smoothed_at(session, point))
+        else:
+            measure = dial["smoothed"][dial["scales"].index(point.scale)]
+            of_base = dial["base"]["smoothed"]
+    except TrainingError as error:
+        return replace(attempt, failure=str(error))
+    return replace(attempt, measure=measure, of_base=of_base)
+
+
+def _at_next_rate(
+    trials: Mapping[str, Session], attempts: Sequence[Attempt], selection: Selection
+) -> list[Attempt]:
+    """Train once more, at the next rate, where no training is ahead of the offset alone."""
+    if any(attempt.failure or attempt.is_ahead_of_an_offset for attempt in attempts):
+        return []
+    for attempt in attempts:
+        training, smaller = attempt.training, [rate for rate in RATES if rate < attempt.rate]
+        if trials[training.name].cfg.optimizer.lr == AUTO and smaller and attempt.steps:
+            line = "no training is ahead of an offset without one; the rate %g is tried"
+            log.info(line, smaller[0])
+            one = attempt.session.with_settings({"optimizer.lr": smaller[0]})
+            return [_attempt(_with_own_trainer(one, training), selection, training)]
+    return []
+
+
+def _refitted(best: Attempt, selection: Selection, refit: Choice) -> tuple[Attempt, Choice]:
+    """Train the best once more, with the validation images; if that is behind the base, keep it."""
+    session, unseen = best.session, ""
+    if session.images.held_out.get("val") == "test":
+        unseen = ", which are part of test/; only the other test images are still unseen"
+    log.info("refit: once more, with the validation images%s", unseen)
+    planned = best.training.planned
+    training = best.training._replace(name="refit", number=planned, refit_at=best.point)
+    again = _attempt(_with_own_trainer(session, training), selection, training)
+    why = again.failure
+    if not why:
+        if again.measure >= again.of_base:
+            return again, refit
+        why = f"{name_of_measure(session)}, smoothed, is {again.measure:.1%} on the validation "
+        why += f"images that it has learnt, and {again.of_base:.1%} of the base"
+    log.warning("refit: %s; the trial is kept", why)
+    return best, Choice(False, [True, False], len(session.images.val), why)
+
+
+# --- choices ------------------------------------------------------------------------------------
+
+
+def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
+    """A session for each of ``trials``; the first alone where validation images cannot choose.
+
+    A key that is typed counts for all of them. Trials that say the same are one.
+    """
+    lora, counted = session.cfg.lora, session.images.val.labels
+    asked = [f"lora.{key}=auto" for key in ("scale", "offset") if lora[key] == AUTO]
+    classes = session.classifier.classes
+    if asked and (unseen := without_images(counted, selection.targets)):
+        raise UserError(
+            f"{', '.join(asked)}: {classes[unseen[0]]} has no validation images, which decide; "
+            "expected some in val/, a larger data.val_size, or lora.scale=1 lora.offset=0"
+        )
+    for c in selection.targets if asked else ():
+        name, count = classes[c], int((counted == c).sum())
+        if count < 5:
+            few = "%s: %s has only %s, so chance decides"
+            log.warning(few, ", ".join(asked), name, number_of(count, "validation image"))
+    trials: dict[str, Session] = {}
+    # augment= and batches.augment= are the same.
+    typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
+    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
+    for name, values in (session.cfg.trials or {"lora": {}}).items():
+        settings = {}
+        for key, value in (values or {}).items():
+            if not _OF_TRIALS.fullmatch(key):
+                raise UserError(
+                    f"trials.{name}: {key}: expected keys of optimizer, scheduler and loss, "
+                    "batches.augment, or lora.dropout"
+                )
+            own = key.removeprefix("batches.")
+            is_typed = any(is_in(own, each) or is_in(each, own) for each in typed)
+            if not is_typed and (takes_dropout or key != "lora.dropout"):
+                settings[key] = value
+        trial = session.with_settings(settings)
+        check_values(trial.cfg)
+        trial = trial.with_settings({"batches.augment": trial.augment})
+        if any(trial.cfg == other.cfg for other in trials.values()):
+            continue
+        # What does not fit is refused before anything is computed.
+        trial.check_training()
+        trial.data(selection)
+        trials[name] = trial
+    if not _has_few(session, selection) or lora.scale == 0:
+        trials = dict(islice(trials.items(), 1))
+    return trials
+
+
+def _has_few(session: Session, selection: Selection) -> bool:
+    """Whether a class to repair has few training images, and validation images can decide."""
+    few = bool(selection.targets) and rarest_of(session, selection) < FEW_IMAGES
+    return few and len(session.images.val) > 0
+
+
+def rarest_of(session: Session, selection: Selection) -> int:
+    """The number of images to learn: of several classes, those of the rarest."""
+    if not selection.targets:
+        return len(selection.target_indices)
+    counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
+    return int(counts[selection.targets].min())
+
+
+def choose_refit(session: Session, selection: Selection) -> Choice:
+    """Whether one more training learns the validation images as well, as ``refit`` says."""
+    refit = session.cfg.refit
+    if session.cfg.lora.scale == 0:
+        return Choice(False, why="nothing is trained")
+    if refit != AUTO:
+        return session.as_set("refit", refit)
+    if session.mistakes is not None:
+        return Choice(False, why="mistakes are learnt")
+    if not len(session.images.val):
+        return Choice(False, why="there are no validation images")
+    count, few = rarest_of(session, selection), _has_few(session, selection)
+    why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(few, [True, False], why=why)
+
+
+def _rate_choice(trial: Session, attempts: Sequence[Attempt], best: Attempt) -> Choice:
+    """The rate of the best training, and why it is that."""
+    if trial.cfg.optimizer.lr != AUTO:
+        return trial.as_set("optimizer.lr", best.rate)
+    whys = []
+    for attempt in attempts:
+        if attempt.training.name == best.training.name and attempt.rate > best.rate:
+            whys.append(attempt.failure or f"at {attempt.rate:g} it is behind this one")
+    return Choice(best.rate, RATES, why="; ".join(whys) or "the first that is tried")
+
+
+def _trial_choice(
+    session: Session, selection: Selection, attempts: Sequence[Attempt], best: Attempt
+) -> Choice:
+    """The trial that validation images measure best."""
+    measures: dict[str, float] = {}
+    for attempt in attempts:
+        if not attempt.failure:
+            name = attempt.training.name
+            measures[name] = max(attempt.measure, measures.get(name, 0.0))
+    why, images = "others are tried only for a class of few images", 0
+    if len(measures) > 1:
+        images = len(session.images.val)
+        shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
+        why = f"the highest {name_of_measure(session)} on validation images, smoothed: "
+        why += ", ".join(shares)
+    elif _has_few(session, selection):
+        why = "the only one"
+        if len({attempt.training.name for attempt in attempts}) < len(session.cfg.trials):
+            why = "with what is typed, on this network, all trials are the same"
+    for name in dict.fromkeys(attempt.training.name for attempt in attempts):
+        if name not in measures:
+            why += f"; {name} diverged"
+    return Choice(best.training.name, list(measures), images, why)
+
+
+def _augment_choice(session: Session, trial: Session) -> Choice:
+    """How the kept trial changed its images: ``auto`` is as in the base's training."""
+    base, why = session.classifier.base, "as in the base's training"
+    if trial.augment != session.augment:
+        why = "as the trial has it"
+    elif session.cfg.batches.augment != AUTO:
+        return session.as_set("batches.augment", trial.augment)
+    elif base is None or "augment" not in base.record.get("made", {}):
+        why = "the base's file does not say how it was; augment= takes what its training had"
+    return Choice(trial.augment, why=why)

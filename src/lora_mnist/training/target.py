@@ -1,0 +1,62 @@
+"""Which classes a training learns, and which images of them: as typed, or those that are weak."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lora_mnist.choice import WEAK, Choice
+from lora_mnist.data.plan import Selection, select
+from lora_mnist.errors import UserError
+from lora_mnist.measure.predictions import Predictions, counts_of
+from lora_mnist.measure.significance import chance_text, weak, weakest
+from lora_mnist.training.session import Session
+
+
+def choose_target(
+    session: Session, before: Predictions | None = None
+) -> tuple[Selection, dict[str, Choice]]:
+    """The images to learn and to replay, as ``target`` says: perhaps those of weak classes."""
+    cfg, images, classes = session.cfg, session.images, session.classifier.classes
+    labels, target = images.train.labels, cfg.target
+    if session.mistakes is not None:  # they stand at the end
+        indices = torch.arange(len(labels))
+        first = len(labels) - len(session.mistakes.train)
+        return Selection([], indices[first:], indices[:first]), {}
+    if target in WEAK:
+        assert before is not None  # open_session has looked for validation images
+        names, why = _weak_ones(target, before, classes)
+        if not names:
+            expected = "a class"
+            if images.held_out.get("val") != "test" and "test" not in images.held_out:
+                expected += ", or data.val_from=test if the base was trained on these images"
+            raise UserError(f"target={target}: {why}; expected {expected}")
+        choice = Choice(names, None, len(before), why)
+        return select(labels, classes, names), {"target": choice}
+    selection = select(labels, classes, target)
+    if target is None:
+        return selection, {}
+    names = [classes[c] for c in selection.targets]
+    return selection, {"target": session.as_set("target", names)}
+
+
+def _weak_ones(target: str, before: Predictions, classes: Sequence[str]) -> tuple[list[str], str]:
+    """The names of the weakest class, or of all weak ones, and why; none, and why."""
+    counts = counts_of(before)["before"]
+    errors, numbers = counts["errors_per_class"], counts["images_per_class"]
+    if not any(errors):
+        return [], f"the base has all {len(before)} validation images right"
+    if target == "weakest":
+        worst = weakest(errors, numbers)
+        share = f"{errors[worst]} of its {numbers[worst]} validation images are wrong"
+        share += f" ({errors[worst] / numbers[worst]:.1%})"
+        if unseen := [name for name, number in zip(classes, numbers, strict=True) if not number]:
+            share += f"; without any, nothing is known of {', '.join(unseen)}"
+        return [classes[worst]], f"the weakest class, {share}"
+    found = weak(errors, numbers)
+    if not found:
+        return [], "no class has more errors on validation images than the rest beyond chance"
+    each = []
+    for c, p_value in found.items():
+        each.append(f"{classes[c]} {errors[c]} of {numbers[c]} ({chance_text(p_value)})")
+    why = f"weaker than the rest beyond chance, errors of validation images: {', '.join(each)}"
+    return [classes[c] for c in found], why
