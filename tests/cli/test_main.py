@@ -50,11 +50,13 @@ def test_a_refusal_is_one_line_and_leaves_no_run(cli, tmp_path, argument, answer
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
-def test_a_file_is_no_folder_for_outputs(cli, tmp_path, sweep):
-    (tmp_path / "outputs").touch()
+@pytest.mark.parametrize(("key", "name"), [("outputs", "outputs"), ("bases", "outputs/base")])
+def test_a_file_is_no_folder_for_what_is_written(cli, tmp_path, sweep, key, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
     done = cli(TOY, *sweep, "x=1")
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"paths.outputs={tmp_path}/outputs: expected a folder, not a file\n"
+    assert done.err == f"paths.{key}={tmp_path}/{name}: expected a folder, not a file\n"
 
 
 @pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt"])

@@ -198,7 +198,8 @@ def _refuse_start(config: DictConfig) -> None:
             swept.add(each.key_or_group)
     if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
         raise UserError(no_stage())
-    if Path(str(config.paths.outputs)).is_file():
-        raise UserError(f"paths.outputs={config.paths.outputs}: expected a folder, not a file")
+    for key in ("outputs", "bases"):
+        if Path(str(config.paths[key])).is_file():
+            raise UserError(f"paths.{key}={config.paths[key]}: expected a folder, not a file")
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")
