@@ -37,8 +37,9 @@ def test_lora_starts_as_its_papers_say(init, std):
 @pytest.mark.parametrize("shape", [(6, 4), (4, 2, 3, 3)])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_pissa_starts_at_the_principal_part(shape, rank):
-    """And is saved with twice its rank, or the full one."""
+    """And is saved with twice its rank, or the full one, which a higher one is."""
     weight = torch.randn(shape, dtype=torch.float64)
+    assert PiSSAParametrization(weight, 9).rank == 4
     adapter, matrix = PiSSAParametrization(weight, rank, 5), weight.flatten(1)
     start = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
     # Eckart and Young: no matrix of this rank is nearer.

@@ -32,7 +32,7 @@ class DoRAParametrization(LoRAParametrization):
     """
 
     config: ClassVar = {**LoRAParametrization.config, "use_dora": True}
-    bias_key = ""
+    has_bias = False
     is_factored = False
     forbids_decay = True  # the magnitudes start at the weight's
 
@@ -47,13 +47,13 @@ class DoRAParametrization(LoRAParametrization):
         super().start(weight, "kaiming", init_std)
         self.lora_magnitude_vector = nn.Parameter(_norms(weight.detach()))
 
-    def turned(self, weight: Tensor) -> dict[str, Tensor]:
-        own = {} if self.point.scale == 1 else {"lora_magnitude_vector": self.magnitude(weight)}
-        return super().turned(weight) | own
+    def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
+        own = {"lora_magnitude_vector": self.magnitude(weight, scale)}
+        return super().saved(weight, scale) | own
 
-    def magnitude(self, weight: Tensor) -> Tensor:
+    def magnitude(self, weight: Tensor, scale: float) -> Tensor:
         """``m(scale)``; exact at both ends, as lerp is."""
-        return _norms(weight).lerp(self.lora_magnitude_vector, self.point.scale)
+        return _norms(weight).lerp(self.lora_magnitude_vector, scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.strength:
@@ -61,7 +61,7 @@ class DoRAParametrization(LoRAParametrization):
         moved = super().forward(weight)
         # An output without weights has no direction.
         norms = _norms(moved.detach()).clamp_min(torch.finfo(moved.dtype).tiny)
-        factors = self.magnitude(weight) / norms
+        factors = self.magnitude(weight, self.point.scale) / norms
         return moved * factors.view(-1, *[1] * (weight.ndim - 1))
 
 

@@ -71,22 +71,14 @@ class LoRAParametrization(Adapter):
         ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
     """
 
-    #: What ``adapter_config.json`` says of this kind, and what it calls alpha.
+    #: What ``adapter_config.json`` says of this kind.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
-    alpha_key = "lora_alpha"
-    #: What it may say beside: with other initialisations an adapter fits only the base that they
-    #: changed. Of biases it has at most the one with the offset; others are refused as tensors.
-    harmless: ClassVar[dict[str, Any]] = {
-        "bias": ("none", "lora_only"),
-        "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
-    }
-    #: What PEFT calls the bias of such an adapter, for an offset; empty: it has the base's alone.
-    bias_key = "lora_B.bias"
+    #: Whether PEFT adds a bias with it, for an offset; if not, the bias of the base has it.
+    has_bias = True
     #: Whether layers compute with :meth:`terms`; if not, they read the effective weight.
     is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.
     forbids_decay = False
-    limits_rank = False  #: To the smaller side of the weight as a matrix.
 
     @staticmethod
     def names(module: nn.Module) -> dict[str, str]:
@@ -112,7 +104,6 @@ class LoRAParametrization(Adapter):
         require(is_deviation, "init_std", init_std, "a finite number >= 0")
         require(isinstance(use_rslora, bool), "use_rslora", use_rslora, "true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
-        self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.metadata: dict[str, Any] = {}
         self.start(weight, init, init_std)
 
@@ -131,6 +122,11 @@ class LoRAParametrization(Adapter):
             require(has_own_start, "init", init, "gaussian or kaiming")
 
     @property
+    def scaling(self) -> float:
+        """What ``B A`` is multiplied by in training."""
+        return self.alpha / scaling_divisor(self.rank, self.use_rslora)
+
+    @property
     def strength(self) -> float:
         """The factor of ``B A`` now; with 0 the layer computes the base exactly."""
         return self.scaling * self.point.scale if self.enabled else 0.0
@@ -139,13 +135,11 @@ class LoRAParametrization(Adapter):
         """``A`` and ``B``."""
         return self.lora_A, self.lora_B
 
-    def saved(self) -> dict[str, Tensor]:
-        """What a file has of it as trained: its parameters, or what they amount to."""
-        return dict(self.named_parameters())
-
-    def turned(self, weight: Tensor) -> dict[str, Tensor]:
-        """What PEFT reads otherwise at this scale, a factor of alpha, which at 0 stays."""
-        return {} if self.point.scale else {"lora_B": torch.zeros_like(self.saved()["lora_B"])}
+    def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
+        """What PEFT reads of it at a scale, which is also a factor of alpha, but for 0."""
+        lora_A, lora_B = self.factors()
+        own = {"lora_A": lora_A, "lora_B": lora_B if scale else torch.zeros_like(lora_B)}
+        return dict(self.named_parameters()) | own
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What the forward pass adds, each as (input, ``A``, ``B``): one term; PiSSA has two."""

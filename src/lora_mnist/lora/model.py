@@ -198,13 +198,9 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     other rounding, once its weights are frozen. ``ValueError`` if no layer carries LoRA, or the
     adapters are merged.
     """
-    before = [(adapter, adapter.enabled) for adapter in usable_adapters(model)]
-    set_lora_enabled(model, False)
-    try:
+    usable_adapters(model)
+    with lora_at(model, BASE):
         yield
-    finally:
-        for adapter, enabled in before:
-            adapter.enabled = enabled
 
 
 @torch.no_grad()
@@ -313,9 +309,7 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
             )
         if not weight.base.is_contiguous():  # channels last: no step lays the factors out anew
             adapter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name, numbers in adapter.to(weight.base).named_parameters():
-            if not (numbers.is_meta or numbers.isfinite().all()):
-                raise ValueError(f"{name} of {layer}: expected finite numbers")
+        adapter.to(weight.base)
     if not hasattr(model, "lora_hooks"):
         keep_in_eval_mode(model)
     if hasattr(model, "lora_merged"):

@@ -4,13 +4,10 @@ Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptat
 Language Models", arXiv:2404.02948.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import require
 from .layer import LoRAParametrization
 
 #: A weight of more rows and columns together is projected to so many dimensions above the rank.
@@ -30,24 +27,21 @@ class PiSSAParametrization(LoRAParametrization):
     arXiv:0909.4061), as PEFT's ``pissa_niter_4`` takes them.
 
     That is plain LoRA of twice the rank, or of the full rank where that is smaller, and is saved as
-    such. Dropout acts on the trained part alone, as in PEFT:
+    such. A rank above the smaller side of the weight as a matrix is that side. Dropout acts on the
+    trained part alone, as in PEFT:
 
         y = (W - scaling * start_B start_A) x + scaling * lora_B lora_A dropout(x)
-
-    Raises:
-        ValueError: if ``rank`` exceeds the smaller side of the weight as a matrix.
     """
 
     start_A: Tensor
     start_B: Tensor
     forbids_decay = True  # the factors start at the weight's principal part
-    limits_rank = True
 
-    def __init__(self, weight: Tensor, rank: int, *options: Any) -> None:
-        super().__init__(weight, rank, *options)
+    def start(self, weight: Tensor, init: str, init_std: float) -> None:
         matrix = weight.detach().flatten(1)
-        full, shape = min(matrix.shape), tuple(weight.shape)
-        require(rank <= full, "rank", rank, f"at most {full} with init=pissa for {shape}")
+        full = min(matrix.shape)
+        self.rank = rank = min(self.rank, full)
+        super().start(weight, init, init_std)
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         wanted = rank + _OVERSAMPLING
@@ -75,9 +69,6 @@ class PiSSAParametrization(LoRAParametrization):
             return super().terms(x)
         dropped = F.dropout(x, self.dropout)
         return [(dropped, self.lora_A, self.lora_B), (x, self.start_A, -self.start_B)]
-
-    def saved(self) -> dict[str, Tensor]:
-        return dict(zip(("lora_A", "lora_B"), self.factors(), strict=True))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         lora_A = torch.cat([self.lora_A, self.start_A])

@@ -13,9 +13,9 @@ from lora_mnist.choice import AUTO, Choice
 from lora_mnist.data.images import Batch
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.base_state import lora_state_dict
-from lora_mnist.lora.layer import LoRAParametrization
-from lora_mnist.lora.model import KINDS, add_lora, add_offset, set_lora_point
+from lora_mnist.lora.model import add_lora, add_offset, set_lora_point
 from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, offset_of
@@ -47,12 +47,10 @@ def put_adapter(session: Session, selection: Selection) -> None:
     if is_auto:
         arguments["rank"] = _AUTO_RANK
     with config_group("lora"):
-        kind = KINDS.get(arguments["init"], LoRAParametrization)  # add_lora refuses another
         ranks = arguments["rank_pattern"] = dict(arguments["rank_pattern"] or {})
         for name, weight in layers_to_adapt(net, arguments["target_modules"]).items():
             full = min(weight.base.flatten(1).shape)
-            is_limited = is_auto or kind.limits_rank
-            if is_limited and type(arguments["rank"]) is int and full < arguments["rank"]:
+            if is_auto and full < _AUTO_RANK:
                 ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
         # There it draws its first values: the same on every machine.
         add_lora(net.cpu(), **arguments)
@@ -61,6 +59,9 @@ def put_adapter(session: Session, selection: Selection) -> None:
         counts = labels.bincount(minlength=len(classes)).float()
         own = offset_for(counts, selection.targets)
         add_offset(net, layer, own.direction, own.most)
+    assert session.classifier.base is not None
+    with config_group("lora"):  # what could not be saved is not trained
+        adapter_files(net, {"base_sha256": session.classifier.base.sha256})
 
 
 def _layer_of_offset(session: Session) -> str | None:
