@@ -147,7 +147,8 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
             made_for, sha256 = metadata["base_sha256"], base_sha256
             sha256 = sha256 or fingerprint(base_state_dict(model))
             if made_for != sha256:
-                raise ValueError(f"made for the base {made_for}, this one is {sha256}")
+                here = f"this one is {sha256}; expected the same base"
+                raise ValueError(f"made for the base {made_for}, {here}")
         else:
             log.warning("the adapter does not say which base it was made for: not checked")
         tensors, config = load_file(folder / WEIGHTS_NAME), read_json(folder / CONFIG_NAME)
