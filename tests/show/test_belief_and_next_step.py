@@ -7,7 +7,7 @@ from helpers.runs import outcome, repaired, results
 from lora_mnist.show.belief_and_next_step import (
     belief,
     doubts,
-    knows_validation,
+    errors_if_new,
     next_step,
     other_mix,
 )
@@ -92,14 +92,14 @@ def test_test_images_of_a_folder_that_the_base_may_have_learnt_whole_are_doubted
 
 
 def test_knows_validation_where_it_errs_far_less_on_them():
-    assert knows_validation(outcome([20, 19], 500), outcome([60, 60], 500))  # 3.9% and 12%
-    assert not knows_validation(outcome([2, 2], 50), outcome([6, 6], 50))  # may be chance
+    assert errors_if_new(outcome([20, 19], 500), outcome([60, 60], 500))  # 3.9% and 12%
+    assert not errors_if_new(outcome([2, 2], 50), outcome([6, 6], 50))  # may be chance
     # No factor of 1.5.
-    assert not knows_validation(outcome([500, 500], 5000), outcome([700, 700], 5000))
+    assert not errors_if_new(outcome([500, 500], 5000), outcome([700, 700], 5000))
     # A class that is hard, and rare among validation images alone, says nothing.
     test = outcome([100, 600], 1000)
-    assert not knows_validation(outcome([90, 5], [900, 10]), test)
-    assert knows_validation(outcome([9, 0], [900, 10]), test)
+    assert not errors_if_new(outcome([90, 5], [900, 10]), test)
+    assert errors_if_new(outcome([9, 0], [900, 10]), test)
 
 
 OWN = ["data=folder", "data.data_dir=my photos", "net._target_=nets.Net", "base_ckpt=mine.pt"]

@@ -36,8 +36,7 @@ def _doubt_of_choices(reading: Reading) -> str:
     if not decided:
         return ""
     val, test = reading.counts.get("val_base"), reading.counts.get("test_base")
-    if val and test and knows_validation(val, test):
-        expected, _ = expected_errors(val, test)
+    if val and test and (expected := errors_if_new(val, test)):
         text = f"The base has {val['errors']:,} validation images wrong; at its error rates on "
         text += f"test images, class by class, it would be {expected:,.0f}. Unless the test "
         text += "images are of a harder kind, it was trained on the others"
@@ -55,10 +54,10 @@ def _doubt_of_choices(reading: Reading) -> str:
     return text
 
 
-def expected_errors(val: Mapping[str, Any], test: Mapping[str, Any]) -> tuple[float, float]:
+def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | None:
     """The errors of a base on validation images at its error rates on test images, by class.
 
-    And their standard deviation by chance.
+    None, unless there are 1.5 times as many as the base has, and that is no chance.
     """
     expected, variance = 0.0, 0.0
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
@@ -67,13 +66,8 @@ def expected_errors(val: Mapping[str, Any], test: Mapping[str, Any]) -> tuple[fl
             rate = errors / images
             expected += count * rate
             variance += count * rate * (1 - rate) * (1 + count / images)
-    return expected, float(variance**0.5)
-
-
-def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
-    """Whether errors are rarer on validation images by a factor of 1.5, and that is no chance."""
-    expected, deviation = expected_errors(val, test)
-    return bool(1.5 * val["errors"] <= expected and expected - val["errors"] > 3.3 * deviation)
+    is_clear = expected - val["errors"] > 3.3 * variance**0.5
+    return expected if is_clear and expected >= 1.5 * val["errors"] else None
 
 
 def choice_lines(reading: Reading) -> list[str]:

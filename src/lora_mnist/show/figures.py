@@ -96,8 +96,7 @@ def draw_classes(reading: Reading) -> Figure:
 @_plain_text
 def draw_dial(reading: Reading) -> Figure:
     """Validation errors over the scale: on what is to be repaired, and what that costs."""
-    dial, advised, curves = reading.dial, reading.advised, reading.curves()
-    assert advised is not None  # there is a dial
+    dial, curves = reading.dial, reading.curves()
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
     at_each = ", each with its best offset" if "by_offset" in dial else ""
     title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
@@ -107,7 +106,7 @@ def draw_dial(reading: Reading) -> Figure:
         counts, of_base = dial[key], dial["base"][key]
         axes.plot(dial["scales"], counts, "o-")
         axes.axhline(of_base, color="gray", lw=1, ls=":", label="base")
-        axes.axvline(advised.scale, color="gray", ls="--", label="advised")
+        axes.axvline(reading.advised.scale, color="gray", ls="--", label="advised")
         axes.set_title(shortened(name, 70), fontsize=10)
         axes.set_ylim(0, 1.1 * max(*counts, of_base, 1))
         axes.grid(alpha=0.3)
@@ -120,7 +119,6 @@ def draw_dial(reading: Reading) -> Figure:
 def draw_offsets(reading: Reading) -> Figure:
     """What an offset trades: misses of what is to be repaired, against its false calls."""
     dial, point, by_offset = reading.dial, reading.advised, reading.dial["by_offset"]
-    assert point is not None  # there is a dial
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot(
         xlabel=f"false calls of {shortened(reading.target_names, 40)}",

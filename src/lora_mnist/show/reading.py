@@ -98,9 +98,9 @@ class Reading:
         return None if point is None else Point(**point)
 
     @property
-    def advised(self) -> Point | None:
-        """Where validation images advise to turn the adapter; ``None`` without a dial."""
-        return Point(**self.dial["advised"]) if self.dial else None
+    def advised(self) -> Point:
+        """Where validation images advise to turn the adapter; only with a dial."""
+        return Point(**self.dial["advised"])
 
     # --- counts -----------------------------------------------------------------------------------
 
