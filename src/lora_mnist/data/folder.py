@@ -82,8 +82,7 @@ class Preparation:
         require_one_of("channels", self.channels, [1, 3])
         require_one_of("resize", self.resize, ["crop", "stretch"])
         require_number("crop_pct", self.crop_pct, 0.1, 1)
-        modes = [mode.value for mode in InterpolationMode]
-        require_one_of("interpolation", self.interpolation, modes)
+        require_one_of("interpolation", self.interpolation, [m.value for m in InterpolationMode])
 
     def __call__(self, picture: Image, augment: Augment | None = None) -> Tensor:
         """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""
@@ -235,10 +234,8 @@ class Folder(ImageDataset):
 
     def _folders_of_classes(self) -> list[str]:
         """The names of the folders of classes, sorted: of those in train/, if there is one."""
-        names: set[str] = set()
-        for folder, part in self._parts.items():
-            if part == "train" or "train" not in self._parts.values():
-                names.update(_subfolders(folder))
+        folders = [folder for folder, part in self._parts.items() if part == "train"]
+        names = {name for folder in folders or self._parts for name in _subfolders(folder)}
         require(len(names) > 1, "data_dir", self.root, "a folder for each of two classes")
         return sorted(names)
 
@@ -272,13 +269,10 @@ class Folder(ImageDataset):
 
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image; all others have to have them."""
-        expected = "expected images; none can be read"
         for file in self._files:
-            try:
+            with suppress(PictureError):  # broken ones are named later, when all are read
                 return size_of_picture(self.root / file.path)
-            except PictureError as error:  # others are named later, when all are read
-                expected = f"expected readable images, but {printable(file.path)}: {error}"
-        raise ArgumentError("data_dir", self.data_dir, expected)
+        raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
     @cached_property
     def _are_in_memory(self) -> bool:
@@ -313,13 +307,11 @@ class Folder(ImageDataset):
 
     def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
         """What :meth:`_read` gives for the images that can be read."""
-        images, known = {}, None if self._are_in_memory else _KnownFiles(self.root)
+        known = None if self._are_in_memory else _KnownFiles(self.root)
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             read = pool.map(self._read, self._files, repeat(known))
-            pairs = zip(self._files, read, strict=True)
-            for file, image in progress(pairs, "reading", len(self._files)):
-                if image is not None:
-                    images[file] = image
+            pairs = progress(zip(self._files, read, strict=True), "reading", len(self._files))
+            images = {file: image for file, image in pairs if image is not None}
         if known is not None:
             known.save()
         return images
