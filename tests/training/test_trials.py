@@ -207,6 +207,7 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     results = read_results(folder)
     assert "training 1 of 2: " in caplog.text
     assert "training 2 of 2: refit" in caplog.text
+    assert "left in training 1 of 2" in caplog.text
     assert results["choices"]["refit"]["value"]
     for key in ("val", "val_base", "dial"):
         assert results[key] == read_results(before)[key]

@@ -60,12 +60,12 @@ class ProgressInLog(Callback):
 
 
 def make_trainer(
-    cfg: DictConfig, run: Run, name: str = "this training", keeps_checkpoints: bool = True
+    cfg: DictConfig, run: Run, training: str = "this training", keeps_checkpoints: bool = True
 ) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
     Callbacks and plugins of ``cfg.trainer`` are added to these; a logger there replaces them.
-    ``name`` is that of the training in the log.
+    ``training`` is its name in the log.
     """
     callbacks: list[Any] = []
     loggers: list[Any] = []
@@ -83,7 +83,7 @@ def make_trainer(
         # A file would keep each state of the bar.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         if not has_bar:
-            callbacks.append(ProgressInLog(name))
+            callbacks.append(ProgressInLog(training))
         defaults: dict[str, Any] = {
             "logger": loggers or False,
             # Without a callback of ours Lightning would add one of its own.
