@@ -35,8 +35,8 @@ from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for, offsets_to_try
 from lora_mnist.measure.dial import smoothed
-from lora_mnist.measure.gain import measure
 from lora_mnist.measure.predictions import counts_of_labels
+from lora_mnist.measure.significance import measure
 from lora_mnist.training.session import augment_of
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Case:
     choose_by: str = "balanced_accuracy"
 
     def measure(self, logits: Tensor) -> float:
-        """What chooses, of logits of the validation images: see :mod:`lora_mnist.measure.gain`."""
+        """What chooses, of logits of the validation images."""
         labels, classes = self.labels["val"], len(self.dataset.classes)
         errors = labels[logits.argmax(1) != labels].bincount(minlength=classes)
         images = labels.bincount(minlength=classes)

@@ -11,8 +11,8 @@ from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import offset_for, offsets_to_try
 from lora_mnist.measure import dial
 from lora_mnist.measure.dial import advise, smoothed
-from lora_mnist.measure.gain import class_weights
 from lora_mnist.measure.predictions import counts_of, predictions_of
+from lora_mnist.measure.significance import class_weights
 
 
 @pytest.fixture

@@ -1,12 +1,25 @@
+"""What counts, and what is chance."""
+
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from lora_mnist.measure.significance import (
+    MEASURES,
+    balanced_p_value,
     chance_text,
+    class_weights,
     mcnemar,
+    measure,
     weak,
     weakest,
     wilson,
 )
+
+COUNTS = st.lists(st.integers(0, 30), min_size=2, max_size=6)
 
 
 def test_mcnemar_and_wilson_are_as_published():
@@ -14,6 +27,44 @@ def test_mcnemar_and_wilson_are_as_published():
     assert mcnemar(2, 9) == pytest.approx(0.06543, rel=1e-3)
     assert mcnemar(0, 0) == 1
     assert wilson(81, 263) == pytest.approx((0.2553 * 263, 0.3662 * 263), abs=5e-5 * 263)
+
+
+@given(COUNTS, st.integers(1, 40))
+def test_with_equal_numbers_of_images_both_measures_are_one(counts, images):
+    errors, per_class = np.minimum(np.array(counts), images), [images] * len(counts)
+    both = [measure(errors, per_class, choose_by) for choose_by in MEASURES]
+    np.testing.assert_allclose(*both, atol=1e-12)
+
+
+def test_classes_count_alike_and_one_without_images_has_no_part():
+    errors, images = [5, 4, 0], [100, 5, 0]
+    assert measure(errors, images, "balanced_accuracy") == pytest.approx((0.95 + 0.2) / 2)
+    assert measure(errors, images, "accuracy") == pytest.approx(96 / 105)
+    label, predicted = torch.tensor([0] * 100 + [1] * 5), torch.tensor([0] * 95 + [1] * 6 + [0] * 4)
+    theirs = multiclass_accuracy(predicted, label, num_classes=2, average="macro")
+    assert measure(errors, images, "balanced_accuracy") == pytest.approx(theirs.item())
+
+
+def test_balanced_p_value_is_that_of_fair_coins():
+    """So often coins change the balanced accuracy as much; it is a little cautious."""
+    generator, images, changed = np.random.default_rng(0), [4000, 400], np.array([400, 60])
+    weights = class_weights(images, "balanced_accuracy")
+    saved = np.abs((2 * generator.binomial(changed, 0.5, size=(100_000, 2)) - changed) @ weights)
+    for mended in (np.array([200, 33]), np.array([240, 36]), np.array([150, 20])):
+        share = np.mean(saved >= abs((2 * mended - changed) @ weights))
+        p_value = balanced_p_value(mended, changed - mended, images)
+        assert share - 0.01 < p_value < share + 0.1
+
+
+@pytest.mark.parametrize(
+    ("repaired", "broken"), [(0, 5), (0, 6), (6, 0), (30, 14), (30, 13), (5, 5)]
+)
+def test_balanced_p_value_with_equal_classes_is_near_mcnemars(repaired, broken):
+    exact = mcnemar(repaired, broken)
+    near = balanced_p_value([repaired, 0], [0, broken], [50, 50])
+    assert near == pytest.approx(exact, rel=0.35)
+    assert (near <= 0.05) == (exact <= 0.05)
+    assert balanced_p_value([1, 0], [0, 9], [2, 200]) > 0.05  # one image of two
 
 
 def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain():

@@ -37,8 +37,8 @@ from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
 from lora_mnist.lora.point import Point
-from lora_mnist.measure.gain import MEASURES
 from lora_mnist.measure.predictions import logits_at
+from lora_mnist.measure.significance import MEASURES
 from lora_mnist.project import DATA, importable, program
 from lora_mnist.run_paths import ADAPTER_FOLDER
 
@@ -210,7 +210,7 @@ class Classifier:
 
     @property
     def choose_by(self) -> str:
-        """What decided when the adapter was made: see :mod:`.gain`."""
+        """What decided when the adapter was made: see :func:`.dial.dial_curve`."""
         return str(self.record.get("made", {}).get("choose_by", MEASURES[0]))
 
     @cached_property

@@ -7,7 +7,7 @@ loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; 
 learns; an offset moves that back, or further: :mod:`.lora.offset`.
 
 **One number decides**: the balanced accuracy, or the accuracy, smoothed. Where ``w_i`` is what an
-image of the class ``y_i`` counts (:func:`.gain.class_weights`), it is
+image of the class ``y_i`` counts (:func:`.significance.class_weights`), it is
 
     sum over images i of w_i * p_i^q    with p_i = softmax(z_i) at y_i and q = 0.25
 
@@ -30,8 +30,8 @@ from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.offset import offsets_to_try
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import offset_of
-from lora_mnist.measure.gain import MEASURES, class_weights
 from lora_mnist.measure.predictions import counts_of_labels, logits_at, refuse_nan
+from lora_mnist.measure.significance import MEASURES, class_weights
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)

@@ -19,8 +19,7 @@ from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE as BASE
 from lora_mnist.lora.point import Point as Point
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.gain import measure, p_value
-from lora_mnist.measure.significance import mcnemar
+from lora_mnist.measure.significance import balanced_p_value, mcnemar, measure
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
@@ -200,7 +199,7 @@ def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str
     for key, group in groups.items():
         after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
     images = label.bincount(minlength=num_classes)
-    after["p_value_balanced"] = p_value(repaired, broken, images, "balanced_accuracy")
+    after["p_value_balanced"] = balanced_p_value(repaired, broken, images)
     return {"before": sides[0], "after": after | sides[1]}
 
 

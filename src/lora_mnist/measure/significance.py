@@ -1,12 +1,37 @@
-"""Is a difference in errors more than chance? Functions of counts; nothing here imports torch.
+"""What counts, and whether a difference is more than chance. Functions of counts, without torch.
 
-scipy is imported where it is needed: ``--help`` does not wait for it.
+docs/reference.md, "More than chance?", has the reasons. What only one sentence or one warning asks
+for stands beside it. scipy is imported where it is needed: ``--help`` does not wait for it.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: The values of ``choose_by``.
+MEASURES = ("balanced_accuracy", "accuracy")
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
+#: A smaller p-value is not told in digits.
+_LEAST_P = 0.001
+
+
+def class_weights(images: ArrayLike, choose_by: str) -> NDArray[np.float64]:
+    """How much an image of each class counts; a class without images has no part in the mean."""
+    counts = np.asarray(images, float)
+    if choose_by == "accuracy":
+        return np.full(len(counts), 1 / counts.sum())
+    weights = np.zeros_like(counts)
+    weights[counts > 0] = 1 / ((counts > 0).sum() * counts[counts > 0])
+    return weights
+
+
+def measure(errors: ArrayLike, images: ArrayLike, choose_by: str) -> Any:
+    """The balanced accuracy, or the accuracy, of errors and images per class, (..., C)."""
+    return 1 - np.asarray(errors) @ class_weights(images, choose_by)
 
 
 def mcnemar(repaired: int, broken: int) -> float:
@@ -20,6 +45,23 @@ def mcnemar(repaired: int, broken: int) -> float:
     if not repaired + broken:
         return 1.0
     return float(binomtest(repaired, repaired + broken).pvalue)
+
+
+def balanced_p_value(repaired: ArrayLike, broken: ArrayLike, images: ArrayLike) -> float:
+    """The same of the balanced accuracy, by counts per class: two-sided, of a normal distribution.
+
+    With K classes of n_c images, of which r_c are repaired and b_c broken, it rises by
+    ``saved = sum over c of (r_c - b_c) / (K n_c)``, and where a fair coin decides, the variance of
+    this is ``sum over c of (r_c + b_c) / (K n_c)^2``. The correction for continuity is one image,
+    so that with equal classes it is near McNemar's.
+    """
+    weights = class_weights(images, "balanced_accuracy")
+    mended, lost = np.asarray(repaired), np.asarray(broken)
+    saved, variance = (mended - lost) @ weights, (mended + lost) @ weights**2
+    if not variance:
+        return 1.0
+    an_image = variance / ((mended + lost) @ weights)
+    return math.erfc(max(0.0, abs(saved) - an_image) / math.sqrt(2 * variance))
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:
@@ -56,8 +98,8 @@ def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
 
 def chance_text(p_value: float) -> str:
     """``may be chance, p = 0.65``, or ``p < 0.001``; never rounded past :data:`LEVEL`."""
-    if p_value < 0.001:
-        return "p < 0.001"
+    if p_value < _LEAST_P:
+        return f"p < {_LEAST_P}"
     digits = 2
     while (float(f"{p_value:.{digits}g}") <= LEVEL) != (p_value <= LEVEL):
         digits += 1

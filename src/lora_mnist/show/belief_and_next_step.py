@@ -11,6 +11,10 @@ from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
 from lora_mnist.show.reading import Reading, Sentence, number_of
 
+#: A base knows images on which it errs less by this factor, and by so many deviations.
+_FACTOR, _DEVIATIONS = 1.5, 3.3
+#: Two mixes of classes are not the same if chance makes them so with a smaller p-value.
+_LEVEL_OF_MIXES = 0.001
 #: How overrides begin that say which images, network and base: the next command repeats them.
 _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
@@ -57,7 +61,7 @@ def _doubt_of_choices(reading: Reading) -> str:
 def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | None:
     """The errors of a base on validation images at its error rates on test images, by class.
 
-    None, unless there are 1.5 times as many as the base has, and that is no chance.
+    None, unless there are clearly more than the base has.
     """
     expected, variance = 0.0, 0.0
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
@@ -66,8 +70,8 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
             rate = errors / images
             expected += count * rate
             variance += count * rate * (1 - rate) * (1 + count / images)
-    is_clear = expected - val["errors"] > 3.3 * variance**0.5
-    return expected if is_clear and expected >= 1.5 * val["errors"] else None
+    is_clear = expected - val["errors"] > _DEVIATIONS * variance**0.5
+    return expected if is_clear and expected >= _FACTOR * val["errors"] else None
 
 
 def choice_lines(reading: Reading) -> list[str]:
@@ -117,7 +121,7 @@ def other_mix(val: Sequence[int], test: Sequence[int]) -> tuple[int, tuple[float
     from scipy.stats import chi2_contingency
 
     table = [(v, t) for v, t in zip(val, test, strict=True) if v + t]
-    if len(table) < 2 or chi2_contingency(table, correction=False).pvalue > 0.001:
+    if len(table) < 2 or chi2_contingency(table, correction=False).pvalue > _LEVEL_OF_MIXES:
         return None
     shares = [(v / sum(val), t / sum(test)) for v, t in zip(val, test, strict=True)]
     most = max(range(len(shares)), key=lambda c: abs(shares[c][0] - shares[c][1]))

@@ -1,9 +1,8 @@
 """The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
-from lora_mnist.measure.gain import MEASURES
 from lora_mnist.measure.predictions import precision
-from lora_mnist.measure.significance import chance_text, weak
+from lora_mnist.measure.significance import MEASURES, chance_text, weak
 from lora_mnist.show.belief_and_next_step import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 

@@ -37,6 +37,8 @@ _RESIZINGS = (
     {"resize": "stretch", "crop_pct": 1.0},
     {"interpolation": "bicubic"},
 )
+#: A base guesses if it is right so many times as often as by chance, or less.
+_HARDLY_BETTER = 1.25
 #: An output is certain if any other would lose so many standard deviations.
 _DEVIATIONS = 3.3
 
@@ -64,11 +66,11 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
 def is_near_chance(before: Predictions) -> bool:
     """Whether the balanced accuracy is hardly better than that of guessing.
 
-    That is up to 1.25 times as large, or no larger beyond chance, in the one-sided binomial test.
+    Or no larger beyond chance, in the one-sided binomial test.
     """
     share, chance = counts_of(before)["before"]["balanced_accuracy"], 1 / before.num_classes
     test = binomtest(round(share * len(before)), len(before), chance, alternative="greater")
-    return bool(share <= 1.25 * chance or test.pvalue > LEVEL)
+    return bool(share <= _HARDLY_BETTER * chance or test.pvalue > LEVEL)
 
 
 def check_order(session: Session, before: Predictions) -> list[str]:
