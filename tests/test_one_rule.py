@@ -60,6 +60,7 @@ MISTAKES = {
         (*LORA, "lora.scale='a number > 0' -> lora.scale=a number > 0: expected"),
         (*LORA, "trainer.log_every_n_steps=[1,2]"),
         (*LORA, "trainer.max_epochs=nan"),
+        (*LORA, "trainer.accelerator=mps"),
         (*LORA, "+loss.nope=1 -> loss: "),
         (*LORA, "batches.replay=9", "loss.target_weight=2"),
         (*LORA, "+trainer.limit_val_batches=0", "dial=true"),

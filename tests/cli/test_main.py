@@ -1,5 +1,7 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,8 +78,9 @@ def test_what_no_key_has_caused_ends_in_a_traceback_and_keeps_its_log(cli, tmp_p
     assert err.endswith(f"RuntimeError: no such thing\nlog: {folder}/toy.log\n")
     assert "Error executing job" not in err
     assert 'toy.py", line' in (folder / "toy.log").read_text()
-    assert (cli(TOY, "x=-2").code, cli(TOY, "x=0").code) == (130, 2)  # these leave no folder
+    assert cli(TOY, "x=0").code == 2  # which leaves no folder
     assert only_run(tmp_path / "outputs", "toy") == folder
+    assert cli(TOY, "x=-2").code == 130
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,16 @@ def test_a_refusal_does_not_wait_for_torch(command):
     assert done.returncode == 2
     assert f"\n{command[-1]}: expected a " in done.stderr
     assert " torch\n" not in done.stderr
+
+
+def test_nobody_need_read_all_that_is_printed():
+    """As ``--help | head`` does not."""
+    command = [sys.executable, "train.py", "--help"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
 def test_a_group_of_another_command_is_named(cli):

@@ -293,12 +293,15 @@ def own_preprocessing(
     return named
 
 
-def device_of(accelerator: str) -> torch.device:
-    """The device that one of Lightning's words means: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
+def device_of(accelerator: str, key: str = "accelerator") -> torch.device:
+    """The device that one of Lightning's words means: ``auto``, ``cpu``, ``gpu`` or ``mps``.
+
+    ``key`` is the one that has it, for a refusal.
+    """
     own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator == "cpu" or (accelerator == "auto" and own is None):
         return torch.device("cpu")
     if own is None or (accelerator == "mps" and own.type != "mps"):
         has = f"a {own.type} device" if own else "no GPU"
-        raise UserError(f"accelerator={accelerator}: expected auto or cpu; this machine has {has}")
+        raise UserError(f"{key}={accelerator}: expected auto or cpu; this machine has {has}")
     return own

@@ -4,12 +4,13 @@
 train.py stage=pretrain`` does; ``data/`` and ``outputs/`` are in the folder where it is started.
 """
 
+import signal
 from importlib import import_module
 
 from omegaconf import DictConfig
 
 from lora_mnist.cli.arguments import command_name
-from lora_mnist.cli.main import run_entry
+from lora_mnist.cli.main import SIGNALS, run_entry
 from lora_mnist.config.keys import COMMANDS, checked_copy
 from lora_mnist.config.run import Run
 
@@ -19,7 +20,12 @@ def run_command(cfg: DictConfig, run: Run) -> None:
     name = cfg.stage if cfg.stage in COMMANDS else "train"
     name = "evaluate" if name == "eval" else name
     cfg = checked_copy(cfg, run)  # a refusal, and --help, do not wait for torch
+    has_mask = hasattr(signal, "pthread_sigmask")  # Windows has none
+    if has_mask:  # what a signal raises, an import of torch may swallow
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     module = import_module(f"lora_mnist.commands.{name}")
+    if has_mask:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     getattr(module, name)(cfg, run)
 
 

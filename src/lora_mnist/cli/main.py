@@ -4,6 +4,7 @@ Nothing here imports torch at once, so that ``--help`` need not wait.
 """
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -24,23 +25,29 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.run import Command, Run, in_grammar
+from lora_mnist.config.run import Command, Run, in_grammar, key_of
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, refuse_used_folder
 
 log = logging.getLogger(__name__)
 
-#: What a command that is printed does not repeat.
-_OF_THE_FOLDER = ("hydra.run.dir", "hydra.mode")
+#: Those that end a command.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Passing(BaseException):
+    """Carries an error through Hydra, which makes a line or a warning of an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``.
 
     A refusal, or a signal, is told in a line, with the exit code that fits; any other error is
-    raised, for Python to show where. Hydra makes a line or a warning of an Exception, and lets
-    SystemExit pass.
+    raised, for Python to show where.
     """
     signals: list[int] = []
 
@@ -50,75 +57,70 @@ def run_entry(function: Command, config_name: str) -> None:
         raise KeyboardInterrupt
 
     def task(cfg: DictConfig) -> float | None:
-        conf = HydraConfig.get()
+        conf, metric = HydraConfig.get(), None
         run = Run.of_command_line(conf, Path(conf.runtime.output_dir))
-        metric = None
-        with _ending():
-            try:
-                if run.is_sweep and "sweep" in cfg:
-                    metric = run_job(function, cfg, run, conf)
-                else:
-                    function(cfg, run)
-            except Exception as error:
-                reason = explain(error)
-                log.error("%s", reason or one_line(error), exc_info=reason is None)
-                if not signals:
-                    raise
+        try:
+            if run.is_sweep and "sweep" in cfg:
+                metric = run_job(function, cfg, run, conf)
+            else:
+                function(cfg, run)
+        except Exception as error:
+            reason = explain(error)
+            log.error("%s", reason or one_line(error), exc_info=reason is None)
+            raise _Passing(error) from None
         if signals:  # in a __del__, where Python ignores what is raised
             raise KeyboardInterrupt
         return metric
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, interrupt)
     try:
         # With this, Hydra raises its errors instead of printing them and exiting with 1.
-        with _ending(), env_override({"HYDRA_FULL_ERROR": "1"}):
+        with env_override({"HYDRA_FULL_ERROR": "1"}):
             give_to_hydra(config_name)
             main()
+            sys.stdout.flush()
         return
-    except (KeyboardInterrupt, SystemExit) as raised:
-        end: BaseException = raised
-    if signals or isinstance(end, KeyboardInterrupt):  # Lightning makes a SystemExit of a signal
+    except BaseException as raised:
+        error = raised.error if isinstance(raised, _Passing) else raised
+    raise _end_of(error, signals)
+
+
+def _end_of(error: BaseException, signals: list[int]) -> BaseException:
+    """The end of a command by this error, or by a signal, after the lines that say why."""
+    reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
+    if signals or isinstance(error, KeyboardInterrupt):  # Lightning makes a SystemExit of a signal
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
-        end = _told(f"interrupted by {sent.name}", 128 + sent)
-    raise end.__cause__ or end
-
-
-@contextmanager
-def _ending() -> Iterator[None]:
-    """Inside the ``with`` block, an error ends the command: a refusal is told, a bug the cause."""
-    try:
-        yield
-    except Exception as error:
-        reason = explain(error)
-        if reason is not None:
-            raise _told(reason, getattr(error, "exit_code", UserError.exit_code)) from None
-        conf, note = _hydra(), ""
-        if conf is not None and conf.mode == RunMode.MULTIRUN:
-            note = end_early(Path(conf.sweep.dir))
-        elif conf is not None:
-            log_file = Path(conf.run.dir).absolute() / f"{conf.job.name}.log"
-            note = _go_on(conf) or f"log: {log_file}"
-        if note:
-            error.add_note(note)
-        raise SystemExit(1) from error
-
-
-def _told(reason: str, code: int) -> SystemExit:
-    """The end of a command by a refusal or a signal, after the lines that say why."""
-    lines, conf = [reason], _hydra()
+        reason, code = f"interrupted by {sent.name}", 128 + sent
+    elif isinstance(error, SystemExit):
+        return error
+    elif isinstance(error, BrokenPipeError) and not _is_read():
+        return SystemExit(128 + 13)  # as by SIGPIPE
+    conf, more = _hydra(), ""
     if conf is not None and conf.mode == RunMode.MULTIRUN:
-        lines.append(end_early(Path(conf.sweep.dir)))
+        more = end_early(Path(conf.sweep.dir))
     elif conf is not None:
-        if code == UserError.exit_code:
+        if reason is not None and code == UserError.exit_code:
             _remove_if_empty(conf)
-        if code > UserError.exit_code:  # a signal
-            again = Run.of_command_line(conf, Path(conf.run.dir)).typed_without(*_OF_THE_FOLDER)
-            restart = f"start again with: {command_line(str(conf.job.config_name), again)}"
-            lines.append(_go_on(conf) or restart)
-    print("\n".join(lines).rstrip(), file=sys.stderr)
+        if reason is None or code > UserError.exit_code:  # a bug, or a signal
+            more = _what_next(conf, is_bug=reason is None)
+    if reason is None:
+        if more:
+            error.add_note(more)
+        return error
+    print(f"{reason}\n{more}".rstrip(), file=sys.stderr)
     return SystemExit(code)
+
+
+def _is_read() -> bool:
+    """Whether somebody still reads what is printed, as in ``--help | head`` nobody does."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return False
+    return True
 
 
 def _hydra() -> Any:
@@ -138,15 +140,18 @@ def _remove_if_empty(conf: Any) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _go_on(conf: Any) -> str | None:
-    """The command that goes on from a run's last checkpoint; ``None`` where there is none."""
+def _what_next(conf: Any, is_bug: bool) -> str:
+    """How to go on from a run's last checkpoint; else where its log is, or how to start again."""
     folder = Path(conf.run.dir).absolute()
-    last = folder / LAST_CHECKPOINT
-    if not last.is_file():  # several trainings start again
-        return None
-    typed = Run.of_command_line(conf, folder).typed_without(*_OF_THE_FOLDER, "ckpt_path")
-    typed.append(f"ckpt_path={in_grammar(last)}")
-    return f"go on with: {command_line(str(conf.job.config_name), typed)}"
+    last, run = folder / LAST_CHECKPOINT, Run.of_command_line(conf, folder)
+    typed = run.typed_without("hydra.run.dir", "hydra.mode")
+    if last.is_file():  # several trainings have none, and start again
+        typed = [text for text in typed if key_of(text) != "ckpt_path"]
+        again = [*typed, f"ckpt_path={in_grammar(last)}"]
+        return f"go on with: {command_line(str(conf.job.config_name), again)}"
+    if is_bug:
+        return f"log: {folder / conf.job.name}.log"
+    return f"start again with: {command_line(str(conf.job.config_name), typed)}"
 
 
 class ClaimOutputFolder(Callback):
@@ -180,13 +185,12 @@ class ClaimOutputFolder(Callback):
 @contextmanager
 def _in_callback(config: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block of a callback, an error ends the command, and touches no folder."""
-    with _ending():
-        try:
-            HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
-            yield
-        except Exception:
-            HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
-            raise
+    try:
+        HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
+        yield
+    except Exception as error:
+        HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
+        raise _Passing(error) from None
 
 
 def _refuse_start(config: DictConfig) -> None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lora_mnist.choice import AUTO, WEAK, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
+from lora_mnist.classifier.networks import device_of
 from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.make import classifier_of, make, settings_of
 from lora_mnist.config.run import Run, key_of
@@ -318,6 +319,8 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
             raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
         if cfg.refit is True:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+    if (accelerator := cfg.trainer.get("accelerator")) in ("gpu", "mps"):
+        device_of(accelerator, "trainer.accelerator")
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
