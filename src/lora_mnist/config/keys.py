@@ -165,7 +165,8 @@ def all_keys() -> dict[str, bool]:
 
 def unknown_key(key: str) -> str:
     """What to say of a key that this command has not: which are most like it."""
-    keys, name, reason = all_keys(), key.rpartition(".")[2], "nothing reads this key"
+    keys = [each for each in all_keys() if not is_in(each, "sweep.columns")]  # titles
+    name, reason = key.rpartition(".")[2], "nothing reads this key"
     nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]
     if key in keys:
         reason += " here; another command has it"
