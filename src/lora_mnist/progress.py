@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -10,16 +11,22 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+#: Between two lines of a loop, where there is no terminal for a bar.
+_SECONDS = 30
 
 
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
-    """Yield ``items``, ``total`` in all; after three seconds the first process shows a bar."""
-    yield from tqdm(
-        items,
-        name,
-        total,
-        leave=False,
-        delay=3,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # in a file each state of it stays
-        disable=not log.isEnabledFor(logging.WARNING),  # as in all processes but the first
-    )
+    """Yield ``items``, ``total`` in all; of several processes the first says how far it is.
+
+    That is a bar, after three seconds; in a file or a pipe, a line of the log each half minute.
+    """
+    if sys.stderr.isatty():
+        is_silent = not log.isEnabledFor(logging.WARNING)  # as all processes but the first are
+        yield from tqdm(items, name, total, leave=False, delay=3, disable=is_silent)
+        return
+    last_line_at = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - last_line_at > _SECONDS:
+            last_line_at = time.monotonic()
+            log.info("%s: %d of %d", name, number, total)
+        yield item
