@@ -17,7 +17,7 @@ from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import attempts
+from lora_mnist.training import attempts, trials
 from lora_mnist.training.attempts import RATES
 from lora_mnist.training.session import Session, augment_of
 from lora_mnist.training.target import choose_target
@@ -81,7 +81,7 @@ def test_what_is_typed_counts_for_all_trials(go):
 
 
 @pytest.mark.parametrize(
-    ("trials", "start"),
+    ("more", "start"),
     [
         ("+trials.more={lora.rank: 4}", "trials.more: lora.rank: expected keys of "),
         ("+trials.more={optimizer.lr: fast}", "optimizer.lr=fast: "),
@@ -89,9 +89,9 @@ def test_what_is_typed_counts_for_all_trials(go):
         ("+trials.more={scheduler: {_target_: torch.optim.lr_scheduler.No}}", "scheduler: "),
     ],
 )
-def test_a_trial_that_cannot_be_used_is_refused_before_any_training(go, trials, start):
+def test_a_trial_that_cannot_be_used_is_refused_before_any_training(go, more, start):
     with pytest.raises(UserError) as caught:
-        go("refused", *QUIET, trials)
+        go("refused", *QUIET, more)
     assert str(caught.value).startswith(start)
 
 
@@ -313,7 +313,7 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
 )
 def test_nothing_is_chosen_where_nothing_can_be(go, monkeypatch, overrides, few):
     """Of several classes the rarest counts: these have 350 images each."""
-    monkeypatch.setattr(attempts, "FEW_IMAGES", few)
+    monkeypatch.setattr(trials, "FEW_IMAGES", few)
     folder = go(overrides[0], *QUIET, TRIALS, "refit=auto", *overrides)
     choices = read_results(folder)["choices"]
     assert (choices["trial"]["value"], choices["refit"]["value"]) == ("high", False)

@@ -16,13 +16,14 @@ from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.attempts import train_repair, trials_of
+from lora_mnist.training.attempts import train_repair
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.recipe import put_adapter
 from lora_mnist.training.results import current_base_path, finish
 from lora_mnist.training.session import open_session, prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
+from lora_mnist.training.trials import trials_of
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:

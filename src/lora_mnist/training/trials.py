@@ -1,0 +1,101 @@
+"""Which trainings a repair makes: its trials, each with a configuration of its own, and a refit."""
+
+import logging
+import re
+from itertools import islice
+
+from lora_mnist.choice import AUTO, Choice
+from lora_mnist.config.run import is_in, key_of
+from lora_mnist.config.values import check_values
+from lora_mnist.data.plan import Selection
+from lora_mnist.errors import UserError
+from lora_mnist.lora.weight import lora_weights
+from lora_mnist.measure.dial import without_images
+from lora_mnist.show.reading import number_of
+from lora_mnist.training.session import Session
+
+log = logging.getLogger(__name__)
+
+#: A class has few images if there are fewer than these: experiment=repair then sees each of them
+#: ten times or more, and tries more. docs/experiments.md has the numbers.
+FEW_IMAGES = 400
+#: The keys that a trial may set.
+_OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
+
+
+def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
+    """A session for each of ``trials``; the first alone where validation images cannot choose.
+
+    A key that is typed counts for all of them. Trials that say the same are one.
+    """
+    lora, counted = session.cfg.lora, session.images.val.labels
+    asked = [f"lora.{key}=auto" for key in ("scale", "offset") if lora[key] == AUTO]
+    classes = session.classifier.classes
+    if asked and (unseen := without_images(counted, selection.targets)):
+        raise UserError(
+            f"{', '.join(asked)}: {classes[unseen[0]]} has no validation images, which decide; "
+            "expected some in val/, a larger data.val_size, or lora.scale=1 lora.offset=0"
+        )
+    for c in selection.targets if asked else ():
+        name, count = classes[c], int((counted == c).sum())
+        if count < 5:
+            few = "%s: %s has only %s, so chance decides"
+            log.warning(few, ", ".join(asked), name, number_of(count, "validation image"))
+    trials: dict[str, Session] = {}
+    # augment= and batches.augment= are the same.
+    typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
+    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
+    for name, values in (session.cfg.trials or {"lora": {}}).items():
+        settings = {}
+        for key, value in (values or {}).items():
+            if not _OF_TRIALS.fullmatch(key):
+                raise UserError(
+                    f"trials.{name}: {key}: expected keys of optimizer, scheduler and loss, "
+                    "batches.augment, or lora.dropout"
+                )
+            own = key.removeprefix("batches.")
+            is_typed = any(is_in(own, each) or is_in(each, own) for each in typed)
+            if not is_typed and (takes_dropout or key != "lora.dropout"):
+                settings[key] = value
+        trial = session.with_settings(settings)
+        check_values(trial.cfg)
+        trial = trial.with_settings({"batches.augment": trial.augment})
+        if any(trial.cfg == other.cfg for other in trials.values()):
+            continue
+        # What does not fit is refused before anything is computed.
+        trial.check_training()
+        trial.data(selection)
+        trials[name] = trial
+    if not has_few(session, selection) or lora.scale == 0:
+        trials = dict(islice(trials.items(), 1))
+    return trials
+
+
+def has_few(session: Session, selection: Selection) -> bool:
+    """Whether a class to repair has few training images, and validation images can decide."""
+    few = bool(selection.targets) and rarest_of(session, selection) < FEW_IMAGES
+    return few and len(session.images.val) > 0
+
+
+def rarest_of(session: Session, selection: Selection) -> int:
+    """The number of images to learn: of several classes, those of the rarest."""
+    if not selection.targets:
+        return len(selection.target_indices)
+    counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
+    return int(counts[selection.targets].min())
+
+
+def choose_refit(session: Session, selection: Selection) -> Choice:
+    """Whether one more training learns the validation images as well, as ``refit`` says."""
+    refit = session.cfg.refit
+    if session.cfg.lora.scale == 0:
+        return Choice(False, why="nothing is trained")
+    if refit != AUTO:
+        return session.as_set("refit", refit)
+    if session.mistakes is not None:
+        return Choice(False, why="mistakes are learnt")
+    if not len(session.images.val):
+        return Choice(False, why="there are no validation images")
+    count, few = rarest_of(session, selection), has_few(session, selection)
+    why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(few, [True, False], why=why)
