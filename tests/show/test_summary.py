@@ -36,15 +36,6 @@ def test_sweeps_table(tmp_path):
     assert [job.error for job in summarize(tmp_path, "").failed] == ["expected an integer >= 1"]
 
 
-def test_adapters_that_are_turned_off_are_counted(tmp_path):
-    for number, scale in enumerate((0.0, 0.5, 0.0)):
-        more = {"point": {"scale": scale, "offset": 0}}
-        write_job(tmp_path, f"{number}", [f"lora.rank={number}"], accuracy=0.9, more=more)
-    assert "\n2 of 3 adapters are turned off (scale 0)\n" in printed(tmp_path)
-    write_job(tmp_path, "0", ["lora.rank=0"], accuracy=0.9, more={"stage": "eval"})
-    assert "1 of 2 adapters" in printed(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("metric", "base", "verdict", "rank"),
     [

@@ -217,15 +217,6 @@ class Reading:
             f"false calls of {self.target_names}": "false_calls_of_target",
         }
 
-    def at_scale(self, scale: float) -> str:
-        """What a scale of the dial does to validation images, at its best offset."""
-        dial, place = self.dial, self.dial["scales"].index(scale)
-        texts = []
-        for name, key in self.curves().items():
-            texts.append(f"{name} {dial['base'][key]:,} -> {dial[key][place]:,}")
-        offset = f"with the offset {dial['offsets'][place]:g} " if dial["offsets"][place] else ""
-        return f"scale {scale:g} {offset}has {', '.join(texts)}"
-
 
 def number_of(count: int, word: str) -> str:
     """``1 error``, ``2,000 errors``."""

@@ -158,12 +158,7 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
         table.add_section()
         table.add_row("base", *[""] * (len(first) - 1), *bases)
     is_terminal = sys.stdout.isatty()
-    text = rendered([table], is_terminal, width=None if is_terminal else 200)
-    repairs = [job.results for row in rows for job in row if job.results["stage"] == "lora"]
-    off = [each for each in repairs if each.get("point.scale") == each.get("point.offset") == 0]
-    if off:
-        text += f"\n{len(off)} of {len(repairs)} adapters are turned off (scale 0)"
-    return text
+    return rendered([table], is_terminal, width=None if is_terminal else 200)
 
 
 def _text(value: float | None) -> str:

@@ -128,10 +128,14 @@ def _losses(reading: Reading) -> str:
 
 def _why_off(reading: Reading) -> str:
     """That the adapter is turned off, and what it would do, if validation images say so."""
-    text = "the adapter is turned off (scale 0)"
-    if reading.dial and reading.advised == BASE:
-        text += f", since it gains nothing on validation images; {reading.at_scale(1)}"
-    return text
+    dial, text = reading.dial, "the adapter is turned off (scale 0)"
+    if not dial or reading.advised != BASE:
+        return text
+    place, counts = dial["scales"].index(1), []
+    for name, key in reading.curves().items():
+        counts.append(f"{name} {dial['base'][key]:,} -> {dial[key][place]:,}")
+    text += ", since it gains nothing on validation images; at scale 1 with the offset "
+    return f"{text}{dial['offsets'][place]:g}: {', '.join(counts)}"
 
 
 def _of_mixes(reading: Reading) -> list[Sentence]:
