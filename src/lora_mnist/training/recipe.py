@@ -108,7 +108,7 @@ def point_choice(
     lora, value, whys = session.cfg.lora, point._asdict(), []
     for knob in point._fields:
         if lora[knob] != AUTO:
-            whys.append(f"the {knob} {session.as_set(f'lora.{knob}', None).why}")
+            whys.append(f"the {knob} is {session.as_set(f'lora.{knob}', None).why}")
     if len(whys) == len(point):
         return session.as_set("lora.scale", value)
     assert dial is not None  # auto needs validation images
