@@ -5,6 +5,7 @@ The line names the key and the value that cannot be used; no file is left of wha
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
+from PIL import Image
 
 from lora_mnist.cli.explain import explain
 from lora_mnist.commands.evaluate import evaluate
@@ -64,7 +65,7 @@ MISTAKES = {
         (*LORA, "+loss.nope=1 -> loss: "),
         (*LORA, "batches.replay=9", "loss.target_weight=2"),
         (*LORA, "+trainer.limit_val_batches=0", "dial=true"),
-        ("experiment=repair", *TRAIN, "data.val_size=0 -> target=weakest, optimizer.lr=auto, "),
+        ("experiment=repair", *TRAIN, "data.val_size=0 -> target=weakest, lora.scale=auto, "),
     ],
     "eval": [
         ("adapter={tmp}/none",),
@@ -80,8 +81,11 @@ MISTAKES = {
         ("images=null",),
         ("images={tmp}", "data.eval_batch_size=0"),
         ("images={tmp}", "accelerator=tpu"),
+        ("images={tmp}/digit.png", "out={tmp}/text.txt/a.csv"),
+        ("images={tmp}/digit.png", f"out={{tmp}}/{'a' * 300}.csv"),
+        ("images={tmp}/digit.png", "out={tmp}/text.txt"),
     ],
-    "export": [("out={tmp}/outputs/base/mnist.ckpt",)],
+    "export": [("out={tmp}/outputs/base/mnist.ckpt",), ("out={tmp}/text.txt/a.safetensors",)],
 }
 CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
 COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "export": export}
@@ -91,6 +95,7 @@ COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "export": expo
 def test_command_answers_a_mistake_in_one_line(tmp_path, capfd, case):
     entry, *arguments = [text.replace("{tmp}", str(tmp_path)) for text in case]
     (tmp_path / "text.txt").write_text("no weights")
+    Image.new("L", (28, 28)).save(tmp_path / "digit.png")
     small_base(tmp_path / "outputs")
     arguments = [SMALL[0], *(FEW if entry == "train" else ()), *arguments]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}

@@ -3,7 +3,7 @@
 from datetime import datetime
 from pathlib import Path
 
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, naming
 from lora_mnist.project import program
 
 RESULTS_FILE = "results.json"
@@ -24,6 +24,14 @@ def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
     for name in (*names, *ours):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuse an ``out=`` where nothing new can be written, which is tried before all else."""
+    with naming(f"out={out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch(exist_ok=False)
+        out.unlink()
 
 
 def new_run_folder(outputs: str | Path, stage: str) -> Path:

@@ -22,14 +22,11 @@ def turn_adapter(
     With ``auto`` validation images decide, as in training: with ``scale="auto"`` over an offset of
     ``None``, too.
     """
-    has_adapter, of_net = bool(adapters_on(classifier.net)), offset_of(classifier.net)
-    for key, value in (("scale", scale), ("offset", offset)):
-        if value is not None and not has_adapter:
-            raise UserError(f"{key}={value}: expected null, since there is no adapter")
+    of_net = offset_of(classifier.net)
+    if not adapters_on(classifier.net):
+        return None
     if offset not in (None, 0) and of_net is None:
         raise UserError(f"offset={offset}: expected null, since the adapter has none")
-    if not has_adapter:
-        return None
     saved = lora_point(classifier.net)
     if offset is None:
         offset = AUTO if scale == AUTO and of_net is not None else saved.offset

@@ -30,6 +30,7 @@ from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.progress import progress
+from lora_mnist.run_paths import refuse_unwritable
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if not ending and (classifier.settings.net["_target_"] != TARGET or transform is not None):
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
+    refuse_unwritable(out)
+    classifier.check()
     images, name = classifier.test_images(), "test images"
     if images is None:
         gradient = Image.linear_gradient("L")

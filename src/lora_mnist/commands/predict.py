@@ -27,6 +27,7 @@ from lora_mnist.errors import (
 from lora_mnist.files import write_csv
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.progress import progress
+from lora_mnist.run_paths import refuse_unwritable
 from lora_mnist.show.screen import print_predictions
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     """
     cfg = checked_copy(cfg, run)
     files = find_pictures(cfg.images)
-    if cfg.out is not None and Path(str(cfg.out)).exists():
-        raise UserError(f"out={cfg.out}: expected a new file; this one exists")
+    if cfg.out is not None:
+        refuse_unwritable(Path(str(cfg.out)))
     classifier = classifier_of(cfg)
     classifier.check()
     turn_adapter(classifier, cfg.scale, cfg.offset)
