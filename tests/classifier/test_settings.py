@@ -107,7 +107,8 @@ def test_a_record_of_another_version_is_refused():
 
 
 @pytest.mark.parametrize(
-    "record", [{"net": None}, {"targets": 5}, {"base_sha256": 5}, {"made": []}]
+    "record",
+    [{"net": None}, {"targets": 5}, {"base_sha256": 5}, {"made": []}, {"made": {"seed": None}}],
 )
 def test_a_damaged_record_is_refused(record):
     assert refused(lambda: taken({}, **record)).startswith("adapter=a: its record is damaged: ")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _GROUPS = ("net", "prepare", "data")
 #: The types of what a record may have.
 _TYPES = {"net": dict, "prepare": dict, "data": dict, "made": dict, "targets": list}
-_TYPES |= {"base_sha256": str, "learnt": str}
+_TYPES |= {"base_sha256": str, "learnt": str, "made.seed": int, "made.choose_by": str}
 #: The version of the records that are written and read.
 VERSION = 1
 #: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in
@@ -78,8 +78,10 @@ class Settings:
         What could run code is refused; a preparation that is typed otherwise is noted for the log.
         """
         for key, type_ in _TYPES.items():
-            if not isinstance(record.get(key, type_()), type_):
-                damage = f"{key}={as_value(record[key])}; expected a {type_.__name__}"
+            group, _, name = key.rpartition(".")
+            value = (record.get(group, {}) if group else record).get(name, type_())
+            if type(value) is not type_:
+                damage = f"{key}={as_value(value)}; expected a {type_.__name__}"
                 raise UserError(f"{file}: its record is damaged: {damage}")
         version = record.get("version")
         if record.keys() & {"net", "data"} and version != VERSION:

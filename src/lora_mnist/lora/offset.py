@@ -86,10 +86,12 @@ def last_layer(model: nn.Module, images: Tensor) -> str | None:
     rounding = 4 * torch.finfo(logits.dtype).eps * (1 + logits.abs().max())
     layers: dict[str, nn.Module] = dict(model.named_modules())
     for name, layer in reversed(layers.items()):
-        bias = dict(layer.named_parameters(recurse=False)).get("bias")
-        if isinstance(layer, nn.Linear) and bias is not None and bias.shape == shift.shape:
-            key = f"{name}.bias".removeprefix(".")
-            moved = functional_call(model, {key: bias + shift}, (images,))
-            if (moved - logits - shift).abs().max() <= max(1e-3, rounding):
-                return name
+        bias = layer.bias if isinstance(layer, nn.Linear) else None
+        others = [each for each in layers.values() if getattr(each, "bias", None) is bias]
+        if not isinstance(bias, nn.Parameter) or bias.shape != shift.shape or len(others) > 1:
+            continue
+        key = f"{name}.bias".removeprefix(".")
+        moved = functional_call(model, {key: bias + shift}, (images,))
+        if (moved - logits - shift).abs().max() <= max(1e-3, rounding):
+            return name
     return None
