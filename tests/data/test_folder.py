@@ -270,6 +270,9 @@ def test_parts_go_by_name_in_any_case(make_photos, caplog):
 
 
 def test_a_transform_gives_a_tensor():
+    for strange in ("wxyz", {"cat": 0}, ["cat", None]):  # as a stranger's record may have it
+        with pytest.raises(ValueError, match="^classes=.*: expected a list of names"):
+            Folder(classes=strange, transform=v2.Resize(4))
     data = Folder(classes=["cat", "dog"], transform=v2.Resize(4))
     assert refused(data.read_picture, Image.new("RGB", (9, 9))).startswith("prepare.transform: ")
 

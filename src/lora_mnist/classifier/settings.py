@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 
 _GROUPS = ("net", "prepare", "data")
 #: The types of what a record may have.
-_TYPES = {"net": dict, "prepare": dict, "data": dict, "made": dict, "targets": list}
-_TYPES |= {"base_sha256": str, "learnt": str, "made.seed": int, "made.choose_by": str}
+_TYPES: dict[str, type] = {"net": dict, "prepare": dict, "data": dict, "made": dict}
+_TYPES |= {"made.seed": int, "made.choose_by": str, "targets": list}
+_TYPES |= {"base_sha256": str, "learnt": str}
 #: The version of the records that are written and read.
 VERSION = 1
 #: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in

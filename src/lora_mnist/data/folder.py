@@ -163,6 +163,9 @@ class Folder(ImageDataset):
             expected = "null, or neither image_size, resize, crop_pct, interpolation, mean nor std"
             require(is_alone, "transform", transform, f"{expected}, which it has in itself")
             size, mean, std = (0, 0), 0.0, 1.0
+        is_list = isinstance(classes, list | tuple | None)
+        are_names = is_list and {type(each) for each in classes or ()} <= {str, int, float}
+        require(are_names, "classes", classes, "a list of names, as in [cat,dog]")
         named = [str(each) for each in classes or self._folders_of_classes()]
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
