@@ -70,7 +70,12 @@ def fashion(folder: Path, first: int, count: int) -> None:
 
 
 def letters(folder: Path, characters: str, count: int) -> None:
-    """Letters of 16 x 16 pixels in six fonts, slanted and turned, with noise."""
+    """Write :func:`drawn_letters` with noise."""
+    write(folder, *drawn_letters(characters, count), 0.15)
+
+
+def drawn_letters(characters: str, count: int) -> tuple[Any, list[str]]:
+    """Letters of 16 x 16 pixels, from 0 to 1, in six fonts, slanted and turned, and which."""
     place = Path(matplotlib.get_data_path(), "fonts", "ttf")
     names = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic", "cmr10", "cmtt10")
     fonts = [ImageFont.truetype(str(place / f"{name}.ttf"), 40) for name in names]
@@ -86,7 +91,7 @@ def letters(folder: Path, characters: str, count: int) -> None:
         image = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
         images.append(numpy.asarray(image.resize((16, 16), Image.Resampling.BOX)) / 255)
         labels.append(letter)
-    write(folder, numpy.stack(images), labels, 0.15)
+    return numpy.stack(images), labels
 
 
 def photos(folder: Path) -> None:
