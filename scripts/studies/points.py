@@ -31,9 +31,10 @@ from lora_mnist.data import MNIST
 from lora_mnist.data.plan import Plan, select
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.model import KINDS
+from lora_mnist.lora.offset import offset_for, offsets_to_try
 from lora_mnist.lora.pissa import PiSSAParametrization
 from lora_mnist.lora.weight import layers_to_adapt, lora_adapters
-from lora_mnist.measure.dial import SCALES, offset_for, offsets_of
+from lora_mnist.measure.dial import SCALES
 from lora_mnist.measure.significance import weak, weakest
 from lora_mnist.training.module import Loss
 
@@ -322,7 +323,7 @@ class Job:
         self.labels = {part: facts[part][0] for part in ("val", "test")}
         self.was_wrong = facts["test"][1].argmax(1) != self.labels["test"]
         self.offset = offset_for(self.counts.float(), self.targets)
-        self.offsets = list(offsets_of(self.offset))
+        self.offsets = offsets_to_try(self.offset)
         self.has_few = int(self.counts[self.targets].min()) < FEW_IMAGES
         share = len(self.targets) / len(self.counts)
         self.share = Mix(max(10, round(100 * share)), max(0.25, share))
