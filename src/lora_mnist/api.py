@@ -17,6 +17,7 @@ from lora_mnist.lora.model import (
     merge_lora,
     remove_lora,
     set_lora_enabled,
+    set_lora_offset,
     set_lora_scale,
     unmerge_lora,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
+    "set_lora_offset",
     "set_lora_scale",
     "unmerge_lora",
 ]

@@ -45,7 +45,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)
 
 
-def test_scale_auto_asks_the_rule_of_training(tmp_path):
+def test_scale_auto_asks_the_rule_of_training(tmp_path, caplog):
     """An offset, too, unless it is said; and where neither helps, both are the base's."""
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3))
     with torch.no_grad():
@@ -79,6 +79,11 @@ def test_scale_auto_asks_the_rule_of_training(tmp_path):
     assert turned(1)[0] == 1.0
     assert lora_point(net) == Point(1.0, 0.0)
     assert turned(None, 2.5) == [1.0, 2.5]
+    caplog.set_level("INFO")
+    assert turned(0) == [0.0, 2.5]  # it is not off, which is said
+    assert sum("offset=0" in message for message in caplog.messages) == 1
+    assert turned(0, 0) == [0.0, 0.0]
+    assert sum("offset=0" in message for message in caplog.messages) == 1
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
         turn_adapter(classifier, None, 3)

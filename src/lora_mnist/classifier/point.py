@@ -47,6 +47,8 @@ def turn_adapter(
         images, why = len(some), "advised by validation images"
     set_lora_point(classifier.net, point)
     log.info("%s", line_of("point", point._asdict(), why))
+    if point.offset and not point.scale:
+        log.info("scale=0 leaves the offset on; offset=0 beside it is the base")
     return Choice(point._asdict(), None, images, why)
 
 

@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 _EXPLANATION = """
 Give the page a picture, or ask for a test image that the base gets wrong: both networks say which
 class it shows. The base is the pretrained network, and the adapted network is the same one with a
-small LoRA adapter on top. One slider scales the adapter: at 0 it is off, at 1 it acts as it was
-trained. Where the adapter has an offset, a number on the logit of the class that is repaired, a
-second slider sets it. With both at 0 the two networks are the same. The page opens with the scale
-and the offset at which the adapter was saved.
+small LoRA adapter on top. One slider scales LoRA: at 0 it is off, at 1 it acts as it was trained.
+Where the adapter has an offset, a number on the logit of the class that is repaired, a second
+slider sets it: a scale of 0 leaves it on. With both at 0 the two networks are the same. The page
+opens with the scale and the offset at which the adapter was saved.
 """
 
 
