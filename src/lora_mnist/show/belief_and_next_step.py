@@ -45,8 +45,8 @@ def _doubt_of_choices(reading: Reading) -> str:
         text += f"test images, class by class, it would be {expected:,.0f}. Unless the test "
         text += "images are of a harder kind, it was trained on the others"
     elif held_out.get("val") == "train" and "base" in results["learnt_unknown"]:
-        text = "The validation images were held out of those to train on, which the base may have "
-        text += "learnt, every one"
+        text = "The validation images were held out of those to train on, and the base may have "
+        text += "learnt all of them"
     else:
         return ""
     text += f", and what they decided may be wrong: {', '.join(decided)}."

@@ -46,9 +46,8 @@ def _of_repair(reading: Reading) -> list[Sentence]:
     sentences.append(_whether_to_keep(reading))
     for c in targets if len(targets) > 1 else ():
         if changes[c].judgement == "worse":
-            sentences.append(
-                _errors_on(f"On {reading.named([c])}, which was to be repaired", changes[c])
-            )
+            begin = f"On {reading.named([c])}, which was to be repaired"
+            sentences.append(_errors_on(begin, changes[c]))
     sentences += [*_of_mixes(reading), *_of_offset(reading)]
     sentences.append(_errors_on("On all test images", reading.total))
     if reading.of_targets.images:
@@ -105,11 +104,15 @@ def _measured(reading: Reading, measure: str) -> str:
     return text
 
 
+def _named(measure: str) -> str:
+    return measure.replace("_", " ")
+
+
 def _change_of(reading: Reading, measure: str) -> str:
     """What became of a measure on test images: ``accuracy is better, 93.00% -> 95.00%``."""
     before, after, _ = reading.measured(measure)
     words = _WORDS[reading.judgement_of(measure)]
-    return f"{measure.replace('_', ' ')} {words}, {before:.2%} -> {after:.2%}"
+    return f"{_named(measure)} {words}, {before:.2%} -> {after:.2%}"
 
 
 def _losses(reading: Reading) -> str:
@@ -117,7 +120,7 @@ def _losses(reading: Reading) -> str:
     losses = []
     for measure in MEASURES:
         if reading.judgement_of(measure) == "worse":
-            losses.append(f"losses of {measure.replace('_', ' ')}")
+            losses.append(f"losses of {_named(measure)}")
     if worse := [c for c in reading.every if reading.change([c]).judgement == "worse"]:
         losses.append(f"losses on {reading.named(worse)}")
     if reading.other_classes and reading.of_targets.judgement_of_false_calls == "worse":
@@ -161,16 +164,11 @@ def _of_offset(reading: Reading) -> list[Sentence]:
             text = "The training adds nothing that validation images show"
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
     scales = dial.get("scales", [])
-    if not {0, point.scale} <= {*scales} or "measures" not in dial:
+    if not {0, point.scale} <= {*scales} or not dial["offsets"][scales.index(0)]:
         return []
-    alone, place = scales.index(0), scales.index(point.scale)
-    if not dial["offsets"][alone]:
-        return []
-    measures = dial["measures"]
-    text = (
-        f"The offset alone: {dial['choose_by'].replace('_', ' ')} {dial['base']['measure']:.1%} -> "
-    )
-    text += f"{measures[alone]:.1%} on validation images; with the training {measures[place]:.1%}."
+    alone, trained = (dial["measures"][scales.index(scale)] for scale in (0, point.scale))
+    change = f"{_named(dial['choose_by'])} {dial['base']['measure']:.1%} -> {alone:.1%}"
+    text = f"The offset alone: {change} on validation images; with the training {trained:.1%}."
     return [Sentence(text)]
 
 
