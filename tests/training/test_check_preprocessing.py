@@ -11,7 +11,7 @@ from torch import nn
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.train import train
 from lora_mnist.errors import UserError
-from lora_mnist.training.check_preprocessing import is_near_chance, likely_outputs
+from lora_mnist.training.check_preprocessing import likely_outputs
 
 
 def grey():
@@ -189,20 +189,6 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
     for typed, advice in ((better, []), (here, [better])):
         results = train(composed("train", *repair, typed))
         assert results["better_preprocessing"] == advice
-
-
-@pytest.mark.parametrize(
-    ("confusion", "expected"),
-    [
-        ([[29, 171], [171, 29]], True),  # 14.5%
-        ([[90, 0], [10, 0]], True),  # always the same class
-        ([[7, 3], [3, 7]], True),  # 70% of so few may be chance
-        ([[130, 70], [70, 130]], False),
-        ([[6, 3, 0], [0, 0, 0], [3, 0, 6]], False),
-    ],
-)
-def test_is_near_chance_where_it_is_hardly_better_than_guessing(confusion, expected):
-    assert is_near_chance(of_counts(confusion)) == expected
 
 
 def test_eval_tells_unasked_of_a_network_that_guesses(tmp_path):
