@@ -56,7 +56,7 @@ EXPECTED = {
     "paths.outputs": _PATH,
     "paths.bases": _PATH,
     "ckpt_path": f"{_PATH} or null",
-    "trainer.max_steps": "a whole number >= 1 or -1",
+    "trainer.max_steps": "a whole number >= 1 or -1 or auto",
     "trainer.max_epochs": "a whole number >= 1 or -1 or null",
     "trainer.log_every_n_steps": "a whole number >= 0 or null",
     "trainer.accumulate_grad_batches": "a whole number >= 1",

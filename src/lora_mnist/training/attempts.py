@@ -166,9 +166,11 @@ def _at_rates(trial: Session, selection: Selection, training: Training) -> list[
     attempts: list[Attempt] = []
     for rate in rates:
         one = trial.with_settings({"optimizer.lr": rate})
-        # The run's own Trainer has its loggers, and begins where ckpt_path says.
         if training.planned > 1 or rate != rates[0]:
             one = _with_own_trainer(one, training)
+        else:  # its curves are the run's, and it may go on from ckpt_path
+            trainer = make_trainer(one.cfg, one.run, loggers=one.trainer.loggers)
+            one = replace(one, trainer=trainer)
         attempts.append(_attempt(one, selection, training))
         if not attempts[-1].failure:
             break

@@ -175,8 +175,12 @@ class Session:
 
     def check_training(self) -> None:
         """Make the parts of a training once: they refuse what they cannot use before it begins."""
-        is_auto = self.cfg.optimizer.lr == AUTO
-        session = self.with_settings({"optimizer.lr": 0.1}) if is_auto else self
+        known = {}
+        if self.cfg.optimizer.lr == AUTO:
+            known["optimizer.lr"] = 0.1
+        if self.cfg.trainer.max_steps == AUTO:
+            known["trainer.max_steps"] = 400
+        session = self.with_settings(known)
         session.make_loss(num_targets=1)
         session.make_scheduler(session.make_optimizer())
 
@@ -305,6 +309,7 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
             f"mistakes={mistakes}": mistakes is not None,
             "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
             "batches.augment=auto": cfg.batches.augment == AUTO,
+            "trainer.max_steps=auto": cfg.trainer.max_steps == AUTO,
         }
         for key, is_asked in needs_base.items():
             if is_asked:

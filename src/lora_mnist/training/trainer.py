@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -13,8 +13,10 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from lora_mnist.choice import AUTO
 from lora_mnist.config.make import make
 from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError, config_group
@@ -60,19 +62,19 @@ class ProgressInLog(Callback):
 
 
 def make_trainer(
-    cfg: DictConfig, run: Run, training: str = "this training", keeps_checkpoints: bool = True
+    cfg: DictConfig,
+    run: Run,
+    training: str = "this training",
+    keeps_checkpoints: bool = True,
+    loggers: Sequence[Logger] | None = None,
 ) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
     Callbacks and plugins of ``cfg.trainer`` are added to these; a logger there replaces them.
-    ``training`` is its name in the log.
+    ``training`` is its name in the log; ``loggers`` are used in place of new ones.
     """
-    callbacks: list[Any] = []
-    loggers: list[Any] = []
-    for group, made in (("callbacks", callbacks), ("logger", loggers)):
-        for name, config in (cfg.get(group) or {}).items():  # ~logger leaves none
-            if config is not None:
-                made.append(make(f"{group}.{name}", config))
+    callbacks = _made_of(cfg, "callbacks")
+    loggers = _made_of(cfg, "logger") if loggers is None else loggers
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         constructor = instantiate(cfg.trainer, _convert_="all", _partial_=True)
@@ -85,7 +87,7 @@ def make_trainer(
         if not has_bar:
             callbacks.append(ProgressInLog(training))
         defaults: dict[str, Any] = {
-            "logger": loggers or False,
+            "logger": list(loggers) or False,
             # Without a callback of ours Lightning would add one of its own.
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
@@ -93,6 +95,8 @@ def make_trainer(
         if torch.accelerator.is_available() and arguments.get("accelerator") != "cpu":
             defaults["deterministic"] = "warn"  # on a GPU, too, a seed gives the same numbers
         arguments["limit_val_batches"] = 1.0  # of images that the session has limited
+        if arguments.get("max_steps") == AUTO:  # each training has a Trainer with a number
+            arguments["max_steps"] = -1
         trainer: Trainer = constructor.func(
             default_root_dir=str(run.folder),
             callbacks=callbacks,
@@ -104,6 +108,15 @@ def make_trainer(
     if not trainer.is_global_zero:  # the first process says it for all
         logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
+
+
+def _made_of(cfg: DictConfig, group: str) -> list[Any]:
+    """The parts of a group that are not switched off; ``~logger`` leaves none."""
+    made = []
+    for name, config in (cfg.get(group) or {}).items():
+        if config is not None:
+            made.append(make(f"{group}.{name}", config))
+    return made
 
 
 def refuse_unsuitable(trainer: Trainer, run: Run, stage: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 import re
 from itertools import islice
+from typing import Any
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.config.run import is_in, key_of
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 #: A class has few images if there are fewer than these: experiment=repair then sees each of them
 #: ten times or more, and tries more. docs/experiments.md has the numbers.
 FEW_IMAGES = 400
+#: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
+_STEPS, _STEPS_OF_MANY = 400, 1200
 #: The keys that a trial may set.
 _OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
 
@@ -42,11 +45,15 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
             few = "%s: %s has only %s, so chance decides"
             log.warning(few, ", ".join(asked), name, number_of(count, "validation image"))
     trials: dict[str, Session] = {}
+    steps = session.cfg.trainer.max_steps
+    if steps == AUTO:
+        is_common = bool(selection.targets) and rarest_of(session, selection) >= FEW_IMAGES
+        steps = _STEPS_OF_MANY if is_common else _STEPS
     # augment= and batches.augment= are the same.
     typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
     takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     for name, values in (session.cfg.trials or {"lora": {}}).items():
-        settings = {}
+        settings: dict[str, Any] = {"trainer.max_steps": steps}
         for key, value in (values or {}).items():
             if not _OF_TRIALS.fullmatch(key):
                 raise UserError(
