@@ -121,6 +121,7 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
         ("batches.batch_size", "10", "20"),
         ("callbacks.averaging.decay", "0.9", "null"),
         ("seed", "0", "7"),
+        ("trainer.max_steps", "14", "20"),  # to which the rate would not fall
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(go, key, before, after):
@@ -134,12 +135,13 @@ def test_a_checkpoint_of_other_settings_is_refused(go, key, before, after):
     else:
         own[key] = after
     answer = refused(go, "new", *command, *map("=".join, own.items()), f"ckpt_path={last}")
+    key = key.replace("trainer.max_steps", "scheduler.total_iters")
     assert answer.startswith(f"ckpt_path={last}: its training had {key}={before}, ")
     assert f"this one has {after};" in answer
 
 
 def test_more_steps_go_on_and_so_does_a_rate_before_which_others_collapsed(go):
-    steep = ("optimizer.lr=auto", "lora.alpha=30000", "lora.rank=8", "scheduler=cosine")
+    steep = ("optimizer.lr=auto", "lora.alpha=15000", "lora.rank=8")
     first = go("first", *LORA, *steep)
     rate = read_results(first)["choices"]["rate"]
     assert rate["value"] < rate["of"][0]
@@ -149,6 +151,14 @@ def test_more_steps_go_on_and_so_does_a_rate_before_which_others_collapsed(go):
     assert results["choices"]["rate"]["value"] == rate["value"]
     assert results["steps"] == 20
     assert not (folder / "trials").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [("0", "0.5"), ("0.5", "0")])
+def test_another_point_of_the_finished_adapter_is_no_other_training(go, before, after):
+    last = go("cut", *LORA, f"lora.offset={before}", crash=3) / LAST_CHECKPOINT
+    folder = go("on", *LORA, f"lora.offset={after}", "lora.scale=0.5", f"ckpt_path={last}")
+    point = {"scale": 0.5, "offset": float(after)}
+    assert read_results(folder)["choices"]["point"]["value"] == point
 
 
 @pytest.mark.slow

@@ -40,17 +40,16 @@ def refuse_other_training(
 ) -> None:
     """Refuse a checkpoint of a training with other ``settings``, as far as they are of ``groups``.
 
-    The number of steps may be another one, and what follows from it, such as ``T_max``; so may
-    ``lora.scale``, which is of the finished adapter.
+    ``lora.scale`` and ``lora.offset`` may be others, which are of the finished adapter, and so may
+    the number of steps, unless a scheduler counts them: its rate would not follow the new number.
     """
-    own, its, steps = flatten(dict(settings)), hyperparameters_of(path), "trainer.max_steps"
+    own, its = flatten(dict(settings)), hyperparameters_of(path)
     for group in groups:
         for key in [*own, *its]:
             one, other = own.get(key), its.get(key)
-            if one == other or key == "lora.scale" or not is_in(key, group):
+            if one == other or key in ("lora.scale", "lora.offset") or not is_in(key, group):
                 continue
-            if group != "scheduler" or (one, other) != (own.get(steps), its.get(steps)):
-                raise UserError(
-                    f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
-                    f"{as_value(one)}; expected its command once more, for the same images"
-                )
+            raise UserError(
+                f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
+                f"{as_value(one)}; expected its command once more, for the same images"
+            )

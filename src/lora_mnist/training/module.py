@@ -147,7 +147,8 @@ class ClassifierModule(LightningModule):
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.errors_by_step = dict(checkpoint["errors_by_step"])
         if self.has_adapter:
-            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+            own, trained = self.state_dict(), checkpoint["state_dict"]
+            checkpoint["state_dict"] = {key: trained.get(key, own[key]) for key in own}
 
 
 class TrainedAverage(Callback):
