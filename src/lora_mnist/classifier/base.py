@@ -32,24 +32,15 @@ log = logging.getLogger(__name__)
 
 
 class Base(NamedTuple):
-    """A pretrained network."""
+    """A pretrained network, or what a file says of one."""
 
-    tensors: Mapping[str, Tensor]  # its state_dict
-    sha256: str  # their fingerprint, in hexadecimal
-    record: Mapping[str, Any]  # of its file; empty: it is somebody else's
+    tensors: Mapping[str, Tensor]  # its state_dict; in a file of somebody else's by other names
+    sha256: str  # their fingerprint, in hexadecimal; empty in a file that is not ours
+    record: Mapping[str, Any]  # see settings.py; empty: it is somebody else's
     learnt: Tensor | None = None  # digests of the images that it has learnt; None: not known
 
 
-class BaseFile(NamedTuple):
-    """The content of a file of weights."""
-
-    tensors: Mapping[str, Tensor]  # as they are named there
-    record: Mapping[str, Any]  # see settings.py; empty in files that are not ours
-    sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
-    learnt: Tensor | None = None  # as a base has it
-
-
-def read_base(path: Path) -> BaseFile:
+def read_base(path: Path) -> Base:
     """The weights in ``path``, and what else a base of ours has there; nothing in it runs."""
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
@@ -70,16 +61,17 @@ def read_base(path: Path) -> BaseFile:
             f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
             "safetensors writes them"
         ) from error
-    record, sha256, learnt = {}, None, None
+    record, sha256, learnt = {}, "", None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
-        record, sha256, learnt = content["record"], content.get("sha256"), content.get("learnt")
+        record, learnt = content["record"], content.get("learnt")
+        sha256 = str(content.get("sha256"))
         if learnt is not None and (not isinstance(learnt, Tensor) or learnt.dtype != torch.int64):
             raise ValueError("damaged: what it has learnt is no list of digests")
         content = content.get("state_dict")
     tensors = _tensors_in(content)
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return BaseFile(tensors, record, sha256, learnt)
+    return Base(tensors, sha256, record, learnt)
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
@@ -103,7 +95,7 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
 
 
 def load_weights(
-    net: nn.Module, file: BaseFile, prefix: str | None = None, outputs_key: str | None = None
+    net: nn.Module, file: Base, prefix: str | None = None, outputs_key: str | None = None
 ) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
 

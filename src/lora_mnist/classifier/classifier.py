@@ -136,14 +136,12 @@ class Classifier:
         dataset = build_dataset(network, settings)
         if settings.sources:
             log.info("%s", one_line("; ".join(settings.sources)))
-        classifier = cls(network, dataset, settings, loaded)
         if adapter is not None:
             try:
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
             except (ValueError, OSError) as error:
                 raise UserError(f"adapter={one_line(error)}") from error
-            classifier.adapter, classifier.record = adapter, record
-        return classifier
+        return cls(network, dataset, settings, loaded, adapter, record)
 
     @classmethod
     def new(
@@ -281,12 +279,13 @@ def _own_base(
     path = bases / f"{base_name(settings.data, settings.net)}.ckpt"
     expected = record.get("base_sha256")
     if expected is not None:
-        path = find_base(bases, expected) or path
-        if sha256_of_base(path) != expected:
+        own = find_base(bases, expected)
+        if own is None and sha256_of_base(path) != expected:
             raise UserError(
                 f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "
                 f"with SHA-256 {expected}"
             )
+        path = own or path
     if path.is_file():
         return path
     images = Path(str(settings.data.get("data_dir") or ".")).expanduser()

@@ -17,7 +17,7 @@ from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.lora.weight import lora_offsets
+from lora_mnist.lora.weight import offset_of
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def build_page(classifier: Classifier) -> Any:
                     saved.offset,
                     step=0.05,
                     label="Offset on the repaired class",
-                    visible=bool(lora_offsets(classifier.net)),
+                    visible=offset_of(classifier.net) is not None,
                     elem_id="offset",
                 )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")

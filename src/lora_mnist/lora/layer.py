@@ -33,9 +33,8 @@ def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
 class Adapter(nn.Module):
     """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias.
 
-    Attributes:
-        point: where it stands; at scale 0 or offset 0 the layer computes the base exactly.
-        enabled: while it is ``False``, likewise.
+    At its ``point`` the scale is a factor of LoRA, and the offset one of its direction: where it is
+    0, or the adapter not ``enabled``, the layer computes the base exactly.
     """
 
     def __init__(self) -> None:
@@ -63,8 +62,7 @@ class LoRAParametrization(Adapter):
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank, 1, ...), of as many dimensions as ``weight``.
-        point: its scale is a factor on the finished adapter: 1 as trained, 0 the base exactly.
-        enabled: while it is ``False`` the layer computes the base exactly.
+        point, enabled: see :class:`Adapter`; the scale is 1 as trained.
         metadata: what the file says that the adapter was loaded from.
 
     Raises:

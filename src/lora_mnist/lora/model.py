@@ -27,8 +27,8 @@ from .weight import (
     layers_to_adapt,
     left_out_by_all,
     lora_adapters,
-    lora_offsets,
     lora_weights,
+    offset_of,
     put_on,
 )
 
@@ -156,7 +156,7 @@ def set_lora_offset(model: nn.Module, offset: float) -> None:
     the adapters are merged, or have no offset, or ``offset`` is not finite.
     """
     require(is_number(offset), "offset", offset, "a finite number")
-    has_offset = bool(lora_offsets(model))
+    has_offset = offset_of(model) is not None
     require(has_offset or not offset, "offset", offset, "0, since the adapter has no offset")
     for adapter in usable_adapters(model):
         adapter.point = adapter.point._replace(offset=offset)

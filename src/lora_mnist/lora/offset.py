@@ -29,10 +29,6 @@ class Offset(Adapter):
     Args:
         direction: shape (num_classes,), as the bias.
         most: the largest offset that is worth a try.
-
-    Attributes:
-        point: its offset is the number; with 0 the layer's bias is the base's exactly.
-        enabled: while it is ``False``, likewise.
     """
 
     direction: Tensor

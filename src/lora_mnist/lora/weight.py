@@ -74,14 +74,9 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
     return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
-def lora_offsets(model: nn.Module) -> list[Offset]:
-    """Every offset on the last layer of ``model``: one for each adapter that has one."""
-    return [m for m in model.modules() if isinstance(m, Offset)]
-
-
 def offset_of(model: nn.Module) -> Offset | None:
     """The offset of the newest adapter that has one; ``None`` where none has."""
-    offsets = lora_offsets(model)
+    offsets = [m for m in model.modules() if isinstance(m, Offset)]
     return offsets[-1] if offsets else None
 
 
