@@ -137,7 +137,7 @@ def test_write_base_writes_what_find_base_finds(tmp_path):
     file = read_base(own)
     assert changed_tensors(file.tensors, STATE) == []
     assert (file.sha256, file.record) == (sha256, {"mean": 0.5})
-    assert file_of(STATE, tmp_path)[1:3] == ({}, None)
+    assert file_of(STATE, tmp_path)[1:3] == ("", {})
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 
