@@ -150,6 +150,8 @@ def test_adapters_that_are_scaled_otherwise_are_saved_as_one(tmp_path):
         ("linear", {"target_modules": "linear.", "r": 4, "lora_alpha": 5, "use_rslora": True}),
         ("convolutions", {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3}}),
         ("conv1d", {"target_modules": "0", "r": 2}),
+        ("linear", {"target_modules": "linear.", "exclude_modules": ["linear2"]}),
+        ("linear", {"target_modules": ["linear1", "of_another_network"]}),
         ("linear", {"target_modules": "linear.", "use_dora": True, "rank_pattern": {"linear1": 3}}),
         ("convolutions", {"target_modules": ["conv"], "use_dora": True, "use_rslora": True}),
     ],

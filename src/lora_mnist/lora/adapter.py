@@ -37,7 +37,7 @@ from .weight import (
     Weight,
     adaptable_weights,
     by_pattern,
-    layers_to_adapt,
+    is_named,
     listed,
     lora_adapters,
     lora_weights,
@@ -53,13 +53,13 @@ _START, _TRAINED, _DIRECTION = "base_model.model.", "trained.", "offset.directio
 #: The types of what is read, where ``float`` is any number: a stranger may have written the files.
 _METADATA: dict[str, Any] = {"base_sha256": str, "scale": float, "offset": float, "trained": dict}
 _METADATA |= {"layer": str | None, "most": float}
-_CONFIG: dict[str, Any] = {"target_modules": str | list, "lora_alpha": float}
-_CONFIG |= {"alpha_pattern": dict | None, "use_rslora": bool | None}
+_CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
+_CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": bool | None}
 #: PEFT's options that do not change what a finished adapter computes, or that its tensors show.
 #: Any other one that is switched on is refused by its name.
 _HARMLESS = """
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
-megatron_core qalora_group_size eva_config bias
+megatron_core qalora_group_size eva_config bias exclude_modules
 """
 #: With others an adapter fits only the base that they changed.
 _INITS = (True, "gaussian", "eva", "orthogonal")
@@ -268,7 +268,7 @@ def _adapters_in(files: AdapterFiles, model: nn.Module) -> dict[str, Any]:
         if not (is_usable and tensor.float().isfinite().all()):
             raise ValueError(f"{key}: expected finite numbers")
     # PEFT's adapters have no metadata: their config has them as trained.
-    adapters, point = _loras_in(tensors, metadata.get("trained", config), model), Point(1.0)
+    adapters, point = _loras_in(tensors, metadata.get("trained", config), weights), Point(1.0)
     if metadata:
         point = Point(float(metadata["scale"]), float(metadata["offset"]))
     if (layer := metadata.get("layer")) is not None:
@@ -300,7 +300,7 @@ def _adapters_in(files: AdapterFiles, model: nn.Module) -> dict[str, Any]:
 
 
 def _loras_in(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], model: nn.Module
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], weights: Mapping[str, Weight]
 ) -> dict[str, Any]:
     """LoRA as it was trained, on each layer that the config names."""
     _check_types(config, _CONFIG)
@@ -308,7 +308,14 @@ def _loras_in(
     if not kinds:
         raise ValueError(f"{CONFIG_NAME}: expected peft_type LORA")
     kind, targets = max(kinds, key=lambda each: len(each.config)), config["target_modules"]
-    layers = layers_to_adapt(model, targets if isinstance(targets, str) else [*map(str, targets)])
+    layers = {}
+    for name, weight in weights.items():
+        can_be_adapted = weight.base.ndim > 1 and kind.names(weight.module)
+        is_left_out = is_named(name, config.get("exclude_modules") or [])
+        if can_be_adapted and is_named(name, targets) and not is_left_out:
+            layers[name] = weight
+    if not layers:
+        raise ValueError(f"target_modules={targets}: expected some of: {listed(weights)}")
     pattern, loras = config.get("alpha_pattern"), {}
     alphas = by_pattern("alpha_pattern", pattern, layers, config["lora_alpha"])
     for name, weight in layers.items():
@@ -318,7 +325,7 @@ def _loras_in(
             if key not in tensors:
                 raise ValueError(f"{WEIGHTS_NAME}: {key} is missing")
             saved[part] = _in_file(tensors.get(_TRAINED + key, tensors[key]), end)
-        rank = len(next(iter(saved.values()), ()))
+        rank = len(next(iter(saved.values())))
         meta = weight.base.detach().to("meta")  # no random number is drawn
         loras[name] = kind(meta, rank, alphas[name], use_rslora=config.get("use_rslora") or False)
         try:

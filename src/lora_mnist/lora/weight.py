@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -134,13 +135,9 @@ def layers_to_adapt(
                 is_layer = isinstance(weight.module, kinds[entry]) and weight.tensor == "weight"
                 if is_layer and is_ungrouped:
                     chosen.append(name)
-        elif isinstance(target_modules, str):
-            try:
-                chosen += [name for name in weights if re.fullmatch(entry, name)]
-            except re.error as error:
-                raise refusal(f"a regular expression ({error})") from error
         else:
-            named = [name for name in weights if is_end(entry, name)]
+            entries = entry if isinstance(target_modules, str) else [entry]
+            named = [name for name in weights if is_named(name, entries)]
             if not named:
                 raise refusal(f"a layer with {entry}, of: {listed(weights)}")
             chosen += named
@@ -162,6 +159,15 @@ def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
 def is_end(end: str, name: str) -> bool:
     """Whether ``end`` is ``name``, or its last parts, as ``linear1`` is of ``encoder.linear1``."""
     return f".{name}".endswith(f".{end}")
+
+
+def is_named(name: str, target_modules: str | Collection[str]) -> bool:
+    """Whether PEFT takes ``name`` for one of these: a regular expression, or names and ends."""
+    if isinstance(target_modules, str):
+        with suppress(re.error):
+            return bool(re.fullmatch(target_modules, name))
+        return False
+    return any(is_end(end, name) for end in target_modules)
 
 
 def by_pattern(
