@@ -46,9 +46,6 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         assert curve["measures"][place] == pytest.approx(every[best][choose_by])
         for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
             assert curve[key][place] == every[best][key]
-        if scale == curve["advised"]["scale"]:
-            counts = [every[offset]["errors_of_target"] for offset in offsets]
-            assert curve["by_offset"]["adapter"]["errors_of_target"] == counts
     assert (curve["advised"]["scale"], curve["advised"]["offset"]) == max(points, key=points.get)
     assert curve["base"]["smoothed"] == pytest.approx(points[0, 0.0])
 
@@ -99,7 +96,6 @@ def test_a_scale_that_is_set_has_the_best_offset_there(adapted):
 def test_without_an_offset_the_dial_has_scales_alone(adapted):
     curve = dial_curve(adapted, batches(), [1])
     assert set(curve["offsets"]) == {0.0}
-    assert "by_offset" not in curve
 
 
 def test_the_base_itself_can_be_taken():

@@ -9,7 +9,6 @@ from lora_mnist.show.belief_and_next_step import (
     doubts,
     errors_if_new,
     next_step,
-    other_mix,
 )
 from lora_mnist.show.reading import Reading
 
@@ -38,15 +37,6 @@ def test_a_report_says_whether_its_test_can_be_believed(more, said):
     run = results(val=outcome([1, 1, 1]))
     assert said in believed(run | more)
     assert not more or said not in believed(run)
-
-
-def test_another_mix_of_validation_images_is_said():
-    few = outcome([9, 9, 1], [300, 300, 6])
-    run = {**results(), "val": few, "val_base": few}
-    assert "<b>cow</b> is 1.0% and 33.3%" in believed(run)
-    assert other_mix([500, 500, 5], [1000, 1000, 1000])[0] == 2
-    assert other_mix([50, 49, 51], [100, 101, 99]) is None
-    assert other_mix([50, 0], [100, 0]) is None
 
 
 CHOICES = {

@@ -7,7 +7,6 @@ from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
     draw_dial,
-    draw_offsets,
     draw_sweep,
     save_figure,
 )
@@ -61,15 +60,3 @@ def test_whatever_was_swept_is_drawn(tmp_path, points):
     save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
-
-
-def test_offsets_are_drawn_for_base_and_adapter_with_the_point_that_was_advised():
-    counts = {"false_calls_of_target": [0, 2, 30], "errors_of_target": [19, 5, 0]}
-    dial = DIAL | {"by_offset": {"offsets": [-1, 0, 1], "base": counts, "adapter": counts}}
-    (axes,) = draw_offsets(Reading(results(dial=dial))).axes
-    base, adapter, origin, star = axes.lines
-    assert [*base.get_xdata()] == [*adapter.get_xdata()] == [0, 2, 30]
-    assert [*base.get_ydata()] == [19, 5, 0]
-    assert (origin.get_xdata()[0], origin.get_ydata()[0]) == (0, 9)
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 5)
-    assert axes.get_xlim()[1] < 30  # what calls nearly every image so leaves the rest room

@@ -74,9 +74,8 @@ def dial_curve(
         the ``smoothed`` measure there, which decides (see :mod:`.dial`), the ``measures``
         themselves, the ``errors`` and, with ``targets``, the ``errors_of_target``,
         ``errors_elsewhere`` and ``false_calls_of_target``; the same numbers of the ``base``;
-        ``advised``, the ``scale`` and the ``offset`` to take, where the smoothed measure is
-        highest; and ``by_offset``, how the counts of the base and of the adapter at the scale that
-        is advised go with the offset.
+        and ``advised``, the ``scale`` and the ``offset`` to take, where the smoothed measure is
+        highest.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, there is no batch, an argument is out of
@@ -95,15 +94,12 @@ def dial_curve(
     require(all(c in range(num_classes) for c in group), "targets", group, expected)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
 
-    def counts_at(logits: Tensor, offset: float) -> dict[str, Any]:
-        predicted = (logits + offset * direction).argmax(dim=1)
-        return counts_of_labels(label, predicted, num_classes, group)
-
     def best_of(logits: Tensor, tried: Sequence[float]) -> dict[str, Any]:
         """The best of some offsets, and what is told of it."""
         values = smoothed(logits, label, direction, tried, choose_by)
         place = int(values.argmax())
-        counts = counts_at(logits, tried[place])
+        predicted = (logits + tried[place] * direction).argmax(dim=1)
+        counts = counts_of_labels(label, predicted, num_classes, group)
         numbers = {"offset": tried[place], "smoothed": values[place].item()}
         numbers["measure"] = counts[choose_by]
         return numbers | {key: counts[key] for key in _COUNTS if key in counts}
@@ -116,12 +112,6 @@ def dial_curve(
             curve.setdefault(_COLUMN.get(key, key), []).append(value)
     place = curve["smoothed"].index(max(curve["smoothed"]))
     curve["advised"] = {"scale": curve["scales"][place], "offset": curve["offsets"][place]}
-    if len(offsets) > 1 and group:
-        curve["by_offset"] = {"offsets": offsets}
-        for name, logits in {"base": base, "adapter": at_scales[place]}.items():
-            every = [counts_at(logits, offset) for offset in offsets]
-            by_key = {key: [counts[key] for counts in every] for key in _COUNTS}
-            curve["by_offset"][name] = by_key
     return curve
 
 

@@ -1,6 +1,6 @@
 """What may be believed of a run, what decided it, and the command to go on with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from lora_mnist.show.reading import Reading, Sentence, number_of
 
 #: A base knows images on which it errs less by this factor, and by so many deviations.
 _FACTOR, _DEVIATIONS = 1.5, 3.3
-#: Two mixes of classes are not the same if chance makes them so with a smaller p-value.
-_LEVEL_OF_MIXES = 0.001
 #: How overrides begin that say which images, network and base: the next command repeats them.
 _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
@@ -103,29 +101,11 @@ def belief(reading: Reading) -> list[Sentence]:
         text = f"What the {' and the '.join(unknown)} learnt elsewhere is not known: test images "
         text += "among it prove nothing."
     lines.append(text)
-    val, test = reading.counts.get("val_base"), reading.counts.get("test_base")
-    if val and test and (most := other_mix(val["images_per_class"], test["images_per_class"])):
-        number, shares = most
-        text = "Validation images have another mix of classes than test images: "
-        text += f"{reading.classes[number]} is {shares[0]:.1%} and {shares[1]:.1%}."
-        lines.append(text)
     sentences = [*doubts(reading), *map(Sentence, lines)]
     if keys := results.get("better_preprocessing"):
         text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
         sentences.append(Sentence(f"{text} Test it again with that.", "worse"))
     return sentences
-
-
-def other_mix(val: Sequence[int], test: Sequence[int]) -> tuple[int, tuple[float, float]] | None:
-    """The class whose share differs most between two sets of images, where that is no chance."""
-    from scipy.stats import chi2_contingency
-
-    table = [(v, t) for v, t in zip(val, test, strict=True) if v + t]
-    if len(table) < 2 or chi2_contingency(table, correction=False).pvalue > _LEVEL_OF_MIXES:
-        return None
-    shares = [(v / sum(val), t / sum(test)) for v, t in zip(val, test, strict=True)]
-    most = max(range(len(shares)), key=lambda c: abs(shares[c][0] - shares[c][1]))
-    return most, shares[most]
 
 
 def next_step(reading: Reading, folder: Path) -> str | None:

@@ -98,7 +98,7 @@ def draw_dial(reading: Reading) -> Figure:
     """Validation errors over the scale: on what is to be repaired, and what that costs."""
     dial, curves = reading.dial, reading.curves()
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
-    at_each = ", each with its best offset" if "by_offset" in dial else ""
+    at_each = ", each with its best offset" if any(dial["offsets"]) else ""
     title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
     figure.suptitle(title)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
@@ -112,36 +112,6 @@ def draw_dial(reading: Reading) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].legend()
     panels[-1].set_xlabel("scale: 1 is the adapter as trained, 0 without it")
-    return figure
-
-
-@_plain_text
-def draw_offsets(reading: Reading) -> Figure:
-    """What an offset trades: misses of what is to be repaired, against its false calls."""
-    dial, point, by_offset = reading.dial, reading.advised, reading.dial["by_offset"]
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel=f"false calls of {shortened(reading.target_names, 40)}",
-        ylabel=f"errors on {shortened(reading.target_names, 40)}",
-    )
-    decides = dial["choose_by"].replace("_", " ")
-    title = f"{dial['images']:,} validation images; along a line the offset changes"
-    axes.set_title(f"{title}\nadvised by {decides}, not by these two counts", fontsize=10)
-    place = dial["scales"].index(point.scale)
-    across, up = "false_calls_of_target", "errors_of_target"
-    names = {"base": "the base", "adapter": f"the adapter at scale {point.scale:g}"}
-    for name, label in names.items():
-        axes.plot(by_offset[name][across], by_offset[name][up], ".-", label=label)
-    base, advised = dial["base"], {key: dial[key][place] for key in (across, up)}
-    axes.plot(base[across], base[up], "s", ms=13, label="the base, offset 0", zorder=3)
-    label = f"advised: offset {point.offset:g}"
-    axes.plot(advised[across], advised[up], "*", ms=13, label=label, zorder=3)
-    # Offsets by which a network says nothing else, or never that, would leave the rest no room.
-    ends = [2 * max(5, base[key], advised[key]) for key in (across, up)]
-    axes.set_xlim(-0.02 * ends[0], ends[0])
-    axes.set_ylim(0, ends[1])
-    axes.grid(alpha=0.3)
-    axes.legend()
     return figure
 
 

@@ -22,7 +22,6 @@ from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
     draw_dial,
-    draw_offsets,
     png_address,
     readable,
     save_figure,
@@ -104,8 +103,6 @@ def make_report(
         figures = {"classes": draw_classes(drawn)}
         if reading.dial:
             figures["dial"] = draw_dial(drawn)
-        if "by_offset" in reading.dial:
-            figures["offsets"] = draw_offsets(drawn)
         if len(names) <= _MAX_IN_MATRIX:
             matrices = []
             for prediction in table.prediction:
