@@ -85,7 +85,10 @@ def test_load_weights_converts_another_precision(tmp_path):
     ("content", "problem"),
     [
         (dict([*STATE.items()][:-1]), r'Missing key\(s\) in state_dict: "linear2.bias"'),
-        (prefixed("my", STATE), r'Missing key\(s\) in state_dict: "linear1.weight"'),
+        (
+            prefixed("my", STATE),
+            r'Missing key\(s\) in state_dict: "linear1.weight"(?=.* net._target_=lora_mnist.MLP$)',
+        ),
         (
             {**STATE, "linear2.weight": torch.ones(7, 5), "linear2.bias": torch.ones(7)},
             r"size mismatch for linear2.weight(?=.* net: net.num_classes=7 has as many outputs)",
@@ -99,7 +102,9 @@ def test_load_weights_converts_another_precision(tmp_path):
 )
 def test_load_weights_refuses_other_weights(tmp_path, content, problem):
     with pytest.raises(ValueError, match=f"{problem}.*; expected ") as caught:
-        load_weights(TinyNet(), file_of(content, tmp_path), outputs_key="net.num_classes")
+        load_weights(
+            TinyNet(), file_of(content, tmp_path), arguments={"_target_": "lora_mnist.MLP"}
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -162,6 +162,12 @@ def test_a_network_names_its_own_preprocessing():
         assert own_preprocessing(net, other, {}) == {}
 
 
+def test_a_network_that_timm_has_not_names_those_that_are_called_so():
+    pytest.importorskip("timm", reason="the extra all is not installed")
+    wrong = {"_target_": "timm.create_model", "model_name": "regnetx_02"}
+    assert "regnetx_002" in refused(build_network, wrong)
+
+
 def test_a_network_of_timm_names_its_own_preprocessing():
     timm = pytest.importorskip("timm", reason="the extra all is not installed")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)

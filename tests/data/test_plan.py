@@ -120,6 +120,7 @@ def test_select_takes_classes_by_name():
     [
         (5, {}, "target=5: expected a class with training images"),
         ("dog", {}, "target=dog: no class is called dog; there are 0, 1, "),
+        (["weakest", 4], {}, r"target=\[weakest,4\]: expected weakest alone"),
         (True, {}, "target=true: no class is called true; .* in quotes"),
         ([10], {}, r"target=\[10\]: no class is called 10; .* stands in quotes: 'target=\"010\"'"),
         (9, {"replay": 4}, "replay=4: expected at most 3"),

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lora_mnist.classifier.networks import DEFAULT
+from lora_mnist.classifier.networks import DEFAULT, outputs_key
 from lora_mnist.data import PUBLISHED
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
 
@@ -95,13 +95,16 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
 
 
 def load_weights(
-    net: nn.Module, file: Base, prefix: str | None = None, outputs_key: str | None = None
+    net: nn.Module,
+    file: Base,
+    prefix: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
 
     ``prefix`` names one of several networks in the file. Without it a prefix such as ``module.`` is
-    dropped, and so are tensors outside it, such as a metric's. ``outputs_key`` is the key of the
-    number of outputs of ``net``, if it has one.
+    dropped, and so are tensors outside it, such as a metric's. ``arguments`` are those of
+    ``net``, if it is made of keys.
     """
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names in the file, by the prefix before them
@@ -140,8 +143,12 @@ def load_weights(
         expected = "the tensors of the configured net"
         name, last = list(own.items())[-1]
         stored = chosen.get(name, last)
-        if outputs_key and stored.shape[:1] != last.shape[:1]:
-            expected += f": {outputs_key}={len(stored)} has as many outputs"
+        is_of_its_layers = chosen.keys() == own.keys() and stored.shape[:1] != last.shape[:1]
+        if arguments and is_of_its_layers and (key := outputs_key(arguments)):
+            expected += f": {key}={len(stored)} has as many outputs"
+        elif arguments:
+            keys = [f"net.{key}={as_value(value)}" for key, value in arguments.items()]
+            expected += f"; as in its training has to be: {' '.join(keys)}"
         raise ValueError(f"{' '.join(lines).rstrip('.')}; expected {expected}") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():

@@ -28,7 +28,6 @@ from lora_mnist.classifier.networks import (
     build_network,
     check_outputs,
     lay_out,
-    outputs_key,
     own_preprocessing,
 )
 from lora_mnist.classifier.settings import Settings
@@ -129,10 +128,9 @@ class Classifier:
         settings.take_record("the base", file.record, f"base_ckpt={path}")
         settings.take("", _DEFAULTS)
         network = own or build_network(settings.net, folder)
-        outputs = None if own else outputs_key(settings.net)
         with naming(f"base_ckpt={path}"):
             file = file._replace(tensors=renamed(network, file.tensors))
-            loaded = load_weights(network.eval(), file, base_prefix, outputs)
+            loaded = load_weights(network.eval(), file, base_prefix, None if own else settings.net)
         dataset = build_dataset(network, settings)
         if settings.sources:
             log.info("%s", one_line("; ".join(settings.sources)))

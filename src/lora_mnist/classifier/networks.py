@@ -1,6 +1,7 @@
 """The networks that are pretrained and then repaired: three of ours, or anybody's."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from itertools import pairwise
@@ -175,8 +176,16 @@ def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> n
     ``folder`` is the one of Hugging Face's that it comes from, if there is one.
     """
     key = f"net._target_={arguments.get('_target_')}"
-    with importable(), config_group(key):
-        net = build(arguments)
+    try:
+        with importable(), config_group(key):
+            net = build(arguments)
+    except UserError as error:
+        if "Unknown model" not in str(error):
+            raise
+        import timm  # here: an extra
+
+        nearest = get_close_matches(str(arguments["model_name"]), timm.list_models())
+        raise UserError(f"{error}; the nearest: {', '.join(nearest)}") from error
     if arguments.get("_target_") == TARGET:
         net.huggingface_folder = folder
     if not isinstance(net, nn.Module):

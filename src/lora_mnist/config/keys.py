@@ -17,6 +17,8 @@ from lora_mnist.project import CONFIGS
 
 #: The commands, by the names of their configurations.
 COMMANDS = ("train", "eval", "predict", "export", "demo")
+#: The files that with their defaults have all keys.
+_CONFIGS = (*COMMANDS, "stage/pretrain", "stage/lora")
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
@@ -120,8 +122,8 @@ def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
     is_default = not named and digit == "weakest"  # a file's own target goes first
     if named == {"target"} or is_default or digit in (None, target):
         return
-    expected = f"expected no other class than target={target}, since both mean the same"
-    raise UserError(f"digit={digit}: {expected}")
+    expected = f"expected no other class than target={as_value(target)}, since both mean the same"
+    raise UserError(f"digit={as_value(digit)}: {expected}")
 
 
 @cache
@@ -158,7 +160,7 @@ def dotted(nested: dict[str, Any], group: str = "") -> dict[str, bool]:
 def all_keys() -> dict[str, bool]:
     """The keys of all commands."""
     keys: dict[str, bool] = {}
-    for name in (*COMMANDS, "stage/pretrain", "stage/lora"):
+    for name in _CONFIGS:
         keys |= keys_in(name)
     return keys
 
@@ -169,7 +171,8 @@ def unknown_key(key: str) -> str:
     name, reason = key.rpartition(".")[2], "nothing reads this key"
     nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]
     if key in keys:
-        reason += " here; another command has it"
+        readers = [each.replace("/", "=") for each in _CONFIGS if key in keys_in(each)]
+        reason += f" here; it is one of {', '.join(readers)}"
     else:
         nearest = nearest or get_close_matches(key, keys, cutoff=0)
     return f"{key}: {reason}" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lora_mnist.choice import WEAK
 from lora_mnist.data.images import Augment, Batch, ImageDataset, ImageSets
 from lora_mnist.errors import UserError, as_value, nearest_to, require
 
@@ -50,7 +51,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     targets = numbers_of(classes, target)
     is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     if not is_target.any():
-        raise UserError(f"target={target}: expected a class with training images")
+        raise UserError(f"target={as_value(target)}: expected a class with training images")
     replayed = (~is_target).nonzero()[:, 0]
     return Selection(targets, is_target.nonzero()[:, 0], replayed)
 
@@ -64,6 +65,8 @@ def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
         if isinstance(name, float | bool) or str(name) not in classes:  # 1.10 is read as 1.1
+            if name in WEAK:
+                raise UserError(f"target={as_value(target)}: expected {name} alone, in no list")
             problem = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
             if not isinstance(name, str):
                 problem += "; a name like a number, or true, stands in quotes: 'target=\"010\"'"

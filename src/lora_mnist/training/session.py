@@ -321,7 +321,9 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
         )
     if cfg.stage == "lora" and mistakes is not None:
         if target not in (None, *WEAK):
-            raise UserError(f"target={target}: expected null; mistakes={mistakes} is learnt")
+            raise UserError(
+                f"target={as_value(target)}: expected null; mistakes={mistakes} is learnt"
+            )
         if cfg.refit is True:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
     if (accelerator := cfg.trainer.get("accelerator")) in ("gpu", "mps"):
