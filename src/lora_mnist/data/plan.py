@@ -88,7 +88,6 @@ class Plan:
     replay: int = 0  # replayed images in a batch
     seed: int = 0  # of the order of both
     processes: int = 1
-    needs_two: bool = False  # images in a process's batch, as batch normalisation does
 
     def __post_init__(self) -> None:
         for key, size in (("batch_size", self.batch_size), ("replay", self.replay)):
@@ -104,18 +103,13 @@ class Plan:
         return math.ceil(self._images_per_epoch / self.batch_size)
 
     @property
-    def left_out(self) -> int:
-        """How many images of an epoch are left out: one in each process, alone in a last batch."""
-        of_each = math.ceil(len(self.selection.target_indices) / self.processes)
-        size = self.batch_size // self.processes
-        is_alone = of_each > size > 1 and of_each % size == 1 and not self.replay
-        return self.processes if self.needs_two and is_alone else 0
-
-    @property
     def _images_per_epoch(self) -> int:
         # Each process has as many: some images come twice.
         of_each = math.ceil(len(self.selection.target_indices) / self.processes)
-        return of_each * self.processes - self.left_out
+        size = self.batch_size // self.processes
+        if of_each > size > 1 and of_each % size == 1 and not self.replay:
+            of_each -= 1  # batch normalisation refuses a last batch of one image
+        return of_each * self.processes
 
     def batches(self) -> Iterator[list[int]]:
         """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
@@ -204,11 +198,10 @@ class ImageDataModule(LightningDataModule):
 
 
 class PlannedBatches:
-    """The batches of the plan; Lightning saves its place in an epoch, and restores it.
+    """The batches of the plan; Lightning saves its place in an epoch, and restores it."""
 
-    It is no ``DataLoader``, whose order Lightning would change. Each epoch begins where the one
-    before would end, as a DataLoader's order does, also with ``trainer.limit_train_batches``.
-    """
+    # It is no DataLoader, whose order Lightning would change. Each epoch begins where the one
+    # before would end, as a DataLoader's order does, also with trainer.limit_train_batches.
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer

@@ -133,11 +133,7 @@ class Session:
             replay = min(mix.replay, len(selection.replay_indices)) // processes * processes
         with config_group("batches"):
             labels, seed = images.train.labels, self._order_seed
-            # An adapter is trained on a base in eval mode.
-            norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-            has_norm = any(isinstance(module, norms) for module in self.net.modules())
-            needs_two = has_norm and self.cfg.stage == "pretrain"
-            plan = Plan(selection, labels, size, replay, seed, processes, needs_two)
+            plan = Plan(selection, labels, size, replay, seed, processes)
         augment = make("batches.augment", self.augment) if self.augment else None
         return ImageDataModule(self.classifier.dataset, images, plan, augment)
 
@@ -218,8 +214,6 @@ class Session:
         net.train()
         of_names = ", ".join(names) or "all classes"
         log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
-        if plan.left_out:
-            log.info("the last batch of each epoch is left out: one image, too few for BatchNorm")
         if plan.replay:
             of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
             log.info("replay: %s beside each %d", of_others, plan.batch_size)
