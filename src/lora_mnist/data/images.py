@@ -90,11 +90,7 @@ class Images(Dataset[Batch]):
     def without_learnt(
         self, learnt: Mapping[str, Tensor | None], name: str
     ) -> tuple["Images", dict[str, Any]]:
-        """These images without those that base or adapter has learnt, and what is said of them.
-
-        ``learnt`` are the digests of each owner, ``None`` where they are not known; ``name`` is
-        what a sentence calls these images. Nothing is said where none was learnt.
-        """
+        """These images, called ``name``, without those that were learnt, and what is said of it."""
         is_learnt, owners = torch.zeros(len(self), dtype=torch.bool), []
         for owner, digests in learnt.items():
             if digests is not None and (known := torch.isin(self.digests, digests)).any():
@@ -135,15 +131,13 @@ class Shift:
         self.share, self.pixels, self.fill = share, pixels, fill
 
     def __call__(self, image: Any) -> Any:
-        corner, sides = [], get_size(image)
+        border, corner, sides = [], [], get_size(image)
         for side in sides:
             most = round(self.share * side) if self.pixels is None else self.pixels
-            corner.append(int(torch.randint(-most, most + 1, ())))
-        if self.fill:  # else crop's own border of black is made faster
-            border = [abs(place) for place in corner]
-            image = pad(image, border[::-1], fill=self.fill)
-            corner = [place + free for place, free in zip(corner, border, strict=True)]
-        return crop(image, *corner, *sides)
+            border.append(most)
+            corner.append(int(torch.randint(2 * most + 1, ())))
+        bordered = pad(image, border[::-1], fill=self.fill)
+        return crop(bordered, *corner, *sides)
 
 
 @dataclass(frozen=True)
@@ -200,7 +194,6 @@ class ImageDataset:
     mean: Channelwise  # of the pixels, on the scale 0 to 1
     std: Channelwise  # their standard deviation
     split_settings: Mapping[str, Any]  # the values of data that say which images are held out
-    is_of_files = False  # whether each image is a file of its own
 
     def __init__(
         self,
@@ -220,7 +213,6 @@ class ImageDataset:
         require_one_of("val_from", val_from, ["train", "test"])
         self.name, self.classes, self.channels = name, list(classes), channels
         self.val_from = val_from
-        self._columns: dict[torch.device, list[Tensor]] = {}  # mean and std, once a device
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
 
     @cached_property
@@ -237,10 +229,7 @@ class ImageDataset:
         return {"mean": self.mean, "std": self.std}
 
     def normalise_by(self, mean: Channelwise | None, std: Channelwise | None) -> None:
-        """Set ``mean`` and ``std``; ValueError, if one is out of range, or not for each channel.
-
-        ``None``: a subclass measures it when it is needed.
-        """
+        """Set ``mean`` and ``std``, if they fit; ``None``: a subclass measures it when needed."""
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
             if value is None:
                 continue
@@ -250,14 +239,13 @@ class ImageDataset:
             for each in values:
                 require_number(key, each, least, most)
             setattr(self, key, value)
-        self._columns.clear()
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
-        if images.device not in self._columns:
-            both = [torch.tensor(value, dtype=torch.float32) for value in (self.mean, self.std)]
-            self._columns[images.device] = [each.view(-1, 1, 1).to(images.device) for each in both]
-        mean, std = self._columns[images.device]
+        mean, std = (
+            torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+            for value in (self.mean, self.std)
+        )
         return images.float().div_(255).sub_(mean).div_(std)
 
     def loader(
@@ -320,10 +308,7 @@ def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
 
 
 def digests_of(images: Tensor | Sequence[Tensor | Path]) -> Tensor:
-    """What images are known by, wherever they lie and whatever they are called: int64, (N,).
-
-    It is eight bytes of the SHA-256 of each one's file or, where it is in memory, of its pixels.
-    """
+    """Eight bytes of the SHA-256 of each image's file or, in memory, of its pixels: int64, (N,)."""
     digests = []
     for image in images.numpy() if isinstance(images, Tensor) else images:
         if isinstance(image, Path):

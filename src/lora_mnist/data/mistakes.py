@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_mnist.data.folder import Folder
 from lora_mnist.data.images import ImageDataset, Images, ImageSets, digests_of, sha256_of
 from lora_mnist.errors import PictureError, UserError, nearest_to, printable
 from lora_mnist.progress import progress
@@ -43,11 +44,9 @@ def wrong_pictures(
     folder: Path,
     test_share: float,
 ) -> Mistakes:
-    """The pictures in ``folder`` that a base gets wrong: to learn from, and held out.
+    """The pictures in ``folder`` that a base gets wrong, by what ``predict`` says of each.
 
-    ``predict`` gives the class that the base predicts for each picture. Whether a picture is held
-    out depends on the SHA-256 of its pixels alone, not on other pictures or the network. One that
-    is a training image is learnt; none may be a validation or a test image.
+    One is held out by the SHA-256 of its pixels, unless it is a training image.
     """
     setting = f"mistakes={folder}"
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
@@ -90,7 +89,8 @@ def wrong_pictures(
         [p.sha256 not in known and int(p.sha256[:8], 16) < test_share * 2**32 for p in wrong]
     )
     labels = torch.tensor([picture.label for picture in wrong])
-    digests = digests_of([p.path if dataset.is_of_files else p.image for p in wrong])
+    is_of_files = isinstance(dataset, Folder)
+    digests = digests_of([p.path if is_of_files else p.image for p in wrong])
     # Files where the training images are files: both are then augmented before a transform.
     read = images.train.read
     pixels = [picture.path if read else picture.image for picture in wrong]
