@@ -165,8 +165,7 @@ class Folder(ImageDataset):
         self.split_settings = {"val_size": val_size, "test_size": test_size}
         self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}
         self._has_own_size = size is None
-        height, width = size or self._size_of_the_first()
-        size = (height, width)
+        size = tuple(size or self._size_of_the_first())
         self.prepare = Preparation(channels, size, resize, crop_pct, interpolation, transform)
         self.normalise_by(mean, std)
 

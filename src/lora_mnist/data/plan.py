@@ -57,14 +57,11 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
 
 
 def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
-    """The numbers of the classes that ``target`` names, each once; UserError, if there is none.
-
-    A number is the class whose name is written like it, 9 the class 9, and no other: a file's
-    010 is the number 8 to YAML.
-    """
+    """The numbers of the classes that ``target`` names, each once; 9 names the class called 9."""
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
-        if isinstance(name, float | bool) or str(name) not in classes:  # 1.10 is read as 1.1
+        # YAML reads 1.10 as 1.1, and 010 as 8.
+        if isinstance(name, float | bool) or str(name) not in classes:
             if name in WEAK:
                 raise UserError(f"target={as_value(target)}: expected {name} alone, in no list")
             problem = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"

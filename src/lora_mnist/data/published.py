@@ -57,10 +57,7 @@ class Published(ImageDataset):
         raise NotImplementedError
 
     def load(self, train: bool) -> Batch:
-        """All training or test images, (N, channels, H, W) uint8, and labels, (N,) int64.
-
-        With ``download`` a folder that lacks some is made, and filled.
-        """
+        """All training or test images, and labels; ``download`` makes and fills the folder."""
         with suppress(OSError, ValueError):
             return self.read(train)
         expected = f"expected {self.files}; some are missing or damaged"
