@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, logged
+from composed import FEW, SMALL, composed, logged, run
 from helpers.commands import refused
 from helpers.stranger import config, move_in
 
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
+from lora_mnist.lora.layer import LoRAParametrization
+from lora_mnist.lora.model import KINDS
 from lora_mnist.training.session import open_session
 
 
@@ -58,3 +60,16 @@ def test_what_needs_no_image_is_refused_before_images_are_read(tmp_path, monkeyp
     with logged("lora_mnist") as log:
         assert refused(open_session, checked_copy(cfg, run), run).startswith(start or wrong)
     assert "7.png" not in log.getvalue()
+
+
+def test_what_could_not_be_saved_is_not_trained(outputs, monkeypatch):
+    class Shifted(LoRAParametrization):
+        def start(self, *options):
+            super().start(*options)
+            self.shift = torch.nn.Parameter(torch.ones(()))
+
+    monkeypatch.setitem(KINDS, "shifted", Shifted)
+    said = refused(run, outputs, "stage=lora", "digit=9", "lora.init=shifted")
+    assert said.startswith("lora: ")
+    assert "does not save shift" in said
+    assert not list(outputs.glob("lora/**/*.ckpt"))

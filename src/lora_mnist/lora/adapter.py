@@ -29,7 +29,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
 from .errors import is_number
-from .layer import LoRAParametrization, scaling_divisor
+from .layer import Adapter, LoRAParametrization, scaling_divisor
 from .model import KINDS, attach, lora_point, usable_adapters
 from .offset import Offset
 from .point import Point
@@ -104,7 +104,7 @@ def save_adapter(
 def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -> AdapterFiles:
     """What :func:`save_adapter` writes; ``ValueError`` where it refuses to."""
     usable_adapters(model)
-    adapters: dict[str, Any] = {}
+    adapters: dict[str, Adapter] = {}
     for name, weight in lora_weights(model).items():
         if len(weight.adapters) > 1:
             raise ValueError(f"{name} carries {len(weight.adapters)} adapters; expected one")
@@ -179,7 +179,7 @@ def _check_types(values: Any, types: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value}: expected {getattr(type_, '__name__', type_)}")
 
 
-def _files_of(adapters: Mapping[str, Any], weights: Mapping[str, Weight]) -> AdapterFiles:
+def _files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> AdapterFiles:
     """What all of these give to the files, by the names of the tensors that they are on."""
     loras = {name: each for name, each in adapters.items() if isinstance(each, LoRAParametrization)}
     first = next(iter(loras.values()))
@@ -216,8 +216,9 @@ def _files_of(adapters: Mapping[str, Any], weights: Mapping[str, Weight]) -> Ada
     metadata = {"scale": float(scale), "offset": float(first.point.offset), "trained": trained}
     metadata |= {"layer": None, "most": 0.0}
     files = AdapterFiles(tensors, config, metadata)
-    for name in adapters.keys() - loras.keys():
-        _add_offset(files, name, adapters[name], weights, first.has_bias)
+    for name, offset in adapters.items():
+        if isinstance(offset, Offset):
+            _add_offset(files, name, offset, weights, first.has_bias)
     return files
 
 
@@ -257,7 +258,7 @@ def _in_file(tensor: Tensor, end: str) -> Tensor:
     return tensor.t() if "embedding" in end else tensor
 
 
-def _adapters_in(files: AdapterFiles, model: nn.Module) -> dict[str, Any]:
+def _adapters_in(files: AdapterFiles, model: nn.Module) -> dict[str, Adapter]:
     """The adapters that the files have, at their point, by the names of the tensors of ``model``.
 
     ValueError, unless they have all that config and metadata say, and nothing else.
@@ -301,7 +302,7 @@ def _adapters_in(files: AdapterFiles, model: nn.Module) -> dict[str, Any]:
 
 def _loras_in(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], weights: Mapping[str, Weight]
-) -> dict[str, Any]:
+) -> dict[str, Adapter]:
     """LoRA as it was trained, on each layer that the config names."""
     _check_types(config, _CONFIG)
     kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
@@ -316,8 +317,9 @@ def _loras_in(
             layers[name] = weight
     if not layers:
         raise ValueError(f"target_modules={targets}: expected some of: {listed(weights)}")
-    pattern, loras = config.get("alpha_pattern"), {}
+    pattern = config.get("alpha_pattern")
     alphas = by_pattern("alpha_pattern", pattern, layers, config["lora_alpha"])
+    loras: dict[str, Adapter] = {}
     for name, weight in layers.items():
         saved = {}
         for part, end in kind.names(weight.module).items():

@@ -34,12 +34,14 @@ class Adapter(nn.Module):
     """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias.
 
     At its ``point`` the scale is a factor of LoRA, and the offset one of its direction: where it is
-    0, or the adapter not ``enabled``, the layer computes the base exactly.
+    0, or the adapter not ``enabled``, the layer computes the base exactly. ``metadata`` is what
+    the file says that it was loaded from.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.point, self.enabled = Point(1.0), True
+        self.metadata: dict[str, Any] = {}
 
 
 class LoRAParametrization(Adapter):
@@ -62,8 +64,7 @@ class LoRAParametrization(Adapter):
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank, 1, ...), of as many dimensions as ``weight``.
-        point, enabled: see :class:`Adapter`; the scale is 1 as trained.
-        metadata: what the file says that the adapter was loaded from.
+        point, enabled, metadata: see :class:`Adapter`; the scale is 1 as trained.
 
     Raises:
         ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
@@ -102,7 +103,6 @@ class LoRAParametrization(Adapter):
         require(is_deviation, "init_std", init_std, "a finite number >= 0")
         require(isinstance(use_rslora, bool), "use_rslora", use_rslora, "true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
-        self.metadata: dict[str, Any] = {}
         self.start(weight, init, init_std)
 
     def start(self, weight: Tensor, init: str, init_std: float) -> None:
