@@ -72,7 +72,8 @@ def test_a_signal_between_two_jobs_ends_the_sweep(cli, tmp_path):
     [
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: ", 0),
         (("-m", "nope=1,2"), "nope: nothing reads this key; ", 0),
-        (("-m", "x=1,2", "sweep.metric=val.acuracy"), "sweep.metric=val.acuracy: expected a ", 1),
+        (("-m", "x=1,2", "sweep.metric=val.acuracy"), "sweep.metric=val.acuracy: expected a ", 0),
+        (("-m", "x=1,2", "sweep.metric=vall.errors"), "sweep.metric=vall.errors: expected a ", 1),
         (("-m", "x=1,2", "sweep.metric=stage"), "sweep.metric=stage: expected a number", 1),
     ],
 )

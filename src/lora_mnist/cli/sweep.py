@@ -16,7 +16,7 @@ from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import read_json, write_json
 from lora_mnist.project import CONFIGS
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.keys import better_end, flatten
+from lora_mnist.show.keys import COUNTS, better_end, flatten
 from lora_mnist.show.summary import (
     best_line,
     draw,
@@ -32,12 +32,17 @@ OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=Tru
 
 
 def open_sweep(config: DictConfig) -> None:
-    """Refuse to rank by test images, and a used folder."""
-    if str(config.sweep.metric).startswith(("test", "mistakes")):
+    """Refuse to rank by test images, or by what no job has, and a used folder."""
+    metric = str(config.sweep.metric)
+    part, *name = metric.split(".")
+    if part.startswith(("test", "mistakes")):
         raise UserError(
-            f"sweep.metric={config.sweep.metric}: expected a number of validation images, such as "
-            "val.errors; test images never choose"
+            f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
+            "test images never choose"
         )
+    if part == "val" and (not name or name[0] not in COUNTS):
+        nearest = nearest_to(metric, [f"val.{count}" for count in COUNTS])
+        raise UserError(f"sweep.metric={metric}: expected a number of results.json{nearest}")
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     everything = [path.name for path in folder.iterdir()]

@@ -3,6 +3,14 @@
 import re
 from typing import Any
 
+#: What is counted of a part, such as val, in results.json; of a list each has its number.
+COUNTS = """
+accuracy balanced_accuracy errors loss repaired broken negative_flip_rate errors_of_target
+errors_elsewhere false_calls_of_target precision_of_target p_value p_value_of_target
+p_value_elsewhere p_value_balanced errors_per_class called_per_class false_calls_per_class
+images_per_class repaired_per_class broken_per_class
+""".split()
+
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
