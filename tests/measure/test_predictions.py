@@ -70,7 +70,7 @@ def test_counts_by_hand():
     before["precision_of_target"] = after["precision_of_target"] = 2 / 3
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
-    assert after.keys() == {*COUNTS}  # of which a sweep knows the names before any job
+    assert after.keys() == {*COUNTS.split()}  # of which a sweep knows the names before any job
     assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
     many = counts_of(at(table, torch.arange(6).repeat(5)), [1])["after"]
     p_values = [many[f"p_value{group}"] for group in ("", "_of_target", "_elsewhere")]

@@ -40,8 +40,8 @@ def open_sweep(config: DictConfig) -> None:
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
         )
-    if part == "val" and (not name or name[0] not in COUNTS):
-        nearest = nearest_to(metric, [f"val.{count}" for count in COUNTS])
+    if part == "val" and (not name or name[0] not in COUNTS.split()):
+        nearest = nearest_to(metric, [f"val.{count}" for count in COUNTS.split()])
         raise UserError(f"sweep.metric={metric}: expected a number of results.json{nearest}")
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ accuracy balanced_accuracy errors loss repaired broken negative_flip_rate errors
 errors_elsewhere false_calls_of_target precision_of_target p_value p_value_of_target
 p_value_elsewhere p_value_balanced errors_per_class called_per_class false_calls_per_class
 images_per_class repaired_per_class broken_per_class
-""".split()
+"""
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
