@@ -64,7 +64,7 @@ MISTAKES = {
         (*LORA, "trainer.accelerator=mps"),
         (*LORA, "+loss.nope=1 -> loss: "),
         (*LORA, "batches.replay=9", "loss.target_weight=2"),
-        (*LORA, "+trainer.limit_val_batches=0", "dial=true"),
+        (*LORA, "+trainer.limit_val_batches=0", "lora.scale=auto"),
         ("experiment=repair", *TRAIN, "data.val_size=0 -> target=weakest, lora.scale=auto, "),
     ],
     "eval": [

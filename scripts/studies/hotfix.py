@@ -25,7 +25,7 @@ from lora_mnist import load_adapter
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, ImageDataset
-from lora_mnist.training.session import open_session
+from lora_mnist.training.opening import open_session
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"

@@ -23,7 +23,7 @@ from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerp
 from lora_mnist.measure.significance import weakest
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.verdict import verdict_text
-from lora_mnist.training.session import _limited
+from lora_mnist.training.opening import _limited
 
 NINES = ("stage=lora", "digit=9")
 

@@ -24,7 +24,7 @@ from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.training.module import ClassifierModule
-from lora_mnist.training.session import open_session
+from lora_mnist.training.opening import open_session
 
 SIZES = {"in_features": 192, "hidden_sizes": [16], "num_classes": 3}
 PHOTOS = (

@@ -12,7 +12,7 @@ from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS
-from lora_mnist.training.session import open_session
+from lora_mnist.training.opening import open_session
 
 
 def test_the_network_stays_on_the_device_of_the_trainer(outputs, tmp_path):

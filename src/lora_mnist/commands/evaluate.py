@@ -9,8 +9,8 @@ from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.training.check_preprocessing import check_base
+from lora_mnist.training.opening import open_session
 from lora_mnist.training.results import finish
-from lora_mnist.training.session import open_session
 from lora_mnist.training.trainer import quiet_lightning
 
 

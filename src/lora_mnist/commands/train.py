@@ -18,9 +18,10 @@ from lora_mnist.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import train_repair
 from lora_mnist.training.check_preprocessing import check_base
+from lora_mnist.training.opening import open_session
 from lora_mnist.training.recipe import put_adapter
 from lora_mnist.training.results import current_base_path, finish
-from lora_mnist.training.session import open_session, prove_unchanged
+from lora_mnist.training.session import prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
 from lora_mnist.training.trials import trials_of

@@ -27,7 +27,6 @@ EXPECTED = {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",
     "figures": "true or false or null",
-    "dial": "true or false or null",
     "refit": "true or false or auto",
     "mistakes_test": "a number >= 0 and <= 1",
     "batches.batch_size": "a whole number >= 1 or auto",

@@ -24,16 +24,15 @@ from lora_mnist.lora.point import BASE, Point
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.training.checkpoint import hyperparameters_of
 from lora_mnist.training.recipe import (
-    advise_on,
     factors_of,
     name_of_measure,
     point_choice,
     set_factors,
-    smoothed_at,
+    turn_dial,
 )
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
-from lora_mnist.training.trials import choose_refit, has_few
+from lora_mnist.training.trials import choose_refit
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ class Training(NamedTuple):
     name: str  # of the trial, or refit
     number: int
     planned: int  # how many there are; another rate of one of them is no further one
+    trial: Session  # with its configuration
     start: Mapping[str, Tensor]  # the adapter's tensors
     refit_at: Point | None = None  # of a refit, which learns the validation images, too
 
@@ -62,15 +62,19 @@ class Attempt:
     steps: int = 0
     validation_errors: Sequence[tuple[int, int]] = ()  # a step, and how many there were
     learnt: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # digests
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     point: Point = BASE  # which validation images advise, or lora sets
-    dial: Mapping[str, Any] | None = None
-    measure: float = 0.0  # what decides, at this point: see :mod:`.measure.dial`
-    of_base: float = 0.0  # the same of the base
+    dial: Mapping[str, Any] | None = None  # None: there are no validation images
 
     @property
     def rate(self) -> float:
         return float(self.session.cfg.optimizer.lr)
+
+    @property
+    def measure(self) -> float:
+        """What decides, at its point: see :mod:`.measure.dial`."""
+        if self.dial is None:
+            return 0.0
+        return float(self.dial["smoothed"][self.dial["scales"].index(self.point.scale)])
 
     @property
     def is_ahead_of_an_offset(self) -> bool:
@@ -108,16 +112,14 @@ def train_repair(
     _refuse_several(session, planned)
     attempts: list[Attempt] = []
     for number, (name, trial) in enumerate(trials.items(), start=1):
-        attempts += _at_rates(trial, selection, Training(name, number, planned, start))
-    attempts += _at_next_rate(trials, attempts, selection)
+        attempts += _at_rates(Training(name, number, planned, trial, start), selection)
+    attempts += _at_next_rate(attempts, selection)
     successes = [attempt for attempt in attempts if not attempt.failure]
     if not successes:
         raise TrainingError("; ".join(attempt.failure for attempt in attempts))
-    measures = [attempt.measure for attempt in successes]
-    best = successes[measures.index(max(measures))]
+    kept = best = max(successes, key=lambda attempt: attempt.measure)
     best.put_back()
     val = session.predictions("val", before)
-    kept = best
     if refit.value and best.point.scale == 0:
         refit = Choice(False, why="the trial adds nothing that validation images show")
     elif refit.value:
@@ -125,13 +127,13 @@ def train_repair(
     kept.put_back()
     if planned > 1:
         for logger in session.trainer.loggers:  # they have seen no training
-            logger.log_hyperparams(dict(kept.hyperparameters))
+            logger.log_hyperparams(dict(kept.session.trainer.lightning_module.hparams))
     choices = {}
     if best.steps and session.cfg.trials:
-        choices["trial"] = _trial_choice(session, selection, attempts, best)
+        choices["trial"] = _trial_choice(session, attempts, best)
         choices["augment"] = _augment_choice(session, best.session)
     if best.steps:
-        choices["rate"] = _rate_choice(trials[best.training.name], attempts, best)
+        choices["rate"] = _rate_choice(attempts, best)
     choices["refit"] = refit
     choices["point"] = point_choice(session, selection, best.point, best.dial)
     return Repair({} if val is None else {"val": val}, choices, best, kept.learnt)
@@ -155,17 +157,18 @@ def _refuse_several(session: Session, planned: int) -> None:
 # --- one training -------------------------------------------------------------------------------
 
 
-def _at_rates(trial: Session, selection: Selection, training: Training) -> list[Attempt]:
+def _at_rates(training: Training, selection: Selection) -> list[Attempt]:
     """Train at the rate that is set or, with ``auto``, up to one that does not diverge."""
-    rates = [trial.cfg.optimizer.lr]
+    cfg = training.trial.cfg
+    rates = [cfg.optimizer.lr]
     if rates == [AUTO]:
         rates = list(RATES)
-        if trial.cfg.ckpt_path is not None:  # of a rate before which others diverged
-            begun = hyperparameters_of(trial.cfg.ckpt_path)["optimizer.lr"]
+        if cfg.ckpt_path is not None:  # of a rate before which others diverged
+            begun = hyperparameters_of(cfg.ckpt_path)["optimizer.lr"]
             rates = rates[rates.index(begun) if begun in rates else 0 :]
     attempts: list[Attempt] = []
     for rate in rates:
-        one = trial.with_settings({"optimizer.lr": rate})
+        one = training.trial.with_settings({"optimizer.lr": rate})
         if training.planned > 1 or rate != rates[0]:
             one = _with_own_trainer(one, training)
         else:  # its curves are the run's, and it may go on from ckpt_path
@@ -176,6 +179,20 @@ def _at_rates(trial: Session, selection: Selection, training: Training) -> list[
             break
         log.warning("%s: %s", training.name, attempts[-1].failure)
     return attempts
+
+
+def _at_next_rate(attempts: Sequence[Attempt], selection: Selection) -> list[Attempt]:
+    """Train once more, at the next rate, where no training is ahead of the offset alone."""
+    if any(attempt.failure or attempt.is_ahead_of_an_offset for attempt in attempts):
+        return []
+    for attempt in attempts:
+        training, smaller = attempt.training, [rate for rate in RATES if rate < attempt.rate]
+        if training.trial.cfg.optimizer.lr == AUTO and smaller and attempt.steps:
+            line = "no training is ahead of an offset without one; the rate %g is tried"
+            log.info(line, smaller[0])
+            one = training.trial.with_settings({"optimizer.lr": smaller[0]})
+            return [_attempt(_with_own_trainer(one, training), selection, training)]
+    return []
 
 
 def _with_own_trainer(session: Session, training: Training) -> Session:
@@ -195,7 +212,7 @@ def _with_own_trainer(session: Session, training: Training) -> Session:
 
 
 def _attempt(session: Session, selection: Selection, training: Training) -> Attempt:
-    """Train once, and turn the dial where validation images may decide."""
+    """Train once, and turn the dial where there are validation images."""
     net, refit_at = session.net, training.refit_at
     attempt = Attempt(session, training)
     set_factors(net, training.start, session.cfg.lora.dropout)
@@ -210,66 +227,40 @@ def _attempt(session: Session, selection: Selection, training: Training) -> Atte
                 steps=module.global_step,
                 validation_errors=list(module.errors_by_step.items()),
                 learnt=data.learnt,
-                hyperparameters=dict(module.hparams),
             )
         attempt = replace(attempt, factors=factors_of(net))
-        if refit_at is not None:
-            measure, of_base = session.of_first_process(smoothed_at(session, refit_at))
-            return replace(attempt, point=refit_at, measure=measure, of_base=of_base)
-        point, dial = session.of_first_process(advise_on(session, selection))
-        attempt = replace(attempt, point=point, dial=dial)
-        if dial is None and not len(session.images.val):
-            return attempt
-        if dial is None:
-            measure, of_base = session.of_first_process(smoothed_at(session, point))
-        else:
-            measure = dial["smoothed"][dial["scales"].index(point.scale)]
-            of_base = dial["base"]["smoothed"]
+        point, dial = session.of_first_process(turn_dial(session, selection, refit_at))
     except TrainingError as error:
         return replace(attempt, failure=str(error))
-    return replace(attempt, measure=measure, of_base=of_base)
-
-
-def _at_next_rate(
-    trials: Mapping[str, Session], attempts: Sequence[Attempt], selection: Selection
-) -> list[Attempt]:
-    """Train once more, at the next rate, where no training is ahead of the offset alone."""
-    if any(attempt.failure or attempt.is_ahead_of_an_offset for attempt in attempts):
-        return []
-    for attempt in attempts:
-        training, smaller = attempt.training, [rate for rate in RATES if rate < attempt.rate]
-        if trials[training.name].cfg.optimizer.lr == AUTO and smaller and attempt.steps:
-            line = "no training is ahead of an offset without one; the rate %g is tried"
-            log.info(line, smaller[0])
-            one = attempt.session.with_settings({"optimizer.lr": smaller[0]})
-            return [_attempt(_with_own_trainer(one, training), selection, training)]
-    return []
+    return replace(attempt, point=point, dial=dial)
 
 
 def _refitted(best: Attempt, selection: Selection, refit: Choice) -> tuple[Attempt, Choice]:
     """Train the best once more, with the validation images; if that is behind the base, keep it."""
-    session, unseen = best.session, ""
-    if session.images.held_out.get("val") == "test":
+    session, unseen, images = best.session, "", best.session.images
+    if images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
     planned = best.training.planned
     training = best.training._replace(name="refit", number=planned, refit_at=best.point)
     again = _attempt(_with_own_trainer(session, training), selection, training)
     why = again.failure
-    if not why:
-        if again.measure >= again.of_base:
+    if again.dial is not None:
+        of_base = again.dial["base"]["smoothed"]
+        if again.measure >= of_base:
             return again, refit
         why = f"{name_of_measure(session)}, smoothed, is {again.measure:.1%} on the validation "
-        why += f"images that it has learnt, and {again.of_base:.1%} of the base"
+        why += f"images that it has learnt, and {of_base:.1%} of the base"
     log.warning("refit: %s; the trial is kept", why)
-    return best, Choice(False, [True, False], len(session.images.val), why)
+    return best, Choice(False, [True, False], len(images.val), why)
 
 
 # --- choices ------------------------------------------------------------------------------------
 
 
-def _rate_choice(trial: Session, attempts: Sequence[Attempt], best: Attempt) -> Choice:
+def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The rate of the best training, and why it is that."""
+    trial = best.training.trial
     if trial.cfg.optimizer.lr != AUTO:
         return trial.as_set("optimizer.lr", best.rate)
     whys = []
@@ -279,25 +270,19 @@ def _rate_choice(trial: Session, attempts: Sequence[Attempt], best: Attempt) -> 
     return Choice(best.rate, RATES, why="; ".join(whys) or "the first that is tried")
 
 
-def _trial_choice(
-    session: Session, selection: Selection, attempts: Sequence[Attempt], best: Attempt
-) -> Choice:
+def _trial_choice(session: Session, attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The trial that validation images measure best."""
     measures: dict[str, float] = {}
     for attempt in attempts:
         if not attempt.failure:
             name = attempt.training.name
             measures[name] = max(attempt.measure, measures.get(name, 0.0))
-    why, images = "others are tried only for a class of few images", 0
+    why, images = "the only one", 0
     if len(measures) > 1:
         images = len(session.images.val)
         shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
         why = f"the highest {name_of_measure(session)} on validation images, smoothed: "
         why += ", ".join(shares)
-    elif has_few(session, selection):
-        why = "the only one"
-        if len({attempt.training.name for attempt in attempts}) < len(session.cfg.trials):
-            why = "with what is typed, on this network, all trials are the same"
     for name in dict.fromkeys(attempt.training.name for attempt in attempts):
         if name not in measures:
             why += f"; {name} diverged"
@@ -306,11 +291,12 @@ def _trial_choice(
 
 def _augment_choice(session: Session, trial: Session) -> Choice:
     """How the kept trial changed its images: ``auto`` is as in the base's training."""
-    base, why = session.classifier.base, "as in the base's training"
+    base = session.classifier.base
     if trial.augment != session.augment:
-        why = "as the trial has it"
-    elif session.cfg.batches.augment != AUTO:
+        return Choice(trial.augment, why="as the trial has it")
+    if session.cfg.batches.augment != AUTO:
         return session.as_set("batches.augment", trial.augment)
-    elif base is None or "augment" not in base.record.get("made", {}):
+    if base is None or "augment" not in base.record.get("made", {}):
         why = "the base's file does not say how it was; augment= takes what its training had"
-    return Choice(trial.augment, why=why)
+        return Choice(trial.augment, why=why)
+    return Choice(trial.augment, why="as in the base's training")

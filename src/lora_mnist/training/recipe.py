@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, Choice
-from lora_mnist.data.images import Batch
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
@@ -32,12 +31,14 @@ _NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits 
 
 def put_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says."""
-    net = session.net
+    net, images, dataset = session.net, session.images.train, session.classifier.dataset
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del arguments["scale"]  # of the finished adapter
     offset, layer = arguments.pop("offset"), None
     if offset and selection.targets:
-        layer = _layer_of_offset(session)
+        some = torch.linspace(0, len(images) - 1, 4).long().tolist()
+        pixels = images.take(some)[0].to(session.evaluating())
+        layer = last_layer(net, dataset.normalise(pixels))
     if layer is None and offset not in (0, AUTO):
         why = "there is no class to move"
         if selection.targets:
@@ -55,8 +56,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
         # There it draws its first values: the same on every machine.
         add_lora(net.cpu(), **arguments)
     if layer is not None:
-        labels, classes = session.images.train.labels, session.classifier.classes
-        counts = labels.bincount(minlength=len(classes)).float()
+        counts = images.labels.bincount(minlength=len(dataset.classes)).float()
         own = offset_for(counts, selection.targets)
         add_offset(net, layer, own.direction, own.most)
     assert session.classifier.base is not None
@@ -64,41 +64,20 @@ def put_adapter(session: Session, selection: Selection) -> None:
         adapter_files(net, {"base_sha256": session.classifier.base.sha256})
 
 
-def _layer_of_offset(session: Session) -> str | None:
-    """The layer whose bias moves the logits, which the network shows on some images."""
-    images, dataset = session.images.train, session.classifier.dataset
-    some = torch.linspace(0, len(images) - 1, 4).long().tolist()
-    pixels = images.take(some)[0].to(session.evaluating())
-    return last_layer(session.net, dataset.normalise(pixels))
-
-
-def advise_on(session: Session, selection: Selection) -> tuple[Point, dict[str, Any] | None]:
-    """The point that ``lora`` sets or validation images advise; the dial's curve, if it is wanted.
-
-    Where neither is ``auto``, a sweep's jobs go without the curve.
-    """
-    cfg, lora = session.cfg, session.cfg.lora
-    is_wanted = cfg.dial or (cfg.dial is None and not session.run.is_sweep)
-    is_auto = AUTO in (lora.scale, lora.offset)
-    if not len(session.images.val) or not (is_wanted or is_auto):
+def turn_dial(
+    session: Session, selection: Selection, at: Point | None = None
+) -> tuple[Point, dict[str, Any] | None]:
+    """The point that ``lora`` sets or validation images advise, or ``at``, and the dial's curve."""
+    cfg, lora, images = session.cfg, session.cfg.lora, session.images.val
+    if not len(images):
         return Point(float(lora.scale), float(lora.offset)), None
     log.info("dial: the adapter at several scales on validation images")
-    images = _images_of_dial(session)
-    return advise(session.net, images, selection.targets, lora.scale, lora.offset, cfg.choose_by)
-
-
-def smoothed_at(session: Session, point: Point) -> tuple[float, float]:
-    """What decides at this point, and of the base: see :mod:`.measure.dial`."""
-    images, (scale, offset) = _images_of_dial(session), point
-    curve = dial_curve(session.net, images, None, [scale], [offset], session.cfg.choose_by)
-    return curve["smoothed"][0], curve["base"]["smoothed"]
-
-
-def _images_of_dial(session: Session) -> Iterable[Batch]:
-    """The validation images that decide, a batch at a time."""
-    cfg, images = session.cfg, session.images.val
     some = images_of_dial(images.labels, cfg.seed, cfg.choose_by)
-    return session.classifier.dataset.batches(images, session.evaluating(), some, "dial")
+    batches = session.classifier.dataset.batches(images, session.evaluating(), some, "dial")
+    net, targets = session.net, selection.targets
+    if at is not None:
+        return at, dial_curve(net, batches, targets, [at.scale], [at.offset], cfg.choose_by)
+    return advise(net, batches, targets, lora.scale, lora.offset, cfg.choose_by)
 
 
 def point_choice(

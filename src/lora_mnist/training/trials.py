@@ -40,14 +40,16 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
             "expected some in val/, a larger data.val_size, or lora.scale=1 lora.offset=0"
         )
     for c in selection.targets if asked else ():
-        name, count = classes[c], int((counted == c).sum())
-        if count < 5:
+        of_class = int((counted == c).sum())
+        if of_class < 5:
+            number = number_of(of_class, "validation image")
             few = "%s: %s has only %s, so chance decides"
-            log.warning(few, ", ".join(asked), name, number_of(count, "validation image"))
+            log.warning(few, ", ".join(asked), classes[c], number)
     trials: dict[str, Session] = {}
+    count, is_few = few_of(session, selection)
     steps = session.cfg.trainer.max_steps
     if steps == AUTO:
-        is_common = bool(selection.targets) and rarest_of(session, selection) >= FEW_IMAGES
+        is_common = bool(selection.targets) and count >= FEW_IMAGES
         steps = _STEPS_OF_MANY if is_common else _STEPS
     # augment= and batches.augment= are the same.
     typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
@@ -73,23 +75,21 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         trial.check_training()
         trial.data(selection)
         trials[name] = trial
-    if not has_few(session, selection) or lora.scale == 0:
+    if not is_few or lora.scale == 0:
         trials = dict(islice(trials.items(), 1))
     return trials
 
 
-def has_few(session: Session, selection: Selection) -> bool:
-    """Whether a class to repair has few training images, and validation images can decide."""
-    few = bool(selection.targets) and rarest_of(session, selection) < FEW_IMAGES
-    return few and len(session.images.val) > 0
+def few_of(session: Session, selection: Selection) -> tuple[int, bool]:
+    """How many images are to be learnt, of several classes of the rarest, and whether it is few.
 
-
-def rarest_of(session: Session, selection: Selection) -> int:
-    """The number of images to learn: of several classes, those of the rarest."""
+    Few count only where validation images can decide.
+    """
     if not selection.targets:
-        return len(selection.target_indices)
+        return len(selection.target_indices), False
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
-    return int(counts[selection.targets].min())
+    count = int(counts[selection.targets].min())
+    return count, count < FEW_IMAGES and len(session.images.val) > 0
 
 
 def choose_refit(session: Session, selection: Selection) -> Choice:
@@ -103,6 +103,6 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
         return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
-    count, few = rarest_of(session, selection), has_few(session, selection)
-    why = f"{count:,} images to learn, {'fewer' if few else 'no fewer'} than {FEW_IMAGES}"
-    return Choice(few, [True, False], why=why)
+    count, is_few = few_of(session, selection)
+    why = f"{count:,} images to learn, {'fewer' if is_few else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(is_few, [True, False], why=why)

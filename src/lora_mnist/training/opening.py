@@ -1,0 +1,234 @@
+"""How the session of a run is opened, and what a run refuses before anything is computed.
+
+Keys and values come first (:mod:`.config.keys`), then the settings, the network, the images.
+"""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lora_mnist.choice import AUTO, WEAK
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.networks import device_of
+from lora_mnist.config.make import classifier_of, settings_of
+from lora_mnist.config.run import Run, key_of
+from lora_mnist.data import Images, ImageSets
+from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
+from lora_mnist.data.plan import numbers_of, select
+from lora_mnist.errors import UserError, as_value, config_group, require_one_of
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.model import KINDS
+from lora_mnist.lora.point import BASE
+from lora_mnist.lora.weight import by_pattern, layers_to_adapt
+from lora_mnist.measure.predictions import predictions_at
+from lora_mnist.project import DATA
+from lora_mnist.training.session import Session
+from lora_mnist.training.trainer import make_trainer
+
+log = logging.getLogger(__name__)
+
+_NONE = torch.empty(0, dtype=torch.int64)
+_EMPTY = Images(_NONE, _NONE, digests=_NONE)
+#: What a session has before images are read.
+_NO_IMAGES = ImageSets(_EMPTY, _EMPTY, _EMPTY, {}, {})
+
+
+def open_session(cfg: DictConfig, run: Run) -> Session:
+    """Make the parts of a run, and refuse what cannot be used before anything is computed."""
+    started = time.perf_counter()
+    _refuse_settings(cfg, run)
+    trainer = make_trainer(cfg, run)
+    if cfg.stage == "pretrain":
+        classifier = Classifier.new(**settings_of(cfg))
+    else:
+        classifier = classifier_of(cfg)
+    session = Session(cfg, run, trainer, classifier, _NO_IMAGES, None, started)
+    _refuse_network(session)
+    session = _with_images(session)
+    _refuse_images(session)
+    return session
+
+
+def _refuse_settings(cfg: DictConfig, run: Run) -> None:
+    """Refuse what the configuration alone shows: what a stage cannot do, a repair of nothing."""
+    for text in run.typed or ():
+        if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
+            raise UserError(f"{text}: expected auto alone, or a list without it")
+    target, mistakes, scheduler = cfg.get("target"), cfg.mistakes, cfg.get("scheduler") or {}
+    if cfg.stage == "pretrain":
+        needs_base = {
+            f"target={target}": target in WEAK,
+            f"mistakes={mistakes}": mistakes is not None,
+            "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
+            "batches.augment=auto": cfg.batches.augment == AUTO,
+            "trainer.max_steps=auto": cfg.trainer.max_steps == AUTO,
+        }
+        for key, is_asked in needs_base.items():
+            if is_asked:
+                raise UserError(f"{key}: expected stage=lora, since it needs a base")
+    if cfg.stage == "lora" and mistakes is None and target is None:
+        raise UserError(
+            "target: missing; expected the class to repair, by number or name, a list of them, or "
+            "weakest, or weak; or mistakes=FOLDER"
+        )
+    if cfg.stage == "lora" and mistakes is not None:
+        if target not in (None, *WEAK):
+            raise UserError(
+                f"target={as_value(target)}: expected null; mistakes={mistakes} is learnt"
+            )
+        if cfg.refit is True:
+            raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+    if (accelerator := cfg.trainer.get("accelerator")) in ("gpu", "mps"):
+        device_of(accelerator, "trainer.accelerator")
+    if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
+
+
+def _refuse_network(session: Session) -> None:
+    """Refuse what needs the network, but no image: layers, outputs, the parts of a training."""
+    cfg, classifier, net = session.cfg, session.classifier, session.net
+    trains, is_repair = cfg.stage != "eval", cfg.stage == "lora"
+    if trains and cfg.target not in (None, *WEAK):
+        numbers_of(classifier.classes, cfg.target)
+    if cfg.mistakes is not None:  # images of the data set are no mistakes that came in
+        data_dir = classifier.settings.data.get("data_dir") or DATA
+        folder, data = (Path(str(path)).expanduser() for path in (cfg.mistakes, data_dir))
+        if folder.resolve().is_relative_to(data.resolve()):
+            raise UserError(
+                f"mistakes={cfg.mistakes}: expected pictures from elsewhere, in a folder outside "
+                f"of data.data_dir={data_dir}"
+            )
+    if is_repair:
+        with config_group("lora"):
+            require_one_of("init", cfg.lora.init, KINDS)
+            layers = layers_to_adapt(net, cfg.lora.target_modules)
+            for key in ("rank_pattern", "alpha_pattern"):
+                by_pattern(key, cfg.lora[key], layers, None)
+    _check_network(classifier)
+    if not trains:
+        return
+    session.check_training()
+    if is_repair and (monitor := _monitored(session.trainer)):
+        raise UserError(
+            f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
+            "last weights, or their average"
+        )
+
+
+def _with_images(session: Session) -> Session:
+    """The session with its images: without those that were learnt, with mistakes, limited."""
+    cfg, classifier, device = session.cfg, session.classifier, session.trainer.strategy.root_device
+    images, mistakes = classifier.images, None
+    if cfg.stage != "eval" and not len(images.train):
+        raise UserError(f"data: expected images to train on; {classifier.dataset.name} has none")
+    if not len(images.test):
+        settings, key = classifier.settings, "data_dir"
+        for each in classifier.dataset.split_settings:
+            if settings.typed["data"].get(each) is not None:
+                key = each
+        raise UserError(
+            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
+            "expected another folder, or how images were held out in its training"
+        )
+    if classifier.settings.prepare.get("transform") is not None:  # only images show its outputs
+        _check_network(classifier, images.test)
+    if cfg.mistakes is not None:
+        mistakes, left_out = _mistakes_of(classifier, cfg, device)
+        images = replace(images, left_out={**images.left_out, **left_out})
+        images = with_mistakes(images, mistakes)
+    for part, about in images.left_out.items():
+        # A refit has learnt the validation images; who needs them is refused.
+        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
+    size = classifier.dataset.eval_batch_size
+    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
+    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
+    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
+    return replace(session, images=replace(images, val=val, test=test), mistakes=mistakes)
+
+
+def _mistakes_of(
+    classifier: Classifier, cfg: DictConfig, device: torch.device
+) -> tuple[Mistakes, dict[str, Any]]:
+    """The pictures in the folder ``mistakes`` that the base gets wrong, and what is left out."""
+    net, dataset = classifier.net, classifier.dataset
+
+    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+        return predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
+
+    net.eval().to(device)
+    mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
+    test, about = mistakes.test.without_learnt(classifier.learnt, "held-out mistakes")
+    return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
+
+
+def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
+    """The images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
+    batches = math.ceil(len(images) / batch_size)
+    if isinstance(limit, float):
+        batches = max(1, int(limit * batches)) if limit else 0
+    elif limit is not None:
+        batches = min(batches, limit)
+    count = batches * batch_size
+    if count >= len(images):
+        return images
+    places = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    return images.subset(places)  # spread evenly, since a folder's images are sorted by class
+
+
+def _refuse_images(session: Session) -> None:
+    """Refuse what the images show: a class without any, too few to decide."""
+    cfg, trainer, classifier = session.cfg, session.trainer, session.classifier
+    if cfg.stage == "eval":
+        return
+    is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
+    if cfg.target not in (None, *WEAK):
+        select(session.images.train.labels, classifier.classes, cfg.target)
+    needs_images = {
+        f"target={cfg.target}": cfg.target in WEAK and session.mistakes is None,
+        "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
+        "lora.offset=auto": is_repair and cfg.lora.offset == AUTO,
+        "refit=true": is_repair and cfg.refit is True,
+        f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
+    }
+    asking = [choice for choice, is_asked in needs_images.items() if is_asked]
+    if asking and not len(session.images.val):
+        reason = "data.val_size > 0, images in val/ that are not in train/, and "
+        reason += "trainer.limit_val_batches > 0"
+        if "val" in session.images.left_out:
+            reason += f"; {session.images.left_out['val']['line']}"
+        sets, learnt = classifier.images, classifier.learnt.get("base")
+        is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
+        can_take = not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
+        if is_learnt and can_take:
+            reason = "data.val_from=test, since the base has learnt all others"
+        raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
+
+
+def _check_network(classifier: Classifier, images: Images | None = None) -> None:
+    """Refuse a network that gives no logits, or that changes while it predicts."""
+    classifier.check(images)
+    base = classifier.base
+    if base and (changed := changed_tensors(base.tensors, base_state_dict(classifier.net))):
+        raise UserError(
+            f"net._target_={classifier.settings.net['_target_']}: expected a network that changes "
+            "no tensor of its own while it predicts, since the base is kept bit for bit; "
+            f"{changed[0]} has changed"
+        )
+
+
+def _monitored(trainer: Trainer) -> str | None:
+    """What a callback of the Trainer monitors, such as val/errors; ``None``: none does."""
+    monitors = [getattr(each, "monitor", None) for each in trainer.callbacks]  # type: ignore[attr-defined]
+    return next((monitor for monitor in monitors if monitor), None)
