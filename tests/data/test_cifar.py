@@ -80,6 +80,7 @@ DAMAGES = {
     "empty": lambda _: b"",
     "half of an image": lambda content: content[:1000],
     "seven images": lambda content: content[: 7 * 3073],
+    "another label": lambda content: bytes([9]) + content[1:],
 }
 
 
@@ -103,15 +104,17 @@ def test_an_archive_that_lies_there_is_unpacked_where_a_file_is_damaged(
 
 
 def test_what_cannot_be_downloaded_is_named_with_its_address_and_its_place(tmp_path, monkeypatch):
-    """An archive with another checksum is downloaded anew."""
+    """And nothing new stays; an archive with another checksum is downloaded anew."""
     monkeypatch.setattr("lora_mnist.data.cifar._URL", "file:///nowhere/")
     version, new = DATASETS["CIFAR10"], tmp_path / "new" / "images"
     expected = f"expected file:///nowhere/{version.archive} there, .* in .*{version.folder}; some"
     with pytest.raises(ValueError, match=f"^data_dir={new}: {expected} .*cannot be fetched"):
         CIFAR(data_dir=new).load(train=True)
+    assert not new.parent.exists()
     (tmp_path / version.archive).write_bytes(b"no archive")
     with pytest.raises(ValueError, match=f"^data_dir={tmp_path}: {expected}"):
         CIFAR(data_dir=tmp_path).load(train=True)
+    assert not (tmp_path / version.folder).exists()
 
 
 def test_an_error_in_code_is_no_damaged_file(tmp_path):

@@ -48,12 +48,13 @@ def test_mnist_extracts_half_written_files_anew(tmp_path):
 
 
 def test_mnist_names_files_that_are_not_there_where_no_download_is_possible(tmp_path):
-    """Yet a picture is prepared without them."""
+    """Yet a picture is prepared without them; no folder is left."""
     dataset = MNIST(data_dir=tmp_path / "new")
     assert dataset.read_picture(ROOT / "docs" / "repaired.png").shape == (1, 28, 28)
     message = f"^data_dir={tmp_path}/new: expected the .gz files of http.* in .*/new/MNIST/raw; "
     with pytest.raises(ValueError, match=message):
         _ = dataset.sets
+    assert not list(tmp_path.iterdir())
 
 
 def enlarge(digit):

@@ -3,13 +3,15 @@
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
 
+import hashlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.utils import download_url, extract_archive
 
 from lora_mnist.data.folder import Preparation
 from lora_mnist.data.images import Batch, Channelwise, open_picture
@@ -82,7 +84,10 @@ class CIFAR(Published):
         skipped = self.version.label_bytes
         size, content = skipped + 3 * _SIZE[0] * _SIZE[1], bytearray()
         for name in self.version.train if train else self.version.test:
-            content += (self.folder / name).read_bytes()
+            of_file, sha256 = (self.folder / name).read_bytes(), self._sha256_file(name)
+            if sha256.exists() and sha256.read_text() != hashlib.sha256(of_file).hexdigest():
+                raise ValueError(f"{self.folder / name} is not as it was unpacked")
+            content += of_file
         if len(content) != size * self.version.images[train]:
             raise ValueError(f"{self.folder} has files that were cut")
         rows = torch.frombuffer(content, dtype=torch.uint8).view(-1, size)
@@ -90,8 +95,19 @@ class CIFAR(Published):
         return rows[:, skipped:].reshape(-1, 3, *_SIZE).contiguous(), labels
 
     def fetch(self) -> None:
-        url = _URL + self.version.archive
-        download_and_extract_archive(url, self.data_dir, md5=self.version.md5)
+        archive = self.version.archive
+        download_url(_URL + archive, self.data_dir, md5=self.version.md5)
+        # A kill leaves no half of a file.
+        with TemporaryDirectory(dir=self.data_dir) as folder:
+            extract_archive(str(self.data_dir / archive), folder)
+            for file in Path(folder, self.version.folder).iterdir():
+                sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+                self._sha256_file(file.name).write_text(sha256)
+                file.replace(self.folder / file.name)
+
+    def _sha256_file(self, name: str) -> Path:
+        """What is beside a file that was unpacked here."""
+        return self.folder / f"{name}.sha256"
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         prepare = Preparation(3, _SIZE, "crop", 1.0, "bilinear", None)

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from lora_mnist.data.images import Batch, Channelwise, ImageDataset, Images, ImageSets, sha256_of
+from lora_mnist.data.images import (
+    Batch,
+    Channelwise,
+    ImageDataset,
+    Images,
+    ImageSets,
+    sha256_of,
+)
 from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
 
 
@@ -64,12 +71,19 @@ class Published(ImageDataset):
         if not self.download:
             expected += "; they are fetched where this key is typed, without data.download=false"
             raise ArgumentError("data_dir", self.data_dir, expected)
+        lock = self.data_dir / ".lock"
+        new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.data_dir / ".lock"):
+            with FileLock(lock):
                 self.fetch()
                 return self.read(train)
         except (OSError, ValueError, RuntimeError, HTTPException) as error:
+            with suppress(OSError):
+                if self.data_dir in new:
+                    lock.unlink()
+                for folder in new:  # where they are empty
+                    folder.rmdir()
             expected += f", and they cannot be fetched ({one_line(error)})"
             raise ArgumentError("data_dir", self.data_dir, expected) from error
 
