@@ -56,11 +56,12 @@ def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):
 
 
 def test_find_pictures_takes_files_folders_and_patterns(tmp_path):
-    """Each file is seen once."""
+    """Each file is seen once, also where a link goes in a circle."""
     for name in ("1.png", "2.PNG", "a[1].png", "deep/er/3.jpg", ".hidden.png", "notes.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (tmp_path / "deep" / "again").symlink_to(tmp_path)
 
     def names(*patterns):
         cfg = composed("predict", f"images={list(patterns)}")

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder
 from lora_mnist.data.folder import ImageFile, split
+from lora_mnist.data.images import digests_of
 from lora_mnist.project import importable
 
 
@@ -106,13 +108,19 @@ def test_folder_knows_which_files_are_images_of_which_class(make_photos, caplog)
         assert name in caplog.text
 
 
-def test_a_class_may_be_made_of_links(make_photos):
-    root = make_photos({"cat": 7, "dog": 7})
+def test_of_links_in_a_circle_each_folder_is_read_once(make_photos):
+    """Links are followed: a class may be made of them."""
+    for part in ("train", "test"):
+        root = make_photos({"cat": 7, "dog": 7}, part)
     make_photos({"emu": 5}, "..")
-    (root / "dog" / "more").symlink_to(root.parent / "emu")
+    links = {"cat/again": "../cat", "cat/itself": "itself"}
+    links |= dict.fromkeys(("dog/more", "dog/more_of_them"), root.parent / "emu")
+    for link, there in links.items():
+        (root / "train" / link).symlink_to(there)
     sets = Folder(root).sets
     names = [*sets.train.names, *sets.val.names, *sets.test.names]
-    expected = {"cat": 7, "dog": 7, "dog/more": 5}
+    folders = dict.fromkeys(("train/cat", "train/dog", "test/cat", "test/dog"), 7)
+    expected = {**folders, "train/dog/more": 5}
     assert Counter(name.rpartition("/")[0] for name in names) == expected
 
 
@@ -317,6 +325,7 @@ def test_images_to_validate_and_to_test_need_no_others(make_photos):
 def test_images_are_known_by_content_whatever_their_times_say(make_photos, monkeypatch, limit):
     """Also where other images were laid over them by ``cp -p``; in memory, or on the disk."""
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
+    monkeypatch.setattr(folder, "_IN_DOUBT", 0)
     root = make_photos({"cat": 9, "dog": 9}, size=(14, 9))
     for picture in sorted(root.rglob("*.png")):  # of one size, and of one age
         Image.open(picture).save(picture.with_suffix(".bmp"))
@@ -329,3 +338,40 @@ def test_images_are_known_by_content_whatever_their_times_say(make_photos, monke
     again = Folder(root, **form).sets
     assert again.copies == 1
     assert tested.relative_to(root).as_posix() not in again.test.names
+
+
+def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypatch, tmp_path):
+    """Where images are not held in memory, in the user's cache folder; what is in doubt is read."""
+    root, cache, hashed = make_photos({"cat": 9, "dog": 9}, size=(14, 9)), tmp_path / "cache", []
+    beside = sorted(root.rglob("*"))
+
+    def digests_and_note(paths):
+        hashed.extend(path.relative_to(root).as_posix() for path in paths)
+        return digests_of(paths)
+
+    def hashed_by():
+        hashed.clear()
+        sets = Folder(root, image_size=8, mean=0, std=1).sets
+        assert torch.equal(sets.test.digests, digests_of(sets.test.pixels))
+        return sorted(hashed), sets.sha256
+
+    monkeypatch.setattr(folder, "digests_of", digests_and_note)
+    pictures = sorted(path for path in root.rglob("*.png"))
+    names = [path.relative_to(root).as_posix() for path in pictures]
+    monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
+    assert hashed_by()[0] == hashed_by()[0] == names  # so new that they may still change
+    monkeypatch.setattr(folder, "_IN_DOUBT", 0)
+    first, sha256 = hashed_by()
+    assert (first, hashed_by()) == (names, ([], sha256))
+    pictures[2].write_bytes(pictures[1].read_bytes()[:-1] + b"x")
+    pictures[0].unlink()
+    changed, of_changed = hashed_by()
+    assert (changed, of_changed == sha256) == (names[2:3], False)
+    assert hashed_by() == ([], of_changed)
+    (file,) = cache.rglob("*.json")
+    whole = file.read_text()
+    for damaged in (whole[:100], re.sub(r"\[.*?\]", "[7]", whole)):
+        file.write_text(damaged)
+        assert hashed_by() == (names[1:], of_changed)
+        assert hashed_by() == ([], of_changed)
+    assert {*root.rglob("*")} == {*beside} - {pictures[0]}

@@ -4,12 +4,14 @@ import hashlib
 import logging
 import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +45,15 @@ from lora_mnist.errors import (
     require_number,
     require_one_of,
 )
+from lora_mnist.files import read_json, write_json
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
 
 #: Decoded images up to this many bytes are held in memory; others are read when they are needed.
 MAX_IN_MEMORY = 300_000_000
+#: A file that has changed within so many nanoseconds may change again at the same time.
+_IN_DOUBT = 2_000_000_000
 #: What the images of a folder are for, and other names of these folders.
 _PARTS = ("train", "val", "test")
 _ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -275,33 +280,46 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(self, file: ImageFile) -> tuple[Tensor | Path, int] | None:
-        """An image, or its file where it is not held in memory, and its digest; None: broken."""
+    def _read(
+        self, file: ImageFile, known: "_KnownFiles | None"
+    ) -> tuple[Tensor | Path, int] | None:
+        """An image, or its file where it is not to be held in memory, and its digest.
+
+        None: it is broken.
+        """
         path = self.root / file.path
         image: Tensor | Path = path
         try:
-            if self._are_in_memory:
-                picture = open_picture(path)
-                image, size = self.prepare(picture), (picture.height, picture.width)
+            if known is not None:
+                digest, *size = known.look_at(file.path)
             else:
-                size = size_of_picture(path)
-            digest = int(digests_of([path]))
+                picture = open_picture(path)
+                image, size = self.prepare(picture), [picture.height, picture.width]
+                digest = int(digests_of([path]))
         except (PictureError, OSError) as error:
             log.warning("%s: skipped: %s", printable(path), error)
             return None
-        if self._has_own_size and size != self.prepare.size:
+        if self._has_own_size and tuple(size) != self.prepare.size:
             here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
             expected = f"expected images of one size, but {path} is {here}, another {there}"
             raise ArgumentError("image_size", None, expected)
         return image, digest
 
+    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
+        """What :meth:`_read` gives for the images that can be read."""
+        known = None if self._are_in_memory else _KnownFiles(self.root)
+        with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
+            read = pool.map(self._read, self._files, repeat(known))
+            pairs = progress(zip(self._files, read, strict=True), "reading", len(self._files))
+            images = {file: image for file, image in pairs if image is not None}
+        if known is not None:
+            known.save()
+        return images
+
     @cached_property
     def sets(self) -> ImageSets:
         root = self.root
-        with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            read = pool.map(self._read, self._files)
-            pairs = progress(zip(self._files, read, strict=True), "reading", len(self._files))
-            images = {file: image for file, image in pairs if image is not None}
+        images = self._read_all()
         trained = {file.label for file in images if file.part == "train"}
         for label, name in enumerate(self.classes):
             expected = f"images of each class; {name} has no readable one to train on"
@@ -328,6 +346,46 @@ class Folder(ImageDataset):
         return apart
 
 
+class _KnownFiles:
+    """What a folder's files hold, from command to command, in a file among the user's caches.
+
+    Whatever writes into a file changes the second of its times, which cannot be set. Of two
+    commands at once the last one's knowledge stays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._sure_before = folder, time.time_ns() - _IN_DOUBT
+        self._before, self._now = dict[str, Any](), dict[str, Any]()
+        with suppress(OSError, RuntimeError, ValueError):  # no home; damaged: it is made again
+            self._before = read_json(self._file)
+
+    @property
+    def _file(self) -> Path:
+        own = os.environ.get("XDG_CACHE_HOME")
+        name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
+        return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
+
+    def look_at(self, name: str) -> tuple[int, int, int]:
+        """The digest of a file of the folder, and the height and width of its picture."""
+        path = self._folder / name
+        about = path.stat()
+        times = (about.st_mtime_ns, about.st_ctime_ns)
+        key = f"{name} {about.st_size} {about.st_ino} {times}"
+        try:
+            digest, height, width = map(int, self._before[key])
+        except (KeyError, TypeError, ValueError):  # unknown, or damaged
+            digest, (height, width) = int(digests_of([path])), size_of_picture(path)
+        if max(times) < self._sure_before:
+            self._now[key] = [digest, height, width]
+        return digest, height, width
+
+    def save(self) -> None:
+        """Keep what was looked at."""
+        if self._now != self._before:
+            with suppress(OSError, RuntimeError):  # without it a command takes longer, no more
+                write_json(self._file, self._now)
+
+
 def _subfolders(root: Path) -> list[str]:
     """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
     names = [path.name for path in root.iterdir() if path.is_dir()]
@@ -335,10 +393,16 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """The files in ``root`` and in its folders, also where these are links."""
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            yield Path(folder, name)
+    """The files in ``root`` and in its folders; links may go in a circle."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        if here in seen:
+            subfolders.clear()
+        else:
+            yield from (Path(folder, name) for name in sorted(names))
+            subfolders.sort()  # of two links to a folder, the first is followed
+        seen.add(here)
 
 
 def split(
