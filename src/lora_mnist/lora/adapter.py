@@ -339,7 +339,6 @@ def _loras_in(
 
 def _warn_of_peft(model: nn.Module) -> None:
     """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
-    every = [module for _, module in model.named_modules(remove_duplicate=False)]
     layers = []
     for name, weight in lora_weights(model).items():
         module: Any = weight.module
@@ -348,8 +347,8 @@ def _warn_of_peft(model: nn.Module) -> None:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know none of these
             is_plain = module.groups == 1 and module.padding_mode == "zeros"
             is_usual = is_plain and set(module.dilation) == {1}
-        if weight.base.ndim > 1 and (not is_usual or every.count(module) > 1):
-            layers.append(name)  # PEFT takes the first of two names
+        if weight.base.ndim > 1 and not is_usual:
+            layers.append(name)
     if layers:
         warnings.warn(
             f"PEFT has no adapter of this form for {listed(layers)}: use the saved adapter here",
