@@ -195,6 +195,11 @@ def _refuse_images(session: Session) -> None:
     is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
     if cfg.target not in (None, *WEAK):
         select(session.images.train.labels, classifier.classes, cfg.target)
+    if 0 < len(session.images.val) < trainer.world_size:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected no more processes than validation "
+            f"images, {len(session.images.val)}, since each of {trainer.world_size} has its share"
+        )
     needs_images = {
         f"target={cfg.target}": cfg.target in WEAK and session.mistakes is None,
         "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,

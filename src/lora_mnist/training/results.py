@@ -162,7 +162,6 @@ def _record_of(session: Session) -> dict[str, Any]:
     folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
     if folder != DATA:  # which each machine has
         data["data_dir"] = str(folder)
-    typed = session.run.typed_without(*_CHANGE_NO_NUMBER)
     return {
         "version": VERSION,
         "dataset": str(dataset.name),
@@ -171,7 +170,7 @@ def _record_of(session: Session) -> dict[str, Any]:
         "data": data,
         "made": {
             "stage": session.cfg.stage,
-            "overrides": typed,
+            "overrides": session.run.typed_without(*_CHANGE_NO_NUMBER),
             "seed": session.cfg.seed,
             "choose_by": session.cfg.choose_by,
             "augment": session.augment,

@@ -141,11 +141,10 @@ class Session:
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         optimizer: Optimizer = make("optimizer", arguments, trained)
         decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
-        init = self.cfg.lora.init if self.cfg.stage == "lora" else None
-        if decay and init in KINDS and KINDS[init].forbids_decay:
+        if decay and self.cfg.stage == "lora" and KINDS[self.cfg.lora.init].forbids_decay:
             raise UserError(
-                f"optimizer.weight_decay={decay}: expected 0 with lora.init={init}: decay would "
-                "move the network away from the base, not towards it"
+                f"optimizer.weight_decay={decay}: expected 0 with lora.init={self.cfg.lora.init}: "
+                "decay would move the network away from the base, not towards it"
             )
         return optimizer
 
