@@ -43,6 +43,7 @@ EXPECTED = {
     "lora.alpha": "a number > 0",
     "lora.init_std": "a number >= 0",
     "lora.dropout": "a number >= 0 and < 1",
+    "lora.column_dropout": "a number >= 0 and < 1",
     "lora.use_rslora": "true or false",
     "lora.scale": "a number >= 0 or auto",
     "lora.offset": "a number or auto",

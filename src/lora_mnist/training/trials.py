@@ -10,7 +10,6 @@ from lora_mnist.config.run import is_in, key_of
 from lora_mnist.config.values import check_values
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
-from lora_mnist.lora.weight import lora_weights
 from lora_mnist.measure.dial import without_images
 from lora_mnist.show.reading import number_of
 from lora_mnist.training.session import Session
@@ -23,7 +22,7 @@ FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
 _STEPS, _STEPS_OF_MANY = 400, 1200
 #: The keys that a trial may set.
-_OF_TRIALS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout")
+_KEYS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.column_dropout")
 
 
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
@@ -53,18 +52,16 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         steps = _STEPS_OF_MANY if is_common else _STEPS
     # augment= and batches.augment= are the same.
     typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
-    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     for name, values in (session.cfg.trials or {"lora": {}}).items():
         settings: dict[str, Any] = {"trainer.max_steps": steps}
         for key, value in (values or {}).items():
-            if not _OF_TRIALS.fullmatch(key):
+            if not _KEYS.fullmatch(key):
                 raise UserError(
                     f"trials.{name}: {key}: expected keys of optimizer, scheduler and loss, "
-                    "batches.augment, or lora.dropout"
+                    "batches.augment, or lora.column_dropout"
                 )
             own = key.removeprefix("batches.")
-            is_typed = any(is_in(own, each) or is_in(each, own) for each in typed)
-            if not is_typed and (takes_dropout or key != "lora.dropout"):
+            if not any(is_in(own, each) or is_in(each, own) for each in typed):
                 settings[key] = value
         trial = session.with_settings(settings)
         check_values(trial.cfg)
