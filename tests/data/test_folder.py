@@ -278,7 +278,7 @@ def test_a_transform_gives_a_tensor():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.nightly), "forkserver"])
 def test_workers_that_are_not_forked_import_what_lies_where_the_user_stands(
     make_photos, tmp_path, monkeypatch, method
 ):

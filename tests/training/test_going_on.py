@@ -162,15 +162,21 @@ def test_another_point_of_the_finished_adapter_is_no_other_training(go, before, 
 
 
 @pytest.mark.slow
-def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kill", ["", pytest.param(":SIGKILL", marks=pytest.mark.nightly)])
+def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch, kill):
     """Killed, then interrupted, after which the command to go on with is named."""
     outputs = tmp_path / "outputs"
     base = small_base(outputs)
     before = base.read_bytes()
     command = ("train.py", *PRETRAIN, *SMALL, *FEW, CRASH)
-    here = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/src", "CRASH": "5:SIGKILL"}
-    killed = run_process(*command, f"paths.outputs={outputs}", **here)
-    assert killed.returncode == -9
+    monkeypatch.setenv("CRASH", f"5{kill}")
+    if kill:  # the process, too
+        path = f"{ROOT}/tests:{ROOT}/src"
+        killed = run_process(*command, f"paths.outputs={outputs}", PYTHONPATH=path)
+        assert killed.returncode == -9
+    else:
+        with pytest.raises(Crashed):
+            cli(*command)
     folder = only_run(outputs, "pretrain")
     files = files_of(folder)
     monkeypatch.setenv("CRASH", "9:SIGTERM")

@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -151,29 +150,47 @@ MOVES = st.tuples(
 STEPS = st.tuples(st.sampled_from([*COMMANDS]), SPLITS, st.lists(MOVES, max_size=2))
 
 
+@pytest.fixture(params=[IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])
+def begin(request, tmp_path, monkeypatch):
+    """``begin()`` is a world where a base and a repair have just been made, as often as called."""
+    here, then = tmp_path / "here", tmp_path / "then"
+    here.mkdir()
+    world = World(here, monkeypatch, request.param)
+    world.run("pretrain")
+    world.run("repair")
+    shutil.copytree(here, then)
+    seen = world.seen.copy()
+
+    def back():
+        shutil.rmtree(here)
+        shutil.copytree(then, here)
+        monkeypatch.chdir(here)
+        world.seen = seen.copy()
+        return world
+
+    return back
+
+
 @pytest.mark.slow
 @settings(
-    max_examples=7,
+    max_examples=3,
     phases=[Phase.explicit, Phase.generate],  # to shrink one would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@example(form=IN_MEMORY, steps=[("refit", (), []), ("eval of latest", MORE, [])])
-@given(form=st.sampled_from([IN_MEMORY, ON_DISK]), steps=st.lists(STEPS, min_size=2, max_size=4))
-def test_learnt_and_tested_images_never_meet(monkeypatch, form, steps):
+@example(steps=[("refit", (), []), ("eval of latest", MORE, [])])
+@given(steps=st.lists(STEPS, min_size=2, max_size=4))
+def test_learnt_and_tested_images_never_meet(begin, steps):
     """Whatever the splits, the order of the commands, and the images' ways in between."""
-    with TemporaryDirectory() as folder, monkeypatch.context() as patch:
-        world = World(Path(folder), patch, form)
-        world.run("pretrain")
-        world.run("repair")
-        for command, split, moves in steps:
-            for move in moves:
-                world.move(*move)
-            said = "data"
-            try:
-                world.run(command, *split)
-            except UserError as error:  # such as: no test image is left
-                said = str(error)
-            assert said.startswith(("data", "mistakes", "optimizer.lr=", "refit=true"))
+    world = begin()
+    for command, split, moves in steps:
+        for move in moves:
+            world.move(*move)
+        said = "data"
+        try:
+            world.run(command, *split)
+        except UserError as error:  # such as: no test image is left
+            said = str(error)
+        assert said.startswith(("data", "mistakes", "optimizer.lr=", "refit=true"))
 
 
 @pytest.fixture
