@@ -49,12 +49,6 @@ QUICK = ("trainer=cpu", "logger=none", "figures=false", "paths.outputs=outputs")
 HERE = ("data=folder", "data.data_dir=photos", "net=huggingface", "net.folder=mine")
 
 
-def one_a_day(daily):
-    """All kinds of networks; those that are not ``daily`` are tried at night."""
-    for kind in CONFIGS:
-        yield pytest.param(kind, marks=[] if kind == daily else pytest.mark.nightly)
-
-
 def save_mine(kind, folder):
     """What a user of transformers has after a training."""
     torch.manual_seed(0)
@@ -86,7 +80,10 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*one_a_day("resnet")])
+@pytest.mark.parametrize(
+    "kind",
+    ["resnet", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("vit", "convnext"))],
+)
 def test_from_a_folder_to_a_repaired_folder(here, kind):
     """Each command's labels are those of transformers alone, before and after."""
     save_mine(kind, "mine")
@@ -251,8 +248,8 @@ def test_a_folder_is_written_for_transformers_alone(here):
     assert {path.name for path in here.iterdir()} == {"mine", "photos", "other.pt"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [*one_a_day("vit")])
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_onnx_of_a_base_alone(here, kind):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="the extra onnx is not installed")

@@ -130,7 +130,7 @@ def test_a_base_is_trained_and_repaired_and_its_record_says_all(tmp_path):
     own = (f"data.data_dir={tmp_path}/data", "data.val_size=30", f"paths.outputs={outputs}")
     own += ("trainer=cpu", "logger=none", "callbacks=none", "figures=false", "trainer.max_steps=4")
     base = ("experiment=cifar10", "net.depth=8", "batches.batch_size=30", *own)
-    train(composed("train", *base, "trainer.max_steps=40"), Run(tmp_path / "pretrain"))
+    train(composed("train", *base, "trainer.max_steps=12"), Run(tmp_path / "pretrain"))
     made = torch.load(outputs / "base" / "cifar10_resnet.ckpt", weights_only=True)["record"]["made"]
     names = [each["_target_"].rpartition(".")[2] for each in made["augment"]["transforms"]]
     assert names == ["Shift", "RandomHorizontalFlip"]
