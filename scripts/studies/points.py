@@ -535,7 +535,8 @@ def trials_of(job: Job) -> list[Trial]:
 SECOND = {
     "dropout 0.05": DROPOUT,
     "no dropout": Trial(0.003),
-    "a mask a step": Trial(0.003, mask=0.05),
+    "a mask a step, 0.05": Trial(0.003, mask=0.05),
+    "a mask a step, 0.1": Trial(0.003, mask=0.1),
     "dropout 0.05, rank 16": Trial(0.003, 0.05, rank=16),
 }
 #: Trainings of a class of many images, and whether the best of them is refitted.
