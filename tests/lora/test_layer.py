@@ -199,7 +199,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("is_built", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("init", [*KINDS.keys() - {"dora"}])
+@pytest.mark.parametrize("init", [kind for kind in KINDS if kind != "dora"])
 def test_without_some_columns_a_layer_is_whole_on_the_mean(init, layer, is_built):
     """All images lack the same ones; what PiSSA started from lacks none."""
     torch.manual_seed(0)

@@ -31,10 +31,13 @@ def turn_adapter(
     if offset is None:
         offset = AUTO if scale == AUTO and of_net is not None else saved.offset
     scale = saved.scale if scale is None else scale
-    point, images, why = saved, 0, "as set"
+    point = Point(
+        saved.scale if scale == AUTO else float(scale),
+        saved.offset if offset == AUTO else float(offset),
+    )
+    images, why = 0, "as saved" if point == saved else "as set"
     if AUTO not in (scale, offset):
-        point = Point(float(scale), float(offset))
-        why = "as saved" if point == saved else why
+        pass
     elif reason := _why_not_advised(classifier, scale == AUTO):
         why = f"as saved{reason}"
     else:

@@ -16,6 +16,7 @@ from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
+from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import offset_of
 
@@ -27,7 +28,7 @@ class it shows. The base is the pretrained network, and the adapted network is t
 small LoRA adapter on top. One slider scales LoRA: at 0 it is off, at 1 it acts as it was trained.
 Where the adapter has an offset, a number on the logit of the class that is repaired, a second
 slider sets it: a scale of 0 leaves it on. With both at 0 the two networks are the same. The page
-opens with the scale and the offset at which the adapter was saved.
+opens with the scale and the offset that the adapter has.
 """
 
 
@@ -52,8 +53,7 @@ def build_page(classifier: Classifier) -> Any:
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 
-    dataset, choice = classifier.dataset, turn_adapter(classifier)
-    saved = BASE if choice is None else Point(**choice.value)
+    dataset, start = classifier.dataset, lora_point(classifier.net)
     test_images = classifier.test_images()
     mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
 
@@ -98,15 +98,20 @@ def build_page(classifier: Classifier) -> Any:
                 note = gr.Markdown()
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
             with gr.Column():
-                most = max(2, saved.scale)
+                most = max(2, start.scale)
                 scale = gr.Slider(
-                    0, most, saved.scale, step=0.05, label="Scale of the adapter", elem_id="scale"
+                    min(0, start.scale),
+                    most,
+                    start.scale,
+                    step=0.05,
+                    label="Scale of the adapter",
+                    elem_id="scale",
                 )
-                reach = max(10, abs(saved.offset))
+                reach = max(10, abs(start.offset))
                 offset = gr.Slider(
                     -reach,
                     reach,
-                    saved.offset,
+                    start.offset,
                     step=0.05,
                     label="Offset on the repaired class",
                     visible=offset_of(classifier.net) is not None,

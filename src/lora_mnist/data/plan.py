@@ -34,7 +34,7 @@ class Mix(NamedTuple):
 
 
 def mix_of(num_classes: int, num_targets: int) -> Mix:
-    """The mix that follows the share of the classes to learn; mistakes have that of one class.
+    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and a quarter.
 
     Several classes that are a third of all would get less from a tenth of a batch than nature
     gives them: docs/experiments.md.

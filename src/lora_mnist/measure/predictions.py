@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at, usable_adapters
-from lora_mnist.lora.point import BASE as BASE
-from lora_mnist.lora.point import Point as Point
+from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.significance import balanced_p_value, mcnemar, measure
 

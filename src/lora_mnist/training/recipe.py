@@ -90,7 +90,8 @@ def point_choice(
         if lora[knob] != AUTO:
             whys.append(f"the {knob} is {session.as_set(f'lora.{knob}', None).why}")
     if len(whys) == len(point):
-        return session.as_set("lora.scale", value)
+        both = {session.as_set(f"lora.{knob}", None).why for knob in point._fields}
+        return Choice(value, why=both.pop() if len(both) == 1 else "; ".join(whys))
     assert dial is not None  # auto needs validation images
     place = dial["scales"].index(point.scale)
     why = f"the highest {name_of_measure(session)} on validation images, smoothed: "
