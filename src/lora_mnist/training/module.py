@@ -110,7 +110,8 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         replayed = self.replay // self.trainer.world_size
-        drop_columns(self.net, self.column_dropout)
+        if self.column_dropout:
+            drop_columns(self.net, self.column_dropout)
         loss: Tensor = self.loss(self.logits_of(images), labels, replayed)
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
@@ -125,7 +126,8 @@ class ClassifierModule(LightningModule):
 
     def on_after_backward(self) -> None:
         """All columns are back; not before, since a checkpointed layer is computed again."""
-        drop_columns(self.net, 0.0)
+        if self.column_dropout:
+            drop_columns(self.net, 0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
