@@ -233,8 +233,9 @@ class Session:
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
     """What changes training images, as one transform; ``auto``: what did in the base's training."""
-    batches: Any = OmegaConf.to_container(cfg.batches, resolve=True)
-    augment = batches["augment"] or {}
+    augment: Any = cfg.batches.augment or {}
+    if OmegaConf.is_config(augment):
+        augment = OmegaConf.to_container(augment, resolve=True)
     if augment != AUTO:
         if not isinstance(augment, dict):
             expected = "a transform, transforms by name, auto or null; augment= takes presets"
