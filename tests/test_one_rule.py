@@ -56,6 +56,7 @@ MISTAKES = {
         (*LORA, "batches.replay=99999999"),
         (*LORA, "mistakes={tmp}", "target=3"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
+        ("experiment=repair", *TRAIN, "mistakes={tmp}", "lora.offset=0.5"),
         (*LORA, "refit=1"),
         (*LORA, "ckpt_path=true"),
         (*LORA, "paths.bases=true"),

@@ -92,12 +92,17 @@ def test_what_is_typed_counts_for_all_trials(go):
     ("more", "start"),
     [
         ("+trials.more={lora.rank: 4}", "trials.more: lora.rank: expected keys of "),
-        ("+trials.more={optimizer.lr: fast}", "optimizer.lr=fast: "),
+        ("+trials.more={optimizer.lr: fast}", "trials.more: optimizer.lr=fast: "),
+        ("+trials.more={lora.column_dropout: x}", "trials.more: lora.column_dropout=x: "),
+        ("+trials.more={lora.column_dropout: 1}", "trials.more: lora.column_dropout=1: "),
+        ("+trials.more=3", "trials.more=3: expected keys of "),
+        ("+trials.more={batches.augment: {_target_: os.No}}", "batches.augment: "),
         ("+trials.more={loss.target_weight: 2}", "loss.target_weight=2: "),
         ("+trials.more={scheduler: {_target_: torch.optim.lr_scheduler.No}}", "scheduler: "),
     ],
 )
-def test_a_trial_that_cannot_be_used_is_refused_before_any_training(go, more, start):
+def test_a_trial_that_cannot_be_used_is_refused_before_all_else(go, monkeypatch, more, start):
+    monkeypatch.setattr(Session, "predictions", lambda *_: pytest.fail("something is computed"))
     with pytest.raises(UserError) as caught:
         go("refused", *QUIET, more)
     assert str(caught.value).startswith(start)

@@ -3,10 +3,12 @@
 import math
 import operator
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.config.run import is_in
 from lora_mnist.errors import UserError, as_value
 
 _BY_NAME = " by name, as in {linear1: 4}"
@@ -21,6 +23,9 @@ _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.
 _MISSING = object()
 _PATH = "a text or a whole number"  # a folder may be called 2024
 _SHARE = "a number > 0 or null"  # of batches, or their number
+#: The keys that a trial may set.
+_OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.column_dropout"
+_OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.column_dropout"
 #: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
 #: types above with bounds, and words.
 EXPECTED = {
@@ -89,10 +94,44 @@ def takes(expected: str, value: Any) -> bool:
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse a value that its key cannot have."""
+    """Refuse a value that its key cannot have, in the configuration or in one of its trials."""
+    _check(cfg)
+    for name, settings in settings_of_trials(cfg).items():
+        _check(with_settings(cfg, settings), f"trials.{name}: ")
+
+
+def _check(cfg: DictConfig, where: str = "") -> None:
+    """Refuse a value that its key cannot have; ``where`` begins the line."""
     for key, expected in EXPECTED.items():
         value = OmegaConf.select(cfg, key, default=_MISSING)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
         if value is not _MISSING and not takes(expected, value):
-            raise UserError(f"{key}={as_value(value)}: expected {expected}")
+            raise UserError(f"{where}{key}={as_value(value)}: expected {expected}")
+
+
+def settings_of_trials(cfg: DictConfig, typed: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """What each of ``trials`` sets, by key; a ``typed`` key counts for all of them."""
+    # augment= and batches.augment= are the same.
+    typed = [key.removeprefix("batches.") for key in typed]
+    trials = {}
+    for name, values in (cfg.get("trials") or {}).items():
+        if not isinstance(values, Mapping | None):
+            raise UserError(f"trials.{name}={as_value(values)}: expected {_OF_TRIALS}")
+        settings: dict[str, Any] = {}
+        for key, value in (values or {}).items():
+            own = str(key).removeprefix("batches.")
+            if not re.fullmatch(_OF_TRIAL, str(key)):
+                raise UserError(f"trials.{name}: {key}: expected {_OF_TRIALS}")
+            if not any(is_in(own, each) or is_in(each, own) for each in typed):
+                settings[key] = value
+        trials[name] = settings
+    return trials
+
+
+def with_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    """A copy of ``cfg`` that has these values by key."""
+    cfg = cfg.copy()
+    for key, value in settings.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return cfg

@@ -22,6 +22,7 @@ from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.networks import device_of
 from lora_mnist.config.make import classifier_of, settings_of
 from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import numbers_of, select
@@ -88,6 +89,9 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
             )
         if cfg.refit is True:
             raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+        if cfg.lora.offset not in (0, AUTO):
+            why = f"expected 0 or auto; mistakes={mistakes} is learnt, and moves no class"
+            raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
     if (accelerator := cfg.trainer.get("accelerator")) in ("gpu", "mps"):
         device_of(accelerator, "trainer.accelerator")
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
@@ -119,7 +123,9 @@ def _refuse_network(session: Session) -> None:
     _check_network(classifier)
     if not trains:
         return
-    session.check_training()
+    typed = [key_of(text) for text in session.run.typed or ()]
+    for settings in ({}, *settings_of_trials(cfg, typed).values()):
+        session.with_settings(settings).check_training()
     if is_repair and (monitor := _monitored(session.trainer)):
         raise UserError(
             f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "

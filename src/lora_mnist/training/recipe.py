@@ -41,10 +41,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
         pixels = images.take(some)[0].to(session.evaluating())
         layer = last_layer(net, dataset.normalise(pixels))
     if layer is None and offset not in (0, AUTO):
-        why = "there is no class to move"
-        if selection.targets:
-            why = _NO_LAYER
-        raise UserError(f"lora.offset={offset}: expected 0 or auto; {why}")
+        raise UserError(f"lora.offset={offset}: expected 0 or auto; {_NO_LAYER}")
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK

@@ -18,6 +18,7 @@ from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.make import make
 from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.values import with_settings
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, mix_of, select
@@ -122,8 +123,11 @@ class Session:
         with config_group("batches"):
             labels, seed = images.train.labels, self._order_seed
             plan = Plan(selection, labels, size, replay, seed, processes)
-        augment = make("batches.augment", self.augment) if self.augment else None
-        return ImageDataModule(self.classifier.dataset, images, plan, augment)
+        return ImageDataModule(self.classifier.dataset, images, plan, self.make_augment())
+
+    def make_augment(self) -> Any:
+        """The transform that changes training images; ``None``: they stay as they are."""
+        return make("batches.augment", self.augment) if self.augment else None
 
     def make_loss(self, num_targets: int) -> Any:
         """The loss of a batch, to learn so many classes."""
@@ -165,6 +169,7 @@ class Session:
             known["trainer.max_steps"] = 400
         session = self.with_settings(known)
         session.make_loss(num_targets=1)
+        session.make_augment()
         session.make_scheduler(session.make_optimizer())
 
     def fit(self, data: ImageDataModule) -> ClassifierModule:
@@ -225,10 +230,7 @@ class Session:
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Session":
         """The session of another training, whose configuration has these values by key."""
-        cfg = self.cfg.copy()
-        for key, value in settings.items():
-            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
-        return replace(self, cfg=cfg)
+        return replace(self, cfg=with_settings(self.cfg, settings))
 
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:

@@ -1,13 +1,11 @@
 """Which trainings a repair makes: its trials, each with a configuration of its own, and a refit."""
 
 import logging
-import re
 from itertools import islice
-from typing import Any
 
 from lora_mnist.choice import AUTO, Choice
-from lora_mnist.config.run import is_in, key_of
-from lora_mnist.config.values import check_values
+from lora_mnist.config.run import key_of
+from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
 from lora_mnist.measure.dial import without_images
@@ -21,8 +19,6 @@ log = logging.getLogger(__name__)
 FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
 _STEPS, _STEPS_OF_MANY = 400, 1200
-#: The keys that a trial may set.
-_KEYS = re.compile(r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.column_dropout")
 
 
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
@@ -50,27 +46,13 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     if steps == AUTO:
         is_common = bool(selection.targets) and count >= FEW_IMAGES
         steps = _STEPS_OF_MANY if is_common else _STEPS
-    # augment= and batches.augment= are the same.
-    typed = [key_of(text).removeprefix("batches.") for text in session.run.typed or ()]
-    for name, values in (session.cfg.trials or {"lora": {}}).items():
-        settings: dict[str, Any] = {"trainer.max_steps": steps}
-        for key, value in (values or {}).items():
-            if not _KEYS.fullmatch(key):
-                raise UserError(
-                    f"trials.{name}: {key}: expected keys of optimizer, scheduler and loss, "
-                    "batches.augment, or lora.column_dropout"
-                )
-            own = key.removeprefix("batches.")
-            if not any(is_in(own, each) or is_in(each, own) for each in typed):
-                settings[key] = value
-        trial = session.with_settings(settings)
-        check_values(trial.cfg)
+    typed = [key_of(text) for text in session.run.typed or ()]
+    for name, values in (settings_of_trials(session.cfg, typed) or {"lora": {}}).items():
+        trial = session.with_settings({"trainer.max_steps": steps, **values})
         trial = trial.with_settings({"batches.augment": trial.augment})
         if any(trial.cfg == other.cfg for other in trials.values()):
             continue
-        # What does not fit is refused before anything is computed.
-        trial.check_training()
-        trial.data(selection)
+        trial.data(selection)  # what does not fit is refused before anything is computed
         trials[name] = trial
     if not is_few or lora.scale == 0:
         trials = dict(islice(trials.items(), 1))
