@@ -42,7 +42,7 @@ def test_files_are_named_by_the_data_set_whatever_preset_it_began_with(preset, d
     assert Classifier.new(**settings_of(cfg)).dataset.name == dataset.lower()
 
 
-@pytest.mark.parametrize("logger", ["mlflow", "many"])
+@pytest.mark.parametrize("logger", ["mlflow", "wandb"])
 @pytest.mark.parametrize("entry", ["train", "eval"])
 def test_each_logger_has_what_it_names(entry, logger):
     cfg = composed(entry, f"logger={logger}", "paths.run=here")

@@ -142,5 +142,4 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     classifier = classifier_of(cfg)
     classifier.check()
     turn_adapter(classifier, cfg.scale, cfg.offset)
-    page, server = build_page(classifier), cfg.server
-    page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)
+    build_page(classifier).launch(share=False, show_error=True)

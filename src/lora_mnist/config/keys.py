@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -37,12 +37,12 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     line, but none in a user's files. A copy of a copy is equal to it.
     """
     typed = None if run is None or run.typed is None else [key_of(text) for text in run.typed]
-    _refuse_unknown_keys(cfg)
-    checked = _without_keys_of_others(cfg, typed)
+    content: Any = OmegaConf.to_container(cfg)
+    _refuse_unknown_keys(content)
+    checked = _without_groups_of_others(cfg, typed)
     _resolve_digit(checked, typed or ())
     if run is not None:
         checked.paths.run = str(run.folder)
-        content: Any = OmegaConf.to_container(cfg)
         for key in sorted(dotted(content), key=lambda key: key.count(".")):  # ${seed} after seed
             OmegaConf.select(checked, key)  # raises for a ${name} of nothing
     check_values(checked)
@@ -52,60 +52,42 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     return checked
 
 
-def _given(cfg: DictConfig) -> dict[str, bool]:
-    """The keys of ``cfg`` that a list of keys can hold, and whether each is a group.
+def _refuse_unknown_keys(content: Mapping[str, Any], group: str = "") -> None:
+    """Refuse a key that no command has, and a value in place of a group.
 
     Not those in a value, such as a layer's name in ``lora.rank_pattern``, nor arguments of a
     function, of which there may be more than are configured.
     """
-    content: Any = OmegaConf.to_container(cfg)
-    given, known = dotted(content), all_keys()
-    open_groups = [f"{group}." for group in _OPEN]
-    for key in (*given, *known):
-        if key.endswith("._target_"):
-            open_groups.append(key.removesuffix("_target_"))
-    keys = {}
-    for key, is_group in given.items():
-        group = key.rpartition(".")[0]
-        is_part_of_value = bool(group) and not known.get(group)
-        if not key.startswith(tuple(open_groups)) and not is_part_of_value:
-            keys[key] = is_group
-    return keys
-
-
-def _refuse_unknown_keys(cfg: DictConfig) -> None:
-    """Refuse a key that no command has, and a value in place of a group."""
     known = all_keys()
-    for key, is_group in _given(cfg).items():
+    for name, value in content.items():
+        key = f"{group}{name}"
         if key not in known:
             raise UserError(unknown_key(key))
-        if known[key] and not is_group:
-            value, expected = OmegaConf.select(cfg, key), "expected its keys"
-            if value is None and key == "trials":  # none
-                continue
-            if value is None:
-                raise UserError(f"{key}: is empty; {expected}, or no such line")
+        if not known[key] or (key == "trials" and value is None):
+            continue
+        if value is None:
+            raise UserError(f"{key}: is empty; expected its keys, or no such line")
+        if not isinstance(value, dict):
             chosen = f"a file chooses a group by 'defaults: [override /{key}: {as_value(value)}]'"
-            raise UserError(f"{key}: {as_value(value)}: {expected}; {chosen}")
+            raise UserError(f"{key}: {as_value(value)}: expected its keys; {chosen}")
+        if key not in _OPEN and "_target_" not in value and f"{key}._target_" not in known:
+            _refuse_unknown_keys(value, f"{key}.")
 
 
-def _without_keys_of_others(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
-    """A copy without the keys of other commands and stages, of which none may be typed."""
+def _without_groups_of_others(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
+    """A copy without what only other commands and stages have, of which nothing may be typed."""
     own = keys_in(cfg.stage if cfg.stage in COMMANDS else "train")
     if cfg.stage not in COMMANDS:
         own = own | keys_in(f"stage/{cfg.stage}")
     checked = cfg.copy()
-    for key in _given(cfg):
-        group, _, name = key.rpartition(".")
-        is_gone = bool(group) and group not in own  # with its group, which stands before it
-        if key in own or is_gone:
+    for name in cfg:
+        if name in own:
             continue
         # From Python each key is as good as typed.
-        if typed is None or any(is_in(each, key) for each in typed):
-            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
-        parent = OmegaConf.select(checked, group) if group else checked
+        if typed is None or any(is_in(key, str(name)) for key in typed):
+            raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
         with open_dict(checked):
-            del parent[name]
+            del checked[name]
     return checked
 
 
@@ -114,16 +96,18 @@ def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
 
     In the files ``target`` repeats ``digit``, which experiment=repair sets to ``weakest``.
     """
-    digit, target = checked.get("digit"), checked.get("target")
-    named = {"digit", "target"} & set(typed)
-    if named == {"digit"}:
+    digit, target, typed = (
+        checked.get("digit"),
+        checked.get("target"),
+        {"digit", "target"} & {*typed},
+    )
+    if typed == {"digit"}:
         checked.target = digit
-        return
-    is_default = not named and digit == "weakest"  # a file's own target goes first
-    if named == {"target"} or is_default or digit in (None, target):
-        return
-    expected = f"expected no other class than target={as_value(target)}, since both mean the same"
-    raise UserError(f"digit={as_value(digit)}: {expected}")
+    elif typed == {"target"} or digit in (None, target) or (not typed and digit == "weakest"):
+        return  # a file's own target goes before the recipe's digit
+    else:
+        other = f"expected no other class than target={as_value(target)}, since both mean the same"
+        raise UserError(f"digit={as_value(digit)}: {other}")
 
 
 @cache

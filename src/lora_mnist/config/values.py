@@ -3,7 +3,7 @@
 import math
 import operator
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,13 +11,24 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.config.run import is_in
 from lora_mnist.errors import UserError, as_value
 
-_BY_NAME = " by name, as in {linear1: 4}"
-_TYPES: dict[str, tuple[type, ...]] = {
-    "a whole number": (int,),
-    "a number": (int, float),
-    "a text": (str,),
-    "a list": (list,),
-    **{"true": (bool,), "false": (bool,), "null": (type(None),)},
+
+def _are_ranks(value: Any) -> bool:
+    """Whether ``value`` has a whole number >= 1 for each of some names."""
+    return isinstance(value, dict) and all(
+        takes("a whole number >= 1", each) for each in value.values()
+    )
+
+
+#: What a value has to be, in words.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a whole number": lambda value: type(value) is int,
+    "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "a text": lambda value: isinstance(value, str),
+    "a list": lambda value: isinstance(value, list),
+    "ranks by name, as in {linear1: 4}": _are_ranks,
+    "true": lambda value: value is True,
+    "false": lambda value: value is False,
+    "null": lambda value: value is None,
 }
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _MISSING = object()
@@ -56,8 +67,7 @@ EXPECTED = {
     "offset": "a number or auto or null",
     "choose_by": "balanced_accuracy or accuracy",
     "lora.target_modules": "a text or a list",
-    "lora.rank_pattern": f"a whole number >= 1{_BY_NAME} or null",
-    "lora.alpha_pattern": f"a number > 0{_BY_NAME} or null",
+    "lora.rank_pattern": "ranks by name, as in {linear1: 4} or null",
     "paths.outputs": _PATH,
     "paths.bases": _PATH,
     "ckpt_path": f"{_PATH} or null",
@@ -75,16 +85,9 @@ EXPECTED = {
 
 def takes(expected: str, value: Any) -> bool:
     """Whether ``value`` is one of what ``expected`` names; nan and infinity are no numbers."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
     for each in expected.split(" or "):
-        if each.endswith(_BY_NAME):
-            of_each = each.removesuffix(_BY_NAME)
-            if isinstance(value, dict) and all(takes(of_each, one) for one in value.values()):
-                return True
-            continue
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
-        is_taken = type(value) in _TYPES[kind] if kind in _TYPES else as_value(value) == kind
+        is_taken = _KINDS[kind](value) if kind in _KINDS else as_value(value) == kind
         for bound in bounds:
             sign, number = bound.split()
             is_taken = is_taken and _SIGNS[sign](value, float(number))

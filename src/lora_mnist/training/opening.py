@@ -118,8 +118,7 @@ def _refuse_network(session: Session) -> None:
         with config_group("lora"):
             require_one_of("init", cfg.lora.init, KINDS)
             layers = layers_to_adapt(net, cfg.lora.target_modules)
-            for key in ("rank_pattern", "alpha_pattern"):
-                by_pattern(key, cfg.lora[key], layers, None)
+            by_pattern("rank_pattern", cfg.lora.rank_pattern, layers, None)
     _check_network(classifier)
     if not trains:
         return
