@@ -82,6 +82,7 @@ def test_scale_auto_asks_the_rule_of_training(tmp_path, caplog):
     classifier.record = {"targets": ["owl"], "made": {"refit": True}}
     assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
     caplog.set_level("INFO")
+    caplog.clear()
     assert (turned(0), len(caplog.messages)) == ([0.0, 2.5], 2)  # it is not off, which is said
     caplog.clear()
     assert (turned(0, 0), len(caplog.messages)) == ([0.0, 0.0], 1)

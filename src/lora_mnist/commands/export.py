@@ -24,7 +24,7 @@ from lora_mnist.config.keys import checked_copy
 from lora_mnist.config.make import classifier_of
 from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
-from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
+from lora_mnist.errors import IncompleteError, UserError, as_value, naming, require_extra
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
@@ -90,7 +90,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     out = Path(str(cfg.out or "."))
     ending = out.suffix.lower()
     expected = "expected a file that does not exist yet, and ends in .onnx or .safetensors"
-    if out.exists() or ending not in (".onnx", ".safetensors", ""):  # it may be somebody's weights
+    with naming(f"out={as_value(cfg.out)}"):
+        is_taken = out.exists()  # it may be somebody's weights
+    if is_taken or ending not in (".onnx", ".safetensors", ""):
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     if ending == ".onnx":
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")

@@ -85,7 +85,7 @@ def _without_groups_of_others(cfg: DictConfig, typed: Collection[str] | None) ->
             continue
         # From Python each key is as good as typed.
         if typed is None or any(is_in(key, str(name)) for key in typed):
-            raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
+            raise UserError(f"{name!s}: nothing reads this key with stage={cfg.stage}")
         with open_dict(checked):
             del checked[name]
     return checked

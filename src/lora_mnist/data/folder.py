@@ -373,7 +373,7 @@ class _KnownFiles:
         key = f"{name} {about.st_size} {about.st_ino} {times}"
         try:
             digest, height, width = map(int, self._before[key])
-        except (KeyError, TypeError, ValueError):  # unknown, or damaged
+        except (KeyError, OverflowError, TypeError, ValueError):  # unknown, or damaged
             digest, (height, width) = int(digests_of([path])), size_of_picture(path)
         if max(times) < self._sure_before:
             self._now[key] = [digest, height, width]

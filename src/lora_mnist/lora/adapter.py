@@ -286,7 +286,8 @@ def _adapters_in(files: AdapterFiles, model: nn.Module) -> dict[str, Adapter]:
         said = "belongs to no layer that can be adapted here" if key in tensors else "is missing"
         raise ValueError(f"{WEIGHTS_NAME}: {key} {said}")
     for key, tensor in expected.tensors.items():
-        if not torch.allclose(tensor.float().cpu(), tensors[key].float().cpu(), 1e-2, 1e-6):
+        own, its = tensor.float().cpu(), tensors[key].float().cpu()
+        if own.shape != its.shape or not torch.allclose(own, its, 1e-2, 1e-6):
             raise ValueError(f"{WEIGHTS_NAME}: {key} is not what the metadata ask for")
     for key, value in expected.config.items() if metadata else ():
         if config.get(key) != value:

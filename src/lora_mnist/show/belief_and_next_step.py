@@ -65,9 +65,12 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
     for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):
         if images:
-            rate = errors / images
+            rate, unsure = (
+                errors / images,
+                (errors + 1) / (images + 2),
+            )  # no rate is certainly 0 or 1
             expected += count * rate
-            variance += count * rate * (1 - rate) * (1 + count / images)
+            variance += count * unsure * (1 - unsure) * (1 + count / images)
     is_clear = expected - val["errors"] > _DEVIATIONS * variance**0.5
     return expected if is_clear and expected >= _FACTOR * val["errors"] else None
 
