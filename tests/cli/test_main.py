@@ -37,7 +37,6 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("net=[mlp,2]", "net/2'. Available options in 'net': auto "),
         ("loss=null", "loss/null' Available options in 'loss': cross_entropy "),
         ("callbacks.checkpoint.min=1", " callbacks.checkpoint.save_last, "),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: "),
         ("Flöte", "Flöte: expected KEY=VALUE"),
         ("trainer.precision=16-true", "trainer.precision=16-true: "),
         ("run_name=${nope}", "run_name: Interpolation key 'nope' not found"),

@@ -73,6 +73,7 @@ def test_a_signal_between_two_jobs_ends_the_sweep(cli, tmp_path):
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: ", 0),
         (("-m", "nope=1,2"), "nope: nothing reads this key; ", 0),
         (("-m", "x=1,2", "sweep.metric=val.acuracy"), "sweep.metric=val.acuracy: expected a ", 0),
+        (("-m", "+sweep.columns.a=test.erors"), "sweep.columns.a=test.erors: expected a ", 0),
         (("-m", "x=1,2", "sweep.metric=vall.errors"), "sweep.metric=vall.errors: expected a ", 1),
         (("-m", "x=1,2", "sweep.metric=stage"), "sweep.metric=stage: expected a number", 1),
     ],
@@ -86,13 +87,6 @@ def test_sweep_of_bad_input(cli, tmp_path, arguments, message, folders):
     assert len(done.err.splitlines()) == 1 + folders
     assert len(list(tmp_path.glob("outputs/multirun/*"))) == folders
     assert len(list(tmp_path.glob("outputs/multirun/*/*/results.json"))) == folders
-
-
-def test_a_column_that_no_job_has_is_named_after_the_first_one(cli):
-    done = cli(TOY, "-m", "x=1,2", "+sweep.columns.missed=val.erors").ok()
-    (line,) = done.err.splitlines()
-    assert line.startswith("sweep.columns.missed=val.erors: ")
-    assert line.endswith("the nearest is val.errors")
 
 
 def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):

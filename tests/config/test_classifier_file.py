@@ -57,7 +57,7 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
         ("data: folder", TYPED, "data: folder: "),
         ("prepare:", TYPED, "prepare: "),
         ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
-        ("prepare:\n  mean: 0.4\n std: 0.2", TYPED, "{file}: line 3, column 2: expected "),
+        ("prepare:\n  mean: 0.4\n std: 0.2", TYPED, 'while parsing a block mapping in "{file}"'),
         ("images: \a", TYPED, "unacceptable character "),
         ("", ("classifier=photos",), "classifier: "),
     ],
@@ -128,8 +128,3 @@ def test_the_file_of_the_readme_is_read(tmp_path):
     for entry in ("eval", "predict", "export", "demo"):
         cfg = composed(entry, f"hydra.searchpath=[file://{tmp_path}]", f"{CLASSIFIER}=photos")
         assert checked_copy(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"
-
-
-def test_a_folder_may_be_called_like_a_number():
-    paths = checked_copy(composed("predict", "images=x.png", "paths.outputs=2024")).paths
-    assert (paths.outputs, paths.bases) == ("2024", "2024/base")

@@ -1,4 +1,4 @@
-"""What is typed, as Hydra takes it. No other file reads ``sys.argv``."""
+"""What is typed, as Hydra takes it, and --help. No other file reads ``sys.argv``."""
 
 import re
 import sys
@@ -6,13 +6,26 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
-from lora_mnist.cli.help import USAGE, print_groups
+from lora_mnist import __version__
 from lora_mnist.config.keys import COMMANDS
 from lora_mnist.config.run import CLASSIFIER, in_grammar
 from lora_mnist.errors import as_value
 from lora_mnist.project import CONFIGS
 
+USAGE = f"""lora-mnist {__version__}
+
+  lora-mnist train stage=pretrain                      pretrain a base
+  lora-mnist train experiment=repair target=weakest    repair its weakest class
+  lora-mnist train stage=lora digit=9                  train an adapter on the nines alone
+  lora-mnist eval adapter=latest                       test the base, and a saved adapter beside it
+  lora-mnist predict images=FOLDER adapter=latest      which class pictures show
+  lora-mnist export adapter=latest out=FILE            base and adapter as one plain network
+  lora-mnist demo                                      a page to draw on
+
+lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets. Your own are in a file
+of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=photos"""
 #: Names such as Flöte in a list, which Hydra reads in quotes alone.
 _NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
@@ -35,6 +48,18 @@ def as_typed() -> list[str]:
     """The arguments behind the command."""
     typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
     return typed[2:] if typed[:1] == ["--config-name"] else typed
+
+
+def print_groups(name: str) -> None:
+    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
+    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
+    if help_of is not None:
+        print(help_of.header)
+    print("Groups; GROUP=NAME chooses:")
+    for folder in sorted(CONFIGS.rglob("*/")):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
+    print("\nKeys; KEY=VALUE sets:")
 
 
 def _as_names(value: Any) -> str:

@@ -22,12 +22,7 @@ def explain(error: BaseException) -> str | None:
         return printable(refusal_of(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_configuration(error)
-    if isinstance(error, YAMLError):
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", "")
-        if mark is None:  # a character that no YAML has
-            return one_line(error)
-        return f"{mark.name}: line {mark.line + 1}, column {mark.column + 1}: {problem}"
-    return None
+    return one_line(error) if isinstance(error, YAMLError) else None
 
 
 def _explain_configuration(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.run import Command, Run, in_grammar, key_of
+from lora_mnist.config.run import Command, Run, in_grammar
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, refuse_used_folder
@@ -95,7 +95,8 @@ def _end_of(error: BaseException, signals: list[int]) -> BaseException:
         reason, code = f"interrupted by {sent.name}", 128 + sent
     elif isinstance(error, SystemExit):
         return error
-    elif isinstance(error, BrokenPipeError) and not _is_read():
+    elif isinstance(error, BrokenPipeError) and not sys.stdout.isatty():  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
         return SystemExit(128 + 13)  # as by SIGPIPE
     conf, more = _hydra(), ""
     if conf is not None and conf.mode == RunMode.MULTIRUN:
@@ -111,16 +112,6 @@ def _end_of(error: BaseException, signals: list[int]) -> BaseException:
         return error
     print(f"{reason}\n{more}".rstrip(), file=sys.stderr)
     return SystemExit(code)
-
-
-def _is_read() -> bool:
-    """Whether somebody still reads what is printed, as in ``--help | head`` nobody does."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
-        return False
-    return True
 
 
 def _hydra() -> Any:
@@ -144,14 +135,15 @@ def _what_next(conf: Any, is_bug: bool) -> str:
     """How to go on from a run's last checkpoint; else where its log is, or how to start again."""
     folder = Path(conf.run.dir).absolute()
     last, run = folder / LAST_CHECKPOINT, Run.of_command_line(conf, folder)
-    typed = run.typed_without("hydra.run.dir", "hydra.mode")
-    if last.is_file():  # several trainings have none, and start again
-        typed = [text for text in typed if key_of(text) != "ckpt_path"]
-        again = [*typed, f"ckpt_path={in_grammar(last)}"]
-        return f"go on with: {command_line(str(conf.job.config_name), again)}"
-    if is_bug:
+    how, left_out = "start again with", ["hydra.run.dir", "hydra.mode"]
+    if last.is_file():  # several trainings have none
+        how, left_out = "go on with", [*left_out, "ckpt_path"]
+    elif is_bug:
         return f"log: {folder / conf.job.name}.log"
-    return f"start again with: {command_line(str(conf.job.config_name), typed)}"
+    typed = run.typed_without(*left_out)
+    if last.is_file():
+        typed.append(f"ckpt_path={in_grammar(last)}")
+    return f"{how}: {command_line(str(conf.job.config_name), typed)}"
 
 
 class ClaimOutputFolder(Callback):
@@ -194,7 +186,7 @@ def _in_callback(config: DictConfig) -> Iterator[None]:
 
 
 def _refuse_start(config: DictConfig) -> None:
-    """Refuse a command without a stage, and one that would run elsewhere."""
+    """Refuse a command without a stage, and a file in place of a folder."""
     typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
     for each in OverridesParser.create().parse_overrides(typed):
@@ -205,5 +197,3 @@ def _refuse_start(config: DictConfig) -> None:
     for key in ("outputs", "bases"):
         if Path(str(config.paths[key])).is_file():
             raise UserError(f"paths.{key}={config.paths[key]}: expected a folder, not a file")
-    if config.hydra.job.chdir:
-        raise UserError("hydra.job.chdir=true: expected false, since paths begin where you are")

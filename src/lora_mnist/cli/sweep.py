@@ -14,7 +14,6 @@ from lora_mnist.cli.explain import explain
 from lora_mnist.config.run import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import read_json, write_json
-from lora_mnist.project import CONFIGS
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
 from lora_mnist.show.keys import COUNTS, better_end, flatten
 from lora_mnist.show.summary import (
@@ -27,22 +26,28 @@ from lora_mnist.show.summary import (
 
 log = logging.getLogger(__name__)
 
+#: The parts of which results.json has COUNTS, of the base under another name.
+_PARTS = ("val", "test", "mistakes", "mistakes_test")
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
 
 
 def open_sweep(config: DictConfig) -> None:
-    """Refuse to rank by test images, or by what no job has, and a used folder."""
+    """Refuse to rank by test images, numbers that no job has, and a used folder."""
     metric = str(config.sweep.metric)
-    part, *name = metric.split(".")
-    if part.startswith(("test", "mistakes")):
+    if metric.startswith(("test", "mistakes")):
         raise UserError(
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
         )
-    if part == "val" and (not name or name[0] not in COUNTS.split()):
-        nearest = nearest_to(metric, [f"val.{count}" for count in COUNTS.split()])
-        raise UserError(f"sweep.metric={metric}: expected a number of results.json{nearest}")
+    numbers = {"metric": metric}
+    for title, number in config.sweep.columns.items():
+        numbers[f"columns.{title}"] = str(number)
+    for key, number in numbers.items():
+        part, _, name = number.partition(".")
+        if part.removesuffix("_base") in _PARTS and name.split(".")[0] not in COUNTS.split():
+            nearest = nearest_to(number, [f"{part}.{count}" for count in COUNTS.split()])
+            raise UserError(f"sweep.{key}={number}: expected a number of results.json{nearest}")
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     everything = [path.name for path in folder.iterdir()]
@@ -76,13 +81,6 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     if metric is not None and not (is_number or is_null):
         expected = f"a number in results.json{nearest_to(str(metric), results)}"
         raise UserError(f"sweep.metric={metric}: expected {expected}")
-    if hydra.job.num == 0:
-        # A job may lack some of ours: those of a repair, or of mistakes.
-        ours = OmegaConf.load(CONFIGS / "sweep" / "columns" / "default.yaml").values()
-        for title, key in cfg.sweep.columns.items():
-            if key not in (*results, *ours):
-                line = f"sweep.columns.{title}={key}: not in results.json{nearest_to(key, results)}"
-                print(line, file=sys.stderr, flush=True)
     shown = f"{metric} {value:.6g}, " if is_number else ""
     print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
     return value if is_number else None

@@ -143,9 +143,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
                 f"{allowed:.1e}"
             )
     parts = "base"
-    if classifier.adapter:
-        parts += f" and adapter at scale {where['scale']:g}"
-        parts += f", offset {where['offset']:g}" if where["offset"] else ""
+    if point is not None:
+        parts += " and adapter at scale {scale:g}, offset {offset:g}".format(**where)
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata

@@ -46,9 +46,6 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         for key in sorted(dotted(content), key=lambda key: key.count(".")):  # ${seed} after seed
             OmegaConf.select(checked, key)  # raises for a ${name} of nothing
     check_values(checked)
-    for name in ("outputs", "bases"):
-        if isinstance(checked.paths[name], int):  # a folder may be called 2024
-            checked.paths[name] = str(checked.paths[name])
     return checked
 
 

@@ -32,7 +32,6 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 }
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _MISSING = object()
-_PATH = "a text or a whole number"  # a folder may be called 2024
 _SHARE = "a number > 0 or null"  # of batches, or their number
 #: The keys that a trial may set.
 _OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.column_dropout"
@@ -68,9 +67,9 @@ EXPECTED = {
     "choose_by": "balanced_accuracy or accuracy",
     "lora.target_modules": "a text or a list",
     "lora.rank_pattern": "ranks by name, as in {linear1: 4} or null",
-    "paths.outputs": _PATH,
-    "paths.bases": _PATH,
-    "ckpt_path": f"{_PATH} or null",
+    "paths.outputs": "a text",
+    "paths.bases": "a text",
+    "ckpt_path": "a text or null",
     "trainer.max_steps": "a whole number >= 1 or -1 or auto",
     "trainer.max_epochs": "a whole number >= 1 or -1 or null",
     "trainer.log_every_n_steps": "a whole number >= 0 or null",

@@ -32,7 +32,6 @@ from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.point import BASE
 from lora_mnist.lora.weight import by_pattern, layers_to_adapt
 from lora_mnist.measure.predictions import predictions_at
-from lora_mnist.project import DATA
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
 
@@ -106,14 +105,6 @@ def _refuse_network(session: Session) -> None:
     trains, is_repair = cfg.stage != "eval", cfg.stage == "lora"
     if trains and cfg.target not in (None, *WEAK):
         numbers_of(classifier.classes, cfg.target)
-    if cfg.mistakes is not None:  # images of the data set are no mistakes that came in
-        data_dir = classifier.settings.data.get("data_dir") or DATA
-        folder, data = (Path(str(path)).expanduser() for path in (cfg.mistakes, data_dir))
-        if folder.resolve().is_relative_to(data.resolve()):
-            raise UserError(
-                f"mistakes={cfg.mistakes}: expected pictures from elsewhere, in a folder outside "
-                f"of data.data_dir={data_dir}"
-            )
     if is_repair:
         with config_group("lora"):
             require_one_of("init", cfg.lora.init, KINDS)
