@@ -62,7 +62,7 @@ def test_export_writes_each_format(with_nine, tmp_path, ending, read, takes):
     images = MNIST("MNIST", Path(data_dir)).load(train=False)[0]
     with logged("lora_mnist.commands.export") as text:
         returned = run(with_nine, "adapter=latest", f"out={out}")
-    line = "base and adapter at scale 1; same predictions as the live network on 500 test images"
+    line = "base and adapter at scale 1, offset 0; same predictions as the live network on 500 "
     assert line in text.getvalue()
     network, metadata = read(out)
     net = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")
