@@ -29,8 +29,7 @@ from lora_mnist import remove_lora
 from lora_mnist.classifier.base import base_name
 from lora_mnist.classifier.classifier import read_adapter
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.make import classifier_of, make, settings_of
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.command import Run, classifier_of, key_of, make, settings_of
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for, offsets_to_try

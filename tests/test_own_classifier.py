@@ -21,7 +21,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
 
 FIT = (
     *("trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null", "logger=none"),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_mnist.classifier.base import read_base, write_base
 from lora_mnist.commands.train import train
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
 from lora_mnist.data import CIFAR
 from lora_mnist.data.cifar import DATASETS
 

@@ -44,7 +44,7 @@ from tasks import Task
 from torch import Tensor, nn
 
 from lora_mnist import ResNet, load_adapter
-from lora_mnist.config.make import make
+from lora_mnist.config.command import make
 from lora_mnist.data import CIFAR
 from lora_mnist.data.cifar import DATASETS
 from lora_mnist.data.images import Batch

@@ -22,8 +22,8 @@ from tasks import EXAMPLE, Task
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.config.keys import checked_copy
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
+from lora_mnist.config.values import checked_copy
 from lora_mnist.data import MNIST, ImageDataset
 from lora_mnist.training.opening import open_session
 

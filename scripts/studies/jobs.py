@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
 from lora_mnist.errors import TrainingError
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rival import Case, load_case
 from torch import Tensor, nn
 
-from lora_mnist.config.make import classifier_of, make
+from lora_mnist.config.command import classifier_of, make
 from lora_mnist.data import MNIST
 from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import weakest

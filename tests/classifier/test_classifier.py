@@ -12,7 +12,7 @@ from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_sc
 from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.point import turn_adapter
-from lora_mnist.config.make import classifier_of
+from lora_mnist.config.command import classifier_of
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import fingerprint

@@ -17,7 +17,7 @@ from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.train import train
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 

@@ -10,7 +10,7 @@ from helpers.commands import ROOT, files_of, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
 
 
 @pytest.mark.parametrize("arguments", [("lora.rank=4",), ("-m", "experiment=notebook", "seed=0,1")])

@@ -10,8 +10,8 @@ from helpers.stranger import move_in
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.keys import COMMANDS, checked_copy, dotted, keys_in
-from lora_mnist.config.run import CLASSIFIER, Run
+from lora_mnist.config.command import CLASSIFIER, Run
+from lora_mnist.config.values import COMMANDS, checked_copy, dotted, keys_in
 
 FILE = """
 defaults:

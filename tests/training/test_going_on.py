@@ -13,7 +13,7 @@ from helpers.commands import ROOT, files_of, only_run, read_results, refused, ru
 
 import lora_mnist.training.results
 from lora_mnist.commands.train import train
-from lora_mnist.config.run import Run
+from lora_mnist.config.command import Run
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training.trainer import make_trainer
 

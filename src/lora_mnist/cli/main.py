@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.explain import explain, no_stage
 from lora_mnist.cli.sweep import close_sweep, end_early, open_sweep, run_job
-from lora_mnist.config.run import Command, Run, in_grammar
+from lora_mnist.config.command import Command, Run, in_grammar
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, refuse_used_folder

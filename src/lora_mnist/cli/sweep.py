@@ -11,7 +11,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import explain
-from lora_mnist.config.run import Command, Run
+from lora_mnist.config.command import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import read_json, write_json
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder

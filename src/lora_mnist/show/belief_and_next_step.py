@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_mnist.choice import line_of
-from lora_mnist.config.run import in_grammar, key_of
+from lora_mnist.config.command import in_grammar, key_of
 from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
 from lora_mnist.show.reading import Reading, Sentence, number_of

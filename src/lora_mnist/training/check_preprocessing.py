@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_mnist.classifier.classifier import build_dataset
 from lora_mnist.classifier.settings import Settings
-from lora_mnist.config.run import in_grammar
+from lora_mnist.config.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, open_picture, size_of_picture
 from lora_mnist.errors import UserError, as_value

@@ -1,6 +1,6 @@
 """How the session of a run is opened, and what a run refuses before anything is computed.
 
-Keys and values come first (:mod:`.config.keys`), then the settings, the network, the images.
+Keys and values come first (:mod:`.config.values`), then the settings, the network, the images.
 """
 
 import logging
@@ -20,8 +20,7 @@ from torch import Tensor
 from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.networks import device_of
-from lora_mnist.config.make import classifier_of, settings_of
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.command import Run, classifier_of, key_of, settings_of
 from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures

@@ -21,7 +21,7 @@ from lora_mnist.classifier.base import (
 )
 from lora_mnist.classifier.learnt import write_learnt
 from lora_mnist.classifier.settings import VERSION
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.command import Run, key_of
 from lora_mnist.errors import TrainingError
 from lora_mnist.files import write_csv, write_json
 from lora_mnist.lora.adapter import save_adapter

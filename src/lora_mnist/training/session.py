@@ -16,8 +16,7 @@ from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.settings import foreign_code
-from lora_mnist.config.make import make
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.command import Run, key_of, make
 from lora_mnist.config.values import with_settings
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes

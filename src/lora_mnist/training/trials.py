@@ -4,7 +4,7 @@ import logging
 from itertools import islice
 
 from lora_mnist.choice import AUTO, Choice
-from lora_mnist.config.run import key_of
+from lora_mnist.config.command import key_of
 from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
