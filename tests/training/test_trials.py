@@ -78,6 +78,21 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     assert measures[choice["value"]] == max(measures.values())
 
 
+def test_a_drawn_order_is_drawn_once(go, monkeypatch):
+    """At the place where a plain DataLoader draws it, as in the notebook."""
+    seeds, data = [], Session.data
+
+    def kept(self, *arguments, **options):
+        made = data(self, *arguments, **options)
+        seeds.append(made.plan.seed)
+        return made
+
+    monkeypatch.setattr(Session, "data", kept)
+    go("drawn", *QUIET, TRIALS, "batches.seed=null")
+    assert len(seeds) > 2
+    assert len({*seeds}) == 1
+
+
 def test_what_is_typed_counts_for_all_trials(go):
     """Trials that then say the same are one."""
     values = ("lora.column_dropout=0.05", "optimizer.lr=0.003")

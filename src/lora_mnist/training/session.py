@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,8 +96,7 @@ class Session:
     def augment(self) -> Any:
         return augment_of(self.cfg, self.classifier)
 
-    @cached_property
-    def _order_seed(self) -> int:
+    def order_seed(self) -> int:
         """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
         seed = self.cfg.batches.seed
         if seed is None:  # two numbers: for its workers, then for its sampler
@@ -120,7 +118,7 @@ class Session:
         if replay == AUTO:
             replay = min(mix.replay, len(selection.replay_indices)) // processes * processes
         with config_group("batches"):
-            labels, seed = images.train.labels, self._order_seed
+            labels, seed = images.train.labels, self.order_seed()
             plan = Plan(selection, labels, size, replay, seed, processes)
         return ImageDataModule(self.classifier.dataset, images, plan, self.make_augment())
 

@@ -46,9 +46,11 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     if steps == AUTO:
         is_common = bool(selection.targets) and count >= FEW_IMAGES
         steps = _STEPS_OF_MANY if is_common else _STEPS
+    # A seed that is drawn is drawn once: each training has the same order.
+    common = {"trainer.max_steps": steps, "batches.seed": session.order_seed()}
     typed = [key_of(text) for text in session.run.typed or ()]
     for name, values in (settings_of_trials(session.cfg, typed) or {"lora": {}}).items():
-        trial = session.with_settings({"trainer.max_steps": steps, **values})
+        trial = session.with_settings(common | values)
         trial = trial.with_settings({"batches.augment": trial.augment})
         if any(trial.cfg == other.cfg for other in trials.values()):
             continue
