@@ -42,7 +42,6 @@ MISTAKES = {
         (*LORA, "batches.seed=true"),
         (*LORA, "lora.alpha=true"),
         (*LORA, "lora.init_std=-1"),
-        (*LORA, "lora.column_dropout=1"),
         (*LORA, "lora.target_modules=5"),
         (*LORA, "+batches.repaly=3 -> batches.repaly: "),
         (*LORA, "+data.mean=0.1 -> data.mean=0.1"),

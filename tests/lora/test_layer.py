@@ -3,17 +3,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.nets import NETWORKS, TinyNet, made, randomize
+from helpers.nets import TinyNet, randomize
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from lora_mnist.lora.layer import LoRAParametrization, builds_weight, linear_forward
+from lora_mnist.lora.layer import LoRAParametrization, linear_forward
 from lora_mnist.lora.model import (
-    KINDS,
     add_lora,
-    drop_columns,
     lora_parameters,
     merge_lora,
     remove_lora,
@@ -189,64 +187,6 @@ def test_dropout_leaves_out_a_layer_that_reads_its_weight():
     torch.testing.assert_close(net[0].eval()(x), depthwise)
     noisy = net[1](depthwise)
     assert not torch.allclose(net[1].eval()(depthwise), noisy)
-
-
-LAYERS = {
-    "linear": (lambda: nn.Linear(200, 200), (2, 200), 40),
-    "convolution": (lambda: nn.Conv2d(8, 16, 3), (2, 8, 4, 4), 16),
-}
-
-
-@pytest.mark.parametrize("is_built", [True, False])
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("init", [kind for kind in KINDS if kind != "dora"])
-def test_without_some_columns_a_layer_is_whole_on_the_mean(init, layer, is_built):
-    """All images lack the same ones; what PiSSA started from lacks none."""
-    torch.manual_seed(0)
-    make, shape, rank = LAYERS[layer]
-    net = nn.Sequential(make())
-    add_lora(net, rank if is_built else 1, 3.0, init=init)
-    adapter, x = net[0].parametrizations.weight[0], torch.randn(shape)
-    assert builds_weight(net[0].parametrizations.weight) == is_built
-    with torch.no_grad():
-        adapter.lora_B.add_(torch.randn_like(adapter.lora_B))
-    x[1], weight = x[0], net[0].weight.detach()
-    whole, outputs = net.train()(x).detach(), []
-    for _ in range(400):
-        drop_columns(net, 0.2)
-        outputs.append(net(x).detach())
-    torch.testing.assert_close(outputs[0][0], outputs[0][1])
-    trained = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
-    left_out = trained.view_as(weight) * (1 - adapter.column_mask) * adapter.scaling
-    function = F.linear if layer == "linear" else F.conv2d
-    expected = function(x, weight - left_out, net[0].bias)
-    torch.testing.assert_close(outputs[-1], expected, rtol=1e-4, atol=1e-4)
-    deviation, mean = torch.std_mean(torch.stack(outputs), dim=0)
-    assert ((mean - whole).abs() < 5 * deviation / 400**0.5).all()
-    drop_columns(net, 0)
-    assert torch.equal(net(x), whole)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_columns_are_left_out_of_every_weight(name):
-    """Also of those that are read, and not computed with."""
-    net, x = made(name)
-    randomize(add_lora(net, 2, target_modules=".*"))
-    whole = net(x)
-    drop_columns(net, 0.5)
-    assert not torch.allclose(net(x), whole)
-    assert torch.equal(net(x), net(x))
-    drop_columns(net, 0)
-    assert torch.equal(net(x), whole)
-
-
-def test_without_some_columns_dora_keeps_its_magnitudes(tiny):
-    layer = randomize(add_lora(tiny, rank=2, init="dora")).linear1
-    adapter, whole = layer.parametrizations.weight[0], layer.weight
-    drop_columns(tiny, 0.5)
-    assert not torch.allclose(layer.weight, whole)
-    magnitude = adapter.lora_magnitude_vector.abs()
-    torch.testing.assert_close(layer.weight.norm(dim=1), magnitude)
 
 
 def test_dora_splits_magnitude_and_direction(tiny):

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
         ((*LORA, f"base_ckpt={other}"), last),
         (PRETRAIN, last),
         ((*LORA, "refit=true"), last),
-        ((*LORA, "+trials={one: {}, two: {lora.column_dropout: 0.1}}"), last),
+        ((*LORA, "+trials={one: {lora.dropout: 0}, two: {lora.dropout: 0.1}}"), last),
         ((*LORA, "data.val_size=400"), last),
         ((*LORA, "digit=4"), last),
         (LORA, other),

@@ -185,8 +185,8 @@ _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.
 _MISSING = object()
 _SHARE = "a number > 0 or null"  # of batches, or their number
 #: The keys that a trial may set.
-_OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.column_dropout"
-_OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.column_dropout"
+_OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout"
+_OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.dropout"
 #: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
 #: types above with bounds, and words.
 EXPECTED = {
@@ -209,7 +209,6 @@ EXPECTED = {
     "lora.alpha": "a number > 0",
     "lora.init_std": "a number >= 0",
     "lora.dropout": "a number >= 0 and < 1",
-    "lora.column_dropout": "a number >= 0 and < 1",
     "lora.use_rslora": "true or false",
     "lora.scale": "a number >= 0 or auto",
     "lora.offset": "a number or auto",

@@ -24,9 +24,8 @@ class DoRAParametrization(LoRAParametrization):
     layer computes what it did before, to rounding; at scale 0 it does so to the bit. ``lora_A``
     starts as PEFT's does. In training ``||V||`` is a constant, without a gradient (section 4.3).
 
-    The norm needs the sum, so layers read the effective weight, and there is no dropout but that of
-    columns, which changes ``V`` and leaves the norms at ``m``. A file has ``m(scale)`` for PEFT,
-    and ``m``. PEFT's DoRA of an embedding is another, and none is here.
+    The norm needs the sum, so layers read the effective weight, and there is no dropout. A file has
+    ``m(scale)`` for PEFT, and ``m``. PEFT's DoRA of an embedding is another, and none is here.
 
     Attributes:
         lora_magnitude_vector: ``m``, shape (out_features,), in convolutions (1, out, 1, 1).

@@ -65,7 +65,6 @@ class LoRAParametrization(Adapter):
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank, 1, ...), of as many dimensions as ``weight``.
         point, enabled, metadata: see :class:`Adapter`; the scale is 1 as trained.
-        column_mask: a factor of each column of ``lora_A``: see :func:`.model.drop_columns`.
 
     Raises:
         ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
@@ -104,7 +103,6 @@ class LoRAParametrization(Adapter):
         require(is_deviation, "init_std", init_std, "a finite number >= 0")
         require(isinstance(use_rslora, bool), "use_rslora", use_rslora, "true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
-        self.column_mask: Tensor | None = None
         self.start(weight, init, init_std)
 
     def start(self, weight: Tensor, init: str, init_std: float) -> None:
@@ -131,14 +129,9 @@ class LoRAParametrization(Adapter):
         """The factor of ``B A`` now; with 0 the layer computes the base exactly."""
         return self.scaling * self.point.scale if self.enabled else 0.0
 
-    @property
-    def kept_columns(self) -> Tensor:
-        """``lora_A`` without the columns that this step of a training leaves out."""
-        return self.lora_A if self.column_mask is None else self.lora_A * self.column_mask
-
     def factors(self) -> tuple[Tensor, Tensor]:
         """``A`` and ``B``."""
-        return self.kept_columns, self.lora_B
+        return self.lora_A, self.lora_B
 
     def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
         """What PEFT reads of it at a scale, which is also a factor of alpha, but for 0."""

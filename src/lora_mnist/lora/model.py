@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -112,18 +111,6 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of all adapters, such as ``lora_A`` and ``lora_B`` of each layer."""
     for adapter in lora_adapters(model):
         yield from adapter.parameters()
-
-
-@torch.no_grad()
-def drop_columns(model: nn.Module, share: float) -> None:
-    """Leave out each column of ``lora_A`` with this probability, until the next call; 0: none.
-
-    The weight is ``W + scaling * lora_B @ (lora_A * mask / (1 - share))``, the same for all images.
-    """
-    for adapter in lora_adapters(model):
-        adapter.column_mask = None
-        if share:
-            adapter.column_mask = F.dropout(torch.ones_like(adapter.lora_A[0]), share)
 
 
 def set_lora_enabled(model: nn.Module, enabled: bool) -> None:

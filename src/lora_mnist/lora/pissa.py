@@ -27,8 +27,8 @@ class PiSSAParametrization(LoRAParametrization):
     arXiv:0909.4061), as PEFT's ``pissa_niter_4`` takes them.
 
     That is plain LoRA of twice the rank, or of the full rank where that is smaller, and is saved as
-    such. A rank above the smaller side of the weight as a matrix is that side. Dropout, of columns
-    as well, acts on the trained part alone, as in PEFT:
+    such. A rank above the smaller side of the weight as a matrix is that side. Dropout acts on the
+    trained part alone, as in PEFT:
 
         y = (W - scaling * start_B start_A) x + scaling * lora_B lora_A dropout(x)
     """
@@ -60,7 +60,7 @@ class PiSSAParametrization(LoRAParametrization):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.strength:
             return weight
-        change = self.lora_B.flatten(1) @ self.kept_columns.flatten(1)
+        change = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
         change = change - self.start_B.flatten(1) @ self.start_A.flatten(1)
         return weight + change.view_as(weight) * self.strength
 
@@ -68,10 +68,10 @@ class PiSSAParametrization(LoRAParametrization):
         if not (self.dropout and self.training):
             return super().terms(x)
         dropped = F.dropout(x, self.dropout)
-        return [(dropped, self.kept_columns, self.lora_B), (x, self.start_A, -self.start_B)]
+        return [(dropped, self.lora_A, self.lora_B), (x, self.start_A, -self.start_B)]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        lora_A = torch.cat([self.kept_columns, self.start_A])
+        lora_A = torch.cat([self.lora_A, self.start_A])
         lora_B = torch.cat([self.lora_B, -self.start_B], dim=1)
         columns, rows = lora_B.flatten(1), lora_A.flatten(1)
         full = min(len(columns), rows.shape[1])

@@ -83,7 +83,7 @@ class Attempt:
 
     def put_back(self) -> None:
         """Put its adapter on the network, at its point."""
-        set_factors(self.session.net, self.factors)
+        set_factors(self.session.net, self.factors, self.session.cfg.lora.dropout)
         set_lora_point(self.session.net, self.point)
 
 
@@ -215,7 +215,7 @@ def _attempt(session: Session, selection: Selection, training: Training) -> Atte
     """Train once, and turn the dial where there are validation images."""
     net, refit_at = session.net, training.refit_at
     attempt = Attempt(session, training)
-    set_factors(net, training.start)
+    set_factors(net, training.start, session.cfg.lora.dropout)
     try:
         if session.cfg.lora.scale != 0:  # 0: the offset alone
             if training.planned > 1:

@@ -14,7 +14,6 @@ from torchmetrics import CatMetric
 from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
-from lora_mnist.lora.model import drop_columns
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.predictions import counts_of_labels, logged_metrics
 
@@ -53,8 +52,7 @@ class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch. The last
-    ``replay`` images of a batch, in all processes together, are replayed. In each step
-    :func:`.drop_columns` leaves out the share ``column_dropout``.
+    ``replay`` images of a batch, in all processes together, are replayed.
     """
 
     def __init__(
@@ -67,7 +65,6 @@ class ClassifierModule(LightningModule):
         targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,
-        column_dropout: float = 0.0,
         compiles: bool = False,
     ) -> None:
         super().__init__()
@@ -76,7 +73,6 @@ class ClassifierModule(LightningModule):
         self.logits_of = torch.compile(self.forward) if compiles else self.forward
         self.optimizer, self.scheduler = optimizer, scheduler
         self.classes, self.targets, self.replay = classes, targets, replay
-        self.column_dropout = column_dropout
         self.has_adapter = bool(lora_adapters(net))
         # Label, prediction and loss of each validation image. A confusion matrix of torchmetrics
         # takes images x classes x classes with trainer.deterministic, or on MPS; what "disable"
@@ -110,8 +106,6 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         replayed = self.replay // self.trainer.world_size
-        if self.column_dropout:
-            drop_columns(self.net, self.column_dropout)
         loss: Tensor = self.loss(self.logits_of(images), labels, replayed)
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
@@ -123,11 +117,6 @@ class ClassifierModule(LightningModule):
                 )
             self.log("train/loss", mean, prog_bar=True)
         return loss
-
-    def on_after_backward(self) -> None:
-        """All columns are back; not before, since a checkpointed layer is computed again."""
-        if self.column_dropout:
-            drop_columns(self.net, 0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch

@@ -34,7 +34,6 @@ def put_adapter(session: Session, selection: Selection) -> None:
     net, images, dataset = session.net, session.images.train, session.classifier.dataset
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del arguments["scale"]  # of the finished adapter
-    del arguments["column_dropout"]  # of a training
     offset, layer = arguments.pop("offset"), None
     if offset and selection.targets:
         some = torch.linspace(0, len(images) - 1, 4).long().tolist()
@@ -114,10 +113,10 @@ def factors_of(net: nn.Module) -> dict[str, Tensor]:
     return copy.deepcopy(lora_state_dict(net))
 
 
-def set_factors(net: nn.Module, factors: Mapping[str, Tensor]) -> None:
-    """Put these tensors into the adapters, at scale 1 and offset 0."""
+def set_factors(net: nn.Module, factors: Mapping[str, Tensor], dropout: float) -> None:
+    """Put these tensors into the adapters, at scale 1 and offset 0, to be trained with dropout."""
     net.load_state_dict(factors, strict=False)  # the base stays
     net.zero_grad()
     for adapter in lora_adapters(net):
-        adapter.column_mask = None  # of the step in which a training has failed
+        adapter.dropout = dropout
     set_lora_point(net, Point(1.0))

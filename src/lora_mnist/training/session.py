@@ -184,7 +184,6 @@ class Session:
             targets=selection.targets,
             loss=self.make_loss(len(selection.targets)),
             replay=plan.replay,
-            column_dropout=cfg.lora.column_dropout if cfg.stage == "lora" else 0.0,
             compiles=cfg.compile,
         )
         base, resolved = classifier.base, classifier.settings

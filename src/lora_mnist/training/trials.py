@@ -8,6 +8,7 @@ from lora_mnist.config.command import key_of
 from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError
+from lora_mnist.lora.weight import lora_weights
 from lora_mnist.measure.dial import without_images
 from lora_mnist.show.reading import number_of
 from lora_mnist.training.session import Session
@@ -49,7 +50,10 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     # A seed that is drawn is drawn once: each training has the same order.
     common = {"trainer.max_steps": steps, "batches.seed": session.order_seed()}
     typed = [key_of(text) for text in session.run.typed or ()]
+    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     for name, values in (settings_of_trials(session.cfg, typed) or {"lora": {}}).items():
+        if not takes_dropout:
+            values.pop("lora.dropout", None)
         trial = session.with_settings(common | values)
         trial = trial.with_settings({"batches.augment": trial.augment})
         if any(trial.cfg == other.cfg for other in trials.values()):
