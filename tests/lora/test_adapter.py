@@ -11,16 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_mnist.files import read_json, write_json
-from lora_mnist.lora.adapter import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    load_adapter,
-    read_metadata,
-    save_adapter,
-)
+from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS, add_lora, add_offset, set_lora_offset, set_lora_scale
+from lora_mnist.lora.peft_files import CONFIG_NAME, WEIGHTS_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 

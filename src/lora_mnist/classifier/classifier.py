@@ -34,7 +34,8 @@ from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
 from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
-from lora_mnist.lora.adapter import CONFIG_NAME, load_adapter, read_metadata
+from lora_mnist.lora.adapter import load_adapter, read_metadata
+from lora_mnist.lora.peft_files import CONFIG_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.measure.significance import MEASURES

@@ -210,7 +210,7 @@ EXPECTED = {
     "lora.init_std": "a number >= 0",
     "lora.dropout": "a number >= 0 and < 1",
     "lora.use_rslora": "true or false",
-    "lora.scale": "a number >= 0 or auto",
+    "lora.scale": "a number or auto",
     "lora.offset": "a number or auto",
     "scale": "a number or auto or null",
     "offset": "a number or auto or null",

@@ -32,7 +32,6 @@ class DoRAParametrization(LoRAParametrization):
     """
 
     config: ClassVar = {**LoRAParametrization.config, "use_dora": True}
-    has_bias = False
     is_factored = False
     forbids_decay = True  # the magnitudes start at the weight's
 

@@ -72,8 +72,6 @@ class LoRAParametrization(Adapter):
 
     #: What ``adapter_config.json`` says of this kind.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
-    #: Whether PEFT adds a bias with it, for an offset; if not, the bias of the base has it.
-    has_bias = True
     #: Whether layers compute with :meth:`terms`; if not, they read the effective weight.
     is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.

@@ -130,9 +130,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError`` if no
     layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
-    require(is_number(scale), "scale", scale, "a finite number")
-    for adapter in usable_adapters(model):
-        adapter.point = adapter.point._replace(scale=scale)
+    _turn(model, scale=scale)
 
 
 def add_offset(model: nn.Module, layer: str, direction: Tensor, most: float = 10.0) -> nn.Module:
@@ -155,17 +153,22 @@ def set_lora_offset(model: nn.Module, offset: float) -> None:
     With 0 it adds nothing. The scale does not change it. ``ValueError`` if no layer carries LoRA,
     the adapters are merged, or have no offset, or ``offset`` is not finite.
     """
-    require(is_number(offset), "offset", offset, "a finite number")
-    has_offset = offset_of(model) is not None
-    require(has_offset or not offset, "offset", offset, "0, since the adapter has no offset")
-    for adapter in usable_adapters(model):
-        adapter.point = adapter.point._replace(offset=offset)
+    _turn(model, offset=offset)
 
 
 def set_lora_point(model: nn.Module, point: Point) -> None:
-    """:func:`set_lora_scale` and :func:`set_lora_offset`."""
-    set_lora_scale(model, point.scale)
-    set_lora_offset(model, point.offset)
+    """:func:`set_lora_scale` and :func:`set_lora_offset`, all at once."""
+    _turn(model, **point._asdict())
+
+
+def _turn(model: nn.Module, **knobs: float) -> None:
+    """Set some fields of the point of each adapter."""
+    for name, value in knobs.items():
+        require(is_number(value), name, value, "a finite number")
+    if (offset := knobs.get("offset")) and offset_of(model) is None:
+        raise ArgumentError("offset", offset, "expected 0, since the adapter has no offset")
+    for adapter in usable_adapters(model):
+        adapter.point = adapter.point._replace(**knobs)
 
 
 def lora_point(model: nn.Module) -> Point:

@@ -1,0 +1,270 @@
+"""What PEFT's two files say of adapters, and the adapters that files say.
+
+Saving merges what LoRA says and what an offset says; loading gives each its part back. Then the
+files are made again of what was read, and have to be the same.
+
+A tensor of ``adapter_model.safetensors`` is called ``base_model.model.<layer>.lora_A.weight``,
+shape (rank, in_features), or ``...lora_B.weight``, shape (out_features, rank); in other layers they
+have the shapes of :class:`.layer.LoRAParametrization`. An offset on the last layer is
+``...lora_B.bias`` there, which PEFT adds times the scaling (its ``lora_bias``). Beside DoRA it adds
+none, and the base's bias stands there with the offset. So PEFT computes what the network does at
+its point.
+
+The adapter as trained is read here from the metadata: ``base_sha256``, the fingerprint of its base;
+its point, ``scale`` and ``offset``; ``trained``, the config; ``layer`` and ``most`` of an offset.
+Tensors that are others in training than for PEFT have names that begin with ``trained.``. All else
+follows, and has to be there. The caller may add metadata.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import is_number
+from .layer import Adapter, LoRAParametrization, scaling_divisor
+from .model import KINDS
+from .offset import Offset
+from .point import Point
+from .weight import Weight, by_pattern, is_named, listed
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_START, _TRAINED, _DIRECTION = "base_model.model.", "trained.", "offset.direction"
+#: The types of what is read, where ``float`` is any number: a stranger may have written the files.
+METADATA: dict[str, Any] = {"base_sha256": str, "trained": dict, "layer": str | None, "most": float}
+METADATA |= dict.fromkeys(Point._fields, float)
+_CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
+_CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": bool | None}
+#: PEFT's options that do not change what a finished adapter computes, or that its tensors show.
+#: Any other one that is switched on is refused by its name.
+_HARMLESS = """
+task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
+megatron_core qalora_group_size eva_config bias exclude_modules
+"""
+#: With others an adapter fits only the base that they changed.
+_INITS = (True, "gaussian", "eva", "orthogonal")
+
+
+class AdapterFiles(NamedTuple):
+    """The content of an adapter's two files, or what LoRA or an offset gives to it."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    metadata: dict[str, Any]
+
+    def with_those_of(self, other: "AdapterFiles") -> "AdapterFiles":
+        """Both together; where both say something, the other one's word."""
+        return AdapterFiles(*(own | its for own, its in zip(self, other, strict=True)))
+
+
+def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> AdapterFiles:
+    """What the files say of the adapters of one network, by the names of their tensors."""
+    loras, offsets = {}, {}
+    for name, adapter in sorted(adapters.items()):
+        if isinstance(adapter, LoRAParametrization):
+            loras[name] = adapter
+        elif isinstance(adapter, Offset):
+            offsets[name] = adapter
+    files, kind = _files_of_loras(loras, weights), type(next(iter(loras.values())))
+    for name, offset in offsets.items():
+        files = files.with_those_of(_files_of_offset(name, offset, weights, files, kind))
+    return files
+
+
+def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
+    """The adapters that the files say, at their point, by the names of their tensors.
+
+    ``ValueError``, unless the files of these adapters are the same again: what a file says has to
+    be there, whoever wrote it, and nothing else.
+    """
+    tensors, config, metadata = files
+    for key, tensor in tensors.items():
+        is_usable = tensor.ndim > 0 and tensor.is_floating_point()
+        if not (is_usable and tensor.float().isfinite().all()):
+            raise ValueError(f"{key}: expected finite numbers")
+    # PEFT's adapters have no metadata: their config has them as trained.
+    adapters = _loras_in(tensors, metadata.get("trained", config), weights)
+    point, about = Point(1.0), {}
+    if metadata:
+        adapters |= _offset_in(tensors, metadata, weights)
+        point = Point(*(float(metadata[knob]) for knob in Point._fields))
+        about = {key: value for key, value in metadata.items() if key not in METADATA}
+    for name, adapter in adapters.items():
+        adapter.to(weights[name].base)
+        adapter.point, adapter.metadata = point, about
+    _require_same(files, files_of(adapters, weights))
+    return adapters
+
+
+def check_types(values: Any, types: Mapping[str, Any]) -> None:
+    """ValueError, unless ``values`` has each of these keys, with a value of its type."""
+    for key, type_ in types.items():
+        value = values.get(key) if isinstance(values, dict) else values
+        if not (is_number(value) if type_ is float else isinstance(value, type_)):
+            raise ValueError(f"{key}={value}: expected {getattr(type_, '__name__', type_)}")
+
+
+# --- LoRA -----------------------------------------------------------------------------------------
+
+
+def _files_of_loras(
+    loras: Mapping[str, LoRAParametrization], weights: Mapping[str, Weight]
+) -> AdapterFiles:
+    """What LoRA on these weights says: as PEFT reads it, at its scale, and as it was trained."""
+    first = next(iter(loras.values()))
+    if any(adapter.config != first.config for adapter in loras.values()):
+        raise ValueError("the layers have several kinds of adapters; expected one")
+    point, use_rslora = first.point, all(adapter.use_rslora for adapter in loras.values())
+    tensors, ranks, alphas = {}, {}, {}
+    for name, adapter in loras.items():
+        base, names = weights[name].base.detach(), adapter.names(weights[name].module)
+        at_scale, as_trained = adapter.saved(base, point.scale), adapter.saved(base, 1.0)
+        if lost := dict(adapter.named_parameters()).keys() - names.keys():
+            raise ValueError(f"{name}: {type(adapter).__name__} does not save {', '.join(lost)}")
+        for part, end in names.items():
+            key = f"{_START}{name}.{end}"
+            tensors[key] = _in_file(at_scale[part], end)
+            if not torch.equal(at_scale[part], as_trained[part]):
+                tensors[_TRAINED + key] = _in_file(as_trained[part], end)
+        rank = len(as_trained[next(iter(names))])  # PiSSA has twice its own, at the same scaling
+        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
+        ranks[f"^{name}"] = rank  # with ^ PEFT takes a name for one layer's alone
+        alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
+    trained = {
+        **first.config,
+        "r": min(ranks.values()),
+        "lora_alpha": min(alphas.values()),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_rslora": use_rslora,
+        "target_modules": "|".join(map(re.escape, loras)),
+    }
+    factor = point.scale or 1.0  # at 0 the tensors change nothing
+    pattern = {key: alpha * factor for key, alpha in alphas.items()}
+    config = trained | {"lora_alpha": min(alphas.values()) * factor, "alpha_pattern": pattern}
+    metadata = {knob: float(number) for knob, number in point._asdict().items()}
+    return AdapterFiles(
+        tensors, config, metadata | {"trained": trained, "layer": None, "most": 0.0}
+    )
+
+
+def _loras_in(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], weights: Mapping[str, Weight]
+) -> dict[str, Adapter]:
+    """LoRA as it was trained, on each layer that the config names."""
+    check_types(config, _CONFIG)
+    kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
+    if not kinds:
+        raise ValueError(f"{CONFIG_NAME}: expected peft_type LORA")
+    kind, targets = max(kinds, key=lambda each: len(each.config)), config["target_modules"]
+    layers = {}
+    for name, weight in weights.items():
+        can_be_adapted = weight.base.ndim > 1 and kind.names(weight.module)
+        is_left_out = is_named(name, config.get("exclude_modules") or [])
+        if can_be_adapted and is_named(name, targets) and not is_left_out:
+            layers[name] = weight
+    if not layers:
+        raise ValueError(f"target_modules={targets}: expected some of: {listed(weights)}")
+    pattern = config.get("alpha_pattern")
+    alphas = by_pattern("alpha_pattern", pattern, layers, config["lora_alpha"])
+    loras: dict[str, Adapter] = {}
+    for name, weight in layers.items():
+        saved = {}
+        for part, end in kind.names(weight.module).items():
+            key = f"{_START}{name}.{end}"
+            if key not in tensors:
+                raise ValueError(f"{WEIGHTS_NAME}: {key} is missing")
+            saved[part] = _in_file(tensors.get(_TRAINED + key, tensors[key]), end)
+        rank = len(next(iter(saved.values())))
+        meta = weight.base.detach().to("meta")  # no random number is drawn
+        loras[name] = kind(meta, rank, alphas[name], use_rslora=config.get("use_rslora") or False)
+        try:
+            loras[name].load_state_dict(saved, assign=True)
+        except RuntimeError as error:  # of other shapes
+            raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
+    return loras
+
+
+def _in_file(tensor: Tensor, end: str) -> Tensor:
+    """The factors of an embedding, which looks rows up, are transposed in files; and back."""
+    return tensor.t() if "embedding" in end else tensor
+
+
+# --- an offset ------------------------------------------------------------------------------------
+
+
+def _files_of_offset(
+    name: str, offset: Offset, weights: Mapping[str, Weight], lora: AdapterFiles, kind: Any
+) -> AdapterFiles:
+    """What an offset on the bias ``name`` says beside LoRA of this kind, whose files are there."""
+    layer = name.removesuffix("bias").removesuffix(".")
+    files = AdapterFiles({_DIRECTION: offset.direction}, {}, {"layer": layer, "most": offset.most})
+    moved = offset.point.offset * offset.direction
+    if not offset.point.offset:
+        return files
+    if kind.config == LoRAParametrization.config:
+        return files.with_those_of(_as_lora_bias(layer, moved, weights[layer].base, lora))
+    is_adapted = f"^{layer}" in lora.config["rank_pattern"]
+    key = f"{_START}{layer}.{'base_layer.bias' if is_adapted else 'bias'}"
+    return files.with_those_of(
+        AdapterFiles({key: weights[name].base.detach() + moved}, {"bias": "lora_only"}, {})
+    )
+
+
+def _as_lora_bias(layer: str, moved: Tensor, weight: Tensor, lora: AdapterFiles) -> AdapterFiles:
+    """An offset beside plain LoRA: PEFT's ``lora_B.bias``, which each layer has, or none."""
+    start, tensors = f"{_START}{layer}.", dict[str, Tensor]()
+    config: dict[str, Any] = {"lora_bias": True}
+    rank = lora.config["rank_pattern"].get(f"^{layer}", lora.config["r"])
+    if f"^{layer}" not in lora.config["rank_pattern"]:  # the bias needs factors beside it
+        config["target_modules"] = f"{lora.config['target_modules']}|{re.escape(layer)}"
+        tensors[f"{start}lora_A.weight"] = weight.new_zeros(rank, weight.shape[1])
+        tensors[f"{start}lora_B.weight"] = weight.new_zeros(len(weight), rank)
+    for key, factor in (lora.tensors | tensors).items():
+        if key.startswith(_START) and key.endswith("lora_B.weight"):
+            tensors[f"{key.removesuffix('weight')}bias"] = moved.new_zeros(len(factor))
+    alpha = lora.config["alpha_pattern"].get(f"^{layer}", lora.config["lora_alpha"])
+    scaling = alpha / scaling_divisor(rank, lora.config["use_rslora"])  # PEFT multiplies by it
+    tensors[f"{start}lora_B.bias"] = moved / scaling
+    return AdapterFiles(tensors, config, {})
+
+
+def _offset_in(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], weights: Mapping[str, Weight]
+) -> dict[str, Adapter]:
+    """The offset that the metadata name, if any."""
+    layer, direction = metadata.get("layer"), tensors.get(_DIRECTION)
+    if layer is None:
+        return {}
+    name = f"{layer}.bias".removeprefix(".")
+    is_bias = name in weights and isinstance(weights[name].module, nn.Linear)
+    if not is_bias or direction is None or direction.shape != weights[name].base.shape:
+        raise ValueError(f"layer={layer}: expected one with a bias of the size of its offset")
+    return {name: Offset(direction, metadata["most"])}
+
+
+# --- what files say, and no more ------------------------------------------------------------------
+
+
+def _require_same(files: AdapterFiles, again: AdapterFiles) -> None:
+    """ValueError, unless files say what those do that were made ``again`` of their adapters."""
+    tensors, config, metadata = files
+    for key in tensors.keys() ^ again.tensors.keys():
+        said = "belongs to no layer that can be adapted here" if key in tensors else "is missing"
+        raise ValueError(f"{WEIGHTS_NAME}: {key} {said}")
+    for key, tensor in again.tensors.items():
+        own, its = tensor.float().cpu(), tensors[key].float().cpu()
+        if own.shape != its.shape or not torch.allclose(own, its, 1e-2, 1e-6):
+            raise ValueError(f"{WEIGHTS_NAME}: {key} is not what the metadata ask for")
+    for key, value in again.config.items() if metadata else ():
+        if config.get(key) != value:
+            said = f"{key}={config.get(key)} in {CONFIG_NAME}"
+            raise ValueError(f"{said}: expected {value}, as {WEIGHTS_NAME} says")
+    for key, value in config.items():
+        is_known = key in again.config or key in _HARMLESS.split()
+        is_start = key == "init_lora_weights" and value in _INITS
+        if value and not is_known and not is_start:
+            raise ValueError(f"{key}={value} is not supported; expected False")
