@@ -3,20 +3,15 @@
 import os
 from functools import partial
 
-import pytest
-import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import refused
 
-from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
+from lora_mnist import MLP, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.command import classifier_of
-from lora_mnist.data import ImageDataset, Images, ImageSets
-from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.model import add_offset, lora_point
+from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 
@@ -43,52 +38,6 @@ def test_an_adapter_finds_its_own_base(outputs):
     for path in bases.glob("mnist-*"):
         path.unlink()
     assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)
-
-
-def test_scale_auto_asks_the_rule_of_training(tmp_path, caplog):
-    """An offset, too, unless it is said; and where neither helps, both are the base's."""
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3))
-    with torch.no_grad():
-        net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
-        net[1].bias.zero_()
-    (adapter,) = lora_adapters(add_lora(net.eval()))
-    add_offset(net, "1", torch.tensor([0.0, 0, 1]))
-    images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
-    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
-    dataset.normalise_by(0, 1)
-    dataset.sets = ImageSets(images, images, images, {}, {})
-    classifier = Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": ["owl"]})
-
-    net.to = lambda *_: pytest.fail("it was moved from where its user put it")
-
-    def turned(*asked):
-        return list(turn_adapter(classifier, *asked).value.values())
-
-    with torch.no_grad():  # owls are known again
-        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
-        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
-    assert turned("auto", 0) == [1.0, 0.0]
-    scale, offset = turned("auto")
-    assert scale == 1
-    assert abs(offset) < 30
-    with torch.no_grad():  # cats are owls
-        adapter.lora_A.copy_(torch.tensor([[1.0, 0, 0]]))
-        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
-    assert turned("auto", 0) == [0.0, 0.0]
-    assert turned(1, 0) == [1.0, 0.0]
-    assert turned(1)[0] == 1.0
-    assert lora_point(net) == Point(1.0, 0.0)
-    assert turned(None, 2.5) == [1.0, 2.5]
-    classifier.record = {"targets": ["owl"], "made": {"refit": True}}
-    assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
-    caplog.set_level("INFO")
-    caplog.clear()
-    assert (turned(0), len(caplog.messages)) == ([0.0, 2.5], 2)  # it is not off, which is said
-    caplog.clear()
-    assert (turned(0, 0), len(caplog.messages)) == ([0.0, 0.0], 1)
-    with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
-        classifier.net = add_lora(torch.nn.Linear(3, 3))
-        turn_adapter(classifier, None, 3)
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

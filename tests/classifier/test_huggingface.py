@@ -13,7 +13,7 @@ from helpers.stranger import take_pictures
 from PIL import Image
 
 from lora_mnist import Classifier, load_classifier
-from lora_mnist.classifier.point import turn_adapter
+from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.train import train

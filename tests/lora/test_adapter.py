@@ -15,6 +15,7 @@ from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS, add_lora, add_offset, set_lora_offset, set_lora_scale
+from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.peft_files import CONFIG_NAME, WEIGHTS_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
@@ -174,7 +175,7 @@ def test_what_the_files_say_has_to_be_there_and_nothing_else(tmp_path, init, sca
     """Whatever a stranger changes, it is refused in a line, or the adapter is the same."""
     net = add_lora(base(), rank=2, alpha=3, init=init, use_rslora=True)
     set_lora_scale(randomize(net), scale)
-    set_lora_offset(add_offset(net, "linear2", torch.tensor([0.0, 1, 0])), 1.5)
+    set_lora_offset(add_offset(net, "linear2", Offset(torch.tensor([0.0, 1, 0]))), 1.5)
     save_adapter(net, tmp_path)
     tensors, config = load_file(tmp_path / WEIGHTS_NAME), read_json(tmp_path / CONFIG_NAME)
     metadata = read_metadata(tmp_path)
@@ -207,6 +208,6 @@ def test_an_adapter_of_peft_has_all_layers_that_its_config_names(adapted, tmp_pa
 @pytest.mark.parametrize("init", KINDS)
 def test_half_precision_with_an_offset_is_saved_as_it_is_loaded(tmp_path, init):
     net = randomize(add_lora(base().bfloat16(), rank=2, init=init))
-    set_lora_offset(add_offset(net, "linear2", torch.tensor([0.0, 1, 0])), 1.3)
+    set_lora_offset(add_offset(net, "linear2", Offset(torch.tensor([0.0, 1, 0]))), 1.3)
     loaded = load_adapter(base().bfloat16(), save_adapter(net, tmp_path))
     assert torch.equal(loaded(X.bfloat16()), net(X.bfloat16()))

@@ -8,7 +8,7 @@ from torchvision.models import mobilenet_v3_small, resnet18
 
 from lora_mnist.classifier.networks import CNN, MLP
 from lora_mnist.lora.model import add_lora, add_offset, set_lora_offset, set_lora_scale
-from lora_mnist.lora.offset import last_layer
+from lora_mnist.lora.offset import Offset, last_layer
 
 
 class Sum(nn.Module):
@@ -71,7 +71,7 @@ def test_an_offset_moves_logits_and_stays_with_any_scale(tiny):
     with pytest.raises(ValueError, match="offset=1: expected 0"):
         set_lora_offset(add_lora(tiny), 1)
     set_lora_offset(tiny, 0)
-    add_offset(randomize(tiny), "linear2", direction)
+    add_offset(randomize(tiny), "linear2", Offset(direction))
     adapted = tiny(x)
     for scale, logits in ((1, adapted), (0, base)):
         set_lora_scale(tiny, scale)

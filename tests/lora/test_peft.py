@@ -20,6 +20,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
+from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.peft_files import WEIGHTS_NAME
 from lora_mnist.lora.weight import lora_weights
 
@@ -87,7 +88,7 @@ def test_an_offset_beside_each_kind_is_one_in_peft(init, target_modules, scale, 
     ours = randomize(add_lora(base("linear"), rank=2, alpha=3.0, **options))
     direction = torch.linspace(-1, 2, ours(x).shape[1])
     set_lora_scale(ours, scale)
-    set_lora_offset(add_offset(ours, "linear2", direction), 1.5)
+    set_lora_offset(add_offset(ours, "linear2", Offset(direction)), 1.5)
     save_adapter(ours, tmp_path)
     close = {"rtol": 1e-5, "atol": 1e-6}
     if scale == 0:
@@ -115,7 +116,7 @@ def test_an_offset_beside_each_kind_is_one_in_peft(init, target_modules, scale, 
 
 def test_a_bias_of_the_base_is_that_with_the_offset(tmp_path):
     ours = add_lora(base("linear"), init="dora")
-    set_lora_offset(add_offset(ours, "linear2", torch.tensor([0.0, 1, 0])), 1.5)
+    set_lora_offset(add_offset(ours, "linear2", Offset(torch.tensor([0.0, 1, 0]))), 1.5)
     save_adapter(ours, tmp_path)
     with safe_open(tmp_path / WEIGHTS_NAME, "pt") as file:
         tensors, metadata = load_file(tmp_path / WEIGHTS_NAME), file.metadata()

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
-from lora_mnist.lora.offset import offset_for, offsets_to_try
+from lora_mnist.lora.offset import Offset, offset_for, offsets_to_try
 from lora_mnist.measure import dial
-from lora_mnist.measure.dial import advise, smoothed
+from lora_mnist.measure.dial import smoothed
 from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import class_weights
 
@@ -23,7 +23,7 @@ def adapted(tiny):
 @pytest.mark.parametrize("direction", [[0.0, 1, 0], [-0.5, 2, 0.3]])
 @pytest.mark.parametrize("choose_by", ["balanced_accuracy", "accuracy"])
 def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, direction, choose_by):
-    add_offset(adapted, "linear2", torch.tensor(direction))
+    add_offset(adapted, "linear2", Offset(torch.tensor(direction)))
     offsets = [-0.7, 0.0, 0.6, 1.1]
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     weights = torch.from_numpy(class_weights(labels.bincount(minlength=3), choose_by))[labels]
@@ -54,12 +54,18 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
     "wrong",
     [
         *({"choose_by": "f1"}, {"scales": []}, {"scales": [float("nan")]}),
-        *({"offsets": [float("inf")]}, {"targets": [-1]}, {"targets": [7]}),
+        *({"offsets": [float("inf")]}, {"targets": [-1]}, {"targets": [7]}, {"targets": [True]}),
     ],
 )
 def test_what_the_dial_cannot_use_is_a_value_error(adapted, wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
         dial_curve(adapted, batches(), **wrong)
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [0, 3], [-1, 2]])
+def test_labels_that_are_no_classes_are_a_value_error(adapted, labels):
+    with pytest.raises(ValueError, match="^labels="):
+        dial_curve(adapted, [(torch.zeros(2, 6), torch.tensor(labels))])
 
 
 def test_logits_that_are_not_numbers_decide_nothing(adapted):
@@ -84,15 +90,6 @@ def test_the_smoothed_measure_is_the_mean_over_classes_of_what_is_sure(data):
     assert of_images.item() == pytest.approx(float((predicted == labels).double().mean()))
 
 
-def test_a_scale_that_is_set_has_the_best_offset_there(adapted):
-    add_offset(adapted, "linear2", torch.tensor([0.0, 1, 0]))
-    point, curve = advise(adapted, batches(), [1], 0.3, "auto", "accuracy")
-    assert point == (0.3, curve["offsets"][curve["scales"].index(0.3)])
-    point, curve = advise(adapted, batches(), [1], "auto", 0.5, "accuracy")
-    assert (point.offset, {*curve["offsets"]}) == (0.5, {0.5})
-    assert curve["smoothed"][curve["scales"].index(point.scale)] == max(curve["smoothed"])
-
-
 def test_without_an_offset_the_dial_has_scales_alone(adapted):
     curve = dial_curve(adapted, batches(), [1])
     assert set(curve["offsets"]) == {0.0}
@@ -102,7 +99,7 @@ def test_the_base_itself_can_be_taken():
     """Two images that are wrong by far ask for an offset that breaks three others."""
     net = torch.nn.Sequential(torch.nn.Linear(2, 2))
     net.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2)})
-    add_offset(add_lora(net.eval(), rank=1), "0", torch.tensor([0.0, 1]))
+    add_offset(add_lora(net.eval(), rank=1), "0", Offset(torch.tensor([0.0, 1])))
     margins, labels = torch.tensor([0.5, 0.5, 0.5, -1, -1, 6, 6]), torch.tensor([1] * 3 + [0] * 4)
     images = torch.stack([0 * margins, margins], dim=1)
     curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])

@@ -9,6 +9,7 @@ from helpers.runs import at
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set_lora_scale
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
+from lora_mnist.lora.offset import Offset
 from lora_mnist.measure.predictions import (
     BASE,
     Point,
@@ -141,7 +142,7 @@ def test_predictions_at_each_scale(tiny):
     """Those of the network with that scale, which afterwards has its own again."""
     adapted = randomize(add_lora(tiny))
     set_lora_scale(adapted, 0.5)
-    add_offset(adapted, "linear2", torch.tensor([0.5, 0, -1]))
+    add_offset(adapted, "linear2", Offset(torch.tensor([0.5, 0, -1])))
     base = predictions_of(remove_lora(copy.deepcopy(adapted)), batches())
     points = [BASE, Point(0.3, 2.0), None, Point(1.0)]
     table = predictions_at(adapted, batches(), points)

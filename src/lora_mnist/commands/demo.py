@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
+from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.command import Run, classifier_of
 from lora_mnist.config.values import checked_copy
 from lora_mnist.data import MNIST, Images

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.classifier.point import turn_adapter
+from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.config.command import Run
 from lora_mnist.config.values import checked_copy
 from lora_mnist.run_paths import new_run_folder, refuse_used_folder
@@ -41,4 +41,4 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         tables, advice = session.tables(with_val=is_alone), []
         if is_alone:
             advice = check_base(session, tables.get("val"))
-        return finish(session, tables, choices, {"better_preprocessing": advice})
+        return finish(session, tables, choices, {"steps": 0, "better_preprocessing": advice})

@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_mnist.classifier.base import load_weights, read_base
+from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import TARGET, save_folder
-from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.command import Run, classifier_of
 from lora_mnist.config.values import checked_copy
 from lora_mnist.data import ImageDataset, Images

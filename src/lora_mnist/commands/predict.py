@@ -10,8 +10,8 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.point import turn_adapter
 from lora_mnist.config.command import Run, classifier_of
 from lora_mnist.config.values import checked_copy
 from lora_mnist.data.folder import files_below

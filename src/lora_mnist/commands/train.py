@@ -24,7 +24,6 @@ from lora_mnist.training.results import current_base_path, finish
 from lora_mnist.training.session import prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
-from lora_mnist.training.trials import trials_of
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -62,34 +61,34 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     selection, choices = choose_target(session)
     data = session.data(selection)
     print_parameters(session.net)
-    session.fit(data)
+    module = session.fit(data)
     if not session.trainer.is_global_zero:
         return {}
     choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
-    return finish(session, session.tables(with_val=True), choices, learnt=data.learnt)
+    tables, about = session.tables(with_val=True), {"steps": module.global_step}
+    return finish(session, tables, choices, about, data.learnt)
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
     before = session.predictions("val")
+    advice = check_base(session, before)
     selection, choices = choose_target(session, before)
     tell(choices)
     put_adapter(session, selection)
-    trials = trials_of(session, selection)
-    advice = check_base(session, before)
     print_parameters(session.net)
-    repair = train_repair(session, trials, selection, before)
+    repair = train_repair(session, selection, before)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
     tell(repair.choices)
-    extra = {
-        "base_unchanged": True,
-        "dial": repair.best.dial,
-        "validation_errors": repair.best.validation_errors,
+    about = {
         "steps": repair.best.steps,
+        "base_unchanged": True,
+        "dial": repair.best.curve,
+        "validation_errors": repair.best.validation_errors,
         "better_preprocessing": advice,
     }
     tables = repair.tables | session.tables()
-    return finish(session, tables, choices | repair.choices, extra, repair.learnt)
+    return finish(session, tables, choices | repair.choices, about, repair.kept.learnt)

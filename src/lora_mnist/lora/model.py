@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from . import dora, pissa
@@ -133,16 +133,15 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     _turn(model, scale=scale)
 
 
-def add_offset(model: nn.Module, layer: str, direction: Tensor, most: float = 10.0) -> nn.Module:
-    """Put an :class:`.offset.Offset` of 0 on the bias of ``layer``, the last one of ``model``.
+def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
+    """Put ``offset``, at 0, on the bias of ``layer``, the last one of ``model``.
 
     ``model`` carries LoRA already; it is changed in place, and returned. :func:`.offset.last_layer`
     finds the layer.
     """
     point = usable_adapters(model)[0].point
     weight = adaptable_weights(model)[f"{layer}.bias".removeprefix(".")]
-    offset = Offset(direction, most).to(weight.base)
-    offset.point = point._replace(offset=0.0)
+    offset.to(weight.base).point = point._replace(offset=0.0)
     put_on(weight, weight.base, [*weight.adapters, offset])
     return model
 

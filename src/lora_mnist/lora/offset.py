@@ -38,6 +38,11 @@ class Offset(Adapter):
         self.register_buffer("direction", direction)
         self.most = most
 
+    @property
+    def moves_one_class(self) -> bool:
+        """Whether it is a number on the logit of one class, and not a tau of several."""
+        return bool(self.direction.count_nonzero() == 1 and (self.direction == 1).any())
+
     def forward(self, bias: Tensor) -> Tensor:
         if not (self.enabled and self.point.offset):
             return bias
@@ -64,9 +69,8 @@ def offsets_to_try(offset: Offset | None) -> list[float]:
     """The values to try of ``offset``; 0 alone where they would move no class."""
     if offset is None or not offset.direction.any():
         return [0.0]
-    direction = offset.direction
-    is_of_one = direction.count_nonzero() == 1 and (direction == 1).any()
-    return [each for each in (_NUMBERS if is_of_one else _TAUS) if each <= offset.most]
+    tried = _NUMBERS if offset.moves_one_class else _TAUS
+    return [each for each in tried if each <= offset.most]
 
 
 @torch.no_grad()

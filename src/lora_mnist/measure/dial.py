@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.choice import AUTO
 from lora_mnist.errors import is_number, require, require_one_of
 from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.offset import offsets_to_try
@@ -89,9 +88,12 @@ def dial_curve(
         are_finite = len(numbers) > 0 and all(map(is_number, numbers))
         require(are_finite, name, numbers, "finite numbers, at least one")
     label, base, at_scales = _logits(model, batches, scales)
-    num_classes, group = base.shape[1], list(targets or ())
+    num_classes, group, labels = base.shape[1], list(targets or ()), torch.unique(label).tolist()
     expected = f"classes from 0 to {num_classes - 1}"
-    require(all(c in range(num_classes) for c in group), "targets", group, expected)
+    are_classes = all(c in range(num_classes) and not isinstance(c, bool) for c in group)
+    require(are_classes, "targets", group, expected)
+    are_classes = label.dtype == torch.int64 and all(c in range(num_classes) for c in labels)
+    require(are_classes, "labels", labels, f"{expected}, int64")
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
 
     def best_of(logits: Tensor, tried: Sequence[float]) -> dict[str, Any]:
@@ -113,36 +115,6 @@ def dial_curve(
     place = curve["smoothed"].index(max(curve["smoothed"]))
     curve["advised"] = {"scale": curve["scales"][place], "offset": curve["offsets"][place]}
     return curve
-
-
-def advise(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    targets: Sequence[int],
-    scale: float | str,
-    offset: float | str,
-    choose_by: str,
-) -> tuple[Point, dict[str, Any]]:
-    """The point to take where ``scale``, ``offset`` or both are ``auto``, and the curve.
-
-    A scale that is set is one of the curve, which has the usual ones beside it; an offset that is
-    set is that of all scales.
-    """
-    scales = SCALES if scale == AUTO else sorted({*SCALES, float(scale)})
-    curve = dial_curve(
-        *(model, batches, targets, scales),
-        None if offset == AUTO else [float(offset)],
-        choose_by,
-    )
-    if scale != AUTO:
-        place = curve["scales"].index(float(scale))
-        return Point(float(scale), curve["offsets"][place]), curve
-    return Point(**curve["advised"]), curve
-
-
-def without_images(labels: Tensor, targets: Sequence[int]) -> list[int]:
-    """Those of ``targets`` that no image is of: of these nothing can be decided."""
-    return [c for c in targets if not (labels == c).any()]
 
 
 def images_of_dial(labels: Tensor, seed: int, choose_by: str) -> Tensor:

@@ -19,6 +19,11 @@ LEVEL = 0.05
 _LEAST_P = 0.001
 
 
+def name_of_measure(choose_by: str) -> str:
+    """A measure in a sentence: ``balanced accuracy``."""
+    return choose_by.replace("_", " ")
+
+
 def class_weights(images: ArrayLike, choose_by: str) -> NDArray[np.float64]:
     """How much an image of each class counts; a class without images has no part in the mean."""
     counts = np.asarray(images, float)

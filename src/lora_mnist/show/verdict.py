@@ -2,7 +2,7 @@
 
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.predictions import precision
-from lora_mnist.measure.significance import MEASURES, chance_text, weak
+from lora_mnist.measure.significance import MEASURES, chance_text, name_of_measure, weak
 from lora_mnist.show.belief_and_next_step import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 
@@ -104,15 +104,11 @@ def _measured(reading: Reading, measure: str) -> str:
     return text
 
 
-def _named(measure: str) -> str:
-    return measure.replace("_", " ")
-
-
 def _change_of(reading: Reading, measure: str) -> str:
     """What became of a measure on test images: ``accuracy is better, 93.00% -> 95.00%``."""
     before, after, _ = reading.measured(measure)
     words = _WORDS[reading.judgement_of(measure)]
-    return f"{_named(measure)} {words}, {before:.2%} -> {after:.2%}"
+    return f"{name_of_measure(measure)} {words}, {before:.2%} -> {after:.2%}"
 
 
 def _losses(reading: Reading) -> str:
@@ -120,7 +116,7 @@ def _losses(reading: Reading) -> str:
     losses = []
     for measure in MEASURES:
         if reading.judgement_of(measure) == "worse":
-            losses.append(f"losses of {_named(measure)}")
+            losses.append(f"losses of {name_of_measure(measure)}")
     if worse := [c for c in reading.every if reading.change([c]).judgement == "worse"]:
         losses.append(f"losses on {reading.named(worse)}")
     if reading.other_classes and reading.of_targets.judgement_of_false_calls == "worse":
@@ -167,7 +163,7 @@ def _of_offset(reading: Reading) -> list[Sentence]:
     if not {0, point.scale} <= {*scales} or not dial["offsets"][scales.index(0)]:
         return []
     alone, trained = (dial["measures"][scales.index(scale)] for scale in (0, point.scale))
-    change = f"{_named(dial['choose_by'])} {dial['base']['measure']:.1%} -> {alone:.1%}"
+    change = f"{name_of_measure(dial['choose_by'])} {dial['base']['measure']:.1%} -> {alone:.1%}"
     text = f"The offset alone: {change} on validation images; with the training {trained:.1%}."
     return [Sentence(text)]
 

@@ -8,31 +8,28 @@ that decides), and ``refit=auto`` makes one more that learns these images, too: 
 arXiv:2204.02937. docs/worth.md has the numbers.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, Point
+from lora_mnist.lora.weight import lora_adapters, offset_of
 from lora_mnist.measure.predictions import Predictions
+from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.training.checkpoint import hyperparameters_of
-from lora_mnist.training.recipe import (
-    factors_of,
-    name_of_measure,
-    point_choice,
-    set_factors,
-    turn_dial,
-)
+from lora_mnist.training.recipe import NO_LAYER, choose_refit, dial_of, trials_of
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
-from lora_mnist.training.trials import choose_refit
 
 log = logging.getLogger(__name__)
 
@@ -40,30 +37,25 @@ log = logging.getLogger(__name__)
 RATES = (0.001, 0.0003, 0.0001)
 
 
-class Training(NamedTuple):
-    """One of a repair's trainings, before it is made."""
-
-    name: str  # of the trial, or refit
-    number: int
-    planned: int  # how many there are; another rate of one of them is no further one
-    trial: Session  # with its configuration
-    start: Mapping[str, Tensor]  # the adapter's tensors
-    refit_at: Point | None = None  # of a refit, which learns the validation images, too
-
-
 @dataclass(frozen=True)
 class Attempt:
-    """A training of a repair at one rate, and what came of it; or why it failed."""
+    """A training of a repair at one rate and, once it is made, what came of it."""
 
-    session: Session  # with the configuration of its trial, at its rate
-    training: Training
-    failure: str = ""  # nothing that follows has a meaning then
-    factors: Mapping[str, Tensor] = field(default_factory=dict)  # as the training left them
+    name: str  # of its trial, or refit
+    number: int  # of the training; another rate of one is no further one
+    planned: int  # how many trainings there are
+    session: Session  # with the configuration of its trial
+    selection: Selection
+    start: Mapping[str, Tensor]  # the adapter's tensors before it
+    rates: Sequence[float]  # that its trial may try, one after another
+    refit_at: Point | None = None  # of a refit, which learns the validation images, too
+    failure: str = ""  # why it failed: nothing that follows has a meaning then
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # the adapter's, after it
     steps: int = 0
     validation_errors: Sequence[tuple[int, int]] = ()  # a step, and how many there were
     learnt: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # digests
     point: Point = BASE  # which validation images advise, or lora sets
-    dial: Mapping[str, Any] | None = None  # None: there are no validation images
+    curve: Mapping[str, Any] | None = None  # of the dial; None: there are no validation images
 
     @property
     def rate(self) -> float:
@@ -72,48 +64,46 @@ class Attempt:
     @property
     def measure(self) -> float:
         """What decides, at its point: see :mod:`.measure.dial`."""
-        if self.dial is None:
+        if self.curve is None:
             return 0.0
-        return float(self.dial["smoothed"][self.dial["scales"].index(self.point.scale)])
+        return float(self.curve["smoothed"][self.curve["scales"].index(self.point.scale)])
 
     @property
     def is_ahead_of_an_offset(self) -> bool:
         """Whether it is better than the best offset without it, as far as that is known."""
-        return self.dial is None or self.measure > self.dial["smoothed"][0]
+        return self.curve is None or self.measure > self.curve["smoothed"][0]
 
     def put_back(self) -> None:
         """Put its adapter on the network, at its point."""
-        set_factors(self.session.net, self.factors, self.session.cfg.lora.dropout)
+        put_tensors(self.session.net, self.tensors, self.session.cfg.lora.dropout)
         set_lora_point(self.session.net, self.point)
 
 
 class Repair(NamedTuple):
     """What a repair leaves, with its adapter on the network."""
 
+    kept: Attempt  # whose adapter it is: the best one, or its refit
+    best: Attempt  # which decided; a refit has no images to decide by
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
-    best: Attempt  # which decided; a refit has no images to decide by
-    learnt: Tensor  # the digests of the images that the adapter has learnt
 
 
-def train_repair(
-    session: Session,
-    trials: Mapping[str, Session],
-    selection: Selection,
-    before: Predictions | None,
-) -> Repair:
-    """Train the adapter in each of ``trials``; keep the best one, or train it again as a refit.
+def train_repair(session: Session, selection: Selection, before: Predictions | None) -> Repair:
+    """Train the adapter in each trial; keep the best one, or train it again as a refit.
 
     Each training begins at the same start. Tables, dial and point are those of the best trial,
     which had not learnt the validation images.
     """
-    refit = choose_refit(session, selection)
-    start, planned = factors_of(session.net), len(trials) + bool(refit.value)
+    trials, refit = trials_of(session, selection), choose_refit(session, selection)
+    start, planned = tensors_of(session.net), len(trials) + bool(refit.value)
     _refuse_several(session, planned)
     attempts: list[Attempt] = []
     for number, (name, trial) in enumerate(trials.items(), start=1):
-        attempts += _at_rates(Training(name, number, planned, trial, start), selection)
-    attempts += _at_next_rate(attempts, selection)
+        rate = trial.cfg.optimizer.lr
+        rates = RATES if rate == AUTO else (rate,)
+        training = Attempt(name, number, planned, trial, selection, start, rates)
+        attempts += _at_rates(training)
+    attempts += _at_next_rate(attempts)
     successes = [attempt for attempt in attempts if not attempt.failure]
     if not successes:
         raise TrainingError("; ".join(attempt.failure for attempt in attempts))
@@ -123,20 +113,20 @@ def train_repair(
     if refit.value and best.point.scale == 0:
         refit = Choice(False, why="the trial adds nothing that validation images show")
     elif refit.value:
-        kept, refit = _refitted(best, selection, refit)
+        kept, refit = _refitted(best, refit)
     kept.put_back()
     if planned > 1:
         for logger in session.trainer.loggers:  # they have seen no training
             logger.log_hyperparams(dict(kept.session.trainer.lightning_module.hparams))
     choices = {}
     if best.steps and session.cfg.trials:
-        choices["trial"] = _trial_choice(session, attempts, best)
+        choices["trial"] = _trial_choice(attempts, best)
         choices["augment"] = _augment_choice(session, best.session)
     if best.steps:
         choices["rate"] = _rate_choice(attempts, best)
     choices["refit"] = refit
-    choices["point"] = point_choice(session, selection, best.point, best.dial)
-    return Repair({} if val is None else {"val": val}, choices, best, kept.learnt)
+    choices["point"] = _point_choice(best)
+    return Repair(kept, best, {} if val is None else {"val": val}, choices)
 
 
 def _refuse_several(session: Session, planned: int) -> None:
@@ -157,70 +147,65 @@ def _refuse_several(session: Session, planned: int) -> None:
 # --- one training -------------------------------------------------------------------------------
 
 
-def _at_rates(training: Training, selection: Selection) -> list[Attempt]:
-    """Train at the rate that is set or, with ``auto``, up to one that does not diverge."""
-    cfg = training.trial.cfg
-    rates = [cfg.optimizer.lr]
-    if rates == [AUTO]:
-        rates = list(RATES)
-        if cfg.ckpt_path is not None:  # of a rate before which others diverged
-            begun = hyperparameters_of(cfg.ckpt_path)["optimizer.lr"]
-            rates = rates[rates.index(begun) if begun in rates else 0 :]
+def _at_rates(training: Attempt) -> list[Attempt]:
+    """Train at one rate after another, up to one that does not diverge."""
+    path, rates = training.session.cfg.ckpt_path, training.rates
+    if path is not None:  # of a rate before which others diverged
+        begun = hyperparameters_of(path).get("optimizer.lr")
+        rates = rates[rates.index(begun) if begun in rates else 0 :]
     attempts: list[Attempt] = []
     for rate in rates:
-        one = training.trial.with_settings({"optimizer.lr": rate})
-        if training.planned > 1 or rate != rates[0]:
-            one = _with_own_trainer(one, training)
-        else:  # its curves are the run's, and it may go on from ckpt_path
-            trainer = make_trainer(one.cfg, one.run, loggers=one.trainer.loggers)
-            one = replace(one, trainer=trainer)
-        attempts.append(_attempt(one, selection, training))
+        is_run = training.planned == 1 and rate == rates[0]
+        attempts.append(_train(_at(training, rate, is_run)))
         if not attempts[-1].failure:
             break
         log.warning("%s: %s", training.name, attempts[-1].failure)
     return attempts
 
 
-def _at_next_rate(attempts: Sequence[Attempt], selection: Selection) -> list[Attempt]:
+def _at_next_rate(attempts: Sequence[Attempt]) -> list[Attempt]:
     """Train once more, at the next rate, where no training is ahead of the offset alone."""
     if any(attempt.failure or attempt.is_ahead_of_an_offset for attempt in attempts):
         return []
     for attempt in attempts:
-        training, smaller = attempt.training, [rate for rate in RATES if rate < attempt.rate]
-        if training.trial.cfg.optimizer.lr == AUTO and smaller and attempt.steps:
+        smaller = [rate for rate in attempt.rates if rate < attempt.rate]
+        if smaller and attempt.steps:
             line = "no training is ahead of an offset without one; the rate %g is tried"
             log.info(line, smaller[0])
-            one = training.trial.with_settings({"optimizer.lr": smaller[0]})
-            return [_attempt(_with_own_trainer(one, training), selection, training)]
+            return [_train(_at(attempt, smaller[0]))]
     return []
 
 
-def _with_own_trainer(session: Session, training: Training) -> Session:
-    """The session with a new Trainer, whose loggers have a version of their own.
+def _at(training: Attempt, rate: float, is_run: bool = False) -> Attempt:
+    """A training at a rate, with a Trainer of its own, whose loggers have a version of their own.
 
-    Of W&B's and MLflow's one would be another run. Checkpoints are kept of a single training.
+    Of W&B's and MLflow's one would be another run. Checkpoints are kept of a single training; the
+    curves of its first rate are the run's (``is_run``), and it may go on from ``ckpt_path``.
     """
-    session = session.with_settings({"ckpt_path": None})
-    cfg = session.cfg.copy()
-    cfg.run_name = f"{cfg.run_name},training={training.name}_{cfg.optimizer.lr:g}"
-    for logger in cfg.get("logger") or {}:
-        if logger not in ("tensorboard", "csv"):
-            cfg.logger[logger] = None
-    name = f"training {training.number} of {training.planned}"
-    trainer = make_trainer(cfg, session.run, name, keeps_checkpoints=training.planned == 1)
-    return replace(session, trainer=trainer)
+    session, title = training.session.with_settings({"optimizer.lr": rate}), "this training"
+    cfg, loggers = session.cfg, session.trainer.loggers if is_run else None
+    if not is_run:
+        session = session.with_settings({"ckpt_path": None})
+        cfg = session.cfg.copy()
+        cfg.run_name = f"{cfg.run_name},training={training.name}_{rate:g}"
+        for logger in cfg.get("logger") or {}:
+            if logger not in ("tensorboard", "csv"):
+                cfg.logger[logger] = None
+        title = f"training {training.number} of {training.planned}"
+    trainer = make_trainer(cfg, session.run, title, training.planned == 1, loggers)
+    return replace(training, session=replace(session, trainer=trainer))
 
 
-def _attempt(session: Session, selection: Selection, training: Training) -> Attempt:
+def _train(attempt: Attempt) -> Attempt:
     """Train once, and turn the dial where there are validation images."""
-    net, refit_at = session.net, training.refit_at
-    attempt = Attempt(session, training)
-    set_factors(net, training.start, session.cfg.lora.dropout)
+    session, is_refit = attempt.session, attempt.refit_at is not None
+    put_tensors(session.net, attempt.start, session.cfg.lora.dropout)
     try:
         if session.cfg.lora.scale != 0:  # 0: the offset alone
-            if training.planned > 1:
-                log.info("training %d of %d: %s", training.number, training.planned, training.name)
-            data = session.data(selection, with_validation=refit_at is not None)
+            if attempt.planned > 1:
+                title = (attempt.number, attempt.planned, attempt.name)
+                log.info("training %d of %d: %s", *title)
+            data = session.data(attempt.selection, with_validation=is_refit)
             module = session.fit(data)
             attempt = replace(
                 attempt,
@@ -228,31 +213,58 @@ def _attempt(session: Session, selection: Selection, training: Training) -> Atte
                 validation_errors=list(module.errors_by_step.items()),
                 learnt=data.learnt,
             )
-        attempt = replace(attempt, factors=factors_of(net))
-        point, dial = session.of_first_process(turn_dial(session, selection, refit_at))
+        attempt = replace(attempt, tensors=tensors_of(session.net))
+        point, curve = session.of_first_process(_advised(attempt))
     except TrainingError as error:
         return replace(attempt, failure=str(error))
-    return replace(attempt, point=point, dial=dial)
+    return replace(attempt, point=point, curve=curve)
 
 
-def _refitted(best: Attempt, selection: Selection, refit: Choice) -> tuple[Attempt, Choice]:
+def _advised(attempt: Attempt) -> tuple[Point, dict[str, Any] | None]:
+    """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
+    session, lora = attempt.session, attempt.session.cfg.lora
+    dial = dial_of(session, attempt.selection)
+    if not len(dial.images):
+        return Point(float(lora.scale), float(lora.offset)), None
+    log.info("dial: the adapter at several scales on validation images")
+    session.evaluating()
+    if attempt.refit_at is not None:
+        return dial.advise(*attempt.refit_at, beside=())
+    return dial.advise(lora.scale, lora.offset)
+
+
+def _refitted(best: Attempt, refit: Choice) -> tuple[Attempt, Choice]:
     """Train the best once more, with the validation images; if that is behind the base, keep it."""
-    session, unseen, images = best.session, "", best.session.images
+    unseen, images = "", best.session.images
     if images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
-    planned = best.training.planned
-    training = best.training._replace(name="refit", number=planned, refit_at=best.point)
-    again = _attempt(_with_own_trainer(session, training), selection, training)
+    training = replace(best, name="refit", number=best.planned, refit_at=best.point)
+    again = _train(_at(training, best.rate))
     why = again.failure
-    if again.dial is not None:
-        of_base = again.dial["base"]["smoothed"]
+    if not why:
+        assert again.curve is not None  # there are images, which it has learnt
+        of_base = again.curve["base"]["smoothed"]
         if again.measure >= of_base:
             return again, refit
-        why = f"{name_of_measure(session)}, smoothed, is {again.measure:.1%} on the validation "
-        why += f"images that it has learnt, and {of_base:.1%} of the base"
+        why = f"{name_of_measure(again.curve['choose_by'])}, smoothed, is {again.measure:.1%} on "
+        why += f"the validation images that it has learnt, and {of_base:.1%} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], len(images.val), why)
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """A copy of all tensors of the adapters on ``net``."""
+    return copy.deepcopy(lora_state_dict(net))
+
+
+def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -> None:
+    """Put these tensors into the adapters, at scale 1 and offset 0, to be trained with dropout."""
+    net.load_state_dict(tensors, strict=False)  # the base stays
+    net.zero_grad()
+    for adapter in lora_adapters(net):
+        adapter.dropout = dropout
+    set_lora_point(net, Point(1.0))
 
 
 # --- choices ------------------------------------------------------------------------------------
@@ -260,33 +272,32 @@ def _refitted(best: Attempt, selection: Selection, refit: Choice) -> tuple[Attem
 
 def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The rate of the best training, and why it is that."""
-    trial = best.training.trial
-    if trial.cfg.optimizer.lr != AUTO:
-        return trial.as_set("optimizer.lr", best.rate)
+    if best.rates is not RATES:
+        return best.session.as_set("optimizer.lr", best.rate)
     whys = []
     for attempt in attempts:
-        if attempt.training.name == best.training.name and attempt.rate > best.rate:
+        if attempt.name == best.name and attempt.rate > best.rate:
             whys.append(attempt.failure or f"at {attempt.rate:g} it is behind this one")
     return Choice(best.rate, RATES, why="; ".join(whys) or "the first that is tried")
 
 
-def _trial_choice(session: Session, attempts: Sequence[Attempt], best: Attempt) -> Choice:
+def _trial_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The trial that validation images measure best."""
     measures: dict[str, float] = {}
     for attempt in attempts:
         if not attempt.failure:
-            name = attempt.training.name
-            measures[name] = max(attempt.measure, measures.get(name, 0.0))
+            least = measures.get(attempt.name, 0.0)
+            measures[attempt.name] = max(attempt.measure, least)
     why, images = "the only one", 0
     if len(measures) > 1:
-        images = len(session.images.val)
+        images = len(best.session.images.val)
         shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
-        why = f"the highest {name_of_measure(session)} on validation images, smoothed: "
-        why += ", ".join(shares)
-    for name in dict.fromkeys(attempt.training.name for attempt in attempts):
+        by = name_of_measure(best.session.cfg.choose_by)
+        why = f"the highest {by} on validation images, smoothed: {', '.join(shares)}"
+    for name in dict.fromkeys(attempt.name for attempt in attempts):
         if name not in measures:
             why += f"; {name} diverged"
-    return Choice(best.training.name, list(measures), images, why)
+    return Choice(best.name, list(measures), images, why)
 
 
 def _augment_choice(session: Session, trial: Session) -> Choice:
@@ -300,3 +311,28 @@ def _augment_choice(session: Session, trial: Session) -> Choice:
         why = "the base's file does not say how it was; augment= takes what its training had"
         return Choice(trial.augment, why=why)
     return Choice(trial.augment, why="as in the base's training")
+
+
+def _point_choice(best: Attempt) -> Choice:
+    """The point at which the adapter is saved, and why."""
+    session, curve, value = best.session, best.curve, best.point._asdict()
+    lora, reasons = session.cfg.lora, {}
+    for knob in value:
+        if lora[knob] != AUTO:
+            reasons[knob] = session.as_set(f"lora.{knob}", None).why
+    whys = [f"the {knob} is {reason}" for knob, reason in reasons.items()]
+    if len(reasons) == len(value):
+        is_one = len({*reasons.values()}) == 1
+        return Choice(value, why=reasons["scale"] if is_one else "; ".join(whys))
+    assert curve is not None  # auto needs validation images
+    why = f"the highest {name_of_measure(curve['choose_by'])} on validation images, smoothed: "
+    why += f"{best.measure:.1%}, and {curve['base']['smoothed']:.1%} of the base"
+    if lora.offset == AUTO:
+        offset = offset_of(session.net)
+        if not best.selection.targets:
+            whys.append("no offset, since there is no class to move")
+        elif offset is None:
+            whys.append(f"no offset, since {NO_LAYER}")
+        elif not offset.direction.any():
+            whys.append("no offset, since no class is rarer than another")
+    return Choice(value, None, curve["images"], "; ".join([why, *whys]))

@@ -1,36 +1,44 @@
-"""What an adapter begins as, and the point at which it is saved: its scale and its offset."""
+"""What a repair begins with: its adapter, its trials, and whether a refit follows them."""
 
-import copy
 import logging
-from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO, Choice
+from lora_mnist.classifier.choose_point import Dial
+from lora_mnist.config.command import key_of
+from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
-from lora_mnist.lora.base_state import lora_state_dict
-from lora_mnist.lora.model import add_lora, add_offset, set_lora_point
+from lora_mnist.lora.model import add_lora, add_offset
 from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.point import Point
-from lora_mnist.lora.weight import layers_to_adapt, lora_adapters, offset_of
-from lora_mnist.measure.dial import advise, dial_curve, images_of_dial
+from lora_mnist.lora.weight import layers_to_adapt, lora_weights
+from lora_mnist.show.reading import number_of
 from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
 
+#: A class has few images if there are fewer than these: experiment=repair then sees each of them
+#: ten times or more, and tries more. docs/experiments.md has the numbers.
+FEW_IMAGES = 400
+#: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
+_STEPS, _STEPS_OF_MANY = 400, 1200
+#: With fewer validation images of a class it is said that chance decides.
+_TOO_FEW_TO_DECIDE = 5
 #: lora.rank=auto is this, or a layer's full rank where that is smaller: docs/experiments.md.
 _AUTO_RANK = 64
 #: Why a network has no offset.
-_NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
+NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
 
 
 def put_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says."""
+    _refuse_undecided(session, selection)
     net, images, dataset = session.net, session.images.train, session.classifier.dataset
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del arguments["scale"]  # of the finished adapter
@@ -40,7 +48,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
         pixels = images.take(some)[0].to(session.evaluating())
         layer = last_layer(net, dataset.normalise(pixels))
     if layer is None and offset not in (0, AUTO):
-        raise UserError(f"lora.offset={offset}: expected 0 or auto; {_NO_LAYER}")
+        raise UserError(f"lora.offset={offset}: expected 0 or auto; {NO_LAYER}")
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
@@ -54,69 +62,88 @@ def put_adapter(session: Session, selection: Selection) -> None:
         add_lora(net.cpu(), **arguments)
     if layer is not None:
         counts = images.labels.bincount(minlength=len(dataset.classes)).float()
-        own = offset_for(counts, selection.targets)
-        add_offset(net, layer, own.direction, own.most)
+        add_offset(net, layer, offset_for(counts, selection.targets))
     assert session.classifier.base is not None
     with config_group("lora"):  # what could not be saved is not trained
         adapter_files(net, {"base_sha256": session.classifier.base.sha256})
 
 
-def turn_dial(
-    session: Session, selection: Selection, at: Point | None = None
-) -> tuple[Point, dict[str, Any] | None]:
-    """The point that ``lora`` sets or validation images advise, or ``at``, and the dial's curve."""
-    cfg, lora, images = session.cfg, session.cfg.lora, session.images.val
-    if not len(images):
-        return Point(float(lora.scale), float(lora.offset)), None
-    log.info("dial: the adapter at several scales on validation images")
-    some = images_of_dial(images.labels, cfg.seed, cfg.choose_by)
-    batches = session.classifier.dataset.batches(images, session.evaluating(), some, "dial")
-    net, targets = session.net, selection.targets
-    if at is not None:
-        return at, dial_curve(net, batches, targets, [at.scale], [at.offset], cfg.choose_by)
-    return advise(net, batches, targets, lora.scale, lora.offset, cfg.choose_by)
+def dial_of(session: Session, selection: Selection) -> Dial:
+    """The dial by which the adapter is turned once it is trained."""
+    cfg, val = session.cfg, session.images.val
+    return Dial(session.classifier, val, selection.targets, cfg.seed, cfg.choose_by)
 
 
-def point_choice(
-    session: Session, selection: Selection, point: Point, dial: Mapping[str, Any] | None
-) -> Choice:
-    """The point at which the adapter is saved, and why."""
-    lora, value, whys = session.cfg.lora, point._asdict(), []
-    for knob in point._fields:
-        if lora[knob] != AUTO:
-            whys.append(f"the {knob} is {session.as_set(f'lora.{knob}', None).why}")
-    if len(whys) == len(point):
-        both = {session.as_set(f"lora.{knob}", None).why for knob in point._fields}
-        return Choice(value, why=both.pop() if len(both) == 1 else "; ".join(whys))
-    assert dial is not None  # auto needs validation images
-    place = dial["scales"].index(point.scale)
-    why = f"the highest {name_of_measure(session)} on validation images, smoothed: "
-    why += f"{dial['smoothed'][place]:.1%}, and {dial['base']['smoothed']:.1%} of the base"
-    if lora.offset == AUTO:
-        offset = offset_of(session.net)
-        if not selection.targets:
-            whys.append("no offset, since there is no class to move")
-        elif offset is None:
-            whys.append(f"no offset, since {_NO_LAYER}")
-        elif not offset.direction.any():
-            whys.append("no offset, since no class is rarer than another")
-    return Choice(value, None, dial["images"], "; ".join([why, *whys]))
+def _refuse_undecided(session: Session, selection: Selection) -> None:
+    """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
+    asked = [f"lora.{knob}=auto" for knob in Point._fields if session.cfg.lora[knob] == AUTO]
+    if not asked:
+        return
+    if unseen := dial_of(session, selection).unseen():
+        raise UserError(
+            f"{', '.join(asked)}: {unseen[0]} has no validation images, which decide; "
+            "expected some in val/, a larger data.val_size, or lora.scale=1 lora.offset=0"
+        )
+    for c in selection.targets:
+        count = int((session.images.val.labels == c).sum())
+        if count < _TOO_FEW_TO_DECIDE:
+            number = number_of(count, "validation image")
+            few = "%s: %s has only %s, so chance decides"
+            log.warning(few, ", ".join(asked), session.classifier.classes[c], number)
 
 
-def name_of_measure(session: Session) -> str:
-    """What decides, in a sentence."""
-    return str(session.cfg.choose_by).replace("_", " ")
+def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
+    """A session for each of ``trials``; the first alone where validation images cannot choose.
+
+    A key that is typed counts for all of them. Trials that say the same are one.
+    """
+    count, is_few = few_of(session, selection)
+    steps = session.cfg.trainer.max_steps
+    if steps == AUTO:
+        is_common = bool(selection.targets) and count >= FEW_IMAGES
+        steps = _STEPS_OF_MANY if is_common else _STEPS
+    # A seed that is drawn is drawn once: each training has the same order.
+    common = {"trainer.max_steps": steps, "batches.seed": session.order_seed()}
+    typed = [key_of(text) for text in session.run.typed or ()]
+    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
+    trials: dict[str, Session] = {}
+    for name, values in (settings_of_trials(session.cfg, typed) or {"lora": {}}).items():
+        if not takes_dropout:
+            values.pop("lora.dropout", None)
+        trial = session.with_settings(common | values)
+        trial = trial.with_settings({"batches.augment": trial.augment})
+        if any(trial.cfg == other.cfg for other in trials.values()):
+            continue
+        trial.data(selection)  # what does not fit is refused before anything is computed
+        trials[name] = trial
+    if not is_few or session.cfg.lora.scale == 0:
+        trials = dict(islice(trials.items(), 1))
+    return trials
 
 
-def factors_of(net: nn.Module) -> dict[str, Tensor]:
-    """A copy of all tensors of the adapters on ``net``."""
-    return copy.deepcopy(lora_state_dict(net))
+def few_of(session: Session, selection: Selection) -> tuple[int, bool]:
+    """How many images are to be learnt, of several classes of the rarest, and whether it is few.
+
+    Few count only where validation images can decide.
+    """
+    if not selection.targets:
+        return len(selection.target_indices), False
+    counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
+    count = int(counts[selection.targets].min())
+    return count, count < FEW_IMAGES and len(session.images.val) > 0
 
 
-def set_factors(net: nn.Module, factors: Mapping[str, Tensor], dropout: float) -> None:
-    """Put these tensors into the adapters, at scale 1 and offset 0, to be trained with dropout."""
-    net.load_state_dict(factors, strict=False)  # the base stays
-    net.zero_grad()
-    for adapter in lora_adapters(net):
-        adapter.dropout = dropout
-    set_lora_point(net, Point(1.0))
+def choose_refit(session: Session, selection: Selection) -> Choice:
+    """Whether one more training learns the validation images as well, as ``refit`` says."""
+    refit = session.cfg.refit
+    if session.cfg.lora.scale == 0:
+        return Choice(False, why="nothing is trained")
+    if refit != AUTO:
+        return session.as_set("refit", refit)
+    if session.mistakes is not None:
+        return Choice(False, why="mistakes are learnt")
+    if not len(session.images.val):
+        return Choice(False, why="there are no validation images")
+    count, is_few = few_of(session, selection)
+    why = f"{count:,} images to learn, {'fewer' if is_few else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(is_few, [True, False], why=why)

@@ -47,17 +47,16 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    extra: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any],
     learnt: Tensor | None = None,
 ) -> dict[str, Any]:
     """Judge a run and write all its files; at the end, refuse what is of no use.
 
-    ``extra`` are further entries of results.json, such as the dial; ``learnt`` are the digests of
-    the images that were learnt, after a training.
+    ``about`` are the entries of results.json that only its stage knows, ``steps`` among them;
+    ``learnt`` are the digests of the images that were learnt, after a training.
     """
     cfg, run, is_pretraining = session.cfg, session.run, session.cfg.stage == "pretrain"
-    results = results_of(session, tables, choices)
-    results |= extra or {}
+    results = {**results_of(session, tables, choices), **about}
     folder, current, useless = run.folder, None, None
     knows_some = bool(results["targets"])  # of the classes
     if is_pretraining and not (cfg.debug or session.is_fast_dev_run or knows_some):
@@ -136,7 +135,6 @@ def results_of(
         "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
         "adapter": adapter,
         "point": choices["point"].value if "point" in choices else None,
-        "steps": session.trainer.global_step,
     }
 
 

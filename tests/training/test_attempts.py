@@ -17,7 +17,7 @@ from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import attempts, trials
+from lora_mnist.training import attempts, recipe
 from lora_mnist.training.attempts import RATES
 from lora_mnist.training.session import Session, augment_of
 from lora_mnist.training.target import choose_target
@@ -333,7 +333,7 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
 )
 def test_nothing_is_chosen_where_nothing_can_be(go, monkeypatch, overrides, few):
     """Of several classes the rarest counts: these have 350 images each."""
-    monkeypatch.setattr(trials, "FEW_IMAGES", few)
+    monkeypatch.setattr(recipe, "FEW_IMAGES", few)
     folder = go(overrides[0], *QUIET, TRIALS, "refit=auto", *overrides)
     choices = read_results(folder)["choices"]
     assert (choices["trial"]["value"], choices["refit"]["value"]) == ("high", False)

@@ -1,0 +1,113 @@
+"""How a point comes to be: it is typed, as the adapter was saved, or advised by validation images.
+
+A training saves its adapter where :meth:`Dial.advise` says; :func:`turn_adapter` turns a saved one.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lora_mnist.choice import AUTO, Choice, line_of
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.data.images import Images
+from lora_mnist.errors import UserError
+from lora_mnist.lora.model import lora_point, set_lora_point
+from lora_mnist.lora.point import Point
+from lora_mnist.lora.weight import adapters_on, offset_of
+from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
+
+log = logging.getLogger(__name__)
+
+
+class Dial(NamedTuple):
+    """By which images the adapter of a classifier is turned, and for which classes."""
+
+    classifier: Classifier
+    images: Images  # to validate on
+    targets: Sequence[int]
+    seed: int  # of which images, where there are many
+    choose_by: str
+
+    def unseen(self) -> list[str]:
+        """The targets that no image is of: of these nothing can be decided."""
+        numbers = [c for c in self.targets if not (self.images.labels == c).any()]
+        return [self.classifier.classes[c] for c in numbers]
+
+    def advise(
+        self, scale: float | str, offset: float | str, beside: Sequence[float] = SCALES
+    ) -> tuple[Point, dict[str, Any]]:
+        """The point to take where ``scale``, ``offset`` or both are ``auto``, and the curve.
+
+        A scale that is set is one of the curve, ``beside`` the usual ones; an offset that is set is
+        that of all scales.
+        """
+        classifier = self.classifier
+        some = images_of_dial(self.images.labels, self.seed, self.choose_by)
+        batches = classifier.dataset.batches(self.images, classifier.device, some, "dial")
+        curve = dial_curve(
+            classifier.net.eval(),
+            batches,
+            self.targets,
+            beside if scale == AUTO else sorted({*beside, float(scale)}),
+            None if offset == AUTO else [float(offset)],
+            self.choose_by,
+        )
+        if scale == AUTO:
+            return Point(**curve["advised"]), curve
+        place = curve["scales"].index(float(scale))
+        return Point(float(scale), curve["offsets"][place]), curve
+
+
+def turn_adapter(
+    classifier: Classifier, scale: float | str | None = None, offset: float | str | None = None
+) -> Choice | None:
+    """Turn the adapter of a classifier to a point; return that, and why; ``None`` without one.
+
+    Scale 0 and offset 0 are the base, scale 1 is the adapter as trained, ``None`` as it was saved.
+    With ``auto`` validation images decide, as in training: with ``scale="auto"`` over an offset of
+    ``None``, too.
+    """
+    of_net = offset_of(classifier.net)
+    if not adapters_on(classifier.net):
+        return None
+    if offset not in (None, 0) and of_net is None:
+        raise UserError(f"offset={offset}: expected null, since the adapter has none")
+    saved = lora_point(classifier.net)
+    if offset is None:
+        offset = AUTO if scale == AUTO and of_net is not None else saved.offset
+    scale = saved.scale if scale is None else scale
+    point = Point(
+        saved.scale if scale == AUTO else float(scale),
+        saved.offset if offset == AUTO else float(offset),
+    )
+    images, why = 0, "as saved" if point == saved else "as set"
+    if AUTO in (scale, offset):
+        targets = [c for c, name in enumerate(classifier.classes) if name in classifier.targets]
+        seed = classifier.record.get("made", {}).get("seed", 0)
+        dial = Dial(classifier, classifier.images.val, targets, seed, classifier.choose_by)
+        if reason := _why_not_advised(dial, "scale" if scale == AUTO else "offset"):
+            why = f"as saved{reason}"
+        else:
+            point, curve = dial.advise(scale, offset)
+            images, why = curve["images"], "advised by validation images"
+    set_lora_point(classifier.net, point)
+    log.info("%s", line_of("point", point._asdict(), why))
+    if point.offset and not point.scale:
+        log.info("scale=0 leaves the offset on; offset=0 beside it is the base")
+    return Choice(point._asdict(), None, images, why)
+
+
+def _why_not_advised(dial: Dial, key: str) -> str:
+    """Why validation images may not decide; "": they may. UserError where there are none."""
+    classifier = dial.classifier
+    if classifier.record.get("made", {}).get("refit"):
+        return ", since the adapter has learnt validation images"
+    if not len(dial.images) and "val" in classifier.images.left_out:
+        return f": {classifier.images.left_out['val']['line']}"
+    if not len(dial.images):
+        raise UserError(
+            f"{key}=auto: expected data.val_size > 0, or images in val/ that are not in train/, "
+            "since validation images decide"
+        )
+    unseen = dial.unseen()
+    return f", since there are no validation images of {', '.join(unseen)}" if unseen else ""

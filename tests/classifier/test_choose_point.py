@@ -1,0 +1,76 @@
+"""How a point comes to be: typed, saved, or advised by validation images."""
+
+import pytest
+import torch
+
+from lora_mnist import add_lora
+from lora_mnist.classifier.choose_point import Dial, turn_adapter
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.data import ImageDataset, Images, ImageSets
+from lora_mnist.errors import UserError
+from lora_mnist.lora.model import add_offset, lora_point
+from lora_mnist.lora.offset import Offset
+from lora_mnist.lora.point import Point
+from lora_mnist.lora.weight import lora_adapters
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A cat, a dog and an owl, all of which are cats to the base; its adapter is to repair owls."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))  # all are cats
+        net[1].bias.zero_()
+    add_lora(net.eval())
+    add_offset(net, "1", Offset(torch.tensor([0.0, 0, 1])))
+    images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
+    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
+    dataset.normalise_by(0, 1)
+    dataset.sets = ImageSets(images, images, images, {}, {})
+    return Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": ["owl"]})
+
+
+def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
+    """An offset, too, unless it is said; and where neither helps, both are the base's."""
+    net, (adapter,) = classifier.net, lora_adapters(classifier.net)
+    net.to = lambda *_: pytest.fail("it was moved from where its user put it")
+
+    def turned(*asked):
+        return list(turn_adapter(classifier, *asked).value.values())
+
+    with torch.no_grad():  # owls are known again
+        adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    assert turned("auto", 0) == [1.0, 0.0]
+    scale, offset = turned("auto")
+    assert scale == 1
+    assert abs(offset) < 30
+    with torch.no_grad():  # cats are owls
+        adapter.lora_A.copy_(torch.tensor([[1.0, 0, 0]]))
+        adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
+    assert turned("auto", 0) == [0.0, 0.0]
+    assert turned(1, 0) == [1.0, 0.0]
+    assert turned(1)[0] == 1.0
+    assert lora_point(net) == Point(1.0, 0.0)
+    assert turned(None, 2.5) == [1.0, 2.5]
+    classifier.record = {"targets": ["owl"], "made": {"refit": True}}
+    assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
+    caplog.set_level("INFO")
+    caplog.clear()
+    assert (turned(0), len(caplog.messages)) == ([0.0, 2.5], 2)  # it is not off, which is said
+    caplog.clear()
+    assert (turned(0, 0), len(caplog.messages)) == ([0.0, 0.0], 1)
+    with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
+        classifier.net = add_lora(torch.nn.Linear(3, 3))
+        turn_adapter(classifier, None, 3)
+
+
+def test_a_scale_that_is_set_has_the_best_offset_there(classifier):
+    dial = Dial(classifier, classifier.images.val, [2], 0, "accuracy")
+    point, curve = dial.advise(0.3, "auto")
+    assert point == (0.3, curve["offsets"][curve["scales"].index(0.3)])
+    point, curve = dial.advise("auto", 0.5)
+    assert (point.offset, {*curve["offsets"]}) == (0.5, {0.5})
+    assert curve["smoothed"][curve["scales"].index(point.scale)] == max(curve["smoothed"])
+    point, curve = dial.advise(0.3, 0.5, beside=())
+    assert (point, curve["scales"]) == ((0.3, 0.5), [0.3])
