@@ -9,7 +9,7 @@
 A block stands between ``<!-- NAME: made by SCRIPT, SUM -->`` and ``<!-- /NAME -->``; nothing else
 in a document changes. The sum covers the block's text and the pictures that it links to, so that a
 test finds what was changed by hand. The commands are those that the documents print. Pictures
-of pages need Chromium and playwright, left_out needs timm.
+of pages need Chromium and playwright.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 
-import known_networks
 import torch
 from readme_pictures import photograph, photograph_report
 
@@ -199,11 +198,6 @@ def keys(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def left_out(runs: Runs) -> str:
-    """The networks of which ``lora.target_modules=all`` leaves layers out."""
-    return known_networks.table()
-
-
 def demo(runs: Runs) -> str:
     """A picture of the page to draw on."""
     given = [f"adapter={runs.folder_of('nines')}", f"paths.outputs={runs.outputs}"]
@@ -213,11 +207,10 @@ def demo(runs: Runs) -> str:
 
 
 def sweep(runs: Runs) -> str:
-    """The sweep's table and its picture."""
-    table = from_line(runs.printed("sweep"), "┏").partition("\nsweep: ")[0]
-    table = re.sub(r"(?m)^│ +(?:[5-9]|1\d) │.*\n", "", table)  # the best four jobs are enough
+    """What a sweep says below its table, and its picture."""
+    below = runs.printed("sweep").rpartition("┘\n")[2].partition("\nsweep: ")[0]
     copyfile(runs.folder_of("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
-    return f"{fenced(table)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
+    return f"{fenced(below)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
 
 
 def example_train(runs: Runs) -> str:
@@ -238,10 +231,7 @@ def example_export(runs: Runs) -> str:
 
 
 #: By name, a block from the runs.
-MADE = {
-    f.__name__: f
-    for f in (repair, lora, keys, left_out, demo, sweep, example_train, example_export)
-}
+MADE = {f.__name__: f for f in (repair, lora, keys, demo, sweep, example_train, example_export)}
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ All of them are tried each night; every day, five small ones.
 
 from itertools import product
 
-import known_networks
 import pytest
 import torch
+from helpers.known_networks import NETWORKS
 from helpers.nets import randomize
 from helpers.stranger import CLASSES, take_pictures
 from torch import nn
@@ -48,7 +48,7 @@ FORMS = {
 def cases():
     """Each network in each form."""
     daily = [*zip(DAILY, FORMS, strict=True)]
-    for name, form in product(known_networks.NETWORKS, FORMS):
+    for name, form in product(NETWORKS, FORMS):
         is_daily = (name, form) in daily
         yield pytest.param(name, form, marks=[] if is_daily else pytest.mark.nightly)
 
@@ -58,7 +58,7 @@ def network(name):
     if name.startswith("timm"):
         pytest.importorskip("timm", reason=ALL)
     torch.manual_seed(0)
-    settings = {**known_networks.NETWORKS[name], "num_classes": len(CLASSES)}
+    settings = {**NETWORKS[name], "num_classes": len(CLASSES)}
     return build_network(settings), settings
 
 

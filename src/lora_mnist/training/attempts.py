@@ -5,7 +5,7 @@ validation images hold much of what the base does not know. So each of ``trials`
 training, the one that gains most on validation images is kept (:mod:`.measure.dial` has the number
 that decides), and ``refit=auto`` makes one more that learns these images, too: Kirichenko et al.
 2022, "Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations" (DFR),
-arXiv:2204.02937. docs/worth.md has the numbers.
+arXiv:2204.02937. docs/experiments.md has the numbers.
 """
 
 import copy

@@ -1,9 +1,6 @@
-"""Networks that people have, and which of their layers ``lora.target_modules=all`` leaves out."""
+"""Networks that people have."""
 
 from typing import Any
-
-from lora_mnist.classifier.networks import build_network
-from lora_mnist.lora.weight import left_out_by_all
 
 #: By name, the settings of a network for images of 64 x 64 pixels.
 NETWORKS: dict[str, dict[str, Any]] = {}
@@ -21,13 +18,3 @@ for name in (
     NETWORKS[f"timm {name}"] = {"_target_": "timm.create_model", "model_name": name}
     if "patch16" in name:
         NETWORKS[f"timm {name}"]["img_size"] = 64
-
-
-def table() -> str:
-    """The networks of which more than a hundredth of the weights is left out, in Markdown."""
-    lines = ["| network | left out | the largest |", "| --- | ---: | --- |"]
-    for name, settings in NETWORKS.items():
-        share, names = left_out_by_all(build_network({**settings, "num_classes": 10}))
-        if share >= 0.01:
-            lines.append(f"| {name} | {share:.0%} | `{names[0]}` |")
-    return "\n".join(lines)
