@@ -2,12 +2,12 @@
 
     python scripts/rival.py --config-dir . classifier=photos
 
-It takes what the repair took, and reads the newest adapter that repairs classes (or
-adapter=FOLDER). One number on the class's logit, or the tau of several, needs no training. cRT
-trains the last nn.Linear anew. Balanced Softmax and twenty lines (docs/worth.md) train all weights
-with as many steps as the repair, or trainer.max_steps=STEPS: three and five times, and twenty lines
-once more for the refit. Where the base was trained with batches.augment, these use it too, and
-twenty lines do once without. What the repair decided by decides here: choose_by.
+It takes what the repair took, and reads the newest adapter, or adapter=FOLDER. One number on the
+class's logit, or the tau of several, needs no training. cRT trains the last nn.Linear anew.
+Balanced Softmax and twenty lines (docs/worth.md) train all weights with as many steps as the
+repair, or trainer.max_steps=STEPS: three and five times, and twenty lines once more for the refit.
+Where the base was trained with batches.augment, these use it too, and twenty lines do once without.
+What the repair decided by decides here: choose_by.
 """
 
 import copy
@@ -26,10 +26,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist import remove_lora
-from lora_mnist.classifier.base import base_name
-from lora_mnist.classifier.classifier import read_adapter
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import Run, classifier_of, key_of, make, settings_of
+from lora_mnist.config.command import Run, classifier_of, key_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for, offsets_to_try
@@ -96,7 +94,7 @@ def one_number(case: Case) -> tuple[Tensor, float]:
     return direction, offsets[int(values.argmax())]
 
 
-def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
+def balanced_head(case: Case, seed: int) -> nn.Module:
     """A copy of the base whose last layer has learnt anew, with images drawn evenly by class.
 
     This is cRT: Kang et al. 2020, arXiv:1910.09217.
@@ -105,13 +103,10 @@ def balanced_head(case: Case, parts: Sequence[str], seed: int) -> nn.Module:
     head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
     inputs: list[Tensor] = []
     hook = head.register_forward_hook(lambda _, args, __: inputs.append(args[0].flatten(1)))
-    of_parts = []
-    for part in parts:
-        images, of_part = in_memory(case.dataset, getattr(case.sets, part))
-        logits_of(net, images)
-        of_parts.append(of_part)
+    images, labels = in_memory(case.dataset, case.sets.train)
+    logits_of(net, images)
     hook.remove()
-    features, labels = torch.cat(inputs), torch.cat(of_parts)
+    features = torch.cat(inputs)
     torch.manual_seed(seed)
     head.reset_parameters()
     evenly = 1 / labels.bincount()[labels]
@@ -270,26 +265,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def newest_repair(cfg: DictConfig, run: Run) -> Path | None:
-    """The newest adapter that repairs classes, of the images and network that are typed, if any."""
-    groups, wanted = {key_of(text).partition(".")[0] for text in run.typed or ()}, None
-    if groups & {"data", "net", "classifier"}:
-        settings = settings_of(cfg)
-        wanted = base_name(settings["data"], settings["net"])
-    files = [*Path(cfg.paths.outputs).glob("lora/*/adapter/adapter_config.json")]
-    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        folder, record = read_adapter(file.parent)
-        if not record.get("targets"):
-            continue  # that of a hotfix repairs no class
-        if wanted in (None, base_name(record["data"], record["net"])):
-            return folder
-    return None
-
-
 def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
-    if cfg.adapter == "latest":
-        cfg.adapter = str(newest_repair(cfg, run) or "latest")
     classifier = classifier_of(cfg)
     adapter, net = classifier.adapter, classifier.net
     if not classifier.targets:
@@ -328,7 +305,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
     log.info("%d trainings of %d steps of all weights; each is told", trainings + 3, case.steps)
     if any(isinstance(module, nn.Linear) for module in plain.modules()):
         started = time.perf_counter()
-        head = balanced_head(case, ["train"], cfg.seed)
+        head = balanced_head(case, cfg.seed)
         rows.append(row("last layer anew", logits_of(head, test), time.perf_counter() - started))
     started = time.perf_counter()
     net, rate = balanced_softmax(case, cfg.seed)

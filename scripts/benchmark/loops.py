@@ -4,19 +4,16 @@ python scripts/benchmark/loops.py notebook pretrain     # the source notebook's 
 python scripts/benchmark/loops.py notebook lora
 python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: the least loop
 python scripts/benchmark/loops.py peft --batch 10
-python scripts/benchmark/loops.py folder PHOTOS --workers 2     # ImageFolder and DataLoader
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import source_notebook
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from lora_mnist import MLP, add_lora
 
@@ -61,39 +58,17 @@ def adapter(package: str, batch: int, steps: int) -> float:
     return train(net, batches)
 
 
-def as_tensor() -> Callable[[Image], Tensor]:
-    """What the rows for pictures do with each of them."""
-    from torchvision import transforms
-
-    normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-    prepare: Callable[[Image], Tensor] = transforms.Compose([transforms.ToTensor(), normalize])
-    return prepare
-
-
-def folder(path: str, batch: int, workers: int, steps: int) -> float:
-    """Images a second of torchvision's ImageFolder and torch's DataLoader."""
-    from torchvision import datasets
-
-    dataset = datasets.ImageFolder(path, as_tensor())
-    subset = Subset(dataset, torch.randperm(len(dataset))[: steps * batch].tolist())
-    batches = DataLoader(subset, batch, shuffle=True, num_workers=workers)
-    return batch * train(MLP(dataset[0][0].numel(), (64,), len(dataset.classes)), batches)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    loops = ("notebook", "lora", "peft", "folder")
+    loops = ("notebook", "lora", "peft")
     parser.add_argument("loop", choices=loops)
-    parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora; a folder")
+    parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora")
     parser.add_argument("--batch", type=int, default=10, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.loop == "notebook":
         rate = notebook(arguments.what, arguments.steps)
-    elif arguments.loop == "folder":
-        rate = folder(arguments.what, arguments.batch, arguments.workers, arguments.steps)
     else:
         rate = adapter(arguments.loop, arguments.batch, arguments.steps)
     print(f"measured: {rate}")

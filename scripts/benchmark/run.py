@@ -1,7 +1,7 @@
-"""How fast: this project beside the source notebook, PEFT, torchvision and bare imports.
+"""How fast: this project beside the source notebook and PEFT.
 
-    python scripts/benchmark/run.py                      # every row: half an hour
-    python scripts/benchmark/run.py --only training      # or adapters, start, folder, ...
+    python scripts/benchmark/run.py                      # every row
+    python scripts/benchmark/run.py --only training      # or adapters
     python scripts/benchmark/run.py --rounds 1 --quick   # does it work?
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
@@ -13,7 +13,6 @@ compare with PEFT.
 import argparse
 import os
 import platform
-import random
 import re
 import shlex
 import statistics
@@ -69,7 +68,7 @@ class Benchmark:
 
     def __init__(self, folder: Path, quick: bool) -> None:
         self.folder = folder
-        self.steps, self.pictures = (20, 500) if quick else (400, 20_000)
+        self.steps = 20 if quick else 400
         self.train = f"train.py paths.outputs={folder}/outputs trainer=cpu figures=false"
         #: A training without validation, that prints its steps a second.
         self.watched = (
@@ -96,59 +95,11 @@ class Benchmark:
             rows.append(Row(work, "steps/s", "PEFT", f"{loop} peft", f"{loop} lora"))
         return rows
 
-    def start(self) -> list[Row]:
-        """The start of a command, beside bare imports."""
-        stop = "+callbacks.stop._target_=stopwatch.ExitAtFirstStep"
-        first_step = f"{self.train} stage=lora digit=9 {stop}"
-        lightning = "-c 'import torch, lightning.pytorch'"
-        return [
-            Row("a command's start, to its first step", "s", "bare imports", lightning, first_step),
-            Row("`train.py --help`", "s", "import hydra", "-c 'import hydra'", "train.py --help"),
-        ]
-
-    def photos(self) -> list[Row]:
-        """Training on a folder of pictures, beside torchvision's ImageFolder."""
-        photos, batch = self.folder / "photos", 100
-        draw_pictures(photos, self.pictures)
-        steps = self.pictures * 8 // 10 // batch  # a tenth validates, a tenth tests
-        ours = (
-            f"{self.watched} +callbacks.stopwatch.images={batch} trainer.max_steps={steps} "
-            f"stage=pretrain data=folder data.data_dir={photos} batches.batch_size={batch} "
-            "net=custom net._target_=lora_mnist.MLP logger=none "
-            "net.in_features=12288 net.hidden_sizes=[64] net.num_classes=10"
-        )
-        loop = f"{LOOPS} --batch {batch} --steps {steps} folder {photos} --workers"
-        work, rows = f"{self.pictures:,} pictures", []
-        for workers in (0, 2):
-            # With a transform, pictures are read when they are needed.
-            transform = "'prepare.transform={_target_: loops.as_tensor}'"
-            here = f"{ours} {transform} data.num_workers={workers}"
-            from_disk = f"{work} from the disk, {workers} workers"
-            rows.append(Row(from_disk, "images/s", "ImageFolder", f"{loop} {workers}", here))
-        here, beside = f"{ours} prepare.mean=0.5 prepare.std=0.5", "ImageFolder, 0 workers"
-        return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
-
 
 KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
-    "start": Benchmark.start,
-    "folder": Benchmark.photos,
 }
-
-
-def draw_pictures(folder: Path, count: int) -> None:
-    """Write ``count`` JPEG files of 64 x 64 pixels in ten classes."""
-    from PIL import Image
-
-    chance = random.Random(0)
-    for number in range(count):
-        path = folder / f"class-{number % 10}" / f"{number:05}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.frombytes("RGB", (16, 16), chance.randbytes(16 * 16 * 3))
-        shade = Image.new("RGB", (16, 16), (number % 10 * 28,) * 3)  # by which classes differ
-        coarse = Image.blend(coarse, shade, 0.7)
-        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -183,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few steps and pictures")
+    parser.add_argument("--quick", action="store_true", help="few steps")
     arguments = parser.parse_args()
     print("| work | unit | beside | there | here | times as fast | memory |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: |", flush=True)

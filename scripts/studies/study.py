@@ -83,7 +83,7 @@ def trained(task: Task, method: str, seed: int) -> tuple[Tensor, str]:
         direction, offset = one_number(case)
         return case.before["test"] + offset * direction, str(offset)
     if method == "cRT":
-        net, choice = balanced_head(case, ["train"], seed), ""
+        net, choice = balanced_head(case, seed), ""
     elif method == "balanced softmax":
         net, rate = balanced_softmax(case, seed)
         choice = str(rate)
