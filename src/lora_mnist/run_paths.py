@@ -12,16 +12,25 @@ FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-#: What a run, or a sweep, writes into its folder besides these.
-_ALSO_WRITTEN = """
-predictions.csv report.html checkpoints figures summary.csv summary.png multirun.yaml
-"""
+#: All that may stand in the folder of a run, or of a sweep, and who writes it. Names that vary are
+#: left out: Hydra's subfolder and the log, the loggers' files, a base that is of no other use.
+WRITERS = {
+    RESULTS_FILE: "training/results.py",
+    FAILED_FILE: "cli/sweep.py",
+    ADAPTER_FOLDER: "training/results.py",
+    "predictions.csv": "training/results.py",
+    "report.html": "show/report.py",
+    "checkpoints": "Lightning, as configs/callbacks has it",
+    "figures": "show/report.py",
+    "summary.csv": "show/summary.py",
+    "summary.png": "show/summary.py",
+    "multirun.yaml": "Hydra",
+}
 
 
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
     """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
-    ours = (RESULTS_FILE, FAILED_FILE, ADAPTER_FOLDER, *_ALSO_WRITTEN.split())
-    for name in (*names, *ours):
+    for name in (*names, *WRITERS):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 

@@ -14,6 +14,7 @@ from helpers.commands import ROOT, files_of, only_run, read_results, refused, ru
 import lora_mnist.training.results
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.data import MNIST
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training.trainer import make_trainer
 
@@ -92,8 +93,8 @@ def test_a_checkpoint_is_replaced_whole_where_temporary_files_lie_elsewhere(tmp_
         assert torch.load(path, weights_only=True) == {"step": step}
 
 
-def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
-    """Of another base, of another stage, or none at all; or where there are several trainings."""
+def test_a_checkpoint_of_something_else_is_refused(go, tmp_path, monkeypatch):
+    """Of another base, or none at all, before images are read; or of one of several trainings."""
     last = go("cut", *LORA, crash=3) / LAST_CHECKPOINT
     other = small_base(tmp_path / "other", seed=1)
     for overrides, path in (
@@ -109,6 +110,9 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path):
         answer = refused(go, "new", *overrides, f"ckpt_path={path}")
         assert answer.startswith(f"ckpt_path={path}: ")
     assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(MNIST, "sets", property(lambda _: pytest.fail("images are read")))
+    for overrides, path in (((*LORA, f"base_ckpt={other}"), last), (LORA, tmp_path / "none.ckpt")):
+        assert refused(go, "new", *overrides, f"ckpt_path={path}")
 
 
 @pytest.mark.parametrize(

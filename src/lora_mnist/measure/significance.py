@@ -17,6 +17,8 @@ MEASURES = ("balanced_accuracy", "accuracy")
 LEVEL = 0.05
 #: A smaller p-value is not told in digits.
 _LEAST_P = 0.001
+#: So many standard deviations are clear, or certain: about LEVEL and _LEAST_P by chance.
+CLEAR, CERTAIN = 2, 3.3
 
 
 def name_of_measure(choose_by: str) -> str:

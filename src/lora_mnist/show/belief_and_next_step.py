@@ -7,12 +7,12 @@ from typing import Any
 
 from lora_mnist.choice import line_of
 from lora_mnist.config.command import in_grammar, key_of
-from lora_mnist.measure.significance import LEVEL, mcnemar
+from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar
 from lora_mnist.project import command_line
 from lora_mnist.show.reading import Reading, Sentence, number_of
 
-#: A base knows images on which it errs less by this factor, and by so many deviations.
-_FACTOR, _DEVIATIONS = 1.5, 3.3
+#: A base has learnt images on which it errs less by this factor, and with certainty.
+_FACTOR = 1.5
 #: How overrides begin that say which images, network and base: the next command repeats them.
 _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
@@ -39,9 +39,9 @@ def _doubt_of_choices(reading: Reading) -> str:
         return ""
     val, test = reading.counts.get("val_base"), reading.counts.get("test_base")
     if val and test and (expected := errors_if_new(val, test)):
-        text = f"The base has {val['errors']:,} validation images wrong; at its error rates on "
-        text += f"test images, class by class, it would be {expected:,.0f}. Unless the test "
-        text += "images are of a harder kind, it was trained on the others"
+        text = f"The base has {number_of(val['errors'], 'validation image')} wrong; at its error "
+        text += f"rates on test images, class by class, it would be {expected:,.0f}. Unless the "
+        text += "test images are of a harder kind, it was trained on the others"
     elif held_out.get("val") == "train" and "base" in results["learnt_unknown"]:
         text = "The validation images were held out of those to train on, and the base may have "
         text += "learnt all of them"
@@ -65,13 +65,10 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
     for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):
         if images:
-            rate, unsure = (
-                errors / images,
-                (errors + 1) / (images + 2),
-            )  # no rate is certainly 0 or 1
-            expected += count * rate
+            unsure = (errors + 1) / (images + 2)  # no rate is certainly 0 or 1
+            expected += count * (errors / images)
             variance += count * unsure * (1 - unsure) * (1 + count / images)
-    is_clear = expected - val["errors"] > _DEVIATIONS * variance**0.5
+    is_clear = expected - val["errors"] > CERTAIN * variance**0.5
     return expected if is_clear and expected >= _FACTOR * val["errors"] else None
 
 

@@ -1,6 +1,7 @@
 """What results.json says of a run: classes, changes of counts, and the rows of the table.
 
-Nobody else looks into results.json, but for sweeps, which read numbers by their keys.
+Tables, figures, verdict and report are made of a :class:`Reading`, which hands on what one sentence
+alone asks for (``results``). A sweep reads numbers by their keys.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,13 +2,11 @@
 
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.predictions import precision
-from lora_mnist.measure.significance import MEASURES, chance_text, name_of_measure, weak
+from lora_mnist.measure.significance import CLEAR, MEASURES, chance_text, name_of_measure, weak
 from lora_mnist.show.belief_and_next_step import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
-#: Errors fall beyond chance if they fall by so many standard deviations.
-_DEVIATIONS = 2
 
 
 def verdict(reading: Reading) -> list[Sentence]:
@@ -212,7 +210,7 @@ def _still_falling(reading: Reading) -> list[Sentence]:
     curve: list[list[int]] = reading.results.get("validation_errors") or [[0, 0]]
     last_step, last = curve[-1]
     half = next(errors for step, errors in curve if 2 * step >= last_step)
-    if half - last <= _DEVIATIONS * (half + last) ** 0.5:
+    if half - last <= CLEAR * (half + last) ** 0.5:
         return []
     text = f"Its validation errors were still falling: try trainer.max_steps={2 * last_step}."
     return [Sentence(text)]

@@ -17,7 +17,7 @@ from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels, open_picture, size_of_picture
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
-from lora_mnist.measure.significance import LEVEL, mcnemar
+from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
 
@@ -38,8 +38,6 @@ _RESIZINGS = (
 )
 #: A base guesses if its balanced accuracy is at most so many times that of chance.
 _HARDLY_BETTER = 1.25
-#: An output is certain if any other would lose so many standard deviations.
-_DEVIATIONS = 3.3
 
 
 def check_base(session: Session, before: Predictions | None) -> list[str]:
@@ -110,7 +108,7 @@ def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
     own, variance = shares.diag(), variances.diag()
     lost = own[:, None] + own - shares - shares.T
     deviation = (variance[:, None] + variance + variances + variances.T).sqrt()
-    return output, (lost > _DEVIATIONS * deviation).fill_diagonal_(True).all(dim=1)
+    return output, (lost > CERTAIN * deviation).fill_diagonal_(True).all(dim=1)
 
 
 def better_preparation(session: Session, dataset: Folder) -> list[str]:

@@ -31,7 +31,8 @@ from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.point import BASE
 from lora_mnist.lora.weight import by_pattern, layers_to_adapt
 from lora_mnist.measure.predictions import predictions_at
-from lora_mnist.training.session import Session
+from lora_mnist.training.checkpoint import refuse_other_training
+from lora_mnist.training.session import KNOWN_AT_ONCE, Session
 from lora_mnist.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ def _refuse_network(session: Session) -> None:
     typed = [key_of(text) for text in session.run.typed or ()]
     for settings in ({}, *settings_of_trials(cfg, typed).values()):
         session.with_settings(settings).check_training()
+    if cfg.ckpt_path is not None:
+        refuse_other_training(cfg.ckpt_path, session.hyperparameters(), KNOWN_AT_ONCE)
     if is_repair and (monitor := _monitored(session.trainer)):
         raise UserError(
             f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "

@@ -1,4 +1,7 @@
-"""The end of a run: it is judged, and all its files are written, here alone."""
+"""How a run ends: it is judged, and :func:`finish` writes its files.
+
+:data:`.run_paths.WRITERS` has who else writes into its folder.
+"""
 
 import logging
 import os
@@ -57,14 +60,14 @@ def finish(
     """
     cfg, run, is_pretraining = session.cfg, session.run, session.cfg.stage == "pretrain"
     results = {**results_of(session, tables, choices), **about}
-    folder, current, useless = run.folder, None, None
-    knows_some = bool(results["targets"])  # of the classes
-    if is_pretraining and not (cfg.debug or session.is_fast_dev_run or knows_some):
-        useless = _why_useless(session, results)
-        if useless is None:
-            folder, current = Path(cfg.paths.bases), current_base_path(cfg, run)
+    current, useless = None, None
     if is_pretraining:
-        settings = session.classifier.settings
+        folder, settings = run.folder, session.classifier.settings
+        knows_some = bool(results["targets"])  # of the classes
+        if not (cfg.debug or session.is_fast_dev_run or knows_some):
+            useless = _why_useless(session, results)
+            if useless is None:
+                folder, current = Path(cfg.paths.bases), current_base_path(cfg, run)
         name = base_name(settings.data, settings.net)
         path = versioned_base_path(folder, name, results["base_sha256"])
         if current is None:  # the user has to name it to other commands

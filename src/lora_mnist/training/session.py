@@ -31,11 +31,12 @@ from lora_mnist.training.module import ClassifierModule
 log = logging.getLogger(__name__)
 
 
-#: The settings that a training which goes on has to have as before, with those below them.
+#: The settings that a training which goes on has to have as before, with those below them: what is
+#: known before images are read, and all others.
+KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
 _MAKE_A_TRAINING = (
-    *("base_sha256", "seed", "net", "prepare", "target", "optimizer", "scheduler", "loss"),
-    *("lora", "batches", "callbacks.averaging", "refit", "learnt_sha256"),
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+    *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
+    *("refit", "learnt_sha256", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
 )
 
 
@@ -169,6 +170,14 @@ class Session:
         session.make_augment()
         session.make_scheduler(session.make_optimizer())
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """What a checkpoint says of a training, as far as it is known before images are read."""
+        base, resolved = self.classifier.base, self.classifier.settings
+        settings: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        settings |= {"net": resolved.net, "prepare": resolved.prepare}
+        settings["base_sha256"] = base and base.sha256
+        return dict(settings)
+
     def fit(self, data: ImageDataModule) -> ClassifierModule:
         """Train, from ``ckpt_path`` on if it is set."""
         cfg, net, trainer, plan = self.cfg, self.net, self.trainer, data.plan
@@ -186,15 +195,12 @@ class Session:
             replay=plan.replay,
             compiles=cfg.compile,
         )
-        base, resolved = classifier.base, classifier.settings
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
-        settings |= {"net": resolved.net, "prepare": resolved.prepare, "target": names}
-        settings["data"] = {**resolved.data, **classifier.dataset.split_settings}
-        settings["base_sha256"] = base and base.sha256
-        settings["learnt_sha256"] = fingerprint_of(data.learnt)
+        settings, split = self.hyperparameters(), classifier.dataset.split_settings
+        settings |= {"target": names, "learnt_sha256": fingerprint_of(data.learnt)}
+        settings["data"] = {**classifier.settings.data, **split}
         if cfg.ckpt_path is not None:
-            of_split = [f"data.{key}" for key in classifier.dataset.split_settings]
-            refuse_other_training(cfg.ckpt_path, settings, (*_MAKE_A_TRAINING, *of_split))
+            groups = (*KNOWN_AT_ONCE, *_MAKE_A_TRAINING, *(f"data.{key}" for key in split))
+            refuse_other_training(cfg.ckpt_path, settings, groups)
         module.save_hyperparameters(settings)
         net.train()
         of_names = ", ".join(names) or "all classes"
