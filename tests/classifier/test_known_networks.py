@@ -13,7 +13,7 @@ from helpers.stranger import CLASSES, take_pictures
 from torch import nn
 
 from lora_mnist import Classifier, add_lora, lora_disabled, lora_parameters
-from lora_mnist.classifier.networks import build_network
+from lora_mnist.classifier.build import build_network
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 
 ALL = "the extra all is not installed"

@@ -7,7 +7,7 @@ import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.classifier.networks import build_network
+from lora_mnist.classifier.build import build_network
 from lora_mnist.config.command import settings_of
 
 CLASSES = ["cat", "dog", "emu"]

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lora_mnist.classifier.networks import DEFAULT, outputs_key
+from lora_mnist.classifier.build import outputs_key
+from lora_mnist.classifier.networks import DEFAULT
 from lora_mnist.data import PUBLISHED
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write

@@ -19,17 +19,12 @@ from lora_mnist.classifier.base import (
     read_base,
     sha256_of_base,
 )
+from lora_mnist.classifier.build import build, build_network
+from lora_mnist.classifier.check import check_outputs, lay_out
 from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
-from lora_mnist.classifier.networks import (
-    DEFAULT,
-    NETWORKS,
-    build,
-    build_network,
-    check_outputs,
-    lay_out,
-    own_preprocessing,
-)
+from lora_mnist.classifier.networks import DEFAULT, NETWORKS
+from lora_mnist.classifier.preprocessing import own_preprocessing
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets

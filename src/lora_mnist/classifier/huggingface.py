@@ -4,10 +4,8 @@ Nothing is downloaded, and no code of a folder runs. The package is an extra, im
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.data.folder import Preparation, size_before_crop
+from lora_mnist.data.folder import size_before_crop
 from lora_mnist.errors import UserError, one_line, require_extra
 
 #: What a record calls such a network.
 TARGET = "lora_mnist.huggingface"
 #: The files of a folder.
-_CONFIG, WEIGHTS, _PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+_CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 
 
 def huggingface(config: str) -> nn.Module:
@@ -114,77 +112,17 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def preprocessing_of(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ``prepare`` that are the network's own: the order of its classes, its processor.
-
-    With another ``image_size``, the processor's way of sizing is not taken. UserError, if no keys
-    say what it does.
-    """
+def processed(
+    folder: Path, pictures: Sequence[Image.Image]
+) -> tuple[Mapping[str, Any], Sequence[Tensor]]:
+    """The values of the processor in a folder, and the inputs that it makes of pictures."""
     from transformers import AutoImageProcessor
 
-    channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
-    named: dict[str, Any] = {"channels": channels}
-    labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
-    if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
-        named["classes"] = labels
-    folder = net.huggingface_folder
-    has_processor = folder is not None and (folder / _PROCESSOR).is_file()
-    if not has_processor or prepare.get("transform") is not None:
-        return named
-    key = f"net.folder={folder}: {_PROCESSOR}"
-    # Each family reads its values in another way, so the processor is tried: on smooth pictures,
-    # in which each place and each channel differs, and on plain ones.
-    gradient = Image.linear_gradient("L")
-    picture = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
-    pictures = [picture.resize((600, 400)), picture.resize((400, 600))]
-    pictures += [Image.new("RGB", (600, 400), colour) for colour in ("black", "white")]
-    pictures = [picture.convert("RGB" if channels == 3 else "L") for picture in pictures]
-    try:
-        processor = AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        inputs = processor(pictures)["pixel_values"]
-        wide, tall, black, white = (torch.as_tensor(each) for each in inputs)
-    except Exception as error:  # transformers has no one class for what such a file causes
-        raise UserError(f"{key}: {one_line(error)}") from error
-    # An input is (pixel - mean) / std, of pixels from 0 to 1.
-    std = 1 / (white - black).double().mean(dim=(1, 2))
-    mean = 0 - black.double().mean(dim=(1, 2)) * std
-    named["mean"] = [float(f"{value:.6g}") for value in mean.tolist()]
-    named["std"] = [float(f"{value:.6g}") for value in std.tolist()]
-    if prepare.get("image_size") is not None:
-        return named
-    values = processor.to_dict()
-    if wide.shape != tall.shape:
-        if not values.get("do_resize", True):
-            return named  # pictures are taken as they are
-        raise UserError(
-            f"{key} gives pictures of several sizes; expected prepare.image_size=, one for all"
-        )
-    height, width = wide.shape[1:]
-    interpolation = Image.Resampling(values.get("resample", 2)).name.lower()
-    pixels = [each * std[:, None, None] + mean[:, None, None] for each in (wide, tall)]
-    shares = [1.0, 0.875, values.get("crop_pct") or 1.0]
-    shares += [height / edge for edge in dict(values.get("size") or {}).values() if edge]
-    differences = {}  # the largest of all pixels, from 0 to 1
-    for resize, share in product(("stretch", "crop"), shares):
-        if not 0.1 <= share <= 1:
-            continue
-        crop_pct = round(share, 6)
-        way = Preparation(channels, (height, width), resize, crop_pct, interpolation, None)
-        difference = 0.0
-        for picture, expected in zip(pictures[:2], pixels, strict=True):
-            difference = max(difference, (way(picture) / 255 - expected).abs().max().item())
-        differences[resize, crop_pct] = difference
-    best = min(differences, key=lambda each: differences[each])
-    if differences[best] > 2 / min(height, width, 128):  # a crop may lie a pixel beside
-        raise UserError(
-            f"{key} prepares pictures as no keys of prepare do; expected prepare.transform, a "
-            "function of your own"
-        )
-    named |= {"image_size": [height, width], "interpolation": interpolation}
-    named["resize"], named["crop_pct"] = best
-    return named
+    processor = AutoImageProcessor.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    inputs = processor(pictures)["pixel_values"]
+    return processor.to_dict(), [torch.as_tensor(each) for each in inputs]
 
 
 def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.Module:

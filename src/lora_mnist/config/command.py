@@ -18,6 +18,8 @@ from lora_mnist.project import importable
 from lora_mnist.run_paths import latest_adapter
 
 if TYPE_CHECKING:
+    import torch
+
     from lora_mnist.classifier.classifier import Classifier
 
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
@@ -102,7 +104,6 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 def classifier_of(cfg: DictConfig) -> "Classifier":
     """The classifier that a configuration names: its base, and its adapter as it was saved."""
     from lora_mnist.classifier.classifier import Classifier  # here: torch
-    from lora_mnist.classifier.networks import device_of
 
     adapter = cfg.get("adapter")
     for key in ("scale", "offset"):
@@ -116,3 +117,16 @@ def classifier_of(cfg: DictConfig) -> "Classifier":
     )
     classifier.net.to(device_of(cfg.get("accelerator", "cpu")))  # a Trainer has its own
     return classifier
+
+
+def device_of(accelerator: str) -> "torch.device":
+    """The device that one of Lightning's words means: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
+    import torch
+
+    own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator == "cpu" or (accelerator == "auto" and own is None):
+        return torch.device("cpu")
+    if own is None or (accelerator == "mps" and own.type != "mps"):
+        has = f"a {own.type} device" if own else "no GPU"
+        raise UserError(f"accelerator={accelerator}: expected auto or cpu; this machine has {has}")
+    return own

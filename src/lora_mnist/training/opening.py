@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.networks import device_of
 from lora_mnist.config.command import Run, classifier_of, key_of, settings_of
 from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data import Images, ImageSets
@@ -91,8 +90,6 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
         if cfg.lora.offset not in (0, AUTO):
             why = f"expected 0 or auto; mistakes={mistakes} is learnt, and moves no class"
             raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
-    if (accelerator := cfg.trainer.get("accelerator")) in ("gpu", "mps"):
-        device_of(accelerator, "trainer.accelerator")
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"

@@ -1,0 +1,85 @@
+"""What arguments make: a network, a data set, a transform, each named by its ``_target_``."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from torch import nn
+
+from lora_mnist.classifier.huggingface import TARGET
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.project import importable
+
+
+def build(arguments: Any, is_transform: bool = False) -> Any:
+    """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra.
+
+    Unlike there, a function of a picture may stand under the key ``transform``: it is not called.
+    """
+    if isinstance(arguments, Mapping):
+        values = {}
+        for key, value in arguments.items():
+            if key != "_convert_":
+                values[key] = build(value, is_transform or key == "transform")
+        if "_target_" not in values:
+            return values
+        function = resolve_name(values.pop("_target_"))
+        is_partial = values.pop("_partial_", False)
+        if is_partial or (is_transform and _takes_a_picture(function, values)):
+            return partial(function, **values)
+        return function(**values)
+    if isinstance(arguments, Sequence) and not isinstance(arguments, str):
+        return [build(value, is_transform) for value in arguments]
+    return arguments
+
+
+def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether ``function`` is a transform itself: one argument is missing, the picture."""
+    if isinstance(function, type):
+        return False  # it makes one
+    if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
+        return True
+    missing = 0
+    for name, parameter in signature(function).parameters.items():
+        is_given = name in arguments or parameter.default is not parameter.empty
+        if not is_given and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            missing += 1
+    return missing == 1
+
+
+def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
+    """The network of these arguments, with fresh weights, in eval mode.
+
+    ``folder`` is the one of Hugging Face's that it comes from, if there is one.
+    """
+    key = f"net._target_={arguments.get('_target_')}"
+    try:
+        with importable(), config_group(key):
+            net = build(arguments)
+    except UserError as error:
+        if "Unknown model" not in str(error):
+            raise
+        import timm  # here: an extra
+
+        nearest = get_close_matches(str(arguments["model_name"]), timm.list_models())
+        raise UserError(f"{error}; the nearest: {', '.join(nearest)}") from error
+    if arguments.get("_target_") == TARGET:
+        net.huggingface_folder = folder
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{key}: gives a {type(net).__name__}")
+    # In train mode, batch normalisation would move its running statistics.
+    return net.eval()
+
+
+def outputs_key(arguments: Mapping[str, Any]) -> str | None:
+    """The key of the number of outputs of a network with these arguments, if it has one."""
+    parameters = signature(resolve_name(arguments["_target_"])).parameters
+    for name in ("num_classes", "nc"):  # nc: Ultralytics
+        if name in parameters:
+            return f"net.{name}"
+    has_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return "net.num_classes" if has_any else None  # as timm and torchvision hand them on

@@ -1,0 +1,60 @@
+"""A network is asked before it is used: does it take the images, and does it give logits?"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.errors import UserError
+
+
+@torch.no_grad()
+def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
+    """Refuse a network that cannot take these images, or does not give a logit for each class."""
+    shape = tuple(images.shape)
+    try:
+        output: Any = net(images)
+    except Exception as error:  # whatever the network's own layers raise
+        reason = (
+            f"images of shape {shape} from {dataset}; expected another net, such as net=resnet20"
+        )
+        reason += ", other sizes of its own, or other prepare.image_size or prepare.channels"
+        if isinstance(net, (*NETWORKS.values(),)):
+            raise UserError(f"net: {type(net).__name__} cannot take {reason}") from error
+        error.add_note(f"net: {reason}?")
+        raise
+    expected = (len(images), num_classes)
+    given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if given != expected:
+        raise UserError(
+            f"net: gives {given} for images of shape {shape}; expected {expected}, since "
+            f"{dataset} has {num_classes} classes"
+        )
+    if not output.isfinite().all():
+        raise UserError("net: gives NaN or infinity; expected finite logits")
+    # Rounding is far smaller, in half precision too.
+    most = 0.02 * max(output.std().item(), 1e-6)
+    alone = torch.cat([net(image[None]) for image in images])
+    if alone.shape != output.shape or (alone - output).abs().max() > most:
+        raise UserError(
+            "net: gives an image another output when it is asked alone; expected the same each time"
+        )
+    sums = output.sum(dim=1)
+    if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:
+        raise UserError("net: its outputs sum to 1, as after a softmax; expected logits")
+
+
+@torch.no_grad()
+def lay_out(net: nn.Module, images: Tensor) -> None:
+    """Lay a network of convolutions out in memory as they compute fastest: channels last.
+
+    One that calls ``view`` on an image raises on it, and stays as it was.
+    """
+    if sum(isinstance(module, nn.Conv2d) for module in net.modules()) < 2:
+        return  # a vision transformer has one, and gains nothing
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        net(images)
+    except RuntimeError:
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -1,0 +1,144 @@
+"""How the network's own makers prepare pictures, as keys of ``prepare``.
+
+timm's, torchvision's and Hugging Face's networks say it, each in another way.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torchvision.models
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_mnist.classifier.huggingface import PROCESSOR, processed
+from lora_mnist.data.folder import Preparation
+from lora_mnist.errors import SIZING, UserError, one_line
+
+
+def own_preprocessing(
+    net: nn.Module, arguments: Mapping[str, Any], prepare: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys of ``prepare`` that a network's makers say; empty, if they say nothing.
+
+    ``arguments`` are those of the network, and ``prepare`` what is set already: with another
+    ``image_size`` than theirs, their way to bring pictures to a size is not taken.
+    """
+    weights = arguments.get("weights")
+    package, _, builder = str(arguments["_target_"]).rpartition(".")
+    if hasattr(net, "huggingface_folder"):
+        return _of_huggingface(net, prepare)
+    if "crop_pct" in getattr(net, "pretrained_cfg", {}):
+        named = _of_timm(net, arguments)
+    elif isinstance(weights, str) and package.startswith("torchvision.models"):
+        members: Any = torchvision.models.get_model_weights(builder)
+        named = _of_torchvision(members[weights.rpartition(".")[2]].transforms())
+    else:
+        return {}
+    named |= {"mean": list(named["mean"]), "std": list(named["std"])}
+    named["channels"] = prepare.get("channels") or named["channels"]
+    if prepare.get("image_size") is not None:
+        for key in SIZING:
+            named.pop(key, None)
+    if len(named["mean"]) not in (1, named["channels"]):
+        del named["mean"], named["std"]  # images are measured
+    return named
+
+
+def _of_timm(net: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    import timm.data  # here: an extra, and net has it
+
+    named: dict[str, Any] = timm.data.resolve_model_data_config(net)
+    channels, *original = named.pop("input_size")
+    named["channels"] = arguments.get("in_chans") or channels  # an argument comes first
+    size = arguments.get("img_size") or original
+    named["image_size"] = [size, size] if isinstance(size, int) else list(size)
+    if named["image_size"] != original:
+        del named["crop_pct"]  # it belongs to that size
+    named["resize"] = "stretch" if named.pop("crop_mode") == "squash" else "crop"
+    return named
+
+
+def _of_torchvision(transforms: Any) -> dict[str, Any]:
+    size, scaled = transforms.crop_size[0], transforms.resize_size[0]
+    return {
+        "channels": 3,
+        "image_size": [size, size],
+        "resize": "crop",
+        "crop_pct": round(size / scaled, 6),
+        "interpolation": transforms.interpolation.value,
+        "mean": transforms.mean,
+        "std": transforms.std,
+    }
+
+
+def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
+    """The order of the classes, and what the folder's processor does, if any keys say that."""
+    channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
+    named: dict[str, Any] = {"channels": channels}
+    labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
+    if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
+        named["classes"] = labels
+    folder = net.huggingface_folder
+    has_processor = folder is not None and (folder / PROCESSOR).is_file()
+    if not has_processor or prepare.get("transform") is not None:
+        return named
+    # Each family of processors reads its values in another way. So this one is tried: on smooth
+    # pictures, in which each place and each channel differs, and on plain ones.
+    gradient = Image.linear_gradient("L")
+    smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
+    pictures = [smooth.resize((600, 400)), smooth.resize((400, 600))]
+    pictures += [Image.new("RGB", (600, 400), colour) for colour in ("black", "white")]
+    pictures = [picture.convert("RGB" if channels == 3 else "L") for picture in pictures]
+    key = f"net.folder={folder}: {PROCESSOR}"
+    try:
+        values, inputs = processed(folder, pictures)
+    except Exception as error:  # transformers has no one class for what such a file causes
+        raise UserError(f"{key}: {one_line(error)}") from error
+    wide, tall, black, white = inputs
+    # An input is (pixel - mean) / std, of pixels from 0 to 1.
+    std = 1 / (white - black).double().mean(dim=(1, 2))
+    mean = 0 - black.double().mean(dim=(1, 2)) * std
+    named["mean"] = [float(f"{value:.6g}") for value in mean.tolist()]
+    named["std"] = [float(f"{value:.6g}") for value in std.tolist()]
+    takes_any_size = wide.shape != tall.shape and not values.get("do_resize", True)
+    if takes_any_size or prepare.get("image_size") is not None:
+        return named
+    pixels = [each * std[:, None, None] + mean[:, None, None] for each in (wide, tall)]
+    way = _way_to_size(pictures[:2], pixels, values)
+    if way is None:
+        raise UserError(
+            f"{key} prepares pictures as no keys of prepare do; expected prepare.image_size=, or "
+            "prepare.transform, a function of your own"
+        )
+    named["image_size"] = list(way.size)
+    for key in SIZING[1:]:
+        named[key] = getattr(way, key)
+    return named
+
+
+def _way_to_size(
+    pictures: Sequence[Image.Image], pixels: Sequence[Tensor], values: Mapping[str, Any]
+) -> Preparation | None:
+    """How these pictures become these pixels, from 0 to 1; ``values`` are the processor's."""
+    channels, height, width = pixels[0].shape
+    if any(each.shape != pixels[0].shape for each in pixels):
+        return None
+    interpolation = Image.Resampling(values.get("resample", 2)).name.lower()
+    shares = [1.0, 0.875, values.get("crop_pct") or 1.0]
+    shares += [height / edge for edge in dict(values.get("size") or {}).values() if edge]
+    ways = []
+    for resize in ("stretch", "crop"):
+        for share in shares:
+            if 0.1 <= share <= 1:
+                own = (resize, round(share, 6), interpolation)
+                ways.append(Preparation(channels, (height, width), *own, None))
+
+    def difference(way: Preparation) -> float:
+        most = 0.0  # of all pixels
+        for picture, expected in zip(pictures, pixels, strict=True):
+            most = max(most, (way(picture) / 255 - expected).abs().max().item())
+        return most
+
+    best = min(ways, key=difference)
+    return best if difference(best) <= 2 / min(height, width, 128) else None  # or a pixel beside
