@@ -14,11 +14,14 @@ V2 = "torchvision.transforms.v2.Resize"
 TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
 MLP = {"_target_": "lora_mnist.MLP"}
 SPLIT = {"data_dir": "/a", "val_size": 0.3}
+#: What no test asks for: a record has all three.
+RECORD = {"version": VERSION, "net": {**MLP, "hidden_sizes": [16]}}
+RECORD |= {"prepare": {"mean": 0.1}, "data": {"val_from": "train"}}
 
 
 def taken(own, **record):
     settings = Settings(own.get("net", {}), own.get("prepare", {}), own.get("data", {}))
-    settings.take_record("the adapter", {"version": VERSION, **record}, "adapter=a")
+    settings.take_record("the adapter", {**RECORD, **record}, "adapter=a")
     return settings
 
 
@@ -50,7 +53,7 @@ def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
 def test_what_two_records_say_together_is_refused_too():
     settings = Settings({}, {}, {})
     settings.take("", {"net": {"checkpoint_path": "gift.pth"}})
-    said = refused(settings.take_record, "b", {"version": VERSION, "net": TIMM}, "base_ckpt=b")
+    said = refused(settings.take_record, "b", {**RECORD, "net": TIMM}, "base_ckpt=b")
     assert said.startswith("base_ckpt=b: ")
 
 
@@ -93,9 +96,7 @@ def test_settings_know_who_has_said_what():
     """What the adapter says, and what no record differs in, is not said to be yours."""
     own = {"prepare": {"mean": 0.5, "image_size": 8}}
     settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})
-    settings.take_record(
-        "the base", {"version": VERSION, "prepare": {"std": 1, "channels": 3}}, "base=b"
-    )
+    settings.take_record("the base", {**RECORD, "prepare": {"std": 1, "channels": 3}}, "base=b")
     adapter, yours, base = settings.sources
     assert ("std" in adapter, "prepare.mean=0.5" in yours, "channels" in base) == (True,) * 3
     assert "image_size" not in yours
@@ -108,14 +109,23 @@ def test_a_record_of_another_version_is_refused():
 
 @pytest.mark.parametrize(
     "record",
-    [{"net": None}, {"targets": 5}, {"base_sha256": 5}, {"made": []}, {"made": {"seed": None}}],
+    [
+        *(
+            {"net": None},
+            {"targets": 5},
+            {"base_sha256": 5},
+            {"made": []},
+            {"made": {"seed": None}},
+        ),
+        {"prepare": {}},  # images would be measured, or taken for somebody else's
+    ],
 )
 def test_a_damaged_record_is_refused(record):
     assert refused(lambda: taken({}, **record)).startswith("adapter=a: its record is damaged: ")
 
 
 def evil_adapter(outputs, folder, **record):
-    about = {"version": VERSION, **record}
+    about = {**RECORD, **record}
     return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=about)
 
 
@@ -141,7 +151,7 @@ def test_a_folder_that_only_a_record_names_is_not_made(outputs, tmp_path):
     """Nor filled: its maker may have named anything."""
     elsewhere = tmp_path / "elsewhere"
     data = {"_target_": "lora_mnist.data.MNIST", "data_dir": str(elsewhere)}
-    adapter = evil_adapter(outputs, tmp_path, net={}, data=data)
+    adapter = evil_adapter(outputs, tmp_path, data=data)
     options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
     assert refused(evaluate, composed("eval", *options)).startswith(f"data.data_dir={elsewhere}: ")
     assert not elsewhere.exists()
