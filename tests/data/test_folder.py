@@ -17,9 +17,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from lora_mnist.data import Folder, folder
-from lora_mnist.data.folder import ImageFile, split
+from lora_mnist.data import Folder, folder, known_files
 from lora_mnist.data.images import digests_of
+from lora_mnist.data.listing import ImageFile
+from lora_mnist.data.split import split
 from lora_mnist.project import importable
 
 
@@ -325,7 +326,7 @@ def test_images_to_validate_and_to_test_need_no_others(make_photos):
 def test_images_are_known_by_content_whatever_their_times_say(make_photos, monkeypatch, limit):
     """Also where other images were laid over them by ``cp -p``; in memory, or on the disk."""
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
-    monkeypatch.setattr(folder, "_IN_DOUBT", 0)
+    monkeypatch.setattr(known_files, "_IN_DOUBT", 0)
     root = make_photos({"cat": 9, "dog": 9}, size=(14, 9))
     for picture in sorted(root.rglob("*.png")):  # of one size, and of one age
         Image.open(picture).save(picture.with_suffix(".bmp"))
@@ -355,12 +356,12 @@ def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypat
         assert torch.equal(sets.test.digests, digests_of(sets.test.pixels))
         return sorted(hashed), sets.sha256
 
-    monkeypatch.setattr(folder, "digests_of", digests_and_note)
+    monkeypatch.setattr(known_files, "digests_of", digests_and_note)
     pictures = sorted(path for path in root.rglob("*.png"))
     names = [path.relative_to(root).as_posix() for path in pictures]
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
     assert hashed_by()[0] == hashed_by()[0] == names  # so new that they may still change
-    monkeypatch.setattr(folder, "_IN_DOUBT", 0)
+    monkeypatch.setattr(known_files, "_IN_DOUBT", 0)
     first, sha256 = hashed_by()
     assert (first, hashed_by()) == (names, ([], sha256))
     pictures[2].write_bytes(pictures[1].read_bytes()[:-1] + b"x")

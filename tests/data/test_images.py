@@ -9,7 +9,8 @@ from PIL import EpsImagePlugin, Image
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from lora_mnist.data import ImageDataset, Images, Shift
-from lora_mnist.data.images import measured_pixels, open_picture
+from lora_mnist.data.images import measured_pixels
+from lora_mnist.data.pictures import open_picture
 from lora_mnist.errors import PictureError
 
 

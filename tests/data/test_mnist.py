@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision import datasets
 
 from lora_mnist.data import MNIST
-from lora_mnist.data.images import open_picture
 from lora_mnist.data.mnist import digit_of
+from lora_mnist.data.pictures import open_picture
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 DIGITS = MNIST("MNIST", ROOT / "data").load(train=False)[0][:8, 0].float()

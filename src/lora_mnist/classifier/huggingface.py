@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.data.folder import size_before_crop
+from lora_mnist.data.pictures import size_before_crop
 from lora_mnist.errors import UserError, one_line, require_extra
 
 #: What a record calls such a network.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist.classifier.huggingface import PROCESSOR, processed
-from lora_mnist.data.folder import Preparation
+from lora_mnist.data.pictures import Preparation
 from lora_mnist.errors import SIZING, UserError, one_line
 
 

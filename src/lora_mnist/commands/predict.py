@@ -14,7 +14,7 @@ from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run, classifier_of
 from lora_mnist.config.values import checked_copy
-from lora_mnist.data.folder import files_below
+from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
     IncompleteError,
     PictureError,

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -14,12 +13,12 @@ from unicodedata import category
 
 import numpy
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms.v2.functional import crop, get_size, pad
 
-from lora_mnist.errors import PictureError, printable, require, require_number, require_one_of
+from lora_mnist.errors import printable, require, require_number, require_one_of
 from lora_mnist.progress import progress
 from lora_mnist.project import importable
 
@@ -31,8 +30,6 @@ Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Any], Any]
 #: A number, or one for each channel.
 Channelwise = float | Sequence[float]
-#: Other formats are left out: EPS, for one, is a program that Ghostscript would run.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass(eq=False)
@@ -331,50 +328,3 @@ def viewable(images: Tensor) -> Tensor:
     low = images.amin((-3, -2, -1), keepdim=True)
     high = images.amax((-3, -2, -1), keepdim=True)
     return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
-
-
-def open_picture(
-    picture: Path | Image.Image,
-    upright: bool = False,
-    draft: bool = False,
-    keeps_alpha: bool = False,
-) -> Image.Image:
-    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read.
-
-    Without ``keeps_alpha`` alpha is to be dropped: a picture that loses all by it is refused.
-    """
-    source: AbstractContextManager[Image.Image]
-    try:
-        if isinstance(picture, Path):
-            source = Image.open(picture, formats=_FORMATS)
-        else:
-            source = nullcontext(picture)
-        with source as image:  # which closes a damaged file, too
-            file_format, bits = image.format, 16
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                (bits, *_) = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, [bits])
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            if draft:
-                image.draft("L", (1, 1))
-            image.load()
-    except Exception as error:  # Pillow has no common class for damaged files
-        raise PictureError(f"no readable picture ({type(error).__name__})") from error
-    # Pillow's mode I is of any range, but it scales these formats to 16 bits.
-    if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
-        raise PictureError(f"no readable picture (pixels of mode {image.mode}: no known range)")
-    if image.mode.startswith("I"):  # of 12 or 16 bits the upper eight: Pillow would clip at 255
-        return Image.fromarray((numpy.asarray(image) >> (bits - 8)).astype(numpy.uint8))
-    if image.has_transparency_data and not keeps_alpha:
-        extrema: Any = image.convert("RGBA").getextrema()
-        *colours, (least, most) = extrema
-        if least < most and all(low == high for low, high in colours):
-            raise PictureError("all of one colour without its transparency; lay it over another")
-    return image
-
-
-def size_of_picture(path: Path) -> tuple[int, int]:
-    """Height and width of a picture; ``ValueError``, if it cannot be read to its end."""
-    open_picture(path, draft=True)  # to see that it can be read; a draft has another size
-    with Image.open(path, formats=_FORMATS) as picture:
-        return picture.height, picture.width

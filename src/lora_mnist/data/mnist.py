@@ -15,7 +15,8 @@ import torchvision.datasets
 from PIL import Image
 from torch import Tensor
 
-from lora_mnist.data.images import Batch, open_picture
+from lora_mnist.data.images import Batch
+from lora_mnist.data.pictures import open_picture
 from lora_mnist.data.published import Published
 from lora_mnist.errors import PictureError, require_one_of
 

@@ -14,7 +14,8 @@ from lora_mnist.classifier.classifier import build_dataset
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.command import in_grammar
 from lora_mnist.data import Folder, Images
-from lora_mnist.data.images import measured_pixels, open_picture, size_of_picture
+from lora_mnist.data.images import measured_pixels
+from lora_mnist.data.pictures import open_picture, size_of_picture
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
 from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar

@@ -1,0 +1,55 @@
+"""What the files of a large folder hold, kept from command to command among the user's caches."""
+
+import hashlib
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lora_mnist.data.images import digests_of
+from lora_mnist.data.pictures import size_of_picture
+from lora_mnist.files import read_json, write_json
+
+#: A file that has changed within so many nanoseconds may change again at the same time.
+_IN_DOUBT = 2_000_000_000
+
+
+class KnownFiles:
+    """What a folder's files hold, from command to command, in a file among the user's caches.
+
+    Whatever writes into a file changes the second of its times, which cannot be set. Of two
+    commands at once the last one's knowledge stays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._sure_before = folder, time.time_ns() - _IN_DOUBT
+        self._before, self._now = dict[str, Any](), dict[str, Any]()
+        with suppress(OSError, RuntimeError, ValueError):  # no home; damaged: it is made again
+            self._before = read_json(self._file)
+
+    @property
+    def _file(self) -> Path:
+        own = os.environ.get("XDG_CACHE_HOME")
+        name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
+        return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
+
+    def look_at(self, name: str) -> tuple[int, int, int]:
+        """The digest of a file of the folder, and the height and width of its picture."""
+        path = self._folder / name
+        about = path.stat()
+        times = (about.st_mtime_ns, about.st_ctime_ns)
+        key = f"{name} {about.st_size} {about.st_ino} {times}"
+        try:
+            digest, height, width = map(int, self._before[key])
+        except (KeyError, OverflowError, TypeError, ValueError):  # unknown, or damaged
+            digest, (height, width) = int(digests_of([path])), size_of_picture(path)
+        if max(times) < self._sure_before:
+            self._now[key] = [digest, height, width]
+        return digest, height, width
+
+    def save(self) -> None:
+        """Keep what was looked at."""
+        if self._now != self._before:
+            with suppress(OSError, RuntimeError):  # without it a command takes longer, no more
+                write_json(self._file, self._now)

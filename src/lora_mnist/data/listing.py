@@ -1,0 +1,102 @@
+"""The image files below a folder, by class and by what they are for, as their folders say."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from lora_mnist.errors import ArgumentError, nearest_to, printable, require
+
+log = logging.getLogger(__name__)
+
+#: What images are for, which folders say by these names, and by others.
+PARTS = ("train", "val", "test")
+_ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+class ImageFile(NamedTuple):
+    """An image file of a folder."""
+
+    path: str  # below the data folder, with "/" between
+    label: int
+    part: str  # train, val or test, by its folder; train where the folder holds classes alone
+
+
+class Listing:
+    """The folders of classes below ``root``: those of train/, val/ and test/, or they alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def parts(self) -> dict[Path, str]:
+        """The folders that hold folders of classes, and the part of the images in each."""
+        parts, others = {}, []
+        for name in _subfolders(self.root):
+            part = _ALSO_CALLED.get(name.lower(), name.lower())
+            if part in PARTS and _subfolders(self.root / name):  # without any, train/ is a class
+                parts[self.root / name] = part
+            else:
+                others.append(name)
+        if parts and others:
+            other = printable(self.root / others[0])
+            log.warning("%s is ignored, as it is no train/, val/ or test/", other)
+        return parts or {self.root: "train"}
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The names of the folders of classes, sorted: of those in train/, if there is one."""
+        folders = [folder for folder, part in self.parts.items() if part == "train"]
+        names = {name for folder in folders or self.parts for name in _subfolders(folder)}
+        require(len(names) > 1, "data_dir", self.root, "a folder for each of two classes")
+        return sorted(names)
+
+    def files(self, classes: Sequence[str]) -> list[ImageFile]:
+        """The image files, by path, as torchvision lists them; ``classes`` in another order."""
+        if sorted(classes) != self.classes:
+            others = [name for name in classes if name not in self.classes]
+            odd = ""
+            if others:
+                odd = f"; {others[0]} is none of them{nearest_to(others[0], self.classes)}"
+            expected = f"expected the folders of {self.root}: {self.classes}{odd}"
+            raise ArgumentError("classes", classes, expected)
+        files, others = [], []
+        for folder, part in self.parts.items():
+            for name in _subfolders(folder):
+                if name not in classes:
+                    expected = f"expected the folders of train/, but {name} is none of them"
+                    raise ArgumentError("data_dir", folder, expected + nearest_to(name, classes))
+                for file in files_below(folder / name):
+                    path = file.relative_to(self.root).as_posix()
+                    if file.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                        continue
+                    if file.name.lower().endswith(IMG_EXTENSIONS):
+                        files.append(ImageFile(path, classes.index(name), part))
+                    else:
+                        others.append(printable(path))
+        if others:
+            log.warning("%d files are not named as images: %s, ...", len(others), others[0])
+        return sorted(files)
+
+
+def _subfolders(root: Path) -> list[str]:
+    """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
+    names = [path.name for path in root.iterdir() if path.is_dir()]
+    return sorted(name for name in names if not name.startswith((".", "__")))
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """The files in ``root`` and in its folders; links may go in a circle."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        if here in seen:
+            subfolders.clear()
+        else:
+            yield from (Path(folder, name) for name in sorted(names))
+            subfolders.sort()  # of two links to a folder, the first is followed
+        seen.add(here)

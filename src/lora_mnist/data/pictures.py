@@ -1,0 +1,119 @@
+"""How a picture becomes an image: it is opened, decoded and brought to a size."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image, ImageOps, TiffImagePlugin
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
+from lora_mnist.data.images import Augment
+from lora_mnist.errors import PictureError, UserError, printable, require_number, require_one_of
+
+#: Other formats are left out: EPS, for one, is a program that Ghostscript would run.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def open_picture(
+    picture: Path | Image.Image,
+    upright: bool = False,
+    draft: bool = False,
+    keeps_alpha: bool = False,
+) -> Image.Image:
+    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read.
+
+    Without ``keeps_alpha`` alpha is to be dropped: a picture that loses all by it is refused.
+    """
+    source: AbstractContextManager[Image.Image]
+    try:
+        if isinstance(picture, Path):
+            source = Image.open(picture, formats=_FORMATS)
+        else:
+            source = nullcontext(picture)
+        with source as image:  # which closes a damaged file, too
+            file_format, bits = image.format, 16
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                (bits, *_) = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, [bits])
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            if draft:
+                image.draft("L", (1, 1))
+            image.load()
+    except Exception as error:  # Pillow has no common class for damaged files
+        raise PictureError(f"no readable picture ({type(error).__name__})") from error
+    # Pillow's mode I is of any range, but it scales these formats to 16 bits.
+    if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
+        raise PictureError(f"no readable picture (pixels of mode {image.mode}: no known range)")
+    if image.mode.startswith("I"):  # of 12 or 16 bits the upper eight: Pillow would clip at 255
+        return Image.fromarray((numpy.asarray(image) >> (bits - 8)).astype(numpy.uint8))
+    if image.has_transparency_data and not keeps_alpha:
+        extrema: Any = image.convert("RGBA").getextrema()
+        *colours, (least, most) = extrema
+        if least < most and all(low == high for low, high in colours):
+            raise PictureError("all of one colour without its transparency; lay it over another")
+    return image
+
+
+def size_of_picture(path: Path) -> tuple[int, int]:
+    """Height and width of a picture; ``ValueError``, if it cannot be read to its end."""
+    open_picture(path, draft=True)  # to see that it can be read; a draft has another size
+    with Image.open(path, formats=_FORMATS) as picture:
+        return picture.height, picture.width
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes an image: with ``transform``, or as torchvision's transforms do it."""
+
+    channels: int
+    size: tuple[int, int]  # height and width; a transform does not ask for it
+    resize: str
+    crop_pct: float
+    interpolation: str
+    transform: Callable[[Any], Any] | None
+
+    def __post_init__(self) -> None:
+        require_one_of("channels", self.channels, [1, 3])
+        require_one_of("resize", self.resize, ["crop", "stretch"])
+        require_number("crop_pct", self.crop_pct, 0.1, 1)
+        require_one_of("interpolation", self.interpolation, [m.value for m in InterpolationMode])
+
+    def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
+        """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""
+        picture = picture.convert("RGB" if self.channels == 3 else "L")
+        if self.transform is not None:
+            image = self.transform(augment(picture) if augment else picture)
+            if not isinstance(image, Tensor):
+                kind = type(image).__name__
+                raise UserError(f"prepare.transform: gives a {kind}; expected a tensor")
+            return image
+        height, width = size_before_crop(self.size, self.crop_pct)
+        if self.resize == "crop":
+            # The picture keeps its shape. Its longer side is rounded down, as in torchvision.
+            whole_height = width * picture.height // picture.width
+            width = max(width, height * picture.width // picture.height)
+            height = max(height, whole_height)
+        resized: Any = resize(picture, [height, width], InterpolationMode(self.interpolation))
+        cropped: Any = center_crop(resized, list(self.size))
+        pixels: Tensor = pil_to_tensor(cropped)
+        return augment(pixels) if augment else pixels.contiguous()
+
+    def read(self, path: Path, augment: Augment | None = None) -> Tensor:
+        """The image of a file; a ``PictureError`` names the file."""
+        try:
+            picture = open_picture(path)
+        except PictureError as error:
+            raise PictureError(f"{printable(path)}: {error}") from error
+        return self(picture, augment)
+
+
+def size_before_crop(size: Iterable[int], crop_pct: float) -> list[int]:
+    """The height and width to which a picture is brought before it is cropped to ``size``."""
+    # Rounded down, as in timm; 0.02 is for a rounded crop_pct: 32 / 0.889 is 35.996, for 36.
+    return [math.floor(side / crop_pct + 0.02) for side in size]

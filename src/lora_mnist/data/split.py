@@ -1,0 +1,51 @@
+"""Which images of a folder are to train, to validate and to test on: by the names of the files."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lora_mnist.data.listing import PARTS, ImageFile
+from lora_mnist.errors import ArgumentError
+
+
+def split(
+    files: Iterable[ImageFile], classes: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[dict[ImageFile, str], dict[str, str]]:
+    """The part of each image, and for a part without a folder, the part it is held out of.
+
+    ``settings`` are the keys of ``data`` for it. A hash of the seed and the file's path decides, so
+    that adding files changes the choice little.
+    """
+    val_from, seed = settings["val_from"], settings["split_seed"]
+    parts = {file: file.part for file in files}
+    if val_from == "test":  # then images in val/ are trained on
+        parts = {file: "test" if part == "test" else "train" for file, part in parts.items()}
+    existing, held_out = set(parts.values()), {}
+    if "test" not in existing:
+        expected = "expected train, since there is no folder test/"
+        if val_from == "test":
+            raise ArgumentError("val_from", "test", expected)
+        held_out["test"] = "train"
+    if "val" not in existing:
+        held_out["val"] = val_from
+
+    def place(file: ImageFile) -> bytes:
+        return hashlib.sha256(os.fsencode(f"{seed} {file.path}")).digest()
+
+    members: dict[tuple[int, str], list[ImageFile]] = defaultdict(list)
+    for file in sorted(parts, key=place):
+        members[file.label, parts[file]].append(file)
+    for label, name in enumerate(classes):
+        counts = {part: len(members[label, part]) for part in PARTS}
+        for part, source in held_out.items():  # the test images first
+            share = settings[f"{part}_size"]
+            count = max(1, round(share * counts[source])) if share else 0
+            parts |= dict.fromkeys(members[label, source][:count], part)
+            del members[label, source][:count]
+            if counts[source] and not members[label, source]:
+                expected = f"expected an image of {name} to be left in {source}, which has "
+                expected += f"{counts[source]}; a share above 0 takes one at least"
+                raise ArgumentError(f"{part}_size", share, expected)
+    return parts, held_out
