@@ -5,8 +5,8 @@ from lora_mnist.data.folder import Folder as Folder
 from lora_mnist.data.images import ImageDataset as ImageDataset
 from lora_mnist.data.images import Images as Images
 from lora_mnist.data.images import ImageSets as ImageSets
-from lora_mnist.data.images import Shift as Shift
 from lora_mnist.data.mnist import MNIST as MNIST
+from lora_mnist.data.pictures import Shift as Shift
 from lora_mnist.data.published import Published as Published
 
 #: The data sets, by the names that configurations and records have: no record may name another.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -167,39 +166,35 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read(
-        self, file: ImageFile, known: "KnownFiles | None"
-    ) -> tuple[Tensor | Path, int] | None:
-        """An image, or its file where it is not to be held in memory, and its digest.
-
-        None: it is broken.
-        """
-        path = self.root / file.path
-        image: Tensor | Path = path
-        try:
-            if known is not None:
-                digest, *size = known.look_at(file.path)
-            else:
-                picture = open_picture(path)
-                image, size = self.prepare(picture), [picture.height, picture.width]
-                digest = int(digests_of([path]))
-        except (PictureError, OSError) as error:
-            log.warning("%s: skipped: %s", printable(path), error)
-            return None
-        if self._has_own_size and tuple(size) != self.prepare.size:
-            here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
-            expected = f"expected images of one size, but {path} is {here}, another {there}"
-            raise ArgumentError("image_size", None, expected)
-        return image, digest
-
     def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
-        """What :meth:`_read` gives for the images that can be read."""
-        known = None if self._are_in_memory else KnownFiles(self.root)
+        """The readable images and their digests; those not held in memory are their files."""
+        root, known, images = self.root, KnownFiles(self.root), {}
+
+        def read(file: ImageFile) -> Any:
+            path = root / file.path
+            try:
+                if not self._are_in_memory:
+                    return path, *known.look_at(file.path)
+                picture = open_picture(path)
+                digest = int(digests_of([path]))
+                return self.prepare(picture), digest, picture.height, picture.width
+            except (PictureError, OSError) as error:
+                log.warning("%s: skipped: %s", printable(path), error)
+                return None
+
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            read = pool.map(self._read, self._files, repeat(known))
-            pairs = progress(zip(self._files, read, strict=True), "reading", len(self._files))
-            images = {file: image for file, image in pairs if image is not None}
-        if known is not None:
+            contents = progress(pool.map(read, self._files), "reading", len(self._files))
+            for file, content in zip(self._files, contents, strict=True):
+                if content is None:
+                    continue
+                image, digest, *size = content
+                if self._has_own_size and tuple(size) != self.prepare.size:
+                    here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
+                    path = root / file.path
+                    expected = f"expected images of one size, but {path} is {here}, another {there}"
+                    raise ArgumentError("image_size", None, expected)
+                images[file] = image, digest
+        if not self._are_in_memory:
             known.save()
         return images
 

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
-from torchvision.transforms.v2.functional import crop, get_size, pad
 
 from lora_mnist.errors import printable, require, require_number, require_one_of
 from lora_mnist.progress import progress
@@ -109,32 +108,6 @@ class Images(Dataset[Batch]):
             self.read or others.read,
             digests=torch.cat([self.digests, others.digests]),
         )
-
-
-class Shift:
-    """Moves an image by a random distance, of whole pixels; what becomes free is ``fill``.
-
-    It does what torchvision's ``RandomAffine`` does, in a seventh of the time.
-
-    Args:
-        share: the largest distances, as a share of height and width.
-        pixels: these distances in pixels, in place of ``share``.
-        fill: the value of each channel there, from 0, which is black, to 255.
-    """
-
-    def __init__(self, share: float = 0.1, pixels: int | None = None, fill: int = 0) -> None:
-        require_number("share", share, 0, 1)
-        require(type(fill) is int and 0 <= fill <= 255, "fill", fill, "an integer from 0 to 255")
-        self.share, self.pixels, self.fill = share, pixels, fill
-
-    def __call__(self, image: Any) -> Any:
-        border, corner, sides = [], [], get_size(image)
-        for side in sides:
-            most = round(self.share * side) if self.pixels is None else self.pixels
-            border.append(most)
-            corner.append(int(torch.randint(2 * most + 1, ())))
-        bordered = pad(image, border[::-1], fill=self.fill)
-        return crop(bordered, *corner, *sides)
 
 
 @dataclass(frozen=True)
