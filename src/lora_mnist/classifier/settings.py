@@ -84,13 +84,13 @@ class Settings:
             if type(value) is not type_:
                 damage = f"{key}={as_value(value)}; expected a {type_.__name__}"
                 raise UserError(f"{file}: its record is damaged: {damage}")
-        missing = [group for group in _GROUPS if not record.get(group)]
-        if len(missing) < len(_GROUPS):  # else it is of PEFT, or somebody's weights
+        if any(record.get(group) for group in _GROUPS):
             if (version := record.get("version")) != VERSION:
                 raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
-            if missing:
-                raise UserError(f"{file}: its record is damaged: {missing[0]} is missing")
-        elif who == "the adapter":
+            for group in ("net", "prepare"):
+                if not record.get(group):
+                    raise UserError(f"{file}: its record is damaged: {group} is missing")
+        elif who == "the adapter":  # of PEFT, or of Python; somebody's weights say no more
             self.sources.append(f"{who} does not say how pictures are prepared")
         self.take(who, record)
         self._refuse_foreign_code(file)
