@@ -231,11 +231,12 @@ def draw(cases: dict[str, dict[str, list[list[list[float]]]]], file: Path) -> No
     colours = ["#808080", "#9467bd", "#17a2b8", "#bcbd22", "#e07b39", "#2c8fdb"]
     figure = Figure(figsize=(7, 1.3 + 0.3 * len(cases)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, column, title in zip(panels, (1, 0), ("in all", "of the class"), strict=True):
+    for panel, column, title in zip(panels, (1, 0), ("in all", "on the class"), strict=True):
         for (method, mark), colour in zip(METHODS.items(), colours, strict=True):
             shares = [mean(left(case, method, column)) for case in cases.values()]
-            size = 60 if method == "repair" else 24
-            panel.scatter(shares, range(len(cases)), size, colour, mark, label=method, zorder=size)
+            size = 60 if method == "repair" else 24  # the large mark lies behind the others
+            marks = {"s": size, "color": colour, "marker": mark, "zorder": 100 - size}
+            panel.scatter(shares, range(len(cases)), label=method, **marks)
         panel.set_title(f"errors left {title}, % of the base's", fontsize=9, color=grey)
         panel.set_xlim(left=0)
         panel.grid(axis="both", color=grey, alpha=0.25)
