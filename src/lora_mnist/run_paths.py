@@ -29,14 +29,18 @@ WRITERS = {
 
 
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
-    """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
+    """Refuse a folder that has ``names``, or in which a run would replace what is not its own.
+
+    A command's is asked by ``ClaimOutputFolder`` of ``cli/main.py``, before Hydra writes into it,
+    and any run's when its session is opened.
+    """
     for name in (*names, *WRITERS):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Refuse an ``out=`` where nothing new can be written, which is tried before all else."""
+    """Refuse an ``out=`` where nothing new can be written; asked before a network is loaded."""
     with naming(f"out={out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.touch(exist_ok=False)

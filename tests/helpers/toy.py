@@ -23,6 +23,7 @@ CONFIG = {
         {"launcher": None},
     ],
     "stage": "toy",
+    "sweep": {"metric": "val.accuracy"},
     "seed": 0,
     "x": 1,
     "y": 1,
@@ -45,6 +46,7 @@ STORE = ConfigStore.instance()
 STORE.store("toy", CONFIG)
 #: For a command without sweeps of its own.
 PLAIN = {**CONFIG, "defaults": [group for group in CONFIG["defaults"] if "sweep" not in group]}
+del PLAIN["sweep"]
 STORE.store("plain", PLAIN)
 for name in ("round", "square"):
     STORE.store(name, {"kind": name}, group="shape")

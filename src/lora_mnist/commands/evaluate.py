@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.config.command import Run
 from lora_mnist.config.values import checked_copy
-from lora_mnist.run_paths import new_run_folder, refuse_used_folder
+from lora_mnist.run_paths import new_run_folder
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.results import finish
@@ -30,7 +30,6 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
     cfg = checked_copy(cfg, run)
-    refuse_used_folder("hydra.run.dir", run.folder)
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier

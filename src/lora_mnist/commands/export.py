@@ -23,7 +23,7 @@ from lora_mnist.classifier.huggingface import TARGET, save_folder
 from lora_mnist.config.command import Run, classifier_of
 from lora_mnist.config.values import checked_copy
 from lora_mnist.data import ImageDataset, Images
-from lora_mnist.errors import IncompleteError, UserError, as_value, naming, require_extra
+from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
@@ -86,13 +86,12 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         IncompleteError: if the written network computes something else than the live one.
     """
     cfg = checked_copy(cfg, run)
-    out = Path(str(cfg.out or "."))
+    out = Path(str(cfg.out))
     ending = out.suffix.lower()
-    expected = "expected a file that does not exist yet, and ends in .onnx or .safetensors"
-    with naming(f"out={as_value(cfg.out)}"):
-        is_taken = out.exists()  # it may be somebody's weights
-    if is_taken or ending not in (".onnx", ".safetensors", ""):
+    expected = "expected a new file that ends in .onnx or .safetensors"
+    if cfg.out is None or ending not in (".onnx", ".safetensors", ""):
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
+    refuse_unwritable(out)  # as it is, where there is a file: it may be somebody's weights
     if ending == ".onnx":
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg)
@@ -100,7 +99,6 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if not ending and (classifier.settings.net["_target_"] != TARGET or transform is not None):
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
-    refuse_unwritable(out)
     classifier.check()
     images, name = classifier.test_images(), "test images"
     if images is None:

@@ -87,7 +87,7 @@ def readable_pictures(
 
 
 def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], out: Path) -> None:
-    """Write predictions to a CSV file, in the columns of a run's predictions.csv."""
+    """Write predictions to a CSV file, in the columns that ``configs/predict.yaml`` names."""
     titles = ["file"]
     for side in sides:
         titles += [side, f"{side}_probability"]

@@ -7,14 +7,13 @@
 from typing import Any
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_mnist.choice import tell
 from lora_mnist.classifier.base import refuse_to_replace
 from lora_mnist.config.command import Run
 from lora_mnist.config.values import checked_copy
-from lora_mnist.run_paths import new_run_folder, refuse_used_folder
+from lora_mnist.run_paths import new_run_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import train_repair
 from lora_mnist.training.check_preprocessing import check_base
@@ -45,8 +44,6 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora}
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
     cfg = checked_copy(cfg, run)
-    if not run.is_sweep:  # a cluster may start a job again in its folder
-        rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
         return stages[cfg.stage](cfg, run)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.point import BASE
 from lora_mnist.lora.weight import by_pattern, layers_to_adapt
 from lora_mnist.measure.predictions import predictions_at
+from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.session import KNOWN_AT_ONCE, Session
 from lora_mnist.training.trainer import make_trainer
@@ -45,6 +47,8 @@ _NO_IMAGES = ImageSets(_EMPTY, _EMPTY, _EMPTY, {}, {})
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
+    if not run.is_sweep:  # a cluster may start a job again in its folder
+        rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     _refuse_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
