@@ -39,7 +39,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("callbacks.checkpoint.min=1", " callbacks.checkpoint.save_last, "),
         ("Flöte", "Flöte: expected KEY=VALUE"),
         ("trainer.precision=16-true", "trainer.precision=16-true: "),
-        ("run_name=${nope}", "run_name: Interpolation key 'nope' not found"),
+        ("run_name=${nope}", ": Interpolation key 'nope' not found"),
     ],
 )
 def test_a_refusal_is_one_line_and_leaves_no_run(cli, tmp_path, argument, answer):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import CLASSIFIER, Run
-from lora_mnist.config.values import COMMANDS, checked_copy, dotted, keys_in
+from lora_mnist.config.keys import checked_copy
 
 FILE = """
 defaults:
@@ -86,17 +86,6 @@ def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
     chosen = ("hydra.searchpath=[file://.]", f"{CLASSIFIER}={group}", "stage=lora", "logger=none")
     said = refused(train, composed("train", *chosen, "paths.outputs=outputs"), Run(here / "run"))
     assert said.startswith(group)
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "lora", "eval", "predict", "export", "demo"])
-def test_the_keys_of_a_command_are_those_of_its_configuration(stage):
-    """They are read from the files of the groups, without composing."""
-    if stage in COMMANDS:
-        known, cfg = keys_in(stage), composed(stage)
-    else:
-        known = keys_in("train") | keys_in(f"stage/{stage}")
-        cfg = composed("train", f"stage={stage}")
-    assert known == dotted(OmegaConf.to_container(cfg))
 
 
 def test_keys_of_ones_own_are_taken_where_a_group_or_a_value_has_them():

@@ -98,10 +98,9 @@ def test_what_is_typed_counts_for_all_trials(go):
 @pytest.mark.parametrize(
     ("more", "start"),
     [
-        ("+trials.more={lora.rank: 4}", "trials.more: lora.rank: expected keys of "),
-        ("+trials.more={optimizer.lr: fast}", "trials.more: optimizer.lr=fast: "),
-        ("+trials.more={lora.dropout: x}", "trials.more: lora.dropout=x: "),
-        ("+trials.more={lora.dropout: 1}", "trials.more: lora.dropout=1: "),
+        ("+trials.more={lora.rank: 4}", "trials.more.lora.rank: expected keys of "),
+        ("+trials.more={optimizer.lr: fast}", "trials.more.optimizer.lr=fast: "),
+        ("+trials.more={lora.dropout: 1}", "trials.more.lora.dropout=1: "),
         ("+trials.more=3", "trials.more=3: expected keys of "),
         ("+trials.more={batches.augment: {_target_: os.No}}", "batches.augment: "),
         ("+trials.more={loss.target_weight: 2}", "loss.target_weight=2: "),

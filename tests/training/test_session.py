@@ -9,7 +9,7 @@ from helpers.commands import refused
 from helpers.stranger import config, move_in
 
 from lora_mnist.config.command import Run
-from lora_mnist.config.values import checked_copy
+from lora_mnist.config.keys import checked_copy
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS
 from lora_mnist.training.opening import open_session

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lora_mnist import __version__
 from lora_mnist.config.command import CLASSIFIER, in_grammar
-from lora_mnist.config.values import COMMANDS
+from lora_mnist.config.keys import COMMANDS
 from lora_mnist.errors import as_value
 from lora_mnist.project import CONFIGS
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import SIGNALS, run_entry
 from lora_mnist.config.command import Run
-from lora_mnist.config.values import COMMANDS, checked_copy
+from lora_mnist.config.keys import COMMANDS, checked_copy
 
 
 def run_command(cfg: DictConfig, run: Run) -> None:

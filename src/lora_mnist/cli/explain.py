@@ -9,7 +9,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from lora_mnist.cli.arguments import as_typed
-from lora_mnist.config.values import unknown_key
+from lora_mnist.config.keys import unknown_key
 from lora_mnist.errors import GROUP_OF, ArgumentError, UserError, one_line, printable, refusal_of
 from lora_mnist.project import CONFIGS, command_line
 

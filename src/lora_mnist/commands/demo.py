@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run, classifier_of
-from lora_mnist.config.values import checked_copy
+from lora_mnist.config.keys import checked_copy
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra

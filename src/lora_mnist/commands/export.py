@@ -21,7 +21,7 @@ from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import TARGET, save_folder
 from lora_mnist.config.command import Run, classifier_of
-from lora_mnist.config.values import checked_copy
+from lora_mnist.config.keys import checked_copy
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
 from lora_mnist.files import atomic_write

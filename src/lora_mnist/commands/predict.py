@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run, classifier_of
-from lora_mnist.config.values import checked_copy
+from lora_mnist.config.keys import checked_copy
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
     IncompleteError,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from lora_mnist.choice import tell
 from lora_mnist.classifier.base import refuse_to_replace
 from lora_mnist.config.command import Run
-from lora_mnist.config.values import checked_copy
+from lora_mnist.config.keys import checked_copy
 from lora_mnist.run_paths import new_run_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import train_repair

@@ -16,7 +16,6 @@ from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.command import Run, key_of, make
-from lora_mnist.config.values import with_settings
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, mix_of, select
@@ -232,7 +231,10 @@ class Session:
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Session":
         """The session of another training, whose configuration has these values by key."""
-        return replace(self, cfg=with_settings(self.cfg, settings))
+        cfg = self.cfg.copy()
+        for key, value in settings.items():
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+        return replace(self, cfg=cfg)
 
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:

@@ -1,0 +1,140 @@
+"""Which keys a command takes: a configuration is checked once, and keeps those of its command."""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lora_mnist.config.command import Run, is_in, key_of
+from lora_mnist.config.values import check_values
+from lora_mnist.errors import UserError, as_value
+from lora_mnist.project import CONFIGS
+
+#: The commands, by the names of their configurations.
+COMMANDS = ("train", "eval", "predict", "export", "demo")
+#: What has keys of its own: train.py by its stages.
+_STAGES = ("pretrain", "lora", *COMMANDS[1:])
+#: Groups in which a user may add any key: it is handed on, or a name of the user's own.
+_OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
+
+# Hydra takes a new key only with a + before it. In a group that has any_keys among its defaults it
+# takes any.
+_any_keys = OmegaConf.create({})
+OmegaConf.set_struct(_any_keys, False)
+ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
+
+
+def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``.
+
+    A key that no command has is refused, and so are a value that a key cannot have, a value in
+    place of a group and a typed key of another command: Hydra finds some of these on the command
+    line, but none in a user's files. A copy of a copy is equal to it.
+    """
+    typed = None if run is None or run.typed is None else [key_of(text) for text in run.typed]
+    content: Any = OmegaConf.to_container(cfg)
+    own, checked = keys_of(cfg.stage), cfg.copy()
+    others = [name for name in content if name not in own]
+    _refuse_unknown_keys(content, all_keys() if others else own)
+    for name in others:  # a user's file may be for several commands
+        # From Python each key is as good as typed.
+        if typed is None or any(is_in(key, name) for key in typed):
+            raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
+        with open_dict(checked):
+            del checked[name]
+    _resolve_digit(checked, typed or ())
+    if run is not None:
+        checked.paths.run = str(run.folder)
+        OmegaConf.to_container(checked, resolve=True)  # raises for a ${name} of nothing
+    check_values(checked)
+    return checked
+
+
+def _refuse_unknown_keys(
+    content: Mapping[str, Any], known: Mapping[str, bool], group: str = ""
+) -> None:
+    """Refuse a key that is not ``known``, and a value in place of a group.
+
+    Not those in a value, such as a layer's name in ``lora.rank_pattern``, nor arguments of a
+    function, of which there may be more than are configured.
+    """
+    for name, value in content.items():
+        key = f"{group}{name}"
+        if key not in known:
+            raise UserError(unknown_key(key))
+        if not known[key] or (key == "trials" and value is None):
+            continue
+        if value is None:
+            raise UserError(f"{key}: is empty; expected its keys, or no such line")
+        if not isinstance(value, dict):
+            chosen = f"a file chooses a group by 'defaults: [override /{key}: {as_value(value)}]'"
+            raise UserError(f"{key}: {as_value(value)}: expected its keys; {chosen}")
+        if key not in _OPEN and "_target_" not in value and f"{key}._target_" not in known:
+            _refuse_unknown_keys(value, known, f"{key}.")
+
+
+def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
+    """Make ``target`` what ``digit``, its other name, says where ``digit`` alone is typed.
+
+    Elsewhere ``target: ${digit}`` does that, and a target in a file of the user's goes before the
+    recipe's digit, which is weakest.
+    """
+    digit, target = checked.get("digit"), checked.get("target")
+    names = {"digit", "target"} & {*typed}
+    if names == {"digit"}:
+        checked.target = digit
+    elif digit not in (None, target) and (len(names) == 2 or (not names and digit != "weakest")):
+        other = f"expected no other class than target={as_value(target)}, since both mean the same"
+        raise UserError(f"digit={as_value(digit)}: {other}")
+
+
+@cache
+def keys_of(stage: str) -> dict[str, bool]:
+    """:func:`dotted` of the configuration of a command, or of a stage of train.py."""
+    name, overrides = (stage, []) if stage in COMMANDS else ("train", [f"stage={stage}"])
+    if (CONFIGS / "local" / "default.yaml").is_file():
+        overrides.append("~local@_global_")  # the user's
+    around = get_gh_backup()  # the Hydra in which a command, or a caller in Python, runs
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(name, overrides)
+    restore_gh_from_backup(around)
+    return dotted(OmegaConf.to_container(cfg))
+
+
+def dotted(nested: Any, group: str = "") -> dict[str, bool]:
+    """All keys of a configuration, groups before what is in them, and whether each is a group."""
+    keys = {}
+    for name, value in nested.items():
+        key = f"{group}{name}"
+        keys[key] = isinstance(value, dict)
+        if keys[key]:
+            keys |= dotted(value, f"{key}.")
+    return keys
+
+
+def all_keys() -> dict[str, bool]:
+    """The keys of all commands."""
+    keys: dict[str, bool] = {}
+    for stage in _STAGES:
+        keys |= keys_of(stage)
+    return keys
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a key that this command has not: which are most like it."""
+    keys = [each for each in all_keys() if not is_in(each, "sweep.columns")]  # titles
+    name, reason = key.rpartition(".")[2], "nothing reads this key"
+    nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]
+    if key in keys:
+        readers = [stage for stage in _STAGES if key in keys_of(stage)]
+        reason += f" here; it is a key of {', '.join(readers)}"
+    else:
+        nearest = nearest or get_close_matches(key, keys, cutoff=0)
+    return f"{key}: {reason}" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
