@@ -31,7 +31,7 @@ WRITERS = {
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
     """Refuse a folder that has ``names``, or in which a run would replace what is not its own.
 
-    A command's is asked by ``ClaimOutputFolder`` of ``cli/main.py``, before Hydra writes into it,
+    A command's is asked by ``ClaimOutputFolder`` of ``cli/folder.py``, before Hydra writes into it,
     and any run's when its session is opened.
     """
     for name in (*names, *WRITERS):

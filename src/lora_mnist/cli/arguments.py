@@ -2,7 +2,6 @@
 
 import re
 import sys
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -62,13 +61,6 @@ def print_groups(name: str) -> None:
     print("\nKeys; KEY=VALUE sets:")
 
 
-def _as_names(value: Any) -> str:
-    """The choice of a group in Hydra's grammar, as texts alone: of these it lists what there is."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_as_names, value))}]"
-    return f"'{as_value(value)}'"
-
-
 def give_to_hydra(config_name: str) -> None:
     """Make of ``sys.argv`` what Hydra takes; the processes of Lightning are started with it, too.
 
@@ -85,8 +77,8 @@ def give_to_hydra(config_name: str) -> None:
             continue
         try:
             named = parser.parse_override(text).value()
-            if (CONFIGS / key).is_dir() and isinstance(named, int | float | list | None):
-                text = f"{key}={_as_names(named)}"
+            if (CONFIGS / key).is_dir() and isinstance(named, int | float | None):
+                text = f"{key}='{as_value(named)}'"  # of a text Hydra lists what there is
         except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
             is_list = set(value) & set(",[]{}()")
             text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"

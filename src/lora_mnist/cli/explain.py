@@ -10,7 +10,7 @@ from yaml import YAMLError
 
 from lora_mnist.cli.arguments import as_typed
 from lora_mnist.config.keys import unknown_key
-from lora_mnist.errors import GROUP_OF, ArgumentError, UserError, one_line, printable, refusal_of
+from lora_mnist.errors import ArgumentError, UserError, one_line, printable, refusal_of
 from lora_mnist.project import CONFIGS, command_line
 
 
@@ -26,26 +26,17 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explain_configuration(error: BaseException) -> str:
-    """What is wrong with an override or a key, in the words of Hydra or OmegaConf."""
+    """What is wrong with an override or a key: Hydra's own line, and ours where it is no help."""
     # Hydra says which override was wrong, and OmegaConf, its cause, why.
     cause = error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
-        key = str(cause.full_key)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause is not error:
         if OmegaConf.is_missing(cause.parent_node, "stage"):
             return no_stage()  # which keys there are depends on it
-        if not isinstance(error, HydraException):  # the command reads it
-            return f"{key}: missing; expected a value"
-        function, (group, _, name) = cause.parent_node.get("_target_"), key.rpartition(".")
-        if function and name not in GROUP_OF:
-            beside = ", ".join(f"{group}.{each}" for each in cause.parent_node if each[0] != "_")
-            new = f"+{key}, a new argument of {function}"
-            return f"{key}: nothing reads this key; expected one of {beside}, or {new}"
-        if group and not cause.parent_node:
-            return f"{key}: nothing reads this key, since {group} has no keys here"
-        return unknown_key(key)
+        function = cause.parent_node.get("_target_")
+        more = f"; +{cause.full_key} adds an argument of {function}" if function else ""
+        return unknown_key(str(cause.full_key)) + more
     if isinstance(cause, OmegaConfBaseException):
         reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
-        reason = reason.rpartition(" raised while resolving interpolation: ")[2]
         return one_line(f"{cause.full_key}: {reason}")
     message = one_line(str(error).partition("Config search path:")[0])
     if isinstance(error, OverrideParseException):
@@ -59,10 +50,6 @@ def _explain_configuration(error: BaseException) -> str:
             "classifier: expected --config-dir FOLDER, with your file in it: "
             "FOLDER/classifier/NAME.yaml"
         )
-    in_list = re.search(r"Could not load '(.+)/.+'", message)  # Hydra lists names for a single one
-    if in_list and (CONFIGS / in_list[1]).is_dir():
-        names = sorted(file.stem for file in (CONFIGS / in_list[1]).glob("*.yaml"))
-        return f"{message} Available options in '{in_list[1]}': {' '.join(names)}"
     no_group = re.match(r"Could not \w+ '([\w/]+)'. No match", message)
     if no_group and (CONFIGS / no_group[1]).is_dir():
         return f"{no_group[1]}: nothing reads this group here; another command has it"
