@@ -27,7 +27,7 @@ MISTAKES = {
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
         (*LORA, "callbacks=best -> callbacks: "),
         (*PRETRAIN, "data.val_size=99999999"),
-        (*PRETRAIN, "net.in_features=700 -> net: MLP cannot take images of shape "),
+        (*PRETRAIN, "net.in_features=700 -> net: images of shape "),
         (*PRETRAIN, "data.val_size=1", "trainer.devices=2"),
         (*PRETRAIN, "+trainer.nope=1 -> trainer: "),
         (*PRETRAIN, "optimizer.lr=auto"),

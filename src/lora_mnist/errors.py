@@ -22,6 +22,7 @@ GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches"
 _LIBRARIES = sys.stdlib_module_names | {
     *("lora_mnist", "hydra", "omegaconf", "torch", "torchvision", "timm", "PIL", "numpy"),
     *("lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "fsspec"),
+    "transformers",
 }
 
 
@@ -107,7 +108,7 @@ def config_group(group: str) -> Iterator[None]:
             raise UserError(refusal_of(cause, group)) from error
         if _is_of_libraries(cause):
             raise UserError(f"{group}: {type(cause).__name__}: {one_line(cause)}") from error
-        cause.add_note(f"{group}: this part of the configuration was being made")
+        cause.add_note(f"{group}: the error came while this was made or called")
         raise cause from cause.__cause__
 
 

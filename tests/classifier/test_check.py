@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
+from helpers.commands import refused
 from torch import nn
+from torchvision.models import VisionTransformer
 from torchvision.transforms import v2
 
 from lora_mnist import CNN, add_lora, save_adapter
@@ -36,6 +38,13 @@ def test_check_outputs_refuses_what_are_no_logits(function, reason):
     else:
         with pytest.raises(UserError, match=f"^net: {re.escape(reason)}"):
             check_outputs(net, images, 3, "photos")
+
+
+def test_a_librarys_own_line_says_which_images_its_network_takes():
+    net = VisionTransformer(32, 8, 1, 2, 8, 8, num_classes=3).eval()
+    said = refused(check_outputs, net, torch.zeros(4, 3, 40, 40), 3, "photos")
+    assert "prepare.image_size" in said
+    assert said.endswith("Expected 32 but got 40!")
 
 
 class Viewed(CNN):

@@ -5,25 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.classifier.networks import NETWORKS
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, config_group
 
 
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
     """Refuse a network that cannot take these images, or does not give a logit for each class."""
     shape = tuple(images.shape)
-    try:
+    with config_group(
+        f"net: images of shape {shape} from {dataset}; expected another net, such as net=resnet20, "
+        "other sizes of its own, or other prepare.image_size or prepare.channels"
+    ):
         output: Any = net(images)
-    except Exception as error:  # whatever the network's own layers raise
-        reason = (
-            f"images of shape {shape} from {dataset}; expected another net, such as net=resnet20"
-        )
-        reason += ", other sizes of its own, or other prepare.image_size or prepare.channels"
-        if isinstance(net, (*NETWORKS.values(),)):
-            raise UserError(f"net: {type(net).__name__} cannot take {reason}") from error
-        error.add_note(f"net: {reason}?")
-        raise
     expected = (len(images), num_classes)
     given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if given != expected:
