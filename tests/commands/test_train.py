@@ -146,11 +146,11 @@ def test_the_base_is_proven_unchanged(outputs):
 
 def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     """The dial is tried on validation images; where the adapter does nothing but harm, it is 0."""
-    ranks = ("lora=pissa", "lora.rank=auto", "lora.rank_pattern={linear2: 2}")
+    ranks = ("lora=pissa", "lora.rank=auto")
     options = (*NINES, *ranks, "lora.scale=auto", "trainer.max_steps=20")
     results = run(outputs, *options)
     lora_A = [A for name, A in sorted(adapter_of(newest(outputs)).items()) if "lora_A" in name]
-    assert [len(A) for A in lora_A] == [16, 2 * 2]  # PiSSA has twice the rank, or the full one
+    assert [len(A) for A in lora_A] == [16, 10]  # the full rank
     dial = results["dial"]
     assert dial["images"] == 500
     assert dial["advised"] == results["point"] == results["choices"]["point"]["value"]

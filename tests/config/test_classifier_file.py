@@ -89,7 +89,7 @@ def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
 
 
 def test_keys_of_ones_own_are_taken_where_a_group_or_a_value_has_them():
-    more = ("lora.rank_pattern={linear2: 2}", "+callbacks.x.y=1", "+sweep.columns.rate=seed")
+    more = ("+callbacks.x.y=1", "+sweep.columns.rate=seed")
     cfg = composed("train", "stage=lora", *more, "+logger.tensorboard.prefix=a")
     given, left = map(OmegaConf.to_container, (cfg, checked_copy(cfg)))
     assert left == given

@@ -45,7 +45,6 @@ def test_a_scale_of_no_adapter_is_refused_before_its_base_is_read(tmp_path):
     "mistake",
     [
         f"net._target_={__name__}.of_probabilities -> net: ",
-        "lora.rank_pattern={conv: 2, nose: 3} -> lora.rank_pattern={nose: 3}: ",
         "lora.target_modules=[nose]",
         "loss.target_weight=2",
         "callbacks=best -> callbacks: ",

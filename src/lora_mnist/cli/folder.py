@@ -1,6 +1,6 @@
 """The folder of a run, or of a sweep: claimed before Hydra writes into it, and what is left there.
 
-A run's own files are all written by ``training/results.py``.
+Who writes which file into it is told by ``WRITERS`` in ``run_paths.py``.
 """
 
 import shutil

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run, classifier_of
+from lora_mnist.config.command import Run, classifier_of, typed_point
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
@@ -140,5 +140,5 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = checked_copy(cfg, run)
     classifier = classifier_of(cfg)
     classifier.check()
-    turn_adapter(classifier, cfg.scale, cfg.offset)
+    turn_adapter(classifier, **typed_point(cfg))
     build_page(classifier).launch(share=False, show_error=True)

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.classifier.choose_point import turn_adapter
-from lora_mnist.config.command import Run
+from lora_mnist.config.command import Run, typed_point
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.run_paths import new_run_folder
 from lora_mnist.training.check_preprocessing import check_base
@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         session = open_session(cfg, run)
         classifier = session.classifier
         session.evaluating()  # also what the dial sees
-        point = turn_adapter(classifier, cfg.scale, cfg.offset)
+        point = turn_adapter(classifier, **typed_point(cfg))
         choices = {} if point is None else {"point": point}
         is_alone = classifier.adapter is None
         tables, advice = session.tables(with_val=is_alone), []

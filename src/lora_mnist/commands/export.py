@@ -20,7 +20,7 @@ from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import TARGET, save_folder
-from lora_mnist.config.command import Run, classifier_of
+from lora_mnist.config.command import Run, classifier_of, typed_point
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
@@ -107,7 +107,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         labels = torch.zeros(len(pictures), dtype=torch.int64)
         images, name = Images(torch.stack(pictures), labels), "pictures of a gradient"
     classifier.check(images)
-    point = turn_adapter(classifier, cfg.scale, cfg.offset)
+    point = turn_adapter(classifier, **typed_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:
@@ -141,7 +141,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             )
     parts = "base"
     if point is not None:
-        parts += " and adapter at scale {scale:g}, offset {offset:g}".format(**where)
+        parts += f" and adapter at {', '.join(f'{knob} {where[knob]:g}' for knob in where)}"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata

@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run, classifier_of
+from lora_mnist.config.command import Run, classifier_of, typed_point
 from lora_mnist.config.keys import checked_copy
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
@@ -56,7 +56,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         refuse_unwritable(Path(str(cfg.out)))
     classifier = classifier_of(cfg)
     classifier.check()
-    turn_adapter(classifier, cfg.scale, cfg.offset)
+    turn_adapter(classifier, **typed_point(cfg))
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.lora.point import Point
 from lora_mnist.project import importable
 from lora_mnist.run_paths import latest_adapter
 
@@ -46,6 +47,11 @@ class Run:
         for text in (*overrides["task"], *overrides["hydra"]):
             typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
         return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that are typed."""
+        return [key_of(text) for text in self.typed or ()]
 
     @property
     def overrides(self) -> list[str] | None:
@@ -101,14 +107,19 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return groups
 
 
+def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
+    """What a command is told of the point of a saved adapter; ``None``: as it was saved."""
+    return {knob: cfg.get(knob) for knob in Point._fields}
+
+
 def classifier_of(cfg: DictConfig) -> "Classifier":
     """The classifier that a configuration names: its base, and its adapter as it was saved."""
     from lora_mnist.classifier.classifier import Classifier  # here: torch
 
     adapter = cfg.get("adapter")
-    for key in ("scale", "offset"):
-        if adapter is None and cfg.get(key) is not None:
-            raise UserError(f"{key}={cfg[key]}: expected null, since there is no adapter")
+    for knob, value in typed_point(cfg).items():
+        if adapter is None and value is not None:
+            raise UserError(f"{knob}={value}: expected null, since there is no adapter")
     if adapter == "latest":
         adapter = latest_adapter(cfg.paths.outputs)
     groups = settings_of(cfg)

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lora_mnist.config.command import Run, is_in, key_of
+from lora_mnist.config.command import Run, is_in
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import CONFIGS
@@ -37,18 +37,17 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     place of a group and a typed key of another command: Hydra finds some of these on the command
     line, but none in a user's files. A copy of a copy is equal to it.
     """
-    typed = None if run is None or run.typed is None else [key_of(text) for text in run.typed]
     content: Any = OmegaConf.to_container(cfg)
     own, checked = keys_of(cfg.stage), cfg.copy()
     others = [name for name in content if name not in own]
     _refuse_unknown_keys(content, all_keys() if others else own)
     for name in others:  # a user's file may be for several commands
         # From Python each key is as good as typed.
-        if typed is None or any(is_in(key, name) for key in typed):
+        if run is None or run.typed is None or any(is_in(key, name) for key in run.keys):
             raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
         with open_dict(checked):
             del checked[name]
-    _resolve_digit(checked, typed or ())
+    _resolve_digit(checked, [] if run is None else run.keys)
     if run is not None:
         checked.paths.run = str(run.folder)
         OmegaConf.to_container(checked, resolve=True)  # raises for a ${name} of nothing
@@ -61,8 +60,7 @@ def _refuse_unknown_keys(
 ) -> None:
     """Refuse a key that is not ``known``, and a value in place of a group.
 
-    Not those in a value, such as a layer's name in ``lora.rank_pattern``, nor arguments of a
-    function, of which there may be more than are configured.
+    Not arguments of a function, of which there may be more than are configured.
     """
     for name, value in content.items():
         key = f"{group}{name}"

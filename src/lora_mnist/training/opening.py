@@ -29,7 +29,7 @@ from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.point import BASE
-from lora_mnist.lora.weight import by_pattern, layers_to_adapt
+from lora_mnist.lora.weight import layers_to_adapt
 from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
@@ -109,13 +109,11 @@ def _refuse_network(session: Session) -> None:
     if is_repair:
         with config_group("lora"):
             require_one_of("init", cfg.lora.init, KINDS)
-            layers = layers_to_adapt(net, cfg.lora.target_modules)
-            by_pattern("rank_pattern", cfg.lora.rank_pattern, layers, None)
+            layers_to_adapt(net, cfg.lora.target_modules)
     _check_network(classifier)
     if not trains:
         return
-    typed = [key_of(text) for text in session.run.typed or ()]
-    for settings in ({}, *settings_of_trials(cfg, typed).values()):
+    for settings in ({}, *settings_of_trials(cfg, session.run.keys).values()):
         session.with_settings(settings).check_training()
     if cfg.ckpt_path is not None:
         refuse_other_training(cfg.ckpt_path, session.hyperparameters(), KNOWN_AT_ONCE)

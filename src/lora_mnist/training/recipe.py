@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.choose_point import Dial
-from lora_mnist.config.command import key_of
 from lora_mnist.config.values import settings_of_trials
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
@@ -53,13 +52,13 @@ def put_adapter(session: Session, selection: Selection) -> None:
     if is_auto:
         arguments["rank"] = _AUTO_RANK
     with config_group("lora"):
-        ranks = arguments["rank_pattern"] = dict(arguments["rank_pattern"] or {})
+        ranks = {}
         for name, weight in layers_to_adapt(net, arguments["target_modules"]).items():
             full = min(weight.base.flatten(1).shape)
             if is_auto and full < _AUTO_RANK:
-                ranks.setdefault(f"^{name}", full)  # the user's own patterns come first
+                ranks[f"^{name}"] = full
         # There it draws its first values: the same on every machine.
-        add_lora(net.cpu(), **arguments)
+        add_lora(net.cpu(), **arguments, rank_pattern=ranks)
     if layer is not None:
         counts = images.labels.bincount(minlength=len(dataset.classes)).float()
         add_offset(net, layer, offset_for(counts, selection.targets))
@@ -104,10 +103,9 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         steps = _STEPS_OF_MANY if is_common else _STEPS
     # A seed that is drawn is drawn once: each training has the same order.
     common = {"trainer.max_steps": steps, "batches.seed": session.order_seed()}
-    typed = [key_of(text) for text in session.run.typed or ()]
     takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     trials: dict[str, Session] = {}
-    for name, values in (settings_of_trials(session.cfg, typed) or {"lora": {}}).items():
+    for name, values in (settings_of_trials(session.cfg, session.run.keys) or {"lora": {}}).items():
         if not takes_dropout:
             values.pop("lora.dropout", None)
         trial = session.with_settings(common | values)

@@ -24,7 +24,7 @@ from lora_mnist.classifier.base import (
 )
 from lora_mnist.classifier.learnt import write_learnt
 from lora_mnist.classifier.settings import VERSION
-from lora_mnist.config.command import Run, key_of
+from lora_mnist.config.command import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.files import write_csv, write_json
 from lora_mnist.lora.adapter import save_adapter
@@ -143,7 +143,7 @@ def results_of(
 
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     """The file of the current base, which a pretraining replaces; in a sweep a typed one alone."""
-    if run.is_sweep and "base_ckpt" not in map(key_of, run.typed or ()):
+    if run.is_sweep and "base_ckpt" not in run.keys:
         return None
     if cfg.base_ckpt is not None:
         return Path(str(cfg.base_ckpt))

@@ -15,7 +15,7 @@ from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.classifier.settings import foreign_code
-from lora_mnist.config.command import Run, key_of, make
+from lora_mnist.config.command import Run, make
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, mix_of, select
@@ -222,7 +222,7 @@ class Session:
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""
         names = {key, "digit"} if key == "target" else {key}
-        is_typed = not names.isdisjoint(key_of(text) for text in self.run.typed or ())
+        is_typed = not names.isdisjoint(self.run.keys)
         return Choice(value, why="typed" if is_typed else "as configured")
 
     def of_first_process(self, value: Any) -> Any:
