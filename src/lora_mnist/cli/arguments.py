@@ -1,11 +1,10 @@
-"""What is typed, as Hydra takes it, and --help. No other file reads ``sys.argv``."""
+"""What is typed, as Hydra takes it. No other file reads ``sys.argv``."""
 
 import re
 import sys
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from lora_mnist import __version__
 from lora_mnist.config.command import CLASSIFIER, in_grammar
@@ -49,28 +48,13 @@ def as_typed() -> list[str]:
     return typed[2:] if typed[:1] == ["--config-name"] else typed
 
 
-def print_groups(name: str) -> None:
-    """How ``--help`` begins. Hydra's own takes a second: it copies all groups for each one."""
-    help_of = OmegaConf.select(OmegaConf.load(CONFIGS / f"{name}.yaml"), "hydra.help")
-    if help_of is not None:
-        print(help_of.header)
-    print("Groups; GROUP=NAME chooses:")
-    for folder in sorted(CONFIGS.rglob("*/")):
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
-        print(f"  {folder.relative_to(CONFIGS).as_posix()}: {', '.join(names)}")
-    print("\nKeys; KEY=VALUE sets:")
-
-
-def give_to_hydra(config_name: str) -> None:
+def give_to_hydra() -> None:
     """Make of ``sys.argv`` what Hydra takes; the processes of Lightning are started with it, too.
 
     Options come first, and texts are quoted.
     """
     options, overrides, parser = [], [], OverridesParser.create()
     for text in sys.argv[1:]:
-        if text in ("--help", "-h"):
-            print_groups(config_name)
-            text = "--cfg=job"
         key, equals, value = text.partition("=")
         if key.startswith("-") or not (equals or key.startswith("~")):
             options.append(text)

@@ -60,7 +60,7 @@ def run_entry(function: Command, config_name: str) -> None:
     try:
         # With this, Hydra raises its errors instead of printing them and exiting with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
-            give_to_hydra(config_name)
+            give_to_hydra()
             main()
             sys.stdout.flush()
         return

@@ -68,10 +68,8 @@ def _refuse_unknown_keys(
             raise UserError(unknown_key(key))
         if not known[key] or (key == "trials" and value is None):
             continue
-        if value is None:
-            raise UserError(f"{key}: is empty; expected its keys, or no such line")
         if not isinstance(value, dict):
-            chosen = f"a file chooses a group by 'defaults: [override /{key}: {as_value(value)}]'"
+            chosen = f"a file chooses a group by 'defaults: [override /{key}: NAME]'"
             raise UserError(f"{key}: {as_value(value)}: expected its keys; {chosen}")
         if key not in _OPEN and "_target_" not in value and f"{key}._target_" not in known:
             _refuse_unknown_keys(value, known, f"{key}.")
