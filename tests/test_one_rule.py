@@ -49,7 +49,7 @@ MISTAKES = {
         ),
         (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
         (*LORA, "net=custom -> net._target_: "),
-        (*LORA, "batches.replay=99999999"),
+        (*PRETRAIN, "digit=9", "batches.replay=99999999"),
         (*LORA, "mistakes={tmp}", "target=3"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "lora.offset=0.5"),
