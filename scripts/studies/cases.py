@@ -87,6 +87,7 @@ class Task:
     imbalance: float = 1.0  # how many times rarer the last class is than the first
     test: int | None = None  # test images of each class, from those of training
     augment: str = "augment=none"
+    is_weak: bool = True  # else percents say nothing, and claims and figure leave it out
     is_natural: bool = False  # whether the test has the training's mix
     bases: int = 1
     seed: int = 10  # the base's
@@ -188,6 +189,7 @@ _LITE0 = "net=custom net._target_=cases.efficientnet net.num_classes="
 _CONVNEXT = "net=custom net._target_=timm.create_model net.model_name=convnext_atto"
 _CONVNEXT += " net.depths=[1,1,3,1] net.dims=[16,32,64,128] prepare.image_size=48"
 _CONVNEXT += " prepare.mean=0.5 prepare.std=0.5 net.num_classes="
+_HUGGINGFACE = "net=huggingface net.folder=FOLDER"
 _OWN = "net=custom net._target_=my_nets.Net"
 _CNN = "prepare.channels=1 net=cnn net.channels="
 _RAREST = "[dog,frog,horse,ship,truck]"
@@ -202,10 +204,10 @@ def _cifar(name: str, target: str, net: str, pretrain: str, **counts: Any) -> Ta
     return Task(name, "cifar", target, net, pretrain, 4500, augment=augment, **counts)
 
 
-def _chess(name: str, target: str, net: str, steps: int, rate: float) -> Task:
+def _chess(name: str, target: str, net: str, steps: int, rate: float, few: int = 60) -> Task:
     cycle = f"scheduler=one_cycle batches.batch_size=50 optimizer.lr={rate}"
     cycle += f" trainer.max_epochs=-1 trainer.max_steps={steps}"
-    return Task(f"chess, {name}", "chess", target, net, cycle, most=400, few=60, test=200)
+    return Task(f"chess, {name}", "chess", target, net, cycle, most=400, few=few, test=200)
 
 
 def _small(name: str, source: str, target: str, net: str, epochs: str, **counts: Any) -> Task:
@@ -227,7 +229,8 @@ CASES = (
     _cifar("weakest of ten", "weakest", _resnet(8), f"{_SGD}3200"),
     _chess("EfficientNet", "rook", f"{_LITE0}6", 400, 0.001),
     _chess("ConvNeXt", "queen", f"{_CONVNEXT}6", 1500, 0.003),
-    _chess("Hugging Face ResNet", "knight", "net=huggingface net.folder=FOLDER", 1000, 0.004),
+    _chess("Hugging Face ResNet", "knight", _HUGGINGFACE, 1000, 0.004, few=30),
+    replace(_chess("not weak", "knight", _HUGGINGFACE, 1000, 0.004), is_weak=False),
     _small("photos", "photos", "eight", _OWN, "8 optimizer.lr=0.003", most=110, few=33, test=50),
     _small(
         "capitals",

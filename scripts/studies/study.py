@@ -277,7 +277,8 @@ def main() -> None:
                     result_of(base, method, seed)
     cases, rows = {}, []
     for task, runs in complete(tasks):
-        cases[task.name] = runs
+        if task.is_weak:
+            cases[task.name] = runs
         rows += rows_of(task, runs)
     print(table(["case: method", *HEADS], rows), end="\n\n")
     heads = ["method", "of the class", "in all", "fewer errors than a repair", "more, of cases"]
