@@ -281,7 +281,9 @@ def main() -> None:
             cases[task.name] = runs
         rows += rows_of(task, runs)
     print(table(["case: method", *HEADS], rows), end="\n\n")
-    heads = ["method", "of the class", "in all", "fewer errors than a repair", "more, of cases"]
+    if not cases:
+        return
+    heads = ["method", "on the class", "in all", "fewer errors than a repair", "more, of cases"]
     print(table(heads, claims(cases)))
     if not options.cases:
         draw(cases, PROJECT / "docs" / "worth.png")
