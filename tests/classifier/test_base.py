@@ -17,6 +17,7 @@ from lora_mnist.classifier.base import (
     base_name,
     find_base,
     load_weights,
+    outputs_key,
     read_base,
     refuse_to_replace,
     set_current_base,
@@ -130,6 +131,12 @@ def test_read_base_refuses_damaged_files_and_nothing_in_them_runs(tmp_path, monk
     with pytest.raises(ValueError, match=rf"^{start}.*; expected .*weights"):
         load_weights(TinyNet(), read_base(path))
     assert not Path("trapped").exists()
+
+
+def test_the_number_of_outputs_has_a_key_where_the_network_takes_one():
+    for target in ("lora_mnist.MLP", "torchvision.models.resnet18"):
+        assert outputs_key({"_target_": target}) == "net.num_classes"
+    assert outputs_key({"_target_": "helpers.nets.TinyNet"}) is None
 
 
 def test_write_base_writes_what_find_base_finds(tmp_path):

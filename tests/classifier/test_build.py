@@ -7,14 +7,8 @@ import pytest
 from helpers.commands import refused
 from torchvision.transforms import v2
 
-from lora_mnist.classifier.build import build, build_network, outputs_key
+from lora_mnist.classifier.build import build, build_network
 from lora_mnist.project import importable
-
-
-def test_the_number_of_outputs_has_a_key_where_the_network_takes_one():
-    for target in ("lora_mnist.MLP", "torchvision.models.resnet18"):
-        assert outputs_key({"_target_": target}) == "net.num_classes"
-    assert outputs_key({"_target_": "helpers.nets.TinyNet"}) is None
 
 
 def test_build_calls_each_target_with_the_values_beside_it():
@@ -103,9 +97,3 @@ def test_an_error_in_code_of_ones_own_is_no_refusal():
     assert caught.traceback[-1].path.name == "nets.py"
     (note,) = caught.value.__notes__
     assert note.startswith("net._target_=helpers.nets.Counting: ")
-
-
-def test_a_network_that_timm_has_not_names_those_that_are_called_so():
-    pytest.importorskip("timm", reason="the extra all is not installed")
-    wrong = {"_target_": "timm.create_model", "model_name": "regnetx_02"}
-    assert "regnetx_002" in refused(build_network, wrong)

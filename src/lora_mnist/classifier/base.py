@@ -13,8 +13,10 @@ import textwrap
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lora_mnist.classifier.build import outputs_key
 from lora_mnist.classifier.networks import DEFAULT
 from lora_mnist.data import PUBLISHED
 from lora_mnist.errors import UserError, as_value
@@ -117,11 +118,9 @@ def load_weights(
                 counts[name.removesuffix(end)] += 1
     networks = [each for each, count in counts.items() if count == len(own)]
     names = ", ".join(each or "''" for each in networks) or "none"
+    if prefix is None and len(networks) > 1:
+        raise ValueError(f"holds {len(networks)} networks; expected base_prefix= one of {names}")
     if prefix is None:
-        if len(networks) > 1:
-            raise ValueError(
-                f"holds {len(networks)} networks; expected base_prefix= one of {names}"
-            )
         prefix = max(counts, key=lambda each: counts[each], default="")
     elif prefix not in counts:
         raise ValueError(f"base_prefix={prefix}: expected one of {names}")
@@ -141,21 +140,35 @@ def load_weights(
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
-        expected = "the tensors of the configured net"
-        name, last = list(own.items())[-1]
-        stored = chosen.get(name, last)
-        is_of_its_layers = chosen.keys() == own.keys() and stored.shape[:1] != last.shape[:1]
-        if arguments and is_of_its_layers and (key := outputs_key(arguments)):
-            expected += f": {key}={len(stored)} has as many outputs"
-        elif arguments:
-            keys = [f"net.{key}={as_value(value)}" for key, value in arguments.items()]
-            expected += f"; as in its training has to be: {' '.join(keys)}"
-        raise ValueError(f"{' '.join(lines).rstrip('.')}; expected {expected}") from error
+        hint = _hint(own, chosen, arguments) if arguments else ""
+        expected = f"expected the tensors of the configured net{hint}"
+        raise ValueError(f"{' '.join(lines).rstrip('.')}; {expected}") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     return Base(tensors, fingerprint(tensors), file.record, file.learnt)
+
+
+def _hint(
+    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> str:
+    """Which keys would make a network that the stored tensors fit."""
+    key, (name, last) = outputs_key(arguments), list(own.items())[-1]
+    if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
+        return f": {key}={len(stored[name])} has as many outputs"
+    keys = [f"net.{key}={as_value(value)}" for key, value in arguments.items()]
+    return f"; as in its training has to be: {' '.join(keys)}"
+
+
+def outputs_key(arguments: Mapping[str, Any]) -> str | None:
+    """The key of the number of outputs of a network with these arguments, if it has one."""
+    parameters = signature(resolve_name(arguments["_target_"])).parameters
+    for name in ("num_classes", "nc"):  # nc: Ultralytics
+        if name in parameters:
+            return f"net.{name}"
+    has_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return "net.num_classes" if has_any else None  # as timm and torchvision hand them on
 
 
 def write_base(

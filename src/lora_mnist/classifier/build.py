@@ -1,7 +1,6 @@
 """What arguments make: a network, a data set, a transform, each named by its ``_target_``."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -57,29 +56,11 @@ def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> n
     ``folder`` is the one of Hugging Face's that it comes from, if there is one.
     """
     key = f"net._target_={arguments.get('_target_')}"
-    try:
-        with importable(), config_group(key):
-            net = build(arguments)
-    except UserError as error:
-        if "Unknown model" not in str(error):
-            raise
-        import timm  # here: an extra
-
-        nearest = get_close_matches(str(arguments["model_name"]), timm.list_models())
-        raise UserError(f"{error}; the nearest: {', '.join(nearest)}") from error
+    with importable(), config_group(key):
+        net = build(arguments)
     if arguments.get("_target_") == TARGET:
         net.huggingface_folder = folder
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.
     return net.eval()
-
-
-def outputs_key(arguments: Mapping[str, Any]) -> str | None:
-    """The key of the number of outputs of a network with these arguments, if it has one."""
-    parameters = signature(resolve_name(arguments["_target_"])).parameters
-    for name in ("num_classes", "nc"):  # nc: Ultralytics
-        if name in parameters:
-            return f"net.{name}"
-    has_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    return "net.num_classes" if has_any else None  # as timm and torchvision hand them on

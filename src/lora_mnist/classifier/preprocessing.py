@@ -90,11 +90,11 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     pictures = [smooth.resize((600, 400)), smooth.resize((400, 600))]
     pictures += [Image.new("RGB", (600, 400), colour) for colour in ("black", "white")]
     pictures = [picture.convert("RGB" if channels == 3 else "L") for picture in pictures]
-    key = f"net.folder={folder}: {PROCESSOR}"
+    where = f"net.folder={folder}: {PROCESSOR}"
     try:
         values, inputs = processed(folder, pictures)
     except Exception as error:  # transformers has no one class for what such a file causes
-        raise UserError(f"{key}: {one_line(error)}") from error
+        raise UserError(f"{where}: {one_line(error)}") from error
     wide, tall, black, white = inputs
     # An input is (pixel - mean) / std, of pixels from 0 to 1.
     std = 1 / (white - black).double().mean(dim=(1, 2))
@@ -108,7 +108,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     way = _way_to_size(pictures[:2], pixels, values)
     if way is None:
         raise UserError(
-            f"{key} prepares pictures as no keys of prepare do; expected prepare.image_size=, or "
+            f"{where} prepares pictures as no keys of prepare do; expected prepare.image_size=, or "
             "prepare.transform, a function of your own"
         )
     named["image_size"] = list(way.size)
@@ -135,10 +135,12 @@ def _way_to_size(
                 ways.append(Preparation(channels, (height, width), *own, None))
 
     def difference(way: Preparation) -> float:
-        most = 0.0  # of all pixels
+        """The largest of all pixels."""
+        largest = 0.0
         for picture, expected in zip(pictures, pixels, strict=True):
-            most = max(most, (way(picture) / 255 - expected).abs().max().item())
-        return most
+            largest = max(largest, (way(picture) / 255 - expected).abs().max().item())
+        return largest
 
     best = min(ways, key=difference)
-    return best if difference(best) <= 2 / min(height, width, 128) else None  # or a pixel beside
+    most = 2 / min(height, width, 128)  # a crop may lie a pixel beside
+    return best if difference(best) <= most else None

@@ -158,7 +158,7 @@ def foreign_code(
     if name == "_target_":
         is_known = str(value) in _OURS or _OF_OTHERS.fullmatch(str(value))
         return None if is_known else str(value)
-    is_harmless = is_plain(value)
+    is_harmless = _is_plain(value)
     if value and arguments.get("_target_") == "timm.create_model":
         if name not in _KNOWN_ARGUMENTS.split():
             is_harmless = False
@@ -167,10 +167,10 @@ def foreign_code(
     return None if is_harmless else f"{name}={as_value(value)}"
 
 
-def is_plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether ``value`` is a text without ``${``, a number, a bool, None, or a list of these."""
     if isinstance(value, list | tuple):  # a base's file may have tuples, too
-        return all(map(is_plain, value))
+        return all(map(_is_plain, value))
     if isinstance(value, str):
         return "${" not in value
     return value is None or isinstance(value, bool | int | float)

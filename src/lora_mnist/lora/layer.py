@@ -67,7 +67,7 @@ class LoRAParametrization(Adapter):
         point, enabled, metadata: see :class:`Adapter`; the scale is 1 as trained.
 
     Raises:
-        ValueError: if ``rank``, ``alpha``, ``init_std`` or ``use_rslora`` is out of range.
+        ValueError: if ``rank``, ``alpha`` or ``init`` cannot be used.
     """
 
     #: What ``adapter_config.json`` says of this kind.
@@ -97,9 +97,6 @@ class LoRAParametrization(Adapter):
         super().__init__()
         require(type(rank) is int and rank >= 1, "rank", rank, "an integer >= 1")
         require(is_number(alpha) and alpha > 0, "alpha", alpha, "a finite number > 0")
-        is_deviation = is_number(init_std) and init_std >= 0
-        require(is_deviation, "init_std", init_std, "a finite number >= 0")
-        require(isinstance(use_rslora, bool), "use_rslora", use_rslora, "true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
         self.start(weight, init, init_std)
 
