@@ -19,10 +19,6 @@ from lora_mnist.project import quoted
 log = logging.getLogger(__name__)
 
 _GROUPS = ("net", "prepare", "data")
-#: The types of what a record may have.
-_TYPES: dict[str, type] = {"net": dict, "prepare": dict, "data": dict, "made": dict}
-_TYPES |= {"made.seed": int, "made.choose_by": str, "targets": list}
-_TYPES |= {"base_sha256": str, "learnt": str}
 #: The version of the records that are written and read.
 VERSION = 1
 #: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in
@@ -78,12 +74,6 @@ class Settings:
 
         What could run code is refused; a preparation that is typed otherwise is noted for the log.
         """
-        for key, type_ in _TYPES.items():
-            group, _, name = key.rpartition(".")
-            value = (record.get(group, {}) if group else record).get(name, type_())
-            if type(value) is not type_:
-                damage = f"{key}={as_value(value)}; expected a {type_.__name__}"
-                raise UserError(f"{file}: its record is damaged: {damage}")
         if any(record.get(group) for group in _GROUPS):
             if (version := record.get("version")) != VERSION:
                 raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
