@@ -67,15 +67,16 @@ def turn_adapter(
     With ``auto`` validation images decide, as in training: with ``scale="auto"`` over an offset of
     ``None``, too.
     """
-    of_net = offset_of(classifier.net)
     if not adapters_on(classifier.net):
         return None
-    if offset not in (None, 0) and of_net is None:
-        raise UserError(f"offset={offset}: expected null, since the adapter has none")
     saved = lora_point(classifier.net)
+    has_offset = offset_of(classifier.net) is not None
+    if offset not in (None, 0) and not has_offset:
+        raise UserError(f"offset={offset}: expected null, since the adapter has none")
     if offset is None:
-        offset = AUTO if scale == AUTO and of_net is not None else saved.offset
-    scale = saved.scale if scale is None else scale
+        offset = AUTO if scale == AUTO and has_offset else saved.offset
+    if scale is None:
+        scale = saved.scale
     point = Point(
         saved.scale if scale == AUTO else float(scale),
         saved.offset if offset == AUTO else float(offset),

@@ -74,7 +74,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     selection, choices = choose_target(session, before)
     tell(choices)
     put_adapter(session, selection)
-    print_parameters(session.net)
     repair = train_repair(session, selection, before)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:

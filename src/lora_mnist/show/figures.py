@@ -34,20 +34,17 @@ def readable(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
     Yields the names; where Matplotlib knows no such font, a class's number, ``#2``, for some.
     """
-    usual, families = get_font(findfont(FontProperties())), [*matplotlib.rcParams["font.family"]]
+    usual, others = get_font(findfont(FontProperties())), []
     foreign = {letter for letter in "".join(names) if not usual.get_char_index(ord(letter))}
     for font in fontManager.ttflist if foreign else ():
         has_all = all(get_font(font.fname).get_char_index(ord(letter)) for letter in foreign)
         if has_all and "LastResort" not in font.fname:  # a box for any character
-            families.append(font.name)
+            others = [font.name]
             break
-    else:
-        if foreign:
-            log.warning(
-                "figures have numbers: no font here has all of %s", "".join(sorted(foreign))
-            )
+    if foreign and not others:
+        log.warning("figures have numbers: no font here has all of %s", "".join(sorted(foreign)))
         names = [f"#{n}" if foreign & {*name} else name for n, name in enumerate(names)]
-    with matplotlib.rc_context({"font.family": families}):
+    with matplotlib.rc_context({"font.family": [*matplotlib.rcParams["font.family"], *others]}):
         yield names
 
 

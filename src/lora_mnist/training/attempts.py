@@ -26,6 +26,7 @@ from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import lora_adapters, offset_of
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import name_of_measure
+from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.checkpoint import hyperparameters_of
 from lora_mnist.training.recipe import NO_LAYER, choose_refit, dial_of, trials_of
 from lora_mnist.training.session import Session
@@ -97,6 +98,7 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     trials, refit = trials_of(session, selection), choose_refit(session, selection)
     start, planned = tensors_of(session.net), len(trials) + bool(refit.value)
     _refuse_several(session, planned)
+    print_parameters(session.net)
     attempts: list[Attempt] = []
     for number, (name, trial) in enumerate(trials.items(), start=1):
         rate = trial.cfg.optimizer.lr
@@ -222,15 +224,15 @@ def _train(attempt: Attempt) -> Attempt:
 
 def _advised(attempt: Attempt) -> tuple[Point, dict[str, Any] | None]:
     """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
-    session, lora = attempt.session, attempt.session.cfg.lora
-    dial = dial_of(session, attempt.selection)
+    session, dial = attempt.session, dial_of(attempt.session, attempt.selection)
+    asked = [session.cfg.lora[knob] for knob in Point._fields]
     if not len(dial.images):
-        return Point(float(lora.scale), float(lora.offset)), None
+        return Point(*map(float, asked)), None
     log.info("dial: the adapter at several scales on validation images")
     session.evaluating()
     if attempt.refit_at is not None:
         return dial.advise(*attempt.refit_at, beside=())
-    return dial.advise(lora.scale, lora.offset)
+    return dial.advise(*asked)
 
 
 def _refitted(best: Attempt, refit: Choice) -> tuple[Attempt, Choice]:
@@ -319,7 +321,7 @@ def _point_choice(best: Attempt) -> Choice:
     lora, reasons = session.cfg.lora, {}
     for knob in value:
         if lora[knob] != AUTO:
-            reasons[knob] = session.as_set(f"lora.{knob}", None).why
+            reasons[knob] = session.as_set(f"lora.{knob}", lora[knob]).why
     whys = [f"the {knob} is {reason}" for knob, reason in reasons.items()]
     if len(reasons) == len(value):
         is_one = len({*reasons.values()}) == 1

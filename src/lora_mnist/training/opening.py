@@ -28,7 +28,7 @@ from lora_mnist.data.plan import numbers_of, select
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
-from lora_mnist.lora.point import BASE
+from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import layers_to_adapt
 from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
@@ -199,11 +199,11 @@ def _refuse_images(session: Session) -> None:
         )
     needs_images = {
         f"target={cfg.target}": cfg.target in WEAK and session.mistakes is None,
-        "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
-        "lora.offset=auto": is_repair and cfg.lora.offset == AUTO,
         "refit=true": is_repair and cfg.refit is True,
         f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
     }
+    for knob in Point._fields if is_repair else ():
+        needs_images[f"lora.{knob}=auto"] = cfg.lora[knob] == AUTO
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
     if asking and not len(session.images.val):
         reason = "data.val_size > 0, images in val/ that are not in train/, and "

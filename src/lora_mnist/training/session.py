@@ -159,12 +159,11 @@ class Session:
 
     def check_training(self) -> None:
         """Make the parts of a training once: they refuse what they cannot use before it begins."""
-        known = {}
-        if self.cfg.optimizer.lr == AUTO:
-            known["optimizer.lr"] = 0.1
-        if self.cfg.trainer.max_steps == AUTO:
-            known["trainer.max_steps"] = 400
-        session = self.with_settings(known)
+        stand_ins = {}
+        for key, value in {"optimizer.lr": 0.1, "trainer.max_steps": 400}.items():
+            if OmegaConf.select(self.cfg, key) == AUTO:
+                stand_ins[key] = value
+        session = self.with_settings(stand_ins)
         session.make_loss(num_targets=1)
         session.make_augment()
         session.make_scheduler(session.make_optimizer())

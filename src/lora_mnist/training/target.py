@@ -1,4 +1,4 @@
-"""Which classes a training learns, and which images of them: as typed, or those that are weak."""
+"""Which classes a training learns, as typed or those that are weak, and which images it replays."""
 
 from collections.abc import Sequence
 
