@@ -75,14 +75,15 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
 
 def test_a_drawn_order_is_drawn_once(go, monkeypatch):
     """At the place where a plain DataLoader draws it, as in the notebook."""
-    seeds, data = [], Session.data
+    seeds, data_of = [], attempts.data_of
 
-    def kept(self, *arguments, **options):
-        made = data(self, *arguments, **options)
+    def kept(*arguments, **options):
+        made = data_of(*arguments, **options)
         seeds.append(made.plan.seed)
         return made
 
-    monkeypatch.setattr(Session, "data", kept)
+    for room in (attempts, recipe):
+        monkeypatch.setattr(room, "data_of", kept)
     go("drawn", *QUIET, TRIALS, "batches.seed=null")
     assert len(seeds) > 2
     assert len({*seeds}) == 1
@@ -138,9 +139,11 @@ def test_of_several_processes_the_first_one_advises(go, monkeypatch):
 def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeypatch, adds):
     is_ahead = property(lambda attempt: adds)
     monkeypatch.setattr(attempts.Attempt, "is_ahead_of_an_offset", is_ahead)
-    rates, fit = [], Session.fit
+    rates, fit = [], attempts.fit
     monkeypatch.setattr(
-        Session, "fit", lambda self, data: rates.append(self.cfg.optimizer.lr) or fit(self, data)
+        attempts,
+        "fit",
+        lambda session, data: rates.append(session.cfg.optimizer.lr) or fit(session, data),
     )
     go(f"adds {adds}", *QUIET, "optimizer.lr=auto")
     assert rates == list(RATES[: 1 if adds else 2])
@@ -240,13 +243,13 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
 
 
 def test_refit_begins_where_its_trial_began(go, monkeypatch):
-    starts, fit = [], Session.fit
+    starts, fit = [], attempts.fit
 
-    def remembering(self, *arguments):
-        starts.append([p.clone() for each in lora_adapters(self.net) for p in each.parameters()])
-        return fit(self, *arguments)
+    def remembering(session, data):
+        starts.append([p.clone() for each in lora_adapters(session.net) for p in each.parameters()])
+        return fit(session, data)
 
-    monkeypatch.setattr(Session, "fit", remembering)
+    monkeypatch.setattr(attempts, "fit", remembering)
     go("from the start", *QUIET, "refit=true")
     trial, refit = starts
     assert all(map(torch.equal, trial, refit))
@@ -255,18 +258,18 @@ def test_refit_begins_where_its_trial_began(go, monkeypatch):
 @pytest.mark.parametrize("diverges", [False, True])
 def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, diverges):
     """It tells itself by images that it has learnt; the trial is what is saved."""
-    fit = Session.fit
+    fit = attempts.fit
 
-    def ruined(self, data):
-        module = fit(self, data)
+    def ruined(session, data):
+        module = fit(session, data)
         if not len(data.images.val):  # the refit
-            for adapter in lora_adapters(self.net):
+            for adapter in lora_adapters(session.net):
                 torch.nn.init.normal_(adapter.lora_B, std=10)
             if diverges:
                 raise TrainingError("the loss is nan")
         return module
 
-    monkeypatch.setattr(Session, "fit", ruined)
+    monkeypatch.setattr(attempts, "fit", ruined)
     folder, before = go(f"ruined {diverges}", "refit=true"), go("alone", *QUIET)
     results = read_results(folder)
     assert not results["choices"]["refit"]["value"]

@@ -17,6 +17,7 @@ from lora_mnist.run_paths import new_run_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import train_repair
 from lora_mnist.training.check_preprocessing import check_base
+from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.recipe import put_adapter
 from lora_mnist.training.results import current_base_path, finish
@@ -56,9 +57,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         refuse_to_replace(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
-    data = session.data(selection)
+    data = data_of(session, selection)
     print_parameters(session.net)
-    module = session.fit(data)
+    module = fit(session, data)
     if not session.trainer.is_global_zero:
         return {}
     choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)

@@ -28,6 +28,7 @@ from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.checkpoint import hyperparameters_of
+from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.recipe import NO_LAYER, choose_refit, dial_of, trials_of
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
@@ -48,7 +49,7 @@ class Attempt:
     session: Session  # with the configuration of its trial
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
-    rates: Sequence[float]  # that its trial may try, one after another
+    rates: Sequence[float]  # of its trial: the one that is set, or those of auto
     refit_at: Point | None = None  # of a refit, which learns the validation images, too
     failure: str = ""  # why it failed: nothing that follows has a meaning then
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # the adapter's, after it
@@ -207,8 +208,8 @@ def _train(attempt: Attempt) -> Attempt:
             if attempt.planned > 1:
                 title = (attempt.number, attempt.planned, attempt.name)
                 log.info("training %d of %d: %s", *title)
-            data = session.data(attempt.selection, with_validation=is_refit)
-            module = session.fit(data)
+            data = data_of(session, attempt.selection, with_validation=is_refit)
+            module = fit(session, data)
             attempt = replace(
                 attempt,
                 steps=module.global_step,
@@ -274,13 +275,13 @@ def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -
 
 def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The rate of the best training, and why it is that."""
-    if best.rates is not RATES:
+    if len(best.rates) == 1:
         return best.session.as_set("optimizer.lr", best.rate)
     whys = []
     for attempt in attempts:
         if attempt.name == best.name and attempt.rate > best.rate:
             whys.append(attempt.failure or f"at {attempt.rate:g} it is behind this one")
-    return Choice(best.rate, RATES, why="; ".join(whys) or "the first that is tried")
+    return Choice(best.rate, best.rates, why="; ".join(whys) or "the first that is tried")
 
 
 def _trial_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:

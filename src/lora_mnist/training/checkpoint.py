@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lora_mnist.config.command import is_in
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write
+from lora_mnist.lora.point import Point
 from lora_mnist.show.keys import flatten
 
 
@@ -40,16 +41,16 @@ def refuse_other_training(
 ) -> None:
     """Refuse a checkpoint of a training with other ``settings``, as far as they are of ``groups``.
 
-    ``lora.scale`` and ``lora.offset`` may be others, which are of the finished adapter, and so may
-    the number of steps, unless a scheduler counts them: its rate would not follow the new number.
+    The point of the finished adapter may be another, and so may the number of steps, unless a
+    scheduler counts them: its rate would not follow the new number.
     """
     own, its = flatten(dict(settings)), hyperparameters_of(path)
+    of_finished = [f"lora.{knob}" for knob in Point._fields]
     for group in groups:
         for key in [*own, *its]:
             one, other = own.get(key), its.get(key)
-            if one == other or key in ("lora.scale", "lora.offset") or not is_in(key, group):
-                continue
-            raise UserError(
-                f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
-                f"{as_value(one)}; expected its command once more, for the same images"
-            )
+            if one != other and is_in(key, group) and key not in of_finished:
+                raise UserError(
+                    f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
+                    f"{as_value(one)}; expected its command once more, for the same images"
+                )

@@ -33,7 +33,8 @@ from lora_mnist.lora.weight import layers_to_adapt
 from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
-from lora_mnist.training.session import KNOWN_AT_ONCE, Session
+from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
+from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,9 @@ def _refuse_network(session: Session) -> None:
     if not trains:
         return
     for settings in ({}, *settings_of_trials(cfg, session.run.keys).values()):
-        session.with_settings(settings).check_training()
+        check_training(session.with_settings(settings))
     if cfg.ckpt_path is not None:
-        refuse_other_training(cfg.ckpt_path, session.hyperparameters(), KNOWN_AT_ONCE)
+        refuse_other_training(cfg.ckpt_path, hyperparameters(session), KNOWN_AT_ONCE)
     if is_repair and (monitor := _monitored(session.trainer)):
         raise UserError(
             f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "

@@ -18,6 +18,7 @@ from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import layers_to_adapt, lora_weights
 from lora_mnist.show.reading import number_of
+from lora_mnist.training.fit import data_of, order_seed
 from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         is_common = bool(selection.targets) and count >= FEW_IMAGES
         steps = _STEPS_OF_MANY if is_common else _STEPS
     # A seed that is drawn is drawn once: each training has the same order.
-    common = {"trainer.max_steps": steps, "batches.seed": session.order_seed()}
+    common = {"trainer.max_steps": steps, "batches.seed": order_seed(session)}
     takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     trials: dict[str, Session] = {}
     for name, values in (settings_of_trials(session.cfg, session.run.keys) or {"lora": {}}).items():
@@ -112,7 +113,7 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         trial = trial.with_settings({"batches.augment": trial.augment})
         if any(trial.cfg == other.cfg for other in trials.values()):
             continue
-        trial.data(selection)  # what does not fit is refused before anything is computed
+        data_of(trial, selection)  # what does not fit is refused before anything is computed
         trials[name] = trial
     if not is_few or session.cfg.lora.scale == 0:
         trials = dict(islice(trials.items(), 1))
