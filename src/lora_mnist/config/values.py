@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.config.command import is_in
 from lora_mnist.errors import UserError, as_value
@@ -16,7 +16,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a whole number": lambda value: type(value) is int,
     "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
     "a text": lambda value: isinstance(value, str),
-    "a list": lambda value: isinstance(value, list),
+    "a list": lambda value: isinstance(value, list | ListConfig),
     "true": lambda value: value is True,
     "false": lambda value: value is False,
     "null": lambda value: value is None,
@@ -28,7 +28,8 @@ _SHARE = "a number > 0 or null"  # of batches, or their number
 _OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout"
 _OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.dropout"
 #: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
-#: types above with bounds, and words.
+#: types above with bounds, and words. A value that the network or the images have to show to be
+#: wrong is refused in training/opening.py.
 EXPECTED = {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",
@@ -78,22 +79,14 @@ def takes(expected: str, value: Any) -> bool:
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse a value that its key cannot have, in the configuration or in one of its trials."""
-    for key in EXPECTED:
-        value = OmegaConf.select(cfg, key, default=_MISSING)
-        if value is not _MISSING:
-            _check(key, value, key)
-    for name, settings in settings_of_trials(cfg).items():
-        for key, value in settings.items():
-            _check(key, value, f"trials.{name}.{key}")
-
-
-def _check(key: str, value: Any, said: str) -> None:
-    """Refuse a value that ``key`` cannot have; ``said`` is where it stands."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value)
-    expected = EXPECTED.get(key)
-    if expected is not None and not takes(expected, value):
-        raise UserError(f"{said}={as_value(value)}: expected {expected}")
+    trials = settings_of_trials(cfg)
+    for key, expected in EXPECTED.items():
+        values = {key: OmegaConf.select(cfg, key, default=_MISSING)}
+        for name, settings in trials.items():
+            values[f"trials.{name}.{key}"] = settings.get(key, _MISSING)
+        for said, value in values.items():
+            if value is not _MISSING and not takes(expected, value):
+                raise UserError(f"{said}={as_value(value)}: expected {expected}")
 
 
 def settings_of_trials(cfg: DictConfig, typed: Collection[str] = ()) -> dict[str, dict[str, Any]]:
