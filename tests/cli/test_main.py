@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from composed import SMALL
-from helpers.commands import ROOT, files_of, only_run, read_results, run_process
+from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
@@ -48,16 +48,6 @@ def test_a_refusal_is_one_line_and_leaves_no_run(cli, tmp_path, argument, answer
     assert not list(tmp_path.glob("outputs/*/*"))
 
 
-@pytest.mark.parametrize("sweep", [(), ("-m",)])
-@pytest.mark.parametrize(("key", "name"), [("outputs", "outputs"), ("bases", "outputs/base")])
-def test_a_file_is_no_folder_for_what_is_written(cli, tmp_path, sweep, key, name):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).touch()
-    done = cli(TOY, *sweep, "x=1")
-    assert (done.code, done.out) == (2, "")
-    assert done.err == f"paths.{key}={tmp_path}/{name}: expected a folder, not a file\n"
-
-
 @pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt"])
 def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
     """Options may stand behind keys."""
@@ -78,34 +68,6 @@ def test_what_no_key_has_caused_ends_in_a_traceback_and_keeps_its_log(cli, tmp_p
     assert cli(TOY, "x=0").code == 2  # which leaves no folder
     assert only_run(tmp_path / "outputs", "toy") == folder
     assert cli(TOY, "x=-2").code == 130
-
-
-@pytest.mark.parametrize(
-    ("function", "sweep"), [("refuse_used_folder", ()), ("close_sweep", ("-m", "x=1,2"))]
-)
-def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep):
-    monkeypatch.setattr(f"lora_mnist.cli.folder.{function}", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cli(TOY, *sweep)
-
-
-@pytest.mark.parametrize(
-    ("key", "name", "sweep"),
-    [
-        ("run", "checkpoints/last.ckpt", ()),
-        ("run", ".hydra/config.yaml", ()),  # another run
-        ("sweep", "0/results.json", ("-m",)),
-    ],
-)
-def test_files_of_ones_own_are_never_replaced(cli, tmp_path, key, name, sweep):
-    file = tmp_path / "mine" / name
-    file.parent.mkdir(parents=True)
-    file.write_text("mine")
-    folder = f"hydra.{key}.dir={tmp_path}/mine"
-    done = cli(TOY, *sweep, folder)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"{folder}: ")
-    assert files_of(tmp_path) == {file: b"mine"}
 
 
 def test_commands_run_from_any_folder(cli, outputs, tmp_path):

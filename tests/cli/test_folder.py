@@ -1,0 +1,43 @@
+"""The folder of a run or of a sweep: whose it is before Hydra writes into it."""
+
+import pytest
+from helpers.commands import files_of
+from helpers.sweeping import TOY
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+@pytest.mark.parametrize(("key", "name"), [("outputs", "outputs"), ("bases", "outputs/base")])
+def test_a_file_is_no_folder_for_what_is_written(cli, tmp_path, sweep, key, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    done = cli(TOY, *sweep, "x=1")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"paths.{key}={tmp_path}/{name}: expected a folder, not a file\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "sweep"), [("refuse_used_folder", ()), ("close_sweep", ("-m", "x=1,2"))]
+)
+def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep):
+    monkeypatch.setattr(f"lora_mnist.cli.folder.{function}", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli(TOY, *sweep)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "sweep"),
+    [
+        ("run", "checkpoints/last.ckpt", ()),
+        ("run", ".hydra/config.yaml", ()),  # another run
+        ("sweep", "0/results.json", ("-m",)),
+    ],
+)
+def test_files_of_ones_own_are_never_replaced(cli, tmp_path, key, name, sweep):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    folder = f"hydra.{key}.dir={tmp_path}/mine"
+    done = cli(TOY, *sweep, folder)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"{folder}: ")
+    assert files_of(tmp_path) == {file: b"mine"}
