@@ -7,11 +7,12 @@ import pytest
 from composed import composed
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import move_in
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import CLASSIFIER, Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked_copy, keys_of
 
 FILE = """
 defaults:
@@ -108,6 +109,14 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
     OmegaConf.update(misspelt, "batches", {"repaly": 3}, force_add=True)
     said = refused(checked_copy, misspelt, Run(tmp_path, typed=()))
     assert said.startswith("batches.repaly: nothing reads this key")
+
+
+def test_the_hydra_of_a_caller_is_left_as_it_was():
+    keys_of.cache_clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("predict")
+        checked_copy(cfg)
+        assert compose("predict") == cfg
 
 
 def test_the_file_of_the_readme_is_read(tmp_path):

@@ -49,22 +49,29 @@ def as_typed() -> list[str]:
 
 
 def give_to_hydra() -> None:
-    """Make of ``sys.argv`` what Hydra takes; the processes of Lightning are started with it, too.
+    """Make of ``sys.argv`` what Hydra takes: options first, and the texts of overrides quoted.
 
-    Options come first, and texts are quoted.
+    The processes that Lightning starts have it, too.
     """
-    options, overrides, parser = [], [], OverridesParser.create()
+    options, overrides = [], []
     for text in sys.argv[1:]:
-        key, equals, value = text.partition("=")
-        if key.startswith("-") or not (equals or key.startswith("~")):
+        if text.startswith("~") or ("=" in text and not text.startswith("-")):
+            overrides.append(_override(text))
+        else:
             options.append(text)
-            continue
-        try:
-            named = parser.parse_override(text).value()
-            if (CONFIGS / key).is_dir() and isinstance(named, int | float | None):
-                text = f"{key}='{as_value(named)}'"  # of a text Hydra lists what there is
-        except HydraException:  # a name such as Flöte or epoch=3.ckpt, or a list of such
-            is_list = set(value) & set(",[]{}()")
-            text = _NOT_ASCII.sub(r'"\g<0>"', text) if is_list else f"{key}={in_grammar(value)}"
-        overrides.append(re.sub("^classifier=", f"{CLASSIFIER}=", text))
     sys.argv[1:] = options + overrides
+
+
+def _override(text: str) -> str:
+    """An override as Hydra reads it."""
+    text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
+    key, _, value = text.partition("=")
+    try:
+        named = OverridesParser.create().parse_override(text).value()
+    except HydraException:  # a name such as Flöte or epoch=3.ckpt
+        if set(value) & set(",[]{}()"):  # a list of such
+            return _NOT_ASCII.sub(r'"\g<0>"', text)
+        return f"{key}={in_grammar(value)}"
+    if (CONFIGS / key).is_dir() and isinstance(named, int | float | None):
+        return f"{key}='{as_value(named)}'"  # of a text Hydra lists what there is
+    return text

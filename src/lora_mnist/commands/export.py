@@ -100,12 +100,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     classifier.check()
-    images, name = classifier.test_images(), "test images"
-    if images is None:
-        gradient = Image.linear_gradient("L")
-        pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
-        labels = torch.zeros(len(pictures), dtype=torch.int64)
-        images, name = Images(torch.stack(pictures), labels), "pictures of a gradient"
+    images, name = images_to_compare(classifier)
     classifier.check(images)
     point = turn_adapter(classifier, **typed_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
@@ -145,6 +140,18 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata
+
+
+def images_to_compare(classifier: Classifier) -> tuple[Images, str]:
+    """The images that both networks are asked about, and what they are."""
+    if (images := classifier.test_images()) is not None:
+        return images, "test images"
+    gradient = Image.linear_gradient("L")
+    pictures = []
+    for angle in range(0, 360, 5):
+        pictures.append(classifier.dataset.read_picture(gradient.rotate(angle)))
+    labels = torch.zeros(len(pictures), dtype=torch.int64)
+    return Images(torch.stack(pictures), labels), "pictures of a gradient"
 
 
 @contextmanager
