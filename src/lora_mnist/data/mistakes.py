@@ -75,25 +75,25 @@ def wrong_pictures(
             f"{setting}: expected pictures that the base gets wrong; it has all {len(pictures)} "
             "right"
         )
-    files = {picture.sha256: picture.path for picture in wrong}
-    images = dataset.sets
-    for part, some in (("validation", images.val), ("test", images.test)):
-        for image_name, sha256 in zip(some.names, _sha256_of_each(some, dataset), strict=True):
+    files, sets = {picture.sha256: picture.path for picture in wrong}, dataset.sets
+    for part, images in (("validation", sets.val), ("test", sets.test)):
+        for image_name, sha256 in zip(images.names, _sha256_of_each(images, dataset), strict=True):
             if sha256 in files:
                 raise UserError(
-                    f"{setting}: {files[sha256]} is {part} image {image_name}; expected pictures "
-                    "from elsewhere, since these images judge what is learnt"
+                    f"{setting}: {files[sha256]} is {part} image {image_name}; expected "
+                    "pictures from elsewhere, since these images judge what is learnt"
                 )
-    known = set(_sha256_of_each(images.train, dataset))
-    is_tested = torch.tensor(
-        [p.sha256 not in known and int(p.sha256[:8], 16) < test_share * 2**32 for p in wrong]
-    )
+    known = set(_sha256_of_each(sets.train, dataset))
+    is_tested = torch.zeros(len(wrong), dtype=torch.bool)
+    for number, picture in enumerate(wrong):
+        is_below = int(picture.sha256[:8], 16) < test_share * 2**32
+        is_tested[number] = is_below and picture.sha256 not in known
     labels = torch.tensor([picture.label for picture in wrong])
-    is_of_files = isinstance(dataset, Folder)
-    digests = digests_of([p.path if is_of_files else p.image for p in wrong])
+    paths, prepared = [p.path for p in wrong], [p.image for p in wrong]
+    digests = digests_of(paths if isinstance(dataset, Folder) else prepared)
     # Files where the training images are files: both are then augmented before a transform.
-    read = images.train.read
-    pixels = [picture.path if read else picture.image for picture in wrong]
+    read = sets.train.read
+    pixels = paths if read else prepared
     mistakes = Images(pixels, labels, read=read, digests=digests)
     train, test = mistakes.without(is_tested), mistakes.without(~is_tested)
     if not len(train):
