@@ -118,29 +118,32 @@ def test_a_natural_mix_counts_as_many_test_images_as_the_training_has():
     """Of a class that is four times rarer the first quarter is counted."""
     task = cases.Task("case", "", "b", "", "", most=400, imbalance=4)
     labels = [0] * 8 + [1] * 8
-    base = _result(labels, [0] * 16)
     repaired = _result(labels, [1] + [0] * 7 + [1] + [0] * 7)
-    plain = study.numbers_of(task, repaired, base)
-    natural = study.numbers_of(replace(task, is_natural=True), repaired, base)
-    assert plain == [7, 8, 50.0, 1, pytest.approx(100 / 16), 0.5]
-    assert natural == [1, 2, pytest.approx(50 * (7 / 8 + 1 / 2)), 1, pytest.approx(10), 0.5]
+    plain = study.numbers_of(task, repaired)
+    natural = study.numbers_of(replace(task, is_natural=True), repaired)
+    assert plain == (7, 8, 50.0, 0.5)
+    assert natural == (1, 2, pytest.approx(50 * (7 / 8 + 1 / 2)), 0.5)
+
+
+def _runs(*errors):
+    return [[study.Numbers(*of_run, 50.0, 0.5) for of_run in errors]]
 
 
 def test_who_has_fewer_errors_by_more_than_two_deviations_is_named():
-    """A method is ahead of a repair only of the class and in all."""
-    base, repair = [[[100.0, 200.0]]], [[[50.0, 100.0], [52.0, 104.0]]]
-    others = {
-        "one number or tau": [40.0, 150.0],
-        "cRT": [40.0, 90.0],
-        "balanced softmax": [60, 110],
+    """A method is ahead of a repair only on the class and in all."""
+    runs = {
+        "base": _runs((100, 200)),
+        "one number or tau": _runs((40, 150)),
+        "cRT": _runs((40, 90)),
+        "balanced softmax": _runs((60, 110)),
+        "twenty lines, refitted": _runs((50, 101)),
+        "repair": _runs((50, 100), (52, 104)),
     }
-    runs = {"base": base, **{name: [[numbers]] for name, numbers in others.items()}}
-    runs |= {"twenty lines, refitted": [[[50.0, 101.0]]], "repair": repair}
-    rows = {row[0]: row[3:] for row in study.claims({"dogs": runs})}
-    assert rows["cRT"] == ["dogs", "0"]
-    assert rows["one number or tau"] == ["none", "0"]
-    assert rows["balanced softmax"] == ["none", "1"]
-    assert rows["repair"] == rows["twenty lines, refitted"] == ["none", "0"]
+    rows = {method: rest for method, _, _, *rest in study.claims({"dogs": runs})}
+    assert rows["cRT"] == ["dogs", "none"]
+    assert rows["base"] == rows["balanced softmax"] == ["none", "dogs"]
+    for method in ("one number or tau", "twenty lines, refitted", "repair"):
+        assert rows[method] == ["none", "none"]
 
 
 #: An augmentation that leaves nothing to learn from.

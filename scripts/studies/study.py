@@ -16,11 +16,11 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cases import CASES, OUTPUT, Task
@@ -50,8 +50,6 @@ METHODS = {
     "twenty lines, refitted": "s",
     "repair": "o",
 }
-HEADS = ["errors of the class", "in all", "balanced accuracy, %", "false calls"]
-HEADS += ["negative flips, %", "minutes of a core"]
 #: Of repairs. Every other method runs once, with the first.
 SEEDS = (20, 21)
 
@@ -130,47 +128,49 @@ def bases_of(task: Task) -> list[Task]:
 # --- what is told of them ------------------------------------------------------------------------
 
 
-def numbers_of(task: Task, result: dict[str, Any], base: dict[str, Any]) -> list[float]:
-    """A run's numbers, one for each of HEADS."""
-    labels, predicted, before = (
-        torch.tensor(each) for each in (result["labels"], result["predicted"], base["predicted"])
-    )
+class Numbers(NamedTuple):
+    """Of a run: errors on the classes to repair, in all, and what else is told."""
+
+    on_class: int
+    in_all: int
+    balanced: float  # accuracy, in percent
+    minutes: float  # of a core
+
+
+#: Of a case: by method, by base, the numbers of each run.
+Runs = dict[str, list[list[Numbers]]]
+
+
+def numbers_of(task: Task, result: dict[str, Any]) -> Numbers:
+    """A run's numbers; of a natural mix, on as many test images of a class as its share says."""
+    labels, predicted = torch.tensor(result["labels"]), torch.tensor(result["predicted"])
     if task.is_natural:
-        shares, places = task.shares(result["classes"]), []
-        for c, share in enumerate(shares):
+        places = []
+        for c, share in enumerate(task.shares(result["classes"])):
             of_class = (labels == c).nonzero().flatten()
             places.append(of_class[: max(1, round(share * len(of_class)))])
         chosen = torch.cat(places)
-        labels, predicted, before = labels[chosen], predicted[chosen], before[chosen]
+        labels, predicted = labels[chosen], predicted[chosen]
     counts = counts_of_labels(labels, predicted, len(result["classes"]), result["targets"])
-    flips = ((predicted != labels) & (before == labels)).float().mean().item()
-    numbers = [counts["errors_of_target"], counts["errors"], 100 * counts["balanced_accuracy"]]
-    return [*numbers, counts["false_calls_of_target"], 100 * flips, result["minutes"]]
+    on_class, in_all = counts["errors_of_target"], counts["errors"]
+    return Numbers(on_class, in_all, 100 * counts["balanced_accuracy"], result["minutes"])
 
 
-def complete(tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, list[list[list[float]]]]]]:
-    """Each case of which all runs are there: by method, by base, the numbers of each run."""
-    for task in tasks:
-        runs: dict[str, list[list[list[float]]]] = {method: [] for method in METHODS}
-        wanted = [
-            _file(each, m, seed) for each in bases_of(task) for m in METHODS for seed in seeds_of(m)
-        ]
-        if not all(file.exists() for file in wanted):
-            continue
-        for each in bases_of(task):
-            base = result_of(each, "base", SEEDS[0])
-            for method in METHODS:
-                results = [result_of(each, method, seed) for seed in seeds_of(method)]
-                runs[method].append([numbers_of(each, result, base) for result in results])
-        yield task, runs
+def runs_of(task: Task) -> Runs | None:
+    """The numbers of a case, if all its runs are there."""
+    runs: Runs = {method: [] for method in METHODS}
+    for base in bases_of(task):
+        for method in METHODS:
+            seeds = seeds_of(method)
+            if not all(_file(base, method, seed).exists() for seed in seeds):
+                return None
+            runs[method].append([numbers_of(base, result_of(base, method, seed)) for seed in seeds])
+    return runs
 
 
-def left(runs: dict[str, list[list[list[float]]]], method: str, column: int) -> list[list[float]]:
-    """Errors that a method leaves, in percent of the base's: by base, of each run."""
-    shares = []
-    for base, of_base in zip(runs["base"], runs[method], strict=True):
-        shares.append([100 * run[column] / max(1, base[0][column]) for run in of_base])
-    return shares
+def mean(by_base: Sequence[Sequence[float]]) -> float:
+    """The mean over bases of the mean over the runs of a base."""
+    return statistics.fmean(statistics.fmean(runs) for runs in by_base)
 
 
 def deviation(by_base: Sequence[Sequence[float]]) -> float:
@@ -178,52 +178,67 @@ def deviation(by_base: Sequence[Sequence[float]]) -> float:
     return math.sqrt(statistics.fmean(statistics.variance(runs) for runs in by_base))
 
 
-def mean(by_base: Sequence[Sequence[float]]) -> float:
-    return statistics.fmean(statistics.fmean(runs) for runs in by_base)
+def column(by_base: Sequence[Sequence[Numbers]], name: str) -> list[list[float]]:
+    """One number of each run."""
+    return [[getattr(run, name) for run in runs] for runs in by_base]
 
 
-def rows_of(task: Task, runs: dict[str, list[list[list[float]]]]) -> list[list[str]]:
-    """The rows of a case; a repair's have the deviation of its runs."""
-    rows = []
-    for method, by_base in runs.items():
-        cells = []
-        for column, digits in enumerate((0, 0, 1, 0, 1, 1)):
-            values = [[run[column] for run in of_base] for of_base in by_base]
-            cell = f"{mean(values):,.{digits}f}"
+def left(runs: Runs, method: str, name: str) -> list[list[float]]:
+    """Errors that a method leaves, in percent of the base's: by base, of each run."""
+    shares = []
+    of_bases = zip(column(runs["base"], name), column(runs[method], name), strict=True)
+    for (before,), after in of_bases:
+        shares.append([100 * errors / before for errors in after])
+    return shares
+
+
+def row_of(task: Task, runs: Runs) -> list[str]:
+    """What each method leaves in a case, as "on the class/in all"."""
+    cells = [task.name]
+    for by_base in runs.values():
+        texts = []
+        for name in ("on_class", "in_all"):
+            values = column(by_base, name)
+            text = f"{mean(values):.0f}"
             if len(values[0]) > 1:
-                cell += f" ± {deviation(values):,.{digits}f}"
-            cells.append(cell)
-        rows.append([f"{task.name}: {method}", *cells])
-    return rows
+                text += f"±{deviation(values):.0f}"
+            texts.append(text)
+        if task.is_natural:
+            texts[-1] += f" ({mean(column(by_base, 'balanced')):.1f}%)"
+        cells.append("/".join(texts))
+    return [*cells, f"{mean(column(runs['repair'], 'minutes')):.1f}"]
 
 
-def claims(cases: dict[str, dict[str, list[list[list[float]]]]]) -> list[list[str]]:
-    """Each method beside a repair: its means, and in which cases one has fewer errors.
+def claims(cases: dict[str, Runs]) -> list[list[str]]:
+    """Each method's means, and in which cases it, or a repair, has fewer errors than the other.
 
-    Fewer means: of the class and in all, by more than two deviations of a repair's runs.
+    Fewer means: on the class and in all, by more than two deviations of a repair's runs.
     """
-    twice = []
-    for column in (0, 1):
-        by_base = [runs for case in cases.values() for runs in left(case, "repair", column)]
-        twice.append(2 * deviation(by_base))
-    print(f"two deviations: {twice[0]:.1f}% of the class, {twice[1]:.1f}% in all\n")
+    twice = {}
+    for name in ("on_class", "in_all"):
+        by_base = [shares for runs in cases.values() for shares in left(runs, "repair", name)]
+        twice[name] = 2 * deviation(by_base)
     rows = []
     for method in METHODS:
-        ahead, behind, means = [], [], []
-        for name, case in cases.items():
-            shares = [mean(left(case, method, column)) for column in (0, 1)]
-            repairs = [mean(left(case, "repair", column)) for column in (0, 1)]
-            means.append(shares)
-            if all(s < r - two for s, r, two in zip(shares, repairs, twice, strict=True)):
-                ahead.append(name)
-            if all(s > r + two for s, r, two in zip(shares, repairs, twice, strict=True)):
-                behind.append(name)
-        both = [f"{statistics.fmean(column):.0f}%" for column in zip(*means, strict=True)]
-        rows.append([method, *both, "; ".join(ahead) or "none", str(len(behind))])
+        fewer, more, every = [], [], []
+        for case, runs in cases.items():
+            less = {n: mean(left(runs, "repair", n)) - mean(left(runs, method, n)) for n in twice}
+            every.append([mean(left(runs, method, n)) for n in twice])
+            every[-1].append(mean(column(runs[method], "minutes")))
+            if all(less[n] > twice[n] for n in twice):
+                fewer.append(case)
+            if all(-less[n] > twice[n] for n in twice):
+                more.append(case)
+        on_class, in_all, minutes = map(statistics.fmean, zip(*every, strict=True))
+        means = [f"{on_class:.0f}%/{in_all:.0f}%", f"{minutes:.1f}"]
+        rows.append([method, *means, "; ".join(fewer) or "none", "; ".join(more) or "none"])
+    print(
+        f"Two deviations: {twice['on_class']:.1f}% on the class, {twice['in_all']:.1f}% in all.\n"
+    )
     return rows
 
 
-def draw(cases: dict[str, dict[str, list[list[list[float]]]]], file: Path) -> None:
+def draw(cases: dict[str, Runs], file: Path) -> None:
     """The figure: a row a case, a mark a method, errors left in percent of the base's."""
     from matplotlib.figure import Figure
 
@@ -231,9 +246,10 @@ def draw(cases: dict[str, dict[str, list[list[list[float]]]]], file: Path) -> No
     colours = ["#808080", "#9467bd", "#17a2b8", "#bcbd22", "#e07b39", "#2c8fdb"]
     figure = Figure(figsize=(7, 1.3 + 0.3 * len(cases)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, column, title in zip(panels, (1, 0), ("in all", "on the class"), strict=True):
+    titles = {"in_all": "in all", "on_class": "on the class"}
+    for panel, (name, title) in zip(panels, titles.items(), strict=True):
         for (method, mark), colour in zip(METHODS.items(), colours, strict=True):
-            shares = [mean(left(case, method, column)) for case in cases.values()]
+            shares = [mean(left(runs, method, name)) for runs in cases.values()]
             size = 60 if method == "repair" else 24  # the large mark lies behind the others
             marks = {"s": size, "color": colour, "marker": mark, "zorder": 100 - size}
             panel.scatter(shares, range(len(cases)), label=method, **marks)
@@ -276,15 +292,16 @@ def main() -> None:
                 for seed in seeds_of(method):
                     result_of(base, method, seed)
     cases, rows = {}, []
-    for task, runs in complete(tasks):
-        if task.is_weak:
-            cases[task.name] = runs
-        rows += rows_of(task, runs)
-    print(table(["case: method", *HEADS], rows), end="\n\n")
+    for task in tasks:
+        runs = runs_of(task)
+        if runs:
+            rows.append(row_of(task, runs))
+            if task.is_weak:
+                cases[task.name] = runs
+    print(table(["case", *METHODS, "minutes of a repair"], rows), end="\n\n")
     if not cases:
         return
-    heads = ["method", "on the class", "in all", "fewer errors than a repair", "more, of cases"]
-    print(table(heads, claims(cases)))
+    print(table(["method", "left", "minutes", "fewer than a repair", "more"], claims(cases)))
     if not options.cases:
         draw(cases, PROJECT / "docs" / "worth.png")
 
