@@ -74,9 +74,8 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
 
 def choice_lines(reading: Reading) -> list[str]:
     """What was chosen, and why, a line each."""
-    lines = []
+    lines, of_repair = [], reading.results["stage"] == "lora"
     for name, choice in reading.choices.items():
-        of_repair = reading.results["stage"] == "lora"
         lines.append(line_of(name, choice["value"], choice["why"], of_repair))
     return lines
 

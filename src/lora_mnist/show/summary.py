@@ -6,6 +6,7 @@ A job is finished if its results.json is there; one that failed leaves failed.js
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
@@ -171,7 +172,7 @@ def _text(value: float | None) -> str:
 def write_summary(summary: Summary) -> None:
     """Write ``summary.csv``, a line a job."""
     lines = []
-    for job in [*(job for row in summary.rows for job in row), *summary.failed]:
+    for job in chain(*summary.rows, summary.failed):
         line: dict[str, Any] = {key: job.values[key] for key in summary.swept}
         line |= {"error": job.error, "folder": job.folder.relative_to(summary.folder)}
         for key, value in job.results.items():

@@ -177,7 +177,7 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
     if isinstance(limit, float):
         batches = max(1, int(limit * batches)) if limit else 0
     elif limit is not None:
-        batches = min(batches, limit)
+        batches = limit
     count = batches * batch_size
     if count >= len(images):
         return images

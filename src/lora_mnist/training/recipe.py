@@ -41,8 +41,8 @@ def put_adapter(session: Session, selection: Selection) -> None:
     _refuse_undecided(session, selection)
     net, images, dataset = session.net, session.images.train, session.classifier.dataset
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
-    del arguments["scale"]  # of the finished adapter
-    offset, layer = arguments.pop("offset"), None
+    knobs = {knob: arguments.pop(knob) for knob in Point._fields}  # of the finished adapter
+    offset, layer = knobs["offset"], None
     if offset and selection.targets:
         some = torch.linspace(0, len(images) - 1, 4).long().tolist()
         pixels = images.take(some)[0].to(session.evaluating())
