@@ -49,7 +49,11 @@ class LoRAParametrization(Adapter):
 
     It is registered with :mod:`torch.nn.utils.parametrize`. ``lora_A`` starts at random and
     ``lora_B`` at zero, so at first the layer computes what it did before (Hu et al., section 4.1).
-    Another kind of adapter is a subclass: whoever puts it on, saves or loads it asks the class.
+
+    Another kind is a subclass. Each says how it starts, ``start``, and what it computes,
+    ``forward``. PiSSA says what its factors amount to, ``terms`` and ``factors``. DoRA, and any
+    kind without ``lora_A`` and ``lora_B``, says ``is_factored = False``, and what PEFT reads of it:
+    ``config``, ``names`` and ``saved``.
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
