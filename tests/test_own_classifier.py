@@ -145,7 +145,7 @@ def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     assert "prepare.mean=null: " in refused(evaluated, form[0])
     with pytest.raises(RuntimeError) as caught:
         evaluated("prepare.channels=1")
-    assert "prepare.channels?" in caught.value.__notes__[0]
+    assert "prepare.channels" in caught.value.__notes__[0]
     assert refused(repaired, here, *form).startswith("data: ")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lora_mnist.errors import ArgumentError, nearest_to, printable, require
+from lora_mnist.errors import ArgumentError, as_value, nearest_to, printable, require
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,7 @@ class Listing:
     def files(self, classes: Sequence[str]) -> list[ImageFile]:
         """The image files, by path, as torchvision lists them; ``classes`` in another order."""
         if sorted(classes) != self.classes:
-            others = [name for name in classes if name not in self.classes]
-            odd = ""
-            if others:
-                odd = f"; {others[0]} is none of them{nearest_to(others[0], self.classes)}"
-            expected = f"expected the folders of {self.root}: {self.classes}{odd}"
+            expected = f"expected the folders of {self.root}: {as_value(self.classes)}"
             raise ArgumentError("classes", classes, expected)
         files, others = [], []
         for folder, part in self.parts.items():
