@@ -75,15 +75,13 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     finally:
         gc.collect()  # a Trainer and what it trains hold each other, and the images
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
-    value = results.get(metric)
-    is_number = isinstance(value, int | float)
-    is_null = metric in results and value is None  # such as a loss that is not finite
-    if metric is not None and not (is_number or is_null):
+    value = None if metric is None else results.get(metric, "")
+    if not isinstance(value, int | float | None):  # null is a number that is not finite
         expected = f"a number in results.json{nearest_to(str(metric), results)}"
         raise UserError(f"sweep.metric={metric}: expected {expected}")
-    shown = f"{metric} {value:.6g}, " if is_number else ""
+    shown = "" if value is None else f"{metric} {value:.6g}, "
     print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
-    return value if is_number else None
+    return value
 
 
 def close_sweep(config: DictConfig) -> None:
