@@ -29,7 +29,7 @@ _OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropo
 _OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.dropout"
 #: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
 #: types above with bounds, and words. A value that the network or the images have to show to be
-#: wrong is refused in training/opening.py.
+#: wrong is refused in training/opening.py and, of an adapter, recipe.py.
 EXPECTED = {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",
