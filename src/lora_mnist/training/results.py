@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -58,20 +58,11 @@ def finish(
     ``about`` are the entries of results.json that only its stage knows, ``steps`` among them;
     ``learnt`` are the digests of the images that were learnt, after a training.
     """
-    cfg, run, is_pretraining = session.cfg, session.run, session.cfg.stage == "pretrain"
+    cfg, run = session.cfg, session.run
     results = {**results_of(session, tables, choices), **about}
-    current, useless = None, None
-    if is_pretraining:
-        folder, settings = run.folder, session.classifier.settings
-        knows_some = bool(results["targets"])  # of the classes
-        if not (cfg.debug or session.is_fast_dev_run or knows_some):
-            useless = _why_useless(session, results)
-            if useless is None:
-                folder, current = Path(cfg.paths.bases), current_base_path(cfg, run)
-        name = base_name(settings.data, settings.net)
-        path = versioned_base_path(folder, name, results["base_sha256"])
-        if current is None:  # the user has to name it to other commands
-            results["weights"] = os.path.relpath(path, run.folder)
+    base = _new_base(session, results) if cfg.stage == "pretrain" else None
+    if base is not None and base.replaces is None:  # the user has to name it to other commands
+        results["weights"] = os.path.relpath(base.path, run.folder)
     saves_adapter = cfg.stage == "lora" and not session.is_fast_dev_run
     if saves_adapter:
         assert learnt is not None
@@ -86,16 +77,16 @@ def finish(
         figures = make_report(run.folder, reading, table, session.images.test)
     log_results(session.trainer.loggers, reading, figures)
     log.info("run: %s", run.folder)
-    if is_pretraining:  # last: a run that fails on the way leaves the current base alone
-        write_base(session.net.state_dict(), path, _record_of(session), learnt)
-        if current is not None:
-            set_current_base(path, current)
+    if base is not None:  # last: a run that fails on the way leaves the current base alone
+        write_base(session.net.state_dict(), base.path, _record_of(session), learnt)
+        if base.replaces is not None:
+            set_current_base(base.path, base.replaces)
         else:
-            log.info("base: %s; the current one stays", path)
+            log.info("base: %s; the current one stays", base.path)
+        if base.why_useless is not None:
+            raise TrainingError(base.why_useless)
     elif saves_adapter:  # last: where the disk is full, all that is smaller is there
         _keep_base(session)
-    if useless is not None:
-        raise TrainingError(useless)
     return results
 
 
@@ -139,6 +130,28 @@ def results_of(
         "adapter": adapter,
         "point": choices["point"].value if "point" in choices else None,
     }
+
+
+class NewBase(NamedTuple):
+    """Where a pretraining leaves its base."""
+
+    path: Path
+    replaces: Path | None  # the current base; None: that one stays
+    why_useless: str | None
+
+
+def _new_base(session: Session, results: Mapping[str, Any]) -> NewBase:
+    """A base for other commands is one of all bases, and the current one; else it stays here."""
+    cfg, run, settings = session.cfg, session.run, session.classifier.settings
+    folder, replaces, why_useless = run.folder, None, None
+    knows_some = bool(results["targets"])  # of the classes
+    if not (cfg.debug or session.is_fast_dev_run or knows_some):
+        why_useless = _why_useless(session, results)
+        if why_useless is None:
+            folder, replaces = Path(cfg.paths.bases), current_base_path(cfg, run)
+    name = base_name(settings.data, settings.net)
+    path = versioned_base_path(folder, name, results["base_sha256"])
+    return NewBase(path, replaces, why_useless)
 
 
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
