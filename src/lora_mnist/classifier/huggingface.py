@@ -4,7 +4,7 @@ Nothing is downloaded, and no code of a folder runs. The package is an extra, im
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -110,19 +110,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bar:
             logging.enable_progress_bar()
-
-
-def processed(
-    folder: Path, pictures: Sequence[Image.Image]
-) -> tuple[Mapping[str, Any], Sequence[Tensor]]:
-    """The values of the processor in a folder, and the inputs that it makes of pictures."""
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    inputs = processor(pictures)["pixel_values"]
-    return processor.to_dict(), [torch.as_tensor(each) for each in inputs]
 
 
 def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.Module:

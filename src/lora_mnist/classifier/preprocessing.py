@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torchvision.models
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.classifier.huggingface import PROCESSOR, processed
+from lora_mnist.classifier.huggingface import PROCESSOR
 from lora_mnist.data.pictures import Preparation
 from lora_mnist.errors import SIZING, UserError, one_line
 
@@ -83,6 +84,8 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     has_processor = folder is not None and (folder / PROCESSOR).is_file()
     if not has_processor or prepare.get("transform") is not None:
         return named
+    from transformers import AutoImageProcessor  # here: an extra, and net has it
+
     # Each family of processors reads its values in another way. So this one is tried: on smooth
     # pictures, in which each place and each channel differs, and on plain ones.
     gradient = Image.linear_gradient("L")
@@ -92,10 +95,14 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     pictures = [picture.convert("RGB" if channels == 3 else "L") for picture in pictures]
     where = f"net.folder={folder}: {PROCESSOR}"
     try:
-        values, inputs = processed(folder, pictures)
+        processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        inputs = processor(pictures)["pixel_values"]
+        wide, tall, black, white = (torch.as_tensor(each) for each in inputs)
     except Exception as error:  # transformers has no one class for what such a file causes
         raise UserError(f"{where}: {one_line(error)}") from error
-    wide, tall, black, white = inputs
+    values = processor.to_dict()
     # An input is (pixel - mean) / std, of pixels from 0 to 1.
     std = 1 / (white - black).double().mean(dim=(1, 2))
     mean = 0 - black.double().mean(dim=(1, 2)) * std
