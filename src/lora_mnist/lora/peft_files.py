@@ -55,10 +55,6 @@ class AdapterFiles(NamedTuple):
     config: dict[str, Any]
     metadata: dict[str, Any]
 
-    def with_those_of(self, other: "AdapterFiles") -> "AdapterFiles":
-        """Both together; where both say something, the other one's word."""
-        return AdapterFiles(*(own | its for own, its in zip(self, other, strict=True)))
-
 
 def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> AdapterFiles:
     """What the files say of the adapters of one network, by the names of their tensors."""
@@ -70,7 +66,8 @@ def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> 
             offsets[name] = adapter
     files, kind = _files_of_loras(loras, weights), type(next(iter(loras.values())))
     for name, offset in offsets.items():
-        files = files.with_those_of(_files_of_offset(name, offset, weights, files, kind))
+        own = _files_of_offset(name, offset, weights, files, kind)
+        files = AdapterFiles(*(both | its for both, its in zip(files, own, strict=True)))
     return files
 
 
@@ -201,25 +198,21 @@ def _files_of_offset(
 ) -> AdapterFiles:
     """What an offset on the bias ``name`` says beside LoRA of this kind, whose files are there."""
     layer = name.removesuffix("bias").removesuffix(".")
-    files = AdapterFiles({_DIRECTION: offset.direction}, {}, {"layer": layer, "most": offset.most})
-    moved = offset.point.offset * offset.direction
+    tensors, config = {_DIRECTION: offset.direction}, dict[str, Any]()
+    files = AdapterFiles(tensors, config, {"layer": layer, "most": offset.most})
+    moved, start = offset.point.offset * offset.direction, f"{_START}{layer}."
+    is_adapted = f"^{layer}" in lora.config["rank_pattern"]
     if not offset.point.offset:
         return files
-    if kind.config == LoRAParametrization.config:
-        return files.with_those_of(_as_lora_bias(layer, moved, weights[layer].base, lora))
-    is_adapted = f"^{layer}" in lora.config["rank_pattern"]
-    key = f"{_START}{layer}.{'base_layer.bias' if is_adapted else 'bias'}"
-    return files.with_those_of(
-        AdapterFiles({key: weights[name].base.detach() + moved}, {"bias": "lora_only"}, {})
-    )
-
-
-def _as_lora_bias(layer: str, moved: Tensor, weight: Tensor, lora: AdapterFiles) -> AdapterFiles:
-    """An offset beside plain LoRA: PEFT's ``lora_B.bias``, which each layer has, or none."""
-    start, tensors = f"{_START}{layer}.", dict[str, Tensor]()
-    config: dict[str, Any] = {"lora_bias": True}
+    if kind.config != LoRAParametrization.config:  # PEFT reads the base's bias, with the offset
+        config["bias"] = "lora_only"
+        place = "base_layer.bias" if is_adapted else "bias"
+        tensors[start + place] = weights[name].base.detach() + moved
+        return files
+    config["lora_bias"] = True  # of each layer, or of none
     rank = lora.config["rank_pattern"].get(f"^{layer}", lora.config["r"])
-    if f"^{layer}" not in lora.config["rank_pattern"]:  # the bias needs factors beside it
+    if not is_adapted:  # the bias needs factors beside it
+        weight = weights[layer].base
         config["target_modules"] = f"{lora.config['target_modules']}|{re.escape(layer)}"
         tensors[f"{start}lora_A.weight"] = weight.new_zeros(rank, weight.shape[1])
         tensors[f"{start}lora_B.weight"] = weight.new_zeros(len(weight), rank)
@@ -229,7 +222,7 @@ def _as_lora_bias(layer: str, moved: Tensor, weight: Tensor, lora: AdapterFiles)
     alpha = lora.config["alpha_pattern"].get(f"^{layer}", lora.config["lora_alpha"])
     scaling = alpha / scaling_divisor(rank, lora.config["use_rslora"])  # PEFT multiplies by it
     tensors[f"{start}lora_B.bias"] = moved / scaling
-    return AdapterFiles(tensors, config, {})
+    return files
 
 
 def _offset_in(
