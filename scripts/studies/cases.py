@@ -219,7 +219,7 @@ _TAIL_10 = _cifar("imbalance 10", _RAREST, _resnet(8), f"{_SGD}2400", imbalance=
 _TAIL_100 = _cifar("imbalance 100", _RAREST, _resnet(14), f"{_SGD}2400", imbalance=100)
 
 CASES = (
-    _cifar("300 dogs", "dog", _resnet(20), f"{_SGD}3200", few=300),
+    _cifar("300 dogs", "dog", _resnet(14), f"{_SGD}3200", few=300),
     _cifar("300 dogs, EfficientNet", "dog", f"{_LITE0}10 prepare.image_size=48", _ADAMW, few=300),
     _cifar("50 trucks", "truck", _resnet(8), f"{_SGD}3200", few=50),
     _TAIL_10,
