@@ -7,7 +7,14 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
 from lora_mnist.classifier.networks import CNN, MLP
-from lora_mnist.lora.model import add_lora, add_offset, set_lora_offset, set_lora_scale
+from lora_mnist.lora.model import (
+    add_lora,
+    add_offset,
+    merge_lora,
+    set_lora_offset,
+    set_lora_scale,
+    unmerge_lora,
+)
 from lora_mnist.lora.offset import Offset, last_layer
 
 
@@ -79,3 +86,14 @@ def test_an_offset_moves_logits_and_stays_with_any_scale(tiny):
         torch.testing.assert_close(tiny(x), logits - 2.5 * direction)
         set_lora_offset(tiny, 0)
         assert torch.equal(tiny(x), logits)
+
+
+def test_an_offset_is_merged_and_back_as_lora_is(tiny):
+    """A merged one cannot be set, and the forward pass of the base leaves its mode alone."""
+    offset = Offset(torch.tensor([0.0, 1, 0]))
+    merge_lora(add_offset(add_lora(tiny), "linear2", offset))
+    with pytest.raises(ValueError, match="merged"):
+        set_lora_offset(tiny, 1)
+    unmerge_lora(tiny).train()
+    tiny(torch.randn(4, 6))
+    assert (offset.training, tiny.linear2.training) == (True, False)

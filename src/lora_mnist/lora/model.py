@@ -164,9 +164,10 @@ def _turn(model: nn.Module, **knobs: float) -> None:
     """Set some fields of the point of each adapter."""
     for name, value in knobs.items():
         require(is_number(value), name, value, "a finite number")
+    adapters = usable_adapters(model)
     if (offset := knobs.get("offset")) and offset_of(model) is None:
         raise ArgumentError("offset", offset, "expected 0, since the adapter has no offset")
-    for adapter in usable_adapters(model):
+    for adapter in adapters:
         adapter.point = adapter.point._replace(**knobs)
 
 
@@ -253,7 +254,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     for layer, before in registered.items():
         before.to(weights[layer].base.device)
         put_on(weights[layer], before.original, list(before))
-    for adapter in lora_adapters(model):
+    for adapter in adapters_on(model):
         adapter.train(model.training)
     keep_in_eval_mode(model)
     del model.lora_merged
@@ -329,7 +330,7 @@ def keep_in_eval_mode(model: nn.Module) -> None:
         # A module with buffers gets a hook of its own, for whoever calls it alone. Not every layer
         # does: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
         has_buffers = next(module.buffers(recurse=False), None) is not None
-        if module is model or (has_buffers and not isinstance(module, LoRAParametrization)):
+        if module is model or (has_buffers and not isinstance(module, Adapter)):
             hooks.append(module.register_forward_pre_hook(_base_to_eval))
     model.lora_hooks = hooks
 
@@ -338,7 +339,7 @@ def _base_to_eval(root: nn.Module, inputs: Any) -> None:
     """The hook: ``root`` is the module that is called; the adapters in it stay as they are."""
     if root.training:
         for module in root.modules():
-            if not isinstance(module, LoRAParametrization):
+            if not isinstance(module, Adapter):
                 module.training = False
 
 
