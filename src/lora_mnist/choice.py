@@ -14,8 +14,6 @@ AUTO = "auto"
 WEAK = ("weakest", "weak")
 #: The keys that set the choices of a repair.
 _KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
-#: Of a value that somebody has set.
-_AS_SET = ("typed", "as configured")
 
 
 class Choice(NamedTuple):
@@ -25,12 +23,18 @@ class Choice(NamedTuple):
     of: Sequence[Any] | None = None  # the values to choose from; None: they are not listed
     images: int = 0  # the number of validation images that decided
     why: str = ""
+    is_set: bool = False  # by somebody: typed, or in the configuration
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What results.json has of it."""
+        return {"value": self.value, "of": self.of, "images": self.images, "why": self.why}
 
 
 def tell(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
     for name, choice in choices.items():
-        if choice.why not in _AS_SET:
+        if not choice.is_set:
             log.info("%s", line_of(name, choice.value, choice.why, of_repair=True))
 
 

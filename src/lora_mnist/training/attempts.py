@@ -326,7 +326,8 @@ def _point_choice(best: Attempt) -> Choice:
     whys = [f"the {knob} is {reason}" for knob, reason in reasons.items()]
     if len(reasons) == len(value):
         is_one = len({*reasons.values()}) == 1
-        return Choice(value, why=reasons["scale"] if is_one else "; ".join(whys))
+        why = reasons["scale"] if is_one else "; ".join(whys)
+        return Choice(value, why=why, is_set=True)
     assert curve is not None  # auto needs validation images
     why = f"the highest {name_of_measure(curve['choose_by'])} on validation images, smoothed: "
     why += f"{best.measure:.1%}, and {curve['base']['smoothed']:.1%} of the base"

@@ -111,7 +111,7 @@ def results_of(
         "seed": cfg.get("seed"),
         "choose_by": classifier.choose_by if cfg.stage == "eval" else cfg.choose_by,
         "targets": targets,
-        "choices": {name: choice._asdict() for name, choice in choices.items()},
+        "choices": {name: choice.record for name, choice in choices.items()},
         "classes": dataset.classes,
         "data_sha256": dict(images.sha256),
         "training_images_per_class": counts.tolist(),

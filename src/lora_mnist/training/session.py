@@ -85,7 +85,7 @@ class Session:
         """A value that was typed, or stands in the configuration."""
         names = {key, "digit"} if key == "target" else {key}
         is_typed = not names.isdisjoint(self.run.keys)
-        return Choice(value, why="typed" if is_typed else "as configured")
+        return Choice(value, why="typed" if is_typed else "as configured", is_set=True)
 
     def of_first_process(self, value: Any) -> Any:
         """The value that the first of several processes has chosen, for all of them."""
