@@ -19,6 +19,7 @@ from helpers.stranger import OPTIONS, config, move_in
 from PIL import Image
 
 from lora_mnist.classifier.base import read_base, write_base
+from lora_mnist.classifier.record import Record
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.data import CIFAR
@@ -201,7 +202,7 @@ def test_the_yardstick_stands_beside_the_newest_repair(yardstick):
     assert "6 trainings of 6 steps" in text
     # A base of ours says how its images were changed; its weights, and so its name, are the same.
     flip = {"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"}
-    write_base(read_base(Path("mine.pt")).tensors, Path("mine.pt"), {"made": {"augment": flip}})
+    write_base(read_base(Path("mine.pt")).tensors, Path("mine.pt"), Record(made={"augment": flip}))
     flipped = printed("trainer.max_steps=2")
     assert "7 trainings of 2 steps" in flipped
     assert "augmented" in flipped

@@ -24,6 +24,7 @@ from lora_mnist.classifier.base import (
     versioned_base_path,
     write_base,
 )
+from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import changed_tensors, fingerprint
@@ -143,13 +144,14 @@ def test_write_base_writes_what_find_base_finds(tmp_path):
     sha256 = fingerprint(STATE)
     own = versioned_base_path(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
-    write_base(STATE, own, {"mean": 0.5})
+    record = Record("mnist", {"_target_": "lora_mnist.MLP"}, {"mean": 0.5}, made={"seed": 1})
+    write_base(STATE, own, record)
     save_file(prefixed("net.", STATE), tmp_path / "safetensors.pt", {"format": "pt"})
     assert load_weights(TinyNet(), read_base(tmp_path / "safetensors.pt")).sha256 == sha256
     file = read_base(own)
     assert changed_tensors(file.tensors, STATE) == []
-    assert (file.sha256, file.record) == (sha256, {"mean": 0.5})
-    assert file_of(STATE, tmp_path)[1:3] == ("", {})
+    assert (file.sha256, file.record) == (sha256, record)
+    assert file_of(STATE, tmp_path)[1:3] == ("", NO_RECORD)
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 

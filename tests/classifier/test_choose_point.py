@@ -6,6 +6,7 @@ import torch
 from lora_mnist import add_lora
 from lora_mnist.classifier.choose_point import Dial, turn_adapter
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.record import Record
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.model import add_offset, lora_point
@@ -27,7 +28,7 @@ def classifier(tmp_path):
     dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
     dataset.normalise_by(0, 1)
     dataset.sets = ImageSets(images, images, images, {}, {})
-    return Classifier(net, dataset, {}, adapter=tmp_path, record={"targets": ["owl"]})
+    return Classifier(net, dataset, {}, adapter=tmp_path, record=Record(targets=["owl"]))
 
 
 def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
@@ -53,7 +54,7 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     assert turned(1)[0] == 1.0
     assert lora_point(net) == Point(1.0, 0.0)
     assert turned(None, 2.5) == [1.0, 2.5]
-    classifier.record = {"targets": ["owl"], "made": {"refit": True}}
+    classifier.record = Record(targets=["owl"], made={"refit": True})
     assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
     caplog.set_level("INFO")
     caplog.clear()

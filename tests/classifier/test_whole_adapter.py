@@ -80,7 +80,7 @@ def test_adapter_gives_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, ca
     # From the base's file alone.
     (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
     own = [text for text in CASES[case] if text.startswith("net._target_=nets_of")]
-    names = ",".join(read_base(base).record["prepare"].get("classes", "012")[1:3])
+    names = ",".join(read_base(base).record.prepare.get("classes", "012")[1:3])
     options = ("stage=lora", "trainer.max_steps=4", f"target=[{names}]", f"base_ckpt={base}", *own)
     options += tuple(text for text in CASES[case] if "val_size" in text)
     folder = Path("outputs", "lora", "a")

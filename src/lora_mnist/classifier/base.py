@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lora_mnist.classifier.networks import DEFAULT
+from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.data import PUBLISHED
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write
@@ -38,7 +39,7 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]  # its state_dict; in a file of somebody else's by other names
     sha256: str  # their fingerprint, in hexadecimal; empty in a file that is not ours
-    record: Mapping[str, Any]  # see settings.py; empty: it is somebody else's
+    record: Record
     learnt: Tensor | None = None  # digests of the images that it has learnt; None: not known
 
 
@@ -63,9 +64,9 @@ def read_base(path: Path) -> Base:
             f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
             "safetensors writes them"
         ) from error
-    record, sha256, learnt = {}, "", None
+    record, sha256, learnt = NO_RECORD, "", None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
-        record, learnt = content["record"], content.get("learnt")
+        record, learnt = read_record(content["record"]), content.get("learnt")
         sha256 = str(content.get("sha256"))
         content = content.get("state_dict")
     tensors = _tensors_in(content)
@@ -172,7 +173,7 @@ def outputs_key(arguments: Mapping[str, Any]) -> str | None:
 def write_base(
     tensors: Mapping[str, Tensor],
     path: Path,
-    record: Mapping[str, Any] | None = None,
+    record: Record = NO_RECORD,
     learnt: Tensor | None = None,
 ) -> None:
     """Write a base, whole or not at all; equal arguments give equal files.
@@ -182,7 +183,7 @@ def write_base(
     # A clone does not take along other tensors that share the memory.
     plain = {"memory_format": torch.contiguous_format}
     state = {name: each.detach().cpu().clone(**plain) for name, each in tensors.items()}
-    content: dict[str, Any] = {"state_dict": state, "record": dict(record or {})}
+    content: dict[str, Any] = {"state_dict": state, "record": record.content()}
     content |= {"sha256": fingerprint(state), "learnt": learnt}
     buffer = BytesIO()  # torch.save would write a file's name into it
     torch.save(content, buffer)

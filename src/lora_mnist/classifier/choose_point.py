@@ -83,9 +83,11 @@ def turn_adapter(
     )
     images, why = 0, "as saved" if point == saved else "as set"
     if AUTO in (scale, offset):
-        targets = [c for c, name in enumerate(classifier.classes) if name in classifier.targets]
-        seed = classifier.record.get("made", {}).get("seed", 0)
-        dial = Dial(classifier, classifier.images.val, targets, seed, classifier.choose_by)
+        targets = [
+            c for c, name in enumerate(classifier.classes) if name in classifier.record.targets
+        ]
+        seed, choose_by = classifier.record.seed, classifier.record.choose_by
+        dial = Dial(classifier, classifier.images.val, targets, seed, choose_by)
         if reason := _why_not_advised(dial, "scale" if scale == AUTO else "offset"):
             why = f"as saved{reason}"
         else:
@@ -101,7 +103,7 @@ def turn_adapter(
 def _why_not_advised(dial: Dial, key: str) -> str:
     """Why validation images may not decide; "": they may. UserError where there are none."""
     classifier = dial.classifier
-    if classifier.record.get("made", {}).get("refit"):
+    if classifier.record.is_refit:
         return ", since the adapter has learnt validation images"
     if not len(dial.images) and "val" in classifier.images.left_out:
         return f": {classifier.images.left_out['val']['line']}"

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.classifier.networks import DEFAULT, NETWORKS
 from lora_mnist.classifier.preprocessing import own_preprocessing
+from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
@@ -33,7 +34,6 @@ from lora_mnist.lora.adapter import load_adapter, read_metadata
 from lora_mnist.lora.peft_files import CONFIG_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.measure.significance import MEASURES
 from lora_mnist.project import DATA, importable, program
 from lora_mnist.run_paths import ADAPTER_FOLDER
 
@@ -68,7 +68,7 @@ class Classifier:
     settings: Settings  # resolved
     base: Base | None = None  # what the network was before an adapter; None: still to be trained
     adapter: Path | None = None  # its folder
-    record: Mapping[str, Any] = field(default_factory=dict)  # of the adapter
+    record: Record = NO_RECORD  # of the adapter
 
     @classmethod
     def load(
@@ -107,7 +107,7 @@ class Classifier:
             own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         arguments, folder = from_folder(net or {})
         settings = Settings(arguments, dict(prepare or {}), dict(data or {}))
-        record: Mapping[str, Any] = {}
+        record = NO_RECORD
         if adapter is not None:
             adapter, record = read_adapter(adapter)
             settings.take_record("the adapter", record, f"adapter={adapter}")
@@ -194,17 +194,6 @@ class Classifier:
                     predictions.append(Prediction(self.classes[best], row[best], row))
                 yield label, predictions
 
-    @property
-    def targets(self) -> Sequence[str]:
-        """The names of the classes that the adapter repairs."""
-        targets: Sequence[str] = self.record.get("targets", [])
-        return targets
-
-    @property
-    def choose_by(self) -> str:
-        """What decided when the adapter was made: see :func:`.dial.dial_curve`."""
-        return str(self.record.get("made", {}).get("choose_by", MEASURES[0]))
-
     @cached_property
     def learnt(self) -> dict[str, Tensor | None]:
         """The digests of what the base and the adapter have learnt; ``None``: not known."""
@@ -212,7 +201,7 @@ class Classifier:
         if self.base is not None:
             learnt["base"] = self.base.learnt
         if self.adapter is not None:
-            learnt["adapter"] = read_learnt(self.adapter, self.record.get("learnt"))
+            learnt["adapter"] = read_learnt(self.adapter, self.record.learnt)
         return learnt
 
     @cached_property
@@ -250,7 +239,7 @@ class Classifier:
         lay_out(self.net, batch)
 
 
-def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
+def read_adapter(folder: str | Path) -> tuple[Path, Record]:
     """The folder of an adapter itself, where that of its run may be named, and its record."""
     path = Path(str(folder)).expanduser()  # its name may be a number
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
@@ -261,17 +250,17 @@ def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
             "the run that left it, or latest"
         )
     try:
-        return path, read_metadata(path)
+        metadata = read_metadata(path)
     except (ValueError, OSError) as error:
         raise UserError(f"adapter={one_line(error)}") from error
+    with naming(f"adapter={path}"):
+        return path, read_record(metadata)
 
 
-def _own_base(
-    bases: Path, settings: Settings, adapter: Path | None, record: Mapping[str, Any]
-) -> Path:
+def _own_base(bases: Path, settings: Settings, adapter: Path | None, record: Record) -> Path:
     """The base in ``bases`` for which an adapter was made or, without one, the current base."""
     path = bases / f"{base_name(settings.data, settings.net)}.ckpt"
-    expected = record.get("base_sha256")
+    expected = record.base_sha256
     if expected is not None:
         own = find_base(bases, expected)
         if own is None and sha256_of_base(path) != expected:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_mnist.classifier.huggingface import TARGET
 from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.classifier.record import Record
 from lora_mnist.data import DATA_SETS
 from lora_mnist.errors import SIZING, UserError, as_value
 from lora_mnist.project import quoted
@@ -19,8 +20,6 @@ from lora_mnist.project import quoted
 log = logging.getLogger(__name__)
 
 _GROUPS = ("net", "prepare", "data")
-#: The version of the records that are written and read.
-VERSION = 1
 #: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in
 #: one.
 _OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
@@ -69,23 +68,17 @@ class Settings:
         if taken and who:
             self.sources.append(f"from {who}: {', '.join(taken)}")
 
-    def take_record(self, who: str, record: Mapping[str, Any], file: str) -> None:
+    def take_record(self, who: str, record: Record, file: str) -> None:
         """Fill in what is missing from a record; ``file`` is the override that names its file.
 
         What could run code is refused; a preparation that is typed otherwise is noted for the log.
         """
-        if any(record.get(group) for group in _GROUPS):
-            if (version := record.get("version")) != VERSION:
-                raise UserError(f"{file}: its record has the version {version}; expected {VERSION}")
-            for group in ("net", "prepare"):
-                if not record.get(group):
-                    raise UserError(f"{file}: its record is damaged: {group} is missing")
-        elif who == "the adapter":  # of PEFT, or of Python; somebody's weights say no more
+        if who == "the adapter" and not record.prepare:  # of PEFT, or of Python
             self.sources.append(f"{who} does not say how pictures are prepared")
-        self.take(who, record)
+        self.take(who, record.settings)
         self._refuse_foreign_code(file)
         others = []
-        for key, value in record.get("prepare", {}).items():
+        for key, value in record.prepare.items():
             typed = self.typed["prepare"].get(key)
             if typed is not None and self.prepare[key] != value:
                 others.append(f"prepare.{key}={as_value(typed)}")

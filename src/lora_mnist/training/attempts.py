@@ -310,7 +310,7 @@ def _augment_choice(session: Session, trial: Session) -> Choice:
         return Choice(trial.augment, why="as the trial has it")
     if session.cfg.batches.augment != AUTO:
         return session.as_set("batches.augment", trial.augment)
-    if base is None or "augment" not in base.record.get("made", {}):
+    if base is None or not base.record.knows_augment:
         why = "the base's file does not say how it was; augment= takes what its training had"
         return Choice(trial.augment, why=why)
     return Choice(trial.augment, why="as in the base's training")

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lora_mnist.classifier.classifier import build_dataset
+from lora_mnist.classifier.record import NO_RECORD
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.command import in_grammar
 from lora_mnist.data import Folder, Images
@@ -115,7 +116,7 @@ def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
 def better_preparation(session: Session, dataset: Folder) -> list[str]:
     """The overrides of another usual preparation, if the base does clearly better with it."""
     classifier, settings = session.classifier, session.classifier.settings
-    if classifier.base is None or classifier.base.record or session.run.is_sweep:
+    if classifier.base is None or classifier.base.record != NO_RECORD or session.run.is_sweep:
         return []
     if dataset.prepare.transform is not None:
         return []

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from lora_mnist.classifier.base import (
     write_base,
 )
 from lora_mnist.classifier.learnt import write_learnt
-from lora_mnist.classifier.settings import VERSION
+from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.config.command import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.files import write_csv, write_json
@@ -97,7 +98,7 @@ def results_of(
     cfg, classifier, images = session.cfg, session.classifier, session.images
     base, dataset = classifier.base, classifier.dataset
     preprocessing = dataset.preprocessing()
-    names = choices["target"].value if "target" in choices else classifier.targets
+    names = choices["target"].value if "target" in choices else classifier.record.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
     unknown = [owner for owner, digests in classifier.learnt.items() if digests is None]
     counts = images.train.labels.bincount(minlength=len(dataset.classes))
@@ -109,7 +110,7 @@ def results_of(
         "dataset": dataset.name,
         "overrides": session.run.overrides,
         "seed": cfg.get("seed"),
-        "choose_by": classifier.choose_by if cfg.stage == "eval" else cfg.choose_by,
+        "choose_by": classifier.record.choose_by if cfg.stage == "eval" else cfg.choose_by,
         "targets": targets,
         "choices": {name: choice.record for name, choice in choices.items()},
         "classes": dataset.classes,
@@ -163,7 +164,7 @@ def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
 
 
-def _record_of(session: Session) -> dict[str, Any]:
+def _record_of(session: Session) -> Record:
     """The record for the file of a base or an adapter: all that a command needs, resolved."""
     classifier, dataset = session.classifier, session.classifier.dataset
     settings, prepare = classifier.settings, dataset.preprocessing()
@@ -176,21 +177,15 @@ def _record_of(session: Session) -> dict[str, Any]:
     folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
     if folder != DATA:  # which each machine has
         data["data_dir"] = str(folder)
-    return {
-        "version": VERSION,
-        "dataset": str(dataset.name),
-        "net": dict(settings.net),
-        "prepare": prepare,
-        "data": data,
-        "made": {
-            "stage": session.cfg.stage,
-            "overrides": session.run.typed_without(*_CHANGE_NO_NUMBER),
-            "seed": session.cfg.seed,
-            "choose_by": session.cfg.choose_by,
-            "augment": session.augment,
-            "versions": {package: version(package) for package in ("lora-mnist", "torch")},
-        },
+    made = {
+        "stage": session.cfg.stage,
+        "overrides": session.run.typed_without(*_CHANGE_NO_NUMBER),
+        "seed": session.cfg.seed,
+        "choose_by": session.cfg.choose_by,
+        "augment": session.augment,
+        "versions": {package: version(package) for package in ("lora-mnist", "torch")},
     }
+    return Record(str(dataset.name), dict(settings.net), prepare, data, made)
 
 
 def _save_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tensor) -> None:
@@ -199,11 +194,15 @@ def _save_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tenso
     assert base is not None
     values = {name: choice.value for name, choice in choices.items()}
     targets = values.pop("target", [])
-    record["made"] |= values
     folder = session.run.folder / ADAPTER_FOLDER
-    record |= {"base_sha256": base.sha256, "targets": targets}
-    record["learnt"] = write_learnt(folder, learnt)  # first: no adapter is without it
-    save_adapter(session.net, folder, metadata=record)
+    record = replace(
+        record,
+        made={**record.made, **values},
+        base_sha256=base.sha256,
+        targets=targets,
+        learnt=write_learnt(folder, learnt),  # first: no adapter is without it
+    )
+    save_adapter(session.net, folder, metadata=record.content())
 
 
 def _keep_base(session: Session) -> None:
@@ -214,7 +213,9 @@ def _keep_base(session: Session) -> None:
     if find_base(bases, base.sha256) is None:
         path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
         # Of somebody else's, which images there are is each command's choice.
-        record = base.record or {**_record_of(session), "data": {}}
+        record = base.record
+        if record == NO_RECORD:
+            record = replace(_record_of(session), data={})
         write_base(base.tensors, path, record, base.learnt)
 
 

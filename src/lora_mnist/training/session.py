@@ -115,7 +115,7 @@ def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
         return changes[0] if changes else None
     base = classifier.base
     assert base is not None  # _refuse_settings
-    recorded = base.record.get("made", {}).get("augment")
+    recorded = base.record.augment
     if foreign := recorded and foreign_code({}, "transform", recorded):
         line = quoted(f"batches.augment={as_value(recorded)}")
         raise UserError(
