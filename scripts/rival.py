@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from lora_mnist import remove_lora
 from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import Run, classifier_of, key_of, make
+from lora_mnist.config.command import Run, key_of
+from lora_mnist.config.objects import classifier_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for, offsets_to_try

@@ -20,7 +20,8 @@ from rival import Case, load_case
 from torch import nn
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run, classifier_of, make
+from lora_mnist.config.command import Run
+from lora_mnist.config.objects import classifier_of, make
 from lora_mnist.errors import TrainingError
 from lora_mnist.training.session import augment_of
 

@@ -9,7 +9,7 @@ from helpers.commands import refused
 from lora_mnist import MLP, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import classifier_of
+from lora_mnist.config.objects import classifier_of
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import Point

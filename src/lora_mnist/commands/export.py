@@ -20,8 +20,9 @@ from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import TARGET, save_folder
-from lora_mnist.config.command import Run, classifier_of, typed_point
+from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.objects import classifier_of, typed_point
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
 from lora_mnist.files import atomic_write

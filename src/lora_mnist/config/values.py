@@ -3,12 +3,11 @@
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from lora_mnist.config.command import is_in
 from lora_mnist.errors import UserError, as_value
 
 #: What a value has to be, in words.
@@ -79,30 +78,21 @@ def takes(expected: str, value: Any) -> bool:
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse a value that its key cannot have, in the configuration or in one of its trials."""
-    trials = settings_of_trials(cfg)
-    for key, expected in EXPECTED.items():
-        values = {key: OmegaConf.select(cfg, key, default=_MISSING)}
-        for name, settings in trials.items():
-            values[f"trials.{name}.{key}"] = settings.get(key, _MISSING)
-        for said, value in values.items():
-            if value is not _MISSING and not takes(expected, value):
-                raise UserError(f"{said}={as_value(value)}: expected {expected}")
-
-
-def settings_of_trials(cfg: DictConfig, typed: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """What each of ``trials`` sets, by key; a ``typed`` key counts for all of them."""
-    # augment= and batches.augment= are the same.
-    typed = [key.removeprefix("batches.") for key in typed]
-    trials = {}
+    for key in EXPECTED:
+        value = OmegaConf.select(cfg, key, default=_MISSING)
+        if value is not _MISSING:
+            _check_value(key, value)
     for name, values in (cfg.get("trials") or {}).items():
         if not isinstance(values, Mapping | None):
             raise UserError(f"trials.{name}={as_value(values)}: expected {_OF_TRIALS}")
-        settings: dict[str, Any] = {}
         for key, value in (values or {}).items():
-            own = str(key).removeprefix("batches.")
             if not re.fullmatch(_OF_TRIAL, str(key)):
                 raise UserError(f"trials.{name}.{key}: expected {_OF_TRIALS}")
-            if not any(is_in(own, each) or is_in(each, own) for each in typed):
-                settings[key] = value
-        trials[name] = settings
-    return trials
+            _check_value(key, value, f"trials.{name}.")
+
+
+def _check_value(key: str, value: Any, where: str = "") -> None:
+    """Refuse a value that its key cannot have."""
+    expected = EXPECTED.get(key)
+    if expected is not None and not takes(expected, value):
+        raise UserError(f"{where}{key}={as_value(value)}: expected {expected}")

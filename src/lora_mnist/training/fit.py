@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.learnt import fingerprint_of
-from lora_mnist.config.command import make
+from lora_mnist.config.objects import make
 from lora_mnist.data.plan import ImageDataModule, Plan, Selection, mix_of, select
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run, classifier_of, key_of, settings_of
-from lora_mnist.config.values import settings_of_trials
+from lora_mnist.config.command import Run, key_of
+from lora_mnist.config.objects import classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.data.plan import numbers_of, select
@@ -34,6 +34,7 @@ from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
+from lora_mnist.training.recipe import settings_of_trials
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
 
@@ -114,7 +115,7 @@ def _refuse_network(session: Session) -> None:
     _check_network(classifier)
     if not trains:
         return
-    for settings in ({}, *settings_of_trials(cfg, session.run.keys).values()):
+    for settings in ({}, *settings_of_trials(session).values()):
         check_training(session.with_settings(settings))
     if cfg.ckpt_path is not None:
         refuse_other_training(cfg.ckpt_path, hyperparameters(session), KNOWN_AT_ONCE)

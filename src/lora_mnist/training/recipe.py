@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.choose_point import Dial
-from lora_mnist.config.values import settings_of_trials
+from lora_mnist.config.command import is_in
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
@@ -92,10 +92,24 @@ def _refuse_undecided(session: Session, selection: Selection) -> None:
             log.warning(few, ", ".join(asked), session.classifier.classes[c], number)
 
 
+def settings_of_trials(session: Session) -> dict[str, dict[str, Any]]:
+    """What each of ``trials`` sets, by key; a key that is typed counts for all of them."""
+    # augment= and batches.augment= are the same.
+    typed = [key.removeprefix("batches.") for key in session.run.keys]
+    trials: dict[str, dict[str, Any]] = {}
+    for name, values in (session.cfg.get("trials") or {}).items():
+        trials[name] = {}
+        for key, value in (values or {}).items():
+            own = key.removeprefix("batches.")
+            if not any(is_in(own, each) or is_in(each, own) for each in typed):
+                trials[name][key] = value
+    return trials
+
+
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     """A session for each of ``trials``; the first alone where validation images cannot choose.
 
-    A key that is typed counts for all of them. Trials that say the same are one.
+    Trials that say the same are one.
     """
     count, is_few = few_of(session, selection)
     steps = session.cfg.trainer.max_steps
@@ -106,7 +120,7 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
     common = {"trainer.max_steps": steps, "batches.seed": order_seed(session)}
     takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
     trials: dict[str, Session] = {}
-    for name, values in (settings_of_trials(session.cfg, session.run.keys) or {"lora": {}}).items():
+    for name, values in (settings_of_trials(session) or {"lora": {}}).items():
         if not takes_dropout:
             values.pop("lora.dropout", None)
         trial = session.with_settings(common | values)

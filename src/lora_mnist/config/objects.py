@@ -1,0 +1,61 @@
+"""The objects that a configuration names: a part that Hydra makes, the classifier, its device."""
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.lora.point import Point
+from lora_mnist.project import importable
+from lora_mnist.run_paths import latest_adapter
+
+
+def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
+    """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
+    with importable(), config_group(key):
+        # Plain lists, for checkpoints.
+        return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The resolved arguments of network, preparation and images in a configuration."""
+    groups = {}
+    for group in ("net", "prepare", "data"):
+        content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        groups[group] = content
+    return groups
+
+
+def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
+    """What a command is told of the point of a saved adapter; ``None``: as it was saved."""
+    return {knob: cfg.get(knob) for knob in Point._fields}
+
+
+def classifier_of(cfg: DictConfig) -> Classifier:
+    """The classifier that a configuration names: its base, and its adapter as it was saved."""
+    adapter = cfg.get("adapter")
+    for knob, value in typed_point(cfg).items():
+        if adapter is None and value is not None:
+            raise UserError(f"{knob}={value}: expected null, since there is no adapter")
+    if adapter == "latest":
+        adapter = latest_adapter(cfg.paths.outputs)
+    groups = settings_of(cfg)
+    classifier = Classifier.load(
+        adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix
+    )
+    classifier.net.to(device_of(cfg.get("accelerator", "cpu")))  # a Trainer has its own
+    return classifier
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that one of Lightning's words means: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
+    own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator == "cpu" or (accelerator == "auto" and own is None):
+        return torch.device("cpu")
+    if own is None or (accelerator == "mps" and own.type != "mps"):
+        has = f"a {own.type} device" if own else "no GPU"
+        raise UserError(f"accelerator={accelerator}: expected auto or cpu; this machine has {has}")
+    return own
