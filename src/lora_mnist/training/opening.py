@@ -24,7 +24,6 @@ from lora_mnist.config.command import Run, key_of
 from lora_mnist.config.objects import classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
-from lora_mnist.data.plan import numbers_of, select
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
@@ -36,6 +35,7 @@ from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
 from lora_mnist.training.recipe import settings_of_trials
 from lora_mnist.training.session import Session
+from lora_mnist.training.target import numbers_of, select
 from lora_mnist.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)

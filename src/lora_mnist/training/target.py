@@ -1,12 +1,14 @@
 """Which classes a training learns, as typed or those that are weak, and which images it replays."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lora_mnist.choice import WEAK, Choice
-from lora_mnist.data.plan import Selection, select
-from lora_mnist.errors import UserError
+from lora_mnist.data.plan import Selection
+from lora_mnist.errors import UserError, as_value, nearest_to
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.measure.significance import chance_text, weak, weakest
 from lora_mnist.training.session import Session
@@ -60,3 +62,34 @@ def _weak_ones(target: str, before: Predictions, classes: Sequence[str]) -> tupl
         each.append(f"{classes[c]} {errors[c]} of {numbers[c]} ({chance_text(p_value)})")
     why = f"weaker than the rest beyond chance, errors of validation images: {', '.join(each)}"
     return [classes[c] for c in found], why
+
+
+def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
+    """The images of a class, or of several, to learn; the others may be replayed."""
+    if target is None:
+        return Selection([], torch.arange(len(labels)), torch.arange(0))
+    targets = numbers_of(classes, target)
+    is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
+    if not is_target.any():
+        raise UserError(f"target={as_value(target)}: expected a class with training images")
+    replayed = (~is_target).nonzero()[:, 0]
+    return Selection(targets, is_target.nonzero()[:, 0], replayed)
+
+
+def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
+    """The numbers of the classes that ``target`` names, each once; 9 names the class called 9."""
+    targets: list[int] = []
+    for name in [target] if isinstance(target, str | int | float) else target:
+        # YAML reads 1.10 as 1.1, and 010 as 8.
+        if isinstance(name, float | bool) or str(name) not in classes:
+            if name in WEAK:
+                raise UserError(f"target={as_value(target)}: expected {name} alone, in no list")
+            problem = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
+            if not isinstance(name, str):
+                problem += "; a name like a number, or true, stands in quotes: 'target=\"010\"'"
+            raise UserError(
+                f"target={as_value(target)}: no class is called {as_value(name)}{problem}; "
+                "expected a class by name, a list, weakest, weak, or null for all"
+            )
+        targets.append(classes.index(str(name)))
+    return list(dict.fromkeys(targets))

@@ -1,0 +1,114 @@
+"""How Lightning reads the batches of a plan, and the validation images."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lora_mnist.data.images import Augment, Batch, ImageDataset, ImageSets
+from lora_mnist.data.plan import Plan
+
+
+class ImageDataModule(LightningDataModule):
+    """Feeds a training by its plan, and its validation; images are uint8 up to the device."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        images: ImageSets,
+        plan: Plan,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.images = dataset, images
+        self.plan, self.augment = plan, augment
+
+    @property
+    def learnt(self) -> Tensor:
+        """The digests of all images that a batch may have, sorted."""
+        _, indices, others = self.plan.selection
+        if self.plan.replay:
+            indices = torch.cat([indices, others])
+        return self.images.train.digests[indices].sort().values
+
+    def loader(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
+        """This process's share of ``batches`` of the plan."""
+        assert self.trainer is not None
+        rank, processes = self.trainer.global_rank, self.plan.processes
+        return self.dataset.loader(
+            replace(self.images.train, augment=self.augment),
+            self.trainer.strategy.root_device,
+            batch_sampler=(batch[rank::processes] for batch in batches),
+            generator=None,  # torch's own: each epoch, and each worker, has other numbers
+            worker_init_fn=pl_worker_init_function,
+        )
+
+    def train_dataloader(self) -> "PlannedBatches":
+        """The batches of the plan."""
+        assert self.trainer is not None
+        return PlannedBatches(self, self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """This process's share of the validation images; nothing where there are none."""
+        if not len(self.images.val):
+            return []
+        assert self.trainer is not None
+        places = torch.arange(self.trainer.global_rank, len(self.images.val), self.plan.processes)
+        share = self.images.val.subset(places)
+        device, size = self.trainer.strategy.root_device, self.dataset.eval_batch_size
+        return self.dataset.loader(share, device, batch_size=size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise a batch where it is."""
+        images, labels = batch
+        return self.dataset.normalise(images), labels
+
+
+class PlannedBatches:
+    """The batches of the plan; Lightning saves its place in an epoch, and restores it."""
+
+    # It is no DataLoader, whose order Lightning would change. Each epoch begins where the one
+    # before would end, as a DataLoader's order does, also with trainer.limit_train_batches.
+
+    def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
+        self.data, self.trainer = data, trainer
+        self._epoch, self._place = 0, 0  # how many batches of the epoch have been given
+        self._batches, self._next = data.plan.batches(), 0  # kept from epoch to epoch
+
+    def __len__(self) -> int:
+        """The batches of a whole epoch, also where a part of it is done."""
+        trainer = self.trainer
+        if trainer.max_steps != -1 and trainer.max_epochs == -1:  # one epoch is all
+            return trainer.max_steps * trainer.accumulate_grad_batches
+        return self.data.plan.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, count = self.trainer.current_epoch, len(self)
+        if epoch != self._epoch:
+            self._epoch, self._place = epoch, 0
+        first = self._place
+        if not self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the first epoch again
+            first += epoch * count
+        for batch in self.data.loader(islice(self._from(first), count - self._place)):
+            self._place = (self._place + 1) % count  # 0 after the last one
+            yield batch
+
+    def _from(self, first: int) -> Iterator[list[int]]:
+        """The batches of the plan from the one with this number on."""
+        if self._next > first:
+            self._batches, self._next = self.data.plan.batches(), 0
+        for batch in self._batches:
+            self._next += 1
+            if self._next > first:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "place": self._place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._place = state["epoch"], state["place"]
