@@ -115,9 +115,11 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     sha256, weights = results["base_sha256"], tmp_path / "1" / results["weights"]
     assert weights.resolve() == (outputs / "base" / f"mnist-{sha256[:12]}.ckpt").resolve()
     cfg.base_ckpt = str(mine)
-    train(cfg, Run(tmp_path / "2", (f"base_ckpt={mine}",), is_sweep=True))
+    named = Run(tmp_path / "2", (f"base_ckpt={mine}",), is_sweep=True)
+    train(checked_copy(cfg, named), named)
     cfg.base_ckpt = str(outputs / "base" / "notebook.ckpt")  # as an experiment names it
-    train(cfg, Run(tmp_path / "3", ("experiment=notebook",), is_sweep=True))
+    by_experiment = Run(tmp_path / "3", ("experiment=notebook",), is_sweep=True)
+    train(checked_copy(cfg, by_experiment), by_experiment)
     after = files_of(outputs / "base")
     assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt")
     assert sha256_of_base(mine) == sha256

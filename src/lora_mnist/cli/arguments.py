@@ -39,7 +39,7 @@ def command_name() -> str:
     elif name != "--config-name":  # which a process that Lightning starts has
         print(f"{name}: no such command\n\n{USAGE}" if name else USAGE, file=sys.stderr)
         raise SystemExit(2)
-    return name if name in COMMANDS else "train"
+    return sys.argv[2]
 
 
 def as_typed() -> list[str]:

@@ -1,4 +1,4 @@
-"""Finds a command's function, for ``train.py`` and the others of a checkout, and ``lora-mnist``.
+"""Runs a command by its name, for ``train.py`` and the others of a checkout, and ``lora-mnist``.
 
 ``lora-mnist train stage=pretrain``, the program of the installed package, does what ``python
 train.py stage=pretrain`` does; ``data/`` and ``outputs/`` are in the folder where it is started.
@@ -12,23 +12,36 @@ from omegaconf import DictConfig
 from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import SIGNALS, run_entry
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import COMMANDS, checked_copy
+from lora_mnist.config.keys import checked_copy
+
+#: The functions of the commands, by the names of their configurations.
+FUNCTIONS = {
+    "train": "lora_mnist.commands.train.train",
+    "eval": "lora_mnist.commands.evaluate.evaluate",
+    "predict": "lora_mnist.commands.predict.predict",
+    "export": "lora_mnist.commands.export.export",
+    "demo": "lora_mnist.commands.demo.demo",
+}
 
 
-def run_command(cfg: DictConfig, run: Run) -> None:
-    """Call the function of ``lora_mnist.commands`` whose configuration this is."""
-    name = cfg.stage if cfg.stage in COMMANDS else "train"
-    name = "evaluate" if name == "eval" else name
-    cfg = checked_copy(cfg, run)  # a refusal, and --help, do not wait for torch
-    has_mask = hasattr(signal, "pthread_sigmask")  # Windows has none
-    if has_mask:  # what a signal raises, an import of torch may swallow
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    module = import_module(f"lora_mnist.commands.{name}")
-    if has_mask:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    getattr(module, name)(cfg, run)
+def run_command(function: str, config_name: str) -> None:
+    """Run a function of ``lora_mnist.commands``; a refusal, and --help, do not wait for torch."""
+    module, _, name = function.rpartition(".")
+
+    def command(cfg: DictConfig, run: Run) -> None:
+        cfg = checked_copy(cfg, run)
+        has_mask = hasattr(signal, "pthread_sigmask")  # Windows has none
+        if has_mask:  # what a signal raises, an import of torch may swallow
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        imported = import_module(module)
+        if has_mask:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        getattr(imported, name)(cfg, run)
+
+    run_entry(command, config_name)
 
 
 def main() -> None:
     """Run the command that is typed behind ``lora-mnist``."""
-    run_entry(run_command, command_name())
+    name = command_name()
+    run_command(FUNCTIONS[name], name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked
 from lora_mnist.config.objects import classifier_of, typed_point
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
@@ -138,7 +138,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else the import would report itself
     require_extra("demo.py", "demo", "gradio")
     log.info("loading the network and its test images")
-    cfg = checked_copy(cfg, run)
+    cfg = checked(cfg, run)
     classifier = classifier_of(cfg)
     classifier.check()
     turn_adapter(classifier, **typed_point(cfg))

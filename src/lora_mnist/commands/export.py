@@ -21,7 +21,7 @@ from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import TARGET, save_folder
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked
 from lora_mnist.config.objects import classifier_of, typed_point
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
@@ -86,7 +86,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    cfg = checked_copy(cfg, run)
+    cfg = checked(cfg, run)
     out = Path(str(cfg.out))
     ending = out.suffix.lower()
     expected = "expected a new file that ends in .onnx or .safetensors"

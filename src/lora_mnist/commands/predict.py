@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked
 from lora_mnist.config.objects import classifier_of, typed_point
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
@@ -51,7 +51,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = checked_copy(cfg, run)
+    cfg = checked(cfg, run)
     files = find_pictures(cfg.images)
     if cfg.out is not None:
         refuse_unwritable(Path(str(cfg.out)))

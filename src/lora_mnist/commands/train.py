@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from lora_mnist.choice import tell
 from lora_mnist.classifier.base import refuse_to_replace
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked
 from lora_mnist.run_paths import new_run_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import train_repair
@@ -44,7 +44,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     stages = {"pretrain": pretrain, "lora": lora}
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
-    cfg = checked_copy(cfg, run)
+    cfg = checked(cfg, run)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
         return stages[cfg.stage](cfg, run)

@@ -1,4 +1,4 @@
-"""Which keys a command takes: a configuration is checked once, and keeps those of its command."""
+"""Which keys a command takes: its configuration is checked once, and keeps those alone."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -30,29 +30,35 @@ OmegaConf.set_struct(_any_keys, False)
 ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
 
 
+def checked(cfg: DictConfig, run: Run | None) -> DictConfig:
+    """``cfg``, which the command line has checked; called from Python, a checked copy of it."""
+    is_checked = run is not None and run.typed is not None
+    return cfg if is_checked else checked_copy(cfg, run)
+
+
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``.
 
     A key that no command has is refused, and so are a value that a key cannot have, a value in
     place of a group and a typed key of another command: Hydra finds some of these on the command
-    line, but none in a user's files. A copy of a copy is equal to it.
+    line, but none in a user's files.
     """
     content: Any = OmegaConf.to_container(cfg)
-    own, checked = keys_of(cfg.stage), cfg.copy()
+    own, copied = keys_of(cfg.stage), cfg.copy()
     others = [name for name in content if name not in own]
     _refuse_unknown_keys(content, all_keys() if others else own)
     for name in others:  # a user's file may be for several commands
         # From Python each key is as good as typed.
         if run is None or run.typed is None or any(is_in(key, name) for key in run.keys):
             raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
-        with open_dict(checked):
-            del checked[name]
-    _resolve_digit(checked, [] if run is None else run.keys)
+        with open_dict(copied):
+            del copied[name]
+    _resolve_digit(copied, [] if run is None else run.keys)
     if run is not None:
-        checked.paths.run = str(run.folder)
-        OmegaConf.to_container(checked, resolve=True)  # raises for a ${name} of nothing
-    check_values(checked)
-    return checked
+        copied.paths.run = str(run.folder)
+        OmegaConf.to_container(copied, resolve=True)  # raises for a ${name} of nothing
+    check_values(copied)
+    return copied
 
 
 def _refuse_unknown_keys(
