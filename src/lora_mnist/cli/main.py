@@ -4,7 +4,6 @@ Nothing here imports torch at once, so that ``--help`` need not wait.
 """
 
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -16,11 +15,11 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from lora_mnist.cli.arguments import give_to_hydra
+from lora_mnist.cli.ends import Passing, end_of
 from lora_mnist.cli.explain import explain
-from lora_mnist.cli.folder import Passing, finished_jobs, how_to_go_on, remove_if_empty
 from lora_mnist.cli.sweep import run_job
 from lora_mnist.config.command import Command, Run
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import one_line
 from lora_mnist.project import CONFIGS
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_entry(function: Command, config_name: str) -> None:
-    """Run a command by Hydra's ``main``, and end it as :func:`_end_of` says."""
+    """Run a command by Hydra's ``main``, and end it as :func:`.end_of` says."""
     signals: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -68,31 +67,4 @@ def run_entry(function: Command, config_name: str) -> None:
         error: BaseException = passing.error
     except BaseException as raised:
         error = raised
-    raise _end_of(error, signals)  # here, or its traceback would begin with what carried it
-
-
-def _end_of(error: BaseException, signals: list[int]) -> BaseException:
-    """How a command ends, case by case: its last lines are printed, and its end is returned."""
-    if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
-        sent = signal.Signals(signals[0] if signals else signal.SIGINT)
-        left = finished_jobs() or how_to_go_on()
-        return _told(f"interrupted by {sent.name}", left, 128 + sent)
-    if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
-        return error
-    if isinstance(error, BrokenPipeError) and not sys.stdout.isatty():  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
-        return SystemExit(128 + 13)  # as by SIGPIPE
-    reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
-    if reason is not None:
-        if code == UserError.exit_code:
-            remove_if_empty()
-        return _told(reason, finished_jobs(), code)
-    if left := finished_jobs() or how_to_go_on(is_bug=True):
-        error.add_note(left)
-    return error  # Python shows where
-
-
-def _told(reason: str, left: str, code: int) -> SystemExit:
-    """Print why a command ends and what it leaves; return its end."""
-    print(f"{reason}\n{left}".rstrip(), file=sys.stderr)
-    return SystemExit(code)
+    raise end_of(error, signals)  # here, or its traceback would begin with what carried it

@@ -1,0 +1,94 @@
+"""How a command ends: its last lines, its exit code, and what is left in its folder."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from lora_mnist.cli.explain import explain
+from lora_mnist.cli.sweep import end_early
+from lora_mnist.config.command import Run, in_grammar
+from lora_mnist.errors import UserError
+from lora_mnist.project import command_line
+from lora_mnist.run_paths import LAST_CHECKPOINT
+
+
+class Passing(BaseException):
+    """Carries an error through Hydra, which makes a line or a warning of an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def end_of(error: BaseException, signals: list[int]) -> BaseException:
+    """How a command ends, case by case: its last lines are printed, and its end is returned."""
+    if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
+        sent = signal.Signals(signals[0] if signals else signal.SIGINT)
+        left = _finished_jobs() or _how_to_go_on()
+        return _told(f"interrupted by {sent.name}", left, 128 + sent)
+    if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
+        return error
+    if isinstance(error, BrokenPipeError) and not sys.stdout.isatty():  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return SystemExit(128 + 13)  # as by SIGPIPE
+    reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
+    if reason is not None:
+        if code == UserError.exit_code:
+            _remove_if_empty()
+        return _told(reason, _finished_jobs(), code)
+    if left := _finished_jobs() or _how_to_go_on(is_bug=True):
+        error.add_note(left)
+    return error  # Python shows where
+
+
+def _told(reason: str, left: str, code: int) -> SystemExit:
+    """Print why a command ends and what it leaves; return its end."""
+    print(f"{reason}\n{left}".rstrip(), file=sys.stderr)
+    return SystemExit(code)
+
+
+def _conf_of(mode: RunMode) -> Any:
+    """Hydra's own configuration of a run, or of a sweep; ``None``: this is none with a folder."""
+    if not HydraConfig.initialized():
+        return None
+    conf = HydraConfig.get()
+    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
+    is_own = conf.mode == RunMode.MULTIRUN or conf.output_subdir is not None
+    return conf if is_own and conf.mode == mode else None
+
+
+def _finished_jobs() -> str:
+    """Where the finished jobs of a sweep are, if this is one."""
+    conf = _conf_of(RunMode.MULTIRUN)
+    return "" if conf is None else end_early(Path(conf.sweep.dir))
+
+
+def _remove_if_empty() -> None:
+    """Remove the folder of a run that has written nothing into it."""
+    conf = _conf_of(RunMode.RUN)
+    if conf is None:
+        return
+    folder = Path(conf.run.dir)
+    if {path.name for path in folder.glob("*")} <= {conf.output_subdir, f"{conf.job.name}.log"}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _how_to_go_on(is_bug: bool = False) -> str:
+    """How to go on from a run's last checkpoint; else how to start again, or where its log is."""
+    conf = _conf_of(RunMode.RUN)
+    if conf is None:
+        return ""
+    folder = Path(conf.run.dir).absolute()
+    last, run = folder / LAST_CHECKPOINT, Run.of_command_line(conf, folder)
+    how, typed = "start again with", run.typed_without("hydra.run.dir", "hydra.mode")
+    if last.is_file():  # several trainings have none
+        how, typed = "go on with", run.typed_without("hydra.run.dir", "hydra.mode", "ckpt_path")
+        typed.append(f"ckpt_path={in_grammar(last)}")
+    elif is_bug:
+        return f"log: {folder / conf.job.name}.log"
+    return f"{how}: {command_line(str(conf.job.config_name), typed)}"
