@@ -1,11 +1,12 @@
 """The errors that a user can cause by a key, a value or a file: each is told in one line."""
 
 import re
-import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
@@ -19,11 +20,8 @@ PREPARE = ("classes", "channels", *SIZING, "mean", "std", "transform")
 #: The right group of keys that are easily written under a wrong one.
 GROUP_OF = dict.fromkeys(PREPARE, "prepare")
 GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")
-_LIBRARIES = sys.stdlib_module_names | {
-    *("lora_mnist", "hydra", "omegaconf", "torch", "torchvision", "timm", "PIL", "numpy"),
-    *("lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "fsspec"),
-    "transformers",
-}
+#: Where the standard library is, and this package, which may be read from a checkout.
+_LIBRARIES = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
 
 
 class UserError(Exception):
@@ -122,11 +120,16 @@ def _is_of_libraries(error: BaseException | None) -> bool:
     """Whether only libraries have run: an error with a frame in other code is no wrong value."""
     while error is not None:
         for frame, _ in walk_tb(error.__traceback__):
-            package = frame.f_globals.get("__name__", "").partition(".")[0]
-            if package not in _LIBRARIES:
+            if not _is_library(frame.f_code.co_filename):
                 return False
         error = error.__cause__
     return True
+
+
+def _is_library(file: str) -> bool:
+    """Whether code is Python's, ours or installed, and no file of the user's own."""
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+    return is_installed or file.startswith((*_LIBRARIES, "<"))  # <string>: made by a library
 
 
 def one_line(text: object) -> str:

@@ -14,18 +14,18 @@ ADAPTER_FOLDER = "adapter"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 #: All that may stand in the folder of a run, or of a sweep, and who writes it. Names that vary are
 #: left out: Hydra's subfolder and the log, the loggers' files, a base that is of no other use.
-WRITERS = {
-    RESULTS_FILE: "training/results.py",
-    FAILED_FILE: "cli/sweep.py",
-    ADAPTER_FOLDER: "training/results.py",
-    "predictions.csv": "training/results.py",
-    "report.html": "show/report.py",
-    "checkpoints": "Lightning, as configs/callbacks has it",
-    "figures": "show/report.py",
-    "summary.csv": "show/summary.py",
-    "summary.png": "show/summary.py",
-    "multirun.yaml": "Hydra",
-}
+RUN_FILES = (
+    RESULTS_FILE,  # training/results.py
+    FAILED_FILE,  # cli/sweep.py
+    ADAPTER_FOLDER,  # training/results.py
+    "predictions.csv",  # training/results.py
+    "report.html",  # show/report.py
+    "checkpoints",  # Lightning, as configs/callbacks has it
+    "figures",  # show/report.py
+    "summary.csv",  # show/summary.py
+    "summary.png",  # show/summary.py
+    "multirun.yaml",  # Hydra
+)
 
 
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
@@ -34,7 +34,7 @@ def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
     A command's is asked by ``ClaimOutputFolder`` of ``cli/folder.py``, before Hydra writes into it,
     and any run's when its session is opened.
     """
-    for name in (*names, *WRITERS):
+    for name in (*names, *RUN_FILES):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
 

@@ -4,6 +4,7 @@ import traceback
 
 import pytest
 from composed import FEW, composed
+from helpers.commands import refused
 from helpers.nets import as_floats
 from helpers.stranger import config, move_in
 from lightning.pytorch import Callback
@@ -13,6 +14,7 @@ from torch.utils.data import get_worker_info
 from lora_mnist.cli.explain import explain
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.config.objects import make
 
 QUICK = ("trainer=cpu", "trainer.max_steps=2", "figures=false", "logger=none")
 
@@ -76,3 +78,12 @@ def test_a_bug_in_a_transform_that_a_worker_calls(tmp_path, monkeypatch):
     own = (f"prepare.transform={{_target_: {__name__}.prepare}}", "data.num_workers=1")
     cfg = config("train", "stage=lora", "target=dog", *QUICK, *own)
     assert ", in trip\n" in shown(cfg, tmp_path / "run")
+
+
+def test_what_any_installed_library_says_of_a_value_is_a_line(tmp_path, monkeypatch):
+    """Of a library that this project does not know."""
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "foreign.py").write_text("def make():\n    raise ValueError('no such size')")
+    monkeypatch.syspath_prepend(str(installed))
+    assert refused(make, "net", {"_target_": "foreign.make"}) == "net: ValueError: no such size"

@@ -4,7 +4,7 @@ from composed import adapter_of, run, small_base
 from helpers.commands import only_run, read_results
 from helpers.runs import CLASSES, at, images, predictions
 
-from lora_mnist.run_paths import WRITERS
+from lora_mnist.run_paths import RUN_FILES
 from lora_mnist.training.results import write_predictions
 
 
@@ -39,7 +39,7 @@ def test_a_base_alone_has_a_prediction(tmp_path):
 def test_a_run_leaves_what_is_listed(made):
     """Beside what its two loggers leave."""
     names = {path.name for path in only_run(made, "lora").iterdir()}
-    assert names - {*WRITERS} == {"csv", "target=9,rank=1"}
+    assert names - {*RUN_FILES} == {"csv", "target=9,rank=1"}
 
 
 def test_an_adapter_is_written_before_the_copy_of_its_base(tmp_path):

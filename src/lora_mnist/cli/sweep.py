@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -46,12 +47,17 @@ def open_sweep(config: DictConfig) -> None:
     for key, number in numbers.items():
         part, _, name = number.partition(".")
         if part.removesuffix("_base") in _PARTS and name.split(".")[0] not in COUNTS.split():
-            nearest = nearest_to(number, [f"{part}.{count}" for count in COUNTS.split()])
-            raise UserError(f"sweep.{key}={number}: expected a number of results.json{nearest}")
+            raise _no_number(key, number, [f"{part}.{count}" for count in COUNTS.split()])
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     everything = [path.name for path in folder.iterdir()]
     refuse_used_folder("hydra.sweep.dir", folder, *everything)
+
+
+def _no_number(key: str, number: str, numbers: Iterable[str]) -> UserError:
+    """That results.json has no such number, which may show before the first job or after it."""
+    expected = f"a number in results.json{nearest_to(number, numbers)}"
+    return UserError(f"sweep.{key}={number}: expected {expected}")
 
 
 def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> float | None:
@@ -77,8 +83,7 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
     value = None if metric is None else results.get(metric, "")
     if not isinstance(value, int | float | None):  # null is a number that is not finite
-        expected = f"a number in results.json{nearest_to(str(metric), results)}"
-        raise UserError(f"sweep.metric={metric}: expected {expected}")
+        raise _no_number("metric", str(metric), results)
     shown = "" if value is None else f"{metric} {value:.6g}, "
     print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
     return value

@@ -1,6 +1,6 @@
 """How a run ends: it is judged, and :func:`finish` writes its files.
 
-:data:`.run_paths.WRITERS` has who else writes into its folder.
+:data:`.run_paths.RUN_FILES` has who else writes into its folder.
 """
 
 import logging
