@@ -17,9 +17,6 @@ from lora_mnist.lora.errors import require as require
 #: The keys of prepare by which a picture is brought to its size, and all of its keys.
 SIZING = ("image_size", "resize", "crop_pct", "interpolation")
 PREPARE = ("classes", "channels", *SIZING, "mean", "std", "transform")
-#: The right group of keys that are easily written under a wrong one.
-GROUP_OF = dict.fromkeys(PREPARE, "prepare")
-GROUP_OF |= dict.fromkeys(("batch_size", "replay", "seed", "augment"), "batches")
 #: Where the standard library is, and this package, which may be read from a checkout.
 _LIBRARIES = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
 
@@ -112,7 +109,8 @@ def config_group(group: str) -> Iterator[None]:
 
 def refusal_of(error: ArgumentError, group: str = "") -> str:
     """The line about an argument that cannot be used, which is a key of ``group``."""
-    key = f"{GROUP_OF.get(error.name, group)}.{error.name}".lstrip(".")
+    group = "prepare" if error.name in PREPARE else group  # a data set takes both
+    key = f"{group}.{error.name}".lstrip(".")
     return f"{key}={as_value(error.value)}: {error.reason}"
 
 

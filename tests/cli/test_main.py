@@ -36,6 +36,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("logger=0", "logger/0' Available options in 'logger': csv "),
         ("loss=null", "loss/null' Available options in 'loss': cross_entropy "),
         ("Flöte", "Flöte: expected KEY=VALUE"),
+        ("classes=[Flöte,b]", "in a list such a name stands in quotes"),
         ("trainer.precision=16-true", "trainer.precision=16-true: "),
         ("run_name=${nope}", ": Interpolation key 'nope' not found"),
     ],
@@ -121,11 +122,11 @@ def test_nobody_need_read_all_that_is_printed():
     assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_a_group_of_another_command_is_named(cli):
+def test_a_group_of_another_command_is_refused(cli):
     done = cli("export.py", "logger=none")
     assert (done.code, done.err) == (
         2,
-        "logger: nothing reads this group here; another command has it\n",
+        "logger: nothing reads this group here\n",
     )
 
 

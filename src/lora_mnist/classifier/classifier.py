@@ -29,7 +29,7 @@ from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
 from lora_mnist.data.images import ImageDataset, Images, ImageSets
-from lora_mnist.errors import GROUP_OF, UserError, as_value, config_group, naming, one_line
+from lora_mnist.errors import PREPARE, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import load_adapter, read_metadata
 from lora_mnist.lora.peft_files import CONFIG_NAME
 from lora_mnist.lora.point import Point
@@ -290,8 +290,8 @@ def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
         own = own_preprocessing(network, settings.net, settings.prepare)
         settings.take("the network", {"prepare": own})
     for key, value in settings.data.items():
-        if key in GROUP_OF and value is not None:
-            raise UserError(f"data.{key}={as_value(value)}: expected {GROUP_OF[key]}.{key}")
+        if key in PREPARE and value is not None:
+            raise UserError(f"data.{key}={as_value(value)}: expected prepare.{key}")
     given = {}
     for key, value in (settings.data | settings.prepare).items():
         if value is not None:

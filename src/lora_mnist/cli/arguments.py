@@ -24,8 +24,6 @@ USAGE = f"""lora-mnist {__version__}
 
 lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets. Your own are in a file
 of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=photos"""
-#: Names such as Flöte in a list, which Hydra reads in quotes alone.
-_NOT_ASCII = re.compile(r"""\b[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
 def command_name() -> str:
@@ -67,11 +65,10 @@ def _override(text: str) -> str:
     text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
     key, _, value = text.partition("=")
     try:
-        named = OverridesParser.create().parse_override(text).value()
-    except HydraException:  # a name such as Flöte or epoch=3.ckpt
-        if set(value) & set(",[]{}()"):  # a list of such
-            return _NOT_ASCII.sub(r'"\g<0>"', text)
-        return f"{key}={in_grammar(value)}"
-    if (CONFIGS / key).is_dir() and isinstance(named, int | float | None):
-        return f"{key}='{as_value(named)}'"  # of a text Hydra lists what there is
+        parsed = OverridesParser.create().parse_override(text).value()
+    except HydraException:  # Hydra says what is wrong, but a name such as Flöte or epoch=3.ckpt
+        is_name = not set(value) & set(",[]{}()")
+        return f"{key}={in_grammar(value)}" if is_name else text
+    if (CONFIGS / key).is_dir() and isinstance(parsed, int | float | None):
+        return f"{key}='{as_value(parsed)}'"  # of a text Hydra lists what there is
     return text

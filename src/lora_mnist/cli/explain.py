@@ -11,7 +11,7 @@ from yaml import YAMLError
 from lora_mnist.cli.arguments import as_typed
 from lora_mnist.config.keys import unknown_key
 from lora_mnist.errors import ArgumentError, UserError, one_line, printable, refusal_of
-from lora_mnist.project import CONFIGS, command_line
+from lora_mnist.project import command_line
 
 
 def explain(error: BaseException) -> str | None:
@@ -42,6 +42,8 @@ def _explain_configuration(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
+        elif not error.override.isascii():
+            message += "; in a list such a name stands in quotes: \"target=['Käse','Brot']\""
         return f"{error.override}: {message}"
     if "hydra/launcher" in message or "hydra/sweeper" in message:
         return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
@@ -50,14 +52,11 @@ def _explain_configuration(error: BaseException) -> str:
             "classifier: expected --config-dir FOLDER, with your file in it: "
             "FOLDER/classifier/NAME.yaml"
         )
-    no_group = re.match(r"Could not \w+ '([\w/]+)'. No match", message)
-    if no_group and (CONFIGS / no_group[1]).is_dir():
-        return f"{no_group[1]}: nothing reads this group here; another command has it"
-    if no_group and Path(name := no_group[1]).is_dir():  # --config-dir . images=images
-        return (
-            f"{name}: with --config-dir, Hydra takes the folder {name} for a group of "
-            "settings; expected another name for it, or a folder with nothing but classifier/"
-        )
+    if no_group := re.match(r"Could not \w+ '([\w/]+)'. No match", message):
+        line = f"{no_group[1]}: nothing reads this group here"
+        if Path(no_group[1]).is_dir():  # --config-dir . images=images
+            line += "; Hydra takes a folder of --config-dir for one: expected another name for it"
+        return line
     return message
 
 
