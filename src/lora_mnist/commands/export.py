@@ -114,19 +114,19 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         content = json.dumps(transform)
     elif ending != ".onnx":
         dtype, content = "float32", "(pixel / 255 - mean) / std"
-    where = {} if point is None else point.value
-    metadata = metadata_of(classifier, plain, where) | {
+    knobs = {} if point is None else point.value
+    metadata = metadata_of(classifier, plain, knobs) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
-    with atomic_write(out) if ending else new_folder(out) as path:
-        if ending == ".onnx":
-            written = write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
-        elif ending:
-            written = FromPixels(write_weights(plain, metadata, path), dataset.normalise)
-        else:
-            net = save_folder(plain, dataset.preprocessing(), path)
-            written = FromPixels(net, dataset.normalise)
+    merged = FromPixels(plain, dataset.normalise)
+    if ending == ".onnx":
+        writing = onnx_file(out, merged, example, metadata)
+    elif ending == ".safetensors":
+        writing = weights_file(out, merged, metadata)
+    else:
+        writing = folder_of_transformers(out, merged, dataset.preprocessing())
+    with writing as written:
         live = FromPixels(classifier.net, dataset.normalise)
         differing, deviation, allowed = compare(live, written, dataset, images)
         if differing or not deviation <= allowed:  # nan is refused, too
@@ -137,7 +137,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             )
     parts = "base"
     if point is not None:
-        parts += f" and adapter at {', '.join(f'{knob} {where[knob]:g}' for knob in where)}"
+        parts += f" and adapter at {', '.join(f'{knob} {knobs[knob]:g}' for knob in knobs)}"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata
@@ -155,19 +155,8 @@ def images_to_compare(classifier: Classifier) -> tuple[Images, str]:
     return Images(torch.stack(pictures), labels), "pictures of a gradient"
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` when the block ends, and is deleted if it raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as temporary:
-        folder = Path(temporary, path.name)
-        folder.mkdir()
-        yield folder
-        folder.replace(path)
-
-
 def metadata_of(
-    classifier: Classifier, plain: nn.Module, where: Mapping[str, float]
+    classifier: Classifier, plain: nn.Module, knobs: Mapping[str, float]
 ) -> dict[str, str]:
     """What a file says of the network in it: texts, most of them JSON."""
     base, adapter = classifier.base, classifier.adapter
@@ -176,7 +165,7 @@ def metadata_of(
         "net": classifier.settings.net,
         # Not the whole path: the file may be given away.
         "adapter": adapter and "/".join(adapter.parts[-3:]),
-        **where,  # scale and offset
+        **knobs,  # scale and offset
         "classes": classifier.classes,
         **classifier.dataset.preprocessing(),
     }
@@ -187,22 +176,18 @@ def metadata_of(
     }
 
 
-def write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:
-    """Write the weights of ``net``; return a copy of it with them, read back."""
-    # safetensors cannot store shared memory, so tied weights are copied.
-    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    path.write_bytes(save(tensors, {"format": "pt", **metadata}))
-    loaded = copy.deepcopy(net)
-    load_weights(loaded, read_base(path))
-    return loaded
+@contextmanager
+def onnx_file(
+    out: Path, merged: FromPixels, example: Tensor, metadata: dict[str, str]
+) -> Iterator[nn.Module]:
+    """Write a graph, for any number of images like ``example``; yield it, read back.
 
-
-def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> nn.Module:
-    """Write ``net`` as a graph, for any number of images like ``example``; return it, read back."""
+    The file is there when the block ends, and not if it raises, as for the other formats.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own code; the graph is checked
         onnx = torch.onnx.export(
-            net.eval(),
+            merged.eval(),
             # torch.export would keep the size of a batch of one constant.
             (torch.stack([example, example]),),
             dynamo=True,
@@ -213,8 +198,33 @@ def write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: 
         )
     assert onnx is not None  # only where torch writes the file itself
     onnx.model.metadata_props.update(metadata)
-    onnx.save(str(path), external_data=False)
-    return Onnx(path)
+    with atomic_write(out) as path:
+        onnx.save(str(path), external_data=False)
+        yield Onnx(path)
+
+
+@contextmanager
+def weights_file(out: Path, merged: FromPixels, metadata: dict[str, str]) -> Iterator[nn.Module]:
+    """Write the weights; yield a copy of the network with them, read back."""
+    # safetensors cannot store shared memory, so tied weights are copied.
+    tensors = {name: tensor.clone() for name, tensor in merged.net.state_dict().items()}
+    with atomic_write(out) as path:
+        path.write_bytes(save(tensors, {"format": "pt", **metadata}))
+        loaded = copy.deepcopy(merged)
+        load_weights(loaded.net, read_base(path))
+        yield loaded
+
+
+@contextmanager
+def folder_of_transformers(
+    out: Path, merged: FromPixels, preprocessing: Mapping[str, Any]
+) -> Iterator[nn.Module]:
+    """Write a folder for ``from_pretrained``; yield its network, read back."""
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
+        folder = Path(temporary, out.name)
+        folder.mkdir()
+        yield FromPixels(save_folder(merged.net, preprocessing, folder), merged.normalise)
+        folder.replace(out)
 
 
 def compare(
