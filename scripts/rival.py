@@ -270,9 +270,9 @@ def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
     classifier = classifier_of(cfg)
     adapter, net = classifier.adapter, classifier.net
-    if not classifier.targets:
+    if not classifier.record.targets:
         raise UserError(f"adapter={adapter}: repairs mistakes; expected one that repairs classes")
-    targets = [classifier.classes.index(name) for name in classifier.targets]
+    targets = [classifier.classes.index(name) for name in classifier.record.targets]
     augment = augment_of(cfg, classifier)
     augment = augment and make("batches.augment", augment)
     # A refit has learnt the validation images, which choose for twenty lines as for its trials.
@@ -282,7 +282,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
     sets = replace(classifier.images, val=val)
     plain = remove_lora(copy.deepcopy(net)).requires_grad_()
     case = load_case(plain, classifier.dataset, sets, targets, augment)
-    case.choose_by = classifier.choose_by
+    case.choose_by = classifier.record.choose_by
     file, repair = Path(str(adapter)).parent / "results.json", {}  # of the run that left it
     if file.exists():
         repair = json.loads(file.read_text())
@@ -317,7 +317,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         if "refitted" in name:
             net = refitted(case, choice, cfg.seed)
         rows.append(row(name, logits_of(net, test), time.perf_counter() - started))
-    named = ", ".join(classifier.targets)
+    named = ", ".join(classifier.record.targets)
     heads = [
         "method",
         f"errors on {named}",
