@@ -26,9 +26,9 @@ _EXPLANATION = """
 Give the page a picture, or ask for a test image that the base gets wrong: both networks say which
 class it shows. The base is the pretrained network, and the adapted network is the same one with a
 small LoRA adapter on top. One slider scales LoRA: at 0 it is off, at 1 it acts as it was trained.
-Where the adapter has an offset, a number on the logit of the class that is repaired, a second
-slider sets it: a scale of 0 leaves it on. With both at 0 the two networks are the same. The page
-opens with the scale and the offset that the adapter has.
+Where the adapter has an offset, a number on the logit of the class that is repaired, or the tau of
+several, a second slider sets it: a scale of 0 leaves it on. With both at 0 the two networks are the
+same. The page opens with the scale and the offset that the adapter has.
 """
 
 
@@ -54,6 +54,7 @@ def build_page(classifier: Classifier) -> Any:
     from torchvision.transforms.functional import to_pil_image
 
     dataset, start = classifier.dataset, lora_point(classifier.net)
+    moved = offset_of(classifier.net)
     test_images = classifier.test_images()
     mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
 
@@ -107,14 +108,17 @@ def build_page(classifier: Classifier) -> Any:
                     label="Scale of the adapter",
                     elem_id="scale",
                 )
-                reach = max(10, abs(start.offset))
+                label, reach = "Offset on the repaired class", 10
+                if moved is not None and not moved.moves_one_class:
+                    label, reach = "Tau of the offset on the repaired classes", 3
+                most_offset = max(reach, abs(start.offset))
                 offset = gr.Slider(
-                    -reach,
-                    reach,
+                    -most_offset,
+                    most_offset,
                     start.offset,
                     step=0.05,
-                    label="Offset on the repaired class",
-                    visible=offset_of(classifier.net) is not None,
+                    label=label,
+                    visible=moved is not None,
                     elem_id="offset",
                 )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
