@@ -39,7 +39,9 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
 @torch.no_grad()
 def test_shows_every_mistake_of_the_base(classifier, with_nine):
     images = classifier.test_images()
-    predictions = small_net(with_nine)(classifier.dataset.normalise(images.pixels)).argmax(1)
+    predictions = small_net(with_nine)(
+        classifier.dataset.normalise(torch.stack(images.pixels))
+    ).argmax(1)
     notes = [note for note, _ in mistakes_of_base(classifier, images)]
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
     assert notes == [f"Test image {n}, labelled {images.labels[n]}" for n in wrong]

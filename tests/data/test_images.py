@@ -25,7 +25,7 @@ def test_normalise_takes_what_measured_pixels_gives(channels):
 
 def test_stacked_joins_pictures_as_far_as_they_are_of_one_size():
     dataset = ImageDataset("greys", ["cat", "dog"], 1, eval_batch_size=2)
-    dataset.mean, dataset.std = 0, 1
+    dataset.normalise_by(0, 1)
     sides = [4, 4, 4, 5, 6, 6]
     pictures = [(torch.full((1, side, side), 255), n) for n, side in enumerate(sides)]
     batches = list(dataset.stacked(pictures))

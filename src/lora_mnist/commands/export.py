@@ -152,7 +152,7 @@ def images_to_compare(classifier: Classifier) -> tuple[Images, str]:
     for angle in range(0, 360, 5):
         pictures.append(classifier.dataset.read_picture(gradient.rotate(angle)))
     labels = torch.zeros(len(pictures), dtype=torch.int64)
-    return Images(torch.stack(pictures), labels), "pictures of a gradient"
+    return Images(pictures, labels), "pictures of a gradient"
 
 
 def metadata_of(

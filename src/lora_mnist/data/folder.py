@@ -25,7 +25,6 @@ from lora_mnist.data.images import (
     Images,
     ImageSets,
     digests_of,
-    measured_pixels,
 )
 from lora_mnist.data.known_files import KnownFiles
 from lora_mnist.data.listing import PARTS, ImageFile, Listing
@@ -35,7 +34,6 @@ from lora_mnist.errors import (
     SIZING,
     ArgumentError,
     PictureError,
-    config_group,
     printable,
     require,
     require_number,
@@ -102,22 +100,6 @@ class Folder(ImageDataset):
         size = tuple(size or self._size_of_the_first())
         self.prepare = Preparation(channels, size, resize, crop_pct, interpolation, transform)
         self.normalise_by(mean, std)
-
-    @cached_property
-    def _measured(self) -> tuple[Channelwise, Channelwise]:
-        """The mean and the standard deviation of training images, where one is not set."""
-        with config_group("data"):
-            expected = "mean and std, as in the network's training, since there are no training "
-            require(len(self.sets.train) > 0, "mean", None, f"{expected}images to measure")
-        return measured_pixels(self.sets.train)
-
-    @cached_property
-    def mean(self) -> Channelwise:  # type: ignore[override]
-        return self._measured[0]
-
-    @cached_property
-    def std(self) -> Channelwise:  # type: ignore[override]
-        return self._measured[1]
 
     @property
     def root(self) -> Path:

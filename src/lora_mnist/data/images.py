@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from lora_mnist.errors import printable, require, require_number, require_one_of
+from lora_mnist.errors import config_group, printable, require, require_number, require_one_of
 from lora_mnist.progress import progress
 from lora_mnist.project import importable
 
@@ -35,12 +35,10 @@ Channelwise = float | Sequence[float]
 class Images(Dataset[Batch]):
     """A set of N images, some of them perhaps on the disk."""
 
-    #: All images in one tensor; or a list with the tensor, (channels, height, width), or the file
-    #: of each.
-    pixels: Tensor | Sequence[Tensor | Path]
+    pixels: Sequence[Tensor | Path]  # of each, (channels, height, width), or its file
     labels: Tensor  # int64, shape (N,)
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
-    #: Reads and augments a file; None: all images are in memory.
+    #: Reads and augments a file; None: there are none.
     read: Callable[[Path, Augment | None], Tensor] | None = None
     augment: Augment | None = None  # of each image that is taken
     digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`digests_of`
@@ -55,9 +53,6 @@ class Images(Dataset[Batch]):
 
     def take(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, and their labels."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        if isinstance(self.pixels, Tensor) and self.augment is None:
-            return self.pixels[index], self.labels[index]
         images = []
         for i in indices:
             image = self.pixels[i]
@@ -67,17 +62,16 @@ class Images(Dataset[Batch]):
             elif self.augment is not None:
                 image = self.augment(image)
             images.append(image)
-        return torch.stack(images) if images else torch.empty(0), self.labels[index]
+        return torch.stack(images) if images else torch.empty(0), self.labels[list(indices)]
 
     __getitems__ = take  # the name by which DataLoader calls it
 
     def subset(self, indices: Tensor) -> "Images":
         """The images at ``indices``, int64, under the names that they have here."""
-        order, pixels = indices.tolist(), self.pixels
-        chosen = pixels[indices] if isinstance(pixels, Tensor) else [pixels[i] for i in order]
-        names = [self.names[i] for i in order]
+        order = indices.tolist()
+        pixels, names = [self.pixels[i] for i in order], [self.names[i] for i in order]
         labels, digests = self.labels[indices], self.digests[indices]
-        return replace(self, pixels=chosen, labels=labels, names=names, digests=digests)
+        return replace(self, pixels=pixels, labels=labels, names=names, digests=digests)
 
     def without(self, is_left_out: Tensor) -> "Images":
         """These images but for some: ``is_left_out`` is bool, (N,)."""
@@ -161,8 +155,6 @@ class ImageDataset:
     Its arguments are keys of ``data`` and ``prepare``, which ``configs/`` explains.
     """
 
-    mean: Channelwise  # of the pixels, on the scale 0 to 1
-    std: Channelwise  # their standard deviation
     split_settings: Mapping[str, Any]  # the values of data that say which images are held out
 
     def __init__(
@@ -196,10 +188,11 @@ class ImageDataset:
 
     def preprocessing(self) -> dict[str, Any]:
         """The values of ``prepare`` by which another set prepares pictures as this one does."""
-        return {"mean": self.mean, "std": self.std}
+        mean, std = self.mean_and_std
+        return {"mean": mean, "std": std}
 
     def normalise_by(self, mean: Channelwise | None, std: Channelwise | None) -> None:
-        """Set ``mean`` and ``std``, if they fit; ``None``: a subclass measures it when needed."""
+        """Take ``mean`` and ``std``, if they fit; ``None``: it is measured when it is needed."""
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
             if value is None:
                 continue
@@ -208,13 +201,28 @@ class ImageDataset:
             require(fits, key, value, f"one number, or {self.channels}")
             for each in values:
                 require_number(key, each, least, most)
-            setattr(self, key, value)
+        self._mean, self._std = mean, std
+
+    @cached_property
+    def mean_and_std(self) -> tuple[Channelwise, Channelwise]:
+        """Of the pixels, on the scale 0 to 1: as they are set, or of the training images."""
+        mean, std = self._mean, self._std
+        if mean is None or std is None:
+            with config_group("data"):
+                expected = (
+                    "mean and std, as in the network's training, since there are no training "
+                )
+                require(len(self.sets.train) > 0, "mean", None, f"{expected}images to measure")
+            measured = measured_pixels(self.sets.train)
+            mean = measured[0] if mean is None else mean
+            std = measured[1] if std is None else std
+        return mean, std
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
         mean, std = (
             torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-            for value in (self.mean, self.std)
+            for value in self.mean_and_std
         )
         return images.float().div_(255).sub_(mean).div_(std)
 
@@ -277,14 +285,11 @@ def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     return (means, stds) if len(means) > 1 else (means[0], stds[0])
 
 
-def digests_of(images: Tensor | Sequence[Tensor | Path]) -> Tensor:
+def digests_of(images: Sequence[Tensor | Path]) -> Tensor:
     """Eight bytes of the SHA-256 of each image's file or, in memory, of its pixels: int64, (N,)."""
     digests = []
-    for image in images.numpy() if isinstance(images, Tensor) else images:
-        if isinstance(image, Path):
-            content: Any = image.read_bytes()
-        else:
-            content = numpy.ascontiguousarray(image)
+    for image in images:
+        content: Any = image.read_bytes() if isinstance(image, Path) else image.contiguous().numpy()
         digests.append(hashlib.sha256(content).digest()[:8])
     return torch.from_numpy(numpy.frombuffer(b"".join(digests), "<i8").astype(numpy.int64))
 

@@ -92,7 +92,7 @@ class Published(ImageDataset):
         parts, sha256 = {}, {}
         for part in ("train", "test"):
             images, labels = self.load(part == "train")
-            parts[part] = Images(images, labels)
+            parts[part] = Images(list(images), labels)
             sha256[part] = sha256_of(images, labels)
         whole = parts[self.val_from]
         count = len(whole)

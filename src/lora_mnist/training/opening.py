@@ -41,7 +41,7 @@ from lora_mnist.training.trainer import make_trainer
 log = logging.getLogger(__name__)
 
 _NONE = torch.empty(0, dtype=torch.int64)
-_EMPTY = Images(_NONE, _NONE, digests=_NONE)
+_EMPTY = Images([], _NONE, digests=_NONE)
 #: What a session has before images are read.
 _NO_IMAGES = ImageSets(_EMPTY, _EMPTY, _EMPTY, {}, {})
 
