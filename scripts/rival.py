@@ -31,8 +31,8 @@ from lora_mnist.config.command import Run, key_of
 from lora_mnist.config.objects import classifier_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
-from lora_mnist.lora.offset import offset_for, offsets_to_try
-from lora_mnist.measure.dial import smoothed
+from lora_mnist.lora.offset import offset_for
+from lora_mnist.measure.dial import offsets_to_try, smoothed
 from lora_mnist.measure.predictions import counts_of_labels
 from lora_mnist.measure.significance import measure
 from lora_mnist.training.session import augment_of

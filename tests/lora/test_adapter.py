@@ -49,7 +49,7 @@ def test_save_adapter_and_load_adapter_are_a_round_trip(adapted, tmp_path):
 @pytest.mark.parametrize("scale", [0, -0.7])
 def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
     """At 1 the adapter is as trained, bit for bit; also after it was loaded and saved again."""
-    options = {"rank": 2, "alpha": 3, "alpha_pattern": {"linear2": 5}, "init": init}
+    options = {"rank": 2, "alpha": 3, "init": init}
     adapted = randomize(add_lora(base(), **options))
     trained = load_adapter(base(), save_adapter(adapted, tmp_path / "trained"))(X)
     set_lora_scale(adapted, scale)

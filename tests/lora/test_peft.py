@@ -39,7 +39,7 @@ def base(kind):
     ("kind", "options"),
     [
         ("linear", {"rank": 4, "alpha": 3.0, "use_rslora": True, "dropout": 0.5}),
-        ("linear", {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
+        ("linear", {"rank_pattern": {"linear2": 3}}),
         ("convolutions", {"target_modules": "conv"}),  # and not block.conv
         ("convolutions", {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
         ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),

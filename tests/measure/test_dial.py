@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
-from lora_mnist.lora.offset import Offset, offset_for, offsets_to_try
+from lora_mnist.lora.offset import Offset, offset_for
 from lora_mnist.measure import dial
-from lora_mnist.measure.dial import smoothed
+from lora_mnist.measure.dial import offsets_to_try, smoothed
 from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import class_weights
 

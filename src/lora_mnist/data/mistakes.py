@@ -6,7 +6,7 @@ learnt is known by its file (:func:`.images.digests_of`), which takes no decodin
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -44,19 +44,40 @@ def wrong_pictures(
     folder: Path,
     test_share: float,
 ) -> Mistakes:
-    """The pictures in ``folder`` that a base gets wrong, by what ``predict`` says of each.
+    """The pictures in ``folder`` that a base gets wrong, by what ``predict`` says of each."""
+    pictures = _read(folder, dataset)
+    predicted = predict((picture.image, picture.label) for picture in pictures).tolist()
+    wrong = [p for p, prediction in zip(pictures, predicted, strict=True) if prediction != p.label]
+    if not wrong:
+        raise UserError(
+            f"mistakes={folder}: expected pictures that the base gets wrong; it has all "
+            f"{len(pictures)} right"
+        )
+    _refuse_those_that_judge(wrong, dataset, folder)
+    mistakes, is_held_out = _images_of(wrong, dataset), _held_out(wrong, dataset, test_share)
+    train, test = mistakes.without(is_held_out), mistakes.without(~is_held_out)
+    if not len(train):
+        raise UserError(
+            f"mistakes_test={test_share}: expected a smaller share, since the base "
+            f"gets {len(wrong)} of {len(pictures)} pictures wrong, and all of these are held out"
+        )
+    message = "mistakes=%s: the base has %d of %d pictures right already, which are left out; of "
+    message += "the others %d are to be learnt, and %d are held out"
+    count = len(pictures)
+    log.info(message, folder, count - len(wrong), count, len(train), len(test))
+    return Mistakes(train, test)
 
-    One is held out by the SHA-256 of its pixels, unless it is a training image.
-    """
-    setting = f"mistakes={folder}"
+
+def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
+    """The readable pictures in ``folder``, by their SHA-256."""
     paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
-    by_content: dict[tuple[str, int], Picture] = {}
+    pictures: dict[tuple[str, int], Picture] = {}
     for path in progress(paths, "mistakes", len(paths)):
         name = path.parent.name  # of the link, where it is one
         if name not in dataset.classes:
             raise UserError(
-                f"{setting}: expected folders named after classes, such as {dataset.classes[0]}, "
-                f"not {name}{nearest_to(name, dataset.classes)}"
+                f"mistakes={folder}: expected folders named after classes, such as "
+                f"{dataset.classes[0]}, not {name}{nearest_to(name, dataset.classes)}"
             )
         try:
             image = dataset.read_picture(path)
@@ -64,48 +85,46 @@ def wrong_pictures(
             log.warning("%s: skipped: %s", printable(path), error)
             continue
         picture = Picture(_sha256(image), dataset.classes.index(name), path, image)
-        by_content.setdefault((picture.sha256, picture.label), picture)
-    if not by_content:
-        raise UserError(f"{setting}: expected pictures, in a folder for each class; found none")
-    pictures = [by_content[key] for key in sorted(by_content)]
-    predicted = predict((picture.image, picture.label) for picture in pictures).tolist()
-    wrong = [p for p, prediction in zip(pictures, predicted, strict=True) if prediction != p.label]
-    if not wrong:
-        raise UserError(
-            f"{setting}: expected pictures that the base gets wrong; it has all {len(pictures)} "
-            "right"
-        )
-    files, sets = {picture.sha256: picture.path for picture in wrong}, dataset.sets
+        pictures.setdefault((picture.sha256, picture.label), picture)
+    if not pictures:
+        expected = "expected pictures, in a folder for each class; found none"
+        raise UserError(f"mistakes={folder}: {expected}")
+    return [pictures[key] for key in sorted(pictures)]
+
+
+def _refuse_those_that_judge(
+    pictures: Iterable[Picture], dataset: ImageDataset, folder: Path
+) -> None:
+    """Refuse pictures that are images to validate or to test on."""
+    files, sets = {picture.sha256: picture.path for picture in pictures}, dataset.sets
     for part, images in (("validation", sets.val), ("test", sets.test)):
-        for image_name, sha256 in zip(images.names, _sha256_of_each(images, dataset), strict=True):
+        for name, sha256 in zip(images.names, _sha256_of_each(images, dataset), strict=True):
             if sha256 in files:
                 raise UserError(
-                    f"{setting}: {files[sha256]} is {part} image {image_name}; expected "
+                    f"mistakes={folder}: {files[sha256]} is {part} image {name}; expected "
                     "pictures from elsewhere, since these images judge what is learnt"
                 )
-    known = set(_sha256_of_each(sets.train, dataset))
-    is_tested = torch.zeros(len(wrong), dtype=torch.bool)
-    for number, picture in enumerate(wrong):
-        is_below = int(picture.sha256[:8], 16) < test_share * 2**32
-        is_tested[number] = is_below and picture.sha256 not in known
-    labels = torch.tensor([picture.label for picture in wrong])
-    paths, prepared = [p.path for p in wrong], [p.image for p in wrong]
+
+
+def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
+    """Which pictures are tested on, bool, (N,): by their SHA-256, and no training image."""
+    known = set(_sha256_of_each(dataset.sets.train, dataset))
+    is_held_out = torch.zeros(len(pictures), dtype=torch.bool)
+    for number, picture in enumerate(pictures):
+        is_below = int(picture.sha256[:8], 16) < share * 2**32
+        is_held_out[number] = is_below and picture.sha256 not in known
+    return is_held_out
+
+
+def _images_of(pictures: Sequence[Picture], dataset: ImageDataset) -> Images:
+    """The pictures as images of the data set: files where those to train on are files.
+
+    So both are augmented before a transform.
+    """
+    paths, prepared = [p.path for p in pictures], [p.image for p in pictures]
     digests = digests_of(paths if isinstance(dataset, Folder) else prepared)
-    # Files where the training images are files: both are then augmented before a transform.
-    read = sets.train.read
-    pixels = paths if read else prepared
-    mistakes = Images(pixels, labels, read=read, digests=digests)
-    train, test = mistakes.without(is_tested), mistakes.without(~is_tested)
-    if not len(train):
-        raise UserError(
-            f"mistakes_test={test_share}: expected a smaller share, since the base "
-            f"gets {len(wrong)} of {len(pictures)} pictures wrong, and all of these are held out"
-        )
-    message = "%s: the base has %d of %d pictures right already, which are left out; of the others "
-    message += "%d are to be learnt, and %d are held out"
-    count = len(pictures)
-    log.info(message, setting, count - len(wrong), count, len(train), len(test))
-    return Mistakes(train, test)
+    labels, read = torch.tensor([p.label for p in pictures]), dataset.sets.train.read
+    return Images(paths if read else prepared, labels, read=read, digests=digests)
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:

@@ -33,6 +33,7 @@ class DoRAParametrization(LoRAParametrization):
 
     config: ClassVar = {**LoRAParametrization.config, "use_dora": True}
     is_factored = False
+    has_bias_in_peft = False
     forbids_decay = True  # the magnitudes start at the weight's
 
     @staticmethod

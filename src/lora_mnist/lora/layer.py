@@ -80,6 +80,8 @@ class LoRAParametrization(Adapter):
     is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.
     forbids_decay = False
+    #: Whether PEFT adds a bias of this kind, ``lora_B.bias``, to a layer.
+    has_bias_in_peft = True
 
     @staticmethod
     def names(module: nn.Module) -> dict[str, str]:

@@ -53,7 +53,6 @@ def add_lora(
     use_rslora: bool = False,
     dropout: float = 0.0,
     rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
 ) -> nn.Module:
     """Put a trainable LoRA adapter on chosen layers and freeze everything else.
 
@@ -78,7 +77,6 @@ def add_lora(
             in ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1``; other layers read their weight,
             and show an adapter no input.
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
-        alpha_pattern: alphas of single layers, in the same way.
 
     Raises:
         ValueError: if an argument is out of range or names no layer, or if a layer cannot be
@@ -91,12 +89,11 @@ def add_lora(
     if dropout and not any(kind.is_factored and w.factored_forward for w in targets.values()):
         raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
-    alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
     adapters = {}
     for layer, weight in targets.items():
         # What reads the dense weight starts from it, with the adapters that are there.
         start = weight.base if kind.is_factored else getattr(weight.module, weight.tensor)
-        options = (ranks[layer], alphas[layer], init, init_std, use_rslora, dropout)
+        options = (ranks[layer], alpha, init, init_std, use_rslora, dropout)
         adapters[layer] = kind(start, *options)
     attach(model, adapters)
     if target_modules == "all":

@@ -16,10 +16,6 @@ from torch.func import functional_call
 
 from .layer import Adapter
 
-#: The offsets that are tried: numbers on the logit of one class, or the tau of several.
-_NUMBERS = [number / 4 for number in range(-40, 41)]
-_TAUS = [tau / 20 for tau in range(-20, 61)]
-
 
 class Offset(Adapter):
     """Maps the frozen bias of a network's last layer to ``bias + offset * direction``.
@@ -63,14 +59,6 @@ def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
     direction = torch.zeros_like(counts)
     direction[targets] = 1.0
     return Offset(direction, most=1 + max(0.0, rarity[targets].item()))
-
-
-def offsets_to_try(offset: Offset | None) -> list[float]:
-    """The values to try of ``offset``; 0 alone where they would move no class."""
-    if offset is None or not offset.direction.any():
-        return [0.0]
-    tried = _NUMBERS if offset.moves_one_class else _TAUS
-    return [each for each in tried if each <= offset.most]
 
 
 @torch.no_grad()

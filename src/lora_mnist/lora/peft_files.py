@@ -194,7 +194,11 @@ def _in_file(tensor: Tensor, end: str) -> Tensor:
 
 
 def _files_of_offset(
-    name: str, offset: Offset, weights: Mapping[str, Weight], lora: AdapterFiles, kind: Any
+    name: str,
+    offset: Offset,
+    weights: Mapping[str, Weight],
+    lora: AdapterFiles,
+    kind: type[LoRAParametrization],
 ) -> AdapterFiles:
     """What an offset on the bias ``name`` says beside LoRA of this kind, whose files are there."""
     layer = name.removesuffix("bias").removesuffix(".")
@@ -204,7 +208,7 @@ def _files_of_offset(
     is_adapted = f"^{layer}" in lora.config["rank_pattern"]
     if not offset.point.offset:
         return files
-    if kind.config != LoRAParametrization.config:  # PEFT reads the base's bias, with the offset
+    if not kind.has_bias_in_peft:  # it reads the base's bias, with the offset
         config["bias"] = "lora_only"
         place = "base_layer.bias" if is_adapted else "bias"
         tensors[start + place] = weights[name].base.detach() + moved

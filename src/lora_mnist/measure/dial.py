@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lora_mnist.errors import is_number, require, require_one_of
 from lora_mnist.lora.model import usable_adapters
-from lora_mnist.lora.offset import offsets_to_try
+from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import offset_of
 from lora_mnist.measure.predictions import counts_of_labels, logits_at, refuse_nan
@@ -34,6 +34,9 @@ from lora_mnist.measure.significance import MEASURES, class_weights
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+#: The offsets that are tried: numbers on the logit of one class, or the tau of several.
+_NUMBERS = [number / 4 for number in range(-40, 41)]
+_TAUS = [tau / 20 for tau in range(-20, 61)]
 #: The dial of a run sees this number of validation images, or fewer.
 MAX_IMAGES = 2000
 #: q of the smoothed measure.
@@ -115,6 +118,14 @@ def dial_curve(
     place = curve["smoothed"].index(max(curve["smoothed"]))
     curve["advised"] = {"scale": curve["scales"][place], "offset": curve["offsets"][place]}
     return curve
+
+
+def offsets_to_try(offset: Offset | None) -> list[float]:
+    """The values to try of ``offset``; 0 alone where they would move no class."""
+    if offset is None or not offset.direction.any():
+        return [0.0]
+    tried = _NUMBERS if offset.moves_one_class else _TAUS
+    return [each for each in tried if each <= offset.most]
 
 
 def images_of_dial(labels: Tensor, seed: int, choose_by: str) -> Tensor:
