@@ -21,9 +21,8 @@ RECORD |= {"prepare": {"mean": 0.1}, "data": {"val_from": "train"}}
 
 
 def taken(own, **record):
-    settings = Settings(own.get("net", {}), own.get("prepare", {}), own.get("data", {}))
-    settings.take_record("the adapter", read_record({**RECORD, **record}), "adapter=a")
-    return settings
+    settings = Settings.of_typed(own.get("net", {}), own.get("prepare", {}), own.get("data", {}))
+    return settings.with_record("the adapter", read_record({**RECORD, **record}), "adapter=a")
 
 
 @pytest.mark.parametrize(
@@ -52,9 +51,9 @@ def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
 
 
 def test_what_two_records_say_together_is_refused_too():
-    settings = Settings({}, {}, {})
-    settings.take("", {"net": {"checkpoint_path": "gift.pth"}})
-    said = refused(settings.take_record, "b", read_record({**RECORD, "net": TIMM}), "base_ckpt=b")
+    settings = Settings.of_typed({}, {}, {})
+    settings = settings.filled("", {"net": {"checkpoint_path": "gift.pth"}})
+    said = refused(settings.with_record, "b", read_record({**RECORD, "net": TIMM}), "base_ckpt=b")
     assert said.startswith("base_ckpt=b: ")
 
 
@@ -98,7 +97,7 @@ def test_settings_know_who_has_said_what():
     own = {"prepare": {"mean": 0.5, "image_size": 8}}
     settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})
     record = read_record({**RECORD, "prepare": {"std": 1, "channels": 3}})
-    settings.take_record("the base", record, "base=b")
+    settings = settings.with_record("the base", record, "base=b")
     adapter, yours, base = settings.sources
     assert ("std" in adapter, "prepare.mean=0.5" in yours, "channels" in base) == (True,) * 3
     assert "image_size" not in yours

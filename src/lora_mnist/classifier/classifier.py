@@ -24,7 +24,6 @@ from lora_mnist.classifier.check import check_outputs, lay_out
 from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.classifier.networks import DEFAULT, NETWORKS
-from lora_mnist.classifier.preprocessing import own_preprocessing
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
@@ -106,11 +105,11 @@ class Classifier:
         if isinstance(net, nn.Module):
             own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         arguments, folder = from_folder(net or {})
-        settings = Settings(arguments, dict(prepare or {}), dict(data or {}))
+        settings = Settings.of_typed(arguments, prepare or {}, data or {})
         record = NO_RECORD
         if adapter is not None:
             adapter, record = read_adapter(adapter)
-            settings.take_record("the adapter", record, f"adapter={adapter}")
+            settings = settings.with_record("the adapter", record, f"adapter={adapter}")
         base = folder if base is None else base
         if base is None:
             path = _own_base(Path(bases), settings, adapter, record)
@@ -121,13 +120,14 @@ class Classifier:
                 raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
-        settings.take_record("the base", file.record, f"base_ckpt={path}")
-        settings.take("", _DEFAULTS)
+        settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
+        settings = settings.filled("", _DEFAULTS)
         network = own or build_network(settings.net, folder)
         with naming(f"base_ckpt={path}"):
             file = file._replace(tensors=renamed(network, file.tensors))
             loaded = load_weights(network.eval(), file, base_prefix, None if own else settings.net)
-        dataset = build_dataset(network, settings)
+        settings = settings.with_network(network)
+        dataset = build_dataset(settings)
         if settings.sources:
             log.info("%s", one_line("; ".join(settings.sources)))
         if adapter is not None:
@@ -143,10 +143,10 @@ class Classifier:
     ) -> "Classifier":
         """A classifier that is still to be trained, of the typed arguments and the defaults."""
         arguments, folder = from_folder(net)
-        settings = Settings(arguments, dict(prepare), dict(data))
-        settings.take("", _DEFAULTS)
+        settings = Settings.of_typed(arguments, prepare, data).filled("", _DEFAULTS)
         network = build_network(settings.net, folder)
-        return cls(network, build_dataset(network, settings), settings)
+        settings = settings.with_network(network)
+        return cls(network, build_dataset(settings), settings)
 
     @property
     def device(self) -> torch.device:
@@ -222,8 +222,8 @@ class Classifier:
             log.info("no test images here (%s)", error)
             return None
 
-    def check(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or gives no logits; lay it out.
+    def make_ready(self, images: Images | None = None) -> None:
+        """Refuse a network that cannot take the images, or gives no logits; then lay it out.
 
         Without ``images`` it is asked about a picture of ours, and none is read.
         """
@@ -283,12 +283,8 @@ def _own_base(bases: Path, settings: Settings, adapter: Path | None, record: Rec
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
 
 
-def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
-    """The data set of these settings; what is missing comes from ``network``, then the images."""
-    is_published = settings.data["_target_"] in PUBLISHED
-    if not is_published:
-        own = own_preprocessing(network, settings.net, settings.prepare)
-        settings.take("the network", {"prepare": own})
+def build_dataset(settings: Settings) -> ImageDataset:
+    """The data set of these settings; what is missing comes from its images."""
     for key, value in settings.data.items():
         if key in PREPARE and value is not None:
             raise UserError(f"data.{key}={as_value(value)}: expected prepare.{key}")
@@ -296,7 +292,7 @@ def build_dataset(network: nn.Module, settings: Settings) -> ImageDataset:
     for key, value in (settings.data | settings.prepare).items():
         if value is not None:
             given[key] = value
-    if is_published:
+    if settings.data["_target_"] in PUBLISHED:
         if settings.typed["data"].get("data_dir") != given.get("data_dir"):
             given["download"] = False  # where only a record names a folder, nothing is made
         given.setdefault("data_dir", str(DATA))

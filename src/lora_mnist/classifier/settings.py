@@ -4,20 +4,20 @@ A record holds them as they were resolved. A stranger may have made it, and a ``
 code: :func:`foreign_code` says what is not run because a record alone names it.
 """
 
-import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 from lora_mnist.classifier.huggingface import TARGET
 from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.classifier.preprocessing import own_preprocessing
 from lora_mnist.classifier.record import Record
-from lora_mnist.data import DATA_SETS
+from lora_mnist.data import DATA_SETS, PUBLISHED
 from lora_mnist.errors import SIZING, UserError, as_value
 from lora_mnist.project import quoted
-
-log = logging.getLogger(__name__)
 
 _GROUPS = ("net", "prepare", "data")
 #: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in
@@ -33,25 +33,34 @@ _target_ model_name num_classes in_chans img_size patch_size global_pool drop_ra
 """
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
-    """Arguments of network, preparation and images; ``None`` stands for one that is missing."""
+    """Arguments of network, preparation and images; ``None`` stands for one that is missing.
+
+    Each method returns others, with more of them.
+    """
 
     net: dict[str, Any]
     prepare: dict[str, Any]
     data: dict[str, Any]
-    sources: list[str] = field(default_factory=list)  # which values come from where, for the log
+    typed: Mapping[str, Mapping[str, Any]]  # the three as they were typed
+    sources: tuple[str, ...] = ()  # which values come from where, for the log
 
-    def __post_init__(self) -> None:
-        size = self.prepare.get("image_size")
+    @classmethod
+    def of_typed(
+        cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
+    ) -> "Settings":
+        """What is typed, and nothing else."""
+        prepare, size = dict(prepare), prepare.get("image_size")
         if type(size) is int:
-            self.prepare["image_size"] = [size, size]  # as records have it
-        self.typed = {group: dict(getattr(self, group)) for group in _GROUPS}
+            prepare["image_size"] = [size, size]  # as records have it
+        typed = {"net": net, "prepare": prepare, "data": data}
+        return cls(dict(net), prepare, dict(data), typed)
 
-    def take(self, who: str, values: Mapping[str, Any]) -> None:
-        """Fill in what is missing, and note for the log what comes from ``who``; "": nothing."""
+    def filled(self, who: str, values: Mapping[str, Any]) -> "Settings":
+        """With what is missing; the log says what comes from ``who``; "": nothing."""
         has_transform = self.prepare.get("transform") is not None
-        taken = []
+        groups, taken = {}, []
         for group in _GROUPS:
             own, stored = getattr(self, group), dict(values.get(group, {}))
             if group == "prepare" and has_transform:
@@ -59,31 +68,43 @@ class Settings:
                     stored.pop(key, None)  # the network's input is that of the transform alone
             if own.get("val_from") == "test" and stored.get("val_size") == 0:
                 del stored["val_size"]  # it was said of the training images
-            filled = _missing(own, stored)
-            own |= filled
+            missing = _missing(own, stored)
+            groups[group] = {**own, **missing}
             if group == "prepare":
-                taken += [f"{key}={as_value(value)}" for key, value in filled.items()]
-            elif filled:
+                taken += [f"{key}={as_value(value)}" for key, value in missing.items()]
+            elif missing:
                 taken.append(group)
-        if taken and who:
-            self.sources.append(f"from {who}: {', '.join(taken)}")
+        settings = Settings(**groups, typed=self.typed, sources=self.sources)
+        return settings._noting(f"from {who}: {', '.join(taken)}") if taken and who else settings
 
-    def take_record(self, who: str, record: Record, file: str) -> None:
-        """Fill in what is missing from a record; ``file`` is the override that names its file.
+    def with_record(self, who: str, record: Record, file: str) -> "Settings":
+        """With what is missing from a record; ``file`` is the override that names its file.
 
         What could run code is refused; a preparation that is typed otherwise is noted for the log.
         """
+        settings = self
         if who == "the adapter" and not record.prepare:  # of PEFT, or of Python
-            self.sources.append(f"{who} does not say how pictures are prepared")
-        self.take(who, record.settings)
-        self._refuse_foreign_code(file)
+            settings = settings._noting(f"{who} does not say how pictures are prepared")
+        settings = settings.filled(who, record.settings)
+        settings._refuse_foreign_code(file)
         others = []
         for key, value in record.prepare.items():
             typed = self.typed["prepare"].get(key)
-            if typed is not None and self.prepare[key] != value:
+            if typed is not None and settings.prepare[key] != value:
                 others.append(f"prepare.{key}={as_value(typed)}")
         if others:
-            self.sources.append(f"set by you, other than in {who}: {', '.join(others)}")
+            settings = settings._noting(f"set by you, other than in {who}: {', '.join(others)}")
+        return settings
+
+    def with_network(self, net: nn.Module) -> "Settings":
+        """With what the network's makers say; a published data set has a form of its own."""
+        if self.data["_target_"] in PUBLISHED:
+            return self
+        own = own_preprocessing(net, self.net, self.prepare)
+        return self.filled("the network", {"prepare": own})
+
+    def _noting(self, source: str) -> "Settings":
+        return replace(self, sources=(*self.sources, source))
 
     def _refuse_foreign_code(self, file: str) -> None:
         """Refuse code that nobody typed.

@@ -144,6 +144,6 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     log.info("loading the network and its test images")
     cfg = checked(cfg, run)
     classifier = classifier_of(cfg)
-    classifier.check()
+    classifier.make_ready()
     turn_adapter(classifier, **typed_point(cfg))
     build_page(classifier).launch(share=False, show_error=True)

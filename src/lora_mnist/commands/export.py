@@ -100,9 +100,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if not ending and (classifier.settings.net["_target_"] != TARGET or transform is not None):
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
-    classifier.check()
+    classifier.make_ready()
     images, name = images_to_compare(classifier)
-    classifier.check(images)
+    classifier.make_ready(images)
     point = turn_adapter(classifier, **typed_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors

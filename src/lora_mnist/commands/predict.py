@@ -56,7 +56,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     if cfg.out is not None:
         refuse_unwritable(Path(str(cfg.out)))
     classifier = classifier_of(cfg)
-    classifier.check()
+    classifier.make_ready()
     turn_adapter(classifier, **typed_point(cfg))
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:

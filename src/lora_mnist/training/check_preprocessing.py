@@ -132,7 +132,8 @@ def better_preparation(session: Session, dataset: Folder) -> list[str]:
     def is_wrong(prepare: Mapping[str, Any]) -> Tensor:
         """Which of the pictures the base gets wrong if they are prepared so."""
         typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
-        other = build_dataset(classifier.net, Settings(settings.net, typed, settings.data))
+        own = Settings.of_typed(settings.net, typed, settings.data)
+        other = build_dataset(own.with_network(classifier.net))
         images = zip(map(other.read_picture, pictures), some.labels.tolist(), strict=True)
         table = predictions_of(classifier.net, other.stacked(images, device))
         return table.prediction[0] != some.labels

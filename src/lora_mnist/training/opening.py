@@ -222,7 +222,7 @@ def _refuse_images(session: Session) -> None:
 
 def _check_network(classifier: Classifier, images: Images | None = None) -> None:
     """Refuse a network that gives no logits, or that changes while it predicts."""
-    classifier.check(images)
+    classifier.make_ready(images)
     base = classifier.base
     if base and (changed := changed_tensors(base.tensors, base_state_dict(classifier.net))):
         raise UserError(
