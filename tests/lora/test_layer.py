@@ -18,7 +18,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
 )
 from lora_mnist.lora.pissa import PiSSAParametrization
-from lora_mnist.lora.weight import lora_weights
+from lora_mnist.lora.weight import adapted_weights
 
 
 def test_an_unknown_initialisation_is_refused():
@@ -103,7 +103,7 @@ def test_add_lora_computes_the_equation(geometry, batch, rank, alpha, use_rslora
     assert torch.equal(net(x), plain(x))
     set_lora_scale(randomize(net), scale)
     weights = {}
-    for name, weight in lora_weights(net).items():
+    for name, weight in adapted_weights(net).items():
         effective, (adapter,) = getattr(weight.module, weight.tensor), weight.adapters
         weights[f"{name}.weight"] = effective
         update = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)

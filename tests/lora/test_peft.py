@@ -22,7 +22,7 @@ from lora_mnist.lora.model import (
 )
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.peft_files import WEIGHTS_NAME
-from lora_mnist.lora.weight import lora_weights
+from lora_mnist.lora.weight import adapted_weights
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_adapters_of_ours_load_in_peft(kind, options, scale, tmp_path, peft):
     theirs = peft.PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
-    assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
+    assert adapted == {f"base_model.model.{name}" for name in adapted_weights(ours)}
 
 
 @pytest.mark.parametrize("init", KINDS)
@@ -194,7 +194,7 @@ def test_kinds_train_as_in_peft(kind, init, options, peft):
     settings = peft.LoraConfig(r=2, lora_alpha=3, target_modules=".*(conv|linear|0).*", **options)
     theirs = peft.get_peft_model(base(kind), settings)
     if init == "dora":  # lora_A is random
-        for name, adapter in lora_weights(ours).items():
+        for name, adapter in adapted_weights(ours).items():
             layer = theirs.get_submodule(f"base_model.model.{name}")
             layer.lora_A.default.weight.data.copy_(adapter.adapters[0].lora_A)
     for net in (ours, theirs):

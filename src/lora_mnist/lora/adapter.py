@@ -28,7 +28,7 @@ from .peft_files import (
     check_types,
     files_of,
 )
-from .weight import adaptable_weights, listed, lora_adapters, lora_weights
+from .weight import adapted_weights, float_parameters, listed, lora_adapters
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def save_adapter(
 def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -> AdapterFiles:
     """What :func:`save_adapter` writes; ``ValueError`` where it refuses to."""
     usable_adapters(model)
-    weights, adapters = adaptable_weights(model), dict[str, Adapter]()
+    weights, adapters = float_parameters(model), dict[str, Adapter]()
     for name, weight in weights.items():
         if len(weight.adapters) > 1:
             raise ValueError(f"{name} carries {len(weight.adapters)} adapters; expected one")
@@ -118,7 +118,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
             log.warning("the adapter does not say which base it was made for: not checked")
         tensors, config = load_file(folder / WEIGHTS_NAME), read_json(folder / CONFIG_NAME)
         files = AdapterFiles(tensors, config, metadata)
-        attach(model, adapters_of(files, adaptable_weights(model)))
+        attach(model, adapters_of(files, float_parameters(model)))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return model
@@ -139,7 +139,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 def _warn_of_peft(model: nn.Module) -> None:
     """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
     layers = []
-    for name, weight in lora_weights(model).items():
+    for name, weight in adapted_weights(model).items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         is_usual = weight.tensor == "weight" and not is_attention

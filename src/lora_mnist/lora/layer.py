@@ -38,6 +38,9 @@ class Adapter(nn.Module):
     the file says that it was loaded from.
     """
 
+    #: Whether layers compute with :meth:`LoRAParametrization.terms`; if not, with the dense sum.
+    is_factored = False
+
     def __init__(self) -> None:
         super().__init__()
         self.point, self.enabled = Point(1.0), True
@@ -76,7 +79,6 @@ class LoRAParametrization(Adapter):
 
     #: What ``adapter_config.json`` says of this kind.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
-    #: Whether layers compute with :meth:`terms`; if not, they read the effective weight.
     is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.
     forbids_decay = False

@@ -21,13 +21,13 @@ from .layer import Adapter, LoRAParametrization
 from .offset import Offset
 from .point import BASE, Point
 from .weight import (
-    adaptable_weights,
+    adapted_weights,
     adapters_on,
     by_pattern,
+    float_parameters,
     layers_to_adapt,
     left_out_by_all,
     lora_adapters,
-    lora_weights,
     offset_of,
     put_on,
 )
@@ -137,7 +137,7 @@ def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
     finds the layer.
     """
     point = usable_adapters(model)[0].point
-    weight = adaptable_weights(model)[f"{layer}.bias".removeprefix(".")]
+    weight = float_parameters(model)[f"{layer}.bias".removeprefix(".")]
     offset.to(weight.base).point = point._replace(offset=0.0)
     put_on(weight, weight.base, [*weight.adapters, offset])
     return model
@@ -222,7 +222,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """
     usable_adapters(model)
     registered: Any = {}
-    for layer, weight in lora_weights(model).items():
+    for layer, weight in adapted_weights(model).items():
         registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
         # A copy, also where an adapter is off: the kept base shares no memory with the network.
         effective = getattr(weight.module, weight.tensor).detach().clone()
@@ -247,7 +247,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     if not hasattr(model, "lora_merged"):
         raise ValueError("no adapter of the model is merged")
     registered: Any = model.lora_merged
-    weights = adaptable_weights(model.requires_grad_(False))
+    weights = float_parameters(model.requires_grad_(False))
     for layer, before in registered.items():
         before.to(weights[layer].base.device)
         put_on(weights[layer], before.original, list(before))
@@ -272,7 +272,7 @@ def remove_lora(model: nn.Module) -> nn.Module:
     if hasattr(model, "lora_merged"):
         unmerge_lora(model)
     usable_adapters(model)
-    for weight in lora_weights(model).values():
+    for weight in adapted_weights(model).values():
         put_on(weight, weight.base)
     release_base(model)
     return model
@@ -290,7 +290,7 @@ def usable_adapters(model: nn.Module) -> list[Adapter]:
 
 def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     """Put ``adapters`` on the weights of these names, if all fit, and freeze everything else."""
-    weights = adaptable_weights(model)
+    weights = float_parameters(model)
     for layer, adapter in adapters.items():
         weight = weights[layer]
         sharing = [other for other, w in weights.items() if w.base is weight.base]

@@ -1,7 +1,7 @@
 """What PEFT's two files say of adapters, and the adapters that files say.
 
 Saving merges what LoRA says and what an offset says; loading gives each its part back. Then the
-files are made again of what was read, and have to be the same.
+files are made again of what was read, and have to say the same, but for rounding.
 
 A tensor of ``adapter_model.safetensors`` is called ``base_model.model.<layer>.lora_A.weight``,
 shape (rank, in_features), or ``...lora_B.weight``, shape (out_features, rank); in other layers they

@@ -16,7 +16,7 @@ from .offset import Offset
 
 
 class Weight(NamedTuple):
-    """One weight of a network, and what is on it."""
+    """One parameter of a network, such as a layer's weight, and what is on it."""
 
     module: nn.Module
     tensor: str  # the attribute of the module
@@ -28,9 +28,8 @@ class Weight(NamedTuple):
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
         """The forward pass that computes with the factors; ``None``: it reads the dense weight."""
         module: Any = self.module
-        adapters: Any = self.adapters
         plain: Any = parametrize.type_before_parametrizations(module)
-        if self.tensor != "weight" or not all(adapter.is_factored for adapter in adapters):
+        if self.tensor != "weight" or not all(adapter.is_factored for adapter in self.adapters):
             return None
         if plain.forward is nn.Linear.forward:
             # Attention reads the weight of its last layer, and never calls the layer.
@@ -81,7 +80,7 @@ def offset_of(model: nn.Module) -> Offset | None:
     return offsets[-1] if offsets else None
 
 
-def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
+def float_parameters(model: nn.Module) -> dict[str, Weight]:
     """Every floating-point parameter by name; a ``weight`` has its layer's name, as in PEFT."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
@@ -112,16 +111,16 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
     return weights
 
 
-def lora_weights(model: nn.Module) -> dict[str, Weight]:
+def adapted_weights(model: nn.Module) -> dict[str, Weight]:
     """Every weight of ``model`` with an adapter, and bias with an offset, by name, in order."""
-    return {name: w for name, w in adaptable_weights(model).items() if w.adapters}
+    return {name: w for name, w in float_parameters(model).items() if w.adapters}
 
 
 def layers_to_adapt(
     model: nn.Module, target_modules: str | Collection[str] = "all"
 ) -> dict[str, Weight]:
     """The weights that ``target_modules`` of :func:`.model.add_lora` chooses, by name, in order."""
-    weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
+    weights = {name: w for name, w in float_parameters(model).items() if w.base.ndim > 1}
 
     def refusal(expected: str) -> ArgumentError:
         return ArgumentError("target_modules", target_modules, f"expected {expected}")

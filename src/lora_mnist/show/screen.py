@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.lora.weight import adaptable_weights, lora_adapters
+from lora_mnist.lora.weight import float_parameters, lora_adapters
 from lora_mnist.show.belief_and_next_step import next_step
 from lora_mnist.show.reading import Reading, number_of
 from lora_mnist.show.verdict import verdict
@@ -52,7 +52,7 @@ def print_parameters(net: nn.Module) -> None:
     count, rows = count_parameters(net), []
     named = [adapter.named_parameters() for adapter in lora_adapters(net)]
     columns = list(dict.fromkeys(name for each in named for name, _ in each))
-    for layer, weight in adaptable_weights(net).items():
+    for layer, weight in float_parameters(net).items():
         if weight.tensor != "weight" and weight.base.ndim < 2:
             continue  # a bias stands in the row of its layer
         bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None

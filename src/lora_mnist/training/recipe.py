@@ -16,7 +16,7 @@ from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.model import add_lora, add_offset
 from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.point import Point
-from lora_mnist.lora.weight import layers_to_adapt, lora_weights
+from lora_mnist.lora.weight import adapted_weights, layers_to_adapt
 from lora_mnist.show.reading import number_of
 from lora_mnist.training.fit import data_of, order_seed
 from lora_mnist.training.session import Session
@@ -118,7 +118,7 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
         steps = _STEPS_OF_MANY if is_common else _STEPS
     # A seed that is drawn is drawn once: each training has the same order.
     common = {"trainer.max_steps": steps, "batches.seed": order_seed(session)}
-    takes_dropout = any(weight.factored_forward for weight in lora_weights(session.net).values())
+    takes_dropout = any(weight.factored_forward for weight in adapted_weights(session.net).values())
     trials: dict[str, Session] = {}
     for name, values in (settings_of_trials(session) or {"lora": {}}).items():
         if not takes_dropout:
