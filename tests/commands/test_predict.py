@@ -36,7 +36,9 @@ def test_predict_has_base_and_adapter_side_by_side(with_nine, pictures, tmp_path
             label, probability, probabilities = prediction[side]
             assert probability == max(probabilities) == probabilities[int(label)]
             assert (row[side], row[f"{side}_probability"]) == (label, f"{probability:.6f}")
-    alone = predict(composed("predict", *small, f"images={pictures}"))
+    of_base = tmp_path / "base.csv"
+    alone = predict(composed("predict", *small, f"images={pictures}", f"out={of_base}"))
+    assert [*read_csv(of_base)[0]] == ["file", "prediction", "probability"]
     assert [each["before"] for each in alone] == [each["before"] for each in predictions]
     assert "after" not in alone[0]
     assert refused(predict, composed("predict", *small, *options)).startswith(f"out={out}: ")

@@ -217,3 +217,5 @@ def test_what_the_training_adds_to_the_offset_is_said():
 def test_a_repair_that_is_off_says_what_its_training_would_do():
     first = verdict(Reading(nines(900, 61, **OFF, targets=[9])))[0]
     assert numbers_of(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
+    untrained = verdict(Reading(nines(900, 61, **OFF, targets=[9], steps=0)))[0]
+    assert "nothing was trained" in untrained.text

@@ -5,11 +5,11 @@ from helpers.commands import only_run, read_results
 from helpers.runs import CLASSES, at, images, predictions
 
 from lora_mnist.run_paths import RUN_FILES
-from lora_mnist.training.results import write_predictions
+from lora_mnist.training.results import write_table
 
 
 def lines_of(folder, table, names):
-    write_predictions(table, names, folder, CLASSES)
+    write_table(table, names, folder, CLASSES)
     return (folder / "predictions.csv").read_text().splitlines()
 
 

@@ -2,7 +2,7 @@
 
 import glob
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from lora_mnist.errors import (
     one_line,
     printable,
 )
-from lora_mnist.files import write_csv
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.progress import progress
 from lora_mnist.run_paths import refuse_unwritable
+from lora_mnist.show.predictions_file import write_predictions
 from lora_mnist.show.screen import print_predictions
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,12 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         of_each = dict(zip(points, of_image, strict=True))
         predictions.append({"file": printable(files[number]), **of_each})
     if cfg.out is not None:
-        write_table(predictions, list(points), Path(str(cfg.out)))
+        sides = []
+        for side in points:
+            of_side = [prediction[side] for prediction in predictions]
+            sides.append([(each.label, each.probability) for each in of_side])
+        about = {"file": [prediction["file"] for prediction in predictions]}
+        write_predictions(Path(str(cfg.out)), about, sides)
         log.info("%s: %d predictions", cfg.out, len(predictions))
     elif predictions:
         print_predictions(predictions)
@@ -85,20 +90,6 @@ def readable_pictures(
             yield classifier.read(file), number
         except PictureError as error:
             log.error("%s: skipped: %s", printable(file), one_line(error))
-
-
-def write_table(predictions: Sequence[Mapping[str, Any]], sides: Sequence[str], out: Path) -> None:
-    """Write predictions to a CSV file, in the columns that ``configs/predict.yaml`` names."""
-    titles = ["file"]
-    for side in sides:
-        titles += [side, f"{side}_probability"]
-    rows = []
-    for prediction in predictions:
-        row = [prediction["file"]]
-        for side in sides:
-            row += [prediction[side].label, f"{prediction[side].probability:.6f}"]
-        rows.append(row)
-    write_csv(out, titles, rows)
 
 
 def find_pictures(images: Any) -> list[Path]:

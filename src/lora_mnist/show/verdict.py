@@ -128,6 +128,8 @@ def _why_off(reading: Reading) -> str:
     dial, text = reading.dial, "the adapter is turned off (scale 0)"
     if not dial or reading.advised != BASE:
         return text
+    if not reading.results["steps"]:
+        return "nothing was trained (lora.scale=0), and the offset is 0"
     place, counts = dial["scales"].index(1), []
     for name, key in reading.curves().items():
         counts.append(f"{name} {dial['base'][key]:,} -> {dial[key][place]:,}")

@@ -27,12 +27,13 @@ from lora_mnist.classifier.learnt import write_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.config.command import Run
 from lora_mnist.errors import TrainingError
-from lora_mnist.files import write_csv, write_json
+from lora_mnist.files import write_json
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
 from lora_mnist.project import DATA
 from lora_mnist.run_paths import ADAPTER_FOLDER, RESULTS_FILE
+from lora_mnist.show.predictions_file import write_predictions
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import log_results, make_report
 from lora_mnist.show.screen import print_results
@@ -71,7 +72,7 @@ def finish(
     results["seconds"] = round(time.perf_counter() - session.started, 3)
     table, reading = tables["test"], Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
-    write_predictions(table, session.images.test.names, run.folder, reading.classes)
+    write_table(table, session.images.test.names, run.folder, reading.classes)
     print_results(reading, run.folder)
     figures: dict[str, Any] = {}
     if cfg.figures or (cfg.figures is None and not run.is_sweep):
@@ -219,21 +220,17 @@ def _keep_base(session: Session) -> None:
         write_base(base.tensors, path, record, base.learnt)
 
 
-def write_predictions(
+def write_table(
     table: Predictions, names: Sequence[str | int], folder: Path, classes: Sequence[str]
 ) -> None:
     """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""
     title = "file" if isinstance(names[0], str) else "index"
-    columns: dict[str, Sequence[Any]] = {title: names}
-    columns["label"] = [classes[number] for number in table.label.tolist()]
-    titles = [("prediction", "probability")]
-    if len(table.prediction) == 2:
-        titles = [("before", "before_probability"), ("after", "after_probability")]
-    for place, (class_title, probability_title) in enumerate(titles):
-        columns[class_title] = [classes[number] for number in table.prediction[place].tolist()]
-        columns[probability_title] = [f"{p:.6f}" for p in table.probability[place].tolist()]
-    columns["outcome"] = table.outcomes().tolist()
-    write_csv(folder / "predictions.csv", columns, zip(*columns.values(), strict=True))
+    about = {title: names, "label": [classes[number] for number in table.label.tolist()]}
+    sides = []
+    for prediction, probability in zip(table.prediction, table.probability, strict=True):
+        labels = [classes[number] for number in prediction.tolist()]
+        sides.append(list(zip(labels, probability.tolist(), strict=True)))
+    write_predictions(folder / "predictions.csv", about, sides, table.outcomes().tolist())
 
 
 def _why_useless(session: Session, results: Mapping[str, Any]) -> str | None:
