@@ -13,6 +13,7 @@ from lora_mnist.lora.model import add_offset, lora_point
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.dial import row_at
 
 
 @pytest.fixture
@@ -68,10 +69,10 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
 
 def test_a_scale_that_is_set_has_the_best_offset_there(classifier):
     dial = Dial(classifier, classifier.images.val, [2], 0, "accuracy")
-    point, curve = dial.advise(0.3, "auto")
-    assert point == (0.3, curve["offsets"][curve["scales"].index(0.3)])
-    point, curve = dial.advise("auto", 0.5)
-    assert (point.offset, {*curve["offsets"]}) == (0.5, {0.5})
-    assert curve["smoothed"][curve["scales"].index(point.scale)] == max(curve["smoothed"])
-    point, curve = dial.advise(0.3, 0.5, beside=())
-    assert (point, curve["scales"]) == ((0.3, 0.5), [0.3])
+    point, curve = dial.advise({"scale": 0.3, "offset": "auto"})
+    assert point == (0.3, row_at(curve, 0.3)["offset"])
+    point, curve = dial.advise({"scale": "auto", "offset": 0.5})
+    assert {point.offset, *(row["offset"] for row in curve["rows"])} == {0.5}
+    assert row_at(curve, point.scale) == max(curve["rows"], key=lambda row: row["smoothed"])
+    point, curve = dial.advise({"scale": 0.3, "offset": 0.5}, beside=())
+    assert (point, len(curve["rows"])) == ((0.3, 0.5), 1)

@@ -20,6 +20,7 @@ from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
+from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.significance import weakest
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.verdict import verdict_text
@@ -157,9 +158,9 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     assert dial["images"] == 500
     assert dial["advised"] == results["point"] == results["choices"]["point"]["value"]
     for scale, split in ((0, "val_base"), (results["point"]["scale"], "val")):
-        place = dial["scales"].index(scale)
+        row = row_at(dial, scale)
         for key in ("errors", "errors_of_target"):
-            assert dial[key][place] == results[split][key]
+            assert row[key] == results[split][key]
     harmful = run(outputs, *options, "optimizer.lr=0.1")
     assert harmful["point"]["scale"] == 0
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0

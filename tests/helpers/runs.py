@@ -8,20 +8,25 @@ from lora_mnist.data import Images
 from lora_mnist.measure.predictions import Predictions, counts_of
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
+
+
+def dial_row(scale, offset, measure, of_target, elsewhere, false_calls):
+    """A row of a curve of the dial."""
+    return {
+        **{"scale": scale, "offset": offset, "measure": measure, "errors": of_target + elsewhere},
+        **{"errors_of_target": of_target, "errors_elsewhere": elsewhere},
+        "false_calls_of_target": false_calls,
+    }
+
+
 DIAL = {
-    **{"images": 50, "scales": [0, 0.5, 1], "errors": [12, 10, 9]},
-    **{"offsets": [0, 0, 0.25], "choose_by": "balanced_accuracy"},
-    "advised": {"scale": 0.5, "offset": 0},
-    **{"saved": [0, 0.05, 0.1], "measures": [0.8, 0.85, 0.9]},
-    "base": {
-        "measure": 0.8,
-        "errors": 12,
-        "errors_of_target": 9,
-        "errors_elsewhere": 3,
-        "false_calls_of_target": 0,
-    },
-    **{"errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]},
-    "false_calls_of_target": [0, 2, 4],
+    **{"images": 50, "choose_by": "balanced_accuracy", "advised": {"scale": 0.5, "offset": 0}},
+    "base": dial_row(0, 0, 0.8, 9, 3, 0),
+    "rows": [
+        dial_row(0, 0, 0.8, 9, 3, 0),
+        dial_row(0.5, 0, 0.85, 5, 5, 2),
+        dial_row(1, 0.25, 0.9, 2, 7, 4),
+    ],
 }
 
 

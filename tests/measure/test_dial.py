@@ -32,7 +32,9 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
     base = counts_of(predictions_of(adapted, batches()), [1])["before"]
     assert curve["base"]["measure"] == pytest.approx(base[choose_by])
     points = {}
-    for place, scale in enumerate(curve["scales"]):
+    assert [row["scale"] for row in curve["rows"]] == [0, 0.5, 1]
+    for row in curve["rows"]:
+        scale = row["scale"]
         set_lora_scale(adapted, scale)
         every = {}
         for offset in offsets:
@@ -41,11 +43,11 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
             right = adapted(images).softmax(1).gather(1, labels[:, None])[:, 0].double()
             points[scale, offset] = (weights @ right**0.25).item()
         best = max(offsets, key=lambda offset: points[scale, offset])
-        assert curve["offsets"][place] == best
-        assert curve["smoothed"][place] == pytest.approx(points[scale, best])
-        assert curve["measures"][place] == pytest.approx(every[best][choose_by])
+        assert row["offset"] == best
+        assert row["smoothed"] == pytest.approx(points[scale, best])
+        assert row["measure"] == pytest.approx(every[best][choose_by])
         for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
-            assert curve[key][place] == every[best][key]
+            assert row[key] == every[best][key]
     assert (curve["advised"]["scale"], curve["advised"]["offset"]) == max(points, key=points.get)
     assert curve["base"]["smoothed"] == pytest.approx(points[0, 0.0])
 
@@ -92,7 +94,7 @@ def test_the_smoothed_measure_is_the_mean_over_classes_of_what_is_sure(data):
 
 def test_without_an_offset_the_dial_has_scales_alone(adapted):
     curve = dial_curve(adapted, batches(), [1])
-    assert set(curve["offsets"]) == {0.0}
+    assert {row["offset"] for row in curve["rows"]} == {0.0}
 
 
 def test_the_base_itself_can_be_taken():
@@ -104,7 +106,7 @@ def test_the_base_itself_can_be_taken():
     images = torch.stack([0 * margins, margins], dim=1)
     curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
     assert curve["advised"] == {"scale": 0, "offset": 0}
-    assert curve["measures"][0] == curve["base"]["measure"]
+    assert curve["rows"][0]["measure"] == curve["base"]["measure"]
 
 
 def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():

@@ -208,7 +208,8 @@ def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
 
 
 def test_what_the_training_adds_to_the_offset_is_said():
-    dial = {**DIAL, "offsets": [1.5, 1, 0.25]}
+    alone, *others = DIAL["rows"]
+    dial = {**DIAL, "rows": [{**alone, "offset": 1.5}, *others]}
     run = {**GOOD, "dial": dial, "point": {"scale": 0.5, "offset": 1}}
     assert numbers_of(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
     assert "offset alone" not in verdict_text(Reading({**GOOD, "dial": DIAL}))

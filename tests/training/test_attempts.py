@@ -17,6 +17,7 @@ from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.dial import row_at
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training import attempts, recipe
 from lora_mnist.training.attempts import RATES
@@ -66,7 +67,7 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     measures = {}
     for name, typed in values.items():
         alone = go(f"alone {name}", *QUIET, *typed)
-        measures[name] = max(read_results(alone)["dial"]["smoothed"])
+        measures[name] = max(row["smoothed"] for row in read_results(alone)["dial"]["rows"])
         assert f"{measures[name]:.1%} with {name}" in choice["why"]
         assert (changed(alone, chosen) == []) == (name == choice["value"])
         if name == choice["value"]:
@@ -158,7 +159,7 @@ def test_without_a_training_the_offset_alone_is_saved(go):
     results = read_results(folder)
     point = results["point"]
     assert (point["scale"], results["steps"]) == (0, 0)
-    assert point["offset"] == results["dial"]["offsets"][0] != 0
+    assert point["offset"] == row_at(results["dial"], 0)["offset"] != 0
     assert not results["choices"]["refit"]["value"]
     assert results["test"]["repaired"] + results["test"]["broken"]
     outputs = folder.parents[1]
@@ -391,3 +392,9 @@ def test_a_trial_that_diverges_loses_no_other(go, caplog):
     both = high.replace("0.05}}", "0.05, optimizer.lr: 1e30}}")
     with pytest.raises(TrainingError, match=r"^optimizer.lr=1e\+30: .*; optimizer.lr=1e\+30: "):
         go("all diverge", *options, both)
+
+
+def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0(tmp_path):
+    rows = [{"scale": -0.5, "smoothed": 0.9}, {"scale": 0.0, "smoothed": 0.8}]
+    attempt = SimpleNamespace(curve={"rows": rows}, measure=0.9)
+    assert attempts.Attempt.is_ahead_of_an_offset.fget(attempt)

@@ -4,7 +4,7 @@ A training saves its adapter where :meth:`Dial.advise` says; :func:`turn_adapter
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_mnist.choice import AUTO, Choice, line_of
@@ -14,7 +14,7 @@ from lora_mnist.errors import UserError
 from lora_mnist.lora.model import lora_point, set_lora_point
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import adapters_on, offset_of
-from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial
+from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial, row_at
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ class Dial(NamedTuple):
         return [self.classifier.classes[c] for c in numbers]
 
     def advise(
-        self, scale: float | str, offset: float | str, beside: Sequence[float] = SCALES
+        self, asked: Mapping[str, float | str], beside: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
-        """The point to take where ``scale``, ``offset`` or both are ``auto``, and the curve.
+        """The point to take where ``asked`` has ``auto`` for its scale, offset or both; the curve.
 
         A scale that is set is one of the curve, ``beside`` the usual ones; an offset that is set is
         that of all scales.
         """
-        classifier = self.classifier
+        classifier, scale, offset = self.classifier, asked["scale"], asked["offset"]
         some = images_of_dial(self.images.labels, self.seed, self.choose_by)
         batches = classifier.dataset.batches(self.images, classifier.device, some, "dial")
         curve = dial_curve(
@@ -54,8 +54,7 @@ class Dial(NamedTuple):
         )
         if scale == AUTO:
             return Point(**curve["advised"]), curve
-        place = curve["scales"].index(float(scale))
-        return Point(float(scale), curve["offsets"][place]), curve
+        return Point(float(scale), row_at(curve, float(scale))["offset"]), curve
 
 
 def turn_adapter(
@@ -91,7 +90,7 @@ def turn_adapter(
         if reason := _why_not_advised(dial, "scale" if scale == AUTO else "offset"):
             why = f"as saved{reason}"
         else:
-            point, curve = dial.advise(scale, offset)
+            point, curve = dial.advise({"scale": scale, "offset": offset})
             images, why = curve["images"], "advised by validation images"
     set_lora_point(classifier.net, point)
     log.info("%s", line_of("point", point._asdict(), why))

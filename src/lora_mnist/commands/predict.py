@@ -61,7 +61,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is
-    predictions = []
+    predictions: list[dict[str, Any]] = []
     images = readable_pictures(classifier, files)
     for number, of_image in classifier.predict_at(images, list(points.values())):
         of_each = dict(zip(points, of_image, strict=True))

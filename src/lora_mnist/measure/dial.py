@@ -18,7 +18,8 @@ It is one less the generalised cross-entropy, but for a factor: Zhang and Sabunc
 arXiv:1805.07836, equation 6. docs/experiments.md has what other numbers choose.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +44,6 @@ MAX_IMAGES = 2000
 _POWER = 0.25
 #: What is counted at each scale; without targets the first alone.
 _COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
-#: A number at each scale, as the curve calls them.
-_COLUMN = {"offset": "offsets", "measure": "measures"}
 
 
 def dial_curve(
@@ -72,12 +71,12 @@ def dial_curve(
             do.
 
     Returns:
-        ``images``, their number; ``choose_by``; ``scales``; for each of these the best ``offsets``,
-        the ``smoothed`` measure there, which decides (see :mod:`.dial`), the ``measures``
-        themselves, the ``errors`` and, with ``targets``, the ``errors_of_target``,
-        ``errors_elsewhere`` and ``false_calls_of_target``; the same numbers of the ``base``;
-        and ``advised``, the ``scale`` and the ``offset`` to take, where the smoothed measure is
-        highest.
+        ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
+        row of the base; and ``advised``, the ``scale`` and the ``offset`` to take, where the
+        smoothed measure is highest. A row has its ``scale``, the best ``offset`` there, the
+        ``smoothed`` measure, which decides (see :mod:`.dial`), the ``measure`` itself, the
+        ``errors`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
+        ``false_calls_of_target``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, there is no batch, an argument is out of
@@ -99,25 +98,33 @@ def dial_curve(
     require(are_classes, "labels", labels, f"{expected}, int64")
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
 
-    def best_of(logits: Tensor, tried: Sequence[float]) -> dict[str, Any]:
-        """The best of some offsets, and what is told of it."""
+    def row_of(scale: float, logits: Tensor, tried: Sequence[float]) -> dict[str, Any]:
+        """The numbers of a scale, at the best of some offsets."""
         values = smoothed(logits, label, direction, tried, choose_by)
         place = int(values.argmax())
         predicted = (logits + tried[place] * direction).argmax(dim=1)
         counts = counts_of_labels(label, predicted, num_classes, group)
-        numbers = {"offset": tried[place], "smoothed": values[place].item()}
-        numbers["measure"] = counts[choose_by]
-        return numbers | {key: counts[key] for key in _COUNTS if key in counts}
+        row = {"scale": scale, "offset": tried[place], "smoothed": values[place].item()}
+        row["measure"] = counts[choose_by]
+        return row | {key: counts[key] for key in _COUNTS if key in counts}
 
-    curve: dict[str, Any] = {"images": len(label), "choose_by": choose_by}
-    curve |= {"base": best_of(base, [0.0]), "scales": list(scales)}
     nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
-    for logits in at_scales:
-        for key, value in best_of(logits, nearest_first).items():
-            curve.setdefault(_COLUMN.get(key, key), []).append(value)
-    place = curve["smoothed"].index(max(curve["smoothed"]))
-    curve["advised"] = {"scale": curve["scales"][place], "offset": curve["offsets"][place]}
-    return curve
+    rows = []
+    for scale, logits in zip(scales, at_scales, strict=True):
+        rows.append(row_of(scale, logits, nearest_first))
+    best = max(rows, key=lambda row: row["smoothed"])
+    return {
+        "images": len(label),
+        "choose_by": choose_by,
+        "base": row_of(0.0, base, [0.0]),
+        "rows": rows,
+        "advised": {knob: best[knob] for knob in Point._fields},
+    }
+
+
+def row_at(curve: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
+    """The row of a scale that was tried, in what :func:`dial_curve` returns."""
+    return next(row for row in curve["rows"] if row["scale"] == scale)
 
 
 def offsets_to_try(offset: Offset | None) -> list[float]:
@@ -135,13 +142,14 @@ def images_of_dial(labels: Tensor, seed: int, choose_by: str) -> Tensor:
     alike, they also go second, third and so on.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    by_class, counts = labels[order].argsort(stable=True), labels.bincount()
-    turn = torch.empty_like(order)  # of each image in its class
-    turn[by_class] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order[by_class]]]
-    if choose_by == "accuracy":
-        turn.clamp_(max=1)
-    return order[turn.argsort(stable=True)][:MAX_IMAGES].sort().values
+    order = torch.randperm(len(labels), generator=generator).tolist()
+    classes, seen, turn = labels.tolist(), Counter[int](), {}
+    for image in order:
+        before = seen[classes[image]]  # so many images of its class
+        seen[classes[image]] += 1
+        turn[image] = min(before, 1) if choose_by == "accuracy" else before
+    order.sort(key=lambda image: turn[image])  # images with the same turn stay in their order
+    return torch.tensor(sorted(order[:MAX_IMAGES]), dtype=torch.int64)
 
 
 def _logits(

@@ -93,15 +93,16 @@ def draw_classes(reading: Reading) -> Figure:
 @_plain_text
 def draw_dial(reading: Reading) -> Figure:
     """Validation errors over the scale: on what is to be repaired, and what that costs."""
-    dial, curves = reading.dial, reading.curves()
+    dial, rows, curves = reading.dial, reading.dial["rows"], reading.curves()
+    scales = [row["scale"] for row in rows]
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
-    at_each = ", each with its best offset" if any(dial["offsets"]) else ""
+    at_each = ", each with its best offset" if any(row["offset"] for row in rows) else ""
     title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
     figure.suptitle(title)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     for axes, (name, key) in zip(panels, curves.items(), strict=True):
-        counts, of_base = dial[key], dial["base"][key]
-        axes.plot(dial["scales"], counts, "o-")
+        counts, of_base = [row[key] for row in rows], dial["base"][key]
+        axes.plot(scales, counts, "o-")
         axes.axhline(of_base, color="gray", lw=1, ls=":", label="base")
         axes.axvline(reading.advised.scale, color="gray", ls="--", label="advised")
         axes.set_title(shortened(name, 70), fontsize=10)

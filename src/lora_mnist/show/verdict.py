@@ -1,6 +1,7 @@
 """The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
+from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import precision
 from lora_mnist.measure.significance import CLEAR, MEASURES, chance_text, name_of_measure, weak
 from lora_mnist.show.belief_and_next_step import doubts
@@ -130,11 +131,11 @@ def _why_off(reading: Reading) -> str:
         return text
     if not reading.results["steps"]:
         return "nothing was trained (lora.scale=0), and the offset is 0"
-    place, counts = dial["scales"].index(1), []
+    row, counts = row_at(dial, 1), []
     for name, key in reading.curves().items():
-        counts.append(f"{name} {dial['base'][key]:,} -> {dial[key][place]:,}")
+        counts.append(f"{name} {dial['base'][key]:,} -> {row[key]:,}")
     text += ", since it gains nothing on validation images; at scale 1 with the offset "
-    return f"{text}{dial['offsets'][place]:g}: {', '.join(counts)}"
+    return f"{text}{row['offset']:g}: {', '.join(counts)}"
 
 
 def _of_mixes(reading: Reading) -> list[Sentence]:
@@ -159,10 +160,9 @@ def _of_offset(reading: Reading) -> list[Sentence]:
         if dial and reading.advised.scale == 0 and reading.results["steps"]:
             text = "The training adds nothing that validation images show"
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
-    scales = dial.get("scales", [])
-    if not {0, point.scale} <= {*scales} or not dial["offsets"][scales.index(0)]:
+    if not dial or not row_at(dial, 0)["offset"]:
         return []
-    alone, trained = (dial["measures"][scales.index(scale)] for scale in (0, point.scale))
+    alone, trained = row_at(dial, 0)["measure"], row_at(dial, point.scale)["measure"]
     change = f"{name_of_measure(dial['choose_by'])} {dial['base']['measure']:.1%} -> {alone:.1%}"
     text = f"The offset alone: {change} on validation images; with the training {trained:.1%}."
     return [Sentence(text)]

@@ -24,6 +24,7 @@ from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import lora_adapters, offset_of
+from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
@@ -68,12 +69,12 @@ class Attempt:
         """What decides, at its point: see :mod:`.measure.dial`."""
         if self.curve is None:
             return 0.0
-        return float(self.curve["smoothed"][self.curve["scales"].index(self.point.scale)])
+        return float(row_at(self.curve, self.point.scale)["smoothed"])
 
     @property
     def is_ahead_of_an_offset(self) -> bool:
         """Whether it is better than the best offset without it, as far as that is known."""
-        return self.curve is None or self.measure > self.curve["smoothed"][0]
+        return self.curve is None or self.measure > row_at(self.curve, 0)["smoothed"]
 
     def put_back(self) -> None:
         """Put its adapter on the network, at its point."""
@@ -226,14 +227,14 @@ def _train(attempt: Attempt) -> Attempt:
 def _advised(attempt: Attempt) -> tuple[Point, dict[str, Any] | None]:
     """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
     session, dial = attempt.session, dial_of(attempt.session, attempt.selection)
-    asked = [session.cfg.lora[knob] for knob in Point._fields]
+    asked = {knob: session.cfg.lora[knob] for knob in Point._fields}
     if not len(dial.images):
-        return Point(*map(float, asked)), None
+        return Point(*map(float, asked.values())), None
     log.info("dial: the adapter at several scales on validation images")
     session.evaluating()
     if attempt.refit_at is not None:
-        return dial.advise(*attempt.refit_at, beside=())
-    return dial.advise(*asked)
+        return dial.advise(attempt.refit_at._asdict(), beside=())
+    return dial.advise(asked)
 
 
 def _refitted(best: Attempt, refit: Choice) -> tuple[Attempt, Choice]:
