@@ -394,7 +394,7 @@ def test_a_trial_that_diverges_loses_no_other(go, caplog):
         go("all diverge", *options, both)
 
 
-def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0(tmp_path):
+def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "smoothed": 0.9}, {"scale": 0.0, "smoothed": 0.8}]
-    attempt = SimpleNamespace(curve={"rows": rows}, measure=0.9)
-    assert attempts.Attempt.is_ahead_of_an_offset.fget(attempt)
+    attempt = attempts.Attempt(None, None, point=Point(-0.5), curve={"rows": rows})
+    assert attempt.is_ahead_of_an_offset

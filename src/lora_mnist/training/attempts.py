@@ -41,22 +41,30 @@ RATES = (0.001, 0.0003, 0.0001)
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A training of a repair at one rate and, once it is made, what came of it."""
+class Training:
+    """A training of a repair as it is planned, at one rate or, where one diverges, at the next."""
 
     name: str  # of its trial, or refit
-    number: int  # of the training; another rate of one is no further one
-    planned: int  # how many trainings there are
+    number: int  # of so many that are planned
+    planned: int
     session: Session  # with the configuration of its trial
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
-    rates: Sequence[float]  # of its trial: the one that is set, or those of auto
+    rates: Sequence[float]  # the one that is set, or those of auto
     refit_at: Point | None = None  # of a refit, which learns the validation images, too
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a training at one rate."""
+
+    training: Training
+    session: Session  # with the rate, and a Trainer of its own
     failure: str = ""  # why it failed: nothing that follows has a meaning then
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # the adapter's, after it
     steps: int = 0
     validation_errors: Sequence[tuple[int, int]] = ()  # a step, and how many there were
     learnt: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # digests
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # the adapter's
     point: Point = BASE  # which validation images advise, or lora sets
     curve: Mapping[str, Any] | None = None  # of the dial; None: there are no validation images
 
@@ -65,16 +73,16 @@ class Attempt:
         return float(self.session.cfg.optimizer.lr)
 
     @property
-    def measure(self) -> float:
+    def smoothed(self) -> float:
         """What decides, at its point: see :mod:`.measure.dial`."""
-        if self.curve is None:
-            return 0.0
-        return float(row_at(self.curve, self.point.scale)["smoothed"])
+        return (
+            0.0 if self.curve is None else float(row_at(self.curve, self.point.scale)["smoothed"])
+        )
 
     @property
     def is_ahead_of_an_offset(self) -> bool:
         """Whether it is better than the best offset without it, as far as that is known."""
-        return self.curve is None or self.measure > row_at(self.curve, 0)["smoothed"]
+        return self.curve is None or self.smoothed > row_at(self.curve, 0)["smoothed"]
 
     def put_back(self) -> None:
         """Put its adapter on the network, at its point."""
@@ -105,13 +113,12 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     for number, (name, trial) in enumerate(trials.items(), start=1):
         rate = trial.cfg.optimizer.lr
         rates = RATES if rate == AUTO else (rate,)
-        training = Attempt(name, number, planned, trial, selection, start, rates)
-        attempts += _at_rates(training)
+        attempts += _at_rates(Training(name, number, planned, trial, selection, start, rates))
     attempts += _at_next_rate(attempts)
     successes = [attempt for attempt in attempts if not attempt.failure]
     if not successes:
         raise TrainingError("; ".join(attempt.failure for attempt in attempts))
-    kept = best = max(successes, key=lambda attempt: attempt.measure)
+    kept = best = max(successes, key=lambda attempt: attempt.smoothed)
     best.put_back()
     val = session.predictions("val", before)
     if refit.value and best.point.scale == 0:
@@ -151,7 +158,7 @@ def _refuse_several(session: Session, planned: int) -> None:
 # --- one training -------------------------------------------------------------------------------
 
 
-def _at_rates(training: Attempt) -> list[Attempt]:
+def _at_rates(training: Training) -> list[Attempt]:
     """Train at one rate after another, up to one that does not diverge."""
     path, rates = training.session.cfg.ckpt_path, training.rates
     if path is not None:  # of a rate before which others diverged
@@ -160,7 +167,7 @@ def _at_rates(training: Attempt) -> list[Attempt]:
     attempts: list[Attempt] = []
     for rate in rates:
         is_run = training.planned == 1 and rate == rates[0]
-        attempts.append(_train(_at(training, rate, is_run)))
+        attempts.append(_train(training, rate, is_run))
         if not attempts[-1].failure:
             break
         log.warning("%s: %s", training.name, attempts[-1].failure)
@@ -168,48 +175,53 @@ def _at_rates(training: Attempt) -> list[Attempt]:
 
 
 def _at_next_rate(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Train once more, at the next rate, where no training is ahead of the offset alone."""
+    """Train once more, at the next rate, where no training is ahead of the offset alone.
+
+    So large a rate can ruin an adapter and not diverge.
+    """
     if any(attempt.failure or attempt.is_ahead_of_an_offset for attempt in attempts):
         return []
     for attempt in attempts:
-        smaller = [rate for rate in attempt.rates if rate < attempt.rate]
+        smaller = [rate for rate in attempt.training.rates if rate < attempt.rate]
         if smaller and attempt.steps:
             line = "no training is ahead of an offset without one; the rate %g is tried"
             log.info(line, smaller[0])
-            return [_train(_at(attempt, smaller[0]))]
+            return [_train(attempt.training, smaller[0])]
     return []
 
 
-def _at(training: Attempt, rate: float, is_run: bool = False) -> Attempt:
-    """A training at a rate, with a Trainer of its own, whose loggers have a version of their own.
+def _session_at(training: Training, rate: float, is_run: bool) -> Session:
+    """The session of a training at a rate, with a Trainer of its own.
 
-    Of W&B's and MLflow's one would be another run. Checkpoints are kept of a single training; the
-    curves of its first rate are the run's (``is_run``), and it may go on from ``ckpt_path``.
+    A single training has the run's loggers at its first rate (``is_run``), may go on from
+    ``ckpt_path`` and keeps checkpoints. Any other has loggers of its own, by its name, but neither
+    W&B's nor MLflow's: there it would be another run.
     """
-    session, title = training.session.with_settings({"optimizer.lr": rate}), "this training"
-    cfg, loggers = session.cfg, session.trainer.loggers if is_run else None
-    if not is_run:
-        session = session.with_settings({"ckpt_path": None})
-        cfg = session.cfg.copy()
-        cfg.run_name = f"{cfg.run_name},training={training.name}_{rate:g}"
-        for logger in cfg.get("logger") or {}:
-            if logger not in ("tensorboard", "csv"):
-                cfg.logger[logger] = None
-        title = f"training {training.number} of {training.planned}"
-    trainer = make_trainer(cfg, session.run, title, training.planned == 1, loggers)
-    return replace(training, session=replace(session, trainer=trainer))
+    session = training.session.with_settings({"optimizer.lr": rate})
+    if is_run:
+        trainer = make_trainer(session.cfg, session.run, loggers=session.trainer.loggers)
+        return replace(session, trainer=trainer)
+    session = session.with_settings({"ckpt_path": None})
+    own: dict[str, Any] = {"run_name": f"{session.cfg.run_name},training={training.name}_{rate:g}"}
+    for logger in session.cfg.get("logger") or {}:
+        if logger not in ("tensorboard", "csv"):
+            own[f"logger.{logger}"] = None
+    cfg, title = session.with_settings(own).cfg, f"training {training.number} of {training.planned}"
+    trainer = make_trainer(cfg, session.run, title, keeps_checkpoints=training.planned == 1)
+    return replace(session, trainer=trainer)
 
 
-def _train(attempt: Attempt) -> Attempt:
+def _train(training: Training, rate: float, is_run: bool = False) -> Attempt:
     """Train once, and turn the dial where there are validation images."""
-    session, is_refit = attempt.session, attempt.refit_at is not None
-    put_tensors(session.net, attempt.start, session.cfg.lora.dropout)
+    session, is_refit = _session_at(training, rate, is_run), training.refit_at is not None
+    attempt = Attempt(training, session)
+    put_tensors(session.net, training.start, session.cfg.lora.dropout)
     try:
         if session.cfg.lora.scale != 0:  # 0: the offset alone
-            if attempt.planned > 1:
-                title = (attempt.number, attempt.planned, attempt.name)
+            if training.planned > 1:
+                title = (training.number, training.planned, training.name)
                 log.info("training %d of %d: %s", *title)
-            data = data_of(session, attempt.selection, with_validation=is_refit)
+            data = data_of(session, training.selection, with_validation=is_refit)
             module = fit(session, data)
             attempt = replace(
                 attempt,
@@ -217,23 +229,23 @@ def _train(attempt: Attempt) -> Attempt:
                 validation_errors=list(module.errors_by_step.items()),
                 learnt=data.learnt,
             )
-        attempt = replace(attempt, tensors=tensors_of(session.net))
-        point, curve = session.of_first_process(_advised(attempt))
+        tensors = tensors_of(session.net)
+        point, curve = session.of_first_process(_advised(training, session))
     except TrainingError as error:
         return replace(attempt, failure=str(error))
-    return replace(attempt, point=point, curve=curve)
+    return replace(attempt, tensors=tensors, point=point, curve=curve)
 
 
-def _advised(attempt: Attempt) -> tuple[Point, dict[str, Any] | None]:
+def _advised(training: Training, session: Session) -> tuple[Point, dict[str, Any] | None]:
     """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
-    session, dial = attempt.session, dial_of(attempt.session, attempt.selection)
+    dial = dial_of(session, training.selection)
     asked = {knob: session.cfg.lora[knob] for knob in Point._fields}
     if not len(dial.images):
         return Point(*map(float, asked.values())), None
     log.info("dial: the adapter at several scales on validation images")
     session.evaluating()
-    if attempt.refit_at is not None:
-        return dial.advise(attempt.refit_at._asdict(), beside=())
+    if training.refit_at is not None:
+        return dial.advise(training.refit_at._asdict(), beside=())
     return dial.advise(asked)
 
 
@@ -243,15 +255,16 @@ def _refitted(best: Attempt, refit: Choice) -> tuple[Attempt, Choice]:
     if images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
-    training = replace(best, name="refit", number=best.planned, refit_at=best.point)
-    again = _train(_at(training, best.rate))
+    planned = best.training.planned
+    training = replace(best.training, name="refit", number=planned, refit_at=best.point)
+    again = _train(training, best.rate)
     why = again.failure
     if not why:
         assert again.curve is not None  # there are images, which it has learnt
         of_base = again.curve["base"]["smoothed"]
-        if again.measure >= of_base:
+        if again.smoothed >= of_base:
             return again, refit
-        why = f"{name_of_measure(again.curve['choose_by'])}, smoothed, is {again.measure:.1%} on "
+        why = f"{name_of_measure(again.curve['choose_by'])}, smoothed, is {again.smoothed:.1%} on "
         why += f"the validation images that it has learnt, and {of_base:.1%} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], len(images.val), why)
@@ -276,42 +289,47 @@ def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -
 
 def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The rate of the best training, and why it is that."""
-    if len(best.rates) == 1:
+    rates = best.training.rates
+    if len(rates) == 1:
         return best.session.as_set("optimizer.lr", best.rate)
     whys = []
     for attempt in attempts:
-        if attempt.name == best.name and attempt.rate > best.rate:
+        if attempt.training.name == best.training.name and attempt.rate > best.rate:
             whys.append(attempt.failure or f"at {attempt.rate:g} it is behind this one")
-    return Choice(best.rate, best.rates, why="; ".join(whys) or "the first that is tried")
+    return Choice(best.rate, rates, why="; ".join(whys) or "the first that is tried")
 
 
 def _trial_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     """The trial that validation images measure best."""
     measures: dict[str, float] = {}
+    diverged: list[str] = []
     for attempt in attempts:
-        if not attempt.failure:
-            least = measures.get(attempt.name, 0.0)
-            measures[attempt.name] = max(attempt.measure, least)
+        name = attempt.training.name
+        if attempt.failure:
+            diverged.append(name)
+        else:
+            measures[name] = max(attempt.smoothed, measures.get(name, 0.0))
     why, images = "the only one", 0
     if len(measures) > 1:
         images = len(best.session.images.val)
         shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
         by = name_of_measure(best.session.cfg.choose_by)
         why = f"the highest {by} on validation images, smoothed: {', '.join(shares)}"
-    for name in dict.fromkeys(attempt.name for attempt in attempts):
+    for name in dict.fromkeys(diverged):
         if name not in measures:
             why += f"; {name} diverged"
-    return Choice(best.name, list(measures), images, why)
+    return Choice(best.training.name, list(measures), images, why)
 
 
 def _augment_choice(session: Session, trial: Session) -> Choice:
     """How the kept trial changed its images: ``auto`` is as in the base's training."""
     base = session.classifier.base
+    assert base is not None  # open_session has loaded it
     if trial.augment != session.augment:
         return Choice(trial.augment, why="as the trial has it")
     if session.cfg.batches.augment != AUTO:
         return session.as_set("batches.augment", trial.augment)
-    if base is None or not base.record.knows_augment:
+    if not base.record.knows_augment:
         why = "the base's file does not say how it was; augment= takes what its training had"
         return Choice(trial.augment, why=why)
     return Choice(trial.augment, why="as in the base's training")
@@ -331,10 +349,10 @@ def _point_choice(best: Attempt) -> Choice:
         return Choice(value, why=why, is_set=True)
     assert curve is not None  # auto needs validation images
     why = f"the highest {name_of_measure(curve['choose_by'])} on validation images, smoothed: "
-    why += f"{best.measure:.1%}, and {curve['base']['smoothed']:.1%} of the base"
+    why += f"{best.smoothed:.1%}, and {curve['base']['smoothed']:.1%} of the base"
     if lora.offset == AUTO:
         offset = offset_of(session.net)
-        if not best.selection.targets:
+        if not best.training.selection.targets:
             whys.append("no offset, since there is no class to move")
         elif offset is None:
             whys.append(f"no offset, since {NO_LAYER}")
