@@ -46,7 +46,7 @@ def test_a_report_of_each_stage(tmp_path, stage):
 def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     point = {"value": {"scale": 1, "offset": 0}, "of": None, "images": 0, "why": "typed"}
     page = " ".join(report_of(tmp_path, results(dial=DIAL, choices={"point": point})).split())
-    assert "advise scale 0.5" in page
+    assert "advise scale 0.5 and offset 0," in page
     assert "<li>lora.scale=1 lora.offset=0: typed</li>" in page
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lora_mnist.choice import AUTO, Choice, line_of
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.validation import refuse_undecidable
 from lora_mnist.data.images import Images
 from lora_mnist.errors import UserError
 from lora_mnist.lora.model import lora_point, set_lora_point
@@ -106,10 +107,6 @@ def _why_not_advised(dial: Dial, key: str) -> str:
         return ", since the adapter has learnt validation images"
     if not len(dial.images) and "val" in classifier.images.left_out:
         return f": {classifier.images.left_out['val']['line']}"
-    if not len(dial.images):
-        raise UserError(
-            f"{key}=auto: expected data.val_size > 0, or images in val/ that are not in train/, "
-            "since validation images decide"
-        )
+    refuse_undecidable(classifier, dial.images, [f"{key}=auto"])
     unseen = dial.unseen()
     return f", since there are no validation images of {', '.join(unseen)}" if unseen else ""

@@ -96,7 +96,7 @@ def draw_dial(reading: Reading) -> Figure:
     dial, rows, curves = reading.dial, reading.dial["rows"], reading.curves()
     scales = [row["scale"] for row in rows]
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
-    at_each = ", each with its best offset" if any(row["offset"] for row in rows) else ""
+    at_each = ", each with its best offset" if reading.has_offset else ""
     title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
     figure.suptitle(title)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]

@@ -103,6 +103,11 @@ class Reading:
         """Where validation images advise to turn the adapter; only with a dial."""
         return Point(**self.dial["advised"])
 
+    @property
+    def has_offset(self) -> bool:
+        """Whether validation images advise an offset at any scale; only with a dial."""
+        return any(row["offset"] for row in self.dial["rows"])
+
     # --- counts -----------------------------------------------------------------------------------
 
     def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.validation import refuse_undecidable
 from lora_mnist.config.command import Run, key_of
 from lora_mnist.config.objects import classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets
@@ -207,17 +208,7 @@ def _refuse_images(session: Session) -> None:
     for knob in Point._fields if is_repair else ():
         needs_images[f"lora.{knob}=auto"] = cfg.lora[knob] == AUTO
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
-    if asking and not len(session.images.val):
-        reason = "data.val_size > 0, images in val/ that are not in train/, and "
-        reason += "trainer.limit_val_batches > 0"
-        if "val" in session.images.left_out:
-            reason += f"; {session.images.left_out['val']['line']}"
-        sets, learnt = classifier.images, classifier.learnt.get("base")
-        is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
-        can_take = not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
-        if is_learnt and can_take:
-            reason = "data.val_from=test, since the base has learnt all others"
-        raise UserError(f"{', '.join(asking)}: expected validation images: {reason}")
+    refuse_undecidable(classifier, session.images.val, asking)
 
 
 def _check_network(classifier: Classifier, images: Images | None = None) -> None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.choose_point import Dial
+from lora_mnist.classifier.validation import refuse_undecidable
 from lora_mnist.config.command import is_in
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
@@ -77,14 +78,9 @@ def dial_of(session: Session, selection: Selection) -> Dial:
 def _refuse_undecided(session: Session, selection: Selection) -> None:
     """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
     asked = [f"lora.{knob}=auto" for knob in Point._fields if session.cfg.lora[knob] == AUTO]
-    if not asked:
-        return
-    if unseen := dial_of(session, selection).unseen():
-        raise UserError(
-            f"{', '.join(asked)}: {unseen[0]} has no validation images, which decide; "
-            "expected some in val/, a larger data.val_size, or lora.scale=1 lora.offset=0"
-        )
-    for c in selection.targets:
+    unseen = dial_of(session, selection).unseen()
+    refuse_undecidable(session.classifier, session.images.val, asked, unseen)
+    for c in selection.targets if asked else ():
         count = int((session.images.val.labels == c).sum())
         if count < _TOO_FEW_TO_DECIDE:
             number = number_of(count, "validation image")
