@@ -50,7 +50,7 @@ def imports_of(path, at_once=False):
 
 
 def place_of(module):
-    """The room or the file of HOUSE to which a module such as ``lora_mnist.show.keys`` belongs."""
+    """The room or the file of HOUSE to which a module such as ``lora_mnist.files`` belongs."""
     return module.removeprefix("lora_mnist.").partition(".")[0]
 
 

@@ -40,6 +40,16 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a JSON object ({error})") from error
 
 
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
+    if not isinstance(nested, dict | list):
+        return {prefix: nested}
+    flat: dict[str, Any] = {}
+    for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file, whole or not at all; no text in it is a formula to a spreadsheet."""
     text = StringIO(newline="")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.significance import (
-    MEASURES,
     balanced_p_value,
     chance_text,
     class_weights,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lora_mnist.measure.significance import MEASURES
+from lora_mnist.measure.counts import MEASURES
 
 #: The version of the records that are written and read.
 VERSION = 1

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.cli.explain import explain
 from lora_mnist.config.command import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
-from lora_mnist.files import read_json, write_json
+from lora_mnist.files import flatten, read_json, write_json
+from lora_mnist.measure.counts import COUNTS, PARTS, better_end
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.keys import COUNTS, better_end, flatten
 from lora_mnist.show.summary import (
     best_line,
     draw,
@@ -27,8 +27,6 @@ from lora_mnist.show.summary import (
 
 log = logging.getLogger(__name__)
 
-#: The parts of which results.json has COUNTS, of the base under another name.
-_PARTS = ("val", "test", "mistakes", "mistakes_test")
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
 
@@ -46,8 +44,8 @@ def open_sweep(config: DictConfig) -> None:
         numbers[f"columns.{title}"] = str(number)
     for key, number in numbers.items():
         part, _, name = number.partition(".")
-        if part.removesuffix("_base") in _PARTS and name.split(".")[0] not in COUNTS.split():
-            raise _no_number(key, number, [f"{part}.{count}" for count in COUNTS.split()])
+        if part.removesuffix("_base") in PARTS and name.split(".")[0] not in COUNTS:
+            raise _no_number(key, number, [f"{part}.{count}" for count in COUNTS])
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     everything = [path.name for path in folder.iterdir()]

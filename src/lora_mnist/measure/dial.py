@@ -30,8 +30,9 @@ from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import offset_of
+from lora_mnist.measure.counts import MEASURES, OF_DIAL
 from lora_mnist.measure.predictions import counts_of_labels, logits_at, refuse_nan
-from lora_mnist.measure.significance import MEASURES, class_weights
+from lora_mnist.measure.significance import class_weights
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -42,8 +43,6 @@ _TAUS = [tau / 20 for tau in range(-20, 61)]
 MAX_IMAGES = 2000
 #: q of the smoothed measure.
 _POWER = 0.25
-#: What is counted at each scale; without targets the first alone.
-_COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
 
 
 def dial_curve(
@@ -106,7 +105,7 @@ def dial_curve(
         counts = counts_of_labels(label, predicted, num_classes, group)
         row = {"scale": scale, "offset": tried[place], "smoothed": values[place].item()}
         row["measure"] = counts[choose_by]
-        return row | {key: counts[key] for key in _COUNTS if key in counts}
+        return row | {key: counts[key] for key in OF_DIAL if key in counts}
 
     nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
     rows = []

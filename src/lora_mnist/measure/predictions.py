@@ -18,15 +18,11 @@ from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure.counts import LOGGED
 from lora_mnist.measure.significance import balanced_p_value, mcnemar, measure
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
-#: The counts that loggers get.
-_LOGGED = (
-    *("accuracy", "balanced_accuracy", "loss", "errors", "repaired", "broken"),
-    *("errors_of_target", "errors_elsewhere", "false_calls_of_target", "precision_of_target"),
-)
 
 
 @dataclass(frozen=True)
@@ -261,7 +257,7 @@ def logged_metrics(
         classes = targets[:_MAX_CURVES]
     tags: dict[str, float] = {}
     for part, outcome in outcomes.items():
-        numbers = {key: outcome.get(key) for key in _LOGGED}
+        numbers = {key: outcome.get(key) for key in LOGGED}
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
         if part in ("val", "test", "test_base"):
             for c in classes:

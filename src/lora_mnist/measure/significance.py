@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: The values of ``choose_by``.
-MEASURES = ("balanced_accuracy", "accuracy")
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
 #: A smaller p-value is not told in digits.

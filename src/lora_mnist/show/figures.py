@@ -15,8 +15,8 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from numpy.typing import NDArray
 
 from lora_mnist.files import atomic_write
-from lora_mnist.show.keys import numeric_sort_key
 from lora_mnist.show.reading import Reading
+from lora_mnist.show.summary import numeric_sort_key
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 

@@ -12,10 +12,10 @@ from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
 
 from lora_mnist.config.command import key_of
-from lora_mnist.files import read_json, write_csv
+from lora_mnist.files import flatten, read_json, write_csv
+from lora_mnist.measure.counts import better_end
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE
-from lora_mnist.show.keys import better_end, flatten, numeric_sort_key
 
 
 class Job(NamedTuple):
@@ -102,6 +102,14 @@ def of_base(key: str) -> str:
     """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
     split, _, name = key.partition(".")
     return f"{split}_base.{name}"
+
+
+def numeric_sort_key(text: str) -> tuple[bool, float, str]:
+    """Sort key of what was typed: numbers by value, before everything else."""
+    try:
+        return False, float(text), ""
+    except ValueError:
+        return True, 0.0, text
 
 
 def _sign(metric: str) -> int:

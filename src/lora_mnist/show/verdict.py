@@ -1,9 +1,10 @@
 """The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
+from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import precision
-from lora_mnist.measure.significance import CLEAR, MEASURES, chance_text, name_of_measure, weak
+from lora_mnist.measure.significance import CLEAR, chance_text, name_of_measure, weak
 from lora_mnist.show.belief_and_next_step import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 

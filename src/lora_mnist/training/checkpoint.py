@@ -9,9 +9,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lora_mnist.config.command import is_in
 from lora_mnist.errors import UserError, as_value
-from lora_mnist.files import atomic_write
+from lora_mnist.files import atomic_write, flatten
 from lora_mnist.lora.point import Point
-from lora_mnist.show.keys import flatten
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
