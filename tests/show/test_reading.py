@@ -23,7 +23,7 @@ def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
     rows = names_of_rows(run)
     assert rows[:5] == ["c7", "c50", "c70", "c80", "c60"]
     assert (len(rows), *rows[-2:]) == (12, "990 others", "all")
-    alone = {**run, "stage": "eval", "adapter": None, "targets": []}
+    alone = {**run, "stage": "eval", "point": None, "targets": []}
     alone["test"] = outcome([*range(count)], count)
     assert names_of_rows(alone) == [*names[:-11:-1], "990 others", "all"]
     eleven = repair_of([5] * 11, [0] * 11, [1] * 11, [*"abcdefghijk"])

@@ -2,8 +2,7 @@
 
 import base64
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
 from lora_mnist.files import atomic_write
@@ -28,24 +27,17 @@ _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 _plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
-@contextmanager
-def readable(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Inside the ``with`` block, figures have a font with all characters of ``names``.
-
-    Yields the names; where Matplotlib knows no such font, a class's number, ``#2``, for some.
-    """
-    usual, others = get_font(findfont(FontProperties())), []
-    foreign = {letter for letter in "".join(names) if not usual.get_char_index(ord(letter))}
-    for font in fontManager.ttflist if foreign else ():
-        has_all = all(get_font(font.fname).get_char_index(ord(letter)) for letter in foreign)
-        if has_all and "LastResort" not in font.fname:  # a box for any character
-            others = [font.name]
-            break
-    if foreign and not others:
-        log.warning("figures have numbers: no font here has all of %s", "".join(sorted(foreign)))
-        names = [f"#{n}" if foreign & {*name} else name for n, name in enumerate(names)]
-    with matplotlib.rc_context({"font.family": [*matplotlib.rcParams["font.family"], *others]}):
-        yield names
+def drawable(names: Sequence[str]) -> list[str]:
+    """The names; of one with a character that no font of Matplotlib's settings has its number."""
+    families = matplotlib.rcParams["font.family"]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+    drawn = []
+    for number, name in enumerate(names):
+        has_all = all(any(font.get_char_index(ord(each)) for font in fonts) for each in name)
+        drawn.append(name if has_all else f"#{number}")
+    if drawn != [*names]:
+        log.warning("figures have numbers: font.family of Matplotlib lacks letters of some names")
+    return drawn
 
 
 def save_figure(figure: Figure, path: Path) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_mnist.lora.point import Point
+from lora_mnist.measure.counts import PARTS
 from lora_mnist.measure.significance import LEVEL, mcnemar, weakest, wilson
+from lora_mnist.project import command_line
 
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
@@ -76,12 +78,20 @@ class Reading:
         self.targets: list[int] = results["targets"]
         self.every = list(range(len(self.classes)))
         self.other_classes = [c for c in self.every if c not in self.targets]
-        self.is_repair = results["stage"] == "lora" or bool(results["adapter"])
+        self.stage: str = results["stage"]
+        #: How the command was typed; ``None``: it was called from Python.
+        self.overrides: list[str] | None = results["overrides"]
+        self.steps: int = results["steps"]
+        self.held_out: Mapping[str, str] = results["held_out"]
+        #: Where the adapter stands; ``None`` for a base.
+        self.point = None if results["point"] is None else Point(**results["point"])
+        self.is_repair = self.point is not None
         #: The counts of each part, as :func:`.predictions.outcomes_by_part` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
-        for name, value in results.items():
-            if isinstance(value, Mapping) and "errors_per_class" in value:
-                self.counts[name] = value
+        for part in PARTS:
+            for name in (part, f"{part}_base"):
+                if name in results:
+                    self.counts[name] = results[name]
         self.is_hotfix = "mistakes" in self.counts
         self.choices: Mapping[str, Mapping[str, Any]] = results["choices"]
         #: What decides, and whether to keep a repair: ``balanced_accuracy`` or ``accuracy``.
@@ -93,10 +103,11 @@ class Reading:
         self.of_targets = self.change(self.targets)
 
     @property
-    def point(self) -> Point | None:
-        """Where the adapter stands; ``None`` for a base."""
-        point = self.results["point"]
-        return None if point is None else Point(**point)
+    def command(self) -> str | None:
+        """The run's command; ``None``: it was called from Python."""
+        if self.overrides is None:
+            return None
+        return command_line("eval" if self.stage == "eval" else "train", self.overrides)
 
     @property
     def advised(self) -> Point:

@@ -16,14 +16,13 @@ from lora_mnist.data.images import Images, viewable
 from lora_mnist.errors import printable
 from lora_mnist.files import atomic_write
 from lora_mnist.measure.predictions import Predictions, confusion_of, logged_metrics
-from lora_mnist.project import command_line
-from lora_mnist.show.belief_and_next_step import belief, choice_lines
+from lora_mnist.show.belief import belief, choice_lines
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
     draw_dial,
+    drawable,
     png_address,
-    readable,
     save_figure,
     shortened,
 )
@@ -59,7 +58,7 @@ def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, 
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
     metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
     for logger in loggers:
-        logger.log_metrics(metrics, reading.results["steps"])
+        logger.log_metrics(metrics, reading.steps)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
             _log_pages(logger, reading, metrics, figures)
@@ -75,7 +74,7 @@ def _log_pages(
 ) -> None:
     """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
     writer = logger.experiment
-    curves = [*metrics, "train/loss"] if reading.results["steps"] else []
+    curves = [*metrics, "train/loss"] if reading.steps else []
     charts = {}
     for title, pattern in _CHARTS.items():
         if any(re.match(pattern, tag) for tag in curves):
@@ -98,16 +97,16 @@ def make_report(
     folder: Path, reading: Reading, table: Predictions, images: Images
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
-    with readable(reading.classes) as names:
-        drawn = Reading({**reading.results, "classes": names})
-        figures = {"classes": draw_classes(drawn)}
-        if reading.dial:
-            figures["dial"] = draw_dial(drawn)
-        if len(names) <= _MAX_IN_MATRIX:
-            matrices = []
-            for prediction in table.prediction:
-                matrices.append(confusion_of(table.label, prediction, table.num_classes).numpy())
-            figures["confusion"] = draw_confusion(matrices, names)
+    names = drawable(reading.classes)
+    drawn = Reading({**reading.results, "classes": names})
+    figures = {"classes": draw_classes(drawn)}
+    if reading.dial:
+        figures["dial"] = draw_dial(drawn)
+    if len(names) <= _MAX_IN_MATRIX:
+        matrices = []
+        for prediction in table.prediction:
+            matrices.append(confusion_of(table.label, prediction, table.num_classes).numpy())
+        figures["confusion"] = draw_confusion(matrices, names)
     addresses = {}
     for name, figure in figures.items():
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
@@ -117,10 +116,6 @@ def make_report(
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shortened"] = shortened
-    command, typed = None, reading.results["overrides"]
-    if typed is not None:
-        entry = "eval" if reading.results["stage"] == "eval" else "train"
-        command = command_line(entry, typed)
     text = environment.get_template("report.html.j2").render(
         folder=folder,
         reading=reading,
@@ -128,7 +123,6 @@ def make_report(
         belief=belief(reading),
         choices=choice_lines(reading),
         figures=addresses,
-        command=command,
         pictures=first_pictures(table, images, reading.classes),
     )
     page = folder / "report.html"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.weight import float_parameters, lora_adapters
-from lora_mnist.show.belief_and_next_step import next_step
+from lora_mnist.show.next_step import next_step
 from lora_mnist.show.reading import Reading, number_of
 from lora_mnist.show.verdict import verdict
 

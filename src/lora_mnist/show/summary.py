@@ -193,7 +193,7 @@ def write_summary(summary: Summary) -> None:
 
 def draw(summary: Summary) -> None:
     """Write ``summary.png``."""
-    from lora_mnist.show.figures import draw_sweep, readable, save_figure  # late: matplotlib
+    from lora_mnist.show.figures import draw_sweep, save_figure  # late: matplotlib
 
     points = []
     for row in summary.rows:
@@ -203,5 +203,4 @@ def draw(summary: Summary) -> None:
             points.append((swept, value, number(row, summary.metric, stdev)))
     if points and summary.keys:
         metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
-        with readable([text for swept, _, _ in points for text in swept.values()]):
-            save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
+        save_figure(draw_sweep(points, metric), summary.folder / "summary.png")

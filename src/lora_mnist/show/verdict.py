@@ -5,7 +5,7 @@ from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import precision
 from lora_mnist.measure.significance import CLEAR, chance_text, name_of_measure, weak
-from lora_mnist.show.belief_and_next_step import doubts
+from lora_mnist.show.belief import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
@@ -65,34 +65,37 @@ def _of_repair(reading: Reading) -> list[Sentence]:
 
 def _whether_to_keep(reading: Reading) -> Sentence:
     """The first case that fits. Chance is no reason to keep a repair."""
-    decides = reading.choose_by
-    is_better, worse = reading.judgement_of(decides) == "better", ""
-    for measure in (decides, *MEASURES):
-        if not worse and reading.judgement_of(measure) == "worse":
-            worse = _measured(reading, measure)
-    name, by, losses = reading.target_names, _measured(reading, decides), _losses(reading)
-    is_untested = bool(reading.targets) and not reading.of_targets.images
-    is_off = reading.point == BASE
+    name, by = reading.target_names, _measured(reading, reading.choose_by)
+    is_better = reading.judgement_of(reading.choose_by) == "better"
     is_reached = reading.of_targets.judgement == "better" if reading.targets else is_better
     is_mended = False
     if reading.is_hotfix:
         name, mistakes = "the mistakes", reading.change(part="mistakes")
         is_reached = is_mended = 2 * mistakes.after <= mistakes.images
-    is_missed = is_better and not is_reached
+    losses, worse = _losses(reading), ""
+    for measure in (*MEASURES, reading.choose_by):  # what decides is named before the other
+        if reading.judgement_of(measure) == "worse":
+            worse = _measured(reading, measure)
     remedies = "What it means, and what to try next: docs/failed.md."
-    cases = (  # whether it fits, the judgement, and the sentence
-        (is_untested, "unclear", f"Nothing judges this repair: no test image is of {name}."),
-        (is_off, "unclear", f"There is no repair to keep: {_why_off(reading)}. {remedies}"),
-        (is_missed, "unclear", f"Keep this repair, though not for {name}: {by}."),
-        (is_better and losses, "unclear", f"Keep this repair unless {losses} matter more: {by}."),
-        (is_better, "better", f"Keep this repair: {by}."),
-        (is_mended and worse, "worse", f"Keep this repair for {name} alone: {worse}."),
-        (is_mended, "unclear", f"Keep this repair for {name} alone: {by}."),
-        (worse, "worse", f"Do not keep this repair: {worse}. {remedies}"),
-        (is_reached, "unclear", f"Keep this repair only if errors on {name} matter most: {by}."),
-        (True, "unclear", f"Do not keep this repair: {by}. {remedies}"),
-    )
-    return next(Sentence(text, judgement) for fits, judgement, text in cases if fits)
+    if reading.targets and not reading.of_targets.images:
+        return Sentence(f"Nothing judges this repair: no test image is of {name}.")
+    if reading.point == BASE:
+        return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedies}")
+    if is_better and not is_reached:
+        return Sentence(f"Keep this repair, though not for {name}: {by}.")
+    if is_better and losses:
+        return Sentence(f"Keep this repair unless {losses} matter more: {by}.")
+    if is_better:
+        return Sentence(f"Keep this repair: {by}.", "better")
+    if is_mended and worse:
+        return Sentence(f"Keep this repair for {name} alone: {worse}.", "worse")
+    if is_mended:
+        return Sentence(f"Keep this repair for {name} alone: {by}.")
+    if worse:
+        return Sentence(f"Do not keep this repair: {worse}. {remedies}", "worse")
+    if is_reached:
+        return Sentence(f"Keep this repair only if errors on {name} matter most: {by}.")
+    return Sentence(f"Do not keep this repair: {by}. {remedies}")
 
 
 def _measured(reading: Reading, measure: str) -> str:
@@ -130,7 +133,7 @@ def _why_off(reading: Reading) -> str:
     dial, text = reading.dial, "the adapter is turned off (scale 0)"
     if not dial or reading.advised != BASE:
         return text
-    if not reading.results["steps"]:
+    if not reading.steps:
         return "nothing was trained (lora.scale=0), and the offset is 0"
     row, counts = row_at(dial, 1), []
     for name, key in reading.curves().items():
@@ -158,7 +161,7 @@ def _of_offset(reading: Reading) -> list[Sentence]:
         if len(reading.targets) > 1:
             offset = f"logit adjustment with tau {point.offset:g}"
         text = "The scale is 0"
-        if dial and reading.advised.scale == 0 and reading.results["steps"]:
+        if dial and reading.advised.scale == 0 and reading.steps:
             text = "The training adds nothing that validation images show"
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
     if not dial or not row_at(dial, 0)["offset"]:

@@ -1,31 +1,25 @@
-"""What may be believed of a run, what decided it, and the command to go on with."""
+"""What may be believed of a run, and what decided it."""
 
 from collections.abc import Mapping
-from os.path import relpath
-from pathlib import Path
 from typing import Any
 
 from lora_mnist.choice import line_of
-from lora_mnist.config.command import in_grammar, key_of
-from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar
-from lora_mnist.project import command_line
+from lora_mnist.measure.significance import CERTAIN
 from lora_mnist.show.reading import Reading, Sentence, number_of
 
 #: A base has learnt images on which it errs less by this factor, and with certainty.
 _FACTOR = 1.5
-#: How overrides begin that say which images, network and base: the next command repeats them.
-_REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
 
 def doubts(reading: Reading) -> list[Sentence]:
     """Why not to believe what a run says."""
-    results, texts = reading.results, []
+    texts = []
     if untested := reading.untested():
         classes = reading.named(untested)
         texts.append(f"No test image is of {classes}: what is said here is of other classes.")
     if text := _doubt_of_choices(reading):
         texts.append(text)
-    if "test" in results["held_out"] and "base" in results["learnt_unknown"]:
+    if "test" in reading.held_out and "base" in reading.results["learnt_unknown"]:
         text = "The test images were held out of this folder just now: if the base was trained on "
         texts.append(f"{text}the whole folder, they prove nothing.")
     return [Sentence(text) for text in texts]
@@ -33,7 +27,7 @@ def doubts(reading: Reading) -> list[Sentence]:
 
 def _doubt_of_choices(reading: Reading) -> str:
     """Whether the base has learnt the validation images, so that they may have decided wrongly."""
-    results, held_out = reading.results, reading.results["held_out"]
+    results, held_out = reading.results, reading.held_out
     decided = [name for name, choice in reading.choices.items() if choice["images"]]
     if not decided:
         return ""
@@ -74,7 +68,7 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
 
 def choice_lines(reading: Reading) -> list[str]:
     """What was chosen, and why, a line each."""
-    lines, of_repair = [], reading.results["stage"] == "lora"
+    lines, of_repair = [], reading.stage == "lora"
     for name, choice in reading.choices.items():
         lines.append(line_of(name, choice["value"], choice["why"], of_repair))
     return lines
@@ -82,7 +76,7 @@ def choice_lines(reading: Reading) -> list[str]:
 
 def belief(reading: Reading) -> list[Sentence]:
     """Where the images of a test come from, and whether they are new to what is tested."""
-    results, held_out, lines = reading.results, reading.results["held_out"], []
+    results, held_out, lines = reading.results, reading.held_out, []
     for part, name in {"test": "test", "val": "validation"}.items():
         source = f"the {name} part of the data set {results['dataset']}"
         if part in held_out:
@@ -105,29 +99,3 @@ def belief(reading: Reading) -> list[Sentence]:
         text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
         sentences.append(Sentence(f"{text} Test it again with that.", "worse"))
     return sentences
-
-
-def next_step(reading: Reading, folder: Path) -> str | None:
-    """After the test of a base in ``folder``: the command that repairs its weakest class.
-
-    It is weakest on validation images, which the command itself finds.
-    """
-    results, total = reading.results, reading.total
-    # A run that was called from Python has no command line that says what it ran on.
-    is_known = results.get("overrides") is not None and not results.get("better_preprocessing")
-    training = results["training_images_per_class"]
-    has_errors = "val" not in reading.counts or reading.counts["val"]["errors"] > 0
-    has_images = sum(training) > max(training) and results["validation_images"] and has_errors
-    # Mending so few errors could be chance; a base that gets half wrong needs training.
-    worst = reading.change([reading.weakest_class()])
-    is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images
-    if reading.is_repair or not (is_known and has_images and is_worth_it):
-        return None
-    overrides = ["experiment=repair", "target=weakest"]
-    if weights := results.get("weights"):  # the file of a base that is not the current one
-        overrides.append(f"base_ckpt={in_grammar(relpath(folder / weights))}")
-    given = [key_of(text) for text in overrides]
-    for text in results["overrides"]:
-        if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
-            overrides.append(text)
-    return command_line("train", overrides)

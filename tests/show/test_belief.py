@@ -1,15 +1,9 @@
-"""What may be believed of a run, and the command to go on with, on made-up runs."""
+"""What may be believed of a run, on made-up runs."""
 
 import pytest
-from helpers.commands import ROOT
-from helpers.runs import outcome, repaired, results
+from helpers.runs import outcome, results
 
-from lora_mnist.show.belief_and_next_step import (
-    belief,
-    doubts,
-    errors_if_new,
-    next_step,
-)
+from lora_mnist.show.belief import belief, doubts, errors_if_new
 from lora_mnist.show.reading import Reading
 
 
@@ -90,41 +84,3 @@ def test_knows_validation_where_it_errs_far_less_on_them():
     test = outcome([100, 600], 1000)
     assert not errors_if_new(outcome([90, 5], [900, 10]), test)
     assert errors_if_new(outcome([9, 0], [900, 10]), test)
-
-
-OWN = ["data=folder", "data.data_dir=my photos", "net._target_=nets.Net", "base_ckpt=mine.pt"]
-AS_TYPED = "data=folder 'data.data_dir=my photos' net._target_=nets.Net base_ckpt=mine.pt"
-WEAKEST = "train.py experiment=repair target=weakest"
-#: A run, its overrides, and the command that is advised.
-ADVICE = [
-    (results("eval", adapter=None, targets=[]), [*OWN, "seed=3"], f"{WEAKEST} {AS_TYPED}"),
-    (results("pretrain", weights="a.ckpt"), OWN[-1:], f"{WEAKEST} base_ckpt=run/a.ckpt"),
-]
-GOOD = results(test=repaired([2, 9, 1], [0, 0, 0], [0, 9, 0]))
-#: Runs after which there is nothing to advise.
-NO_ADVICE = {
-    "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
-    "called from Python": results("pretrain", overrides=None),
-    "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
-    "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
-    "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
-    "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
-    "a repair": GOOD,
-    "a repair, tested again": {**GOOD, "stage": "eval"},
-}
-
-
-def command_after(run, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    return next_step(Reading(run), folder / "run")
-
-
-@pytest.mark.parametrize(("run", "typed", "command"), ADVICE)
-def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypatch):
-    advised = command_after({**run, "overrides": typed}, tmp_path, monkeypatch)
-    assert advised == f"python {ROOT}/{command}"
-
-
-def test_next_step_is_nothing_without_a_reason(tmp_path, monkeypatch):
-    for name, run in NO_ADVICE.items():
-        assert command_after(run, tmp_path, monkeypatch) is None, name
