@@ -36,7 +36,7 @@ from lora_mnist.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
-#: The rates that optimizer.lr=auto tries, each where the one before diverges.
+#: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
 RATES = (0.001, 0.0003, 0.0001)
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Session:
-    """What a run works with. Nothing of it is replaced while the run goes on."""
+    """What a run works with. A training has one of its own, with another cfg and Trainer."""
 
     cfg: DictConfig
     run: Run
