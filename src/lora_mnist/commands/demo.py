@@ -73,7 +73,7 @@ def build_page(classifier: Classifier) -> Any:
     def ask(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
         if image is None:
             return None, None, None
-        base, adapted = side_by_side(classifier, image, Point(scale, offset))
+        base, adapted = side_by_side(classifier, image, start._replace(scale=scale, offset=offset))
         return base, adapted, to_pil_image(viewable(image))
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:

@@ -13,22 +13,28 @@ from .weight import lora_adapters
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The ``state_dict`` that ``model`` had before LoRA; the tensors share memory with it."""
-    adapters = lora_state_dict(model)
-    adapted = {key.rsplit(".", 2)[0] for key in adapters}
+    names = _adapter_names(model)
+    adapted = {name.rsplit(".", 2)[0] for name in names}  # layer.parametrizations.weight
     state = {}
     for key, tensor in model.state_dict().items():
+        if key.startswith(names):
+            continue
         if key.removesuffix(".original") in adapted:
             key = key.removesuffix(".original").replace("parametrizations.", "")
-        if key not in adapters:
-            state[key] = tensor
+        state[key] = tensor
     return state
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the adapters, under their names in ``model.state_dict()``."""
+    names = _adapter_names(model)
+    return {key: t for key, t in model.state_dict().items() if key.startswith(names)}
+
+
+def _adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the adapters, as the names of their tensors begin."""
     modules = model.named_modules(remove_duplicate=False)
-    adapters = tuple(f"{name}." for name, m in modules if isinstance(m, Adapter))
-    return {key: t for key, t in model.state_dict().items() if key.startswith(adapters)}
+    return tuple(f"{name}." for name, module in modules if isinstance(module, Adapter))
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
