@@ -86,11 +86,7 @@ def naming(setting: str) -> Iterator[None]:
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Inside the ``with`` block, what a library says of a value becomes a :class:`UserError`.
-
-    Its line begins with the key of the argument that cannot be used, or with the ``group``. An
-    error in a user's own code passes, with the ``group`` as a note: its traceback says more.
-    """
+    """Inside the ``with`` block, what a library says of a value becomes a :class:`UserError`."""
     try:
         yield
     except UserError:
@@ -103,6 +99,7 @@ def config_group(group: str) -> Iterator[None]:
             raise UserError(refusal_of(cause, group)) from error
         if _is_of_libraries(cause):
             raise UserError(f"{group}: {type(cause).__name__}: {one_line(cause)}") from error
+        # The error is in a user's own code: the traceback says more than a line.
         cause.add_note(f"{group}: the error came while this was made or called")
         raise cause from cause.__cause__
 

@@ -13,11 +13,7 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write ``path`` so that it is either the complete new file or what it was before.
-
-    Yields the path of a temporary file in the same folder, which is renamed when the block ends and
-    deleted when it raises. A kill leaves it behind.
-    """
+    """Write ``path`` whole or not at all, by a temporary file beside it, which is yielded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the last part: some writers append one of their own where it is missing.
     temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}.tmp{path.suffix}")

@@ -16,10 +16,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
-    """Yield ``items``, ``total`` in all; of several processes the first says how far it is.
-
-    That is a bar, after three seconds; in a file or a pipe, a line of the log each half minute.
-    """
+    """Yield ``items``, ``total`` in all, and say how far it is, in a bar or lines of the log."""
     if sys.stderr.isatty():
         is_silent = not log.isEnabledFor(logging.WARNING)  # as all processes but the first are
         yield from tqdm(items, name, total, leave=False, delay=3, disable=is_silent)

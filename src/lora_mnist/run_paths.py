@@ -12,8 +12,7 @@ FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-#: All that may stand in the folder of a run, or of a sweep, and who writes it. Names that vary are
-#: left out: Hydra's subfolder and the log, the loggers' files, a base that is of no other use.
+#: What stands in the folder of a run or a sweep under a name that never varies, and who writes it.
 RUN_FILES = (
     RESULTS_FILE,  # training/results.py
     FAILED_FILE,  # cli/sweep.py
@@ -29,11 +28,7 @@ RUN_FILES = (
 
 
 def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
-    """Refuse a folder that has ``names``, or in which a run would replace what is not its own.
-
-    A command's is asked by ``ClaimOutputFolder`` of ``cli/folder.py``, before Hydra writes into it,
-    and any run's when its session is opened.
-    """
+    """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
     for name in (*names, *RUN_FILES):
         if (folder / name).exists():
             raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")

@@ -76,10 +76,7 @@ def read_base(path: Path) -> Base:
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
-    """All tensors of nested dictionaries, by dotted names.
-
-    A key above all of them, such as ``state_dict``, is left out.
-    """
+    """All tensors of nested dictionaries, by dotted names."""
     if not isinstance(content, Mapping):
         return {}
     tensors, groups = {}, {}
@@ -89,7 +86,7 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
         elif group := _tensors_in(value):
             groups[key] = group
     if not tensors and len(groups) == 1:
-        return next(iter(groups.values()))
+        return next(iter(groups.values()))  # the one key, such as state_dict, is no part of a name
     for key, group in groups.items():
         tensors |= {f"{key}.{name}": tensor for name, tensor in group.items()}
     return tensors
@@ -98,15 +95,10 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
 def load_weights(
     net: nn.Module,
     file: Base,
-    prefix: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    prefix: str | None = None,  # of one of several networks in the file
+    arguments: Mapping[str, Any] | None = None,  # of net, if it is made of keys
 ) -> Base:
-    """Load the weights of a file into ``net``; ``ValueError``, if they do not fit.
-
-    ``prefix`` names one of several networks in the file. Without it a prefix such as ``module.`` is
-    dropped, and so are tensors outside it, such as a metric's. ``arguments`` are those of
-    ``net``, if it is made of keys.
-    """
+    """Load the weights of a file into ``net``; ``ValueError``, if they do not fit."""
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names in the file, by the prefix before them
     for name in file.tensors:
@@ -119,7 +111,7 @@ def load_weights(
     names = ", ".join(each or "''" for each in networks) or "none"
     if prefix is None and len(networks) > 1:
         raise ValueError(f"holds {len(networks)} networks; expected base_prefix= one of {names}")
-    if prefix is None:
+    if prefix is None:  # such as module.; what is outside it, such as a metric's, is left out
         prefix = max(counts, key=lambda each: counts[each], default="")
     elif prefix not in counts:
         raise ValueError(f"base_prefix={prefix}: expected one of {names}")
@@ -174,12 +166,9 @@ def write_base(
     tensors: Mapping[str, Tensor],
     path: Path,
     record: Record = NO_RECORD,
-    learnt: Tensor | None = None,
+    learnt: Tensor | None = None,  # digests of the images that it has learnt; None: not known
 ) -> None:
-    """Write a base, whole or not at all; equal arguments give equal files.
-
-    ``learnt`` are the digests of the images that it has learnt, if they are known.
-    """
+    """Write a base, whole or not at all; equal arguments give equal files."""
     # A clone does not take along other tensors that share the memory.
     plain = {"memory_format": torch.contiguous_format}
     state = {name: each.detach().cpu().clone(**plain) for name, each in tensors.items()}
@@ -192,16 +181,13 @@ def write_base(
 
 
 def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
-    """The name of the files of a base, for each network and set of images.
-
-    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_my_nets.net``: a folder without a ``data.name`` gets
-    six digits of its path's SHA-256, since two folders may have the same name.
-    """
+    """The name of the files of a base, one for each network and data set: ``mnist_cnn``."""
     name = data.get("name")
     if name is None and data.get("_target_") in (None, *PUBLISHED):
         name = str(data.get("dataset") or "mnist").lower()
     elif name is None:
         path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
+        # Two folders may have the same name.
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     target = net.get("_target_")
     if target in (None, DEFAULT):

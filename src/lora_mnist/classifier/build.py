@@ -15,10 +15,7 @@ from lora_mnist.project import importable
 
 
 def build(arguments: Any, is_transform: bool = False) -> Any:
-    """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra.
-
-    Unlike there, a function of a picture may stand under the key ``transform``: it is not called.
-    """
+    """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra."""
     if isinstance(arguments, Mapping):
         values = {}
         for key, value in arguments.items():
@@ -28,6 +25,7 @@ def build(arguments: Any, is_transform: bool = False) -> Any:
             return values
         function = resolve_name(values.pop("_target_"))
         is_partial = values.pop("_partial_", False)
+        # Unlike with Hydra, a function of a picture may be a ``transform``: it is not called.
         if is_partial or (is_transform and _takes_a_picture(function, values)):
             return partial(function, **values)
         return function(**values)
@@ -51,15 +49,12 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
-    """The network of these arguments, with fresh weights, in eval mode.
-
-    ``folder`` is the one of Hugging Face's that it comes from, if there is one.
-    """
+    """The network of these arguments, with fresh weights, in eval mode."""
     key = f"net._target_={arguments.get('_target_')}"
     with importable(), config_group(key):
         net = build(arguments)
     if arguments.get("_target_") == TARGET:
-        net.huggingface_folder = folder
+        net.huggingface_folder = folder  # the one that it comes from, if there is one
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.

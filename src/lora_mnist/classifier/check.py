@@ -40,14 +40,11 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 
 @torch.no_grad()
 def lay_out(net: nn.Module, images: Tensor) -> None:
-    """Lay a network of convolutions out in memory as they compute fastest: channels last.
-
-    One that calls ``view`` on an image raises on it, and stays as it was.
-    """
+    """Lay a network of convolutions out in memory as they compute fastest: channels last."""
     if sum(isinstance(module, nn.Conv2d) for module in net.modules()) < 2:
         return  # a vision transformer has one, and gains nothing
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         net(images)
-    except RuntimeError:
+    except RuntimeError:  # it calls view on an image
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -37,11 +37,7 @@ class Dial(NamedTuple):
     def advise(
         self, asked: Mapping[str, float | str], beside: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
-        """The point to take where ``asked`` has ``auto`` for its scale, offset or both; the curve.
-
-        A scale that is set is one of the curve, ``beside`` the usual ones; an offset that is set is
-        that of all scales.
-        """
+        """The point where ``asked`` has ``auto`` for scale, offset or both; and the curve."""
         classifier, scale, offset = self.classifier, asked["scale"], asked["offset"]
         some = images_of_dial(self.images.labels, self.seed, self.choose_by)
         batches = classifier.dataset.batches(self.images, classifier.device, some, "dial")
@@ -61,12 +57,7 @@ class Dial(NamedTuple):
 def turn_adapter(
     classifier: Classifier, scale: float | str | None = None, offset: float | str | None = None
 ) -> Choice | None:
-    """Turn the adapter of a classifier to a point; return that, and why; ``None`` without one.
-
-    Scale 0 and offset 0 are the base, scale 1 is the adapter as trained, ``None`` as it was saved.
-    With ``auto`` validation images decide, as in training: with ``scale="auto"`` over an offset of
-    ``None``, too.
-    """
+    """Turn the adapter of a classifier to a point; return that, and why; ``None`` without one."""
     if not adapters_on(classifier.net):
         return None
     saved = lora_point(classifier.net)

@@ -223,11 +223,8 @@ class Classifier:
             return None
 
     def make_ready(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or gives no logits; then lay it out.
-
-        Without ``images`` it is asked about a picture of ours, and none is read.
-        """
-        if images is None:
+        """Refuse a network that cannot take the images, or gives no logits; then lay it out."""
+        if images is None:  # a picture of ours is tried
             if self.settings.prepare.get("transform") is not None:
                 return  # it may keep a picture's size
             pixels = self.dataset.read_picture(Image.linear_gradient("L")).float() / 255

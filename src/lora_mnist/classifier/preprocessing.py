@@ -20,11 +20,7 @@ from lora_mnist.errors import SIZING, UserError, one_line
 def own_preprocessing(
     net: nn.Module, arguments: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The keys of ``prepare`` that a network's makers say; empty, if they say nothing.
-
-    ``arguments`` are those of the network, and ``prepare`` what is set already: with another
-    ``image_size`` than theirs, their way to bring pictures to a size is not taken.
-    """
+    """The keys of ``prepare`` that a network's makers say; empty, if they say nothing."""
     weights = arguments.get("weights")
     package, _, builder = str(arguments["_target_"]).rpartition(".")
     if hasattr(net, "huggingface_folder"):
@@ -38,7 +34,7 @@ def own_preprocessing(
         return {}
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
     named["channels"] = prepare.get("channels") or named["channels"]
-    if prepare.get("image_size") is not None:
+    if prepare.get("image_size") is not None:  # their way to a size is for their own
         for key in SIZING:
             named.pop(key, None)
     if len(named["mean"]) not in (1, named["channels"]):
@@ -86,8 +82,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
         return named
     from transformers import AutoImageProcessor  # here: an extra, and net has it
 
-    # Each family of processors reads its values in another way. So this one is tried: on smooth
-    # pictures, in which each place and each channel differs, and on plain ones.
+    # Each family of processors reads its values in another way. So this one is tried on pictures.
     gradient = Image.linear_gradient("L")
     smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
     pictures = [smooth.resize((600, 400)), smooth.resize((400, 600))]
@@ -118,10 +113,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
             f"{where} prepares pictures as no keys of prepare do; expected prepare.image_size=, or "
             "prepare.transform, a function of your own"
         )
-    named["image_size"] = list(way.size)
-    for key in SIZING[1:]:
-        named[key] = getattr(way, key)
-    return named
+    return named | way.sizing
 
 
 def _way_to_size(

@@ -67,13 +67,10 @@ NO_RECORD = Record()
 
 
 def read_record(content: Mapping[str, Any]) -> Record:
-    """The record in a file; ``ValueError``, if it is damaged or of another version.
-
-    Of somebody else's file, or an adapter that was saved in Python, it may say little or nothing.
-    """
+    """The record in a file; ``ValueError``, if it is damaged or of another version."""
     names = [each.name for each in fields(Record)]
     record = Record(**{name: content[name] for name in names if name in content})
-    if any(record.settings.values()):
+    if any(record.settings.values()):  # somebody else's file has none
         if (version := content.get("version")) != VERSION:
             raise ValueError(f"its record has the version {version}; expected {VERSION}")
         for group in ("net", "prepare"):

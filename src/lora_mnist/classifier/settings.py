@@ -20,8 +20,7 @@ from lora_mnist.errors import SIZING, UserError, as_value
 from lora_mnist.project import quoted
 
 _GROUPS = ("net", "prepare", "data")
-#: Functions that a record may name: ours, and others. No whole package: torchvision.io.os is in
-#: one.
+#: Functions that a record may name, ours and others'. No whole package: one has torchvision.io.os.
 _OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
 _OF_OTHERS = re.compile(
     r"torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
@@ -35,10 +34,7 @@ _target_ model_name num_classes in_chans img_size patch_size global_pool drop_ra
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of network, preparation and images; ``None`` stands for one that is missing.
-
-    Each method returns others, with more of them.
-    """
+    """Arguments of network, preparation and images; ``None`` stands for one that is missing."""
 
     net: dict[str, Any]
     prepare: dict[str, Any]
@@ -78,10 +74,7 @@ class Settings:
         return settings._noting(f"from {who}: {', '.join(taken)}") if taken and who else settings
 
     def with_record(self, who: str, record: Record, file: str) -> "Settings":
-        """With what is missing from a record; ``file`` is the override that names its file.
-
-        What could run code is refused; a preparation that is typed otherwise is noted for the log.
-        """
+        """With what a record has and these lack; ``file`` is the override that names its file."""
         settings = self
         if who == "the adapter" and not record.prepare:  # of PEFT, or of Python
             settings = settings._noting(f"{who} does not say how pictures are prepared")
@@ -107,11 +100,8 @@ class Settings:
         return replace(self, sources=(*self.sources, source))
 
     def _refuse_foreign_code(self, file: str) -> None:
-        """Refuse code that nobody typed.
-
-        Two records may complete one function together, so all arguments are looked at, not only
-        those of this ``file``.
-        """
+        """Refuse code that nobody typed."""
+        # Two records may complete one function together: all arguments are looked at.
         for group in _GROUPS:
             own = getattr(self, group)
             for key, value in own.items():
@@ -142,14 +132,11 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
 def foreign_code(
     arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
 ) -> str | None:
-    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing.
-
-    ``typed`` is the value on the command line, of a transform perhaps only a part of it.
-    """
+    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing."""
     if value == typed:
         return None
     if name == "transform" and isinstance(value, Mapping):
-        own = typed if isinstance(typed, Mapping) else {}
+        own = typed if isinstance(typed, Mapping) else {}  # perhaps only a part is typed
         for key, each in value.items():
             if foreign := foreign_code(value, key, each, own.get(key)):
                 return foreign

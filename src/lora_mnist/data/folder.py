@@ -31,7 +31,6 @@ from lora_mnist.data.listing import PARTS, ImageFile, Listing
 from lora_mnist.data.pictures import Preparation, open_picture, size_of_picture
 from lora_mnist.data.split import split
 from lora_mnist.errors import (
-    SIZING,
     ArgumentError,
     PictureError,
     printable,
@@ -119,10 +118,7 @@ class Folder(ImageDataset):
         prepare = {"classes": self.classes, "channels": self.channels}
         if self.prepare.transform is not None:
             return prepare
-        sizing = {"image_size": list(self.prepare.size)}
-        for key in SIZING[1:]:
-            sizing[key] = getattr(self.prepare, key)
-        return {**prepare, **sizing, **super().preprocessing()}
+        return {**prepare, **self.prepare.sizing, **super().preprocessing()}
 
     def normalise(self, images: Tensor) -> Tensor:
         return super().normalise(images) if self.prepare.transform is None else images

@@ -16,11 +16,7 @@ _IN_DOUBT = 2_000_000_000
 
 
 class KnownFiles:
-    """What a folder's files hold, from command to command, in a file among the user's caches.
-
-    Whatever writes into a file changes the second of its times, which cannot be set. Of two
-    commands at once the last one's knowledge stays.
-    """
+    """The digests and sizes of a folder's pictures, by name, size and times of their files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._sure_before = folder, time.time_ns() - _IN_DOUBT
@@ -38,6 +34,7 @@ class KnownFiles:
         """The digest of a file of the folder, and the height and width of its picture."""
         path = self._folder / name
         about = path.stat()
+        # Whatever writes into a file changes the second of its times, which cannot be set.
         times = (about.st_mtime_ns, about.st_ctime_ns)
         key = f"{name} {about.st_size} {about.st_ino} {times}"
         try:

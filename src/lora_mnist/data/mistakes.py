@@ -117,13 +117,11 @@ def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) 
 
 
 def _images_of(pictures: Sequence[Picture], dataset: ImageDataset) -> Images:
-    """The pictures as images of the data set: files where those to train on are files.
-
-    So both are augmented before a transform.
-    """
+    """The pictures as images of the data set: files where those to train on are files."""
     paths, prepared = [p.path for p in pictures], [p.image for p in pictures]
     digests = digests_of(paths if isinstance(dataset, Folder) else prepared)
     labels, read = torch.tensor([p.label for p in pictures]), dataset.sets.train.read
+    # Both are augmented before a transform.
     return Images(paths if read else prepared, labels, read=read, digests=digests)
 
 

@@ -27,8 +27,7 @@ DATASETS = {
     "KMNIST": (0.1918, 0.3483),
 }
 
-#: Sides of a picture and of the box in it for the digit, and where MNIST's images have their
-#: centre of mass, rounded to whole pixels.
+#: Sides of a picture and of the digit's box in it; the centre of mass of MNIST's images, rounded.
 _FIELD, _BOX, _CENTRE = 28, 20, 14
 # Far more than the box needs, and far less than a photograph has.
 _WORKING_SIZE = 256

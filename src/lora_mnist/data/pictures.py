@@ -39,12 +39,9 @@ def open_picture(
     picture: Path | Image.Image,
     upright: bool = False,
     draft: bool = False,
-    keeps_alpha: bool = False,
+    keeps_alpha: bool = False,  # False: a picture that loses all without alpha is refused
 ) -> Image.Image:
-    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read.
-
-    Without ``keeps_alpha`` alpha is to be dropped: a picture that loses all by it is refused.
-    """
+    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
     source: AbstractContextManager[Image.Image]
     try:
         if isinstance(picture, Path):
@@ -98,6 +95,16 @@ class Preparation:
         require_one_of("resize", self.resize, ["crop", "stretch"])
         require_number("crop_pct", self.crop_pct, 0.1, 1)
         require_one_of("interpolation", self.interpolation, [m.value for m in InterpolationMode])
+
+    @property
+    def sizing(self) -> dict[str, Any]:
+        """The keys of ``prepare`` by which a picture is brought to its size."""
+        return {
+            "image_size": list(self.size),
+            "resize": self.resize,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+        }
 
     def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
         """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""

@@ -13,11 +13,7 @@ from lora_mnist.errors import ArgumentError
 def split(
     files: Iterable[ImageFile], classes: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[dict[ImageFile, str], dict[str, str]]:
-    """The part of each image, and for a part without a folder, the part it is held out of.
-
-    ``settings`` are the keys of ``data`` for it. A hash of the seed and the file's path decides, so
-    that adding files changes the choice little.
-    """
+    """The part of each image, and for a part without a folder, the part it is held out of."""
     val_from, seed = settings["val_from"], settings["split_seed"]
     parts = {file: file.part for file in files}
     if val_from == "test":  # then images in val/ are trained on
@@ -31,7 +27,7 @@ def split(
     if "val" not in existing:
         held_out["val"] = val_from
 
-    def place(file: ImageFile) -> bytes:
+    def place(file: ImageFile) -> bytes:  # a hash: adding files changes the choice little
         return hashlib.sha256(os.fsencode(f"{seed} {file.path}")).digest()
 
     members: dict[tuple[int, str], list[ImageFile]] = defaultdict(list)

@@ -43,9 +43,13 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(content.numpy().data)
+        digest.update(_bytes_of(tensor).numpy().data)
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, in the order of its elements, on the CPU."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
@@ -54,8 +58,7 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
         is_alike = (old.dtype, old.shape) == (new.dtype, new.shape)
-        old, new = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (old, new))
-        if not (is_alike and torch.equal(old, new)):
+        if not (is_alike and torch.equal(_bytes_of(old), _bytes_of(new))):
             changed.add(name)
     return sorted(changed)
 

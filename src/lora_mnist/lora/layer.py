@@ -31,20 +31,16 @@ def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
 
 
 class Adapter(nn.Module):
-    """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias.
-
-    At its ``point`` the scale is a factor of LoRA, and the offset one of its direction: where it is
-    0, or the adapter not ``enabled``, the layer computes the base exactly. ``metadata`` is what
-    the file says that it was loaded from.
-    """
+    """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias."""
 
     #: Whether layers compute with :meth:`LoRAParametrization.terms`; if not, with the dense sum.
     is_factored = False
 
     def __init__(self) -> None:
         super().__init__()
+        # Its factor is 0 at the point, or it is not enabled: the layer computes the base exactly.
         self.point, self.enabled = Point(1.0), True
-        self.metadata: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}  # what the file says that it was loaded from
 
 
 class LoRAParametrization(Adapter):
@@ -156,14 +152,12 @@ class LoRAParametrization(Adapter):
 
 
 def builds_weight(adapters: Any) -> bool:
-    """Whether a layer computes with the weight that it reads as, and not with the factors.
-
-    That is less with a rank near the full one: one more gradient, of the weight, in place of three
-    passes through the factors. Dropout acts on an adapter's input, and needs them.
-    """
+    """Whether a layer computes with the weight that it reads as, and not with the factors."""
     rows, columns = adapters.original.flatten(1).shape
+    # Dropout acts on an adapter's input, and needs the factors.
     has_dropout = any(each.dropout and each.training for each in adapters)
     rank = sum(each.rank for each in adapters)
+    # One more gradient, of the weight, is less than three passes through factors of a high rank.
     return 3 * rank * (rows + columns) > rows * columns and not has_dropout
 
 
@@ -183,10 +177,7 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``forward`` of an adapted convolution: ``lora_A`` in place of the weight, 1x1 ``lora_B``.
-
-    Or the weight is built: see :func:`builds_weight`.
-    """
+    """``forward`` of an adapted convolution: by ``lora_A`` as its weight, then ``lora_B``, 1x1."""
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     geometry: Any = (layer.stride, layer.padding, layer.dilation)
     if builds_weight(adapters):

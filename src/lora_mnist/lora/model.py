@@ -131,11 +131,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
 
 
 def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
-    """Put ``offset``, at 0, on the bias of ``layer``, the last one of ``model``.
-
-    ``model`` carries LoRA already; it is changed in place, and returned. :func:`.offset.last_layer`
-    finds the layer.
-    """
+    """Put ``offset``, at 0, on the bias of the last layer of ``model``, which carries LoRA."""
     point = usable_adapters(model)[0].point
     weight = float_parameters(model)[f"{layer}.bias".removeprefix(".")]
     offset.to(weight.base).point = point._replace(offset=0.0)

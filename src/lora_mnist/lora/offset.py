@@ -18,21 +18,14 @@ from .layer import Adapter
 
 
 class Offset(Adapter):
-    """Maps the frozen bias of a network's last layer to ``bias + offset * direction``.
+    """Maps the frozen bias of a network's last layer to ``bias + offset * direction``."""
 
-    It is registered with :mod:`torch.nn.utils.parametrize`, as LoRA is on a weight.
-
-    Args:
-        direction: shape (num_classes,), as the bias.
-        most: the largest offset that is worth a try.
-    """
-
-    direction: Tensor
+    direction: Tensor  # (num_classes,), as the bias
 
     def __init__(self, direction: Tensor, most: float = 10.0) -> None:
         super().__init__()
         self.register_buffer("direction", direction)
-        self.most = most
+        self.most = most  # the largest offset that is worth a try
 
     @property
     def moves_one_class(self) -> bool:
@@ -46,12 +39,8 @@ class Offset(Adapter):
 
 
 def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
-    """An offset to repair ``targets``, by the training images of each class, float, (num_classes,).
-
-    Rarity asks for the logarithm of how much rarer a class is than the mean one, or for a tau of 1:
-    at most one more is tried, since a few images of a class that were not learnt can ask for any
-    number. A class without images stays where it is.
-    """
+    """An offset to repair ``targets``, where ``counts`` has each class's training images, float."""
+    # At most 1 above what rarity asks for is tried: a few images not learnt can ask for any number.
     mean = counts.sum() / (counts > 0).sum()
     rarity = torch.where(counts > 0, mean / counts, 1.0).log()
     if len(targets) > 1:
@@ -63,11 +52,7 @@ def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
 
 @torch.no_grad()
 def last_layer(model: nn.Module, images: Tensor) -> str | None:
-    """The name of the ``nn.Linear`` whose bias moves the logits of ``images`` by what it is moved.
-
-    ``None`` where there is none: in a network that scales what its last layer gives, or in which
-    several layers share this bias.
-    """
+    """The name of the ``nn.Linear`` whose bias moves the logits by as much, if there is one."""
     logits = model(images)
     # Of each class by another number, so that a softmax behind the layer is seen as well.
     shift = torch.linspace(1, 2, logits.shape[-1]).to(logits)

@@ -1,19 +1,7 @@
 """What PEFT's two files say of adapters, and the adapters that files say.
 
-Saving merges what LoRA says and what an offset says; loading gives each its part back. Then the
-files are made again of what was read, and have to say the same, but for rounding.
-
-A tensor of ``adapter_model.safetensors`` is called ``base_model.model.<layer>.lora_A.weight``,
-shape (rank, in_features), or ``...lora_B.weight``, shape (out_features, rank); in other layers they
-have the shapes of :class:`.layer.LoRAParametrization`. An offset on the last layer is
-``...lora_B.bias`` there, which PEFT adds times the scaling (its ``lora_bias``). Beside DoRA it adds
-none, and the base's bias stands there with the offset. So PEFT computes what the network does at
-its point.
-
-The adapter as trained is read here from the metadata: ``base_sha256``, the fingerprint of its base;
-its point, ``scale`` and ``offset``; ``trained``, the config; ``layer`` and ``most`` of an offset.
-Tensors that are others in training than for PEFT have names that begin with ``trained.``. All else
-follows, and has to be there. The caller may add metadata.
+PEFT computes from them what the network does at its point. The adapter as trained is read here from
+the metadata, and from tensors ``trained.<name>`` where PEFT's are others.
 """
 
 import re
@@ -34,12 +22,12 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _START, _TRAINED, _DIRECTION = "base_model.model.", "trained.", "offset.direction"
 #: The types of what is read, where ``float`` is any number: a stranger may have written the files.
+#: ``trained`` is the config; ``layer`` and ``most`` are an offset's. The caller may add others.
 METADATA: dict[str, Any] = {"base_sha256": str, "trained": dict, "layer": str | None, "most": float}
 METADATA |= dict.fromkeys(Point._fields, float)
 _CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
 _CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": bool | None}
 #: PEFT's options that do not change what a finished adapter computes, or that its tensors show.
-#: Any other one that is switched on is refused by its name.
 _HARMLESS = """
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
 megatron_core qalora_group_size eva_config bias exclude_modules
@@ -72,11 +60,7 @@ def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> 
 
 
 def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
-    """The adapters that the files say, at their point, by the names of their tensors.
-
-    ``ValueError``, unless the files of these adapters are the same again: what a file says has to
-    be there, whoever wrote it, and nothing else.
-    """
+    """The adapters that the files say, at their point, by the names of their tensors."""
     tensors, config, metadata = files
     for key, tensor in tensors.items():
         is_usable = tensor.ndim > 0 and tensor.is_floating_point()
@@ -92,6 +76,7 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     for name, adapter in adapters.items():
         adapter.to(weights[name].base)
         adapter.point, adapter.metadata = point, about
+    # What a file says has to be there, whoever wrote it, and nothing else.
     _require_same(files, files_of(adapters, weights))
     return adapters
 

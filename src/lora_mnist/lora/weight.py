@@ -45,8 +45,7 @@ def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ())
     """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
     module, tensor = weight.module, weight.tensor
     if parametrize.is_parametrized(module):
-        # torch's class for the layer has a property for each parametrized tensor; here ``forward``
-        # stands in it, too. A deep copy shares it, and would break: the layer gets one of its own.
+        # A deep copy shares torch's class for the layer, which gets another ``forward`` below.
         shared = type(module)
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     if parametrize.is_parametrized(module, tensor):
@@ -172,10 +171,7 @@ def is_named(name: str, target_modules: str | Collection[str]) -> bool:
 def by_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: Collection[str], default: Any
 ) -> dict[str, Any]:
-    """The value of each name: that of the first key in ``pattern`` that names it.
-
-    A key is a name's end from a dot on, or, after ``^``, a whole name.
-    """
+    """The value of each name: that of the first key in ``pattern`` that names it."""
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]
