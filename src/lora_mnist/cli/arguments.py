@@ -47,17 +47,14 @@ def as_typed() -> list[str]:
 
 
 def give_to_hydra() -> None:
-    """Make of ``sys.argv`` what Hydra takes: options first, and the texts of overrides quoted.
-
-    The processes that Lightning starts have it, too.
-    """
+    """Make of ``sys.argv`` what Hydra takes: options first, and the texts of overrides quoted."""
     options, overrides = [], []
     for text in sys.argv[1:]:
         if text.startswith("~") or ("=" in text and not text.startswith("-")):
             overrides.append(_override(text))
         else:
             options.append(text)
-    sys.argv[1:] = options + overrides
+    sys.argv[1:] = options + overrides  # also of the processes that Lightning starts
 
 
 def _override(text: str) -> str:

@@ -1,8 +1,4 @@
-"""Runs a command by its name, for ``train.py`` and the others of a checkout, and ``lora-mnist``.
-
-``lora-mnist train stage=pretrain``, the program of the installed package, does what ``python
-train.py stage=pretrain`` does; ``data/`` and ``outputs/`` are in the folder where it is started.
-"""
+"""Runs a command by its name, for ``train.py`` and the others of a checkout, and ``lora-mnist``."""
 
 import signal
 from importlib import import_module

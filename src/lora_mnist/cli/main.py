@@ -1,7 +1,4 @@
-"""The part that the five entries share: a command goes in, Hydra runs it, an exit code comes out.
-
-Nothing here imports torch at once, so that ``--help`` need not wait.
-"""
+"""What the five entries share: a command goes in, Hydra runs it, and an exit code comes out."""
 
 import logging
 import signal

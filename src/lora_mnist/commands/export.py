@@ -34,8 +34,7 @@ from lora_mnist.run_paths import refuse_unwritable
 
 log = logging.getLogger(__name__)
 
-#: How far a logit of the written network may be from the live one's, as a share of the standard
-#: deviation of all logits: float32 rounds a deep network's by a ten-thousandth of that.
+#: How far logits may differ, as a share of their standard deviation; float32 needs a tenth of it.
 TOLERANCE = 1e-3
 
 
@@ -180,10 +179,7 @@ def metadata_of(
 def onnx_file(
     out: Path, merged: FromPixels, example: Tensor, metadata: dict[str, str]
 ) -> Iterator[nn.Module]:
-    """Write a graph, for any number of images like ``example``; yield it, read back.
-
-    The file is there when the block ends, and not if it raises, as for the other formats.
-    """
+    """Write a graph, for any number of images like ``example``; yield it, read back."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own code; the graph is checked
         onnx = torch.onnx.export(

@@ -1,8 +1,4 @@
-"""Training, from a configuration to results.json: it makes a base, or a repair of one.
-
-:func:`train` works for any configuration of ``configs/train.yaml``, from the command line as from
-``hydra.compose`` in a notebook. Each stage is one function, to be read from top to bottom.
-"""
+"""Training, from a configuration to results.json: it makes a base, or a repair of one."""
 
 from typing import Any
 

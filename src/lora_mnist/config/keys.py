@@ -23,8 +23,7 @@ _STAGES = ("pretrain", "lora", *COMMANDS[1:])
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
-# Hydra takes a new key only with a + before it. In a group that has any_keys among its defaults it
-# takes any.
+# In a group that has any_keys among its defaults Hydra takes a new key without a + before it.
 _any_keys = OmegaConf.create({})
 OmegaConf.set_struct(_any_keys, False)
 ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
@@ -37,15 +36,11 @@ def checked(cfg: DictConfig, run: Run | None) -> DictConfig:
 
 
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``.
-
-    A key that no command has is refused, and so are a value that a key cannot have, a value in
-    place of a group and a typed key of another command: Hydra finds some of these on the command
-    line, but none in a user's files.
-    """
+    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``."""
     content: Any = OmegaConf.to_container(cfg)
     own, copied = keys_of(cfg.stage), cfg.copy()
     others = [name for name in content if name not in own]
+    # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
     _refuse_unknown_keys(content, all_keys() if others else own)
     for name in others:  # a user's file may be for several commands
         # From Python each key is as good as typed.
@@ -64,10 +59,7 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 def _refuse_unknown_keys(
     content: Mapping[str, Any], known: Mapping[str, bool], group: str = ""
 ) -> None:
-    """Refuse a key that is not ``known``, and a value in place of a group.
-
-    Not arguments of a function, of which there may be more than are configured.
-    """
+    """Refuse a key that is not ``known``, and a value in place of a group."""
     for name, value in content.items():
         key = f"{group}{name}"
         if key not in known:
@@ -77,16 +69,14 @@ def _refuse_unknown_keys(
         if not isinstance(value, dict):
             chosen = f"a file chooses a group by 'defaults: [override /{key}: NAME]'"
             raise UserError(f"{key}: {as_value(value)}: expected its keys; {chosen}")
+        # A function may have more arguments than are configured.
         if key not in _OPEN and "_target_" not in value and f"{key}._target_" not in known:
             _refuse_unknown_keys(value, known, f"{key}.")
 
 
 def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
-    """Make ``target`` what ``digit``, its other name, says where ``digit`` alone is typed.
-
-    Elsewhere ``target: ${digit}`` does that, and a target in a file of the user's goes before the
-    recipe's digit, which is weakest.
-    """
+    """Make ``target`` what ``digit``, its other name, says where ``digit`` alone is typed."""
+    # Elsewhere target: ${digit} does that. A file's target goes before the recipe's digit, weakest.
     digit, target = checked.get("digit"), checked.get("target")
     names = {"digit", "target"} & {*typed}
     if names == {"digit"}:

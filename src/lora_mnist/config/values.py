@@ -26,9 +26,7 @@ _SHARE = "a number > 0 or null"  # of batches, or their number
 #: The keys that a trial may set.
 _OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout"
 _OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.dropout"
-#: Keys whose values no part of a library refuses, or refuses too late, and what they take: the
-#: types above with bounds, and words. A value that the network or the images have to show to be
-#: wrong is refused in training/opening.py and, of an adapter, recipe.py.
+#: Keys whose values no library refuses in time, and what they take: kinds with bounds, and words.
 EXPECTED = {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",

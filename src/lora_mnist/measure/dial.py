@@ -135,17 +135,14 @@ def offsets_to_try(offset: Offset | None) -> list[float]:
 
 
 def images_of_dial(labels: Tensor, seed: int, choose_by: str) -> Tensor:
-    """Which validation images the dial sees: the first in an order of the seed.
-
-    The first of each class goes before all others: no rare class is left out. Where classes count
-    alike, they also go second, third and so on.
-    """
+    """Which validation images the dial sees: the first in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
     classes, seen, turn = labels.tolist(), Counter[int](), {}
     for image in order:
         before = seen[classes[image]]  # so many images of its class
         seen[classes[image]] += 1
+        # The first of each class goes before all others: no rare class is left out.
         turn[image] = min(before, 1) if choose_by == "accuracy" else before
     order.sort(key=lambda image: turn[image])  # images with the same turn stay in their order
     return torch.tensor(sorted(order[:MAX_IMAGES]), dtype=torch.int64)
@@ -170,12 +167,9 @@ def _logits(
 def smoothed(
     logits: Tensor, label: Tensor, direction: Tensor, offsets: Sequence[float], choose_by: str
 ) -> Tensor:
-    """The smoothed measure at each offset, float64, (O,).
-
-    An offset multiplies the exponentials: ``p_y exp(o d_y) / sum over c of p_c exp(o d_c)``, so all
-    offsets are one product of matrices.
-    """
+    """The smoothed measure at each offset, float64, (O,)."""
     shares = logits.double().softmax(dim=1)
+    # With an offset o a probability is p_y exp(o d_y) / sum over c of p_c exp(o d_c).
     moves = torch.outer(direction.double(), torch.tensor(offsets).double())
     factors = (moves - moves.max(dim=0).values).exp()
     right = shares.gather(1, label[:, None]) * factors[label]

@@ -1,7 +1,4 @@
-"""One table of predictions, before and after a repair, and every count that is made of it.
-
-Before is the base; after is base and adapter. A network without an adapter has no after.
-"""
+"""One table of predictions, before and after a repair, and every count that is made of it."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,10 +24,7 @@ _MAX_CURVES = 16
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network predicts for N images, at each of S points of its dial, on the CPU.
-
-    A table with one point is of a network as it is, and with two of before and after.
-    """
+    """What a network predicts for N images at S points: as it is, or before and after a repair."""
 
     num_classes: int
     label: Tensor  # the right class, (N,)
@@ -121,11 +115,7 @@ def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
 def counts_of_labels(
     label: Tensor, prediction: Tensor, num_classes: int, targets: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """Every count of predictions, (N,): see :func:`compare_errors`.
-
-    With ``targets`` there are also the errors of these classes together, the errors elsewhere, the
-    false calls of these classes, and their precision. ValueError: no image.
-    """
+    """Every count of predictions, (N,): see :func:`compare_errors`."""
     if not len(label):
         raise ValueError("expected at least one image")
     wrong = prediction != label
@@ -165,10 +155,7 @@ def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None
 
 
 def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
-    """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side.
-
-    After a repair there are also the images that it repairs and breaks, and p-values.
-    """
+    """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side."""
     label, num_classes = predictions.label, predictions.num_classes
     sides = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):

@@ -1,7 +1,6 @@
-"""What counts, and whether a difference is more than chance. Functions of counts, without torch.
+"""What counts, and whether a difference is more than chance: docs/reference.md has the reasons.
 
-docs/reference.md, "More than chance?", has the reasons. What only one sentence or one warning asks
-for stands beside it. scipy is imported where it is needed: ``--help`` does not wait for it.
+Functions of counts, without torch. ``--help`` does not wait for scipy, which is imported late.
 """
 
 import math
@@ -40,11 +39,8 @@ def measure(errors: ArrayLike, images: ArrayLike, choose_by: str) -> Any:
 
 
 def mcnemar(repaired: int, broken: int) -> float:
-    """The exact two-sided p-value of McNemar's test, for two networks on the same images.
-
-    How likely a fair coin is to share ``repaired + broken`` images out at least as unevenly:
-    McNemar 1947, Psychometrika 12; for classifiers Dietterich 1998, Neural Computation 10.
-    """
+    """The exact two-sided p-value of McNemar's test, for two networks on the same images."""
+    # McNemar 1947, Psychometrika 12; for classifiers Dietterich 1998, Neural Computation 10.
     from scipy.stats import binomtest
 
     if not repaired + broken:
@@ -53,18 +49,15 @@ def mcnemar(repaired: int, broken: int) -> float:
 
 
 def balanced_p_value(repaired: ArrayLike, broken: ArrayLike, images: ArrayLike) -> float:
-    """The same of the balanced accuracy, by counts per class: two-sided, of a normal distribution.
-
-    With K classes of n_c images, of which r_c are repaired and b_c broken, it rises by
-    ``saved = sum over c of (r_c - b_c) / (K n_c)``, and where a fair coin decides, the variance of
-    this is ``sum over c of (r_c + b_c) / (K n_c)^2``. The correction for continuity is one image,
-    so that with equal classes it is near McNemar's.
-    """
+    """The two-sided p-value of a change of the balanced accuracy, by a normal distribution."""
+    # With K classes the rise is sum over c of (repaired_c - broken_c) / (K images_c). Where a fair
+    # coin decides, its variance is sum over c of (repaired_c + broken_c) / (K images_c)^2.
     weights = class_weights(images, "balanced_accuracy")
     mended, lost = np.asarray(repaired), np.asarray(broken)
     saved, variance = (mended - lost) @ weights, (mended + lost) @ weights**2
     if not variance:
         return 1.0
+    # The correction for continuity is one image: with equal classes p is near McNemar's.
     an_image = variance / ((mended + lost) @ weights)
     return math.erfc(max(0.0, abs(saved) - an_image) / math.sqrt(2 * variance))
 
@@ -86,17 +79,13 @@ def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
 
 
 def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
-    """The classes that are weaker than the rest beyond chance, and their p-values.
-
-    A class is weak if so many of all errors are unlikely to be its own, in Fisher's exact test,
-    one-sided, at :data:`LEVEL` over the number of classes (Bonferroni).
-    """
+    """The classes that are weaker than the rest in Fisher's exact test, and their p-values."""
     from scipy.stats import hypergeom
 
     found = {}
     for c, (wrong, count) in enumerate(zip(errors, images, strict=True)):
         p_value = float(hypergeom.sf(wrong - 1, sum(images), sum(errors), count))
-        if p_value <= LEVEL / len(errors):
+        if p_value <= LEVEL / len(errors):  # Bonferroni
             found[c] = p_value
     return found
 

@@ -51,10 +51,7 @@ def _doubt_of_choices(reading: Reading) -> str:
 
 
 def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | None:
-    """The errors of a base on validation images at its error rates on test images, by class.
-
-    None, unless there are clearly more than the base has.
-    """
+    """A base's validation errors at its error rates on test images; None: not clearly more."""
     expected, variance = 0.0, 0.0
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
     for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
+from lora_mnist.config.command import numeric_sort_key
 from lora_mnist.files import atomic_write
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.summary import numeric_sort_key
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
@@ -129,10 +129,8 @@ def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]
 
 @_plain_text
 def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], metric: str) -> Figure:
-    """``metric`` over the key with most values, with a line for each combination of the others.
-
-    A point has the swept values by key, the metric's mean over seeds, and its standard deviation.
-    """
+    """``metric`` over the key with most values, with a line for each combination of the others."""
+    # A point: the swept values by key, the metric's mean over seeds, and its standard deviation.
     values = {key: {swept[key] for swept, _, _ in points} for key in points[0][0]}
     across = max(values, key=lambda key: len(values[key]))
     texts = sorted(values[across], key=numeric_sort_key)

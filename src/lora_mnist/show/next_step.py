@@ -13,10 +13,7 @@ _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "b
 
 
 def next_step(reading: Reading, folder: Path) -> str | None:
-    """After the test of a base in ``folder``: the command that repairs its weakest class.
-
-    It is weakest on validation images, which the command itself finds.
-    """
+    """After the test of a base in ``folder``: the command that repairs its weakest class."""
     results, total = reading.results, reading.total
     # A run that was called from Python has no command line that says what it ran on.
     is_known = reading.overrides is not None and not results.get("better_preprocessing")
@@ -28,7 +25,7 @@ def next_step(reading: Reading, folder: Path) -> str | None:
     is_worth_it = mcnemar(worst.after, 0) <= LEVEL and 2 * total.after < total.images
     if reading.is_repair or not (is_known and has_images and is_worth_it):
         return None
-    overrides = ["experiment=repair", "target=weakest"]
+    overrides = ["experiment=repair", "target=weakest"]  # on validation images
     if weights := results.get("weights"):  # the file of a base that is not the current one
         overrides.append(f"base_ckpt={in_grammar(relpath(folder / weights))}")
     given = [key_of(text) for text in overrides]

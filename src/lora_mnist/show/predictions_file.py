@@ -9,15 +9,11 @@ from lora_mnist.files import write_csv
 
 def write_predictions(
     path: Path,
-    about: Mapping[str, Sequence[Any]],
-    sides: Sequence[Sequence[tuple[str, float]]],
-    outcomes: Sequence[str] | None = None,
+    about: Mapping[str, Sequence[Any]],  # columns that say which image it is
+    sides: Sequence[Sequence[tuple[str, float]]],  # of a network, or before and after a repair
+    outcomes: Sequence[str] | None = None,  # what became of each image
 ) -> None:
-    """Write a CSV file with a row for each image, and columns named as in ``configs/predict.yaml``.
-
-    ``about`` has columns that say which image it is. ``sides`` are its class and probability as a
-    network gives them, or before and after a repair; ``outcomes`` what became of it.
-    """
+    """Write a CSV file with a row for each image; ``configs/predict.yaml`` names its columns."""
     columns = dict(about)
     titles = [("prediction", "probability")]
     if len(sides) == 2:

@@ -1,8 +1,4 @@
-"""What results.json says of a run: classes, changes of counts, and the rows of the table.
-
-Tables, figures, verdict and report are made of a :class:`Reading`, which hands on what one sentence
-alone asks for (``results``). A sweep reads numbers by their keys.
-"""
+"""What results.json says of a run: classes, changes of counts, and the rows of the table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -73,7 +69,7 @@ class Reading:
     """The answers that results.json has about the test of a base, or about a repair of one."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
-        self.results = results
+        self.results = results  # for what one sentence alone asks
         self.classes: list[str] = results["classes"]
         self.targets: list[int] = results["targets"]
         self.every = list(range(len(self.classes)))
@@ -119,8 +115,6 @@ class Reading:
         """Whether validation images advise an offset at any scale; only with a dial."""
         return any(row["offset"] for row in self.dial["rows"])
 
-    # --- counts -----------------------------------------------------------------------------------
-
     def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:
         """The change in images of some classes, or of all; a base alone is compared with itself."""
         after = self.counts[part]
@@ -161,8 +155,6 @@ class Reading:
         test = self.counts["test"]
         return weakest(test["errors_per_class"], test["images_per_class"])
 
-    # --- names ------------------------------------------------------------------------------------
-
     def named(self, numbers: Sequence[int]) -> str:
         """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
         names = [self.classes[number] for number in numbers]
@@ -177,8 +169,6 @@ class Reading:
     def name_of_others(self) -> str:
         """The words for all classes but those to repair."""
         return "the other digits" if _DIGITS.keys() >= set(self.classes) else "the other classes"
-
-    # --- the table of classes ---------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
         """A row for each class and one for all; of many classes those that changed most."""
@@ -221,8 +211,6 @@ class Reading:
     def _pair(self, before: object, after: object) -> str:
         """A number before and after a repair, or of a base alone."""
         return f"{before} -> {after}" if self.is_repair else str(after)
-
-    # --- the dial ---------------------------------------------------------------------------------
 
     def curves(self) -> dict[str, str]:
         """The dial's counts by name: what a repair is to save, then its price, if it has one."""

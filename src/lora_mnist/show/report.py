@@ -90,9 +90,6 @@ def _log_pages(
     writer.close()  # else its thread would stay, one more with each job of a sweep
 
 
-# --- the page -------------------------------------------------------------------------------------
-
-
 def make_report(
     folder: Path, reading: Reading, table: Predictions, images: Images
 ) -> dict[str, Figure]:
@@ -144,10 +141,7 @@ class Example(NamedTuple):
 def first_pictures(
     table: Predictions, images: Images, classes: Sequence[str]
 ) -> dict[str, list[Example]]:
-    """The first ``broken``, ``wrong`` and ``repaired`` images; a base alone has wrong ones.
-
-    The surest come first: of broken images those that the base was surest of.
-    """
+    """The surest of the ``broken``, ``wrong`` and ``repaired`` images; of a base, wrong ones."""
     sort_by = {"wrong": 0}
     if len(table.prediction) == 2:
         sort_by = {"broken": 0, "wrong": 1, "repaired": 1}

@@ -1,7 +1,4 @@
-"""What a command prints: the parameters of a network, its errors and verdict, predictions.
-
-On a terminal they have its width and colours; in a pipe and in the log they are plain text.
-"""
+"""What a command prints: the parameters of a network, its errors and verdict, predictions."""
 
 import logging
 import sys

@@ -1,7 +1,4 @@
-"""The summary of a sweep: its jobs' results.json as one table, one picture and the best command.
-
-A job is finished if its results.json is there; one that failed leaves failed.json.
-"""
+"""The summary of a sweep: its jobs' results.json as one table, one picture and the best command."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +8,7 @@ from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
 
-from lora_mnist.config.command import key_of
+from lora_mnist.config.command import key_of, numeric_sort_key
 from lora_mnist.files import flatten, read_json, write_csv
 from lora_mnist.measure.counts import better_end
 from lora_mnist.project import command_line
@@ -104,14 +101,6 @@ def of_base(key: str) -> str:
     return f"{split}_base.{name}"
 
 
-def numeric_sort_key(text: str) -> tuple[bool, float, str]:
-    """Sort key of what was typed: numbers by value, before everything else."""
-    try:
-        return False, float(text), ""
-    except ValueError:
-        return True, 0.0, text
-
-
 def _sign(metric: str) -> int:
     """-1 if a larger metric is better, else 1."""
     return -1 if better_end(metric) == "max" else 1
@@ -130,10 +119,7 @@ def best_line(best: Repeats, metric: str) -> str:
 
 
 def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
-    """The table on the screen, with a line for the base, if all jobs share one, and one below.
-
-    ``columns`` are those of configs/sweep: a title, and the key of its number.
-    """
+    """The table on the screen, and at its end a line for the base, if all jobs share one."""
     from rich.table import Table
 
     from lora_mnist.show.screen import rendered  # late: torch

@@ -100,11 +100,7 @@ class Repair(NamedTuple):
 
 
 def train_repair(session: Session, selection: Selection, before: Predictions | None) -> Repair:
-    """Train the adapter in each trial; keep the best one, or train it again as a refit.
-
-    Each training begins at the same start. Tables, dial and point are those of the best trial,
-    which had not learnt the validation images.
-    """
+    """Train the adapter in each trial; keep the best one, or train it again as a refit."""
     trials, refit = trials_of(session, selection), choose_refit(session, selection)
     start, planned = tensors_of(session.net), len(trials) + bool(refit.value)
     _refuse_several(session, planned)
@@ -120,7 +116,7 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
         raise TrainingError("; ".join(attempt.failure for attempt in attempts))
     kept = best = max(successes, key=lambda attempt: attempt.smoothed)
     best.put_back()
-    val = session.predictions("val", before)
+    val = session.predictions("val", before)  # now: a refit learns these images
     if refit.value and best.point.scale == 0:
         refit = Choice(False, why="the trial adds nothing that validation images show")
     elif refit.value:
@@ -175,10 +171,8 @@ def _at_rates(training: Training) -> list[Attempt]:
 
 
 def _at_next_rate(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Train once more, at the next rate, where no training is ahead of the offset alone.
-
-    So large a rate can ruin an adapter and not diverge.
-    """
+    """Train once more, at the next rate, where no training is ahead of the offset alone."""
+    # A rate that is too large can ruin an adapter without divergence.
     if any(attempt.failure or attempt.is_ahead_of_an_offset for attempt in attempts):
         return []
     for attempt in attempts:
@@ -191,20 +185,15 @@ def _at_next_rate(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _session_at(training: Training, rate: float, is_run: bool) -> Session:
-    """The session of a training at a rate, with a Trainer of its own.
-
-    A single training has the run's loggers at its first rate (``is_run``), may go on from
-    ``ckpt_path`` and keeps checkpoints. Any other has loggers of its own, by its name, but neither
-    W&B's nor MLflow's: there it would be another run.
-    """
+    """The session of a training at a rate, with a Trainer of its own."""
     session = training.session.with_settings({"optimizer.lr": rate})
-    if is_run:
+    if is_run:  # a single training, at its first rate: it may go on from ckpt_path
         trainer = make_trainer(session.cfg, session.run, loggers=session.trainer.loggers)
         return replace(session, trainer=trainer)
     session = session.with_settings({"ckpt_path": None})
     own: dict[str, Any] = {"run_name": f"{session.cfg.run_name},training={training.name}_{rate:g}"}
     for logger in session.cfg.get("logger") or {}:
-        if logger not in ("tensorboard", "csv"):
+        if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
             own[f"logger.{logger}"] = None
     cfg, title = session.with_settings(own).cfg, f"training {training.number} of {training.planned}"
     trainer = make_trainer(cfg, session.run, title, keeps_checkpoints=training.planned == 1)

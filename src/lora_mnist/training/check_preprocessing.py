@@ -43,11 +43,7 @@ _HARDLY_BETTER = 1.25
 
 
 def check_base(session: Session, before: Predictions | None) -> list[str]:
-    """Overrides with which the base does clearly better; without any, warn if it only guesses.
-
-    ``before`` are its predictions for validation images. Other preparations are tried where nothing
-    is trained.
-    """
+    """Overrides with which the base does clearly better; without any, warn if it only guesses."""
     if before is None:
         return []
     advice = []
@@ -64,10 +60,7 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
 
 
 def check_order(session: Session, before: Predictions) -> list[str]:
-    """The override for another order of the classes; its key alone where only that is certain.
-
-    A repair is refused until a key says the order, be it the one that is there.
-    """
+    """The override for another order of the classes; its key alone where only that is certain."""
     classes, settings = session.classifier.classes, session.classifier.settings
     label, prediction = before.label, before.prediction[0]
     output, is_certain = likely_outputs(before)
@@ -93,22 +86,19 @@ def _order(classes: Sequence[str]) -> str:
 
 
 def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
-    """The output that each class most likely has, int64, and whether that is certain, bool, (C,).
-
-    They give the highest balanced accuracy. The output of a class is certain if exchanging it for
-    that of any other class would lower this beyond chance.
-    """
+    """The output that each class most likely has, and whether that is certain, both (C,)."""
     count = before.num_classes
     confusion = confusion_of(before.label, before.prediction[0], count)
     images = confusion.sum(dim=1, keepdim=True).clamp(min=1)
     shares = confusion / images
-    # A class stays where it is if two outputs suit it equally well.
+    # This gives the highest balanced accuracy; between equal outputs a class keeps its own.
     _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
     output = torch.from_numpy(assigned)
     shares = shares[:, output]  # of each class, predicted by the output of each other
     variances = shares / images
     own, variance = shares.diag(), variances.diag()
     lost = own[:, None] + own - shares - shares.T
+    # An output is certain if exchanging it for any other would lower this beyond chance.
     deviation = (variance[:, None] + variance + variances + variances.T).sqrt()
     return output, (lost > CERTAIN * deviation).fill_diagonal_(True).all(dim=1)
 

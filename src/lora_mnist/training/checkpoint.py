@@ -38,13 +38,9 @@ def hyperparameters_of(path: str | Path) -> dict[str, Any]:
 def refuse_other_training(
     path: str | Path, settings: Mapping[str, Any], groups: Iterable[str]
 ) -> None:
-    """Refuse a checkpoint of a training with other ``settings``, as far as they are of ``groups``.
-
-    The point of the finished adapter may be another, and so may the number of steps, unless a
-    scheduler counts them: its rate would not follow the new number.
-    """
+    """Refuse a checkpoint of a training that had other ``settings`` in one of ``groups``."""
     own, its = flatten(dict(settings)), hyperparameters_of(path)
-    of_finished = [f"lora.{knob}" for knob in Point._fields]
+    of_finished = [f"lora.{knob}" for knob in Point._fields]  # these may be others
     for group in groups:
         for key in [*own, *its]:
             one, other = own.get(key), its.get(key)

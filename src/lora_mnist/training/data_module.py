@@ -72,8 +72,7 @@ class ImageDataModule(LightningDataModule):
 class PlannedBatches:
     """The batches of the plan; Lightning saves its place in an epoch, and restores it."""
 
-    # It is no DataLoader, whose order Lightning would change. Each epoch begins where the one
-    # before would end, as a DataLoader's order does, also with trainer.limit_train_batches.
+    # It is no DataLoader, whose order Lightning would change.
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
@@ -93,7 +92,7 @@ class PlannedBatches:
             self._epoch, self._place = epoch, 0
         first = self._place
         if not self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the first epoch again
-            first += epoch * count
+            first += epoch * count  # also with trainer.limit_train_batches, as in a DataLoader
         for batch in self.data.loader(islice(self._from(first), count - self._place)):
             self._place = (self._place + 1) % count  # 0 after the last one
             yield batch

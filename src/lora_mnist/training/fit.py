@@ -23,9 +23,9 @@ from lora_mnist.training.target import select
 
 log = logging.getLogger(__name__)
 
-#: The settings that a training which goes on has to have as before, with those below them: what is
-#: known before images are read, and all others.
+#: Settings that a training which goes on has to have as before, known before images are read.
 KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
+#: The others. The number of steps may change, unless a scheduler counts them.
 _MAKE_A_TRAINING = (
     *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
     *("refit", "learnt_sha256", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
@@ -41,11 +41,8 @@ class Mix(NamedTuple):
 
 
 def mix_of(num_classes: int, num_targets: int) -> Mix:
-    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and a quarter.
-
-    Several classes that are a third of all would get less from a tenth of a batch than nature
-    gives them: docs/experiments.md.
-    """
+    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and 0.25."""
+    # A third of all classes needs more than a tenth of a batch: docs/experiments.md.
     share = num_targets / num_classes
     batch_size = max(10, round(100 * share))
     return Mix(batch_size, 100 - batch_size, max(0.25, share))

@@ -49,11 +49,7 @@ class Loss(nn.Module):
 
 
 class ClassifierModule(LightningModule):
-    """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
-
-    Logs ``train/loss``, that of every ``log_every_n_steps``-th step's last batch. The last
-    ``replay`` images of a batch, in all processes together, are replayed.
-    """
+    """Trains what is trainable in ``net`` and counts what it gets wrong, class by class."""
 
     def __init__(
         self,
@@ -64,7 +60,7 @@ class ClassifierModule(LightningModule):
         classes: Sequence[str],
         targets: Sequence[int] = (),
         loss: Loss | None = None,
-        replay: int = 0,
+        replay: int = 0,  # the last images of a batch, in all processes together
         compiles: bool = False,
     ) -> None:
         super().__init__()
@@ -75,9 +71,8 @@ class ClassifierModule(LightningModule):
         self.classes, self.targets, self.replay = classes, targets, replay
         self.has_adapter = bool(lora_adapters(net))
         # Label, prediction and loss of each validation image. A confusion matrix of torchmetrics
-        # takes images x classes x classes with trainer.deterministic, or on MPS; what "disable"
-        # leaves out would make a GPU wait at each batch.
-        self.val_rows = CatMetric(nan_strategy="disable")
+        # takes images x classes x classes with trainer.deterministic, or on MPS.
+        self.val_rows = CatMetric(nan_strategy="disable")  # a check makes a GPU wait at each batch
         self.errors_by_step: dict[int, int] = {}  # on validation images
 
     def setup(self, stage: str) -> None:

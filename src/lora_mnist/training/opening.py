@@ -1,7 +1,4 @@
-"""How the session of a run is opened, and what a run refuses before anything is computed.
-
-Keys and values come first (:mod:`.config.values`), then the settings, the network, the images.
-"""
+"""How the session of a run is opened, and what a run refuses before anything is computed."""
 
 import logging
 import math

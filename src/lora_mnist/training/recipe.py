@@ -24,8 +24,7 @@ from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
 
-#: A class has few images if there are fewer than these: experiment=repair then sees each of them
-#: ten times or more, and tries more. docs/experiments.md has the numbers.
+#: Where a class has fewer images, a repair tries more: docs/experiments.md has the numbers.
 FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
 _STEPS, _STEPS_OF_MANY = 400, 1200
@@ -103,10 +102,7 @@ def settings_of_trials(session: Session) -> dict[str, dict[str, Any]]:
 
 
 def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
-    """A session for each of ``trials``; the first alone where validation images cannot choose.
-
-    Trials that say the same are one.
-    """
+    """A session for each of ``trials``; the first alone where validation images cannot choose."""
     count, is_few = few_of(session, selection)
     steps = session.cfg.trainer.max_steps
     if steps == AUTO:
@@ -131,15 +127,12 @@ def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
 
 
 def few_of(session: Session, selection: Selection) -> tuple[int, bool]:
-    """How many images are to be learnt, of several classes of the rarest, and whether it is few.
-
-    Few count only where validation images can decide.
-    """
+    """How many images are to be learnt, of several classes of the rarest, and whether it is few."""
     if not selection.targets:
         return len(selection.target_indices), False
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
     count = int(counts[selection.targets].min())
-    return count, count < FEW_IMAGES and len(session.images.val) > 0
+    return count, count < FEW_IMAGES and len(session.images.val) > 0  # else nothing decides
 
 
 def choose_refit(session: Session, selection: Selection) -> Choice:

@@ -1,7 +1,4 @@
-"""How a run ends: it is judged, and :func:`finish` writes its files.
-
-:data:`.run_paths.RUN_FILES` has who else writes into its folder.
-"""
+"""How a run ends: it is judged, and :func:`finish` writes its files."""
 
 import logging
 import os
@@ -52,14 +49,10 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    about: Mapping[str, Any],
-    learnt: Tensor | None = None,
+    about: Mapping[str, Any],  # what only the stage knows of results.json, steps among it
+    learnt: Tensor | None = None,  # the digests of the images, after a training
 ) -> dict[str, Any]:
-    """Judge a run and write all its files; at the end, refuse what is of no use.
-
-    ``about`` are the entries of results.json that only its stage knows, ``steps`` among them;
-    ``learnt`` are the digests of the images that were learnt, after a training.
-    """
+    """Judge a run and write all its files; at the end, refuse what is of no use."""
     cfg, run = session.cfg, session.run
     results = {**results_of(session, tables, choices), **about}
     base = _new_base(session, results) if cfg.stage == "pretrain" else None

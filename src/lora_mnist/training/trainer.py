@@ -28,13 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class ProgressInLog(Callback):
-    """Logs a line at each validation, and every half minute between two of them.
-
-    ``name`` is that of the training among several.
-    """
+    """Logs a line at each validation, and every half minute between two of them."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = name  # of the training among several
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first, self.started = trainer.global_step, time.monotonic()
@@ -65,15 +62,11 @@ class ProgressInLog(Callback):
 def make_trainer(
     cfg: DictConfig,
     run: Run,
-    training: str = "this training",
+    training: str = "this training",  # its name in the log
     keeps_checkpoints: bool = True,
-    loggers: Sequence[Logger] | None = None,
+    loggers: Sequence[Logger] | None = None,  # in place of new ones
 ) -> Trainer:
-    """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
-
-    Callbacks and plugins of ``cfg.trainer`` are added to these; a logger there replaces them.
-    ``training`` is its name in the log; ``loggers`` are used in place of new ones.
-    """
+    """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``."""
     callbacks = _made_of(cfg, "callbacks")
     loggers = _made_of(cfg, "logger") if loggers is None else loggers
     with importable(), config_group("trainer"):
