@@ -38,7 +38,7 @@ class Adapter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Its factor is 0 at the point, or it is not enabled: the layer computes the base exactly.
+        # If its factor is 0 there, or it is not enabled, the layer computes the base exactly.
         self.point, self.enabled = Point(1.0), True
         self.metadata: dict[str, Any] = {}  # what the file says that it was loaded from
 

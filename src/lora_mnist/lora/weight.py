@@ -45,7 +45,7 @@ def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ())
     """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
     module, tensor = weight.module, weight.tensor
     if parametrize.is_parametrized(module):
-        # A deep copy shares torch's class for the layer, which gets another ``forward`` below.
+        # A deep copy would share torch's class for the layer, which gets another ``forward`` below.
         shared = type(module)
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     if parametrize.is_parametrized(module, tensor):
