@@ -31,8 +31,7 @@ from lora_mnist.show.verdict import verdict, verdict_text
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
-#: The figures' folder in a run's folder.
-FIGURES = "figures"
+FIGURES = "figures"  # the folder in that of a run
 #: With more classes the numbers in a matrix could not be read.
 _MAX_IN_MATRIX = 12
 _MAX_SHOWN = 16  # images of a kind

@@ -151,9 +151,6 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
-# --- one training -------------------------------------------------------------------------------
-
-
 def _at_rates(training: Training) -> list[Attempt]:
     """Train at one rate after another, up to one that does not diverge."""
     path, rates = training.session.cfg.ckpt_path, training.rates
@@ -271,9 +268,6 @@ def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -
     for adapter in lora_adapters(net):
         adapter.dropout = dropout
     set_lora_point(net, Point(1.0))
-
-
-# --- choices ------------------------------------------------------------------------------------
 
 
 def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
