@@ -17,6 +17,7 @@ from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.measure import dial
 from lora_mnist.measure.dial import row_at
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training import attempts, recipe
@@ -166,6 +167,14 @@ def test_without_a_training_the_offset_alone_is_saved(go):
     assert evaluated(outputs, folder)["test"] == results["test"]
     assert evaluated(outputs, folder, "offset=0")["test"]["broken"] == 0
     assert not len(read_learnt(folder / "adapter", read_metadata(folder / "adapter")["learnt"]))
+
+
+def test_a_trial_says_how_many_images_have_decided(go, monkeypatch):
+    """The dial sees some of many validation images."""
+    monkeypatch.setattr(dial, "MAX_IMAGES", 100)
+    results = read_results(go("some", *QUIET, TRIALS))
+    assert results["validation_images"] == 500
+    assert results["dial"]["images"] == results["choices"]["trial"]["images"] == 100
 
 
 def test_images_are_changed_as_in_the_bases_training(go, tmp_path):

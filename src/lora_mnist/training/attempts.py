@@ -75,9 +75,14 @@ class Attempt:
     @property
     def smoothed(self) -> float:
         """What decides, at its point: see :mod:`.measure.dial`."""
-        return (
-            0.0 if self.curve is None else float(row_at(self.curve, self.point.scale)["smoothed"])
-        )
+        if self.curve is None:
+            return 0.0
+        return float(row_at(self.curve, self.point.scale)["smoothed"])
+
+    @property
+    def images(self) -> int:
+        """How many validation images the dial saw."""
+        return 0 if self.curve is None else int(self.curve["images"])
 
     @property
     def is_ahead_of_an_offset(self) -> bool:
@@ -237,8 +242,8 @@ def _advised(training: Training, session: Session) -> tuple[Point, dict[str, Any
 
 def _refitted(best: Attempt, refit: Choice) -> tuple[Attempt, Choice]:
     """Train the best once more, with the validation images; if that is behind the base, keep it."""
-    unseen, images = "", best.session.images
-    if images.held_out.get("val") == "test":
+    unseen = ""
+    if best.session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
     planned = best.training.planned
@@ -253,7 +258,7 @@ def _refitted(best: Attempt, refit: Choice) -> tuple[Attempt, Choice]:
         why = f"{name_of_measure(again.curve['choose_by'])}, smoothed, is {again.smoothed:.1%} on "
         why += f"the validation images that it has learnt, and {of_base:.1%} of the base"
     log.warning("refit: %s; the trial is kept", why)
-    return best, Choice(False, [True, False], len(images.val), why)
+    return best, Choice(False, [True, False], again.images, why)
 
 
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
@@ -275,11 +280,12 @@ def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
     rates = best.training.rates
     if len(rates) == 1:
         return best.session.as_set("optimizer.lr", best.rate)
-    whys = []
+    whys, images = [], 0
     for attempt in attempts:
         if attempt.training.name == best.training.name and attempt.rate > best.rate:
             whys.append(attempt.failure or f"at {attempt.rate:g} it is behind this one")
-    return Choice(best.rate, rates, why="; ".join(whys) or "the first that is tried")
+            images = 0 if attempt.failure else best.images
+    return Choice(best.rate, rates, images, "; ".join(whys) or "the first that is tried")
 
 
 def _trial_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
@@ -294,7 +300,7 @@ def _trial_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
             measures[name] = max(attempt.smoothed, measures.get(name, 0.0))
     why, images = "the only one", 0
     if len(measures) > 1:
-        images = len(best.session.images.val)
+        images = best.images
         shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
         by = name_of_measure(best.session.cfg.choose_by)
         why = f"the highest {by} on validation images, smoothed: {', '.join(shares)}"
