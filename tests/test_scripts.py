@@ -1,6 +1,7 @@
 """The scripts: the studies compose, and documents show what a command has made."""
 
 import json
+import logging
 import runpy
 import sys
 import tarfile
@@ -159,6 +160,7 @@ class Black(nn.Module):
 def yardstick(tmp_path, monkeypatch, capsys):
     """The folder of a repair of 6 steps, and a function that gives what the yardstick prints."""
     here = move_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # Hydra adds its own
     # A user has neither the studies nor the example's network.
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "studies" not in path])
     sys.path.remove(str(pictures.EXAMPLE))

@@ -135,7 +135,8 @@ def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_
         places = (f"paths.run={tmp_path}/{name}", f"run_name={name}", "figures=false")
         typed = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
         cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", numbers[0])
-        train(cfg, Run(tmp_path / name, typed))
+        of_command_line = Run(tmp_path / name, typed)
+        train(checked_copy(cfg, of_command_line), of_command_line)
         left.append([path.read_bytes() for path in sorted((tmp_path / name).glob("adapter/*"))])
         assert read_metadata(tmp_path / name / "adapter")["made"]["overrides"] == [numbers[0]]
     assert left[0] == left[1]
