@@ -1,7 +1,6 @@
 """The scripts: the studies compose, and documents show what a command has made."""
 
 import json
-import logging
 import runpy
 import sys
 import tarfile
@@ -160,7 +159,6 @@ class Black(nn.Module):
 def yardstick(tmp_path, monkeypatch, capsys):
     """The folder of a repair of 6 steps, and a function that gives what the yardstick prints."""
     here = move_in(tmp_path, monkeypatch)
-    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # Hydra adds its own
     # A user has neither the studies nor the example's network.
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "studies" not in path])
     sys.path.remove(str(pictures.EXAMPLE))

@@ -4,6 +4,7 @@ Cells tagged ``exact`` print what no machine changes. In the others only the kin
 """
 
 import json
+import logging
 import re
 
 import pytest
@@ -44,6 +45,7 @@ def test_every_cell_runs_alone_and_each_solution_is_right(tmp_path, monkeypatch,
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of commands that ran before
     plt.switch_backend("agg")
     code = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
     for before, after in SHORTER.items():
