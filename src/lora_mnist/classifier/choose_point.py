@@ -19,6 +19,9 @@ from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial, row_at
 
 log = logging.getLogger(__name__)
 
+#: What may be asked of a point: a number, auto or, of a saved adapter, null.
+KNOBS = Point._fields
+
 
 class Dial(NamedTuple):
     """By which images the adapter of a classifier is turned, and for which classes."""
