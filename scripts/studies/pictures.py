@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_sample_images
 
 from lora_mnist.data import CIFAR, MNIST
 from lora_mnist.data.cifar import DATASETS
@@ -87,6 +86,8 @@ def _capitals() -> Pictures:
 
 def _chess() -> Pictures:
     """White chess pieces, slanted and turned, on coloured discs over scikit-learn's photographs."""
+    from sklearn.datasets import load_sample_images  # of the extra
+
     fonts = [
         ImageFont.truetype(str(_FONTS / f"DejaVuSans{name}.ttf"), 34) for name in ("", "Mono-Bold")
     ]
