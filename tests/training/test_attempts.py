@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_csv, read_results
 from helpers.runs import at, table_of
@@ -385,6 +386,8 @@ def test_a_rate_that_diverges_leaves_the_checkpoint_to_the_next_one(go, monkeypa
     curve = read_results(folder)["validation_errors"]
     logged = [read_csv(path) for path in sorted(folder.glob("csv/*/metrics.csv"))]
     assert len(logged) == 2
+    of_run = yaml.safe_load((folder / "csv" / "version_0" / "hparams.yaml").read_text())
+    assert of_run["optimizer"]["lr"] == 0.003  # not that of the training that was given up
     errors = [int(float(row["val/errors"])) for row in logged[1] if row.get("val/errors")]
     assert errors[: len(curve)] == [each for _, each in curve]
 

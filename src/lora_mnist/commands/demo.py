@@ -45,7 +45,7 @@ def mistakes_of_base(classifier: Classifier, images: Images) -> Iterator[tuple[s
         ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [BASE])
         name = classifier.classes[int(label)]
         if prediction.label != name:
-            yield f"Test image {number}, labelled {name}", image
+            yield f"Test image {images.names[number]}, labelled {name}", image
 
 
 def build_page(classifier: Classifier) -> Any:

@@ -49,7 +49,7 @@ _CHARTS = {
 }
 #: The columns of the page of HParams.
 _HPARAMS = re.compile(
-    "test/(accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)"
+    "test/((balanced_)?accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)"
 )
 
 

@@ -127,8 +127,8 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     elif refit.value:
         kept, refit = _refitted(best, refit)
     kept.put_back()
-    if planned > 1:
-        for logger in session.trainer.loggers:  # they have seen no training
+    if kept.session.trainer.loggers != session.trainer.loggers:  # these have not seen it
+        for logger in session.trainer.loggers:
             logger.log_hyperparams(dict(kept.session.trainer.lightning_module.hparams))
     choices = {}
     if best.steps and session.cfg.trials:
