@@ -1,6 +1,7 @@
 """The scripts: the studies compose, and documents show what a command has made."""
 
 import json
+import re
 import runpy
 import sys
 import tarfile
@@ -41,6 +42,18 @@ def test_the_reference_has_the_keys_of_today():
     text = (ROOT / "docs" / "reference.md").read_text()
     blocks = {block["name"]: block["body"] for block in readme.BLOCK.finditer(text)}
     assert blocks["keys"] == readme.keys(readme.Runs(ROOT)), "python scripts/readme.py --only keys"
+
+
+def test_readme_quotes_the_table_of_the_study():
+    """Errors in its sentences of worth are those of docs/worth.md, which the study has printed."""
+    worth = (ROOT / "docs" / "worth.md").read_text()
+    table = {block["name"]: block["body"] for block in readme.BLOCK.finditer(worth)}["study"]
+    text = (
+        (ROOT / "README.md").read_text().partition("## What it is worth")[2].partition("\n## ")[0]
+    )
+    quoted = re.findall(r"\b\d[\d,]*\b", text.replace("CIFAR-10", ""))
+    assert len(quoted) > 10
+    assert not {number.replace(",", "") for number in quoted} - {*re.findall(r"\d+", table)}
 
 
 @pytest.mark.nightly
