@@ -4,6 +4,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.data import MNIST
 from lora_mnist.run_paths import LAST_CHECKPOINT
+from lora_mnist.training import attempts
 from lora_mnist.training.trainer import make_trainer
 
 #: Two epochs of seven steps.
@@ -144,17 +146,24 @@ def test_a_checkpoint_of_other_settings_is_refused(go, key, before, after):
     assert f"this one has {after};" in answer
 
 
-def test_more_steps_go_on_and_so_does_a_rate_before_which_others_collapsed(go):
-    steep = ("optimizer.lr=auto", "lora.alpha=15000", "lora.rank=8")
-    first = go("first", *LORA, *steep)
-    rate = read_results(first)["choices"]["rate"]
-    assert rate["value"] < rate["of"][0]
+def test_more_steps_go_on(go):
+    first = go("first", *LORA)
     more = ("trainer.max_steps=20", f"ckpt_path={first / LAST_CHECKPOINT}", "lora.scale=0.5")
-    folder = go("more", *LORA, *steep, *more)
-    results = read_results(folder)
-    assert results["choices"]["rate"]["value"] == rate["value"]
-    assert results["steps"] == 20
-    assert not (folder / "trials").exists()
+    assert read_results(go("more", *LORA, *more))["steps"] == 20
+
+
+def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(go, monkeypatch):
+    """Its checkpoint is of the first training; the second starts again."""
+    steep = (*LORA, "optimizer.lr=auto", "lora.alpha=15000", "lora.rank=8")
+    whole = go("whole", *steep)
+    rate = read_results(whole)["choices"]["rate"]
+    assert rate["value"] < rate["of"][0]
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "_at_next_rate", Mock(side_effect=Crashed))
+        cut = go("cut", *steep, crash=99)
+    on = go("on", *steep, f"ckpt_path={cut / LAST_CHECKPOINT}")
+    assert weights_of(on) == weights_of(whole)
+    assert read_results(on)["choices"] == read_results(whole)["choices"]
 
 
 @pytest.mark.parametrize(("before", "after"), [("0", "0.5"), ("0.5", "0")])

@@ -28,7 +28,6 @@ from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.checkpoint import hyperparameters_of
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.recipe import NO_LAYER, choose_refit, dial_of, trials_of
 from lora_mnist.training.session import Session
@@ -52,6 +51,11 @@ class Training:
     start: Mapping[str, Tensor]  # the adapter's tensors before it
     rates: Sequence[float]  # the one that is set, or those of auto
     refit_at: Point | None = None  # of a refit, which learns the validation images, too
+
+    def is_of_run(self, rate: float) -> bool:
+        """Whether it has the run's loggers, keeps checkpoints and may go on from ``ckpt_path``."""
+        # Any other has loggers of its own: curves of two trainings in one could not be read.
+        return self.planned == 1 and rate == self.rates[0]
 
 
 @dataclass(frozen=True)
@@ -158,14 +162,9 @@ def _refuse_several(session: Session, planned: int) -> None:
 
 def _at_rates(training: Training) -> list[Attempt]:
     """Train at one rate after another, up to one that does not diverge."""
-    path, rates = training.session.cfg.ckpt_path, training.rates
-    if path is not None:  # of a rate before which others diverged
-        begun = hyperparameters_of(path).get("optimizer.lr")
-        rates = rates[rates.index(begun) if begun in rates else 0 :]
     attempts: list[Attempt] = []
-    for rate in rates:
-        is_run = training.planned == 1 and rate == rates[0]
-        attempts.append(_train(training, rate, is_run))
+    for rate in training.rates:
+        attempts.append(_train(training, rate))
         if not attempts[-1].failure:
             break
         log.warning("%s: %s", training.name, attempts[-1].failure)
@@ -186,10 +185,10 @@ def _at_next_rate(attempts: Sequence[Attempt]) -> list[Attempt]:
     return []
 
 
-def _session_at(training: Training, rate: float, is_run: bool) -> Session:
+def _session_at(training: Training, rate: float) -> Session:
     """The session of a training at a rate, with a Trainer of its own."""
     session = training.session.with_settings({"optimizer.lr": rate})
-    if is_run:  # a single training, at its first rate: it may go on from ckpt_path
+    if training.is_of_run(rate):
         trainer = make_trainer(session.cfg, session.run, loggers=session.trainer.loggers)
         return replace(session, trainer=trainer)
     session = session.with_settings({"ckpt_path": None})
@@ -198,13 +197,12 @@ def _session_at(training: Training, rate: float, is_run: bool) -> Session:
         if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
             own[f"logger.{logger}"] = None
     cfg, title = session.with_settings(own).cfg, f"training {training.number} of {training.planned}"
-    trainer = make_trainer(cfg, session.run, title, keeps_checkpoints=training.planned == 1)
-    return replace(session, trainer=trainer)
+    return replace(session, trainer=make_trainer(cfg, session.run, title, keeps_checkpoints=False))
 
 
-def _train(training: Training, rate: float, is_run: bool = False) -> Attempt:
+def _train(training: Training, rate: float) -> Attempt:
     """Train once, and turn the dial where there are validation images."""
-    session, is_refit = _session_at(training, rate, is_run), training.refit_at is not None
+    session, is_refit = _session_at(training, rate), training.refit_at is not None
     attempt = Attempt(training, session)
     put_tensors(session.net, training.start, session.cfg.lora.dropout)
     try:

@@ -23,23 +23,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def hyperparameters_of(path: str | Path) -> dict[str, Any]:
-    """What the checkpoint of a training says of it, by dotted keys."""
+def refuse_other_training(
+    path: str | Path, settings: Mapping[str, Any], groups: Iterable[str]
+) -> None:
+    """Refuse a checkpoint of a training that had other ``settings`` in one of ``groups``."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return flatten(dict(content["hyper_parameters"]))
+        its = flatten(dict(content["hyper_parameters"]))
     except Exception as error:  # torch has no one class for what a file may hold
         raise UserError(
             f"ckpt_path={path}: expected a checkpoint of a training, RUN/checkpoints/last.ckpt "
             f"({type(error).__name__})"
         ) from error
-
-
-def refuse_other_training(
-    path: str | Path, settings: Mapping[str, Any], groups: Iterable[str]
-) -> None:
-    """Refuse a checkpoint of a training that had other ``settings`` in one of ``groups``."""
-    own, its = flatten(dict(settings)), hyperparameters_of(path)
+    own = flatten(dict(settings))
     of_finished = [f"lora.{knob}" for knob in Point._fields]  # these may be others
     for group in groups:
         for key in [*own, *its]:
