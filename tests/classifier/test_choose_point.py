@@ -37,8 +37,8 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     net, (adapter,) = classifier.net, lora_adapters(classifier.net)
     net.to = lambda *_: pytest.fail("it was moved from where its user put it")
 
-    def turned(*asked):
-        return list(turn_adapter(classifier, *asked).value.values())
+    def turned(scale=None, offset=None):
+        return [*turn_adapter(classifier, {"scale": scale, "offset": offset}).value.values()]
 
     with torch.no_grad():  # owls are known again
         adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
@@ -64,7 +64,7 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     assert (turned(0, 0), len(caplog.messages)) == ([0.0, 0.0], 1)
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
-        turn_adapter(classifier, None, 3)
+        turn_adapter(classifier, {"scale": None, "offset": 3})
 
 
 def test_a_scale_that_is_set_has_the_best_offset_there(classifier):

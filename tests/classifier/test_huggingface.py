@@ -113,7 +113,7 @@ def test_from_a_folder_to_a_repaired_folder(here, kind):
     export(composed("export", "paths.outputs=outputs", *own, "scale=1", "out=new/repaired"))
     assert sorted(path.name for path in Path("new").iterdir()) == ["repaired"]
     classifier = load_classifier("elsewhere/adapter", "elsewhere/base.safetensors")
-    turn_adapter(classifier, 1)
+    turn_adapter(classifier, {"scale": 1, "offset": None})
     ours = classifier.predict(files)
     named, surest = labels_of("new/repaired", files)
     assert [each.label for each in ours] == named

@@ -13,14 +13,11 @@ from lora_mnist.classifier.validation import refuse_undecidable
 from lora_mnist.data.images import Images
 from lora_mnist.errors import UserError
 from lora_mnist.lora.model import lora_point, set_lora_point
-from lora_mnist.lora.point import Point
-from lora_mnist.lora.weight import adapters_on, offset_of
+from lora_mnist.lora.point import BASE, Point
+from lora_mnist.lora.weight import adapters_on, knobs_of
 from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial, row_at
 
 log = logging.getLogger(__name__)
-
-#: What may be asked of a point: a number, auto or, of a saved adapter, null.
-KNOBS = Point._fields
 
 
 class Dial(NamedTuple):
@@ -57,35 +54,34 @@ class Dial(NamedTuple):
         return Point(float(scale), row_at(curve, float(scale))["offset"]), curve
 
 
-def turn_adapter(
-    classifier: Classifier, scale: float | str | None = None, offset: float | str | None = None
-) -> Choice | None:
-    """Turn the adapter of a classifier to a point; return that, and why; ``None`` without one."""
+def turn_adapter(classifier: Classifier, asked: Mapping[str, float | str | None]) -> Choice | None:
+    """Turn an adapter to numbers, to what is advised (``auto``), or leave it as saved (``None``).
+
+    Return its point, and why; ``None`` where there is no adapter.
+    """
     if not adapters_on(classifier.net):
         return None
-    saved = lora_point(classifier.net)
-    has_offset = offset_of(classifier.net) is not None
-    if offset not in (None, 0) and not has_offset:
-        raise UserError(f"offset={offset}: expected null, since the adapter has none")
-    if offset is None:
-        offset = AUTO if scale == AUTO and has_offset else saved.offset
-    if scale is None:
-        scale = saved.scale
-    point = Point(
-        saved.scale if scale == AUTO else float(scale),
-        saved.offset if offset == AUTO else float(offset),
-    )
+    saved, own, wanted = lora_point(classifier.net), knobs_of(classifier.net), {}
+    for knob, value in asked.items():
+        if knob not in own and value not in (None, getattr(BASE, knob)):
+            raise UserError(f"{knob}={value}: expected null, since the adapter has none")
+        if value is None:  # scale=auto asks for all that is not typed
+            value = AUTO if asked["scale"] == AUTO and knob in own else getattr(saved, knob)
+        wanted[knob] = value
+    autos = [knob for knob, value in wanted.items() if value == AUTO]
+    numbers = {knob: float(value) for knob, value in wanted.items() if knob not in autos}
+    point = saved._replace(**numbers)
     images, why = 0, "as saved" if point == saved else "as set"
-    if AUTO in (scale, offset):
+    if autos:
         targets = [
             c for c, name in enumerate(classifier.classes) if name in classifier.record.targets
         ]
         seed, choose_by = classifier.record.seed, classifier.record.choose_by
         dial = Dial(classifier, classifier.images.val, targets, seed, choose_by)
-        if reason := _why_not_advised(dial, "scale" if scale == AUTO else "offset"):
+        if reason := _why_not_advised(dial, autos[0]):
             why = f"as saved{reason}"
         else:
-            point, curve = dial.advise({"scale": scale, "offset": offset})
+            point, curve = dial.advise(wanted)
             images, why = curve["images"], "advised by validation images"
     set_lora_point(classifier.net, point)
     log.info("%s", line_of("point", point._asdict(), why))

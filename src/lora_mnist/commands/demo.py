@@ -145,5 +145,5 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = checked(cfg, run)
     classifier = classifier_of(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, **typed_point(cfg))
+    turn_adapter(classifier, typed_point(cfg))
     build_page(classifier).launch(share=False, show_error=True)

@@ -102,7 +102,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     classifier.make_ready()
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
-    point = turn_adapter(classifier, **typed_point(cfg))
+    point = turn_adapter(classifier, typed_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:

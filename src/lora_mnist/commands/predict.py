@@ -57,7 +57,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         refuse_unwritable(Path(str(cfg.out)))
     classifier = classifier_of(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, **typed_point(cfg))
+    turn_adapter(classifier, typed_point(cfg))
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.errors import UserError, as_value
+from lora_mnist.lora.point import Point
 
 #: What a value has to be, in words.
 _KINDS: dict[str, Callable[[Any], bool]] = {
@@ -48,10 +49,6 @@ EXPECTED = {
     "lora.init_std": "a number >= 0",
     "lora.dropout": "a number >= 0 and < 1",
     "lora.use_rslora": "true or false",
-    "lora.scale": "a number or auto",
-    "lora.offset": "a number or auto",
-    "scale": "a number or auto or null",
-    "offset": "a number or auto or null",
     "choose_by": "balanced_accuracy or accuracy",
     "lora.target_modules": "a text or a list",
     "paths.outputs": "a text",
@@ -67,6 +64,8 @@ EXPECTED = {
     "trainer.limit_val_batches": "a number >= 0 or null",
     "trainer.limit_test_batches": _SHARE,  # a run ends in a test
 }
+for _knob in Point._fields:  # of a training; and of a saved adapter: null is as it was saved
+    EXPECTED |= {f"lora.{_knob}": "a number or auto", _knob: "a number or auto or null"}
 
 
 def takes(expected: str, value: Any) -> bool:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import is_number, require
-from .point import Point
+from .point import TRAINED
 
 #: A linear layer of so few weights gains nothing by being built.
 _SMALL = 30_000
@@ -33,13 +33,15 @@ def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
 class Adapter(nn.Module):
     """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias."""
 
+    #: The field of its point that turns it.
+    knob: ClassVar[str]
     #: Whether layers compute with :meth:`LoRAParametrization.terms`; if not, with the dense sum.
     is_factored = False
 
     def __init__(self) -> None:
         super().__init__()
         # If its factor is 0 there, or it is not enabled, the layer computes the base exactly.
-        self.point, self.enabled = Point(1.0), True
+        self.point, self.enabled = TRAINED, True
         self.metadata: dict[str, Any] = {}  # what the file says that it was loaded from
 
 
@@ -75,6 +77,7 @@ class LoRAParametrization(Adapter):
 
     #: What ``adapter_config.json`` says of this kind.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
+    knob = "scale"
     is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.
     forbids_decay = False

@@ -25,10 +25,10 @@ from .weight import (
     adapters_on,
     by_pattern,
     float_parameters,
+    knobs_of,
     layers_to_adapt,
     left_out_by_all,
     lora_adapters,
-    offset_of,
     put_on,
 )
 
@@ -155,11 +155,12 @@ def set_lora_point(model: nn.Module, point: Point) -> None:
 
 def _turn(model: nn.Module, **knobs: float) -> None:
     """Set some fields of the point of each adapter."""
+    adapters, own = usable_adapters(model), knobs_of(model)
     for name, value in knobs.items():
         require(is_number(value), name, value, "a finite number")
-    adapters = usable_adapters(model)
-    if (offset := knobs.get("offset")) and offset_of(model) is None:
-        raise ArgumentError("offset", offset, "expected 0, since the adapter has no offset")
+        neutral = getattr(BASE, name)
+        expected = f"{neutral:g}, since the adapter has no {name}"
+        require(name in own or value == neutral, name, value, expected)
     for adapter in adapters:
         adapter.point = adapter.point._replace(**knobs)
 

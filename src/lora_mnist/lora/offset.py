@@ -20,6 +20,7 @@ from .layer import Adapter
 class Offset(Adapter):
     """Maps the frozen bias of a network's last layer to ``bias + offset * direction``."""
 
+    knob = "offset"
     direction: Tensor  # (num_classes,), as the bias
 
     def __init__(self, direction: Tensor, most: float = 10.0) -> None:

@@ -15,7 +15,7 @@ from .errors import is_number
 from .layer import Adapter, LoRAParametrization, scaling_divisor
 from .model import KINDS
 from .offset import Offset
-from .point import Point
+from .point import TRAINED, Point
 from .weight import Weight, by_pattern, is_named, listed
 
 CONFIG_NAME = "adapter_config.json"
@@ -68,7 +68,7 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
             raise ValueError(f"{key}: expected finite numbers")
     # PEFT's adapters have no metadata: their config has them as trained.
     adapters = _loras_in(tensors, metadata.get("trained", config), weights)
-    point, about = Point(1.0), {}
+    point, about = TRAINED, {}
     if metadata:
         adapters |= _offset_in(tensors, metadata, weights)
         point = Point(*(float(metadata[knob]) for knob in Point._fields))

@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 
 class Point(NamedTuple):
-    """Where an adapter stands: ``scale`` is 1 as trained, ``offset`` is 0 where it adds nothing."""
+    """Where an adapter stands. Each knob has a neutral value, at which it changes nothing."""
 
-    scale: float
+    scale: float = 0.0
     offset: float = 0.0
 
 
 #: There the network is its base, bit for bit.
-BASE = Point(0.0, 0.0)
+BASE = Point()
+#: There a new adapter is, and one that was trained and not turned since.
+TRAINED = Point(scale=1.0)

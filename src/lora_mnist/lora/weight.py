@@ -73,6 +73,11 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
     return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
+def knobs_of(model: nn.Module) -> set[str]:
+    """The fields of a point by which what is on ``model`` can be turned."""
+    return {adapter.knob for adapter in adapters_on(model)}
+
+
 def offset_of(model: nn.Module) -> Offset | None:
     """The offset of the newest adapter that has one; ``None`` where none has."""
     offsets = [m for m in model.modules() if isinstance(m, Offset)]

@@ -22,7 +22,7 @@ from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
-from lora_mnist.lora.point import BASE, Point
+from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters, offset_of
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import Predictions
@@ -265,12 +265,12 @@ def tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -> None:
-    """Put these tensors into the adapters, at scale 1 and offset 0, to be trained with dropout."""
+    """Put these tensors into the adapters, to be trained with dropout."""
     net.load_state_dict(tensors, strict=False)  # the base stays
     net.zero_grad()
     for adapter in lora_adapters(net):
         adapter.dropout = dropout
-    set_lora_point(net, Point(1.0))
+    set_lora_point(net, TRAINED)
 
 
 def _rate_choice(attempts: Sequence[Attempt], best: Attempt) -> Choice:
