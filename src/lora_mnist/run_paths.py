@@ -17,7 +17,7 @@ RUN_FILES = (
     RESULTS_FILE,  # training/results.py
     FAILED_FILE,  # cli/sweep.py
     ADAPTER_FOLDER,  # training/results.py
-    "predictions.csv",  # training/results.py
+    "predictions.csv",  # show/predictions_file.py
     "report.html",  # show/report.py
     "checkpoints",  # Lightning, as configs/callbacks has it
     "figures",  # show/report.py

@@ -224,7 +224,7 @@ def test_what_cannot_go_on_is_started_again(cli, outputs, monkeypatch, overrides
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("writer", "goes_on"), [("write_predictions", False), ("set_current_base", True)]
+    ("writer", "goes_on"), [("write_table", False), ("set_current_base", True)]
 )
 def test_a_kill_while_results_are_written_loses_no_base(outputs, monkeypatch, writer, goes_on):
     """What was trained is there; the same command gives the same, and so does going on."""

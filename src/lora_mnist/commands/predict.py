@@ -67,12 +67,12 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         of_each = dict(zip(points, of_image, strict=True))
         predictions.append({"file": printable(files[number]), **of_each})
     if cfg.out is not None:
-        sides = []
+        about = {"file": [each["file"] for each in predictions]}
+        labels, probabilities = [], []
         for side in points:
-            of_side = [prediction[side] for prediction in predictions]
-            sides.append([(each.label, each.probability) for each in of_side])
-        about = {"file": [prediction["file"] for prediction in predictions]}
-        write_predictions(Path(str(cfg.out)), about, sides)
+            labels.append([each[side].label for each in predictions])
+            probabilities.append([each[side].probability for each in predictions])
+        write_predictions(Path(str(cfg.out)), about, labels, probabilities)
         log.info("%s: %d predictions", cfg.out, len(predictions))
     elif predictions:
         print_predictions(predictions)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from lora_mnist.lora.base_state import count_parameters, fingerprint
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
 from lora_mnist.project import DATA
 from lora_mnist.run_paths import ADAPTER_FOLDER, RESULTS_FILE
-from lora_mnist.show.predictions_file import write_predictions
+from lora_mnist.show.predictions_file import write_table
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import log_results, make_report
 from lora_mnist.show.screen import print_results
@@ -211,19 +211,6 @@ def _keep_base(session: Session) -> None:
         if record == NO_RECORD:
             record = replace(_record_of(session), data={})
         write_base(base.tensors, path, record, base.learnt)
-
-
-def write_table(
-    table: Predictions, names: Sequence[str | int], folder: Path, classes: Sequence[str]
-) -> None:
-    """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""
-    title = "file" if isinstance(names[0], str) else "index"
-    about = {title: names, "label": [classes[number] for number in table.label.tolist()]}
-    sides = []
-    for prediction, probability in zip(table.prediction, table.probability, strict=True):
-        labels = [classes[number] for number in prediction.tolist()]
-        sides.append(list(zip(labels, probability.tolist(), strict=True)))
-    write_predictions(folder / "predictions.csv", about, sides, table.outcomes().tolist())
 
 
 def _why_useless(session: Session, results: Mapping[str, Any]) -> str | None:
