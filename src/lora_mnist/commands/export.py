@@ -5,7 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,12 +41,12 @@ TOLERANCE = 1e-3
 class FromPixels(nn.Module):
     """A network with the normalisation before it: from pixels, uint8, (N, C, H, W), to logits."""
 
-    def __init__(self, net: nn.Module, normalise: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, net: nn.Module, dataset: ImageDataset) -> None:
         super().__init__()
-        self.net, self.normalise = net, normalise
+        self.net, self.dataset = net, dataset
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.normalise(pixels))
+        logits: Tensor = self.net(self.dataset.normalise(pixels))
         return logits
 
 
@@ -87,16 +87,17 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """
     cfg = checked(cfg, run)
     out = Path(str(cfg.out))
-    ending = out.suffix.lower()
+    write = _WRITERS.get(out.suffix.lower())
     expected = "expected a new file that ends in .onnx or .safetensors"
-    if cfg.out is None or ending not in (".onnx", ".safetensors", ""):
+    if cfg.out is None or write is None:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     refuse_unwritable(out)  # as it is, where there is a file: it may be somebody's weights
-    if ending == ".onnx":
+    if write is onnx_file:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg)
     dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
-    if not ending and (classifier.settings.net["_target_"] != TARGET or transform is not None):
+    is_of_transformers = classifier.settings.net.get("_target_") == TARGET and transform is None
+    if write is folder_of_transformers and not is_of_transformers:
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     classifier.make_ready()
@@ -111,29 +112,16 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
     if transform:
         content = json.dumps(transform)
-    elif ending != ".onnx":
+    elif write is not onnx_file:
         dtype, content = "float32", "(pixel / 255 - mean) / std"
     knobs = {} if point is None else point.value
     metadata = metadata_of(classifier, plain, knobs) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
-    merged = FromPixels(plain, dataset.normalise)
-    if ending == ".onnx":
-        writing = onnx_file(out, merged, example, metadata)
-    elif ending == ".safetensors":
-        writing = weights_file(out, merged, metadata)
-    else:
-        writing = folder_of_transformers(out, merged, dataset.preprocessing())
-    with writing as written:
-        live = FromPixels(classifier.net, dataset.normalise)
-        differing, deviation, allowed = compare(live, written, dataset, images)
-        if differing or not deviation <= allowed:  # nan is refused, too
-            raise IncompleteError(
-                f"out={out}: not written; the network in it differs from the live one: "
-                f"{differing} other predictions, logits by up to {deviation:.1e}; expected at most "
-                f"{allowed:.1e}"
-            )
+    live = FromPixels(classifier.net, dataset)
+    with write(out, FromPixels(plain, dataset), example, metadata) as written:
+        deviation = compare(live, written, images, out)
     parts = "base"
     if point is not None:
         parts += f" and adapter at {', '.join(f'{knob} {knobs[knob]:g}' for knob in knobs)}"
@@ -200,34 +188,41 @@ def onnx_file(
 
 
 @contextmanager
-def weights_file(out: Path, merged: FromPixels, metadata: dict[str, str]) -> Iterator[nn.Module]:
+def weights_file(
+    out: Path, merged: FromPixels, _: Tensor, metadata: dict[str, str]
+) -> Iterator[nn.Module]:
     """Write the weights; yield a copy of the network with them, read back."""
     # safetensors cannot store shared memory, so tied weights are copied.
     tensors = {name: tensor.clone() for name, tensor in merged.net.state_dict().items()}
     with atomic_write(out) as path:
         path.write_bytes(save(tensors, {"format": "pt", **metadata}))
-        loaded = copy.deepcopy(merged)
-        load_weights(loaded.net, read_base(path))
-        yield loaded
+        loaded = copy.deepcopy(merged.net)
+        load_weights(loaded, read_base(path))
+        yield FromPixels(loaded, merged.dataset)
 
 
 @contextmanager
-def folder_of_transformers(
-    out: Path, merged: FromPixels, preprocessing: Mapping[str, Any]
-) -> Iterator[nn.Module]:
+def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterator[nn.Module]:
     """Write a folder for ``from_pretrained``; yield its network, read back."""
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
-        yield FromPixels(save_folder(merged.net, preprocessing, folder), merged.normalise)
+        net = save_folder(merged.net, merged.dataset.preprocessing(), folder)
+        yield FromPixels(net, merged.dataset)
         folder.replace(out)
 
 
-def compare(
-    live: nn.Module, written: nn.Module, dataset: ImageDataset, images: Images
-) -> tuple[int, float, float]:
-    """The number of predictions that differ; the largest difference of logits; what is allowed."""
-    both = []
+#: Who writes the network, and reads it back, by the ending of ``out=``.
+_WRITERS: dict[str, Callable[..., AbstractContextManager[nn.Module]]] = {
+    ".onnx": onnx_file,
+    ".safetensors": weights_file,
+    "": folder_of_transformers,
+}
+
+
+def compare(live: FromPixels, written: nn.Module, images: Images, out: Path) -> float:
+    """Refuse a written network that differs from the live one; return how far logits do."""
+    both, dataset = [], live.dataset
     for net in (live, written):
         device = next(net.parameters(), torch.empty(0)).device  # a graph has none: the CPU
         loader = dataset.loader(images, device, batch_size=dataset.eval_batch_size)
@@ -236,4 +231,11 @@ def compare(
         both.append(torch.cat([each.cpu() for _, (each,) in logits_at(net, batches, [None])]))
     expected, logits = both
     differing = int((logits.argmax(1) != expected.argmax(1)).sum())
-    return differing, (logits - expected).abs().max().item(), TOLERANCE * expected.std().item()
+    deviation = (logits - expected).abs().max().item()
+    allowed = TOLERANCE * expected.std().item()
+    if differing or not deviation <= allowed:  # nan is refused, too
+        raise IncompleteError(
+            f"out={out}: not written; the network in it differs from the live one: {differing} "
+            f"other predictions, logits by up to {deviation:.1e}; expected at most {allowed:.1e}"
+        )
+    return deviation
