@@ -15,7 +15,7 @@ from source_notebook import RichBoyNet, fit, load, loader
 from lora_mnist.classifier.base import sha256_of_base
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked
 from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
@@ -77,11 +77,11 @@ def test_a_notebook_gets_the_results_back(outputs):
 def test_a_class_is_named_once(tmp_path):
     """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
     both = composed("train", *NINES, "target=3")
-    assert refused(checked_copy, both).startswith("digit=9: ")
+    assert refused(checked, both).startswith("digit=9: ")
     for typed in ("target=3", "digit=9"):  # the other one stands in a file
-        assert checked_copy(both, Run(tmp_path, (typed,))).target == int(typed[-1])
+        assert checked(both, Run(tmp_path, (typed,))).target == int(typed[-1])
     both_typed = Run(tmp_path, ("digit=9", "target=3"))
-    assert refused(checked_copy, both, both_typed).startswith("digit=9: ")
+    assert refused(checked, both, both_typed).startswith("digit=9: ")
     assert composed("train", *NINES).target == 9
     assert composed("train", "experiment=repair").target == "weakest"
     assert composed("train", "experiment=repair", "digit=4").target == 4
@@ -117,10 +117,10 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     assert weights.resolve() == (outputs / "base" / f"mnist-{sha256[:12]}.ckpt").resolve()
     cfg.base_ckpt = str(mine)
     named = Run(tmp_path / "2", (f"base_ckpt={mine}",), is_sweep=True)
-    train(checked_copy(cfg, named), named)
+    train(cfg, named)
     cfg.base_ckpt = str(outputs / "base" / "notebook.ckpt")  # as an experiment names it
     by_experiment = Run(tmp_path / "3", ("experiment=notebook",), is_sweep=True)
-    train(checked_copy(cfg, by_experiment), by_experiment)
+    train(cfg, by_experiment)
     after = files_of(outputs / "base")
     assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt")
     assert sha256_of_base(mine) == sha256
@@ -136,7 +136,7 @@ def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_
         typed = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
         cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", numbers[0])
         of_command_line = Run(tmp_path / name, typed)
-        train(checked_copy(cfg, of_command_line), of_command_line)
+        train(cfg, of_command_line)
         left.append([path.read_bytes() for path in sorted((tmp_path / name).glob("adapter/*"))])
         assert read_metadata(tmp_path / name / "adapter")["made"]["overrides"] == [numbers[0]]
     assert left[0] == left[1]

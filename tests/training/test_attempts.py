@@ -12,7 +12,6 @@ from helpers.runs import at, table_of
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
@@ -45,8 +44,7 @@ def go(tmp_path_factory):
         folder = outputs / "lora" / name
         if not (folder / "results.json").exists():
             cfg = composed("train", *RECIPE, f"paths.outputs={outputs}", *overrides)
-            run = Run(folder, overrides if typed else None)
-            train(checked_copy(cfg, run) if typed else cfg, run)
+            train(cfg, Run(folder, overrides if typed else None))
         return folder
 
     return run

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import SIGNALS, run_entry
 from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked_copy
+from lora_mnist.config.keys import checked
 
 #: The functions of the commands, by the names of their configurations.
 FUNCTIONS = {
@@ -25,7 +25,7 @@ def run_command(function: str, config_name: str) -> None:
     module, _, name = function.rpartition(".")
 
     def command(cfg: DictConfig, run: Run) -> None:
-        cfg = checked_copy(cfg, run)
+        cfg = checked(cfg, run)
         has_mask = hasattr(signal, "pthread_sigmask")  # Windows has none
         if has_mask:  # what a signal raises, an import of torch may swallow
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

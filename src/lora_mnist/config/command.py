@@ -18,7 +18,7 @@ CLASSIFIER = "classifier@_global_"
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a command, as the command line made it, which has checked its configuration."""
+    """One call of a command, as the command line made it."""
 
     folder: Path  # where it leaves its files
     #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.

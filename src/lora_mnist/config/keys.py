@@ -29,21 +29,20 @@ OmegaConf.set_struct(_any_keys, False)
 ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
 
 
-def checked(cfg: DictConfig, run: Run | None) -> DictConfig:
-    """``cfg``, which the command line has checked; called from Python, a checked copy of it."""
-    is_checked = run is not None and run.typed is not None
-    return cfg if is_checked else checked_copy(cfg, run)
+def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``.
 
-
-def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``."""
+    A second check changes nothing: the command line makes one before torch is imported, and each
+    command makes its own.
+    """
     content: Any = OmegaConf.to_container(cfg)
     own, copied = keys_of(cfg.stage), cfg.copy()
-    others = [name for name in content if name not in own]
     # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
-    _refuse_unknown_keys(content, all_keys() if others else own)
-    for name in others:  # a user's file may be for several commands
-        # From Python each key is as good as typed.
+    for name, value in content.items():
+        _refuse_unknown_keys({name: value}, own if name in own else all_keys())
+        if name in own:
+            continue
+        # A user's file may be for several commands. From Python each key is as good as typed.
         if run is None or run.typed is None or any(is_in(key, name) for key in run.keys):
             raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
         with open_dict(copied):
@@ -75,13 +74,18 @@ def _refuse_unknown_keys(
 
 
 def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
-    """Make ``target`` what ``digit``, its other name, says where ``digit`` alone is typed."""
-    # Elsewhere target: ${digit} does that. A file's target goes before the recipe's digit, weakest.
+    """Make ``target`` what ``digit``, its other name, says; refuse two that say different things.
+
+    ``target`` is ``${digit}`` until somebody sets it: in a file of his own, or typed.
+    """
     digit, target = checked.get("digit"), checked.get("target")
     names = {"digit", "target"} & {*typed}
-    if names == {"digit"}:
+    if names == {"digit"}:  # what is typed goes before a target in a file
         checked.target = digit
-    elif digit not in (None, target) and (len(names) == 2 or (not names and digit != "weakest")):
+        return
+    if names == {"target"} or (not names and digit == "weakest"):
+        return  # before a digit in a file; and a target in a file before the recipe's weakest
+    if digit not in (None, target):
         other = f"expected no other class than target={as_value(target)}, since both mean the same"
         raise UserError(f"digit={as_value(digit)}: {other}")
 

@@ -11,7 +11,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.lora.point import Point
 
-#: What a value has to be, in words.
+# What a value has to be is said in words, which messages have as they are: alternatives between
+# " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the value itself,
+# "auto". So no such value may have " or " in it.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a whole number": lambda value: type(value) is int,
     "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
