@@ -76,12 +76,12 @@ def nearest_to(name: str, names: Iterable[str]) -> str:
 
 
 @contextmanager
-def naming(setting: str) -> Iterator[None]:
+def naming(setting: str, joined: str = ": ") -> Iterator[None]:
     """Inside the ``with`` block, an error of a file is told as one of ``setting``."""
     try:
         yield
     except (ValueError, OSError) as error:
-        raise UserError(f"{setting}: {one_line(error)}") from error
+        raise UserError(f"{setting}{joined}{one_line(error)}") from error
 
 
 @contextmanager

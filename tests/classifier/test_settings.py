@@ -5,7 +5,7 @@ from composed import FEW, SMALL, composed, small_net
 from helpers.commands import refused
 
 from lora_mnist import add_lora, load_classifier, save_adapter
-from lora_mnist.classifier.record import VERSION, read_record
+from lora_mnist.classifier.record import VERSION, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.predict import predict
@@ -51,8 +51,8 @@ def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
 
 
 def test_what_two_records_say_together_is_refused_too():
-    settings = Settings.of_typed({}, {}, {})
-    settings = settings.filled("", {"net": {"checkpoint_path": "gift.pth"}})
+    one = Record(net={"checkpoint_path": "gift.pth"})
+    settings = Settings.of_typed({}, {}, {}).with_record("a", one, "adapter=a")
     said = refused(settings.with_record, "b", read_record({**RECORD, "net": TIMM}), "base_ckpt=b")
     assert said.startswith("base_ckpt=b: ")
 
@@ -98,7 +98,7 @@ def test_settings_know_who_has_said_what():
     settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})
     record = read_record({**RECORD, "prepare": {"std": 1, "channels": 3}})
     settings = settings.with_record("the base", record, "base=b")
-    adapter, yours, base = settings.sources
+    adapter, yours, base = settings.notes
     assert ("std" in adapter, "prepare.mean=0.5" in yours, "channels" in base) == (True,) * 3
     assert "image_size" not in yours
     assert settings.prepare["std"] == [0.3, 0.2]

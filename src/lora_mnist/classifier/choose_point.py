@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from lora_mnist.choice import AUTO, Choice, line_of
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.validation import refuse_undecidable
 from lora_mnist.data.images import Images
 from lora_mnist.errors import UserError
 from lora_mnist.lora.model import lora_point, set_lora_point
@@ -37,21 +38,22 @@ class Dial(NamedTuple):
     def advise(
         self, asked: Mapping[str, float | str], beside: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
-        """The point where ``asked`` has ``auto`` for scale, offset or both; and the curve."""
-        classifier, scale, offset = self.classifier, asked["scale"], asked["offset"]
+        """The point where ``asked`` has ``auto`` for some of its numbers; and the curve."""
+        classifier = self.classifier
         some = images_of_dial(self.images.labels, self.seed, self.choose_by)
         batches = classifier.dataset.batches(self.images, classifier.device, some, "dial")
+        numbers = {knob: float(value) for knob, value in asked.items() if value != AUTO}
+        scale, offset = numbers.get("scale"), numbers.get("offset")
         curve = dial_curve(
             classifier.net.eval(),
             batches,
             self.targets,
-            beside if scale == AUTO else sorted({*beside, float(scale)}),
-            None if offset == AUTO else [float(offset)],
+            beside if scale is None else sorted({*beside, scale}),
+            None if offset is None else [offset],
             self.choose_by,
         )
-        if scale == AUTO:
-            return Point(**curve["advised"]), curve
-        return Point(float(scale), row_at(curve, float(scale))["offset"]), curve
+        row = curve["advised"] if scale is None else row_at(curve, scale)
+        return Point(**{knob: row[knob] for knob in Point._fields} | numbers), curve
 
 
 def turn_adapter(classifier: Classifier, asked: Mapping[str, float | str | None]) -> Choice | None:
@@ -100,3 +102,24 @@ def _why_not_advised(dial: Dial, key: str) -> str:
     refuse_undecidable(classifier, dial.images, [f"{key}=auto"])
     unseen = dial.unseen()
     return f", since there are no validation images of {', '.join(unseen)}" if unseen else ""
+
+
+def refuse_undecidable(
+    classifier: Classifier, val: Images, asked: Sequence[str], unseen: Sequence[str] = ()
+) -> None:
+    """Refuse what is ``asked`` of validation images if there are none, or none of ``unseen``."""
+    if not asked or (len(val) and not unseen):
+        return
+    sets, learnt = classifier.images, classifier.learnt.get("base")
+    is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
+    expected = f"validation images of {', '.join(unseen)}" if unseen else "validation images"
+    remedy = "a larger data.val_size, or images in val/ that are not in train/"
+    if len(sets.val) and not len(val):
+        remedy = "trainer.limit_val_batches > 0"
+    elif (
+        is_learnt and not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
+    ):
+        remedy = "data.val_from=test, since the base has learnt all others"
+    elif "val" in sets.left_out:
+        remedy += f"; {sets.left_out['val']['line']}"
+    raise UserError(f"{', '.join(asked)}: expected {expected}: {remedy}")

@@ -23,7 +23,7 @@ from lora_mnist.classifier.build import build, build_network
 from lora_mnist.classifier.check import check_outputs, lay_out
 from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
 from lora_mnist.classifier.learnt import read_learnt
-from lora_mnist.classifier.networks import DEFAULT, NETWORKS
+from lora_mnist.classifier.networks import NETWORKS
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
@@ -40,11 +40,6 @@ log = logging.getLogger(__name__)
 
 #: The number of images on which the outputs of a network are checked.
 _CHECKED = 4
-#: The values of keys that nothing else sets.
-_DEFAULTS = {
-    "net": {"_target_": DEFAULT},
-    "data": {"_target_": PUBLISHED[0]},
-}
 
 
 class Prediction(NamedTuple):
@@ -83,13 +78,12 @@ class Classifier:
     ) -> "Classifier":
         """The classifier that the files of an adapter and its base describe.
 
-        Each value comes from the first of these that has it: what is typed, the adapter's file, the
-        base's file, the network (timm, torchvision), the default, the images. The log says so.
+        Each value comes from the first source that has it; the log says so. :mod:`.settings` has
+        the order of the sources, in which they are asked here.
 
         Args:
-            adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
-            base: the base's file; ``None``: the one in ``bases`` for which the adapter was made or,
-                without an adapter, the current one.
+            adapter: as in :func:`.api.load_classifier`.
+            base: as there.
             net: the typed arguments of the network, ``_target_`` among them, in which ``None``
                 stands for a value that is not typed; or the network itself.
             prepare: those of its preparation, likewise; ``transform`` may be a function.
@@ -105,36 +99,32 @@ class Classifier:
         if isinstance(net, nn.Module):
             own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         arguments, folder = from_folder(net or {})
-        settings = Settings.of_typed(arguments, prepare or {}, data or {})
-        record = NO_RECORD
+        settings, record = Settings.of_typed(arguments, prepare or {}, data or {}), NO_RECORD
         if adapter is not None:
             adapter, record = read_adapter(adapter)
             settings = settings.with_record("the adapter", record, f"adapter={adapter}")
+            if not record.prepare:  # of PEFT, or of Python
+                settings = settings.noting("the adapter does not say how pictures are prepared")
         base = folder if base is None else base
         if base is None:
             path = _own_base(Path(bases), settings, adapter, record)
         else:
-            path = Path(str(base)).expanduser()
-            path = path / WEIGHTS if path.is_dir() else path  # Hugging Face's
-            if not path.is_file():
-                raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
+            path = _named_base(base)
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
-        settings = settings.filled("", _DEFAULTS)
+        settings = settings.with_defaults()
         network = own or build_network(settings.net, folder)
         with naming(f"base_ckpt={path}"):
             file = file._replace(tensors=renamed(network, file.tensors))
             loaded = load_weights(network.eval(), file, base_prefix, None if own else settings.net)
         settings = settings.with_network(network)
         dataset = build_dataset(settings)
-        if settings.sources:
-            log.info("%s", one_line("; ".join(settings.sources)))
+        if settings.notes:
+            log.info("%s", one_line("; ".join(settings.notes)))
         if adapter is not None:
-            try:
+            with naming("adapter", joined="="):  # the error begins with its folder
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
-            except (ValueError, OSError) as error:
-                raise UserError(f"adapter={one_line(error)}") from error
         return cls(network, dataset, settings, loaded, adapter, record)
 
     @classmethod
@@ -143,7 +133,7 @@ class Classifier:
     ) -> "Classifier":
         """A classifier that is still to be trained, of the typed arguments and the defaults."""
         arguments, folder = from_folder(net)
-        settings = Settings.of_typed(arguments, prepare, data).filled("", _DEFAULTS)
+        settings = Settings.of_typed(arguments, prepare, data).with_defaults()
         network = build_network(settings.net, folder)
         settings = settings.with_network(network)
         return cls(network, build_dataset(settings), settings)
@@ -246,12 +236,19 @@ def read_adapter(folder: str | Path) -> tuple[Path, Record]:
             f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
             "the run that left it, or latest"
         )
-    try:
+    with naming("adapter", joined="="):
         metadata = read_metadata(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"adapter={one_line(error)}") from error
     with naming(f"adapter={path}"):
         return path, read_record(metadata)
+
+
+def _named_base(file: str | Path) -> Path:
+    """The file of a base that somebody names, or the folder of Hugging Face that has it."""
+    path = Path(str(file)).expanduser()  # its name may be a number
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
+    return path
 
 
 def _own_base(bases: Path, settings: Settings, adapter: Path | None, record: Record) -> Path:

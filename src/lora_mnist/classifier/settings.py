@@ -1,7 +1,16 @@
 """The settings of a classifier: each value comes from the first source that has it.
 
-A record holds them as they were resolved. A stranger may have made it, and a ``_target_`` names
-code: :func:`foreign_code` says what is not run because a record alone names it.
+The sources, in their order:
+
+1. what is typed, or stands in a file of the user's own
+2. the adapter's record
+3. the base's record
+4. the network, where its makers say how pictures are prepared: timm, torchvision, Hugging Face
+5. the defaults: which network and which data set, ``_DEFAULTS``; else those of their arguments
+6. the images, where the rest is found or measured: :class:`.Folder`
+
+A record may be a stranger's, and a ``_target_`` names code: :func:`foreign_code` says what is not
+run because a record alone names it.
 """
 
 import re
@@ -12,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from lora_mnist.classifier.huggingface import TARGET
-from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.classifier.networks import DEFAULT, NETWORKS
 from lora_mnist.classifier.preprocessing import own_preprocessing
 from lora_mnist.classifier.record import Record
 from lora_mnist.data import DATA_SETS, PUBLISHED
@@ -30,17 +39,22 @@ _OF_OTHERS = re.compile(
 _KNOWN_ARGUMENTS = """
 _target_ model_name num_classes in_chans img_size patch_size global_pool drop_rate drop_path_rate
 """
+#: What is made where nobody names anything else. A network is made before it can be asked.
+_DEFAULTS = {"net": {"_target_": DEFAULT}, "data": {"_target_": PUBLISHED[0]}}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of network, preparation and images; ``None`` stands for one that is missing."""
+    """Arguments of network, preparation and images; ``None`` stands for one that is missing.
+
+    Each source is a method, which adds what those before it have not said.
+    """
 
     net: dict[str, Any]
     prepare: dict[str, Any]
     data: dict[str, Any]
     typed: Mapping[str, Mapping[str, Any]]  # the three as they were typed
-    sources: tuple[str, ...] = ()  # which values come from where, for the log
+    notes: tuple[str, ...] = ()  # what comes from where, for the log
 
     @classmethod
     def of_typed(
@@ -53,13 +67,42 @@ class Settings:
         typed = {"net": net, "prepare": prepare, "data": data}
         return cls(dict(net), prepare, dict(data), typed)
 
-    def filled(self, who: str, values: Mapping[str, Any]) -> "Settings":
-        """With what is missing; the log says what comes from ``who``; "": nothing."""
-        has_transform = self.prepare.get("transform") is not None
-        groups, taken = {}, []
+    def with_record(self, who: str, record: Record, file: str) -> "Settings":
+        """With what a record adds; ``file`` is the override that names its file."""
+        settings, taken = self._filled(record.settings)
+        settings._refuse_foreign_code(file)
+        others = []
+        for key, value in record.prepare.items():
+            typed = self.typed["prepare"].get(key)
+            if typed is not None and settings.prepare[key] != value:
+                others.append(f"prepare.{key}={as_value(typed)}")
+        if taken:
+            settings = settings.noting(f"from {who}: {', '.join(taken)}")
+        if others:
+            settings = settings.noting(f"set by you, other than in {who}: {', '.join(others)}")
+        return settings
+
+    def with_network(self, net: nn.Module) -> "Settings":
+        """With what the network's makers add; a published data set has a form of its own."""
+        if self.data["_target_"] in PUBLISHED:
+            return self
+        settings, taken = self._filled({"prepare": own_preprocessing(net, self.net, self.prepare)})
+        return settings.noting(f"from the network: {', '.join(taken)}") if taken else settings
+
+    def with_defaults(self) -> "Settings":
+        """With what is made where nobody names anything else."""
+        return self._filled(_DEFAULTS)[0]
+
+    def noting(self, note: str) -> "Settings":
+        """With one more line of what comes from where, for the log."""
+        return replace(self, notes=(*self.notes, note))
+
+    def _filled(self, values: Mapping[str, Any]) -> tuple["Settings", list[str]]:
+        """With those of ``values``, by group, that are missing; and which these are."""
+        groups, taken = dict[str, Any](), []
         for group in _GROUPS:
             own, stored = getattr(self, group), dict(values.get(group, {}))
-            if group == "prepare" and has_transform:
+            if group == "prepare" and own.get("transform") is not None:
                 for key in (*SIZING, "mean", "std"):
                     stored.pop(key, None)  # the network's input is that of the transform alone
             if own.get("val_from") == "test" and stored.get("val_size") == 0:
@@ -70,34 +113,7 @@ class Settings:
                 taken += [f"{key}={as_value(value)}" for key, value in missing.items()]
             elif missing:
                 taken.append(group)
-        settings = Settings(**groups, typed=self.typed, sources=self.sources)
-        return settings._noting(f"from {who}: {', '.join(taken)}") if taken and who else settings
-
-    def with_record(self, who: str, record: Record, file: str) -> "Settings":
-        """With what a record has and these lack; ``file`` is the override that names its file."""
-        settings = self
-        if who == "the adapter" and not record.prepare:  # of PEFT, or of Python
-            settings = settings._noting(f"{who} does not say how pictures are prepared")
-        settings = settings.filled(who, record.settings)
-        settings._refuse_foreign_code(file)
-        others = []
-        for key, value in record.prepare.items():
-            typed = self.typed["prepare"].get(key)
-            if typed is not None and settings.prepare[key] != value:
-                others.append(f"prepare.{key}={as_value(typed)}")
-        if others:
-            settings = settings._noting(f"set by you, other than in {who}: {', '.join(others)}")
-        return settings
-
-    def with_network(self, net: nn.Module) -> "Settings":
-        """With what the network's makers say; a published data set has a form of its own."""
-        if self.data["_target_"] in PUBLISHED:
-            return self
-        own = own_preprocessing(net, self.net, self.prepare)
-        return self.filled("the network", {"prepare": own})
-
-    def _noting(self, source: str) -> "Settings":
-        return replace(self, sources=(*self.sources, source))
+        return replace(self, **groups), taken
 
     def _refuse_foreign_code(self, file: str) -> None:
         """Refuse code that nobody typed."""

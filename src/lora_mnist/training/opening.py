@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lora_mnist.choice import AUTO, WEAK
+from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.validation import refuse_undecidable
 from lora_mnist.config.command import Run, key_of
 from lora_mnist.config.objects import classifier_of, settings_of
 from lora_mnist.data import Images, ImageSets

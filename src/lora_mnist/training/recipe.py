@@ -8,8 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lora_mnist.choice import AUTO, Choice
-from lora_mnist.classifier.choose_point import Dial
-from lora_mnist.classifier.validation import refuse_undecidable
+from lora_mnist.classifier.choose_point import Dial, refuse_undecidable
 from lora_mnist.config.command import is_in
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
