@@ -102,7 +102,7 @@ def cli(monkeypatch, capfd, tmp_path):
             code = exit_.code or 0
         finally:
             logging.shutdown()
-            for name in (None, "lora_mnist.cli.main", "lora_mnist.show", "lightning.pytorch"):
+            for name in (None, "lora_mnist.cli.explain", "lora_mnist.show", "lightning.pytorch"):
                 for handler in [*logging.getLogger(name).handlers]:
                     if isinstance(handler, logging.FileHandler):  # it would open its file anew
                         logging.getLogger(name).removeHandler(handler)

@@ -16,6 +16,14 @@ if not CONFIGS.is_dir():
     PROJECT = _PACKAGE.parents[1]
     CONFIGS = PROJECT / "configs"
 DATA = PROJECT / "data"
+#: The commands, by the names of their configurations, and the functions that they run.
+COMMANDS = {
+    "train": "lora_mnist.commands.train.train",
+    "eval": "lora_mnist.commands.evaluate.evaluate",
+    "predict": "lora_mnist.commands.predict.predict",
+    "export": "lora_mnist.commands.export.export",
+    "demo": "lora_mnist.commands.demo.demo",
+}
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from hydra.errors import HydraException
 
 from lora_mnist import __version__
 from lora_mnist.config.command import CLASSIFIER, in_grammar
-from lora_mnist.config.keys import COMMANDS
 from lora_mnist.errors import as_value
-from lora_mnist.project import CONFIGS
+from lora_mnist.project import COMMANDS, CONFIGS
 
 USAGE = f"""lora-mnist {__version__}
 

@@ -9,15 +9,7 @@ from lora_mnist.cli.arguments import command_name
 from lora_mnist.cli.main import SIGNALS, run_entry
 from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-
-#: The functions of the commands, by the names of their configurations.
-FUNCTIONS = {
-    "train": "lora_mnist.commands.train.train",
-    "eval": "lora_mnist.commands.evaluate.evaluate",
-    "predict": "lora_mnist.commands.predict.predict",
-    "export": "lora_mnist.commands.export.export",
-    "demo": "lora_mnist.commands.demo.demo",
-}
+from lora_mnist.project import COMMANDS
 
 
 def run_command(function: str, config_name: str) -> None:
@@ -40,4 +32,4 @@ def run_command(function: str, config_name: str) -> None:
 def main() -> None:
     """Run the command that is typed behind ``lora-mnist``."""
     name = command_name()
-    run_command(FUNCTIONS[name], name)
+    run_command(COMMANDS[name], name)

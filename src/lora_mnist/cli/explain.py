@@ -1,5 +1,6 @@
 """What went wrong, in a line: the errors that a key, a value or a file has caused."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from lora_mnist.cli.arguments import as_typed
 from lora_mnist.config.keys import unknown_key
 from lora_mnist.errors import ArgumentError, UserError, one_line, printable, refusal_of
 from lora_mnist.project import command_line
+
+log = logging.getLogger(__name__)
+
+
+def log_failure(error: Exception) -> str:
+    """Log why a run or a job has failed, with the traceback of a bug; return its line."""
+    reason = explain(error)
+    line = reason or one_line(f"{type(error).__name__}: {error}")
+    log.error("%s", line, exc_info=reason is None)
+    return line
 
 
 def explain(error: BaseException) -> str | None:

@@ -1,6 +1,13 @@
-"""What the five entries share: a command goes in, Hydra runs it, and an exit code comes out."""
+"""What the five entries share: a command goes in, Hydra runs it, and an exit code comes out.
 
-import logging
+This is the order of a run. ``give_to_hydra`` (arguments.py) puts what is typed as Hydra takes it.
+Hydra composes the configuration and calls ``on_run_start`` (folder.py), which claims the folder;
+then it calls ``task``, and that the command (entry.py): keys and values are checked, torch is
+imported, and the function runs. A sweep begins with ``on_multirun_start`` and ends with
+``on_multirun_end`` (folder.py); each job is a ``task``, which calls its command by ``run_job``
+(sweep.py). Errors go past Hydra as a ``Passing``, and ``end_of`` (ends.py) makes them an exit code.
+"""
+
 import signal
 import sys
 from pathlib import Path
@@ -13,13 +20,10 @@ from omegaconf import DictConfig
 
 from lora_mnist.cli.arguments import give_to_hydra
 from lora_mnist.cli.ends import Passing, end_of
-from lora_mnist.cli.explain import explain
+from lora_mnist.cli.explain import log_failure
 from lora_mnist.cli.sweep import run_job
 from lora_mnist.config.command import Command, Run
-from lora_mnist.errors import one_line
 from lora_mnist.project import CONFIGS
-
-log = logging.getLogger(__name__)
 
 #: Those that end a command.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,8 +47,7 @@ def run_entry(function: Command, config_name: str) -> None:
             else:
                 function(cfg, run)
         except Exception as error:
-            reason = explain(error)  # for the run's log, which ends with the task
-            log.error("%s", reason or one_line(error), exc_info=reason is None)
+            log_failure(error)  # now: the log ends with the task
             raise Passing(error) from None
         if signals:  # in a __del__, where Python ignores what is raised
             raise KeyboardInterrupt

@@ -11,21 +11,13 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.cli.explain import explain
+from lora_mnist.cli.explain import log_failure
 from lora_mnist.config.command import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
 from lora_mnist.measure.counts import COUNTS, PARTS, better_end
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.summary import (
-    best_line,
-    draw,
-    summarize,
-    table_text,
-    write_summary,
-)
-
-log = logging.getLogger(__name__)
+from lora_mnist.show.summary import best_line, draw, summarize, table_text, write_summary
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
@@ -69,10 +61,8 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     try:
         function(cfg, run)
     except Exception as error:
-        told = explain(error)
-        reason = one_line(told or f"{type(error).__name__}: {error}")
+        reason = one_line(log_failure(error))
         write_json(run.folder / FAILED_FILE, {"overrides": run.overrides, "error": reason})
-        log.error("%s", reason, exc_info=told is None)
         where = f"; log: {run.folder / hydra.job.name}.log"
         print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
         return None

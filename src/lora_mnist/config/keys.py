@@ -14,12 +14,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lora_mnist.config.command import Run, is_in
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, as_value
-from lora_mnist.project import CONFIGS
+from lora_mnist.project import COMMANDS, CONFIGS
 
-#: The commands, by the names of their configurations.
-COMMANDS = ("train", "eval", "predict", "export", "demo")
 #: What has keys of its own: train.py by its stages.
-_STAGES = ("pretrain", "lora", *COMMANDS[1:])
+_STAGES = ("pretrain", "lora", *list(COMMANDS)[1:])
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
