@@ -16,7 +16,7 @@ LAST_CHECKPOINT = "checkpoints/last.ckpt"
 RUN_FILES = (
     RESULTS_FILE,  # training/results.py
     FAILED_FILE,  # cli/sweep.py
-    ADAPTER_FOLDER,  # training/results.py
+    ADAPTER_FOLDER,  # training/artifacts.py
     "predictions.csv",  # show/predictions_file.py
     "report.html",  # show/report.py
     "checkpoints",  # Lightning, as configs/callbacks has it

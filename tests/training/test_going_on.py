@@ -12,12 +12,11 @@ from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import CRASH, OFTEN, Crashed
 from helpers.commands import ROOT, files_of, only_run, read_results, refused, run_process
 
-import lora_mnist.training.results
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.data import MNIST
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import attempts
+from lora_mnist.training import repair
 from lora_mnist.training.trainer import make_trainer
 
 #: Two epochs of seven steps.
@@ -159,7 +158,7 @@ def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(go, monkeypat
     rate = read_results(whole)["choices"]["rate"]
     assert rate["value"] < rate["of"][0]
     with monkeypatch.context() as patched:
-        patched.setattr(attempts, "_at_next_rate", Mock(side_effect=Crashed))
+        patched.setattr(repair, "_at_next_rate", Mock(side_effect=Crashed))
         cut = go("cut", *steep, crash=99)
     on = go("on", *steep, f"ckpt_path={cut / LAST_CHECKPOINT}")
     assert weights_of(on) == weights_of(whole)
@@ -224,7 +223,8 @@ def test_what_cannot_go_on_is_started_again(cli, outputs, monkeypatch, overrides
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("writer", "goes_on"), [("write_table", False), ("set_current_base", True)]
+    ("writer", "goes_on"),
+    [("results.write_table", False), ("artifacts.set_current_base", True)],
 )
 def test_a_kill_while_results_are_written_loses_no_base(outputs, monkeypatch, writer, goes_on):
     """What was trained is there; the same command gives the same, and so does going on."""
@@ -236,7 +236,7 @@ def test_a_kill_while_results_are_written_loses_no_base(outputs, monkeypatch, wr
         raise Crashed
 
     with monkeypatch.context() as patch, pytest.raises(Crashed):
-        patch.setattr(lora_mnist.training.results, writer, crash)
+        patch.setattr(f"lora_mnist.training.{writer}", crash)
         train(composed("train", *options), Run(outputs / "cut"))
     assert base.read_bytes() == before
     left, results = files_of(outputs / "cut"), read_results(outputs / "cut")

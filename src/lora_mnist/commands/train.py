@@ -9,14 +9,21 @@ from lora_mnist.choice import tell
 from lora_mnist.classifier.base import refuse_to_replace
 from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-from lora_mnist.run_paths import new_run_folder
+from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.attempts import train_repair
+from lora_mnist.training.artifacts import (
+    current_base_path,
+    keep_base,
+    leave_adapter,
+    leave_base,
+    new_base,
+)
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.recipe import put_adapter
-from lora_mnist.training.results import current_base_path, finish
+from lora_mnist.training.repair import train_repair
+from lora_mnist.training.results import finish
 from lora_mnist.training.session import prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
@@ -53,14 +60,18 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         refuse_to_replace(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
-    data = data_of(session, selection)
+    data = data_of(session, cfg, session.images, selection)
     print_parameters(session.net)
-    module = fit(session, data)
+    module = fit(session, cfg, session.trainer, data)
     if not session.trainer.is_global_zero:
         return {}
     choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
-    tables, about = session.tables(with_val=True), {"steps": module.global_step}
-    return finish(session, tables, choices, about, data.learnt)
+    tables = session.tables(with_val=True)
+    base = new_base(session, tables, current)
+    about = {"steps": module.global_step, **base.about(run.folder)}
+    results = finish(session, tables, choices, about)
+    leave_base(session, base, data.learnt)  # last: a run that fails leaves the current one alone
+    return results
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -76,7 +87,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if not session.trainer.is_global_zero:
         return {}
     tell(repair.choices)
-    about = {
+    choices |= repair.choices
+    about: dict[str, Any] = {
         "steps": repair.best.steps,
         "base_unchanged": True,
         "dial": repair.best.curve,
@@ -84,4 +96,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         "better_preprocessing": advice,
     }
     tables = repair.tables | session.tables()
-    return finish(session, tables, choices | repair.choices, about, repair.kept.learnt)
+    if session.is_fast_dev_run:  # it leaves nothing that others use
+        return finish(session, tables, choices, about)
+    leave_adapter(session, choices, repair.kept.learnt)
+    results = finish(session, tables, choices, about | {"adapter": ADAPTER_FOLDER})
+    keep_base(session)  # last: where the disk is full, all that is smaller is there
+    return results

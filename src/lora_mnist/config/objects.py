@@ -1,5 +1,6 @@
 """The objects that a configuration names: a part that Hydra makes, the classifier, its device."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
     with importable(), config_group(key):
         # Plain lists, for checkpoints.
         return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)
+
+
+def with_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    """A copy of a configuration that has these values, by key."""
+    copied = cfg.copy()
+    for key, value in settings.items():
+        OmegaConf.update(copied, key, value, merge=False, force_add=True)
+    return copied
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:

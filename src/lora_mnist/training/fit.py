@@ -1,25 +1,28 @@
 """One training: its batches, loss, optimizer and scheduler, as the configuration names them."""
 
 import logging
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import seed_everything
-from omegaconf import OmegaConf
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.optim import Optimizer
 
 from lora_mnist.choice import AUTO
+from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
-from lora_mnist.config.objects import make
+from lora_mnist.classifier.settings import foreign_code
+from lora_mnist.config.objects import make, with_settings
+from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Plan, Selection
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, as_value, config_group
 from lora_mnist.lora.model import KINDS
+from lora_mnist.project import quoted
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import select
 
 log = logging.getLogger(__name__)
 
@@ -48,114 +51,136 @@ def mix_of(num_classes: int, num_targets: int) -> Mix:
     return Mix(batch_size, 100 - batch_size, max(0.25, share))
 
 
-def order_seed(session: Session) -> int:
+def order_seed(cfg: DictConfig) -> int:
     """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
-    seed = session.cfg.batches.seed
+    seed = cfg.batches.seed
     if seed is None:  # two numbers: for its workers, then for its sampler
         _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
     return int(seed)
 
 
 def data_of(
-    session: Session, selection: Selection, with_validation: bool = False
+    session: Session, cfg: DictConfig, images: ImageSets, selection: Selection
 ) -> ImageDataModule:
-    """The batches of a training; ``with_validation`` learns the validation images, too."""
-    batches, images = session.cfg.batches, session.images
-    if with_validation:
-        train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
-        images = replace(images, train=train, val=none)
-        classes = session.classifier.classes
-        selection = select(train.labels, classes, [classes[c] for c in selection.targets])
-    processes, size, replay = session.trainer.world_size, batches.batch_size, batches.replay
-    mix = mix_of(len(session.classifier.classes), len(selection.targets))
+    """The batches of a training, and its images to validate on."""
+    classifier, processes = session.classifier, session.trainer.world_size
+    size, replay = cfg.batches.batch_size, cfg.batches.replay
+    mix = mix_of(len(classifier.classes), len(selection.targets))
     if size == AUTO:  # a multiple of the processes
         size = max(1, mix.batch_size // processes) * processes
     if replay == AUTO:
         replay = min(mix.replay, len(selection.replay_indices)) // processes * processes
     with config_group("batches"):
-        labels, seed = images.train.labels, order_seed(session)
-        plan = Plan(selection, labels, size, replay, seed, processes)
-    return ImageDataModule(session.classifier.dataset, images, plan, make_augment(session))
+        plan = Plan(selection, images.train.labels, size, replay, order_seed(cfg), processes)
+    return ImageDataModule(classifier.dataset, images, plan, make_augment(cfg, classifier))
 
 
-def make_augment(session: Session) -> Any:
+def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
+    """What changes training images, as one transform; ``auto``: what did in the base's training."""
+    augment: Any = cfg.batches.augment or {}
+    if OmegaConf.is_config(augment):
+        augment = OmegaConf.to_container(augment, resolve=True)
+    if augment != AUTO:
+        if not isinstance(augment, dict):
+            expected = "a transform, transforms by name, auto or null; augment= takes presets"
+            raise UserError(f"batches.augment={as_value(augment)}: expected {expected}")
+        changes = [augment] if "_target_" in augment else list(augment.values())
+        changes = [change for change in changes if change is not None]
+        if len(changes) > 1:
+            return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
+        return changes[0] if changes else None
+    base = classifier.base
+    assert base is not None  # _refuse_settings
+    recorded = base.record.augment
+    if foreign := recorded and foreign_code({}, "transform", recorded):
+        line = quoted(f"batches.augment={as_value(recorded)}")
+        raise UserError(
+            f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
+            "runs it, from where you stand; augment=none trains without"
+        )
+    return recorded
+
+
+def make_augment(cfg: DictConfig, classifier: Classifier) -> Any:
     """The transform that changes training images; ``None``: they stay as they are."""
-    return make("batches.augment", session.augment) if session.augment else None
+    augment = augment_of(cfg, classifier)
+    return make("batches.augment", augment) if augment else None
 
 
-def make_loss(session: Session, num_targets: int) -> Any:
-    """The loss of a batch, to learn so many classes."""
-    arguments = dict(session.cfg.loss)
+def make_loss(cfg: DictConfig, num_classes: int, num_targets: int) -> Any:
+    """The loss of a batch, to learn so many of the classes."""
+    arguments = dict(cfg.loss)
     if arguments.get("target_weight") == AUTO:
-        mix = mix_of(len(session.classifier.classes), num_targets)
-        arguments["target_weight"] = mix.target_weight
+        arguments["target_weight"] = mix_of(num_classes, num_targets).target_weight
     return make("loss", arguments)
 
 
-def make_optimizer(session: Session) -> Optimizer:
-    """The optimizer of what is trainable in the network."""
-    arguments = dict(session.cfg.optimizer)
-    if session.trainer.gradient_clip_val and "mixed" in session.trainer.precision:
+def make_optimizer(cfg: DictConfig, trainer: Trainer, net: nn.Module) -> Optimizer:
+    """The optimizer of what is trainable in ``net``."""
+    arguments = dict(cfg.optimizer)
+    if trainer.gradient_clip_val and "mixed" in trainer.precision:
         arguments.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
-    trained = [parameter for parameter in session.net.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer: Optimizer = make("optimizer", arguments, trained)
     decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
-    if decay and session.cfg.stage == "lora" and KINDS[session.cfg.lora.init].forbids_decay:
+    if decay and cfg.stage == "lora" and KINDS[cfg.lora.init].forbids_decay:
         raise UserError(
-            f"optimizer.weight_decay={decay}: expected 0 with lora.init={session.cfg.lora.init}: "
+            f"optimizer.weight_decay={decay}: expected 0 with lora.init={cfg.lora.init}: "
             "decay would move the network away from the base, not towards it"
         )
     return optimizer
 
 
-def make_scheduler(session: Session, optimizer: Optimizer) -> dict[str, Any] | None:
+def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | None:
     """The scheduler of the learning rate, for Lightning; ``None`` where it is constant."""
-    arguments = dict(session.cfg.scheduler or {})
+    arguments = dict(cfg.scheduler or {})
     interval = arguments.pop("interval", "step")
     if not arguments:
         return None
     return {"scheduler": make("scheduler", arguments, optimizer), "interval": interval}
 
 
-def check_training(session: Session) -> None:
+def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Make the parts of a training once: they refuse what they cannot use before it begins."""
     stand_ins = {}
     for key, value in {"optimizer.lr": 0.1, "trainer.max_steps": 400}.items():
-        if OmegaConf.select(session.cfg, key) == AUTO:
+        if OmegaConf.select(cfg, key) == AUTO:
             stand_ins[key] = value
-    session = session.with_settings(stand_ins)
-    make_loss(session, num_targets=1)
-    make_augment(session)
-    make_scheduler(session, make_optimizer(session))
+    cfg = with_settings(cfg, stand_ins)
+    make_loss(cfg, len(classifier.classes), num_targets=1)
+    make_augment(cfg, classifier)
+    make_scheduler(cfg, make_optimizer(cfg, trainer, classifier.net))
 
 
-def hyperparameters(session: Session) -> dict[str, Any]:
+def hyperparameters(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
     """What a checkpoint says of a training, as far as it is known before images are read."""
-    base, resolved = session.classifier.base, session.classifier.settings
-    settings: Any = OmegaConf.to_container(session.cfg, resolve=True)
+    base, resolved = classifier.base, classifier.settings
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     settings |= {"net": resolved.net, "prepare": resolved.prepare}
     settings["base_sha256"] = base and base.sha256
     return dict(settings)
 
 
-def fit(session: Session, data: ImageDataModule) -> ClassifierModule:
+def fit(
+    session: Session, cfg: DictConfig, trainer: Trainer, data: ImageDataModule
+) -> ClassifierModule:
     """Train, from ``ckpt_path`` on if it is set."""
-    cfg, net, trainer, plan = session.cfg, session.net, session.trainer, data.plan
-    classifier, selection = session.classifier, plan.selection
-    names = [classifier.classes[target] for target in selection.targets]
+    net, classifier, plan = session.net, session.classifier, data.plan
+    classes, selection = classifier.classes, plan.selection
+    names = [classes[target] for target in selection.targets]
     seed_everything(cfg.seed, verbose=False)
-    optimizer = make_optimizer(session)
+    optimizer = make_optimizer(cfg, trainer, net)
     module = ClassifierModule(
         net,
         optimizer,
-        make_scheduler(session, optimizer),
-        classes=classifier.classes,
+        make_scheduler(cfg, optimizer),
+        classes=classes,
         targets=selection.targets,
-        loss=make_loss(session, len(selection.targets)),
+        loss=make_loss(cfg, len(classes), len(names)),
         replay=plan.replay,
         compiles=cfg.compile,
     )
-    settings, split = hyperparameters(session), classifier.dataset.split_settings
+    settings, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings
     settings |= {"target": names, "learnt_sha256": fingerprint_of(data.learnt)}
     settings["data"] = {**classifier.settings.data, **split}
     if cfg.ckpt_path is not None:

@@ -19,7 +19,7 @@ from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run, key_of
-from lora_mnist.config.objects import classifier_of, settings_of
+from lora_mnist.config.objects import classifier_of, settings_of, with_settings
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
@@ -38,11 +38,6 @@ from lora_mnist.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
-_NONE = torch.empty(0, dtype=torch.int64)
-_EMPTY = Images([], _NONE, digests=_NONE)
-#: What a session has before images are read.
-_NO_IMAGES = ImageSets(_EMPTY, _EMPTY, _EMPTY, {}, {})
-
 
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
@@ -55,84 +50,95 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         classifier = Classifier.new(**settings_of(cfg))
     else:
         classifier = classifier_of(cfg)
-    session = Session(cfg, run, trainer, classifier, _NO_IMAGES, None, started)
-    _refuse_network(session)
-    session = _with_images(session)
-    _refuse_images(session)
+    _check_network(classifier)
+    if cfg.stage != "eval":
+        _refuse_training(cfg, run, trainer, classifier)
+    images, mistakes = _images_of(cfg, trainer, classifier)
+    session = Session(cfg, run, trainer, classifier, images, mistakes, started)
+    if cfg.stage != "eval":
+        _refuse_images(session)
     return session
 
 
 def _refuse_settings(cfg: DictConfig, run: Run) -> None:
-    """Refuse what the configuration alone shows: what a stage cannot do, a repair of nothing."""
+    """Refuse what the configuration alone shows."""
     for text in run.typed or ():
         if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
             raise UserError(f"{text}: expected auto alone, or a list without it")
-    target, mistakes, scheduler = cfg.get("target"), cfg.mistakes, cfg.get("scheduler") or {}
     if cfg.stage == "pretrain":
-        needs_base = {
-            f"target={target}": target in WEAK,
-            f"mistakes={mistakes}": mistakes is not None,
-            "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
-            "batches.augment=auto": cfg.batches.augment == AUTO,
-            "trainer.max_steps=auto": cfg.trainer.max_steps == AUTO,
-        }
-        for key, is_asked in needs_base.items():
-            if is_asked:
-                raise UserError(f"{key}: expected stage=lora, since it needs a base")
-    if cfg.stage == "lora" and mistakes is None and target is None:
-        raise UserError(
-            "target: missing; expected the class to repair, by number or name, a list of them, or "
-            "weakest, or weak; or mistakes=FOLDER"
-        )
-    if cfg.stage == "lora" and mistakes is not None:
-        if target not in (None, *WEAK):
-            raise UserError(
-                f"target={as_value(target)}: expected null; mistakes={mistakes} is learnt"
-            )
-        if cfg.refit is True:
-            raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
-        if cfg.lora.offset not in (0, AUTO):
-            why = f"expected 0 or auto; mistakes={mistakes} is learnt, and moves no class"
-            raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
+        _refuse_what_needs_a_base(cfg)
+    if cfg.stage == "lora":
+        _refuse_repair_of_nothing(cfg)
+    scheduler = cfg.get("scheduler") or {}
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
 
 
-def _refuse_network(session: Session) -> None:
-    """Refuse what needs the network, but no image: layers, outputs, the parts of a training."""
-    cfg, classifier, net = session.cfg, session.classifier, session.net
-    trains, is_repair = cfg.stage != "eval", cfg.stage == "lora"
-    if trains and cfg.target not in (None, *WEAK):
+def _refuse_what_needs_a_base(cfg: DictConfig) -> None:
+    """Refuse what a pretraining cannot do."""
+    needs_base = {
+        f"target={cfg.target}": cfg.target in WEAK,
+        f"mistakes={cfg.mistakes}": cfg.mistakes is not None,
+        "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
+        "batches.augment=auto": cfg.batches.augment == AUTO,
+        "trainer.max_steps=auto": cfg.trainer.max_steps == AUTO,
+    }
+    for key, is_asked in needs_base.items():
+        if is_asked:
+            raise UserError(f"{key}: expected stage=lora, since it needs a base")
+
+
+def _refuse_repair_of_nothing(cfg: DictConfig) -> None:
+    """Refuse a repair that does not say of what, or says it twice."""
+    target, mistakes = cfg.target, cfg.mistakes
+    if mistakes is None and target is None:
+        raise UserError(
+            "target: missing; expected the class to repair, by number or name, a list of them, or "
+            "weakest, or weak; or mistakes=FOLDER"
+        )
+    if mistakes is None:
+        return
+    if target not in (None, *WEAK):
+        raise UserError(f"target={as_value(target)}: expected null; mistakes={mistakes} is learnt")
+    if cfg.refit is True:
+        raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+    if cfg.lora.offset not in (0, AUTO):
+        why = f"expected 0 or auto; mistakes={mistakes} is learnt, and moves no class"
+        raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
+
+
+def _refuse_training(cfg: DictConfig, run: Run, trainer: Trainer, classifier: Classifier) -> None:
+    """Refuse what needs the network, but no image: classes, layers, the parts of a training."""
+    if cfg.target not in (None, *WEAK):
         numbers_of(classifier.classes, cfg.target)
-    if is_repair:
+    if cfg.stage == "lora":
         with config_group("lora"):
             require_one_of("init", cfg.lora.init, KINDS)
-            layers_to_adapt(net, cfg.lora.target_modules)
-    _check_network(classifier)
-    if not trains:
-        return
-    for settings in ({}, *settings_of_trials(session).values()):
-        check_training(session.with_settings(settings))
+            layers_to_adapt(classifier.net, cfg.lora.target_modules)
+        if monitor := _monitored(trainer):
+            raise UserError(
+                f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps "
+                "its last weights, or their average"
+            )
+    for settings in ({}, *settings_of_trials(cfg, run).values()):
+        check_training(with_settings(cfg, settings), trainer, classifier)
     if cfg.ckpt_path is not None:
-        refuse_other_training(cfg.ckpt_path, hyperparameters(session), KNOWN_AT_ONCE)
-    if is_repair and (monitor := _monitored(session.trainer)):
-        raise UserError(
-            f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps its "
-            "last weights, or their average"
-        )
+        known = hyperparameters(cfg, classifier)
+        refuse_other_training(cfg.ckpt_path, known, KNOWN_AT_ONCE)
 
 
-def _with_images(session: Session) -> Session:
-    """The session with its images: without those that were learnt, with mistakes, limited."""
-    cfg, classifier, device = session.cfg, session.classifier, session.trainer.strategy.root_device
-    images, mistakes = classifier.images, None
+def _images_of(
+    cfg: DictConfig, trainer: Trainer, classifier: Classifier
+) -> tuple[ImageSets, Mistakes | None]:
+    """The images of a run, without those that were learnt, and limited; and its mistakes."""
+    images, mistakes, dataset = classifier.images, None, classifier.dataset
     if cfg.stage != "eval" and not len(images.train):
-        raise UserError(f"data: expected images to train on; {classifier.dataset.name} has none")
+        raise UserError(f"data: expected images to train on; {dataset.name} has none")
     if not len(images.test):
         settings, key = classifier.settings, "data_dir"
-        for each in classifier.dataset.split_settings:
+        for each in dataset.split_settings:
             if settings.typed["data"].get(each) is not None:
                 key = each
         raise UserError(
@@ -142,17 +148,17 @@ def _with_images(session: Session) -> Session:
     if classifier.settings.prepare.get("transform") is not None:  # only images show its outputs
         _check_network(classifier, images.test)
     if cfg.mistakes is not None:
-        mistakes, left_out = _mistakes_of(classifier, cfg, device)
+        mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
         images = replace(images, left_out={**images.left_out, **left_out})
         images = with_mistakes(images, mistakes)
     for part, about in images.left_out.items():
         # A refit has learnt the validation images; who needs them is refused.
         log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
-    size = classifier.dataset.eval_batch_size
+    size = dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
     test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
-    return replace(session, images=replace(images, val=val, test=test), mistakes=mistakes)
+    return replace(images, val=val, test=test), mistakes
 
 
 def _mistakes_of(
@@ -187,8 +193,6 @@ def _limited(images: Images, limit: int | float | None, batch_size: int) -> Imag
 def _refuse_images(session: Session) -> None:
     """Refuse what the images show: a class without any, too few to decide."""
     cfg, trainer, classifier = session.cfg, session.trainer, session.classifier
-    if cfg.stage == "eval":
-        return
     is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
     if cfg.target not in (None, *WEAK):
         select(session.images.train.labels, classifier.classes, cfg.target)

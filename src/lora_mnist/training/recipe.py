@@ -5,11 +5,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.choose_point import Dial, refuse_undecidable
-from lora_mnist.config.command import is_in
+from lora_mnist.config.command import Run, is_in
+from lora_mnist.config.objects import with_settings
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
@@ -18,7 +19,7 @@ from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import adapted_weights, layers_to_adapt
 from lora_mnist.show.reading import number_of
-from lora_mnist.training.fit import data_of, order_seed
+from lora_mnist.training.fit import augment_of, data_of, order_seed
 from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -35,19 +36,19 @@ _AUTO_RANK = 64
 NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
 
 
+def trains(cfg: DictConfig) -> bool:
+    """Whether a repair trains; with ``lora.scale=0`` it is the offset alone."""
+    return bool(cfg.lora.scale != 0)
+
+
 def put_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says."""
     _refuse_undecided(session, selection)
-    net, images, dataset = session.net, session.images.train, session.classifier.dataset
+    net, labels, classifier = session.net, session.images.train.labels, session.classifier
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
-    knobs = {knob: arguments.pop(knob) for knob in Point._fields}  # of the finished adapter
-    offset, layer = knobs["offset"], None
-    if offset and selection.targets:
-        some = torch.linspace(0, len(images) - 1, 4).long().tolist()
-        pixels = images.take(some)[0].to(session.evaluating())
-        layer = last_layer(net, dataset.normalise(pixels))
-    if layer is None and offset not in (0, AUTO):
-        raise UserError(f"lora.offset={offset}: expected 0 or auto; {NO_LAYER}")
+    for knob in Point._fields:  # of the finished adapter
+        del arguments[knob]
+    layer = _layer_of_offset(session, selection)
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
@@ -60,11 +61,23 @@ def put_adapter(session: Session, selection: Selection) -> None:
         # There it draws its first values: the same on every machine.
         add_lora(net.cpu(), **arguments, rank_pattern=ranks)
     if layer is not None:
-        counts = images.labels.bincount(minlength=len(dataset.classes)).float()
+        counts = labels.bincount(minlength=len(classifier.classes)).float()
         add_offset(net, layer, offset_for(counts, selection.targets))
-    assert session.classifier.base is not None
+    assert classifier.base is not None
     with config_group("lora"):  # what could not be saved is not trained
-        adapter_files(net, {"base_sha256": session.classifier.base.sha256})
+        adapter_files(net, {"base_sha256": classifier.base.sha256})
+
+
+def _layer_of_offset(session: Session, selection: Selection) -> str | None:
+    """The name of the layer whose bias an offset moves; ``None``: there is no offset."""
+    offset, images, layer = session.cfg.lora.offset, session.images.train, None
+    if offset and selection.targets:
+        some = torch.linspace(0, len(images) - 1, 4).long().tolist()
+        pixels = images.take(some)[0].to(session.evaluating())
+        layer = last_layer(session.net, session.classifier.dataset.normalise(pixels))
+    if layer is None and offset not in (0, AUTO):
+        raise UserError(f"lora.offset={offset}: expected 0 or auto; {NO_LAYER}")
+    return layer
 
 
 def dial_of(session: Session, selection: Selection) -> Dial:
@@ -86,12 +99,12 @@ def _refuse_undecided(session: Session, selection: Selection) -> None:
             log.warning(few, ", ".join(asked), session.classifier.classes[c], number)
 
 
-def settings_of_trials(session: Session) -> dict[str, dict[str, Any]]:
+def settings_of_trials(cfg: DictConfig, run: Run) -> dict[str, dict[str, Any]]:
     """What each of ``trials`` sets, by key; a key that is typed counts for all of them."""
     # augment= and batches.augment= are the same.
-    typed = [key.removeprefix("batches.") for key in session.run.keys]
+    typed = [key.removeprefix("batches.") for key in run.keys]
     trials: dict[str, dict[str, Any]] = {}
-    for name, values in (session.cfg.get("trials") or {}).items():
+    for name, values in (cfg.get("trials") or {}).items():
         trials[name] = {}
         for key, value in (values or {}).items():
             own = key.removeprefix("batches.")
@@ -100,44 +113,48 @@ def settings_of_trials(session: Session) -> dict[str, dict[str, Any]]:
     return trials
 
 
-def trials_of(session: Session, selection: Selection) -> dict[str, Session]:
-    """A session for each of ``trials``; the first alone where validation images cannot choose."""
-    count, is_few = few_of(session, selection)
-    steps = session.cfg.trainer.max_steps
+def trials_of(session: Session, selection: Selection) -> dict[str, DictConfig]:
+    """The configuration of each of ``trials``; of the first alone where nothing can choose."""
+    cfg, classifier = session.cfg, session.classifier
+    steps = cfg.trainer.max_steps
     if steps == AUTO:
-        is_common = bool(selection.targets) and count >= FEW_IMAGES
+        is_common = selection.targets and count_to_learn(session, selection) >= FEW_IMAGES
         steps = _STEPS_OF_MANY if is_common else _STEPS
     # A seed that is drawn is drawn once: each training has the same order.
-    common = {"trainer.max_steps": steps, "batches.seed": order_seed(session)}
+    common = {"trainer.max_steps": steps, "batches.seed": order_seed(cfg)}
     takes_dropout = any(weight.factored_forward for weight in adapted_weights(session.net).values())
-    trials: dict[str, Session] = {}
-    for name, values in (settings_of_trials(session) or {"lora": {}}).items():
+    trials: dict[str, DictConfig] = {}
+    for name, values in (settings_of_trials(cfg, session.run) or {"lora": {}}).items():
         if not takes_dropout:
             values.pop("lora.dropout", None)
-        trial = session.with_settings(common | values)
-        trial = trial.with_settings({"batches.augment": trial.augment})
-        if any(trial.cfg == other.cfg for other in trials.values()):
-            continue
-        data_of(trial, selection)  # what does not fit is refused before anything is computed
-        trials[name] = trial
-    if not is_few or session.cfg.lora.scale == 0:
-        trials = dict(islice(trials.items(), 1))
-    return trials
+        trial = with_settings(cfg, common | values)
+        trial = with_settings(trial, {"batches.augment": augment_of(trial, classifier)})
+        if trial not in trials.values():
+            data_of(session, trial, session.images, selection)  # what does not fit is refused now
+            trials[name] = trial
+    can_choose = is_few(session, selection) and trains(cfg)
+    return trials if can_choose else dict(islice(trials.items(), 1))
 
 
-def few_of(session: Session, selection: Selection) -> tuple[int, bool]:
-    """How many images are to be learnt, of several classes of the rarest, and whether it is few."""
+def count_to_learn(session: Session, selection: Selection) -> int:
+    """How many images are to be learnt; of several classes, those of the rarest."""
     if not selection.targets:
-        return len(selection.target_indices), False
+        return len(selection.target_indices)
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
-    count = int(counts[selection.targets].min())
-    return count, count < FEW_IMAGES and len(session.images.val) > 0  # else nothing decides
+    return int(counts[selection.targets].min())
+
+
+def is_few(session: Session, selection: Selection) -> bool:
+    """Whether classes have so few images to learn that several trainings pay."""
+    if not selection.targets or not len(session.images.val):  # nothing decides
+        return False
+    return count_to_learn(session, selection) < FEW_IMAGES
 
 
 def choose_refit(session: Session, selection: Selection) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
-    if session.cfg.lora.scale == 0:
+    if not trains(session.cfg):
         return Choice(False, why="nothing is trained")
     if refit != AUTO:
         return session.as_set("refit", refit)
@@ -145,6 +162,6 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
         return Choice(False, why="mistakes are learnt")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
-    count, is_few = few_of(session, selection)
-    why = f"{count:,} images to learn, {'fewer' if is_few else 'no fewer'} than {FEW_IMAGES}"
-    return Choice(is_few, [True, False], why=why)
+    pays, count = is_few(session, selection), count_to_learn(session, selection)
+    why = f"{count:,} images to learn, {'fewer' if pays else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(pays, [True, False], why=why)

@@ -1,36 +1,32 @@
 """A session: what all trainings and tests of one run share, made once."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from lora_mnist.choice import AUTO, Choice
+from lora_mnist.choice import Choice
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.command import Run
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes
-from lora_mnist.errors import UserError, as_value
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.measure.predictions import Predictions, predictions_of
-from lora_mnist.project import quoted
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a run works with. A training has one of its own, with another cfg and Trainer."""
+    """What a run works with. Each training of a repair has a cfg and a Trainer of its own."""
 
-    cfg: DictConfig
+    cfg: DictConfig  # of the run
     run: Run
-    trainer: Trainer
+    trainer: Trainer  # of a repair: for its device, processes and loggers alone
     classifier: Classifier
     images: ImageSets  # mistakes to learn stand at the end of those to train on
     mistakes: Mistakes | None
@@ -77,10 +73,6 @@ class Session:
                 tables[part] = table
         return tables
 
-    @property
-    def augment(self) -> Any:
-        return augment_of(self.cfg, self.classifier)
-
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""
         names = {key, "digit"} if key == "target" else {key}
@@ -90,39 +82,6 @@ class Session:
     def of_first_process(self, value: Any) -> Any:
         """The value that the first of several processes has chosen, for all of them."""
         return self.trainer.strategy.broadcast(value)
-
-    def with_settings(self, settings: Mapping[str, Any]) -> "Session":
-        """The session of another training, whose configuration has these values by key."""
-        cfg = self.cfg.copy()
-        for key, value in settings.items():
-            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
-        return replace(self, cfg=cfg)
-
-
-def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
-    """What changes training images, as one transform; ``auto``: what did in the base's training."""
-    augment: Any = cfg.batches.augment or {}
-    if OmegaConf.is_config(augment):
-        augment = OmegaConf.to_container(augment, resolve=True)
-    if augment != AUTO:
-        if not isinstance(augment, dict):
-            expected = "a transform, transforms by name, auto or null; augment= takes presets"
-            raise UserError(f"batches.augment={as_value(augment)}: expected {expected}")
-        changes = [augment] if "_target_" in augment else list(augment.values())
-        changes = [change for change in changes if change is not None]
-        if len(changes) > 1:
-            return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
-        return changes[0] if changes else None
-    base = classifier.base
-    assert base is not None  # _refuse_settings
-    recorded = base.record.augment
-    if foreign := recorded and foreign_code({}, "transform", recorded):
-        line = quoted(f"batches.augment={as_value(recorded)}")
-        raise UserError(
-            f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
-            "runs it, from where you stand; augment=none trains without"
-        )
-    return recorded
 
 
 def prove_unchanged(session: Session) -> None:

@@ -1,12 +1,14 @@
 """Which classes a training learns, as typed or those that are weak, and which images it replays."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_mnist.choice import WEAK, Choice
+from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value, nearest_to
 from lora_mnist.measure.predictions import Predictions, counts_of
@@ -26,12 +28,7 @@ def choose_target(
         return Selection([], indices[first:], indices[:first]), {}
     if target in WEAK:
         assert before is not None  # open_session has looked for validation images
-        names, why = _weak_ones(target, before, classes)
-        if not names:
-            expected = "a class"
-            if images.held_out.get("val") != "test" and "test" not in images.held_out:
-                expected += ", or data.val_from=test if the base was trained on these images"
-            raise UserError(f"target={target}: {why}; expected {expected}")
+        names, why = _weak_ones(session, before)
         choice = Choice(names, None, len(before), why)
         return select(labels, classes, names), {"target": choice}
     selection = select(labels, classes, target)
@@ -41,27 +38,39 @@ def choose_target(
     return selection, {"target": session.as_set("target", names)}
 
 
-def _weak_ones(target: str, before: Predictions, classes: Sequence[str]) -> tuple[list[str], str]:
-    """The names of the weakest class, or of all weak ones, and why; none, and why."""
-    counts = counts_of(before)["before"]
-    errors, numbers = counts["errors_per_class"], counts["images_per_class"]
-    if not any(errors):
-        return [], f"the base has all {len(before)} validation images right"
-    if target == "weakest":
+def with_validation(session: Session, selection: Selection) -> tuple[ImageSets, Selection]:
+    """The images of a refit, which learns those to validate on, too; and what it selects."""
+    images, classes = session.images, session.classifier.classes
+    train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
+    names = [classes[c] for c in selection.targets]
+    return replace(images, train=train, val=none), select(train.labels, classes, names)
+
+
+def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
+    """The names of the weakest class, or of all weak ones, and why."""
+    target, classes, counts = session.cfg.target, session.classifier.classes, counts_of(before)
+    errors = counts["before"]["errors_per_class"]
+    numbers = counts["before"]["images_per_class"]
+    if target == "weakest" and any(errors):
         worst = weakest(errors, numbers)
         share = f"{errors[worst]} of its {numbers[worst]} validation images are wrong"
         share += f" ({errors[worst] / numbers[worst]:.1%})"
         if unseen := [name for name, number in zip(classes, numbers, strict=True) if not number]:
             share += f"; without any, nothing is known of {', '.join(unseen)}"
         return [classes[worst]], f"the weakest class, {share}"
-    found = weak(errors, numbers)
-    if not found:
-        return [], "no class has more errors on validation images than the rest beyond chance"
-    each = []
-    for c, p_value in found.items():
-        each.append(f"{classes[c]} {errors[c]} of {numbers[c]} ({chance_text(p_value)})")
-    why = f"weaker than the rest beyond chance, errors of validation images: {', '.join(each)}"
-    return [classes[c] for c in found], why
+    if found := weak(errors, numbers):
+        each = []
+        for c, p_value in found.items():
+            each.append(f"{classes[c]} {errors[c]} of {numbers[c]} ({chance_text(p_value)})")
+        why = "weaker than the rest beyond chance, errors of validation images: "
+        return [classes[c] for c in found], why + ", ".join(each)
+    why = "no class has more errors on validation images than the rest beyond chance"
+    if not any(errors):
+        why = f"the base has all {len(before)} validation images right"
+    expected, held_out = "a class", session.images.held_out
+    if held_out.get("val") != "test" and "test" not in held_out:
+        expected += ", or data.val_from=test if the base was trained on these images"
+    raise UserError(f"target={target}: {why}; expected {expected}")
 
 
 def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:

@@ -20,9 +20,10 @@ from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure import dial
 from lora_mnist.measure.dial import row_at
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import attempts, recipe
-from lora_mnist.training.attempts import RATES
-from lora_mnist.training.session import Session, augment_of
+from lora_mnist.training import attempts, recipe, repair
+from lora_mnist.training.fit import augment_of
+from lora_mnist.training.repair import RATES
+from lora_mnist.training.session import Session
 from lora_mnist.training.target import choose_target
 
 #: 350 nines are few.
@@ -120,7 +121,7 @@ def test_a_trial_that_cannot_be_used_is_refused_before_all_else(go, monkeypatch,
 
 def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypatch):
     """A scheduler, too, reads the rate that was chosen."""
-    monkeypatch.setattr(attempts, "RATES", (1e30, 0.003))
+    monkeypatch.setattr(repair, "RATES", (1e30, 0.003))
     options = (*QUIET, "scheduler=one_cycle", "trainer.log_every_n_steps=1")
     folder = go("steep", *options, "optimizer.lr=auto")
     rate = read_results(folder)["choices"]["rate"]
@@ -146,7 +147,7 @@ def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeyp
     monkeypatch.setattr(
         attempts,
         "fit",
-        lambda session, data: rates.append(session.cfg.optimizer.lr) or fit(session, data),
+        lambda session, cfg, *parts: rates.append(cfg.optimizer.lr) or fit(session, cfg, *parts),
     )
     go(f"adds {adds}", *QUIET, "optimizer.lr=auto")
     assert rates == list(RATES[: 1 if adds else 2])
@@ -256,9 +257,9 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
 def test_refit_begins_where_its_trial_began(go, monkeypatch):
     starts, fit = [], attempts.fit
 
-    def remembering(session, data):
+    def remembering(session, *parts):
         starts.append([p.clone() for each in lora_adapters(session.net) for p in each.parameters()])
-        return fit(session, data)
+        return fit(session, *parts)
 
     monkeypatch.setattr(attempts, "fit", remembering)
     go("from the start", *QUIET, "refit=true")
@@ -271,8 +272,8 @@ def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, di
     """It tells itself by images that it has learnt; the trial is what is saved."""
     fit = attempts.fit
 
-    def ruined(session, data):
-        module = fit(session, data)
+    def ruined(session, cfg, trainer, data):
+        module = fit(session, cfg, trainer, data)
         if not len(data.images.val):  # the refit
             for adapter in lora_adapters(session.net):
                 torch.nn.init.normal_(adapter.lora_B, std=10)
@@ -375,7 +376,7 @@ def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
 
 
 def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
-    monkeypatch.setattr(attempts, "RATES", (1e30, 0.003))
+    monkeypatch.setattr(repair, "RATES", (1e30, 0.003))
     options = ("logger=csv", "trainer.log_every_n_steps=1", "optimizer.lr=auto")
     folder = go("steep alone", *options)
     curve = read_results(folder)["validation_errors"]
@@ -403,5 +404,5 @@ def test_a_trial_that_diverges_loses_no_other(go, caplog):
 
 def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "smoothed": 0.9}, {"scale": 0.0, "smoothed": 0.8}]
-    attempt = attempts.Attempt(None, None, point=Point(-0.5), curve={"rows": rows})
+    attempt = attempts.Attempt(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
     assert attempt.is_ahead_of_an_offset

@@ -1,0 +1,159 @@
+"""What a training leaves to other commands: a base, or an adapter with its record."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lora_mnist.choice import Choice
+from lora_mnist.classifier.base import (
+    base_name,
+    find_base,
+    set_current_base,
+    versioned_base_path,
+    write_base,
+)
+from lora_mnist.classifier.learnt import write_learnt
+from lora_mnist.classifier.record import NO_RECORD, Record
+from lora_mnist.config.command import Run
+from lora_mnist.errors import TrainingError
+from lora_mnist.lora.adapter import save_adapter
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.measure.predictions import Predictions, counts_of
+from lora_mnist.project import DATA
+from lora_mnist.run_paths import ADAPTER_FOLDER
+from lora_mnist.training.fit import augment_of
+from lora_mnist.training.session import Session
+
+log = logging.getLogger(__name__)
+
+#: Keys that the record of a base or an adapter leaves out, with those below them.
+_CHANGE_NO_NUMBER = (
+    *("callbacks.checkpoint", "figures", "hydra", "launcher"),
+    *("logger", "paths", "run_name", "sweep"),
+)
+
+
+class NewBase(NamedTuple):
+    """The base that a pretraining leaves, and where."""
+
+    sha256: str
+    path: Path
+    replaces: Path | None  # the current base; None: that one stays
+    why_useless: str | None
+
+    def about(self, folder: Path) -> dict[str, Any]:
+        """What results.json in the run's folder has of it."""
+        if self.replaces is not None:
+            return {"base_sha256": self.sha256}
+        # The user has to name it to other commands.
+        return {"base_sha256": self.sha256, "weights": os.path.relpath(self.path, folder)}
+
+
+def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
+    """The file of the current base, which a pretraining replaces; in a sweep a typed one alone."""
+    if run.is_sweep and "base_ckpt" not in run.keys:
+        return None
+    if cfg.base_ckpt is not None:
+        return Path(str(cfg.base_ckpt))
+    return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
+
+
+def new_base(session: Session, tables: Mapping[str, Predictions], current: Path | None) -> NewBase:
+    """A base for other commands is one of all bases, and the current one; else it stays here."""
+    cfg, settings = session.cfg, session.classifier.settings
+    folder, replaces, why_useless = session.run.folder, None, None
+    knows_some = cfg.target is not None  # of the classes
+    if not (cfg.debug or session.is_fast_dev_run or knows_some):
+        why_useless = _why_useless(session, tables)
+        if why_useless is None:
+            folder, replaces = Path(cfg.paths.bases), current
+    sha256, name = fingerprint(session.net.state_dict()), base_name(settings.data, settings.net)
+    return NewBase(sha256, versioned_base_path(folder, name, sha256), replaces, why_useless)
+
+
+def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | None:
+    """Why a new base is of no use: it is no better than one class for all images."""
+    part = "val" if "val" in tables else "test"
+    counts = counts_of(tables[part])["before"]
+    images, accuracy = counts["images_per_class"], counts["accuracy"]
+    if accuracy > max(images) / sum(images):
+        return None
+    commonest = session.classifier.classes[images.index(max(images))]
+    return (
+        f"optimizer.lr={session.cfg.optimizer.lr}: of the {part} images {accuracy:.1%} are right, "
+        f"no more than by always saying {commonest}; expected more steps, or another rate; the "
+        f"base stays in {session.run.folder}"
+    )
+
+
+def leave_base(session: Session, base: NewBase, learnt: Tensor) -> None:
+    """Write a new base, and make it the current one; refuse one of no use, which stays apart."""
+    write_base(session.net.state_dict(), base.path, _record_of(session), learnt)
+    if base.replaces is not None:
+        set_current_base(base.path, base.replaces)
+    else:
+        log.info("base: %s; the current one stays", base.path)
+    if base.why_useless is not None:
+        raise TrainingError(base.why_useless)
+
+
+def leave_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tensor) -> None:
+    """Save the adapter with its record."""
+    base, record = session.classifier.base, _record_of(session)
+    assert base is not None
+    values = {name: choice.value for name, choice in choices.items()}
+    targets = values.pop("target", [])
+    folder = session.run.folder / ADAPTER_FOLDER
+    record = replace(
+        record,
+        made={**record.made, **values},
+        base_sha256=base.sha256,
+        targets=targets,
+        learnt=write_learnt(folder, learnt),  # first: no adapter is without it
+    )
+    save_adapter(session.net, folder, metadata=record.content())
+
+
+def keep_base(session: Session) -> None:
+    """Keep a copy of an adapter's base, where there is none."""
+    classifier, bases = session.classifier, Path(session.cfg.paths.bases)
+    base, settings = classifier.base, classifier.settings
+    assert base is not None
+    if find_base(bases, base.sha256) is None:
+        path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
+        # Of somebody else's, which images there are is each command's choice.
+        record = base.record
+        if record == NO_RECORD:
+            record = replace(_record_of(session), data={})
+        write_base(base.tensors, path, record, base.learnt)
+
+
+def _record_of(session: Session) -> Record:
+    """The record for the file of a base or an adapter: all that a command needs, resolved."""
+    classifier, dataset = session.classifier, session.classifier.dataset
+    settings, prepare = classifier.settings, dataset.preprocessing()
+    if settings.prepare.get("transform") is not None:
+        prepare["transform"] = settings.prepare["transform"]
+    data = {key: value for key, value in settings.data.items() if value is not None}
+    data |= dataset.split_settings
+    for key in ("num_workers", "eval_batch_size"):  # a machine's own
+        data.pop(key, None)
+    folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
+    if folder != DATA:  # which each machine has
+        data["data_dir"] = str(folder)
+    made = {
+        "stage": session.cfg.stage,
+        "overrides": session.run.typed_without(*_CHANGE_NO_NUMBER),
+        "seed": session.cfg.seed,
+        "choose_by": session.cfg.choose_by,
+        "augment": augment_of(session.cfg, classifier),
+        "versions": {package: version(package) for package in ("lora-mnist", "torch")},
+    }
+    return Record(str(dataset.name), dict(settings.net), prepare, data, made)
