@@ -70,14 +70,16 @@ class ImageDataModule(LightningDataModule):
 
 
 class PlannedBatches:
-    """The batches of the plan; Lightning saves its place in an epoch, and restores it."""
+    """The batches of the plan, one after another over all epochs.
 
-    # It is no DataLoader, whose order Lightning would change.
+    Order, shuffling and each process's share are the plan's. So it is no DataLoader, whose order
+    Lightning would change. Lightning saves the place in an epoch, and restores it.
+    """
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
         self._epoch, self._place = 0, 0  # how many batches of the epoch have been given
-        self._batches, self._next = data.plan.batches(), 0  # kept from epoch to epoch
+        self._batches, self._given = data.plan.batches(), 0  # of the plan, which goes on
 
     def __len__(self) -> int:
         """The batches of a whole epoch, also where a part of it is done."""
@@ -90,20 +92,21 @@ class PlannedBatches:
         epoch, count = self.trainer.current_epoch, len(self)
         if epoch != self._epoch:
             self._epoch, self._place = epoch, 0
-        first = self._place
-        if not self.trainer.overfit_batches:  # type: ignore[attr-defined]  # the first epoch again
-            first += epoch * count  # also with trainer.limit_train_batches, as in a DataLoader
+        # trainer.limit_train_batches skips the rest of an epoch, as with a DataLoader.
+        first = epoch * count + self._place
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            first = self._place  # the first epoch again
         for batch in self.data.loader(islice(self._from(first), count - self._place)):
             self._place = (self._place + 1) % count  # 0 after the last one
             yield batch
 
     def _from(self, first: int) -> Iterator[list[int]]:
         """The batches of the plan from the one with this number on."""
-        if self._next > first:
-            self._batches, self._next = self.data.plan.batches(), 0
+        if self._given > first:  # they begin anew
+            self._batches, self._given = self.data.plan.batches(), 0
         for batch in self._batches:
-            self._next += 1
-            if self._next > first:
+            self._given += 1
+            if self._given > first:
                 yield batch
 
     def state_dict(self) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,59 +156,54 @@ class TrainedAverage(Callback):
     def __init__(self, decay: float = 0.99) -> None:
         require_number("decay", decay, 0, 1)
         self.decay = decay
-        # What is not in the network: the average, or the parameters while that is in their place.
-        self._other: dict[str, Tensor] = {}
-        self._is_in_place = False
+        self._average: dict[str, Tensor] = {}  # empty before the first step
+        self._trained: dict[str, Tensor] = {}  # the parameters, while the average is in their place
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._steps, self._trained = trainer.global_step, dict[str, Tensor]()
+        self._steps, self._parameters = trainer.global_step, dict[str, Tensor]()
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                self._trained[name] = parameter
-                if name in self._other:  # from a checkpoint
-                    self._other[name] = self._other[name].to(parameter.device)
+                self._parameters[name] = parameter
+        for tensors in (self._average, self._trained):  # from a checkpoint
+            tensors |= {name: each.to(pl_module.device) for name, each in tensors.items()}
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._put(pl_module, average=False)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._put(pl_module, self._trained)
+        self._trained = {}
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self._steps:  # inside accumulated gradients
             return
         self._steps = trainer.global_step
-        if not self._other:
-            self._other = {name: each.detach().clone() for name, each in self._trained.items()}
+        if not self._average:
+            self._average = self._copies()
         # One launch for all of them on a GPU.
-        trained = [self._trained[name] for name in self._other]
-        torch._foreach_lerp_([*self._other.values()], trained, 1 - self.decay)
+        parameters = [self._parameters[name] for name in self._average]
+        torch._foreach_lerp_([*self._average.values()], parameters, 1 - self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in place until the next batch: a checkpoint has what was validated."""
-        self._put(pl_module, average=True)
+        if self._average and not self._trained:
+            self._trained = self._copies()
+            self._put(pl_module, self._average)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the network, also where a checkpoint left no step to take."""
-        self._put(pl_module, average=True)
-        self._other, self._is_in_place = {}, False
+        self._put(pl_module, self._average)
+        self._average, self._trained = {}, {}
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: each.detach().clone() for name, each in self._parameters.items()}
 
     @torch.no_grad()
-    def _put(self, pl_module: LightningModule, average: bool) -> None:
-        """Put the average, or the parameters, into the network, if there is an average."""
-        if average == self._is_in_place or not self._other:
-            return
-        self._is_in_place = average
-        for name, other in self._other.items():
-            parameter = pl_module.get_parameter(name)
-            self._other[name] = parameter.clone()
-            parameter.copy_(other)
+    def _put(self, pl_module: LightningModule, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            pl_module.get_parameter(name).copy_(tensor)
 
     def state_dict(self) -> dict[str, Any]:
         # Pairs: a dictionary would be a second network to base_ckpt=.
-        return {"other": list(self._other.items()), "is_in_place": self._is_in_place}
+        return {"average": [*self._average.items()], "trained": [*self._trained.items()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._other, self._is_in_place = dict(state_dict["other"]), state_dict["is_in_place"]
+        self._average, self._trained = dict(state_dict["average"]), dict(state_dict["trained"])
