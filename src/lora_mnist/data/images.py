@@ -1,4 +1,14 @@
-"""Sets of images, in memory or on the disk, and what a classifier's images are."""
+"""Sets of images, in memory or on the disk, and what a classifier's images are.
+
+What is known by which hash, all of them SHA-256:
+
+- an image: ``Images.digests``, 8 bytes of that of its file, or of its pixels where it has none; so
+  copies are found, and what base and adapter have learnt
+- the images and labels of a part: ``ImageSets.sha256``, for results.json
+- a picture of a folder of mistakes: that of its pixels, which holds some out (:mod:`.mistakes`)
+- an image file's place in the order that holds images out: that of its path (:mod:`.split`)
+- a base, or the digests that an adapter has learnt: :func:`.lora.base_state.fingerprint`
+"""
 
 import hashlib
 import logging

@@ -84,7 +84,8 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
         except PictureError as error:
             log.warning("%s: skipped: %s", printable(path), error)
             continue
-        picture = Picture(_sha256(image), dataset.classes.index(name), path, image)
+        sha256 = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+        picture = Picture(sha256, dataset.classes.index(name), path, image)
         pictures.setdefault((picture.sha256, picture.label), picture)
     if not pictures:
         expected = "expected pictures, in a folder for each class; found none"
@@ -96,24 +97,23 @@ def _refuse_those_that_judge(
     pictures: Iterable[Picture], dataset: ImageDataset, folder: Path
 ) -> None:
     """Refuse pictures that are images to validate or to test on."""
-    files, sets = {picture.sha256: picture.path for picture in pictures}, dataset.sets
+    sets, digests = dataset.sets, digests_of([picture.image for picture in pictures]).tolist()
+    files = {digest: picture.path for digest, picture in zip(digests, pictures, strict=True)}
     for part, images in (("validation", sets.val), ("test", sets.test)):
-        for name, sha256 in zip(images.names, _sha256_of_each(images, dataset), strict=True):
-            if sha256 in files:
+        for name, digest in zip(images.names, _digests_of_pixels(images, dataset), strict=True):
+            if digest in files:
                 raise UserError(
-                    f"mistakes={folder}: {files[sha256]} is {part} image {name}; expected "
+                    f"mistakes={folder}: {files[digest]} is {part} image {name}; expected "
                     "pictures from elsewhere, since these images judge what is learnt"
                 )
 
 
 def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
     """Which pictures are tested on, bool, (N,): by their SHA-256, and no training image."""
-    known = set(_sha256_of_each(dataset.sets.train, dataset))
-    is_held_out = torch.zeros(len(pictures), dtype=torch.bool)
-    for number, picture in enumerate(pictures):
-        is_below = int(picture.sha256[:8], 16) < share * 2**32
-        is_held_out[number] = is_below and picture.sha256 not in known
-    return is_held_out
+    known = torch.tensor(_digests_of_pixels(dataset.sets.train, dataset), dtype=torch.int64)
+    is_known = torch.isin(digests_of([picture.image for picture in pictures]), known)
+    is_below = [int(picture.sha256[:8], 16) < share * 2**32 for picture in pictures]
+    return torch.tensor(is_below) & ~is_known
 
 
 def _images_of(pictures: Sequence[Picture], dataset: ImageDataset) -> Images:
@@ -133,15 +133,10 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     return replace(images, train=images.train.followed_by(mistakes.train), sha256=sha256)
 
 
-def _sha256(image: Tensor) -> str:
-    """The SHA-256 of an image's pixels, in hexadecimal."""
-    return hashlib.sha256(image.numpy().tobytes()).hexdigest()
-
-
-def _sha256_of_each(images: Images, dataset: ImageDataset) -> list[str]:
-    """:func:`_sha256` of each of the images, which are read batch by batch."""
+def _digests_of_pixels(images: Images, dataset: ImageDataset) -> list[int]:
+    """:func:`.images.digests_of` what is read of images, batch by batch, and not of their files."""
     loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
-    hashes = []
+    digests = []
     for batch, _ in progress(loader, "comparing with the mistakes", len(loader)):
-        hashes += [_sha256(image) for image in batch]
-    return hashes
+        digests += digests_of(batch).tolist()
+    return digests

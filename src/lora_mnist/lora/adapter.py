@@ -21,11 +21,10 @@ from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
 from .peft_files import (
     CONFIG_NAME,
-    METADATA,
     WEIGHTS_NAME,
     AdapterFiles,
     adapters_of,
-    check_types,
+    checked_metadata,
     files_of,
 )
 from .weight import adapted_weights, float_parameters, listed, lora_adapters
@@ -129,11 +128,9 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-        if metadata != {}:
-            check_types(metadata, METADATA)
+        return checked_metadata(metadata) if metadata != {} else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
-    return dict(metadata)
 
 
 def _warn_of_peft(model: nn.Module) -> None:

@@ -233,13 +233,8 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     """Undo :func:`merge_lora`: base and adapters are again what they were, bit for bit.
 
     The base is the one that was kept, not ``weight - scaling * lora_B @ lora_A``, which rounding
-    would make another. Changes made to a merged weight are lost.
-
-    Args:
-        model: network with merged adapters; changed in place, and returned.
-
-    Raises:
-        ValueError: if no adapter is merged.
+    would make another. Changes made to a merged weight are lost. ``model`` is changed in place, and
+    returned. ``ValueError`` if no adapter is merged.
     """
     if not hasattr(model, "lora_merged"):
         raise ValueError("no adapter of the model is merged")
@@ -258,13 +253,8 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
 def remove_lora(model: nn.Module) -> nn.Module:
     """Throw all adapters away, merged ones too: ``model`` is the plain base again, bit for bit.
 
-    Its parameters are still frozen.
-
-    Args:
-        model: network whose layers carry LoRA; changed in place, and returned.
-
-    Raises:
-        ValueError: if no layer of ``model`` carries LoRA.
+    Its parameters are still frozen. It is changed in place, and returned. ``ValueError`` if no
+    layer carries LoRA.
     """
     if hasattr(model, "lora_merged"):
         unmerge_lora(model)

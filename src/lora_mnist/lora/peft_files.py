@@ -71,7 +71,7 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     point, about = TRAINED, {}
     if metadata:
         adapters |= _offset_in(tensors, metadata, weights)
-        point = Point(*(float(metadata[knob]) for knob in Point._fields))
+        point = Point(**{knob: float(metadata[knob]) for knob in Point._fields})
         about = {key: value for key, value in metadata.items() if key not in METADATA}
     for name, adapter in adapters.items():
         adapter.to(weights[name].base)
@@ -81,10 +81,20 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     return adapters
 
 
-def check_types(values: Any, types: Mapping[str, Any]) -> None:
+def checked_metadata(metadata: Any) -> dict[str, Any]:
+    """The metadata of an adapter of ours; ValueError, if they are damaged."""
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{metadata}: expected a JSON object")
+    # An adapter that was saved before there was a knob has it where it changes nothing.
+    whole: dict[str, Any] = Point._field_defaults | metadata
+    check_types(whole, METADATA)
+    return whole
+
+
+def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     """ValueError, unless ``values`` has each of these keys, with a value of its type."""
     for key, type_ in types.items():
-        value = values.get(key) if isinstance(values, dict) else values
+        value = values.get(key)
         if not (is_number(value) if type_ is float else isinstance(value, type_)):
             raise ValueError(f"{key}={value}: expected {getattr(type_, '__name__', type_)}")
 
@@ -189,22 +199,23 @@ def _files_of_offset(
     layer = name.removesuffix("bias").removesuffix(".")
     tensors, config = {_DIRECTION: offset.direction}, dict[str, Any]()
     files = AdapterFiles(tensors, config, {"layer": layer, "most": offset.most})
-    moved, start = offset.point.offset * offset.direction, f"{_START}{layer}."
-    is_adapted = f"^{layer}" in lora.config["rank_pattern"]
     if not offset.point.offset:
         return files
-    if not kind.has_bias_in_peft:  # it reads the base's bias, with the offset
+    moved, start = offset.point.offset * offset.direction, f"{_START}{layer}."
+    is_adapted = f"^{layer}" in lora.config["rank_pattern"]
+    if not kind.has_bias_in_peft:  # PEFT reads the base's bias, with the offset
         config["bias"] = "lora_only"
         place = "base_layer.bias" if is_adapted else "bias"
         tensors[start + place] = weights[name].base.detach() + moved
         return files
-    config["lora_bias"] = True  # of each layer, or of none
     rank = lora.config["rank_pattern"].get(f"^{layer}", lora.config["r"])
-    if not is_adapted:  # the bias needs factors beside it
+    if not is_adapted:  # LoRA of zeros, for PEFT to have a place for its bias
         weight = weights[layer].base
         config["target_modules"] = f"{lora.config['target_modules']}|{re.escape(layer)}"
         tensors[f"{start}lora_A.weight"] = weight.new_zeros(rank, weight.shape[1])
         tensors[f"{start}lora_B.weight"] = weight.new_zeros(len(weight), rank)
+    # PEFT has lora_bias for all layers or for none, so every other layer gets zeros.
+    config["lora_bias"] = True
     for key, factor in (lora.tensors | tensors).items():
         if key.startswith(_START) and key.endswith("lora_B.weight"):
             tensors[f"{key.removesuffix('weight')}bias"] = moved.new_zeros(len(factor))
