@@ -1,7 +1,7 @@
 """Bases on disk: read anybody's weights, write ours, find one by its SHA-256.
 
 Each base that is made here keeps a file of its own, ``<name>-<first 12 digits of the SHA-256 of its
-tensors>.ckpt``; ``<name>.ckpt`` is the current one.
+tensors>.ckpt``, which is never replaced; ``<name>.ckpt``, the current one, is a copy of one.
 """
 
 import hashlib

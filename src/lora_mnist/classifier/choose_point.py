@@ -116,9 +116,7 @@ def refuse_undecidable(
     remedy = "a larger data.val_size, or images in val/ that are not in train/"
     if len(sets.val) and not len(val):
         remedy = "trainer.limit_val_batches > 0"
-    elif (
-        is_learnt and not len(sets.val) and "test" not in (*sets.held_out, sets.held_out.get("val"))
-    ):
+    elif is_learnt and not len(sets.val) and sets.can_validate_on_test:
         remedy = "data.val_from=test, since the base has learnt all others"
     elif "val" in sets.left_out:
         remedy += f"; {sets.left_out['val']['line']}"

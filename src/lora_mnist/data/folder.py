@@ -19,24 +19,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.images import (
-    Channelwise,
-    ImageDataset,
-    Images,
-    ImageSets,
-    digests_of,
-)
+from lora_mnist.data.images import Channelwise, ImageDataset, Images, ImageSets, digests_of
 from lora_mnist.data.known_files import KnownFiles
 from lora_mnist.data.listing import PARTS, ImageFile, Listing
 from lora_mnist.data.pictures import Preparation, open_picture, size_of_picture
 from lora_mnist.data.split import split
-from lora_mnist.errors import (
-    ArgumentError,
-    PictureError,
-    printable,
-    require,
-    require_number,
-)
+from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)

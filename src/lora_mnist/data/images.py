@@ -127,6 +127,11 @@ class ImageSets:
     #: By part, the images left out since they were learnt: their number, that of all, and a line.
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def can_validate_on_test(self) -> bool:
+        """Whether ``val_from=test`` would give others to validate on, from a part of its own."""
+        return "test" not in self.held_out and self.held_out.get("val") != "test"
+
     def apart(self) -> "ImageSets":
         """These images without copies: of train, val and test, the first keeps an image."""
         seen, copies, rest = self.train.digests, [], []
@@ -219,10 +224,9 @@ class ImageDataset:
         mean, std = self._mean, self._std
         if mean is None or std is None:
             with config_group("data"):
-                expected = (
-                    "mean and std, as in the network's training, since there are no training "
-                )
-                require(len(self.sets.train) > 0, "mean", None, f"{expected}images to measure")
+                expected = "mean and std, as in the network's training, since there are no "
+                expected += "training images to measure"
+                require(len(self.sets.train) > 0, "mean", None, expected)
             measured = measured_pixels(self.sets.train)
             mean = measured[0] if mean is None else mean
             std = measured[1] if std is None else std

@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from lora_mnist.data.images import (
-    Batch,
-    Channelwise,
-    ImageDataset,
-    Images,
-    ImageSets,
-    sha256_of,
-)
+from lora_mnist.data.images import Batch, Channelwise, ImageDataset, Images, ImageSets, sha256_of
 from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
 
 
