@@ -67,8 +67,8 @@ def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
     why = "no class has more errors on validation images than the rest beyond chance"
     if not any(errors):
         why = f"the base has all {len(before)} validation images right"
-    expected, held_out = "a class", session.images.held_out
-    if held_out.get("val") != "test" and "test" not in held_out:
+    expected = "a class"
+    if session.images.can_validate_on_test:
         expected += ", or data.val_from=test if the base was trained on these images"
     raise UserError(f"target={target}: {why}; expected {expected}")
 
