@@ -23,7 +23,7 @@ from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerp
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.significance import weakest
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.verdict import verdict_text
+from lora_mnist.show.verdict import verdict
 from lora_mnist.training.opening import _limited
 
 NINES = ("stage=lora", "digit=9")
@@ -244,4 +244,4 @@ def test_a_rate_that_nothing_bears_is_no_repair(outputs):
     auto = run(outputs, *options, "optimizer.lr=auto")
     assert auto["choices"]["rate"]["value"] == 0.001
     useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
-    assert verdict_text(Reading(useless)).startswith("Do not keep this repair")
+    assert verdict(Reading(useless))[0].text.startswith("Do not keep this repair")

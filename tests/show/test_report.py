@@ -93,9 +93,10 @@ def test_a_report_of_many_classes_is_small(tmp_path):
 def test_first_pictures_are_the_surest_of_each_kind():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
     shown = first_pictures(predictions(), images(), CLASSES)
-    names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}
+    names = {kind: [picture["name"] for picture in pictures] for kind, pictures in shown.items()}
     assert names == {"broken": ["4", "5"], "wrong": ["1"], "repaired": ["2"]}
     first = shown["broken"][0]
-    assert (first.label, first.predictions) == (CLASSES[2], [(CLASSES[2], 1.0), ("cat", 0.25)])
-    png = base64.b64decode(first.address.partition(",")[2])
+    assert first["label"] == CLASSES[2]
+    assert first["predictions"] == [(CLASSES[2], 1.0), ("cat", 0.25)]
+    png = base64.b64decode(first["address"].partition(",")[2])
     assert Image.open(BytesIO(png)).getcolors() == [(16, 40)]

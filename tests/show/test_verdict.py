@@ -6,7 +6,7 @@ import pytest
 from helpers.runs import DIAL, outcome, repaired, results
 
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.verdict import verdict, verdict_text
+from lora_mnist.show.verdict import verdict
 
 DIGITS = [str(number) for number in range(10)]
 OFF_POINT = {"scale": 0, "offset": 0}
@@ -18,6 +18,10 @@ def said(run):
     sentences = verdict(Reading(run))
     judging = next(each.text for each in sentences if "repair" in each.text)
     return sentences, judging.startswith("Keep")
+
+
+def text_of(run):
+    return " ".join(sentence.text for sentence in verdict(Reading(run)))
 
 
 def about(run, words):
@@ -87,7 +91,7 @@ def test_a_verdict_names_what_errors_are_called():
 @pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
 def test_more_steps_are_named_where_errors_still_fall(last, falls):
     run = {**GOOD, "validation_errors": [[100, 95], [200, 80], [300, 70], [400, last]]}
-    assert ("trainer.max_steps=800" in verdict_text(Reading(run))) == falls
+    assert ("trainer.max_steps=800" in text_of(run)) == falls
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_all_weak_classes_of_a_base_are_named():
 def test_a_class_without_a_test_image_is_named():
     for run in (UNTESTED, results("pretrain", test=outcome([1, 1, 0], [9, 9, 0]))):
         assert run["classes"][2] in verdict(Reading(run))[-1].text
-    assert "No test image" not in verdict_text(Reading(GOOD))
+    assert "No test image" not in text_of(GOOD)
 
 
 def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
@@ -203,7 +207,7 @@ def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
         run = {**of_one, **more}
         assert said(run)[1]
         assert "1.5" in about(run, "scale=0 offset=0").text
-    assert "scale=0 offset=0" not in verdict_text(Reading({**of_one, "point": OFF_POINT}))
+    assert "scale=0 offset=0" not in text_of({**of_one, "point": OFF_POINT})
     assert not said({**of_one, "point": OFF_POINT})[1]
 
 
@@ -212,7 +216,7 @@ def test_what_the_training_adds_to_the_offset_is_said():
     dial = {**DIAL, "rows": [{**alone, "offset": 1.5}, *others]}
     run = {**GOOD, "dial": dial, "point": {"scale": 0.5, "offset": 1}}
     assert numbers_of(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
-    assert "offset alone" not in verdict_text(Reading({**GOOD, "dial": DIAL}))
+    assert "offset alone" not in text_of({**GOOD, "dial": DIAL})
 
 
 def test_a_repair_that_is_off_says_what_its_training_would_do():

@@ -10,14 +10,11 @@ MEASURES = ("balanced_accuracy", "accuracy")
 OF_DIAL = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
 #: The counts that loggers get.
 LOGGED = (*MEASURES, "loss", "repaired", "broken", *OF_DIAL, "precision_of_target")
-#: What is counted for each class, in lists.
-PER_CLASS = (
+#: What is counted of a part; lists have a number for each class.
+COUNTS = (
+    *(*LOGGED, "negative_flip_rate"),
     *("errors_per_class", "called_per_class", "false_calls_per_class", "images_per_class"),
     *("repaired_per_class", "broken_per_class"),
-)
-#: What is counted of a part.
-COUNTS = (
-    *(*LOGGED, *PER_CLASS, "negative_flip_rate"),
     *("p_value", "p_value_of_target", "p_value_elsewhere", "p_value_balanced"),
 )
 

@@ -94,9 +94,7 @@ def predictions_at(
 
 
 def predictions_of(
-    net: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    base: Predictions | None = None,
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], base: Predictions | None = None
 ) -> Predictions:
     """The table of ``net``; the predictions of its ``base`` may be known."""
     points: list[Point | None] = [BASE] if base is None else []

@@ -14,7 +14,8 @@ _FACTOR = 1.5
 def doubts(reading: Reading) -> list[Sentence]:
     """Why not to believe what a run says."""
     texts = []
-    if untested := reading.untested():
+    images = reading.counts["test"]["images_per_class"]
+    if untested := [c for c in reading.every if not images[c]]:
         classes = reading.named(untested)
         texts.append(f"No test image is of {classes}: what is said here is of other classes.")
     if text := _doubt_of_choices(reading):
@@ -91,6 +92,7 @@ def belief(reading: Reading) -> list[Sentence]:
         text = f"What the {' and the '.join(unknown)} learnt elsewhere is not known: test images "
         text += "among it prove nothing."
     lines.append(text)
+    # The page has the doubts twice: the verdict, above, ends with them.
     sentences = [*doubts(reading), *map(Sentence, lines)]
     if keys := results.get("better_preprocessing"):
         text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."

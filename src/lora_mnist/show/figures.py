@@ -1,7 +1,6 @@
 """Figures of a run, from its results and predictions, and of a sweep."""
 
 import base64
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 from lora_mnist.config.command import numeric_sort_key
 from lora_mnist.files import atomic_write
 from lora_mnist.show.reading import Reading
-
-log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
+from lora_mnist.show.screen import log
 
 #: More lines could not be told apart, and become points; more values get an axis of numbers.
 _MAX_LINES = 10

@@ -145,11 +145,6 @@ class Reading:
         before, after, p_value = self.measured(measure)
         return judged(p_value, after > before)
 
-    def untested(self) -> list[int]:
-        """The classes without a test image."""
-        images = self.counts["test"]["images_per_class"]
-        return [c for c in self.every if not images[c]]
-
     def weakest_class(self) -> int:
         """The weakest class on the test images, by number."""
         test = self.counts["test"]

@@ -1,11 +1,10 @@
 """What loggers get of a run, and ``report.html``: one file that needs no script and no font."""
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -27,9 +26,8 @@ from lora_mnist.show.figures import (
     shortened,
 )
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.verdict import verdict, verdict_text
-
-log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
+from lora_mnist.show.screen import log
+from lora_mnist.show.verdict import verdict
 
 FIGURES = "figures"  # the folder in that of a run
 #: With more classes the numbers in a matrix could not be read.
@@ -56,13 +54,15 @@ _HPARAMS = re.compile(
 def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
     metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
+    text = " ".join(sentence.text for sentence in verdict(reading))
     for logger in loggers:
         logger.log_metrics(metrics, reading.steps)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
+            writer.add_text("verdict", text)
             _log_pages(logger, reading, metrics, figures)
             continue
-        logger.log_hyperparams({"verdict": verdict_text(reading)})
+        logger.log_hyperparams({"verdict": text})
         logger.save()
         if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
             writer.finish()
@@ -80,7 +80,6 @@ def _log_pages(
             charts[title] = ["Multiline", [pattern]]
     if charts:
         writer.add_custom_scalars({"training and validation": charts})
-    writer.add_text("verdict", verdict_text(reading))
     writer.add_text("choices", "\n".join(f"- {line}" for line in choice_lines(reading)))
     for name, figure in figures.items():
         writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
@@ -128,37 +127,31 @@ def make_report(
     return figures
 
 
-class Example(NamedTuple):
-    """A test image and what is written beside it."""
-
-    name: str  # its file, or its number in the data set
-    label: str
-    predictions: list[tuple[str, float]]  # class and probability: before, and after a repair
-    address: str  # of the image, in a page
-
-
 def first_pictures(
     table: Predictions, images: Images, classes: Sequence[str]
-) -> dict[str, list[Example]]:
+) -> dict[str, list[dict[str, Any]]]:
     """The surest of the ``broken``, ``wrong`` and ``repaired`` images; of a base, wrong ones."""
     sort_by = {"wrong": 0}
     if len(table.prediction) == 2:
         sort_by = {"broken": 0, "wrong": 1, "repaired": 1}
     outcomes = table.outcomes()
     probabilities = table.probability.double().round(decimals=6).numpy()
-    pictures: dict[str, list[Example]] = {outcome: [] for outcome in sort_by}
+    pictures: dict[str, list[dict[str, Any]]] = {outcome: [] for outcome in sort_by}
     for outcome, place in sort_by.items():
         order = np.argsort(-probabilities[place], kind="stable")
         rows = order[outcomes[order] == outcome]
         for row in rows[:_MAX_SHOWN].tolist():
             predicted = [classes[number] for number in table.prediction[:, row].tolist()]
-            predictions = list(zip(predicted, probabilities[:, row], strict=True))
             pixels = viewable(images.take([row])[0][0]).movedim(0, -1).numpy()
             image = Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
             image.thumbnail((_MAX_SIDE, _MAX_SIDE))
             png = BytesIO()
             image.save(png, "PNG")
-            label, address = classes[int(table.label[row])], png_address(png.getvalue())
-            picture = Example(str(images.names[row]), label, predictions, address)
+            picture = {
+                "name": str(images.names[row]),
+                "label": classes[int(table.label[row])],
+                "predictions": list(zip(predicted, probabilities[:, row], strict=True)),
+                "address": png_address(png.getvalue()),
+            }
             pictures[outcome].append(picture)
     return pictures

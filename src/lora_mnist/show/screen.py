@@ -18,8 +18,10 @@ from lora_mnist.show.next_step import next_step
 from lora_mnist.show.reading import Reading, number_of
 from lora_mnist.show.verdict import verdict
 
-screen = logging.getLogger(__name__)  # goes to standard output
-log = logging.getLogger("lora_mnist.show.log")  # goes to the log's file
+# By these names configs/hydra/default.yaml sends each to its place.
+screen = logging.getLogger(__name__)  # tables, to standard output
+file = logging.getLogger("lora_mnist.show.log")  # the same as plain text, to the log's file
+log = logging.getLogger("lora_mnist.run")  # what is no table, as from all other rooms
 
 #: Layers in the table of parameters.
 _MAX_LAYERS = 20
@@ -28,7 +30,7 @@ _STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 def show(*parts: RenderableType, width: int = 100) -> None:
     """Show tables and texts on the screen and in the log; ``width`` is that of plain text."""
-    for logger, is_terminal in ((screen, sys.stdout.isatty()), (log, False)):
+    for logger, is_terminal in ((screen, sys.stdout.isatty()), (file, False)):
         logger.info("%s", rendered(parts, is_terminal, None if is_terminal else width))
 
 

@@ -33,7 +33,7 @@ class Summary(NamedTuple):
     """The jobs of the sweep in ``folder``."""
 
     folder: Path
-    metric: str  # of configs/sweep: the key of a number in results.json; "": none
+    metric: str  # sweep.metric, the key of a number in results.json; "": none
     swept: list[str]  # the keys in which jobs differ
     rows: list[Repeats]  # best first by the metric; equal ones are sorted by what was swept
     failed: list[Job]

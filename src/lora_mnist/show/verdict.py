@@ -17,11 +17,6 @@ def verdict(reading: Reading) -> list[Sentence]:
     return [*sentences, *doubts(reading)]
 
 
-def verdict_text(reading: Reading) -> str:
-    """The verdict as plain text."""
-    return " ".join(sentence.text for sentence in verdict(reading))
-
-
 def _of_base(reading: Reading) -> list[Sentence]:
     """The errors of a base, and its weak classes."""
     total, test = reading.total, reading.counts["test"]
@@ -65,31 +60,32 @@ def _of_repair(reading: Reading) -> list[Sentence]:
 
 def _whether_to_keep(reading: Reading) -> Sentence:
     """The first case that fits. Chance is no reason to keep a repair."""
-    name, by = reading.target_names, _measured(reading, reading.choose_by)
-    is_better = reading.judgement_of(reading.choose_by) == "better"
-    is_reached = reading.of_targets.judgement == "better" if reading.targets else is_better
-    is_mended = False
-    if reading.is_hotfix:
-        name, mistakes = "the mistakes", reading.change(part="mistakes")
-        is_reached = is_mended = 2 * mistakes.after <= mistakes.images
-    losses, worse = _losses(reading), ""
-    for measure in (*MEASURES, reading.choose_by):  # what decides is named before the other
-        if reading.judgement_of(measure) == "worse":
-            worse = _measured(reading, measure)
+    name = "the mistakes" if reading.is_hotfix else reading.target_names
     remedies = "What it means, and what to try next: docs/failed.md."
     if reading.targets and not reading.of_targets.images:
         return Sentence(f"Nothing judges this repair: no test image is of {name}.")
     if reading.point == BASE:
         return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedies}")
+    by = _measured(reading, reading.choose_by)
+    is_better = is_reached = reading.judgement_of(reading.choose_by) == "better"
+    if reading.is_hotfix:
+        mistakes = reading.change(part="mistakes")
+        is_reached = 2 * mistakes.after <= mistakes.images
+    elif reading.targets:
+        is_reached = reading.of_targets.judgement == "better"
     if is_better and not is_reached:
         return Sentence(f"Keep this repair, though not for {name}: {by}.")
-    if is_better and losses:
+    if is_better and (losses := _losses(reading)):
         return Sentence(f"Keep this repair unless {losses} matter more: {by}.")
     if is_better:
         return Sentence(f"Keep this repair: {by}.", "better")
-    if is_mended and worse:
+    worse = ""
+    for measure in (*MEASURES, reading.choose_by):  # what decides is named before the other
+        if reading.judgement_of(measure) == "worse":
+            worse = _measured(reading, measure)
+    if is_reached and reading.is_hotfix and worse:
         return Sentence(f"Keep this repair for {name} alone: {worse}.", "worse")
-    if is_mended:
+    if is_reached and reading.is_hotfix:
         return Sentence(f"Keep this repair for {name} alone: {by}.")
     if worse:
         return Sentence(f"Do not keep this repair: {worse}. {remedies}", "worse")
