@@ -16,7 +16,7 @@ def test_a_file_is_no_folder_for_what_is_written(cli, tmp_path, sweep, key, name
 
 
 @pytest.mark.parametrize(
-    ("function", "sweep"), [("refuse_used_folder", ()), ("close_sweep", ("-m", "x=1,2"))]
+    ("function", "sweep"), [("refuse_used_folder", ()), ("close_sweep", ("-m", "x=1"))]
 )
 def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep):
     monkeypatch.setattr(f"lora_mnist.cli.folder.{function}", lambda *_: 1 / 0)

@@ -116,33 +116,33 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path, monkeypatch):
         assert refused(go, "new", *overrides, f"ckpt_path={path}")
 
 
-@pytest.mark.parametrize(
-    ("key", "before", "after"),
-    [
-        ("optimizer.lr", "0.0001", "5"),
-        ("lora.alpha", "1", "4"),
-        ("loss.target_weight", "null", "0.3"),
-        ("scheduler.end_factor", "0.0", "0.5"),
-        ("batches.batch_size", "10", "20"),
-        ("callbacks.averaging.decay", "0.9", "null"),
-        ("seed", "0", "7"),
-        ("trainer.max_steps", "14", "20"),  # to which the rate would not fall
-    ],
-)
-def test_a_checkpoint_of_other_settings_is_refused(go, key, before, after):
+#: What a training is made of: as it was, and as it may not be where it goes on.
+SETTINGS = {
+    "optimizer.lr": ("0.0001", "5"),
+    "lora.alpha": ("1", "4"),
+    "loss.target_weight": ("null", "0.3"),
+    "scheduler.end_factor": ("0.0", "0.5"),
+    "batches.batch_size": ("10", "20"),
+    "+callbacks.averaging.decay": ("0.9", "null"),
+    "seed": ("0", "7"),
+    "trainer.max_steps": ("14", "20"),  # to which the rate would not fall
+}
+
+
+def test_a_checkpoint_of_other_settings_is_refused(go):
     """The line names the first that differs, as it was and as it is now."""
-    own = {"optimizer.lr": "1e-4", "+callbacks.averaging.decay": "0.9", key: before}
+    own = {key: before for key, (before, _) in SETTINGS.items()}
     own["+callbacks.averaging._target_"] = "lora_mnist.training.module.TrainedAverage"
     command = (*LORA, "scheduler=linear")
     last = go("cut", *command, *map("=".join, own.items()), crash=3) / LAST_CHECKPOINT
-    if after == "null":
-        del own["+callbacks.averaging.decay"], own[key]
-    else:
-        own[key] = after
-    answer = refused(go, "new", *command, *map("=".join, own.items()), f"ckpt_path={last}")
-    key = key.replace("trainer.max_steps", "scheduler.total_iters")
-    assert answer.startswith(f"ckpt_path={last}: its training had {key}={before}, ")
-    assert f"this one has {after};" in answer
+    for key, (before, after) in SETTINGS.items():
+        other = own | {key: after}
+        if after == "null":
+            del other["+callbacks.averaging.decay"], other["+callbacks.averaging._target_"]
+        answer = refused(go, "new", *command, *map("=".join, other.items()), f"ckpt_path={last}")
+        named = key.lstrip("+").replace("trainer.max_steps", "scheduler.total_iters")
+        assert answer.startswith(f"ckpt_path={last}: its training had {named}={before}, ")
+        assert f"this one has {after};" in answer
 
 
 def test_more_steps_go_on(go):
