@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
-    if not run.is_sweep:  # a cluster may start a job again in its folder
+    # For calls from Python: of a command, cli/folder.py has asked. A cluster may start a job again.
+    if not run.is_sweep:
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     _refuse_settings(cfg, run)
     trainer = make_trainer(cfg, run)
