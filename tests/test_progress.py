@@ -6,7 +6,7 @@ from lora_mnist import progress
 
 
 def test_a_slow_loop_is_told_in_lines_of_the_log(monkeypatch, capfd):
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     with logged("lora_mnist.progress") as log:
         assert list(progress.progress("abc", "letters", 3)) == ["a", "b", "c"]
     assert log.getvalue() == "letters: 0 of 3\nletters: 1 of 3\nletters: 2 of 3\n"

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 #: Between two lines of the log, where there is no bar.
-_SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_LINES = 30
 
 
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
@@ -23,7 +23,7 @@ def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
         return
     last_line_at = time.monotonic()
     for number, item in enumerate(items):
-        if time.monotonic() - last_line_at > _SECONDS_BETWEEN_LINES:
+        if time.monotonic() - last_line_at > SECONDS_BETWEEN_LINES:
             last_line_at = time.monotonic()
             log.info("%s: %d of %d", name, number, total)
         yield item

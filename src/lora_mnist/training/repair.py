@@ -20,7 +20,7 @@ from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import Attempt, Failure, Training, attempted, tensors_of
-from lora_mnist.training.choices import choices_of
+from lora_mnist.training.reasons import choices_of
 from lora_mnist.training.recipe import choose_refit, trials_of
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import with_validation

@@ -20,13 +20,11 @@ from lora_mnist.choice import AUTO
 from lora_mnist.config.command import Run
 from lora_mnist.config.objects import make
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.progress import SECONDS_BETWEEN_LINES
 from lora_mnist.project import importable
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
-
-#: Between two lines of the log that say how far a training is.
-_SECONDS_BETWEEN_LINES = 30
 
 
 class ProgressInLog(Callback):
@@ -40,7 +38,7 @@ class ProgressInLog(Callback):
         self.last_line_at = self.started
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if time.monotonic() - self.last_line_at > _SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self.last_line_at > SECONDS_BETWEEN_LINES:
             self.tell(trainer, "train/loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,7 +98,7 @@ def make_trainer(
             use_distributed_sampler=False,  # each process has its share of the plan's batches
             **defaults | arguments,
         )
-    refuse_unsuitable(trainer, run, cfg.stage)
+    _refuse_unsuitable(trainer, run, cfg.stage)
     if not trainer.is_global_zero:  # the first process says it for all
         logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
@@ -115,7 +113,7 @@ def _made_of(cfg: DictConfig, group: str) -> list[Any]:
     return made
 
 
-def refuse_unsuitable(trainer: Trainer, run: Run, stage: str) -> None:
+def _refuse_unsuitable(trainer: Trainer, run: Run, stage: str) -> None:
     """Refuse a Trainer that would do something else than what results.json says."""
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
