@@ -23,6 +23,14 @@ class Counting(MLP):
         return super().forward(x)
 
 
+class FrozenMLP(MLP):
+    """As its maker hands it out."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.requires_grad_(False)
+
+
 class TinyNet(nn.Module):
     """Two linear layers with biases, in the shape of the real one."""
 

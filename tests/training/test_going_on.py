@@ -145,10 +145,11 @@ def test_a_checkpoint_of_other_settings_is_refused(go):
         assert f"this one has {after};" in answer
 
 
-def test_more_steps_go_on(go):
-    first = go("first", *LORA)
-    more = ("trainer.max_steps=20", f"ckpt_path={first / LAST_CHECKPOINT}", "lora.scale=0.5")
-    assert read_results(go("more", *LORA, *more))["steps"] == 20
+def test_more_steps_go_on_at_the_next_batch(go):
+    first, more = go("first", *LORA), (*LORA, "trainer.max_steps=20")
+    on = go("on", *more, f"ckpt_path={first / LAST_CHECKPOINT}")
+    assert read_results(on)["steps"] == 20
+    assert weights_of(on) == weights_of(go("whole", *more))
 
 
 def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(go, monkeypatch):

@@ -9,6 +9,7 @@ from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_csv, read_results
 from helpers.runs import at, table_of
 
+from lora_mnist.classifier.base import read_base
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
@@ -139,6 +140,12 @@ def test_of_several_processes_the_first_one_advises(go, monkeypatch):
     assert read_results(go("told", *QUIET))["point"] == {"scale": 0.4, "offset": 0}
 
 
+def test_a_network_that_its_maker_froze_is_repaired(go):
+    usual = go("alone", *QUIET)
+    base = f"base_ckpt={usual.parents[1]}/base/mnist.ckpt"
+    assert not changed(usual, go("frozen", *QUIET, "net._target_=helpers.nets.FrozenMLP", base))
+
+
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeypatch, adds):
     is_ahead = property(lambda attempt: adds)
@@ -151,6 +158,10 @@ def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeyp
     )
     go(f"adds {adds}", *QUIET, "optimizer.lr=auto")
     assert rates == list(RATES[: 1 if adds else 2])
+    rates.clear()  # also beside a trial that diverges
+    steep = "+trials={steep: {optimizer.lr: 1e30}, auto: {lora.dropout: 0.1}}"
+    go(f"adds {adds} beside", *QUIET, "optimizer.lr=auto", "trainer.log_every_n_steps=1", steep)
+    assert rates == [1e30, *RATES[: 1 if adds else 2]]
 
 
 def test_without_a_training_the_offset_alone_is_saved(go):
@@ -191,6 +202,11 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
     otherwise = "+trials={none: {batches.augment: null}}"
     assert not changed(plain, go("none", *QUIET, base, "augment=auto", otherwise))
     content = torch.load(tmp_path / "own.ckpt", weights_only=True)
+    content["state_dict"]["linear1.bias"] += 0.01
+    torch.save(content["state_dict"], tmp_path / "strange.pt")
+    repaired = go("strange", *QUIET, f"base_ckpt={tmp_path}/strange.pt", "augment=flip", "digit=4")
+    (kept,) = auto.parents[1].glob(f"base/*-{read_results(repaired)['base_sha256'][:12]}.ckpt")
+    assert not read_base(kept).record.knows_augment  # that of the repair is not the base's
     content["record"]["made"]["augment"] = {"_target_": "my.Augment", "share": 0.1}
     torch.save(content, tmp_path / "own.ckpt")
     with pytest.raises(UserError, match=r"^batches.augment=auto: .* my.Augment, code of its maker"):

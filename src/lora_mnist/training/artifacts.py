@@ -128,10 +128,9 @@ def keep_base(session: Session) -> None:
     assert base is not None
     if find_base(bases, base.sha256) is None:
         path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
-        # Of somebody else's, which images there are is each command's choice.
         record = base.record
-        if record == NO_RECORD:
-            record = replace(_record_of(session), data={})
+        if record == NO_RECORD:  # somebody else's: how it was trained, and on what, is not known
+            record = replace(_record_of(session), data={}, made={})
         write_base(base.tensors, path, record, base.learnt)
 
 

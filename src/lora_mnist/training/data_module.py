@@ -81,23 +81,27 @@ class PlannedBatches:
         self._epoch, self._place = 0, 0  # how many batches of the epoch have been given
         self._batches, self._given = data.plan.batches(), 0  # of the plan, which goes on
 
+    @property
+    def _is_one_epoch(self) -> bool:
+        """Whether steps are counted alone; a finished training may go on with more of them."""
+        return self.trainer.max_steps != -1 and self.trainer.max_epochs == -1
+
     def __len__(self) -> int:
         """The batches of a whole epoch, also where a part of it is done."""
-        trainer = self.trainer
-        if trainer.max_steps != -1 and trainer.max_epochs == -1:  # one epoch is all
-            return trainer.max_steps * trainer.accumulate_grad_batches
+        if self._is_one_epoch:
+            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
         return self.data.plan.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, count = self.trainer.current_epoch, len(self)
-        if epoch != self._epoch:
+        epoch, count = 0 if self._is_one_epoch else self.trainer.current_epoch, len(self)
+        if epoch != self._epoch or self._place == count:
             self._epoch, self._place = epoch, 0
         # trainer.limit_train_batches skips the rest of an epoch, as with a DataLoader.
         first = epoch * count + self._place
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
             first = self._place  # the first epoch again
         for batch in self.data.loader(islice(self._from(first), count - self._place)):
-            self._place = (self._place + 1) % count  # 0 after the last one
+            self._place += 1
             yield batch
 
     def _from(self, first: int) -> Iterator[list[int]]:

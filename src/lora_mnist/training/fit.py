@@ -1,6 +1,7 @@
 """One training: its batches, loss, optimizer and scheduler, as the configuration names them."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
 _MAKE_A_TRAINING = (
     *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
     *("refit", "learnt_sha256", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+    "trainer.precision",
 )
 
 
@@ -115,13 +117,14 @@ def make_loss(cfg: DictConfig, num_classes: int, num_targets: int) -> Any:
     return make("loss", arguments)
 
 
-def make_optimizer(cfg: DictConfig, trainer: Trainer, net: nn.Module) -> Optimizer:
-    """The optimizer of what is trainable in ``net``."""
+def make_optimizer(
+    cfg: DictConfig, trainer: Trainer, parameters: Iterable[nn.Parameter]
+) -> Optimizer:
+    """The optimizer of what is trained."""
     arguments = dict(cfg.optimizer)
     if trainer.gradient_clip_val and "mixed" in trainer.precision:
         arguments.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    optimizer: Optimizer = make("optimizer", arguments, trained)
+    optimizer: Optimizer = make("optimizer", arguments, list(parameters))
     decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
     if decay and cfg.stage == "lora" and KINDS[cfg.lora.init].forbids_decay:
         raise UserError(
@@ -149,7 +152,8 @@ def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) ->
     cfg = with_settings(cfg, stand_ins)
     make_loss(cfg, len(classifier.classes), num_targets=1)
     make_augment(cfg, classifier)
-    make_scheduler(cfg, make_optimizer(cfg, trainer, classifier.net))
+    parameters = classifier.net.parameters()  # its maker may have frozen them
+    make_scheduler(cfg, make_optimizer(cfg, trainer, parameters))
 
 
 def hyperparameters(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
@@ -169,7 +173,8 @@ def fit(
     classes, selection = classifier.classes, plan.selection
     names = [classes[target] for target in selection.targets]
     seed_everything(cfg.seed, verbose=False)
-    optimizer = make_optimizer(cfg, trainer, net)
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(cfg, trainer, trained)
     module = ClassifierModule(
         net,
         optimizer,

@@ -53,8 +53,8 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
         images = session.images
         training = Training(name, title, planned == 1, cfg, images, selection, start, rates)
         tried += _at_rates(session, training)
-    tried += _at_next_rate(session, tried)
-    attempts = [each for each in tried if isinstance(each, Attempt)]
+    tried += _at_next_rate(session, _attempts_in(tried))
+    attempts = _attempts_in(tried)
     if not attempts:
         raise TrainingError("; ".join(each.why for each in tried if isinstance(each, Failure)))
     kept = best = max(attempts, key=lambda attempt: attempt.smoothed)
@@ -87,6 +87,11 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
+def _attempts_in(tried: Sequence[Attempt | Failure]) -> list[Attempt]:
+    """Those that have not diverged."""
+    return [each for each in tried if isinstance(each, Attempt)]
+
+
 def _at_rates(session: Session, training: Training) -> list[Attempt | Failure]:
     """Train at one rate after another, up to one that does not diverge."""
     tried: list[Attempt | Failure] = []
@@ -97,17 +102,17 @@ def _at_rates(session: Session, training: Training) -> list[Attempt | Failure]:
     return tried
 
 
-def _at_next_rate(session: Session, tried: Sequence[Attempt | Failure]) -> list[Attempt | Failure]:
+def _at_next_rate(session: Session, attempts: Sequence[Attempt]) -> list[Attempt | Failure]:
     """Train once more, at the next rate, where no training is ahead of the offset alone."""
     # A rate that is too large can ruin an adapter without divergence.
-    if any(isinstance(each, Failure) or each.is_ahead_of_an_offset for each in tried):
+    if any(attempt.is_ahead_of_an_offset for attempt in attempts):
         return []
-    for each in tried:
-        smaller = [rate for rate in each.training.rates if rate < each.rate]
-        if smaller and isinstance(each, Attempt) and each.steps:
+    for attempt in attempts:
+        smaller = [rate for rate in attempt.training.rates if rate < attempt.rate]
+        if smaller and attempt.steps:
             line = "no training is ahead of an offset without one; the rate %g is tried"
             log.info(line, smaller[0])
-            return [attempted(session, each.training, smaller[0])]
+            return [attempted(session, attempt.training, smaller[0])]
     return []
 
 
