@@ -37,6 +37,7 @@ MISTAKES = {
         (*LORA, "trainer.log_every_n_steps=[1,2]"),
         (*LORA, "trainer.val_check_interval=0"),
         (*LORA, "trainer.max_steps=null"),
+        (*LORA, "trainer.max_steps=-1"),
         (*LORA, "trainer.max_steps=0"),  # a training has a step
         (*PRETRAIN, "trainer.max_epochs=0"),
         (*LORA, "batches.seed=true"),

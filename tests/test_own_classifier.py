@@ -22,6 +22,8 @@ from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.lora.adapter import read_metadata
+from lora_mnist.training import artifacts
 
 FIT = (
     *("trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null", "logger=none"),
@@ -161,6 +163,13 @@ def test_a_name_that_is_no_text_loses_nothing(here):
     evaluated("adapter=2024", "data.data_dir=5")
     predict(config("predict", "images=5", "adapter=2024", "out=p.csv"))
     assert len(Path("p.csv").read_text().splitlines()) == 1 + 60
+
+
+def test_an_adapter_knows_a_folder_that_is_called_data(here, monkeypatch):
+    """There MNIST lies, where the package is installed."""
+    monkeypatch.setattr(artifacts, "DATA", here / "photos")
+    folder, _ = repaired(here)
+    assert read_metadata(folder / "adapter")["data"]["data_dir"] == str(here / "photos")
 
 
 def test_a_base_knows_how_its_images_were_prepared(here):

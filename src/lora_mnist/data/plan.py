@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches take each image to learn once."""
+        """How many batches take as many images to learn as there are."""
         return math.ceil(self._images_per_epoch / self.batch_size)
 
     @property

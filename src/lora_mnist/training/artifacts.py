@@ -22,6 +22,7 @@ from lora_mnist.classifier.base import (
 from lora_mnist.classifier.learnt import write_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.config.command import Run
+from lora_mnist.data import PUBLISHED
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import fingerprint
@@ -145,7 +146,7 @@ def _record_of(session: Session) -> Record:
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
     folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
-    if folder != DATA:  # which each machine has
+    if folder != DATA or data["_target_"] not in PUBLISHED:  # else each machine has it
         data["data_dir"] = str(folder)
     made = {
         "stage": session.cfg.stage,

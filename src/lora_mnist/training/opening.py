@@ -69,7 +69,7 @@ def _refuse_settings(cfg: DictConfig, run: Run) -> None:
     if cfg.stage == "pretrain":
         _refuse_what_needs_a_base(cfg)
     if cfg.stage == "lora":
-        _refuse_repair_of_nothing(cfg)
+        _refuse_repair(cfg)
     scheduler = cfg.get("scheduler") or {}
     if -1 in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
         raise UserError(
@@ -91,12 +91,14 @@ def _refuse_what_needs_a_base(cfg: DictConfig) -> None:
             raise UserError(f"{key}: expected stage=lora, since it needs a base")
 
 
-def _refuse_repair_of_nothing(cfg: DictConfig) -> None:
-    """Refuse a repair that does not say of what, or says it twice."""
-    target, mistakes = cfg.target, cfg.mistakes
+def _refuse_repair(cfg: DictConfig) -> None:
+    """Refuse a repair that does not say of what, or says it twice, or has no end."""
+    target, mistakes, trainer = cfg.target, cfg.mistakes, cfg.trainer
+    if {trainer.max_steps, trainer.max_epochs} == {-1} and not trainer.get("max_time"):
+        raise UserError("trainer.max_steps=-1: expected a number, or one of trainer.max_epochs")
     if mistakes is None and target is None:
         raise UserError(
-            "target: missing; expected the class to repair, by number or name, a list of them, or "
+            "target: missing; expected the class to repair, by its name, a list of them, or "
             "weakest, or weak; or mistakes=FOLDER"
         )
     if mistakes is None:
