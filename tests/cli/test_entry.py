@@ -1,12 +1,13 @@
 """The program ``lora-mnist``, and the wheel that brings it."""
 
+import signal
 import sys
 import zipfile
 
 import pytest
 from helpers.commands import ROOT, run_process
 
-from lora_mnist.cli.entry import main
+from lora_mnist.cli.entry import main, run_command
 
 
 def test_each_name_is_a_command(monkeypatch, capfd):
@@ -28,6 +29,14 @@ def test_each_name_is_a_command(monkeypatch, capfd):
         code, out, _ = typed(name, "--cfg", "job")
         assert code == 0
         assert f"stage: {'???' if name == 'train' else name}" in out
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no such mask")
+def test_a_command_that_cannot_be_imported_leaves_no_signal_blocked(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    with pytest.raises(ModuleNotFoundError):
+        run_command("lora_mnist.commands.nope.nope", "demo")
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
 
 
 @pytest.mark.slow

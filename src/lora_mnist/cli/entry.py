@@ -21,9 +21,11 @@ def run_command(function: str, config_name: str) -> None:
         has_mask = hasattr(signal, "pthread_sigmask")  # Windows has none
         if has_mask:  # what a signal raises, an import of torch may swallow
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        imported = import_module(module)
-        if has_mask:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            imported = import_module(module)
+        finally:
+            if has_mask:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         getattr(imported, name)(cfg, run)
 
     run_entry(command, config_name)
