@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from lora_mnist.cli.explain import explain
@@ -19,17 +18,25 @@ from lora_mnist.run_paths import LAST_CHECKPOINT
 
 
 class Passing(BaseException):
-    """Carries an error through Hydra, which makes a line or a warning of an Exception."""
+    """Carries an error through Hydra, and whether the command has a folder to tidy up.
 
-    def __init__(self, error: Exception) -> None:
+    It is no Exception, since Hydra has no switch for what it does with one: before that of a task
+    it prints a line of its own, and of that of a callback it makes a warning.
+    """
+
+    def __init__(self, error: Exception, has_folder: bool = True) -> None:
         self.error = error
+        self.has_folder = has_folder
 
 
-def end_of(error: BaseException, signals: list[int]) -> BaseException:
-    """How a command ends, case by case: its last lines are printed, and its end is returned."""
+def end_of(error: BaseException, signals: list[int], conf: Any) -> BaseException:
+    """How a command ends, case by case: its last lines are printed, and its end is returned.
+
+    ``conf`` is Hydra's own configuration; ``None``: the command has no folder to tidy up.
+    """
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
-        left = _finished_jobs() or _how_to_go_on()
+        left = _finished_jobs(conf) or _how_to_go_on(conf)
         return _told(f"interrupted by {sent.name}", left, 128 + sent)
     if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
         return error
@@ -39,9 +46,9 @@ def end_of(error: BaseException, signals: list[int]) -> BaseException:
     reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
     if reason is not None:
         if code == UserError.exit_code:
-            _remove_if_empty()
-        return _told(reason, _finished_jobs(), code)
-    if left := _finished_jobs() or _how_to_go_on(is_bug=True):
+            _remove_if_empty(conf)
+        return _told(reason, _finished_jobs(conf), code)
+    if left := _finished_jobs(conf) or _how_to_go_on(conf, is_bug=True):
         error.add_note(left)
     return error  # Python shows where
 
@@ -52,36 +59,30 @@ def _told(reason: str, left: str, code: int) -> SystemExit:
     return SystemExit(code)
 
 
-def _conf_of(mode: RunMode) -> Any:
-    """Hydra's own configuration of a run, or of a sweep; ``None``: this is none with a folder."""
-    if not HydraConfig.initialized():
-        return None
-    conf = HydraConfig.get()
-    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
-    is_own = conf.mode == RunMode.MULTIRUN or conf.output_subdir is not None
-    return conf if is_own and conf.mode == mode else None
-
-
-def _finished_jobs() -> str:
+def _finished_jobs(conf: Any) -> str:
     """Where the finished jobs of a sweep are, if this is one."""
-    conf = _conf_of(RunMode.MULTIRUN)
-    return "" if conf is None else end_early(Path(conf.sweep.dir))
+    is_sweep = conf is not None and conf.mode == RunMode.MULTIRUN
+    return end_early(Path(conf.sweep.dir)) if is_sweep else ""
 
 
-def _remove_if_empty() -> None:
+def _has_run_folder(conf: Any) -> bool:
+    """Whether this is a run with a folder of its own."""
+    # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
+    return conf is not None and conf.mode == RunMode.RUN and conf.output_subdir is not None
+
+
+def _remove_if_empty(conf: Any) -> None:
     """Remove the folder of a run that has written nothing into it."""
-    conf = _conf_of(RunMode.RUN)
-    if conf is None:
+    if not _has_run_folder(conf):
         return
     folder = Path(conf.run.dir)
     if {path.name for path in folder.glob("*")} <= {conf.output_subdir, f"{conf.job.name}.log"}:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _how_to_go_on(is_bug: bool = False) -> str:
+def _how_to_go_on(conf: Any, is_bug: bool = False) -> str:
     """How to go on from a run's last checkpoint; else how to start again, or where its log is."""
-    conf = _conf_of(RunMode.RUN)
-    if conf is None:
+    if not _has_run_folder(conf):
         return ""
     folder = Path(conf.run.dir).absolute()
     last, run = folder / LAST_CHECKPOINT, Run.of_command_line(conf, folder)

@@ -52,8 +52,7 @@ def _in_callback(config: DictConfig) -> Iterator[None]:
         HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
         yield
     except Exception as error:
-        HydraConfig.instance().cfg = None  # the folder is somebody else's, or finished
-        raise Passing(error) from None
+        raise Passing(error, has_folder=False) from None  # it is somebody else's, or finished
 
 
 def _refuse_start(config: DictConfig) -> None:

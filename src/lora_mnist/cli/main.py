@@ -57,7 +57,7 @@ def run_entry(function: Command, config_name: str) -> None:
     for number in SIGNALS:
         signal.signal(number, interrupt)
     try:
-        # With this, Hydra raises its errors instead of printing them and exiting with 1.
+        # Nothing else makes Hydra raise its errors: it would print them, and exit with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
             give_to_hydra()
             main()
@@ -65,6 +65,8 @@ def run_entry(function: Command, config_name: str) -> None:
         return
     except Passing as passing:
         error: BaseException = passing.error
+        has_folder = passing.has_folder
     except BaseException as raised:
-        error = raised
-    raise end_of(error, signals)  # here, or its traceback would begin with what carried it
+        error, has_folder = raised, True
+    conf = HydraConfig.get() if has_folder and HydraConfig.initialized() else None
+    raise end_of(error, signals, conf)  # here, or its traceback would begin with what carried it
