@@ -3,12 +3,14 @@
 import os
 from functools import partial
 
+import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import refused
 
 from lora_mnist import MLP, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.record import Record
 from lora_mnist.config.objects import classifier_of
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_point
@@ -38,6 +40,15 @@ def test_an_adapter_finds_its_own_base(outputs):
     for path in bases.glob("mnist-*"):
         path.unlink()
     assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)
+
+
+def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_file(tmp_path):
+    path, record = tmp_path / "mine.pt", Record("mnist", {"_target_": "lora_mnist.MLP"}, {"std": 1})
+    content = {"state_dict": MLP().state_dict(), "record": record.content()}
+    of_record = {**content["record"], "data": 3}
+    for wrong, reason in (({"learnt": "x"}, "learnt=x"), ({"record": of_record}, "data=3")):
+        torch.save(content | wrong, path)
+        assert refused(load_classifier, base=path).startswith(f"base_ckpt={path}: {reason}: ")
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

@@ -20,6 +20,8 @@ def test_a_record_is_read_as_it_was_written(more):
     [
         ({"version": 0}, "the version 0; expected 1"),
         ({"prepare": {}}, "prepare is missing"),  # images would be measured, with other numbers
+        ({"net": "a text"}, "net=a text: expected dict"),
+        ({"made": {"seed": "x"}}, "seed=x: expected int"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_refused(changed, expected):

@@ -30,6 +30,7 @@ from lora_mnist.data import PUBLISHED
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.errors import check_types
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,9 @@ def read_base(path: Path) -> Base:
         ) from error
     record, sha256, learnt = NO_RECORD, "", None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
+        check_types(content, {"learnt": Tensor | None})
         record, learnt = read_record(content["record"]), content.get("learnt")
-        sha256 = str(content.get("sha256"))
-        content = content.get("state_dict")
+        sha256, content = str(content.get("sha256")), content.get("state_dict")
     tensors = _tensors_in(content)
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")

@@ -1,13 +1,18 @@
 """What the file of a base or an adapter says of it, in resolved values: its record."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
+from lora_mnist.lora.errors import check_types
 from lora_mnist.measure.counts import MEASURES
 
 #: The version of the records that are written and read.
 VERSION = 1
+#: The types of what is read, since a stranger may have written the file; and of what ``made`` has.
+_TYPES: dict[str, Any] = {"dataset": str, **dict.fromkeys(("net", "prepare", "data", "made"), dict)}
+_TYPES |= {"base_sha256": str | None, "targets": list | tuple, "learnt": str | None}
+_OF_MADE = {"choose_by": str | None, "seed": int | None, "augment": dict | None}
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,9 @@ class Record:
 
     def content(self) -> dict[str, Any]:
         """What is written into a file, for :func:`read_record`."""
-        content = {"version": VERSION, "dataset": self.dataset, **self.settings, "made": self.made}
-        if self.base_sha256 is not None:
-            content |= {"base_sha256": self.base_sha256, "targets": self.targets}
-            content["learnt"] = self.learnt
+        content = {"version": VERSION, **vars(self)}
+        if self.base_sha256 is None:  # of a base
+            del content["base_sha256"], content["targets"], content["learnt"]
         return content
 
 
@@ -68,12 +72,13 @@ NO_RECORD = Record()
 
 def read_record(content: Mapping[str, Any]) -> Record:
     """The record in a file; ``ValueError``, if it is damaged or of another version."""
-    names = [each.name for each in fields(Record)]
-    record = Record(**{name: content[name] for name in names if name in content})
+    record = Record(**{name: content[name] for name in _TYPES if name in content})
     if any(record.settings.values()):  # somebody else's file has none
         if (version := content.get("version")) != VERSION:
             raise ValueError(f"its record has the version {version}; expected {VERSION}")
         for group in ("net", "prepare"):
             if not record.settings[group]:
                 raise ValueError(f"its record is damaged: {group} is missing")
+    check_types(vars(record), _TYPES)
+    check_types(record.made, _OF_MADE)
     return record

@@ -1,6 +1,8 @@
 """What the package raises where an argument cannot be used."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 
 class ArgumentError(ValueError):
@@ -21,3 +23,11 @@ def is_number(value: object) -> bool:
     """Whether ``value`` is a finite number, and no bool."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """ValueError, unless a file's ``values`` have each of these keys, with a value of its type."""
+    for key, type_ in types.items():
+        value = values.get(key)
+        if not (is_number(value) if type_ is float else isinstance(value, type_)):
+            raise ValueError(f"{key}={value}: expected {getattr(type_, '__name__', type_)}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import is_number
+from .errors import check_types
 from .layer import Adapter, LoRAParametrization, scaling_divisor
 from .model import KINDS
 from .offset import Offset
@@ -89,14 +89,6 @@ def checked_metadata(metadata: Any) -> dict[str, Any]:
     whole: dict[str, Any] = Point._field_defaults | metadata
     check_types(whole, METADATA)
     return whole
-
-
-def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """ValueError, unless ``values`` has each of these keys, with a value of its type."""
-    for key, type_ in types.items():
-        value = values.get(key)
-        if not (is_number(value) if type_ is float else isinstance(value, type_)):
-            raise ValueError(f"{key}={value}: expected {getattr(type_, '__name__', type_)}")
 
 
 # --- LoRA -----------------------------------------------------------------------------------------
