@@ -122,14 +122,6 @@ def test_nobody_need_read_all_that_is_printed():
     assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_a_group_of_another_command_is_refused(cli):
-    done = cli("export.py", "logger=none")
-    assert (done.code, done.err) == (
-        2,
-        "logger: nothing reads this group here\n",
-    )
-
-
 def test_a_key_of_another_command_names_those_that_are_called_so(cli):
     done = cli("train.py", "stage=lora", "digit=9", "offset=1")
     assert done.err.startswith("offset: nothing reads this key here; ")

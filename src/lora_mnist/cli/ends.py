@@ -24,7 +24,7 @@ class Passing(BaseException):
     it prints a line of its own, and of that of a callback it makes a warning.
     """
 
-    def __init__(self, error: Exception, has_folder: bool = True) -> None:
+    def __init__(self, error: BaseException, has_folder: bool = True) -> None:
         self.error = error
         self.has_folder = has_folder
 

@@ -64,8 +64,7 @@ def run_entry(function: Command, config_name: str) -> None:
             sys.stdout.flush()
         return
     except Passing as passing:
-        error: BaseException = passing.error
-        has_folder = passing.has_folder
+        error, has_folder = passing.error, passing.has_folder
     except BaseException as raised:
         error, has_folder = raised, True
     conf = HydraConfig.get() if has_folder and HydraConfig.initialized() else None
