@@ -42,9 +42,14 @@ def test_shows_every_mistake_of_the_base(classifier, with_nine):
     predictions = small_net(with_nine)(
         classifier.dataset.normalise(torch.stack(images.pixels))
     ).argmax(1)
-    notes = [note for note, _ in mistakes_of_base(classifier, images)]
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
-    assert notes == [f"Test image {n}, labelled {images.labels[n]}" for n in wrong]
+    mistakes = list(mistakes_of_base(classifier, images))
+    assert [number for _, _, number in mistakes] == wrong
+    for note, image, number in mistakes:
+        assert note == f"Test image {number}, labelled {images.labels[number]}"
+        assert image.equal(images.pixels[number])
+    after_the_second = mistakes_of_base(classifier, images, wrong[1])
+    assert [number for _, _, number in after_the_second] == wrong[2:] + wrong[:2]  # again
 
 
 @pytest.mark.nightly
@@ -56,7 +61,7 @@ def test_demo_of_an_empty_drawing(classifier, tmp_path):
     read, _, ask = (page.fns[number].fn for number in range(3))
     drawing = {"background": None, "layers": [], "composite": f"{tmp_path}/empty.png"}
     assert read(drawing)[0] is None
-    assert ask(None, 1.0) == (None, None, None)
+    assert ask(None, 1.0, 0.0) == (None, None, None)
 
 
 @pytest.mark.nightly
@@ -67,7 +72,7 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     page = build_page(classifier_of(config("demo", "adapter=null")))
     read, mistake = (page.fns[number].fn for number in (0, 1))
     assert read("photos/dog/3.png")[0].shape == (3, 8, 8)
-    assert mistake()[0].rpartition("labelled ")[2] in CLASSES
+    assert mistake(-1)[0].rpartition("labelled ")[2] in CLASSES
 
 
 def test_demo_without_its_extra(cli, monkeypatch):

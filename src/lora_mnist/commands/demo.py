@@ -38,14 +38,17 @@ def side_by_side(classifier: Classifier, image: Tensor, point: Point) -> list[di
     return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
 
 
-def mistakes_of_base(classifier: Classifier, images: Images) -> Iterator[tuple[str, Tensor]]:
-    """A caption and the image, for each of ``images`` that the base gets wrong."""
-    for number in range(len(images)):
+def mistakes_of_base(
+    classifier: Classifier, images: Images, shown: int = -1
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Caption, image and number of each that the base gets wrong; that of ``shown`` comes last."""
+    for step in range(1, len(images) + 1):
+        number = (shown + step) % len(images)
         ((image,), (label,)) = images.take([number])
         ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [BASE])
         name = classifier.classes[int(label)]
         if prediction.label != name:
-            yield f"Test image {images.names[number]}, labelled {name}", image
+            yield f"Test image {images.names[number]}, labelled {name}", image, number
 
 
 def build_page(classifier: Classifier) -> Any:
@@ -55,8 +58,7 @@ def build_page(classifier: Classifier) -> Any:
 
     dataset, start = classifier.dataset, lora_point(classifier.net)
     moved = offset_of(classifier.net)
-    test_images = classifier.test_images()
-    mistakes = iter(()) if test_images is None else mistakes_of_base(classifier, test_images)
+    images = classifier.test_images()
 
     def read(picture: Any) -> tuple[Tensor | None, str]:
         path = picture["composite"] if isinstance(picture, dict) else picture
@@ -67,8 +69,9 @@ def build_page(classifier: Classifier) -> Any:
         except PictureError as error:
             return None, f"This picture cannot be used: {one_line(error)}."
 
-    def mistake() -> tuple[str, Tensor | None]:
-        return next(mistakes, ("There is no other test image that the base gets wrong.", None))
+    def mistake(shown: int) -> tuple[str, Tensor | None, int]:
+        mistakes = iter(()) if images is None else mistakes_of_base(classifier, images, shown)
+        return next(mistakes, ("There is no test image that the base gets wrong.", None, shown))
 
     def ask(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
         if image is None:
@@ -78,7 +81,7 @@ def build_page(classifier: Classifier) -> Any:
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
         gr.Markdown(_EXPLANATION)
-        image = gr.State()
+        image, shown = gr.State(), gr.State(-1)  # each visitor's, and his last mistake
         with gr.Row():
             with gr.Column():
                 if isinstance(dataset, MNIST) and dataset.dataset != "FashionMNIST":
@@ -126,7 +129,7 @@ def build_page(classifier: Classifier) -> Any:
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
         # Not the event input, which would send the previous drawing.
         picture.change(read, [picture], [image, note])
-        button.click(mistake, outputs=[note, image], **in_turn)
+        button.click(mistake, [shown], [note, image, shown], **in_turn)
         changes, outputs = [image.change, scale.change, offset.change], [base, adapted, seen]
         gr.on(changes, ask, [image, scale, offset], outputs, show_progress="hidden", **in_turn)
     return page
