@@ -12,7 +12,7 @@ FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-#: What stands in the folder of a run or a sweep under a name that never varies, and who writes it.
+#: What the folder of a new run or sweep may not have, and who writes it; cli/folder.py adds to it.
 RUN_FILES = (
     RESULTS_FILE,  # training/results.py
     FAILED_FILE,  # cli/sweep.py
@@ -48,7 +48,7 @@ def new_run_folder(outputs: str | Path, stage: str) -> Path:
 
 
 def latest_adapter(outputs: str | Path) -> Path:
-    """What ``adapter=latest`` means: the one below ``outputs`` that was written last."""
+    """What ``adapter=latest`` means: the newest of a run in ``outputs``/lora, none of a sweep."""
     folder = Path(outputs, "lora")
     configs = folder.glob(f"*/{ADAPTER_FOLDER}/adapter_config.json")
     newest = max(configs, key=lambda path: (path.stat().st_mtime_ns, path), default=None)

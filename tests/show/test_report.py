@@ -37,6 +37,8 @@ def test_a_report_of_each_stage(tmp_path, stage):
     assert kinds == (["wrong"] if stage == "pretrain" else ["broken", "wrong", "repaired"])
     assert ("base unchanged, bit for bit: SHA-256" in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
+    has_no_say = "Test images decide nothing." in page
+    assert has_no_say == (stage != "pretrain")  # of a base without validation images they do
     assert "<script" not in page
     assert "<b>cow" not in page
     assert ".py stage=lora &#39;notes=&lt;script&gt;alert(1)&lt;/script&gt;" in page

@@ -87,8 +87,8 @@ def turn_adapter(classifier: Classifier, asked: Mapping[str, float | str | None]
             images, why = curve["images"], "advised by validation images"
     set_lora_point(classifier.net, point)
     log.info("%s", line_of("point", point._asdict(), why))
-    if point.offset and not point.scale:
-        log.info("scale=0 leaves the offset on; offset=0 beside it is the base")
+    if not point.scale and point != BASE:
+        log.info("%s", line_of("point", BASE._asdict(), "the base, which scale=0 alone is not"))
     return Choice(point._asdict(), None, images, why)
 
 

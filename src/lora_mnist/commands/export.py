@@ -152,7 +152,7 @@ def metadata_of(
         "net": classifier.settings.net,
         # Not the whole path: the file may be given away.
         "adapter": adapter and "/".join(adapter.parts[-3:]),
-        **knobs,  # scale and offset
+        **knobs,
         "classes": classifier.classes,
         **classifier.dataset.preprocessing(),
     }
