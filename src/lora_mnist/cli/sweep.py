@@ -22,11 +22,14 @@ from lora_mnist.show.summary import best_line, draw, summarize, table_text, writ
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
 
+#: How the numbers of test images begin.
+_NEVER_CHOOSE = ("test", "mistakes")
+
 
 def open_sweep(config: DictConfig) -> None:
     """Refuse to rank by test images, numbers that no job has, and a used folder."""
     metric = str(config.sweep.metric)
-    if metric.startswith(("test", "mistakes")):
+    if metric.startswith(_NEVER_CHOOSE):
         raise UserError(
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
@@ -46,7 +49,7 @@ def open_sweep(config: DictConfig) -> None:
 
 def _no_number(key: str, number: str, numbers: Iterable[str]) -> UserError:
     """That results.json has no such number, which may show before the first job or after it."""
-    expected = f"a number in results.json{nearest_to(number, numbers)}"
+    expected = f"a number in results.json, or null{nearest_to(number, numbers)}"
     return UserError(f"sweep.{key}={number}: expected {expected}")
 
 
@@ -71,7 +74,8 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
     value = None if metric is None else results.get(metric, "")
     if not isinstance(value, int | float | None):  # null is a number that is not finite
-        raise _no_number("metric", str(metric), results)
+        numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE)]
+        raise _no_number("metric", str(metric), numbers)
     shown = "" if value is None else f"{metric} {value:.6g}, "
     print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
     return value
