@@ -4,8 +4,8 @@ import pytest
 
 NO_GROUP = "nothing reads this group here"
 STAGES = "Could not find 'stage/nope' Available options in 'stage': lora pretrain"
-OWN_FILE = "expected --config-dir FOLDER, with your file in it: FOLDER/classifier/NAME.yaml"
-FOLDER = "Hydra takes a folder of --config-dir for one: expected another name for it"
+OWN_FILE = "expected --config-dir FOLDER, and your file FOLDER/classifier/NAME.yaml"
+FOLDER = "Hydra takes a folder of --config-dir for one: expected another name"
 
 
 @pytest.mark.parametrize(

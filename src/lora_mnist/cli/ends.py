@@ -20,8 +20,7 @@ from lora_mnist.run_paths import LAST_CHECKPOINT
 class Passing(BaseException):
     """Carries an error through Hydra, and whether the command has a folder to tidy up.
 
-    It is no Exception, since Hydra has no switch for what it does with one: before that of a task
-    it prints a line of its own, and of that of a callback it makes a warning.
+    Of an Exception Hydra would always print a line, if a task's, or make a warning, a callback's.
     """
 
     def __init__(self, error: BaseException, has_folder: bool = True) -> None:

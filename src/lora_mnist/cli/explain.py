@@ -68,13 +68,11 @@ def _explain_configuration(error: BaseException) -> str:
     if missing.startswith(("hydra/launcher/", "hydra/sweeper/")):
         return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
     if _NO_CLASSIFIER in message:
-        expected = "expected --config-dir FOLDER, with your file in it: FOLDER/classifier/NAME.yaml"
-        return f"classifier: {expected}"
+        return "classifier: expected --config-dir FOLDER, and your file FOLDER/classifier/NAME.yaml"
     if no_group := re.match(_NO_GROUP, message):
-        line = f"{no_group[1]}: nothing reads this group here"
+        message = f"{no_group[1]}: nothing reads this group here"
         if Path(no_group[1]).is_dir():  # --config-dir . images=images
-            line += "; Hydra takes a folder of --config-dir for one: expected another name for it"
-        return line
+            message += "; Hydra takes a folder of --config-dir for one: expected another name"
     return message
 
 

@@ -102,10 +102,9 @@ def build_page(classifier: Classifier) -> Any:
                 note = gr.Markdown()
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
             with gr.Column():
-                most = max(2, start.scale)
                 scale = gr.Slider(
                     min(0, start.scale),
-                    most,
+                    max(2, start.scale),
                     start.scale,
                     step=0.05,
                     label="Scale of the adapter",
