@@ -148,6 +148,8 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
     [
         ({"transform": v2.Resize(4), "image_size": 8}, "transform=Resize"),
         ({"val_size": "abc"}, "val_size=abc: "),
+        ({"image_size": 64.5}, "image_size=64.5: expected null, pixels, or "),
+        ({"name": ["a", 3]}, "name=.*: expected a name without /"),
         ({"test_size": 0}, "expected test images that are not trained on"),
     ],
 )
@@ -251,7 +253,8 @@ def test_workers_that_are_not_forked_import_what_lies_where_the_user_stands(
 def test_a_folder_is_read_only_where_it_has_to_be(tmp_path):
     """Somebody else's adapter names classes, size, mean and deviation; its folder is not here."""
     known = {"classes": ["cat", "dog"], "image_size": 8, "mean": 0.5, "std": 0.25}
-    data = Folder(tmp_path / "none", **known)
+    data = Folder(tmp_path / "none", **known, name=0)
+    assert data.name == "0"
     assert data.read_picture(Image.new("RGB", (9, 9))).shape == (3, 8, 8)
     with pytest.raises(ValueError, match="none: no such folder "):
         _ = data.sets

@@ -12,8 +12,8 @@ from lora_mnist.errors import UserError, as_value
 from lora_mnist.lora.point import Point
 
 # What a value has to be is said in words, which messages have as they are: alternatives between
-# " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the value itself,
-# "auto". So no such value may have " or " in it.
+# " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the text itself,
+# "auto". So no such text may have " or " in it.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a whole number": lambda value: type(value) is int,
     "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
@@ -22,10 +22,11 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "true": lambda value: value is True,
     "false": lambda value: value is False,
     "null": lambda value: value is None,
+    "-1": lambda value: type(value) is int and value == -1,
 }
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _MISSING = object()
-_SHARE = "a number > 0 or null"  # of batches, or their number
+_BATCHES = "a whole number >= 1 or a number > 0 and <= 1 or null"  # their number, or their share
 #: The keys that a trial may set.
 _OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout"
 _OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.dropout"
@@ -62,9 +63,9 @@ EXPECTED = {
     "trainer.check_val_every_n_epoch": "a whole number >= 1 or null",
     "trainer.accumulate_grad_batches": "a whole number >= 1",
     "trainer.val_check_interval": "a number > 0 or a text or null",
-    "trainer.limit_train_batches": _SHARE,
-    "trainer.limit_val_batches": "a number >= 0 or null",
-    "trainer.limit_test_batches": _SHARE,  # a run ends in a test
+    "trainer.limit_train_batches": _BATCHES,
+    "trainer.limit_val_batches": "a whole number >= 0 or a number >= 0 and <= 1 or null",
+    "trainer.limit_test_batches": _BATCHES,  # a run ends in a test
 }
 for _knob in Point._fields:  # of a training; and of a saved adapter: null is as it was saved
     EXPECTED |= {f"lora.{_knob}": "a number or auto", _knob: "a number or auto or null"}
@@ -74,7 +75,7 @@ def takes(expected: str, value: Any) -> bool:
     """Whether ``value`` is one of what ``expected`` names; nan and infinity are no numbers."""
     for each in expected.split(" or "):
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
-        is_taken = _KINDS[kind](value) if kind in _KINDS else as_value(value) == kind
+        is_taken = _KINDS[kind](value) if kind in _KINDS else value == kind
         for bound in bounds:
             sign, number = bound.split()
             is_taken = is_taken and _SIGNS[sign](value, float(number))
@@ -102,4 +103,6 @@ def _check_value(key: str, value: Any, where: str = "") -> None:
     """Refuse a value that its key cannot have."""
     expected = EXPECTED.get(key)
     if expected is not None and not takes(expected, value):
-        raise UserError(f"{where}{key}={as_value(value)}: expected {expected}")
+        # With quotes a text is no number: '-1'.
+        shown = as_value(value) if str(value).strip("+-.e0123456789") else repr(value)
+        raise UserError(f"{where}{key}={shown}: expected {expected}")

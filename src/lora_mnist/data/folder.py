@@ -44,7 +44,7 @@ class Folder(ImageDataset):
         self,
         data_dir: str | Path | None = None,
         *,
-        name: str | None = None,
+        name: str | int | None = None,
         classes: Sequence[str | int] | None = None,
         image_size: int | Sequence[int] | None = None,
         resize: str = "crop",
@@ -60,11 +60,11 @@ class Folder(ImageDataset):
         eval_batch_size: int = 250,
         **common: Any,
     ) -> None:
-        # On the command line a folder, or a class, may be called 7, which is read as a number.
+        # On the command line a folder, a class or a set may be called 7, which is read as a number.
         self.data_dir = None if data_dir is None else Path(str(data_dir)).expanduser()
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
-        size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
+        size: Any = image_size if isinstance(image_size, list | tuple | None) else [image_size] * 2
         is_size = size is None or ([type(side) for side in size] == [int, int] and min(size) > 0)
         require(is_size, "image_size", image_size, "null, pixels, or [height, width]")
         if transform is not None:
@@ -79,7 +79,8 @@ class Folder(ImageDataset):
         are_names = is_list and {type(each) for each in classes or ()} <= {str, int, float}
         require(are_names, "classes", classes, "a list of names, as in [cat,dog]")
         named = [str(each) for each in classes or self._listing.classes]
-        name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
+        if name is None:
+            name = self.data_dir.resolve().name if self.data_dir else "folder"
         super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
         self.split_settings = {"val_size": val_size, "test_size": test_size}
         self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}

@@ -174,7 +174,7 @@ class ImageDataset:
 
     def __init__(
         self,
-        name: str,
+        name: str | int,
         classes: Sequence[str],
         channels: int,
         *,
@@ -182,13 +182,13 @@ class ImageDataset:
         eval_batch_size: int = 1000,
         num_workers: int = 0,
     ) -> None:
-        is_name = re.fullmatch(r"[^/\\\0]+", name) is not None
-        require(is_name, "name", name, "a name without /, since files have it")
+        is_name = type(name) in (str, int, float) and re.fullmatch(r"[^/\\\0]+", str(name))
+        require(bool(is_name), "name", name, "a name without /, since files have it")
         for each in classes:
             can_be_printed = not any(category(character) == "Cc" for character in each)
             require(can_be_printed, "classes", repr(each), "a name without control characters")
         require_one_of("val_from", val_from, ["train", "test"])
-        self.name, self.classes, self.channels = name, list(classes), channels
+        self.name, self.classes, self.channels = str(name), list(classes), channels
         self.val_from = val_from
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
 

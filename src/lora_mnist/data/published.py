@@ -32,7 +32,7 @@ class Published(ImageDataset):
         data_dir: str | Path,
         *,
         download: bool = True,
-        name: str | None = None,
+        name: str | int | None = None,
         val_size: int = 5000,
         mean: Channelwise | None = None,
         std: Channelwise | None = None,
@@ -41,7 +41,7 @@ class Published(ImageDataset):
         for key in PREPARE:
             if (value := common.pop(key, None)) is not None:
                 raise ArgumentError(key, value, f"expected null; {dataset} has a form of its own")
-        super().__init__(name or dataset.lower(), classes, channels, **common)
+        super().__init__(dataset.lower() if name is None else name, classes, channels, **common)
         self.normalise_by(pixels[0] if mean is None else mean, pixels[1] if std is None else std)
         self.dataset = dataset
         self.data_dir, self.download = Path(str(data_dir)).expanduser(), download
