@@ -40,6 +40,13 @@ def test_eval_takes_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_pa
     assert (results["test"]["broken"] == results["test"]["repaired"] == 0) == (chosen == 0)
 
 
+def test_the_validation_images_that_a_run_has_decide_in_it(made, tmp_path):
+    few = ("data.eval_batch_size=100", "+trainer.limit_val_batches=1")
+    options = (f"paths.outputs={made}", "adapter=latest", "scale=auto")
+    results = evaluate(composed("eval", *SMALL, *options, *few), Run(tmp_path))
+    assert results["choices"]["point"]["images"] == results["validation_images"] == 100
+
+
 def test_an_offset_is_there_in_every_command_until_it_is_taken_away(outputs, tmp_path):
     """Scale 0 leaves it, offset 0 leaves the adapter; both at 0 are the base."""
     options = ("stage=lora", "digit=9", "batches.replay=20", "lora.offset=1.5", "lora.scale=0.5")

@@ -56,10 +56,13 @@ class Dial(NamedTuple):
         return Point(**{knob: row[knob] for knob in Point._fields} | numbers), curve
 
 
-def turn_adapter(classifier: Classifier, asked: Mapping[str, float | str | None]) -> Choice | None:
+def turn_adapter(
+    classifier: Classifier, asked: Mapping[str, float | str | None], val: Images | None = None
+) -> Choice | None:
     """Turn an adapter to numbers, to what is advised (``auto``), or leave it as saved (``None``).
 
-    Return its point, and why; ``None`` where there is no adapter.
+    ``val`` is what a run has to validate on; ``None``: all validation images. Return the adapter's
+    point, and why; ``None`` where there is no adapter.
     """
     if not adapters_on(classifier.net):
         return None
@@ -75,11 +78,9 @@ def turn_adapter(classifier: Classifier, asked: Mapping[str, float | str | None]
     point = saved._replace(**numbers)
     images, why = 0, "as saved" if point == saved else "as set"
     if autos:
-        targets = [
-            c for c, name in enumerate(classifier.classes) if name in classifier.record.targets
-        ]
-        seed, choose_by = classifier.record.seed, classifier.record.choose_by
-        dial = Dial(classifier, classifier.images.val, targets, seed, choose_by)
+        record, val = classifier.record, classifier.images.val if val is None else val
+        targets = [c for c, name in enumerate(classifier.classes) if name in record.targets]
+        dial = Dial(classifier, val, targets, record.seed, record.choose_by)
         if reason := _why_not_advised(dial, autos[0]):
             why = f"as saved{reason}"
         else:
@@ -97,7 +98,7 @@ def _why_not_advised(dial: Dial, key: str) -> str:
     classifier = dial.classifier
     if classifier.record.is_refit:
         return ", since the adapter has learnt validation images"
-    if not len(dial.images) and "val" in classifier.images.left_out:
+    if not len(classifier.images.val) and "val" in classifier.images.left_out:
         return f": {classifier.images.left_out['val']['line']}"
     refuse_undecidable(classifier, dial.images, [f"{key}=auto"])
     unseen = dial.unseen()

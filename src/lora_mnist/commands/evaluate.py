@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         session = open_session(cfg, run)
         classifier = session.classifier
         session.evaluating()  # also what the dial sees
-        point = turn_adapter(classifier, typed_point(cfg))
+        point = turn_adapter(classifier, typed_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
         is_alone = classifier.adapter is None
         tables, advice = session.tables(with_val=is_alone), []
