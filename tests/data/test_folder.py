@@ -93,6 +93,7 @@ def test_folder_knows_which_files_are_images_of_which_class(make_photos, caplog)
     make_photos({"dog": 4, "train": 5})  # no folder of classes: the class of the trains
     for hidden in (".cache", "__MACOSX"):
         (root / hidden).mkdir()
+    make_photos({".thumbnails": 2}, "dog")
     for name in (".DS_Store", "._0.png", "film.heic"):
         (root / "dog" / name).touch()
     Image.new("F", (8, 8)).save(root / "dog" / "light.tif")

@@ -65,9 +65,9 @@ def read(folder, share=0.2, predict=by_darkness, **parts):
 
 
 def test_wrong_pictures_leaves_out_what_the_base_has_right_or_nobody_can_read(tmp_path):
-    write(tmp_path, {f"cat/{n}.png": n for n in range(60, 140)})
+    write(tmp_path, {f"cat/{n % 2}/{n}.png": n for n in range(60, 140)})
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
-    (tmp_path / "cat" / ".hidden").write_text("no picture")
+    write(tmp_path, {"__MACOSX/cat/1.png": 1, ".cache/1.png": 1, "cat/._60.png": 1})
     with logged("lora_mnist.data.mistakes") as log:
         learnt, held_out = read(tmp_path)
     assert learnt | held_out == dict.fromkeys(range(DARK, 140), 0)
@@ -101,6 +101,7 @@ def test_wrong_pictures_knows_a_picture_by_its_pixels(tmp_path):
 def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, name, share, message):
     write(tmp_path, {name: 1})
     assert refused(read, tmp_path, share).startswith(message.format(tmp_path))
+    assert "No such file" in refused(read, tmp_path / "none")
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

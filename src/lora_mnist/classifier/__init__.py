@@ -1,1 +1,1 @@
-"""What records become: a network, its classes and its preparation. Plain Python."""
+"""What records become: a network, its classes and its preparation. No Hydra, no Lightning."""

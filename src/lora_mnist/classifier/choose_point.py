@@ -44,14 +44,9 @@ class Dial(NamedTuple):
         batches = classifier.dataset.batches(self.images, classifier.device, some, "dial")
         numbers = {knob: float(value) for knob, value in asked.items() if value != AUTO}
         scale, offset = numbers.get("scale"), numbers.get("offset")
-        curve = dial_curve(
-            classifier.net.eval(),
-            batches,
-            self.targets,
-            beside if scale is None else sorted({*beside, scale}),
-            None if offset is None else [offset],
-            self.choose_by,
-        )
+        scales = beside if scale is None else sorted({*beside, scale})
+        offsets, net = None if offset is None else [offset], classifier.net.eval()
+        curve = dial_curve(net, batches, self.targets, scales, offsets, self.choose_by)
         row = curve["advised"] if scale is None else row_at(curve, scale)
         return Point(**{knob: row[knob] for knob in Point._fields} | numbers), curve
 

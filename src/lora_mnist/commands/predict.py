@@ -102,8 +102,7 @@ def find_pictures(images: Any) -> list[Path]:
         folder, matches = Path(pattern), []
         if pattern and folder.is_dir():
             for path in sorted(files_below(folder)):
-                is_hidden = "/." in f"/{path.relative_to(folder).as_posix()}"
-                if path.suffix.lower() in endings and not is_hidden:
+                if path.suffix.lower() in endings:
                     matches.append(path)
         elif pattern and folder.exists():  # it is no pattern, even with brackets
             matches.append(folder)

@@ -31,10 +31,9 @@ def with_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """The resolved arguments of network, preparation and images in a configuration."""
-    groups = {}
+    groups: dict[str, Any] = {}
     for group in ("net", "prepare", "data"):
-        content: Any = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
-        groups[group] = content
+        groups[group] = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
     return groups
 
 

@@ -30,7 +30,7 @@ _BATCHES = "a whole number >= 1 or a number > 0 and <= 1 or null"  # their numbe
 #: The keys that a trial may set.
 _OF_TRIAL = r"(optimizer|loss)\..+|scheduler(\..+)?|batches\.augment|lora\.dropout"
 _OF_TRIALS = "keys of optimizer, scheduler and loss, batches.augment, or lora.dropout"
-#: Keys whose values no library refuses in time, and what they take: kinds with bounds, and words.
+#: Keys that are checked here, and what they take; values of others are refused where they are read.
 EXPECTED = {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",
@@ -100,9 +100,8 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def _check_value(key: str, value: Any, where: str = "") -> None:
-    """Refuse a value that its key cannot have."""
+    """Refuse a value that its key cannot have; a text like a number is shown as ``'-1'``."""
     expected = EXPECTED.get(key)
     if expected is not None and not takes(expected, value):
-        # With quotes a text is no number: '-1'.
         shown = as_value(value) if str(value).strip("+-.e0123456789") else repr(value)
         raise UserError(f"{where}{key}={shown}: expected {expected}")

@@ -4,7 +4,7 @@ What is known by which hash, all of them SHA-256:
 
 - an image: ``Images.digests``, 8 bytes of that of its file, or of its pixels where it has none; so
   copies are found, and what base and adapter have learnt
-- the images and labels of a part: ``ImageSets.sha256``, for results.json
+- images and labels of a part, or paths, labels and digests of a folder: ``ImageSets.sha256``
 - a picture of a folder of mistakes: that of its pixels, which holds some out (:mod:`.mistakes`)
 - an image file's place in the order that holds images out: that of its path (:mod:`.split`)
 - a base, or the digests that an adapter has learnt: :func:`.lora.base_state.fingerprint`
@@ -121,7 +121,7 @@ class ImageSets:
     train: Images
     val: Images
     test: Images
-    sha256: Mapping[str, str]  # of images and labels, by part, in hexadecimal
+    sha256: Mapping[str, str]  # by part, in hexadecimal; a folder has one, ``all``
     held_out: Mapping[str, str]  # for val and test: the part from which images were held out
     copies: int = 0  # images left out, since a part before theirs has them
     #: By part, the images left out since they were learnt: their number, that of all, and a line.

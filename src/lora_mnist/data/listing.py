@@ -36,9 +36,9 @@ class Listing:
     def parts(self) -> dict[Path, str]:
         """The folders that hold folders of classes, and the part of the images in each."""
         parts, others = {}, []
-        for name in _subfolders(self.root):
+        for name in subfolders(self.root):
             part = _ALSO_CALLED.get(name.lower(), name.lower())
-            if part in PARTS and _subfolders(self.root / name):  # without any, train/ is a class
+            if part in PARTS and subfolders(self.root / name):  # without any, train/ is a class
                 parts[self.root / name] = part
             else:
                 others.append(name)
@@ -51,25 +51,22 @@ class Listing:
     def classes(self) -> list[str]:
         """The names of the folders of classes, sorted: of those in train/, if there is one."""
         folders = [folder for folder, part in self.parts.items() if part == "train"]
-        names = {name for folder in folders or self.parts for name in _subfolders(folder)}
+        names = {name for folder in folders or self.parts for name in subfolders(folder)}
         require(len(names) > 1, "data_dir", self.root, "a folder for each of two classes")
         return sorted(names)
 
     def files(self, classes: Sequence[str]) -> list[ImageFile]:
         """The image files, by path, as torchvision lists them; ``classes`` in another order."""
-        if sorted(classes) != self.classes:
-            expected = f"expected the folders of {self.root}: {as_value(self.classes)}"
-            raise ArgumentError("classes", classes, expected)
+        expected = f"the folders of {self.root}: {as_value(self.classes)}"
+        require(sorted(classes) == self.classes, "classes", classes, expected)
         files, others = [], []
         for folder, part in self.parts.items():
-            for name in _subfolders(folder):
+            for name in subfolders(folder):
                 if name not in classes:
                     expected = f"expected the folders of train/, but {name} is none of them"
                     raise ArgumentError("data_dir", folder, expected + nearest_to(name, classes))
                 for file in files_below(folder / name):
                     path = file.relative_to(self.root).as_posix()
-                    if file.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
-                        continue
                     if file.name.lower().endswith(IMG_EXTENSIONS):
                         files.append(ImageFile(path, classes.index(name), part))
                     else:
@@ -79,20 +76,21 @@ class Listing:
         return sorted(files)
 
 
-def _subfolders(root: Path) -> list[str]:
+def subfolders(root: Path) -> list[str]:
     """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
     names = [path.name for path in root.iterdir() if path.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__")))
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """The files in ``root`` and in its folders; links may go in a circle."""
+    """The files in ``root`` and its folders, but for hidden ones, such as macOS's ``._cat.jpg``."""
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder).resolve()
-        if here in seen:
-            subfolders.clear()
+        if here in seen:  # links may go in a circle
+            folders.clear()
         else:
-            yield from (Path(folder, name) for name in sorted(names))
-            subfolders.sort()  # of two links to a folder, the first is followed
+            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+            # Of two links to a folder, the first is followed.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
         seen.add(here)

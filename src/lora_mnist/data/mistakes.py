@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lora_mnist.data.folder import Folder
 from lora_mnist.data.images import ImageDataset, Images, ImageSets, digests_of, sha256_of
-from lora_mnist.errors import PictureError, UserError, nearest_to, printable
+from lora_mnist.data.listing import files_below, subfolders
+from lora_mnist.errors import PictureError, UserError, naming, nearest_to, printable
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -46,34 +47,34 @@ def wrong_pictures(
 ) -> Mistakes:
     """The pictures in ``folder`` that a base gets wrong, by what ``predict`` says of each."""
     pictures = _read(folder, dataset)
+    count = len(pictures)
     predicted = predict((picture.image, picture.label) for picture in pictures).tolist()
     wrong = [p for p, prediction in zip(pictures, predicted, strict=True) if prediction != p.label]
     if not wrong:
-        raise UserError(
-            f"mistakes={folder}: expected pictures that the base gets wrong; it has all "
-            f"{len(pictures)} right"
-        )
+        expected = f"expected pictures that the base gets wrong; it has all {count} right"
+        raise UserError(f"mistakes={folder}: {expected}")
     _refuse_those_that_judge(wrong, dataset, folder)
     mistakes, is_held_out = _images_of(wrong, dataset), _held_out(wrong, dataset, test_share)
     train, test = mistakes.without(is_held_out), mistakes.without(~is_held_out)
     if not len(train):
         raise UserError(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
-            f"gets {len(wrong)} of {len(pictures)} pictures wrong, and all of these are held out"
+            f"gets {len(wrong)} of {count} pictures wrong, and all of these are held out"
         )
     message = "mistakes=%s: the base has %d of %d pictures right already, which are left out; of "
     message += "the others %d are to be learnt, and %d are held out"
-    count = len(pictures)
     log.info(message, folder, count - len(wrong), count, len(train), len(test))
     return Mistakes(train, test)
 
 
 def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
     """The readable pictures in ``folder``, by their SHA-256."""
-    paths = sorted(folder.expanduser().glob("[!.]*/[!.]*"))
+    root = folder.expanduser()
+    with naming(f"mistakes={folder}"):
+        paths = [path for name in subfolders(root) for path in files_below(root / name)]
     pictures: dict[tuple[str, int], Picture] = {}
     for path in progress(paths, "mistakes", len(paths)):
-        name = path.parent.name  # of the link, where it is one
+        name = path.relative_to(root).parts[0]  # of the link, where it is one
         if name not in dataset.classes:
             raise UserError(
                 f"mistakes={folder}: expected folders named after classes, such as "
@@ -86,7 +87,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
             continue
         sha256 = hashlib.sha256(image.numpy().tobytes()).hexdigest()
         picture = Picture(sha256, dataset.classes.index(name), path, image)
-        pictures.setdefault((picture.sha256, picture.label), picture)
+        pictures.setdefault((sha256, picture.label), picture)
     if not pictures:
         expected = "expected pictures, in a folder for each class; found none"
         raise UserError(f"mistakes={folder}: {expected}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_mnist.data.listing import PARTS, ImageFile
-from lora_mnist.errors import ArgumentError
+from lora_mnist.errors import ArgumentError, require
 
 
 def split(
@@ -20,9 +20,7 @@ def split(
         parts = {file: "test" if part == "test" else "train" for file, part in parts.items()}
     existing, held_out = set(parts.values()), {}
     if "test" not in existing:
-        expected = "expected train, since there is no folder test/"
-        if val_from == "test":
-            raise ArgumentError("val_from", "test", expected)
+        require(val_from == "train", "val_from", val_from, "train, since there is no folder test/")
         held_out["test"] = "train"
     if "val" not in existing:
         held_out["val"] = val_from

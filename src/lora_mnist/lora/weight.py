@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from .errors import ArgumentError
+from .errors import ArgumentError, require
 from .layer import Adapter, LoRAParametrization, conv2d_forward, linear_forward
 from .offset import Offset
 
@@ -64,7 +64,7 @@ def put_on(weight: Weight, base: nn.Parameter, adapters: Sequence[Adapter] = ())
 
 
 def adapters_on(model: nn.Module) -> list[Adapter]:
-    """Everything on the tensors of ``model``: adapters and offsets."""
+    """Everything on the tensors of ``model``: LoRA on weights, and offsets."""
     return [m for m in model.modules() if isinstance(m, Adapter)]
 
 
@@ -180,9 +180,8 @@ def by_pattern(
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]
-        if not named:
-            expected = f"a layer's name, or its end from a dot on, of: {listed(names)}"
-            raise ArgumentError(argument, f"{{{key}: {value}}}", f"expected {expected}")
+        expected = f"a layer's name, or its end from a dot on, of: {listed(names)}"
+        require(len(named) > 0, argument, f"{{{key}: {value}}}", expected)
         values.update(dict.fromkeys(named, value))
     return values
 
