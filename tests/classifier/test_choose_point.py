@@ -56,8 +56,9 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     assert lora_point(net) == Point(1.0, 0.0)
     assert turned(None, 2.5) == [1.0, 2.5]
     classifier.record = Record(targets=["owl"], made={"refit": True})
-    assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
     caplog.set_level("INFO")
+    assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
+    assert "scale=0.5 offset=2.5: as set, since the adapter has learnt" in caplog.messages[-1]
     caplog.clear()
     assert (turned(0), len(caplog.messages)) == ([0.0, 2.5], 2)  # it is not off, which is said
     caplog.clear()

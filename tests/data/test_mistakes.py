@@ -104,6 +104,12 @@ def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, name, share, messa
     assert "No such file" in refused(read, tmp_path / "none")
 
 
+def test_a_picture_in_two_classes_is_refused(tmp_path):
+    folder = write(tmp_path, {"cat/one.png": 150, "dog/other.png": 150})
+    with pytest.raises(UserError, match=r"one\.png and .*other\.png are one picture; expected it"):
+        read(folder)
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_no_picture_is_both_learnt_and_tested(tmp_path, on_disk):
     """One that is a training image is learnt; one that judges what is learnt is refused."""

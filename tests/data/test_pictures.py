@@ -96,3 +96,9 @@ def test_a_shift_by_pixels_is_a_random_crop_with_a_border(fill):
 def test_a_fill_is_one_value_of_a_pixel(fill):
     with pytest.raises(ValueError, match="^fill=.*: expected an integer from 0 to 255"):
         Shift(fill=fill)
+
+
+@pytest.mark.parametrize("pixels", [-3, 0.5, True, "a"])
+def test_shift_refuses_what_is_no_distance(pixels):
+    with pytest.raises(ValueError, match=r"^pixels=.*: expected an integer >= 0, or null$"):
+        Shift(pixels=pixels)

@@ -77,7 +77,7 @@ def turn_adapter(
         targets = [c for c, name in enumerate(classifier.classes) if name in record.targets]
         dial = Dial(classifier, val, targets, record.seed, record.choose_by)
         if reason := _why_not_advised(dial, autos[0]):
-            why = f"as saved{reason}"
+            why += reason
         else:
             point, curve = dial.advise(wanted)
             images, why = curve["images"], "advised by validation images"

@@ -72,7 +72,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
     root = folder.expanduser()
     with naming(f"mistakes={folder}"):
         paths = [path for name in subfolders(root) for path in files_below(root / name)]
-    pictures: dict[tuple[str, int], Picture] = {}
+    pictures: dict[str, Picture] = {}
     for path in progress(paths, "mistakes", len(paths)):
         name = path.relative_to(root).parts[0]  # of the link, where it is one
         if name not in dataset.classes:
@@ -87,7 +87,10 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
             continue
         sha256 = hashlib.sha256(image.numpy().tobytes()).hexdigest()
         picture = Picture(sha256, dataset.classes.index(name), path, image)
-        pictures.setdefault((sha256, picture.label), picture)
+        known = pictures.setdefault(sha256, picture)
+        if known.label != picture.label:
+            both = f"{known.path} and {path} are one picture"
+            raise UserError(f"mistakes={folder}: {both}; expected it in one class")
     if not pictures:
         expected = "expected pictures, in a folder for each class; found none"
         raise UserError(f"mistakes={folder}: {expected}")

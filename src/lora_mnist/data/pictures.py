@@ -154,6 +154,8 @@ class Shift:
 
     def __init__(self, share: float = 0.1, pixels: int | None = None, fill: int = 0) -> None:
         require_number("share", share, 0, 1)
+        is_distance = pixels is None or (type(pixels) is int and pixels >= 0)
+        require(is_distance, "pixels", pixels, "an integer >= 0, or null")
         require(type(fill) is int and 0 <= fill <= 255, "fill", fill, "an integer from 0 to 255")
         self.share, self.pixels, self.fill = share, pixels, fill
 
