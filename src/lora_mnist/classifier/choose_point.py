@@ -20,6 +20,9 @@ from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial, row_at
 
 log = logging.getLogger(__name__)
 
+#: What is asked of a point by name: a number, auto or, of a saved adapter, null.
+KNOBS = Point._fields
+
 
 class Dial(NamedTuple):
     """By which images the adapter of a classifier is turned, and for which classes."""

@@ -7,9 +7,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.classifier.choose_point import KNOBS
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora.point import Point
 from lora_mnist.project import importable
 from lora_mnist.run_paths import latest_adapter
 
@@ -39,7 +39,7 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
     """What a command is told of the point of a saved adapter; ``None``: as it was saved."""
-    return {knob: cfg.get(knob) for knob in Point._fields}
+    return {knob: cfg.get(knob) for knob in KNOBS}
 
 
 def classifier_of(cfg: DictConfig) -> Classifier:

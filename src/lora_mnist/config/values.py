@@ -9,7 +9,6 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.errors import UserError, as_value
-from lora_mnist.lora.point import Point
 
 # What a value has to be is said in words, which messages have as they are: alternatives between
 # " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the text itself,
@@ -52,6 +51,10 @@ EXPECTED = {
     "lora.init_std": "a number >= 0",
     "lora.dropout": "a number >= 0 and < 1",
     "lora.use_rslora": "true or false",
+    "lora.scale": "a number or auto",
+    "lora.offset": "a number or auto",
+    "scale": "a number or auto or null",  # of a saved adapter; null: as it was saved
+    "offset": "a number or auto or null",
     "choose_by": "balanced_accuracy or accuracy",
     "lora.target_modules": "a text or a list",
     "paths.outputs": "a text",
@@ -67,8 +70,6 @@ EXPECTED = {
     "trainer.limit_val_batches": "a whole number >= 0 or a number >= 0 and <= 1 or null",
     "trainer.limit_test_batches": _BATCHES,  # a run ends in a test
 }
-for _knob in Point._fields:  # of a training; and of a saved adapter: null is as it was saved
-    EXPECTED |= {f"lora.{_knob}": "a number or auto", _knob: "a number or auto or null"}
 
 
 def takes(expected: str, value: Any) -> bool:

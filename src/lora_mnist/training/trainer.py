@@ -20,11 +20,13 @@ from lora_mnist.choice import AUTO
 from lora_mnist.config.command import Run
 from lora_mnist.config.objects import make
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.progress import SECONDS_BETWEEN_LINES
 from lora_mnist.project import importable
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
+
+#: Between two lines of the log that say how far a training is.
+_SECONDS_BETWEEN_LINES = 30
 
 
 class ProgressInLog(Callback):
@@ -38,7 +40,7 @@ class ProgressInLog(Callback):
         self.last_line_at = self.started
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if time.monotonic() - self.last_line_at > SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self.last_line_at > _SECONDS_BETWEEN_LINES:
             self.tell(trainer, "train/loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
