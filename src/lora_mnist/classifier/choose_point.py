@@ -66,6 +66,8 @@ def turn_adapter(
         return None
     saved, own, wanted = lora_point(classifier.net), knobs_of(classifier.net), {}
     for knob, value in asked.items():
+        if knob == "scale" and knob not in own and value == AUTO:
+            value = None  # of an offset alone all that is not typed is the offset
         if knob not in own and value not in (None, getattr(BASE, knob)):
             raise UserError(f"{knob}={value}: expected null, since the adapter has none")
         if value is None:  # scale=auto asks for all that is not typed

@@ -74,7 +74,8 @@ def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -
         for adapter in weight.adapters:
             adapters[name] = adapter
     lora_point(model)  # one for all
-    first, *others = lora_adapters(model)
+    loras = lora_adapters(model)
+    first, *others = loras or adapters.values()
     about = dict(first.metadata)
     for other in others:  # of several files, what they all say
         about = {key: value for key, value in about.items() if other.metadata.get(key) == value}
@@ -82,7 +83,7 @@ def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
     files = files_of(adapters, weights)
-    files.config["lora_dropout"] = max(each.dropout for each in (first, *others))
+    files.config["lora_dropout"] = max((each.dropout for each in loras), default=0.0)
     files = files._replace(metadata=about | files.metadata)
     adapters_of(files, weights)  # what cannot be loaded is not saved
     return files

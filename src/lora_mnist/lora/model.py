@@ -131,11 +131,14 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
 
 
 def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
-    """Put ``offset``, at 0, on the bias of the last layer of ``model``, which carries LoRA."""
-    point = usable_adapters(model)[0].point
-    weight = float_parameters(model)[f"{layer}.bias".removeprefix(".")]
-    offset.to(weight.base).point = point._replace(offset=0.0)
-    put_on(weight, weight.base, [*weight.adapters, offset])
+    """Put ``offset``, at 0, on the bias of the last layer of ``model``, beside LoRA or alone."""
+    name, is_alone = f"{layer}.bias".removeprefix("."), not adapters_on(model)
+    offset.point = lora_point(model)._replace(offset=0.0)
+    if is_alone:
+        attach(model, {name: offset})
+    else:  # attach would freeze LoRA
+        weight = float_parameters(model)[name]
+        put_on(weight, weight.base, [*weight.adapters, offset.to(weight.base)])
     return model
 
 

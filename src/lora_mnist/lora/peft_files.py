@@ -52,7 +52,13 @@ def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> 
             loras[name] = adapter
         elif isinstance(adapter, Offset):
             offsets[name] = adapter
-    files, kind = _files_of_loras(loras, weights), type(next(iter(loras.values())))
+    if loras:
+        files = _files_of_loras(loras, weights)
+    else:
+        loras = _zeros_for(offsets, weights)
+        files = _files_of_loras(loras, weights)
+        files.metadata["trained"] = {}
+    kind = type(next(iter(loras.values())))
     for name, offset in offsets.items():
         own = _files_of_offset(name, offset, weights, files, kind)
         files = AdapterFiles(*(both | its for both, its in zip(files, own, strict=True)))
@@ -67,7 +73,9 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
         if not (is_usable and tensor.float().isfinite().all()):
             raise ValueError(f"{key}: expected finite numbers")
     # PEFT's adapters have no metadata: their config has them as trained.
-    adapters = _loras_in(tensors, metadata.get("trained", config), weights)
+    trained, adapters = metadata.get("trained", config), dict[str, Adapter]()
+    if trained or metadata.get("layer") is None:  # else it is an offset alone
+        adapters = _loras_in(tensors, trained, weights)
     point, about = TRAINED, {}
     if metadata:
         adapters |= _offset_in(tensors, metadata, weights)
@@ -170,6 +178,21 @@ def _loras_in(
         except RuntimeError as error:  # of other shapes
             raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
     return loras
+
+
+def _zeros_for(
+    offsets: Mapping[str, Adapter], weights: Mapping[str, Weight]
+) -> dict[str, LoRAParametrization]:
+    """LoRA of zeros on the layer of an offset alone, since PEFT has no offset without LoRA."""
+    name, offset = next(iter(offsets.items()))
+    layer = name.removesuffix("bias").removesuffix(".")
+    weight = weights[layer].base.detach()
+    zeros = LoRAParametrization(weight.to("meta"))
+    rows, columns = weight.shape
+    saved = {"lora_A": weight.new_zeros(1, columns), "lora_B": weight.new_zeros(rows, 1)}
+    zeros.load_state_dict(saved, assign=True)
+    zeros.point = offset.point
+    return {layer: zeros}
 
 
 def _in_file(tensor: Tensor, end: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.lora.weight import adapters_on
 from lora_mnist.measure.counts import LOGGED
 from lora_mnist.measure.significance import balanced_p_value, mcnemar, measure
 
@@ -98,7 +98,7 @@ def predictions_of(
 ) -> Predictions:
     """The table of ``net``; the predictions of its ``base`` may be known."""
     points: list[Point | None] = [BASE] if base is None else []
-    if lora_adapters(net):
+    if adapters_on(net):
         points.append(None)
     table = predictions_at(net, batches, points)
     return table if base is None else base.followed_by(table)
