@@ -35,7 +35,7 @@ from lora_mnist.lora.offset import offset_for
 from lora_mnist.measure.dial import offsets_to_try, smoothed
 from lora_mnist.measure.predictions import counts_of_labels
 from lora_mnist.measure.significance import measure
-from lora_mnist.training.fit import augment_of
+from lora_mnist.training.trials import augment_of
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.config.objects import classifier_of, make
 from lora_mnist.errors import TrainingError
-from lora_mnist.training.fit import augment_of
+from lora_mnist.training.trials import augment_of
 
 OUTPUT = PROJECT / "outputs" / "study"
 

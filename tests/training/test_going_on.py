@@ -98,11 +98,12 @@ def test_a_checkpoint_of_something_else_is_refused(go, tmp_path, monkeypatch):
     """Of another base, or none at all, before images are read; or of one of several trainings."""
     last = go("cut", *LORA, crash=3) / LAST_CHECKPOINT
     other = small_base(tmp_path / "other", seed=1)
+    two = "+trials={one: {lora.dropout: 0}, two: {lora.dropout: 0.1}}"
     for overrides, path in (
         ((*LORA, f"base_ckpt={other}"), last),
         (PRETRAIN, last),
         ((*LORA, "refit=true"), last),
-        ((*LORA, "+trials={one: {lora.dropout: 0}, two: {lora.dropout: 0.1}}"), last),
+        ((*LORA, "lora.dropout=auto", two), last),
         ((*LORA, "data.val_size=400"), last),
         ((*LORA, "digit=4"), last),
         (LORA, other),

@@ -21,18 +21,19 @@ from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure import dial
 from lora_mnist.measure.dial import row_at
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import attempts, recipe, repair
-from lora_mnist.training.fit import augment_of
-from lora_mnist.training.repair import RATES
+from lora_mnist.training import attempt, repair, trials
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import choose_target
+from lora_mnist.training.trials import RATES, augment_of
 
 #: 350 nines are few.
 RECIPE = (
     *("stage=lora", "digit=9", "batches.replay=20", "trainer.max_steps=12", "optimizer.lr=0.003"),
     *("lora.rank=8", "lora.init=pissa", "lora.scale=auto", *SMALL, *FEW),
 )
-TRIALS = "+trials={high: {lora.dropout: 0.3, optimizer.lr: 0.01}, low: {lora.dropout: 0.05}}"
+AUTO = ("lora.dropout=auto", "optimizer.lr=auto")
+LOW = "low: {lora.dropout: 0.05, optimizer.lr: 0.003}"
+TRIALS = (*AUTO, f"+trials={{high: {{lora.dropout: 0.3, optimizer.lr: 0.01}}, {LOW}}}")
 QUIET = ("callbacks=none", "logger=none")
 
 
@@ -59,7 +60,7 @@ def changed(one, other):
 
 def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     """It is the training that its values alone would be, to the bit, and no further one is made."""
-    chosen = go("chosen", *QUIET, TRIALS)
+    chosen = go("chosen", *QUIET, *TRIALS)
     results = read_results(chosen)
     choice = results["choices"]["trial"]
     assert choice["of"] == ["high", "low"]
@@ -80,49 +81,54 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
 
 def test_a_drawn_order_is_drawn_once(go, monkeypatch):
     """At the place where a plain DataLoader draws it, as in the notebook."""
-    seeds, data_of = [], attempts.data_of
+    seeds, data_of = [], attempt.data_of
 
     def kept(*arguments, **options):
         made = data_of(*arguments, **options)
         seeds.append(made.plan.seed)
         return made
 
-    for room in (attempts, recipe):
+    for room in (attempt, repair):
         monkeypatch.setattr(room, "data_of", kept)
-    go("drawn", *QUIET, TRIALS, "batches.seed=null")
+    go("drawn", *QUIET, *TRIALS, "batches.seed=null")
     assert len(seeds) > 2
     assert len({*seeds}) == 1
 
 
-def test_what_is_typed_counts_for_all_trials(go):
-    """Trials that then say the same are one."""
-    folder = go("typed", *QUIET, TRIALS, "lora.dropout=0.05", "optimizer.lr=0.003", typed=True)
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_trial_fills_what_is_auto_and_nothing_else(go, caplog, typed):
+    """A value that is set counts for all, wherever it stands; equal trials are one."""
+    caplog.set_level("INFO", "lora_mnist")
+    own = ("lora.dropout=0.05", "optimizer.lr=0.003")
+    folder = go(f"set {typed}", *QUIET, *TRIALS, *own, typed=typed)
     assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
     assert len(read_results(folder)["choices"]["trial"]["of"]) == 1
+    assert "trials.high: optimizer.lr=0.003 is set, so 0.01 is not used" in caplog.text
+    assert "trials: no two differ" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("more", "start"),
     [
-        ("+trials.more={lora.rank: 4}", "trials.more.lora.rank: expected keys of "),
+        ("+trials.more={lora.rank: 4}", "trials.more.lora.rank: expected some of "),
         ("+trials.more={optimizer.lr: fast}", "trials.more.optimizer.lr=fast: "),
         ("+trials.more={lora.dropout: 1}", "trials.more.lora.dropout=1: "),
-        ("+trials.more=3", "trials.more=3: expected keys of "),
+        ("+trials.more=3", "trials.more=3: expected some of "),
         ("+trials.more={batches.augment: {_target_: os.No}}", "batches.augment: "),
         ("+trials.more={loss.target_weight: 2}", "loss.target_weight=2: "),
-        ("+trials.more={scheduler: {_target_: torch.optim.lr_scheduler.No}}", "scheduler: "),
+        ("+trials.more={scheduler: {_target_: os.No}}", "trials.more.scheduler: "),
     ],
 )
 def test_a_trial_that_cannot_be_used_is_refused_before_all_else(go, monkeypatch, more, start):
     monkeypatch.setattr(Session, "predictions", lambda *_: pytest.fail("something is computed"))
     with pytest.raises(UserError) as caught:
-        go("refused", *QUIET, more)
+        go("refused", *QUIET, "batches.augment=auto", "+loss.target_weight=auto", more)
     assert str(caught.value).startswith(start)
 
 
 def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypatch):
     """A scheduler, too, reads the rate that was chosen."""
-    monkeypatch.setattr(repair, "RATES", (1e30, 0.003))
+    monkeypatch.setattr(trials, "RATES", (1e30, 0.003))
     options = (*QUIET, "scheduler=one_cycle", "trainer.log_every_n_steps=1")
     folder = go("steep", *options, "optimizer.lr=auto")
     rate = read_results(folder)["choices"]["rate"]
@@ -148,11 +154,11 @@ def test_a_network_that_its_maker_froze_is_repaired(go):
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeypatch, adds):
-    is_ahead = property(lambda attempt: adds)
-    monkeypatch.setattr(attempts.Attempt, "is_ahead_of_an_offset", is_ahead)
-    rates, fit = [], attempts.fit
+    is_ahead = property(lambda _: adds)
+    monkeypatch.setattr(attempt.Attempt, "is_ahead_of_an_offset", is_ahead)
+    rates, fit = [], attempt.fit
     monkeypatch.setattr(
-        attempts,
+        attempt,
         "fit",
         lambda session, cfg, *parts: rates.append(cfg.optimizer.lr) or fit(session, cfg, *parts),
     )
@@ -160,7 +166,7 @@ def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeyp
     assert rates == list(RATES[: 1 if adds else 2])
     rates.clear()  # also beside a trial that diverges
     steep = "+trials={steep: {optimizer.lr: 1e30}, auto: {lora.dropout: 0.1}}"
-    go(f"adds {adds} beside", *QUIET, "optimizer.lr=auto", "trainer.log_every_n_steps=1", steep)
+    go(f"adds {adds} beside", *QUIET, *AUTO, "trainer.log_every_n_steps=1", steep)
     assert rates == [1e30, *RATES[: 1 if adds else 2]]
 
 
@@ -174,16 +180,25 @@ def test_without_a_training_the_offset_alone_is_saved(go):
     assert point["offset"] == row_at(results["dial"], 0)["offset"] != 0
     assert not results["choices"]["refit"]["value"]
     assert results["test"]["repaired"] + results["test"]["broken"]
+    counts = results["parameters"]
+    assert (counts["lora"], counts["trainable"]) == (0, 0)
     outputs = folder.parents[1]
     assert evaluated(outputs, folder)["test"] == results["test"]
+    assert evaluated(outputs, folder, "scale=auto")["point"] == point
     assert evaluated(outputs, folder, "offset=0")["test"]["broken"] == 0
+    for key, tensor in adapter_of(folder).items():  # PEFT has no offset without LoRA
+        if key.endswith(("lora_A.weight", "lora_B.weight")):
+            assert ("linear2" in key) > tensor.any()
+            assert 1 in tensor.shape
+    with pytest.raises(UserError, match=r"^lora\.scale=0 lora\.offset=0: "):
+        go("nothing", *QUIET, "lora.scale=0", "lora.offset=0")
     assert not len(read_learnt(folder / "adapter", read_metadata(folder / "adapter")["learnt"]))
 
 
 def test_a_trial_says_how_many_images_have_decided(go, monkeypatch):
     """The dial sees some of many validation images."""
     monkeypatch.setattr(dial, "MAX_IMAGES", 100)
-    results = read_results(go("some", *QUIET, TRIALS))
+    results = read_results(go("some", *QUIET, *TRIALS))
     assert results["validation_images"] == 500
     assert results["dial"]["images"] == results["choices"]["trial"]["images"] == 100
 
@@ -271,13 +286,13 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
 
 
 def test_refit_begins_where_its_trial_began(go, monkeypatch):
-    starts, fit = [], attempts.fit
+    starts, fit = [], attempt.fit
 
     def remembering(session, *parts):
         starts.append([p.clone() for each in lora_adapters(session.net) for p in each.parameters()])
         return fit(session, *parts)
 
-    monkeypatch.setattr(attempts, "fit", remembering)
+    monkeypatch.setattr(attempt, "fit", remembering)
     go("from the start", *QUIET, "refit=true")
     trial, refit = starts
     assert all(map(torch.equal, trial, refit))
@@ -286,7 +301,7 @@ def test_refit_begins_where_its_trial_began(go, monkeypatch):
 @pytest.mark.parametrize("diverges", [False, True])
 def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, diverges):
     """It tells itself by images that it has learnt; the trial is what is saved."""
-    fit = attempts.fit
+    fit = attempt.fit
 
     def ruined(session, cfg, trainer, data):
         module = fit(session, cfg, trainer, data)
@@ -297,7 +312,7 @@ def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, di
                 raise TrainingError("the loss is nan")
         return module
 
-    monkeypatch.setattr(attempts, "fit", ruined)
+    monkeypatch.setattr(attempt, "fit", ruined)
     folder, before = go(f"ruined {diverges}", "refit=true"), go("alone", *QUIET)
     results = read_results(folder)
     assert not results["choices"]["refit"]["value"]
@@ -363,8 +378,8 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
 )
 def test_nothing_is_chosen_where_nothing_can_be(go, monkeypatch, overrides, few):
     """Of several classes the rarest counts: these have 350 images each."""
-    monkeypatch.setattr(recipe, "FEW_IMAGES", few)
-    folder = go(overrides[0], *QUIET, TRIALS, "refit=auto", *overrides)
+    monkeypatch.setattr(trials, "FEW_IMAGES", few)
+    folder = go(overrides[0], *QUIET, *TRIALS, "refit=auto", *overrides)
     choices = read_results(folder)["choices"]
     assert (choices["trial"]["value"], choices["refit"]["value"]) == ("high", False)
 
@@ -392,7 +407,7 @@ def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
 
 
 def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
-    monkeypatch.setattr(repair, "RATES", (1e30, 0.003))
+    monkeypatch.setattr(trials, "RATES", (1e30, 0.003))
     options = ("logger=csv", "trainer.log_every_n_steps=1", "optimizer.lr=auto")
     folder = go("steep alone", *options)
     curve = read_results(folder)["validation_errors"]
@@ -405,20 +420,20 @@ def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
 
 
 def test_a_trial_that_diverges_loses_no_other(go, caplog):
-    high = TRIALS.replace("optimizer.lr: 0.01", "optimizer.lr: 1e30")
-    options = (*QUIET, "trainer.log_every_n_steps=1")
+    high = TRIALS[-1].replace("optimizer.lr: 0.01", "optimizer.lr: 1e30")
+    options = (*QUIET, *AUTO, "trainer.log_every_n_steps=1")
     folder = go("one diverges", *options, high)
     choice = read_results(folder)["choices"]["trial"]
     assert choice["value"] == "low"
     assert choice["why"] == "the only one; high diverged"
     assert "high: optimizer.lr=1e+30: the loss is nan" in caplog.text
     assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
-    both = high.replace("0.05}}", "0.05, optimizer.lr: 1e30}}")
+    both = high.replace("0.003", "1e30")
     with pytest.raises(TrainingError, match=r"^optimizer.lr=1e\+30: .*; optimizer.lr=1e\+30: "):
         go("all diverge", *options, both)
 
 
 def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "smoothed": 0.9}, {"scale": 0.0, "smoothed": 0.8}]
-    attempt = attempts.Attempt(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
-    assert attempt.is_ahead_of_an_offset
+    made = attempt.Attempt(*[None] * 6, point=Point(-0.5), curve={"rows": rows})
+    assert made.is_ahead_of_an_offset

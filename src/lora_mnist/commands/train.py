@@ -11,6 +11,7 @@ from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
 from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.show.screen import print_parameters
+from lora_mnist.training.adapter import put_adapter
 from lora_mnist.training.artifacts import (
     current_base_path,
     keep_base,
@@ -21,12 +22,12 @@ from lora_mnist.training.artifacts import (
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.opening import open_session
-from lora_mnist.training.recipe import put_adapter
 from lora_mnist.training.repair import train_repair
 from lora_mnist.training.results import finish
 from lora_mnist.training.session import prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
+from lora_mnist.training.trials import trainings_of
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -60,9 +61,10 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         refuse_to_replace(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
-    data = data_of(session, cfg, session.images, selection)
+    (training,) = trainings_of(session, selection)
+    data = data_of(session, training)
     print_parameters(session.net)
-    module = fit(session, cfg, session.trainer, data)
+    module = fit(session, training.cfg, session.trainer, data)
     if not session.trainer.is_global_zero:
         return {}
     choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)

@@ -29,8 +29,8 @@ from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.project import DATA
 from lora_mnist.run_paths import ADAPTER_FOLDER
-from lora_mnist.training.fit import augment_of
 from lora_mnist.training.session import Session
+from lora_mnist.training.trials import augment_of
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -13,17 +12,15 @@ from torch.optim import Optimizer
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
-from lora_mnist.classifier.settings import foreign_code
 from lora_mnist.config.objects import make, with_settings
-from lora_mnist.data import ImageSets
-from lora_mnist.data.plan import Plan, Selection
-from lora_mnist.errors import TrainingError, UserError, as_value, config_group
+from lora_mnist.data.plan import Plan
+from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS
-from lora_mnist.project import quoted
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
+from lora_mnist.training.trials import Training, augment_of
 
 log = logging.getLogger(__name__)
 
@@ -35,86 +32,24 @@ _MAKE_A_TRAINING = (
     *("refit", "learnt_sha256", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
     "trainer.precision",
 )
+#: In place of auto, to make the parts of a training before its images are known.
+_STAND_INS = {"optimizer.lr": 0.1, "trainer.max_steps": 400, "loss.target_weight": 0.25}
 
 
-class Mix(NamedTuple):
-    """What a batch of a repair has with ``auto``, and its loss."""
-
-    batch_size: int  # images to learn
-    replay: int  # images of the other classes
-    target_weight: float  # the share of the loss of those to learn
-
-
-def mix_of(num_classes: int, num_targets: int) -> Mix:
-    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and 0.25."""
-    # A third of all classes needs more than a tenth of a batch: docs/experiments.md.
-    share = num_targets / num_classes
-    batch_size = max(10, round(100 * share))
-    return Mix(batch_size, 100 - batch_size, max(0.25, share))
-
-
-def order_seed(cfg: DictConfig) -> int:
-    """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
-    seed = cfg.batches.seed
-    if seed is None:  # two numbers: for its workers, then for its sampler
-        _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-    return int(seed)
-
-
-def data_of(
-    session: Session, cfg: DictConfig, images: ImageSets, selection: Selection
-) -> ImageDataModule:
+def data_of(session: Session, training: Training) -> ImageDataModule:
     """The batches of a training, and its images to validate on."""
     classifier, processes = session.classifier, session.trainer.world_size
-    size, replay = cfg.batches.batch_size, cfg.batches.replay
-    mix = mix_of(len(classifier.classes), len(selection.targets))
-    if size == AUTO:  # a multiple of the processes
-        size = max(1, mix.batch_size // processes) * processes
-    if replay == AUTO:
-        replay = min(mix.replay, len(selection.replay_indices)) // processes * processes
+    cfg, images = training.cfg, training.images
+    numbers = (cfg.batches.batch_size, cfg.batches.replay, cfg.batches.seed)
     with config_group("batches"):
-        plan = Plan(selection, images.train.labels, size, replay, order_seed(cfg), processes)
+        plan = Plan(training.selection, images.train.labels, *numbers, processes)
     return ImageDataModule(classifier.dataset, images, plan, make_augment(cfg, classifier))
-
-
-def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
-    """What changes training images, as one transform; ``auto``: what did in the base's training."""
-    augment: Any = cfg.batches.augment or {}
-    if OmegaConf.is_config(augment):
-        augment = OmegaConf.to_container(augment, resolve=True)
-    if augment != AUTO:
-        if not isinstance(augment, dict):
-            expected = "a transform, transforms by name, auto or null; augment= takes presets"
-            raise UserError(f"batches.augment={as_value(augment)}: expected {expected}")
-        changes = [augment] if "_target_" in augment else list(augment.values())
-        changes = [change for change in changes if change is not None]
-        if len(changes) > 1:
-            return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
-        return changes[0] if changes else None
-    base = classifier.base
-    assert base is not None  # _refuse_settings
-    recorded = base.record.augment
-    if foreign := recorded and foreign_code({}, "transform", recorded):
-        line = quoted(f"batches.augment={as_value(recorded)}")
-        raise UserError(
-            f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
-            "runs it, from where you stand; augment=none trains without"
-        )
-    return recorded
 
 
 def make_augment(cfg: DictConfig, classifier: Classifier) -> Any:
     """The transform that changes training images; ``None``: they stay as they are."""
     augment = augment_of(cfg, classifier)
     return make("batches.augment", augment) if augment else None
-
-
-def make_loss(cfg: DictConfig, num_classes: int, num_targets: int) -> Any:
-    """The loss of a batch, to learn so many of the classes."""
-    arguments = dict(cfg.loss)
-    if arguments.get("target_weight") == AUTO:
-        arguments["target_weight"] = mix_of(num_classes, num_targets).target_weight
-    return make("loss", arguments)
 
 
 def make_optimizer(
@@ -146,11 +81,11 @@ def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | No
 def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Make the parts of a training once: they refuse what they cannot use before it begins."""
     stand_ins = {}
-    for key, value in {"optimizer.lr": 0.1, "trainer.max_steps": 400}.items():
+    for key, value in _STAND_INS.items():
         if OmegaConf.select(cfg, key) == AUTO:
             stand_ins[key] = value
     cfg = with_settings(cfg, stand_ins)
-    make_loss(cfg, len(classifier.classes), num_targets=1)
+    make("loss", cfg.loss)
     make_augment(cfg, classifier)
     parameters = classifier.net.parameters()  # its maker may have frozen them
     make_scheduler(cfg, make_optimizer(cfg, trainer, parameters))
@@ -181,7 +116,7 @@ def fit(
         make_scheduler(cfg, optimizer),
         classes=classes,
         targets=selection.targets,
-        loss=make_loss(cfg, len(classes), len(names)),
+        loss=make("loss", cfg.loss),
         replay=plan.replay,
         compiles=cfg.compile,
     )

@@ -31,10 +31,10 @@ from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
-from lora_mnist.training.recipe import settings_of_trials
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import numbers_of, select
 from lora_mnist.training.trainer import make_trainer
+from lora_mnist.training.trials import tell_unused, values_of_trials
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         classifier = classifier_of(cfg)
     _check_network(classifier)
     if cfg.stage != "eval":
-        _refuse_training(cfg, run, trainer, classifier)
+        _refuse_training(cfg, trainer, classifier)
     images, mistakes = _images_of(cfg, trainer, classifier)
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
@@ -96,6 +96,10 @@ def _refuse_repair(cfg: DictConfig) -> None:
     target, mistakes, trainer = cfg.target, cfg.mistakes, cfg.trainer
     if {trainer.max_steps, trainer.max_epochs} == {-1} and not trainer.get("max_time"):
         raise UserError("trainer.max_steps=-1: expected a number, or one of trainer.max_epochs")
+    if cfg.lora.scale == cfg.lora.offset == 0:
+        raise UserError("lora.scale=0 lora.offset=0: expected another of the two; this is the base")
+    if cfg.lora.scale == 0 and mistakes is not None:
+        raise UserError("lora.scale=0: expected another number or auto; mistakes are learnt")
     if mistakes is None and target is None:
         raise UserError(
             "target: missing; expected the class to repair, by its name, a list of them, or "
@@ -112,7 +116,7 @@ def _refuse_repair(cfg: DictConfig) -> None:
         raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
 
 
-def _refuse_training(cfg: DictConfig, run: Run, trainer: Trainer, classifier: Classifier) -> None:
+def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Refuse what needs the network, but no image: classes, layers, the parts of a training."""
     if cfg.target not in (None, *WEAK):
         numbers_of(classifier.classes, cfg.target)
@@ -125,7 +129,8 @@ def _refuse_training(cfg: DictConfig, run: Run, trainer: Trainer, classifier: Cl
                 f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps "
                 "its last weights, or their average"
             )
-    for settings in ({}, *settings_of_trials(cfg, run).values()):
+    tell_unused(cfg)
+    for settings in ({}, *values_of_trials(cfg).values()):
         check_training(with_settings(cfg, settings), trainer, classifier)
     if cfg.ckpt_path is not None:
         known = hyperparameters(cfg, classifier)

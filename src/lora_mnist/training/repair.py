@@ -10,25 +10,28 @@ arXiv:2204.02937. docs/experiments.md has the numbers.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.lora.weight import lora_adapters, offset_of
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.attempts import Attempt, Failure, Training, attempted, tensors_of
-from lora_mnist.training.reasons import choices_of
-from lora_mnist.training.recipe import choose_refit, trials_of
+from lora_mnist.training.adapter import NO_LAYER
+from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted
+from lora_mnist.training.fit import data_of
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import with_validation
+from lora_mnist.training.trials import (
+    Training,
+    augment_of,
+    choose_refit,
+    refit_of,
+    trainings_of,
+)
 
 log = logging.getLogger(__name__)
-
-#: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
-RATES = (0.001, 0.0003, 0.0001)
 
 
 class Repair(NamedTuple):
@@ -42,18 +45,26 @@ class Repair(NamedTuple):
 
 def train_repair(session: Session, selection: Selection, before: Predictions | None) -> Repair:
     """Train the adapter in each trial; keep the best one, or train it again as a refit."""
-    trials, refit = trials_of(session, selection), choose_refit(session, selection)
-    start, planned = tensors_of(session.net), len(trials) + bool(refit.value)
+    trainings, refit = trainings_of(session, selection), choose_refit(session, selection)
+    planned = len(trainings) + bool(refit.value)
     _refuse_several(session, planned)
-    print_parameters(session.net)
-    tried: list[Attempt | Failure] = []
-    for number, (name, cfg) in enumerate(trials.items(), start=1):
-        title, rate = f"training {number} of {planned}", cfg.optimizer.lr
-        rates = RATES if rate == AUTO else (rate,)
-        images = session.images
-        training = Training(name, title, planned == 1, cfg, images, selection, start, rates)
-        tried += _at_rates(session, training)
-    tried += _at_next_rate(session, _attempts_in(tried))
+    for training in trainings:
+        data_of(session, training)  # what does not fit is refused now
+    titles: dict[str, str] = {}
+    for number, training in enumerate(trainings, start=1):
+        titles[training.name] = f"training {number} of {planned}" if planned > 1 else ""
+    if lora_adapters(session.net):
+        print_parameters(session.net)
+    tried: list[Tried] = []
+    for training in trainings:
+        for rate in training.rates:  # up to one that does not diverge
+            tried.append(attempted(session, training, rate, titles[training.name]))
+            if isinstance(tried[-1], Attempt):
+                break
+    if again := _at_next_rate(_attempts_in(tried)):
+        training, rate = again
+        log.info("no training is ahead of an offset without one; the rate %g is tried", rate)
+        tried.append(attempted(session, training, rate, titles[training.name]))
     attempts = _attempts_in(tried)
     if not attempts:
         raise TrainingError("; ".join(each.why for each in tried if isinstance(each, Failure)))
@@ -68,7 +79,7 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     if kept.trainer.loggers != session.trainer.loggers:  # these have not seen it
         for logger in session.trainer.loggers:
             logger.log_hyperparams(dict(kept.trainer.lightning_module.hparams))
-    choices = choices_of(session, tried, best, refit)
+    choices = _choices(session, tried, best, refit)
     return Repair(kept, best, {} if val is None else {"val": val}, choices)
 
 
@@ -87,33 +98,21 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
-def _attempts_in(tried: Sequence[Attempt | Failure]) -> list[Attempt]:
+def _attempts_in(tried: Sequence[Tried]) -> list[Attempt]:
     """Those that have not diverged."""
     return [each for each in tried if isinstance(each, Attempt)]
 
 
-def _at_rates(session: Session, training: Training) -> list[Attempt | Failure]:
-    """Train at one rate after another, up to one that does not diverge."""
-    tried: list[Attempt | Failure] = []
-    for rate in training.rates:
-        tried.append(attempted(session, training, rate))
-        if isinstance(tried[-1], Attempt):
-            break
-    return tried
-
-
-def _at_next_rate(session: Session, attempts: Sequence[Attempt]) -> list[Attempt | Failure]:
-    """Train once more, at the next rate, where no training is ahead of the offset alone."""
+def _at_next_rate(attempts: Sequence[Attempt]) -> tuple[Training, float] | None:
+    """One more training, at the next rate, where none is ahead of the offset alone."""
     # A rate that is too large can ruin an adapter without divergence.
     if any(attempt.is_ahead_of_an_offset for attempt in attempts):
-        return []
+        return None
     for attempt in attempts:
         smaller = [rate for rate in attempt.training.rates if rate < attempt.rate]
         if smaller and attempt.steps:
-            line = "no training is ahead of an offset without one; the rate %g is tried"
-            log.info(line, smaller[0])
-            return [attempted(session, attempt.training, smaller[0])]
-    return []
+            return attempt.training, smaller[0]
+    return None
 
 
 def _refitted(session: Session, best: Attempt, refit: Choice, title: str) -> tuple[Attempt, Choice]:
@@ -122,9 +121,8 @@ def _refitted(session: Session, best: Attempt, refit: Choice, title: str) -> tup
     if session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
-    images, selection = with_validation(session, best.training.selection)
-    plan = replace(best.training, name="refit", title=title, images=images, selection=selection)
-    again = attempted(session, replace(plan, refit_at=best.point), best.rate)
+    training = refit_of(session, best.training, best.rate, best.point)
+    again = attempted(session, training, best.rate, title)
     if isinstance(again, Failure):
         why, seen = again.why, 0
     else:
@@ -136,3 +134,95 @@ def _refitted(session: Session, best: Attempt, refit: Choice, title: str) -> tup
         why += f"the validation images that it has learnt, and {of_base:.1%} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], seen, why)
+
+
+# --- why ----------------------------------------------------------------------------------------
+
+
+def _choices(
+    session: Session, tried: Sequence[Tried], best: Attempt, refit: Choice
+) -> dict[str, Choice]:
+    """The choices of a repair by their names."""
+    choices = {}
+    if best.steps and session.cfg.trials:
+        choices["trial"] = _trial(tried, best)
+        choices["augment"] = _augment(session, best)
+    if best.steps:
+        choices["rate"] = _rate(session, tried, best)
+    return choices | {"refit": refit, "point": _point(session, best)}
+
+
+def _trial(tried: Sequence[Tried], best: Attempt) -> Choice:
+    """The trial that validation images measure best."""
+    measures: dict[str, float] = {}
+    for each in tried:
+        if isinstance(each, Attempt):
+            name = each.training.name
+            measures[name] = max(each.smoothed, measures.get(name, 0.0))
+    why, images = "the only one", 0
+    if len(measures) > 1:
+        images = best.images
+        shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
+        by = name_of_measure(best.training.cfg.choose_by)
+        why = f"the highest {by} on validation images, smoothed: {', '.join(shares)}"
+    for name in dict.fromkeys(each.training.name for each in tried):
+        if name not in measures:
+            why += f"; {name} diverged"
+    return Choice(best.training.name, list(measures), images, why)
+
+
+def _augment(session: Session, best: Attempt) -> Choice:
+    """How the kept trial changed its images: ``auto`` is as in the base's training."""
+    base = session.classifier.base
+    assert base is not None  # open_session has loaded it
+    augment = augment_of(best.training.cfg, session.classifier)
+    if augment != augment_of(session.cfg, session.classifier):
+        return Choice(augment, why="as the trial has it")
+    if session.cfg.batches.augment != AUTO:
+        return session.as_set("batches.augment", augment)
+    if not base.record.knows_augment:
+        why = "the base's file does not say how it was; augment= takes what its training had"
+        return Choice(augment, why=why)
+    return Choice(augment, why="as in the base's training")
+
+
+def _rate(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
+    """The rate of the best training, and why it is that."""
+    rates = best.training.rates
+    if session.cfg.optimizer.lr != AUTO:
+        return session.as_set("optimizer.lr", best.rate)
+    if len(rates) == 1:
+        return Choice(best.rate, why="as the trial has it")
+    whys, images = [], 0
+    for each in tried:
+        if each.training.name == best.training.name and each.rate > best.rate:
+            why, images = f"at {each.rate:g} it is behind this one", best.images
+            if isinstance(each, Failure):
+                why, images = each.why, 0
+            whys.append(why)
+    return Choice(best.rate, rates, images, "; ".join(whys) or "the first that is tried")
+
+
+def _point(session: Session, best: Attempt) -> Choice:
+    """The point at which the adapter is saved, and why."""
+    curve, value, lora, reasons = best.curve, best.point._asdict(), session.cfg.lora, {}
+    for knob in value:
+        if lora[knob] != AUTO:
+            reasons[knob] = session.as_set(f"lora.{knob}", lora[knob]).why
+    whys = [f"the {knob} is {reason}" for knob, reason in reasons.items()]
+    if len(reasons) == len(value):
+        is_one = len({*reasons.values()}) == 1
+        why = reasons["scale"] if is_one else "; ".join(whys)
+        return Choice(value, why=why, is_set=True)
+    assert curve is not None  # auto needs validation images
+    why = f"the highest {name_of_measure(curve['choose_by'])} on validation images, smoothed: "
+    why += f"{best.smoothed:.1%}, and {curve['base']['smoothed']:.1%} of the base"
+    if lora.offset == AUTO:
+        offset = offset_of(session.net)
+        if not best.training.selection.targets:
+            whys.append("no offset, since there is no class to move")
+        elif offset is None:
+            whys.append(f"no offset, since {NO_LAYER}")
+        elif not offset.direction.any():
+            whys.append("no offset, since no class is rarer than another")
+    return Choice(value, None, curve["images"], "; ".join([why, *whys]))

@@ -1,46 +1,29 @@
-"""A training of a repair, and what comes of it at one rate: an attempt, or a failure."""
+"""What comes of a training of a repair at one rate: an attempt, or a failure."""
 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.config.objects import with_settings
-from lora_mnist.data import ImageSets
-from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
-from lora_mnist.lora.point import TRAINED, Point
+from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.dial import row_at
+from lora_mnist.training.adapter import dial_of
 from lora_mnist.training.fit import data_of, fit
-from lora_mnist.training.recipe import dial_of, trains
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
+from lora_mnist.training.trials import Training
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training of a repair as it is planned."""
-
-    name: str  # of its trial, or refit
-    title: str  # training 1 of 3
-    is_only: bool  # whether no other is planned
-    cfg: DictConfig  # of its trial
-    images: ImageSets
-    selection: Selection
-    start: Mapping[str, Tensor]  # the adapter's tensors before it
-    rates: Sequence[float]  # the one that is set, or those of auto: the next where one diverges
-    refit_at: Point | None = None  # of a refit: the point of the training that it repeats
 
 
 class Failure(NamedTuple):
@@ -55,8 +38,7 @@ class Failure(NamedTuple):
 class Attempt:
     """What came of a training at a rate."""
 
-    training: Training
-    cfg: DictConfig  # with the rate
+    training: Training  # with the rate in its cfg
     trainer: Trainer
     steps: int
     validation_errors: Sequence[tuple[int, int]]  # a step, and how many there were
@@ -67,7 +49,7 @@ class Attempt:
 
     @property
     def rate(self) -> float:
-        return float(self.cfg.optimizer.lr)
+        return float(self.training.cfg.optimizer.lr)
 
     @property
     def smoothed(self) -> float:
@@ -88,21 +70,30 @@ class Attempt:
 
     def put_on(self, net: nn.Module) -> None:
         """Put its adapter on the network, at its point."""
-        put_tensors(net, self.tensors, self.cfg.lora.dropout)
+        put_tensors(net, self.tensors, self.training.cfg.lora.dropout)
         set_lora_point(net, self.point)
 
 
-def attempted(session: Session, training: Training, rate: float) -> Attempt | Failure:
-    """Train at a rate, and turn the dial where there are validation images."""
-    cfg, trainer = _cfg_and_trainer(session, training, rate)
+#: What comes of a training.
+Tried = Attempt | Failure
+
+
+def attempted(session: Session, training: Training, rate: float, title: str) -> Tried:
+    """Train at a rate, and turn the dial; ``title``, as training 1 of 3, "" of the only one."""
+    cfg = training.at(rate)
+    goes_on = not title and rate == training.rates[0]
+    if not goes_on:
+        cfg = with_settings(cfg, {"ckpt_path": None})
+    training = replace(training, cfg=cfg)
+    trainer = _trainer_of(session, training, title, goes_on)
     put_tensors(session.net, training.start, cfg.lora.dropout)
     steps, validation_errors = 0, list[tuple[int, int]]()
     learnt = torch.empty(0, dtype=torch.int64)
     try:
-        if trains(cfg):
-            if not training.is_only:
-                log.info("%s: %s", training.title, training.name)
-            data = data_of(session, cfg, training.images, training.selection)
+        if lora_adapters(session.net):
+            if title:
+                log.info("%s: %s", title, training.name)
+            data = data_of(session, training)
             module = fit(session, cfg, trainer, data)
             steps, validation_errors = module.global_step, list(module.errors_by_step.items())
             learnt = data.learnt
@@ -111,24 +102,22 @@ def attempted(session: Session, training: Training, rate: float) -> Attempt | Fa
     except TrainingError as error:
         log.warning("%s: %s", training.name, error)
         return Failure(training, rate, str(error))
-    return Attempt(training, cfg, trainer, steps, validation_errors, learnt, tensors, point, curve)
+    return Attempt(training, trainer, steps, validation_errors, learnt, tensors, point, curve)
 
 
-def _cfg_and_trainer(
-    session: Session, training: Training, rate: float
-) -> tuple[DictConfig, Trainer]:
-    """The configuration of a training at a rate, and a Trainer of its own."""
-    cfg = with_settings(training.cfg, {"optimizer.lr": rate})
-    if training.is_only and rate == training.rates[0]:
-        # The run's own: it has its loggers, keeps checkpoints, and may go on from one.
-        return cfg, make_trainer(cfg, session.run, loggers=session.trainer.loggers)
-    cfg = with_settings(cfg, {"ckpt_path": None})
-    own: dict[str, Any] = {"run_name": f"{cfg.run_name},training={training.name}_{rate:g}"}
+def _trainer_of(session: Session, training: Training, title: str, goes_on: bool) -> Trainer:
+    """The Trainer of a training; the run's only one has its loggers, and keeps checkpoints."""
+    if goes_on:
+        return make_trainer(training.cfg, session.run, loggers=session.trainer.loggers)
+    cfg = training.cfg
+    own: dict[str, Any] = {
+        "run_name": f"{cfg.run_name},training={training.name}_{cfg.optimizer.lr:g}"
+    }
     for logger in cfg.get("logger") or {}:
         if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
             own[f"logger.{logger}"] = None
     logged = with_settings(cfg, own)
-    return cfg, make_trainer(logged, session.run, training.title, keeps_checkpoints=False)
+    return make_trainer(logged, session.run, title or "this training", keeps_checkpoints=False)
 
 
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
@@ -155,4 +144,4 @@ def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -
     net.zero_grad()
     for adapter in lora_adapters(net):
         adapter.dropout = dropout
-    set_lora_point(net, TRAINED)
+    set_lora_point(net, TRAINED if lora_adapters(net) else BASE)  # an offset alone has no scale

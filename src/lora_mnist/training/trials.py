@@ -1,0 +1,226 @@
+"""Which trainings a run makes: each is a :class:`Training`, in which every ``auto`` is decided."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from lora_mnist.choice import AUTO, Choice
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.classifier.settings import foreign_code
+from lora_mnist.config.objects import with_settings
+from lora_mnist.data import ImageSets
+from lora_mnist.data.plan import Selection
+from lora_mnist.errors import UserError, as_value
+from lora_mnist.lora.base_state import lora_state_dict
+from lora_mnist.lora.point import Point
+from lora_mnist.lora.weight import adapted_weights
+from lora_mnist.project import quoted
+from lora_mnist.training.session import Session
+from lora_mnist.training.target import with_validation
+
+log = logging.getLogger(__name__)
+
+#: Where a class has fewer images, a repair tries more: docs/experiments.md has the numbers.
+FEW_IMAGES = 400
+#: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
+_STEPS, _STEPS_OF_MANY = 400, 1200
+#: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
+RATES = (0.001, 0.0003, 0.0001)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as it is planned."""
+
+    name: str  # of its trial, or refit
+    cfg: DictConfig  # of the run, with a value in place of each auto
+    rates: Sequence[float]  # of which cfg has the first: the next follows where one diverges
+    images: ImageSets
+    selection: Selection
+    start: Mapping[str, Tensor]  # the adapter's tensors before it
+    refit_at: Point | None = None  # of a refit: the point of the training that it repeats
+
+    def at(self, rate: float) -> DictConfig:
+        """Its configuration at one of its rates."""
+        return with_settings(self.cfg, {"optimizer.lr": rate})
+
+
+class Mix(NamedTuple):
+    """What a batch of a repair has with ``auto``, and its loss."""
+
+    batch_size: int  # images to learn
+    replay: int  # images of the other classes
+    target_weight: float  # the share of the loss of those to learn
+
+
+def mix_of(num_classes: int, num_targets: int) -> Mix:
+    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and 0.25."""
+    # A third of all classes needs more than a tenth of a batch: docs/experiments.md.
+    share = num_targets / num_classes
+    batch_size = max(10, round(100 * share))
+    return Mix(batch_size, 100 - batch_size, max(0.25, share))
+
+
+def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """What each of ``trials`` fills, by key: those that are ``auto``, and no others."""
+    filled: dict[str, dict[str, Any]] = {}
+    for name, values in (cfg.get("trials") or {}).items():
+        filled[name] = {}
+        for key, value in (values or {}).items():
+            if OmegaConf.select(cfg, key) == AUTO:
+                filled[name][key] = value
+    return filled
+
+
+def tell_unused(cfg: DictConfig) -> None:
+    """Say which values of trials are not used, since their keys are set."""
+    line = "trials.%s: %s=%s is set, so %s is not used; auto leaves it to trials"
+    for name, values in (cfg.get("trials") or {}).items():
+        for key, value in (values or {}).items():
+            own = OmegaConf.select(cfg, key)
+            if own not in (AUTO, value):
+                log.info(line, name, key, as_value(own), as_value(value))
+
+
+def trainings_of(session: Session, selection: Selection) -> list[Training]:
+    """The trainings that are planned, but for a refit; one alone where nothing can choose."""
+    cfg, trials = session.cfg, values_of_trials(session.cfg)
+    # A seed that is drawn is drawn once: each training has the same order.
+    common = {"trainer.max_steps": _steps(session, selection), "batches.seed": order_seed(cfg)}
+    common |= _mix(session, selection)
+    planned: list[Training] = []
+    start = copy.deepcopy(lora_state_dict(session.net))
+    for name, values in (trials or {cfg.stage: {}}).items():
+        trial = with_settings(cfg, common | values)
+        own = {"batches.augment": augment_of(trial, session.classifier)}
+        rates = RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
+        own["optimizer.lr"] = rates[0]
+        if cfg.stage == "lora" and cfg.lora.dropout == AUTO:
+            own["lora.dropout"] = _dropout(session, trial)
+        trial = with_settings(trial, own)
+        if all((trial, rates) != (each.cfg, each.rates) for each in planned):
+            planned.append(Training(name, trial, rates, session.images, selection, start))
+    if len(trials) > 1 and len(planned) == 1:
+        log.info("trials: no two differ, so one training is made")
+    return planned if is_few(session, selection) else planned[:1]
+
+
+def refit_of(session: Session, best: Training, rate: float, point: Point) -> Training:
+    """The best training once more, with the validation images among those to learn from."""
+    images, selection = with_validation(session, best.selection)
+    cfg = with_settings(best.cfg, _mix(session, selection))  # there are more images to replay
+    return replace(
+        best,
+        name="refit",
+        cfg=cfg,
+        rates=[rate],
+        images=images,
+        selection=selection,
+        refit_at=point,
+    )
+
+
+def choose_refit(session: Session, selection: Selection) -> Choice:
+    """Whether one more training learns the validation images as well, as ``refit`` says."""
+    refit = session.cfg.refit
+    if session.cfg.lora.scale == 0:
+        return Choice(False, why="nothing is trained")
+    if refit != AUTO:
+        return session.as_set("refit", refit)
+    if session.mistakes is not None:
+        return Choice(False, why="mistakes are learnt")
+    if not len(session.images.val):
+        return Choice(False, why="there are no validation images")
+    pays, count = is_few(session, selection), _count_to_learn(session, selection)
+    why = f"{count:,} images to learn, {'fewer' if pays else 'no fewer'} than {FEW_IMAGES}"
+    return Choice(pays, [True, False], why=why)
+
+
+def is_few(session: Session, selection: Selection) -> bool:
+    """Whether classes have so few images to learn that several trainings pay."""
+    if not selection.targets or not len(session.images.val):  # nothing decides
+        return False
+    return _count_to_learn(session, selection) < FEW_IMAGES
+
+
+def _count_to_learn(session: Session, selection: Selection) -> int:
+    """How many images are to be learnt; of several classes, those of the rarest."""
+    if not selection.targets:
+        return len(selection.target_indices)
+    counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
+    return int(counts[selection.targets].min())
+
+
+# --- each auto ------------------------------------------------------------------------------------
+
+
+def _steps(session: Session, selection: Selection) -> int:
+    """``trainer.max_steps``."""
+    steps = session.cfg.trainer.max_steps
+    if steps != AUTO:
+        return int(steps)
+    is_common = selection.targets and _count_to_learn(session, selection) >= FEW_IMAGES
+    return _STEPS_OF_MANY if is_common else _STEPS
+
+
+def order_seed(cfg: DictConfig) -> int:
+    """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
+    seed = cfg.batches.seed
+    if seed is None:  # two numbers: for its workers, then for its sampler
+        _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+    return int(seed)
+
+
+def _mix(session: Session, selection: Selection) -> dict[str, Any]:
+    """``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
+    cfg, processes = session.cfg, session.trainer.world_size
+    mix = mix_of(len(session.classifier.classes), len(selection.targets))
+    replay = min(mix.replay, len(selection.replay_indices))
+    numbers = {
+        # A multiple of the processes.
+        "batches.batch_size": max(1, mix.batch_size // processes) * processes,
+        "batches.replay": replay // processes * processes,
+        "loss.target_weight": mix.target_weight,
+    }
+    is_auto = [key for key in numbers if OmegaConf.select(cfg, key) == AUTO]
+    return {key: numbers[key] for key in is_auto}
+
+
+def _dropout(session: Session, trial: DictConfig) -> float:
+    """``lora.dropout`` of a trial; 0 where none fills it, or no layer shows LoRA its input."""
+    weights = adapted_weights(session.net).values()
+    takes_dropout = any(weight.factored_forward for weight in weights)
+    dropout = trial.lora.dropout
+    return 0.0 if dropout == AUTO or not takes_dropout else float(dropout)
+
+
+def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
+    """What changes training images, as one transform; ``auto``: what did in the base's training."""
+    augment: Any = cfg.batches.augment or {}
+    if OmegaConf.is_config(augment):
+        augment = OmegaConf.to_container(augment, resolve=True)
+    if augment != AUTO:
+        if not isinstance(augment, dict):
+            expected = "a transform, transforms by name, auto or null; augment= takes presets"
+            raise UserError(f"batches.augment={as_value(augment)}: expected {expected}")
+        changes = [augment] if "_target_" in augment else list(augment.values())
+        changes = [change for change in changes if change is not None]
+        if len(changes) > 1:
+            return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
+        return changes[0] if changes else None
+    base = classifier.base
+    assert base is not None  # _refuse_settings
+    recorded = base.record.augment
+    if foreign := recorded and foreign_code({}, "transform", recorded):
+        line = quoted(f"batches.augment={as_value(recorded)}")
+        raise UserError(
+            f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
+            "runs it, from where you stand; augment=none trains without"
+        )
+    return recorded
