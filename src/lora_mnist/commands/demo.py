@@ -18,7 +18,7 @@ from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.lora.weight import offset_of
+from lora_mnist.lora.weight import knobs_of, offset_of
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ def build_page(classifier: Classifier) -> Any:
                     start.scale,
                     step=0.05,
                     label="Scale of the adapter",
+                    visible="scale" in knobs_of(classifier.net),  # an offset alone has none
                     elem_id="scale",
                 )
                 label, reach = "Offset on the repaired class", 10
