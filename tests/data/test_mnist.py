@@ -121,3 +121,13 @@ def test_a_picture_with_a_black_border_is_brought_to_mnists_form():
         assert not torch.equal(ours[0], levels.byte())
         assert likeness(ours[0], digit) > 0.85
         assert torch.equal(digit_of(Image.fromarray(ours[0].numpy())), ours)
+
+
+@pytest.mark.parametrize("dataset", ["FashionMNIST", "KMNIST"])
+def test_a_picture_for_another_set_is_not_prepared_as_a_digit(dataset):
+    shape = torch.zeros(28, 28, dtype=torch.uint8)
+    shape[:, 5:20], shape[3, 7] = 180, 90
+    picture = Image.fromarray(shape.numpy())
+    ours = MNIST(dataset).read_picture(picture)
+    assert torch.equal(ours[0], shape)
+    assert MNIST(dataset).read_picture(picture.resize((56, 80))).shape == (1, 28, 28)

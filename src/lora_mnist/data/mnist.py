@@ -1,4 +1,4 @@
-"""MNIST and its relatives, and any picture of one digit, brought to their form.
+"""MNIST and its relatives, and any picture of one digit, brought to the form of MNIST.
 
 As MNIST was made, the digit is scaled to fit a box of 20x20 pixels, keeping its aspect ratio, and
 moved in a field of 28x28 until its centre of mass lies in the centre (LeCun et al. 1998,
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_mnist.data.images import Batch
-from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.pictures import Preparation, open_picture
 from lora_mnist.data.published import Published
 from lora_mnist.errors import PictureError, require_one_of
 
@@ -61,7 +61,11 @@ class MNIST(Published):
         self.theirs(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
+        if self.dataset == "MNIST":
+            return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
+        # What it shows is to be light on black, as these sets' own images are.
+        prepare = Preparation(1, (_FIELD, _FIELD), "crop", 1.0, "bilinear", None)
+        return prepare(open_picture(picture, upright=True))
 
 
 def digit_of(picture: Image.Image) -> Tensor:
