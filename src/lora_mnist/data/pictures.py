@@ -44,6 +44,8 @@ def open_picture(
 ) -> Image.Image:
     """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
     source: AbstractContextManager[Image.Image]
+    if isinstance(picture, Path):
+        _refuse_pipe(picture)
     try:
         if isinstance(picture, Path):
             source = Image.open(picture, formats=_FORMATS)
@@ -73,13 +75,19 @@ def open_picture(
     return image
 
 
+def _refuse_pipe(path: Path) -> None:
+    """Refuse what is there and is no file: whoever reads a named pipe waits for ever."""
+    if path.exists() and not path.is_file():
+        raise PictureError("no readable picture (it is no file)")
+
+
 def examine(path: Path) -> tuple[int, int, int]:
     """Digest of a picture's file, its height and width; PictureError, if it cannot be read.
 
     A JPEG or PNG that is whole is not decoded: that takes five times as long.
     """
-    content = path.read_bytes()
-    is_whole = False
+    _refuse_pipe(path)
+    content, is_whole = path.read_bytes(), False
     with suppress(Exception), Image.open(BytesIO(content), formats=_FORMATS) as picture:
         if picture.format == "JPEG":
             is_whole = content.endswith(b"\xff\xd9")  # its last marker
