@@ -1,13 +1,14 @@
 """How fast: this project beside the source notebook and PEFT.
 
     python scripts/benchmark/run.py                      # every row
-    python scripts/benchmark/run.py --only training      # or adapters
+    python scripts/benchmark/run.py --only training      # or adapters, or folder
     python scripts/benchmark/run.py --rounds 1 --quick   # does it work?
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
-and the most. Prints a Markdown table and the processor. Needs the extra ``peft`` for the rows that
-compare with PEFT.
+and the most. Memory is the peak here, and how much more it is than there. A folder stands beside
+half of it, and takes seconds of a core. Prints a Markdown table and the processor. Needs the extra
+``peft`` for the rows that compare with PEFT.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
@@ -26,9 +26,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy
+from PIL import Image
+
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = PROJECT / "scripts" / "benchmark"
 LOOPS = "scripts/benchmark/loops.py"
+_SECONDS = "s of a core"
 
 
 class Row(NamedTuple):
@@ -42,8 +46,7 @@ class Row(NamedTuple):
 
 
 def run(command: str) -> tuple[float, float]:
-    """What a Python process prints after ``measured:``, else its seconds; its peak memory, MB."""
-    started = time.perf_counter()
+    """What a Python process prints after ``measured:``, or its seconds of a core; its peak, MB."""
     process = subprocess.Popen(
         [sys.executable, *shlex.split(command)],
         cwd=PROJECT,
@@ -56,7 +59,7 @@ def run(command: str) -> tuple[float, float]:
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
+    seconds = usage.ru_utime + usage.ru_stime
     if process.returncode:
         raise SystemExit(f"python {command}\n{output}")
     measured = re.search(r"^measured: (.+)$", output, re.MULTILINE)
@@ -95,10 +98,50 @@ class Benchmark:
             rows.append(Row(work, "steps/s", "PEFT", f"{loop} peft", f"{loop} lora"))
         return rows
 
+    def folder_of_pictures(self) -> list[Row]:
+        """A folder of small pictures, made up, and half of it: a test, and a repair."""
+        sides = []
+        for name, classes in (("half", 500), ("whole", 1000)):
+            if self.steps == 20:  # quick
+                classes //= 50
+            pictures = self.folder / name
+            make_pictures(pictures, classes)
+            sides.append(f"paths.outputs={self.folder}/outputs trainer=cpu data=folder")
+            sides[-1] += f" data.data_dir={pictures}"
+            net = f"net=mlp net.in_features=3072 net.hidden_sizes=[64] net.num_classes={classes}"
+            pretrain = f"train.py stage=pretrain {sides[-1]} {net} figures=false"
+            run(f"{pretrain} trainer.max_steps=1000 batches.batch_size=50")
+        rows = []
+        repair = "train.py experiment=repair target=c007 trainer.max_steps=20"
+        for work, command in (("eval.py", "eval.py"), ("experiment=repair, 20 steps", repair)):
+            title = f"`{work}`, {PICTURES_OF_A_CLASS * classes:,} pictures"
+            half, whole = (f"{command} {side}" for side in sides)
+            rows.append(Row(title, _SECONDS, "half of them", half, whole))
+        return rows
+
+
+#: Pictures of a class, by part.
+PARTS = {"train": 60, "val": 6, "test": 10}
+PICTURES_OF_A_CLASS = sum(PARTS.values())
+
+
+def make_pictures(folder: Path, classes: int) -> None:
+    """Noise of 32x32 pixels, around a colour for each class."""
+    generator = numpy.random.default_rng(0)
+    for number in range(classes):
+        colour = generator.integers(60, 196, 3)
+        for part, count in PARTS.items():
+            of_class = folder / part / f"c{number:03}"
+            of_class.mkdir(parents=True)
+            noise = generator.integers(-60, 60, (count, 32, 32, 3))
+            for place, pixels in enumerate((colour + noise).astype(numpy.uint8)):
+                Image.fromarray(pixels).save(of_class / f"{place}.png")
+
 
 KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
+    "folder": Benchmark.folder_of_pictures,
 }
 
 
@@ -111,15 +154,16 @@ def spread(values: Sequence[float]) -> str:
 
 def measure(row: Row, rounds: int) -> str:
     """Let both take turns; the row as it is printed."""
-    numbers = []
+    numbers, peaks = [], []
     for _ in range(rounds):
         there, memory_there = run(row.theirs)
         here, memory_here = run(row.ours)
-        times_as_fast = there / here if row.unit == "s" else here / there
+        times_as_fast = there / here if row.unit == _SECONDS else here / there
         numbers.append((there, here, times_as_fast, memory_here - memory_there))
+        peaks.append(memory_here)
     *columns, more = zip(*numbers, strict=True)
     cells = [row.work, row.unit, row.beside, *map(spread, columns)]
-    cells.append(f"{statistics.median(more):+.0f} MB")
+    cells.append(f"{statistics.median(peaks):.0f} MB ({statistics.median(more):+.0f})")
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,12 +1,16 @@
 """Where a run's folder is, and where its files are in it."""
 
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_mnist.errors import UserError, naming
+from lora_mnist.files import read_json
 from lora_mnist.project import program
 
 RESULTS_FILE = "results.json"
+#: When a run ended, in there: a copy of its folder has later times.
+ENDED = "ended"
 #: Of a job of a sweep that failed.
 FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
@@ -51,10 +55,20 @@ def latest_adapter(outputs: str | Path) -> Path:
     """What ``adapter=latest`` means: the newest of a run in ``outputs``/lora, none of a sweep."""
     folder = Path(outputs, "lora")
     configs = folder.glob(f"*/{ADAPTER_FOLDER}/adapter_config.json")
-    newest = max(configs, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+    newest = max(configs, key=lambda path: (_ended(path), path), default=None)
     if newest is None:
         raise UserError(
             f"adapter=latest: expected an adapter in {folder}; make one with: "
             f"{program('train')} experiment=repair and the same data and net"
         )
     return newest.parent
+
+
+def _ended(config: Path) -> str:
+    """When the run of an adapter ended; without its results, as after a kill, its file's time."""
+    with suppress(ValueError):
+        ended = read_json(config.parents[1] / RESULTS_FILE).get(ENDED)
+        if isinstance(ended, str):
+            return ended
+    changed = datetime.fromtimestamp(config.stat().st_mtime, UTC)
+    return changed.isoformat(timespec="microseconds")

@@ -12,6 +12,7 @@ from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
 from lora_mnist.config.objects import classifier_of
+from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import Point
@@ -58,6 +59,9 @@ def test_the_latest_is_the_newest_by_time(outputs):
         file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
         os.utime(file, (10**9 + seconds, 10**9 + seconds))
         assert classifier_of(cfg).adapter.parent == outputs / run
+    ended = {"ended": "1999-12-31T12:00:00.000000+00:00"}
+    write_json(outputs / run / "results.json", ended)  # it was copied here: its times are new
+    assert classifier_of(cfg).adapter.parent == outputs / "lora" / "nines"
 
 
 def test_scale_of_a_saved_adapter(outputs):

@@ -4,19 +4,23 @@ import re
 import shutil
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.commands import refused
 from helpers.stranger import take_pictures
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder, known_files
 from lora_mnist.data.images import digests_of
+from lora_mnist.data.pictures import examine, open_picture
+from lora_mnist.errors import PictureError
 from lora_mnist.project import importable
 
 
@@ -48,6 +52,8 @@ from torchvision.transforms.v2.functional import hflip, pil_to_tensor
 def prepare(picture): return pil_to_tensor(picture) / 255
 def augment(picture): return hflip(picture)
 """
+#: To test on, of the odd pictures below: chosen when each was decoded to see whether it counts.
+TESTED = ["cat/1.png", "cat/12.png", "cat/13.png", "dog/17.png", "dog/18.png"]
 LANCZOS = [v2.Resize(18, InterpolationMode.LANCZOS), v2.CenterCrop(16)]
 
 
@@ -70,6 +76,75 @@ def test_folder_reads_what_torchvision_reads(make_photos, keys, steps):
         assert torch.equal(images, torch.stack([theirs[i][0] for i in by_path]))
 
 
+@pytest.mark.parametrize("limit", [0, folder.MAX_IN_MEMORY])
+def test_a_file_is_decoded_when_it_is_first_used(make_photos, monkeypatch, limit):
+    """In memory once. One that is broken inside is an error where it is used, and names it."""
+    monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
+    root, decoded = make_photos({"cat": 12, "dog": 12}, size=(14, 9)), []
+    for path in sorted(root.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    learnt = sorted(Folder(root, image_size=8, mean=0, std=1).sets.train.names)
+    content = (root / learnt[0]).read_bytes()
+    tables = content.index(b"\xff\xc4")  # Huffman's
+    (root / learnt[0]).write_bytes(content[: tables + 4] + bytes(20) + content[tables + 24 :])
+
+    def load_and_note(picture):
+        decoded.append(picture)
+        return load(picture)
+
+    load = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", load_and_note)
+    sets = Folder(root, image_size=8, mean=0, std=1).sets
+    assert (sorted(sets.train.names), decoded) == (learnt, [])
+    for images in (sets.test, sets.test.subset(torch.tensor([1, 0]))):
+        images.take([0, 1])
+    assert len(set(map(id, decoded))) == (2 if limit else 4)
+    with pytest.raises(ValueError, match=f"{root / learnt[0]}: no readable picture"):
+        sets.train.take(range(len(sets.train)))
+
+
+def odd_pictures(folder):
+    """Files of all kinds that there are to be judged: of some not all can be read."""
+    noise = Image.effect_noise((40, 30), 80)
+    noise.save(folder / "cut.jpg")
+    noise.save(folder / "ends.jpg")
+    (folder / "more.jpg").write_bytes((folder / "ends.jpg").read_bytes() + b"a camera's own")
+    noise.convert("CMYK").save(folder / "cmyk.jpg")
+    for name in ("cut.png", "wrong.png"):
+        noise.convert("RGB").save(folder / name)
+    Image.new("RGBA", (9, 9), (0, 0, 0, 90)).save(folder / "even.png")
+    drawn = Image.new("LA", (9, 9))
+    drawn.paste((0, 255), (2, 2, 5, 5))
+    drawn.save(folder / "alpha.png")
+    Image.new("F", (9, 9)).save(folder / "light.tif")
+    Image.frombytes("I;16", (2, 1), b"abcd").save(folder / "deep.png")
+    for name in ("whole.webp", "whole.bmp", "cut.bmp"):
+        noise.save(folder / name)
+    for name in ("cut.jpg", "cut.png", "cut.bmp"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-300])
+    content = bytearray((folder / "wrong.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / "wrong.png").write_bytes(content)
+    (folder / "empty.png").touch()
+    os.mkfifo(folder / "pipe.png")
+
+
+def test_the_files_that_count_for_the_split_are_those_that_can_be_decoded(make_photos):
+    root = make_photos({"cat": 20, "dog": 20})
+    odd_pictures(root / "cat")
+    sets, readable = Folder(root, image_size=8, mean=0, std=1).sets, set()
+    for path in root.rglob("*.*"):
+        with suppress(PictureError):  # also of the pipe, which nobody writes to
+            open_picture(path)
+            readable.add(path.relative_to(root).as_posix())
+    kept = {"ends.jpg", "more.jpg", "cmyk.jpg", "even.png", "deep.png", "whole.webp", "whole.bmp"}
+    assert {Path(name).name for name in readable} >= kept
+    assert len(readable) == 40 + len(kept)
+    assert {*sets.train.names, *sets.val.names, *sets.test.names} == readable
+    assert sorted(sets.test.names) == TESTED
+
+
 def test_folder_read_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
     root = make_photos({"cat": 20, "dog": 30}, size=(14, 9))
     jpeg = root / "dog" / "3.jpg"  # cut short; Pillow verifies the head of a JPEG alone
@@ -80,7 +155,6 @@ def test_folder_read_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
     in_memory = Folder(root, **form).sets.train
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
     on_disk = Folder(root, **form).sets.train
-    assert isinstance(in_memory.pixels[0], torch.Tensor)
     for taken, expected in zip(on_disk.take(range(39)), in_memory.take(range(39)), strict=True):
         assert torch.equal(taken, expected)
     on_disk.pixels[1].write_bytes(b"broken meanwhile")
@@ -296,9 +370,9 @@ def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypat
     root, cache, hashed = make_photos({"cat": 9, "dog": 9}, size=(14, 9)), tmp_path / "cache", []
     beside = sorted(root.rglob("*"))
 
-    def digests_and_note(paths):
-        hashed.extend(path.relative_to(root).as_posix() for path in paths)
-        return digests_of(paths)
+    def examine_and_note(path):
+        hashed.append(path.relative_to(root).as_posix())
+        return examine(path)
 
     def hashed_by():
         hashed.clear()
@@ -306,7 +380,7 @@ def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypat
         assert torch.equal(sets.test.digests, digests_of(sets.test.pixels))
         return sorted(hashed), sets.sha256
 
-    monkeypatch.setattr(known_files, "digests_of", digests_and_note)
+    monkeypatch.setattr(known_files, "examine", examine_and_note)
     pictures = sorted(path for path in root.rglob("*.png"))
     names = [path.relative_to(root).as_posix() for path in pictures]
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)

@@ -22,11 +22,11 @@ def greys(*levels, on_disk=False):
     if not on_disk:
         return Images(images, labels)
 
-    def read_file(path, augment):
-        return torch.full((1, 4, 4), int(path.stem), dtype=torch.uint8)
+    def read_files(paths, augment):
+        return [torch.full((1, 4, 4), int(path.stem), dtype=torch.uint8) for path in paths]
 
     paths = [Path(str(level)) for level in levels]
-    return Images(paths, labels, read=read_file, digests=torch.tensor(levels))
+    return Images(paths, labels, read=read_files, digests=torch.tensor(levels))
 
 
 def dataset(train=(), val=(), test=(), on_disk=False):

@@ -1,3 +1,4 @@
+import io
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from lora_mnist.data import MNIST
+from lora_mnist.data.images import digests_of
 from lora_mnist.data.mnist import digit_of
 from lora_mnist.data.pictures import open_picture
 
@@ -89,3 +91,43 @@ def test_digit_of_brings_back_mnists_own_image(tmp_path, way):
         ours = digit_of(open_picture(tmp_path / "digit.png", keeps_alpha=True))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
         assert likeness(ours[0], digit) > 0.9
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(70_000, marks=pytest.mark.nightly)])
+def test_mnists_own_images_keep_their_digests_as_pictures(count):
+    """So one that comes in as a picture is known; 920 have ink at the border."""
+    mnist = MNIST("MNIST", ROOT / "data")
+    images = torch.cat([mnist.load(train)[0] for train in (True, False)])
+    is_at_border = (images.amax(3)[:, 0, [0, -1]] + images.amax(2)[:, 0, [0, -1]]).amax(1) > 0
+    assert is_at_border.sum() == 920
+    chosen = images[is_at_border | (torch.arange(70_000) % (70_000 // count) == 0)]
+    pictures = []
+    for image in chosen:
+        file = io.BytesIO()
+        Image.fromarray(image[0].numpy()).save(file, "png")
+        pictures.append(mnist.read_picture(Image.open(file)))
+    assert torch.equal(digests_of(pictures), digests_of(chosen))
+
+
+def test_a_picture_with_a_black_border_is_brought_to_mnists_form():
+    """Whatever its size: a digit that is too large, too small, or beside the centre."""
+    digit = DIGITS[0]
+    large = F.interpolate(digit[None, None, 3:25, 3:25], (26, 26))[0, 0]
+    small = F.interpolate(digit[None, None], (14, 14), mode="area")[0, 0]
+    beside = digit.roll(2, 1)
+    for levels in (F.pad(large, (1,) * 4), F.pad(small, (7,) * 4), beside):
+        assert levels.shape == (28, 28)
+        ours = digit_of(picture_of(levels))
+        assert not torch.equal(ours[0], levels.byte())
+        assert likeness(ours[0], digit) > 0.85
+        assert torch.equal(digit_of(Image.fromarray(ours[0].numpy())), ours)
+
+
+@pytest.mark.parametrize("dataset", ["FashionMNIST", "KMNIST"])
+def test_a_picture_for_another_set_is_not_prepared_as_a_digit(dataset):
+    shape = torch.zeros(28, 28, dtype=torch.uint8)
+    shape[:, 5:20], shape[3, 7] = 180, 90
+    picture = Image.fromarray(shape.numpy())
+    ours = MNIST(dataset).read_picture(picture)
+    assert torch.equal(ours[0], shape)
+    assert MNIST(dataset).read_picture(picture.resize((56, 80))).shape == (1, 28, 28)

@@ -14,6 +14,14 @@ def repair_of(base, broken, fixed, classes, targets=(0,)):
     return results(**each, classes=classes, targets=list(targets))
 
 
+def test_digits_are_the_ten_of_them():
+    """Classes that are called 0 and 1 are somebody's own."""
+    for classes, name, others in (("01", "0", "classes"), ("0123456789", "zeros", "digits")):
+        each = [1] * len(classes)
+        reading = Reading(repair_of(each, each, each, [*classes]))
+        assert (reading.named([0]), reading.name_of_others) == (name, f"the other {others}")
+
+
 def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
     count = 1000
     broken, fixed = [0] * count, [0] * count

@@ -19,17 +19,17 @@ from lora_mnist.training.target import select
 ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
 
-def read_number(path, augment):
-    """An image of one pixel, from a file of that name."""
-    image = torch.tensor([[[int(path.name)]]], dtype=torch.uint8)
-    return augment(image) if augment else image
+def read_numbers(paths, augment):
+    """Images of one pixel, from files of these names."""
+    images = [torch.tensor([[[int(path.name)]]], dtype=torch.uint8) for path in paths]
+    return [augment(image) for image in images] if augment else images
 
 
 def numbered(count):
     """Images of one pixel that are their own numbers."""
     labels = torch.zeros(count, dtype=torch.int64)
     paths = [Path(str(number)) for number in range(count)]
-    return Images(paths, labels, read=read_number, digests=torch.arange(count))
+    return Images(paths, labels, read=read_numbers, digests=torch.arange(count))
 
 
 def data_of(trainer=None, val=0, augment=None, num_workers=0):

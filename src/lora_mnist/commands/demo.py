@@ -84,7 +84,7 @@ def build_page(classifier: Classifier) -> Any:
         image, shown = gr.State(), gr.State(-1)  # each visitor's, and his last mistake
         with gr.Row():
             with gr.Column():
-                if isinstance(dataset, MNIST) and dataset.dataset != "FashionMNIST":
+                if isinstance(dataset, MNIST) and dataset.dataset == "MNIST":
                     picture: Any = gr.Sketchpad(
                         type="filepath",
                         format="png",

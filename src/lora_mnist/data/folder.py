@@ -9,7 +9,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +18,17 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.images import Channelwise, ImageDataset, Images, ImageSets, digests_of
+from lora_mnist.data.images import (
+    Channelwise,
+    ImageDataset,
+    Images,
+    ImageSets,
+    ReadOnce,
+    in_threads,
+)
 from lora_mnist.data.known_files import KnownFiles
 from lora_mnist.data.listing import PARTS, ImageFile, Listing
-from lora_mnist.data.pictures import Preparation, open_picture, size_of_picture
+from lora_mnist.data.pictures import Preparation, examine, open_picture
 from lora_mnist.data.split import split
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
@@ -124,7 +130,8 @@ class Folder(ImageDataset):
         """Height and width of the first image; all others have to have them."""
         for file in self._files:
             with suppress(PictureError):  # broken ones are named later, when all are read
-                return size_of_picture(self.root / file.path)
+                _, height, width = examine(self.root / file.path)
+                return height, width
         raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
 
     @cached_property
@@ -133,61 +140,55 @@ class Folder(ImageDataset):
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-    def _read_all(self) -> dict[ImageFile, tuple[Tensor | Path, int]]:
-        """The readable images and their digests; those not held in memory are their files."""
-        root, known, images = self.root, KnownFiles(self.root), {}
+    def _examine_all(self) -> dict[ImageFile, int]:
+        """The readable images, which are not decoded here, and their digests."""
+        root, known, digests = self.root, KnownFiles(self.root), dict[ImageFile, int]()
 
-        def read(file: ImageFile) -> Any:
+        def look_at(file: ImageFile) -> tuple[int, int, int] | None:
             path = root / file.path
             try:
-                if not self._are_in_memory:
-                    return path, *known.look_at(file.path)
-                picture = open_picture(path)
-                digest = int(digests_of([path]))
-                return self.prepare(picture), digest, picture.height, picture.width
+                return examine(path) if self._are_in_memory else known.look_at(file.path)
             except (PictureError, OSError) as error:
                 log.warning("%s: skipped: %s", printable(path), error)
                 return None
 
-        with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            contents = progress(pool.map(read, self._files), "reading", len(self._files))
-            for file, content in zip(self._files, contents, strict=True):
-                if content is None:
-                    continue
-                image, digest, *size = content
-                if self._has_own_size and tuple(size) != self.prepare.size:
-                    here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
-                    path = root / file.path
-                    expected = f"expected images of one size, but {path} is {here}, another {there}"
-                    raise ArgumentError("image_size", None, expected)
-                images[file] = image, digest
+        found = progress(in_threads(look_at, self._files), "reading", len(self._files))
+        for file, about in zip(self._files, found, strict=True):
+            if about is None:
+                continue
+            digests[file], *size = about
+            if self._has_own_size and tuple(size) != self.prepare.size:
+                here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
+                path = root / file.path
+                expected = f"expected images of one size, but {path} is {here}, another {there}"
+                raise ArgumentError("image_size", None, expected)
         if not self._are_in_memory:
             known.save()
-        return images
+        return digests
 
     @cached_property
     def sets(self) -> ImageSets:
         root = self.root
-        images = self._read_all()
-        trained = {file.label for file in images if file.part == "train"}
+        digests = self._examine_all()
+        trained = {file.label for file in digests if file.part == "train"}
         for label, name in enumerate(self.classes):
             expected = f"images of each class; {name} has no readable one to train on"
             require(not trained or label in trained, "data_dir", root, expected)
         # The split depends on the number of images: broken ones do not count.
-        parts, held_out = split(images, self.classes, self.split_settings)
+        parts, held_out = split(digests, self.classes, self.split_settings)
         whole = Images(
-            [image for image, _ in images.values()],
-            torch.tensor([file.label for file in images], dtype=torch.int64),
-            [file.path for file in images],
-            None if self._are_in_memory else self.prepare.read,
-            digests=torch.tensor([digest for _, digest in images.values()], dtype=torch.int64),
+            [root / file.path for file in digests],
+            torch.tensor([file.label for file in digests], dtype=torch.int64),
+            [file.path for file in digests],
+            ReadOnce(self.prepare.read) if self._are_in_memory else self.prepare.read,
+            digests=torch.tensor(list(digests.values()), dtype=torch.int64),
         )
         sets = []
         for part in PARTS:
-            places = [place for place, file in enumerate(images) if parts[file] == part]
+            places = [place for place, file in enumerate(digests) if parts[file] == part]
             sets.append(whole.subset(torch.tensor(places, dtype=torch.int64)))
         sha256 = hashlib.sha256()
-        for file, (_, digest) in images.items():
+        for file, digest in digests.items():
             sha256.update(os.fsencode(f"{file.path} {file.label} {digest} "))
         train, val, test = sets
         apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()

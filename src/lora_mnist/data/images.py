@@ -12,13 +12,15 @@ What is known by which hash, all of them SHA-256:
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unicodedata import category
 
 import numpy
@@ -39,17 +41,24 @@ Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Any], Any]
 #: A number, or one for each channel.
 Channelwise = float | Sequence[float]
+#: Reads files, and augments what they show.
+Read = Callable[[Sequence[Path], Augment | None], list[Tensor]]
+
+_T = TypeVar("_T")
+_Result = TypeVar("_Result")
+#: Threads that read files, and how many each takes at once: with more threads, and with one file
+#: at a time, those of small pictures wait for each other longer than they read.
+_THREADS, _FILES_AT_ONCE = min(4, os.cpu_count() or 1), 8
 
 
 @dataclass(eq=False)
 class Images(Dataset[Batch]):
-    """A set of N images, some of them perhaps on the disk."""
+    """A set of N images, all of them files or none."""
 
     pixels: Sequence[Tensor | Path]  # of each, (channels, height, width), or its file
     labels: Tensor  # int64, shape (N,)
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
-    #: Reads and augments a file; None: there are none.
-    read: Callable[[Path, Augment | None], Tensor] | None = None
+    read: Read | None = None  # of files
     augment: Augment | None = None  # of each image that is taken
     digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`digests_of`
 
@@ -63,15 +72,11 @@ class Images(Dataset[Batch]):
 
     def take(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, and their labels."""
-        images = []
-        for i in indices:
-            image = self.pixels[i]
-            if isinstance(image, Path):
-                assert self.read is not None
-                image = self.read(image, self.augment)
-            elif self.augment is not None:
-                image = self.augment(image)
-            images.append(image)
+        images: list[Any] = [self.pixels[i] for i in indices]
+        if self.read is not None:
+            images = self.read(images, self.augment)
+        elif self.augment is not None:
+            images = list(map(self.augment, images))
         return torch.stack(images) if images else torch.empty(0), self.labels[list(indices)]
 
     __getitems__ = take  # the name by which DataLoader calls it
@@ -112,6 +117,23 @@ class Images(Dataset[Batch]):
             self.read or others.read,
             digests=torch.cat([self.digests, others.digests]),
         )
+
+
+class ReadOnce:
+    """Reads each file when it is first asked for, as ``read`` does, and keeps its image."""
+
+    def __init__(self, read: Read) -> None:
+        self._read, self._images = read, dict[Path, Tensor]()
+
+    def __call__(self, paths: Sequence[Path], augment: Augment | None = None) -> list[Tensor]:
+        missing = [path for path in dict.fromkeys(paths) if path not in self._images]
+        for path, (image,) in zip(missing, in_threads(self._read_one, missing), strict=True):
+            self._images[path] = image
+        images = [self._images[path] for path in paths]
+        return list(map(augment, images)) if augment else images
+
+    def _read_one(self, path: Path) -> list[Tensor]:
+        return self._read([path], None)
 
 
 @dataclass(frozen=True)
@@ -246,7 +268,8 @@ class ImageDataset:
         """torch's DataLoader, with a generator of its own, unless ``options`` name one."""
         # With torch's own, a training would depend on what was evaluated before it.
         options = {"generator": torch.Generator(), **options}
-        workers = self.num_workers if images.read else 0  # they read files
+        is_in_memory = images.read is None or isinstance(images.read, ReadOnce)
+        workers = 0 if is_in_memory else self.num_workers  # they read files
         return Loader(
             images,
             collate_fn=default_convert,  # Images give whole batches
@@ -299,11 +322,21 @@ def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     return (means, stds) if len(means) > 1 else (means[0], stds[0])
 
 
-def digests_of(images: Sequence[Tensor | Path]) -> Tensor:
+def in_threads(function: Callable[[_T], _Result], items: Sequence[_T]) -> Iterator[_Result]:
+    """``function`` of each item, in order: Pillow lets other threads run while it decodes."""
+    tasks = [items[i : i + _FILES_AT_ONCE] for i in range(0, len(items), _FILES_AT_ONCE)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for results in pool.map(lambda task: list(map(function, task)), tasks):
+            yield from results
+
+
+def digests_of(images: Sequence[Tensor | Path | bytes]) -> Tensor:
     """Eight bytes of the SHA-256 of each image's file or, in memory, of its pixels: int64, (N,)."""
     digests = []
     for image in images:
-        content: Any = image.read_bytes() if isinstance(image, Path) else image.contiguous().numpy()
+        content: Any = image.contiguous().numpy() if isinstance(image, Tensor) else image
+        if isinstance(image, Path):
+            content = image.read_bytes()
         digests.append(hashlib.sha256(content).digest()[:8])
     return torch.from_numpy(numpy.frombuffer(b"".join(digests), "<i8").astype(numpy.int64))
 

@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_mnist.data.images import digests_of
-from lora_mnist.data.pictures import size_of_picture
+from lora_mnist.data.pictures import examine
 from lora_mnist.files import read_json, write_json
 
 #: A file that has changed within so many nanoseconds may change again at the same time.
@@ -40,7 +39,7 @@ class KnownFiles:
         try:
             digest, height, width = map(int, self._before[key])
         except (KeyError, OverflowError, TypeError, ValueError):  # unknown, or damaged
-            digest, (height, width) = int(digests_of([path])), size_of_picture(path)
+            digest, height, width = examine(path)
         if max(times) < self._sure_before:
             self._now[key] = [digest, height, width]
         return digest, height, width

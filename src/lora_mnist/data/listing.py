@@ -65,10 +65,11 @@ class Listing:
                 if name not in classes:
                     expected = f"expected the folders of train/, but {name} is none of them"
                     raise ArgumentError("data_dir", folder, expected + nearest_to(name, classes))
+                label = classes.index(name)
                 for file in files_below(folder / name):
                     path = file.relative_to(self.root).as_posix()
                     if file.name.lower().endswith(IMG_EXTENSIONS):
-                        files.append(ImageFile(path, classes.index(name), part))
+                        files.append(ImageFile(path, label, part))
                     else:
                         others.append(printable(path))
         if others:

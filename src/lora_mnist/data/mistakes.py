@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_mnist.data.folder import Folder
 from lora_mnist.data.images import ImageDataset, Images, ImageSets, digests_of, sha256_of
 from lora_mnist.data.listing import files_below, subfolders
 from lora_mnist.errors import PictureError, UserError, naming, nearest_to, printable
@@ -123,10 +122,9 @@ def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) 
 def _images_of(pictures: Sequence[Picture], dataset: ImageDataset) -> Images:
     """The pictures as images of the data set: files where those to train on are files."""
     paths, prepared = [p.path for p in pictures], [p.image for p in pictures]
-    digests = digests_of(paths if isinstance(dataset, Folder) else prepared)
     labels, read = torch.tensor([p.label for p in pictures]), dataset.sets.train.read
     # Both are augmented before a transform.
-    return Images(paths if read else prepared, labels, read=read, digests=digests)
+    return Images(paths if read else prepared, labels, read=read)
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:

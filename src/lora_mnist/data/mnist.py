@@ -1,4 +1,4 @@
-"""MNIST and its relatives, and any picture of one digit, brought to their form.
+"""MNIST and its relatives, and any picture of one digit, brought to the form of MNIST.
 
 As MNIST was made, the digit is scaled to fit a box of 20x20 pixels, keeping its aspect ratio, and
 moved in a field of 28x28 until its centre of mass lies in the centre (LeCun et al. 1998,
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_mnist.data.images import Batch
-from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.pictures import Preparation, open_picture
 from lora_mnist.data.published import Published
 from lora_mnist.errors import PictureError, require_one_of
 
@@ -61,12 +61,21 @@ class MNIST(Published):
         self.theirs(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
+        if self.dataset == "MNIST":
+            return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
+        # What it shows is to be light on black, as these sets' own images are.
+        prepare = Preparation(1, (_FIELD, _FIELD), "crop", 1.0, "bilinear", None)
+        return prepare(open_picture(picture, upright=True))
 
 
 def digit_of(picture: Image.Image) -> Tensor:
-    """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink."""
-    has_alpha, mode = picture.has_transparency_data, picture.mode
+    """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
+
+    A picture of 28x28 pixels that has this form stays as it is, bit by bit: what is not black fits
+    the box, and the box stands where it would be put, give or take a pixel. All of MNIST's images
+    do. Any other picture, such as a photograph with a black border, is brought to this form.
+    """
+    has_alpha = picture.has_transparency_data
     picture = picture.convert("RGBA" if has_alpha else "L")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.BILINEAR)
     grey = torch.tensor(numpy.asarray(picture.convert("L"))).float()
@@ -75,9 +84,9 @@ def digit_of(picture: Image.Image) -> Tensor:
         # The paper is transparent: take white paper for dark ink and black paper for light ink.
         is_dark = (grey * opacity).sum() < 127.5 * opacity.sum()
         grey = grey * opacity + (1 - opacity) * (255 if is_dark else 0)
+    if _has_form(grey):
+        return grey.round().to(torch.uint8)[None]
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if mode == "L" and grey.shape == (_FIELD, _FIELD) and not border.any() and grey.any():
-        return grey.to(torch.uint8)[None]
     ink = grey - border.median()  # the border shows the paper
     if -ink.min() > ink.max():  # dark on light
         ink = -ink
@@ -85,8 +94,7 @@ def digit_of(picture: Image.Image) -> Tensor:
         raise PictureError("nothing on it")
     ink = ink / ink.max()
     ink[ink < _FAINTEST] = 0
-    rows, columns = ink.amax(1).nonzero(), ink.amax(0).nonzero()
-    digit = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    digit = ink[_around(ink)]
     scale = _BOX / max(digit.shape)
     height, width = (max(1, round(side * scale)) for side in digit.shape)
     box = F.interpolate(digit[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
@@ -94,6 +102,25 @@ def digit_of(picture: Image.Image) -> Tensor:
     top, left = _corner(box.sum(1)), _corner(box.sum(0))
     field[top : top + height, left : left + width] = box / box.max()
     return (field * 255).round().to(torch.uint8)[None]
+
+
+def _has_form(grey: Tensor) -> bool:
+    """Whether a picture, (height, width), is as :func:`digit_of` makes it."""
+    if grey.shape != (_FIELD, _FIELD) or not grey.any():
+        return False
+    rows, columns = _around(grey)
+    box = grey[rows, columns]
+    beside = (rows.start - _corner(box.sum(1)), columns.start - _corner(box.sum(0)))
+    return _BOX - 1 <= max(box.shape) <= _BOX and max(map(abs, beside)) <= 1
+
+
+def _around(ink: Tensor) -> tuple[slice, slice]:
+    """The rows and the columns that have all of the ink."""
+    sides = []
+    for mass in (ink.amax(1), ink.amax(0)):
+        places = mass.nonzero()
+        sides.append(slice(int(places.min()), int(places.max()) + 1))
+    return sides[0], sides[1]
 
 
 def _corner(mass: Tensor) -> int:

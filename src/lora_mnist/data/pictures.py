@@ -1,9 +1,10 @@
 """How a picture becomes an image: it is opened, decoded, brought to a size, and shifted."""
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchvision.transforms.v2.functional import (
     resize,
 )
 
-from lora_mnist.data.images import Augment
+from lora_mnist.data.images import Augment, digests_of
 from lora_mnist.errors import (
     PictureError,
     UserError,
@@ -43,6 +44,8 @@ def open_picture(
 ) -> Image.Image:
     """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
     source: AbstractContextManager[Image.Image]
+    if isinstance(picture, Path):
+        _refuse_pipe(picture)
     try:
         if isinstance(picture, Path):
             source = Image.open(picture, formats=_FORMATS)
@@ -72,11 +75,29 @@ def open_picture(
     return image
 
 
-def size_of_picture(path: Path) -> tuple[int, int]:
-    """Height and width of a picture; ``ValueError``, if it cannot be read to its end."""
-    open_picture(path, draft=True)  # to see that it can be read; a draft has another size
-    with Image.open(path, formats=_FORMATS) as picture:
-        return picture.height, picture.width
+def _refuse_pipe(path: Path) -> None:
+    """Refuse what is there and is no file: whoever reads a named pipe waits for ever."""
+    if path.exists() and not path.is_file():
+        raise PictureError("no readable picture (it is no file)")
+
+
+def examine(path: Path) -> tuple[int, int, int]:
+    """Digest of a picture's file, its height and width; PictureError, if it cannot be read.
+
+    A JPEG or PNG that is whole is not decoded: that takes five times as long.
+    """
+    _refuse_pipe(path)
+    content, is_whole = path.read_bytes(), False
+    with suppress(Exception), Image.open(BytesIO(content), formats=_FORMATS) as picture:
+        if picture.format == "JPEG":
+            is_whole = content.endswith(b"\xff\xd9")  # its last marker
+        elif picture.format == "PNG" and not picture.has_transparency_data:
+            picture.verify()  # its checksums
+            is_whole = True
+    if not is_whole:
+        open_picture(path, draft=True)
+        picture = Image.open(BytesIO(content), formats=_FORMATS)  # a draft has another size
+    return int(digests_of([content])), picture.height, picture.width
 
 
 @dataclass(frozen=True)
@@ -126,13 +147,16 @@ class Preparation:
         pixels: Tensor = pil_to_tensor(cropped)
         return augment(pixels) if augment else pixels.contiguous()
 
-    def read(self, path: Path, augment: Augment | None = None) -> Tensor:
-        """The image of a file; a ``PictureError`` names the file."""
-        try:
-            picture = open_picture(path)
-        except PictureError as error:
-            raise PictureError(f"{printable(path)}: {error}") from error
-        return self(picture, augment)
+    def read(self, paths: Sequence[Path], augment: Augment | None = None) -> list[Tensor]:
+        """The images of files; a ``PictureError`` names the file."""
+        images = []
+        for path in paths:
+            try:
+                picture = open_picture(path)
+            except PictureError as error:
+                raise PictureError(f"{printable(path)}: {error}") from error
+            images.append(self(picture, augment))
+        return images
 
 
 def size_before_crop(size: Iterable[int], crop_pct: float) -> list[int]:

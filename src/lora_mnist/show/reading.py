@@ -155,7 +155,7 @@ class Reading:
         names = [self.classes[number] for number in numbers]
         if len(names) > _MAX_NAMES:
             return f"{len(names)} classes"
-        if _DIGITS.keys() >= set(names):
+        if self._has_digits:
             names = [_DIGITS[name] for name in names]
         *first, last = names
         return f"{', '.join(first)} and {last}" if first else last
@@ -163,7 +163,12 @@ class Reading:
     @property
     def name_of_others(self) -> str:
         """The words for all classes but those to repair."""
-        return "the other digits" if _DIGITS.keys() >= set(self.classes) else "the other classes"
+        return "the other digits" if self._has_digits else "the other classes"
+
+    @property
+    def _has_digits(self) -> bool:
+        """Whether the classes are the ten digits: 0 and 1 alone are somebody's own names."""
+        return set(self.classes) == _DIGITS.keys()
 
     def rows(self) -> list[Row]:
         """A row for each class and one for all; of many classes those that changed most."""

@@ -16,7 +16,7 @@ from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.command import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.images import measured_pixels
-from lora_mnist.data.pictures import open_picture, size_of_picture
+from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
 from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar
@@ -165,9 +165,9 @@ def _usual_ways(
 ) -> Iterator[dict[str, Any]]:
     """Values of ``prepare`` to try, one after another; ``best`` has the best of those before."""
     sizes = [(side, side) for side in _SIDES]
-    own = size_of_picture(dataset.root / str(images.names[0]))
+    _, *own = examine(dataset.root / str(images.names[0]))
     if max(own) <= max(*_SIDES, *dataset.prepare.size):  # no photograph in full size
-        sizes.append(own)
+        sizes.append((own[0], own[1]))
     for size in sizes:
         yield {"image_size": list(size)}
     for mean, std in (*_SCALINGS, measured_pixels(images)):

@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from lora_mnist.choice import Choice
 from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
-from lora_mnist.run_paths import RESULTS_FILE
+from lora_mnist.run_paths import ENDED, RESULTS_FILE
 from lora_mnist.show.predictions_file import write_table
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import log_results, make_report
@@ -29,6 +30,7 @@ def finish(
     cfg, run = session.cfg, session.run
     results = {**results_of(session, tables, choices), **about}
     results["seconds"] = round(time.perf_counter() - session.started, 3)
+    results[ENDED] = datetime.now(UTC).isoformat(timespec="microseconds")
     table, reading = tables["test"], Reading(results)
     write_json(run.folder / RESULTS_FILE, results)
     write_table(table, session.images.test.names, run.folder, reading.classes)
