@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lora_mnist.errors import UserError, naming
+from lora_mnist.files import made_folder
 from lora_mnist.project import program
 
 RESULTS_FILE = "results.json"
@@ -36,8 +37,7 @@ def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
 
 def refuse_unwritable(out: Path) -> None:
     """Refuse an ``out=`` where nothing new can be written; asked before a network is loaded."""
-    with naming(f"out={out}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with naming(f"out={out}"), made_folder(out.parent):
         out.touch(exist_ok=False)
         out.unlink()
 

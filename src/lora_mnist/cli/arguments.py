@@ -27,16 +27,16 @@ of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=p
 
 def command_name() -> str:
     """The command that the first argument names; for Hydra, it becomes that of a configuration."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in COMMANDS:
+    if sys.argv[1:2] != ["--config-name"]:  # which a process that Lightning starts has
         sys.argv.insert(1, "--config-name")
-    elif name in ("--help", "-h"):
+    name = sys.argv[2] if len(sys.argv) > 2 else ""
+    if name in ("--help", "-h"):
         print(USAGE)
         raise SystemExit(0)
-    elif name != "--config-name":  # which a process that Lightning starts has
+    if name not in COMMANDS:
         print(f"{name}: no such command\n\n{USAGE}" if name else USAGE, file=sys.stderr)
         raise SystemExit(2)
-    return sys.argv[2]
+    return name
 
 
 def as_typed() -> list[str]:

@@ -42,9 +42,9 @@ def open_sweep(config: DictConfig) -> None:
         if part.removesuffix("_base") in PARTS and name.split(".")[0] not in COUNTS:
             raise _no_number(key, number, [f"{part}.{count}" for count in COUNTS])
     folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    everything = [path.name for path in folder.iterdir()]
+    everything = [path.name for path in folder.glob("*")]
     refuse_used_folder("hydra.sweep.dir", folder, *everything)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _no_number(key: str, number: str, numbers: Iterable[str]) -> UserError:
