@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_mnist.errors import UserError, naming
 from lora_mnist.files import made_folder
-from lora_mnist.project import program
+from lora_mnist.project import program, user_path
 
 RESULTS_FILE = "results.json"
 #: Of a job of a sweep that failed.
@@ -44,7 +44,7 @@ def refuse_unwritable(out: Path) -> None:
 
 def new_run_folder(outputs: str | Path, stage: str) -> Path:
     """A new folder, named by the time, of a run that is called from Python."""
-    return Path(outputs, stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    return user_path(outputs) / stage / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def latest_adapter(outputs: str | Path) -> Path:

@@ -33,7 +33,7 @@ from lora_mnist.lora.adapter import load_adapter, read_metadata
 from lora_mnist.lora.peft_files import CONFIG_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.project import DATA, importable, program
+from lora_mnist.project import DATA, importable, program, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class Classifier:
 
 def read_adapter(folder: str | Path) -> tuple[Path, Record]:
     """The folder of an adapter itself, where that of its run may be named, and its record."""
-    path = Path(str(folder)).expanduser()  # its name may be a number
+    path = user_path(folder)
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
     if not (path / CONFIG_NAME).is_file():
@@ -244,7 +244,7 @@ def read_adapter(folder: str | Path) -> tuple[Path, Record]:
 
 def _named_base(file: str | Path) -> Path:
     """The file of a base that somebody names, or the folder of Hugging Face that has it."""
-    path = Path(str(file)).expanduser()  # its name may be a number
+    path = user_path(file)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
@@ -265,7 +265,7 @@ def _own_base(bases: Path, settings: Settings, adapter: Path | None, record: Rec
         path = own or path
     if path.is_file():
         return path
-    images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
+    images = user_path(settings.data.get("data_dir") or ".")
     is_published = settings.data.get("_target_") in (None, *PUBLISHED)
     if not is_published and not images.is_dir():  # path has its name
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from lora_mnist import __version__
 from lora_mnist.config.command import CLASSIFIER, in_grammar
 from lora_mnist.errors import as_value
-from lora_mnist.project import COMMANDS, CONFIGS
+from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
 USAGE = f"""lora-mnist {__version__}
 
@@ -59,6 +59,8 @@ def give_to_hydra() -> None:
 def _override(text: str) -> str:
     """An override as Hydra reads it."""
     text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
+    # Bash does so behind out=, and not behind data.data_dir=.
+    text = re.sub(r"(?<=[=,[])~(?=/)", lambda _: str(user_path("~")), text)
     key, _, value = text.partition("=")
     try:
         parsed = OverridesParser.create().parse_override(text).value()

@@ -14,6 +14,7 @@ from lora_mnist.cli.ends import Passing
 from lora_mnist.cli.explain import no_stage
 from lora_mnist.cli.sweep import close_sweep, open_sweep
 from lora_mnist.errors import UserError
+from lora_mnist.project import user_path
 from lora_mnist.run_paths import refuse_used_folder
 
 
@@ -65,5 +66,5 @@ def _refuse_start(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
         raise UserError(no_stage())
     for key in ("outputs", "bases"):
-        if Path(str(config.paths[key])).is_file():
+        if user_path(config.paths[key]).is_file():
             raise UserError(f"paths.{key}={config.paths[key]}: expected a folder, not a file")

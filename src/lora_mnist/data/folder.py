@@ -26,6 +26,7 @@ from lora_mnist.data.pictures import Preparation, open_picture, size_of_picture
 from lora_mnist.data.split import split
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
+from lora_mnist.project import user_path
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Folder(ImageDataset):
         **common: Any,
     ) -> None:
         # On the command line a folder, a class or a set may be called 7, which is read as a number.
-        self.data_dir = None if data_dir is None else Path(str(data_dir)).expanduser()
+        self.data_dir = None if data_dir is None else user_path(data_dir)
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
         size: Any = image_size if isinstance(image_size, list | tuple | None) else [image_size] * 2
