@@ -19,8 +19,10 @@ from lora_mnist.project import COMMANDS, CONFIGS, user_path
 #: What has keys of its own: train.py by its stages.
 _STAGES = ("pretrain", "lora", *list(COMMANDS)[1:])
 #: Keys of paths, but for ``images``, which has patterns and lists, and those of one network.
-_PATHS = ("paths.outputs", "paths.bases", "adapter", "base_ckpt", "ckpt_path", "mistakes", "out")
-_PATHS += ("data.data_dir",)
+_PATHS = (
+    *("paths.outputs", "paths.bases", "data.data_dir"),
+    *("adapter", "base_ckpt", "ckpt_path", "mistakes", "out"),
+)
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
