@@ -21,8 +21,9 @@ def require(is_met: bool, name: str, value: object, expected: str) -> None:
 
 def is_number(value: object) -> bool:
     """Whether ``value`` is a number that a float can hold, and no bool."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and abs(value) <= sys.float_info.max  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
