@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,29 @@ from typing import Any
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write ``path`` whole or not at all, by a temporary file beside it, which is yielded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the last part: some writers append one of their own where it is missing.
     temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}.tmp{path.suffix}")
+    with made_folder(path.parent):
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` for the ``with`` block; what of it is new and still empty goes afterwards."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        for each in new:
+            with suppress(OSError):  # it is not empty
+                each.rmdir()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -32,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON object ({error})") from error
 
 

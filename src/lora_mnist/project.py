@@ -26,6 +26,11 @@ COMMANDS = {
 }
 
 
+def user_path(typed: object) -> Path:
+    """A path that somebody gives, whose name may be a number; ``~`` is where he is at home."""
+    return Path(os.path.expanduser(str(typed)))  # noqa: PTH111  # ~nobody stays as it is
+
+
 @contextmanager
 def importable() -> Iterator[None]:
     """Inside the ``with`` block Python also looks for modules where the user stands."""

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_mnist.errors import UserError, naming
-from lora_mnist.files import read_json
-from lora_mnist.project import program
+from lora_mnist.files import made_folder, read_json
+from lora_mnist.project import program, user_path
 
 RESULTS_FILE = "results.json"
 #: When a run ended, in there: a copy of its folder has later times.
@@ -40,15 +40,14 @@ def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
 
 def refuse_unwritable(out: Path) -> None:
     """Refuse an ``out=`` where nothing new can be written; asked before a network is loaded."""
-    with naming(f"out={out}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with naming(f"out={out}"), made_folder(out.parent):
         out.touch(exist_ok=False)
         out.unlink()
 
 
 def new_run_folder(outputs: str | Path, stage: str) -> Path:
     """A new folder, named by the time, of a run that is called from Python."""
-    return Path(outputs, stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    return user_path(outputs) / stage / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def latest_adapter(outputs: str | Path) -> Path:

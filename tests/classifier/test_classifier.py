@@ -4,11 +4,12 @@ import os
 from functools import partial
 
 import torch
-from composed import SMALL, composed, small_adapter, small_net
+from composed import SMALL, composed, logged, small_adapter, small_net
 from helpers.commands import refused
 
-from lora_mnist import MLP, load_classifier, save_adapter, set_lora_scale
+from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
 from lora_mnist.classifier.base import versioned_base_path, write_base
+from lora_mnist.classifier.build import build_network
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
 from lora_mnist.config.objects import classifier_of
@@ -50,6 +51,35 @@ def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_file(tmp_path):
     for wrong, reason in (({"learnt": "x"}, "learnt=x"), ({"record": of_record}, "data=3")):
         torch.save(content | wrong, path)
         assert refused(load_classifier, base=path).startswith(f"base_ckpt={path}: {reason}: ")
+
+
+def test_an_adapter_that_contradicts_its_base_is_told_or_refused(tmp_path):
+    """What it says may be what was typed in its training; what nothing can mean is no adapter."""
+    form = {"classes": ["a", "b"], "image_size": [4, 4], "channels": 1, "mean": 0.1, "std": 0.2}
+    network = {"_target_": "lora_mnist.MLP", "in_features": 16, "hidden_sizes": [3]}
+    network["num_classes"] = 2
+    net = build_network(network)
+    data = {"_target_": "lora_mnist.data.Folder"}
+    write_base(net.state_dict(), tmp_path / "mine.pt", Record("photos", network, form, data))
+    base, sha256 = tmp_path / "mine.pt", fingerprint(net.state_dict())
+    add_lora(net)
+
+    def said(prepare=None, targets=("a",), **change):
+        record = Record("photos", network, form | change, data, {}, sha256, list(targets))
+        save_adapter(net, tmp_path / "adapter", record.content())
+        with logged("lora_mnist.classifier.classifier") as log:
+            Classifier.load(tmp_path / "adapter", base, prepare=prepare)
+        return [line for line in log.getvalue().splitlines() if line.startswith("adapter=")]
+
+    assert said() == []
+    (line,) = said(mean=0.4)
+    assert "prepare.mean=0.4" in line
+    assert line.endswith(" 0.1")
+    assert said({"mean": 0.4}, mean=0.4) == []
+    (line,) = said(classes=["b", "a"])
+    assert "prepare.classes=[b,a]" in line
+    assert "classes=[a,a]: " in refused(said, classes=["a", "a"])
+    assert "repairs [nope]; " in refused(said, targets=["nope"])
 
 
 def test_the_latest_is_the_newest_by_time(outputs):

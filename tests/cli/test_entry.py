@@ -24,6 +24,8 @@ def test_each_name_is_a_command(monkeypatch, capfd):
     assert (code, out) == (2, "")
     assert typed("--help") == (0, names, "")
     assert typed("trian")[0] == 2
+    assert typed("--config-name") == (2, "", names)
+    assert typed("--config-name", "trian")[0] == 2
     for name in ("train", "eval", "predict", "export", "demo"):
         assert f"lora-mnist {name}" in names
         code, out, _ = typed(name, "--cfg", "job")

@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.commands import files_of
-from helpers.sweeping import TOY
+from helpers.sweeping import TOY, write_job
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
@@ -22,6 +22,23 @@ def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, 
     monkeypatch.setattr(f"lora_mnist.cli.folder.{function}", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli(TOY, *sweep)
+
+
+@pytest.mark.parametrize(("key", "sweep"), [("run", ()), ("sweep", ("-m", "x=1"))])
+def test_an_interrupt_before_a_folder_is_claimed_leaves_it_alone(
+    cli, monkeypatch, tmp_path, key, sweep
+):
+    """It may be that of another sweep, whose jobs are still being run."""
+    write_job(tmp_path / "theirs", "0", ["x=1"], accuracy=0.5)
+    before = files_of(tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_mnist.cli.folder._refuse_start", interrupted)
+    done = cli(TOY, *sweep, f"hydra.{key}.dir={tmp_path}/theirs")
+    assert (done.code, done.err) == (130, "interrupted by SIGINT\n")
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize(

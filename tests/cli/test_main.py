@@ -69,6 +69,8 @@ def test_what_no_key_has_caused_ends_in_a_traceback_and_keeps_its_log(cli, tmp_p
     assert cli(TOY, "x=0").code == 2  # which leaves no folder
     assert only_run(tmp_path / "outputs", "toy") == folder
     assert cli(TOY, "x=-2").code == 130
+    with pytest.raises(BrokenPipeError):  # it is not that of | head
+        cli(TOY, "x=-4")
 
 
 def test_commands_run_from_any_folder(cli, outputs, tmp_path):

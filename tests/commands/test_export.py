@@ -12,7 +12,7 @@ import lora_mnist.commands.export
 from lora_mnist import MLP, remove_lora
 from lora_mnist.commands.export import export
 from lora_mnist.data import MNIST
-from lora_mnist.errors import IncompleteError
+from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.lora.base_state import fingerprint
 
 
@@ -92,7 +92,11 @@ def test_a_base_alone_with_tied_weights(tmp_path):
 
 def test_export_writes_no_network_that_differs(with_nine, tmp_path, monkeypatch):
     monkeypatch.setattr(lora_mnist.commands.export, "merge_lora", remove_lora)
-    out = tmp_path / "nine.safetensors"
-    with pytest.raises(IncompleteError, match="not written"):
-        run(with_nine, "adapter=latest", f"out={out}")
-    assert not list(tmp_path.iterdir())
+    out = tmp_path / "made" / "by" / "nine.safetensors"
+    for overrides, error in (
+        (("adapter=latest",), IncompleteError),
+        (("base_ckpt=no.pt",), UserError),
+    ):
+        with pytest.raises(error, match="not written|no such file"):
+            run(with_nine, *overrides, f"out={out}")
+        assert not list(tmp_path.iterdir())

@@ -224,6 +224,7 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
         ({"transform": v2.Resize(4), "image_size": 8}, "transform=Resize"),
         ({"val_size": "abc"}, "val_size=abc: "),
         ({"image_size": 64.5}, "image_size=64.5: expected null, pixels, or "),
+        ({"image_size": 2**70}, f"image_size={2**70}: expected null, pixels, or "),
         ({"name": ["a", 3]}, "name=.*: expected a name without /"),
         ({"test_size": 0}, "expected test images that are not trained on"),
     ],

@@ -62,6 +62,8 @@ def play(cfg, run):
         raise KeyboardInterrupt
     if cfg.x == -3:
         Interrupting()
+    if cfg.x == -4:
+        raise BrokenPipeError("of a logger's server")
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed

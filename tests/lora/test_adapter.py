@@ -165,7 +165,7 @@ def test_load_adapter_refuses_a_damaged_or_foreign_adapter(adapted, tmp_path, da
 
 
 #: What a stranger may write in place of a value.
-STRANGE = [None, float("nan"), -1, "(", [3], {"x": "y"}]
+STRANGE = [None, float("nan"), 10**400, -1, "(", [3], {"x": "y"}]
 
 
 def altered(content):
@@ -210,6 +210,17 @@ def test_what_the_files_say_has_to_be_there_and_nothing_else(tmp_path, init, sca
         else:
             assert torch.equal(loaded(X), net(X))
     assert refused > 0.8 * len(files)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_a_hundred_thousand_brackets_are_damage(adapted, tmp_path, name):
+    tensors, brackets = load_file(save_adapter(adapted, tmp_path) / WEIGHTS_NAME), "[" * 100_000
+    if name == CONFIG_NAME:
+        (tmp_path / name).write_text(brackets)
+    else:
+        save_file(tensors, tmp_path / name, {"lora_mnist": brackets})
+    with pytest.raises(ValueError, match="expected a"):
+        load_adapter(base(), tmp_path)
 
 
 def test_an_adapter_of_peft_has_all_layers_that_its_config_names(adapted, tmp_path):

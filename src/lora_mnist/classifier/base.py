@@ -31,6 +31,7 @@ from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.errors import check_types
+from lora_mnist.project import user_path
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     if name is None and data.get("_target_") in (None, *PUBLISHED):
         name = str(data.get("dataset") or "mnist").lower()
     elif name is None:
-        path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
+        path = user_path(data.get("data_dir") or "folder").resolve()
         # Two folders may have the same name.
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     target = net.get("_target_")

@@ -33,7 +33,7 @@ from lora_mnist.lora.adapter import load_adapter, read_metadata
 from lora_mnist.lora.peft_files import CONFIG_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.project import DATA, importable, program
+from lora_mnist.project import DATA, importable, program, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ class Classifier:
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
+        _warn_of_contradictions(settings, adapter, record, file.record)
         settings = settings.with_defaults()
         network = own or build_network(settings.net, folder)
         with naming(f"base_ckpt={path}"):
@@ -120,6 +121,9 @@ class Classifier:
             loaded = load_weights(network.eval(), file, base_prefix, None if own else settings.net)
         settings = settings.with_network(network)
         dataset = build_dataset(settings)
+        if unknown := [name for name in record.targets if name not in dataset.classes]:
+            why = f"its record repairs {as_value(unknown)}; expected some of the network's classes"
+            raise UserError(f"adapter={adapter}: {why}, {as_value(dataset.classes)}")
         if settings.notes:
             log.info("%s", one_line("; ".join(settings.notes)))
         if adapter is not None:
@@ -228,7 +232,7 @@ class Classifier:
 
 def read_adapter(folder: str | Path) -> tuple[Path, Record]:
     """The folder of an adapter itself, where that of its run may be named, and its record."""
-    path = Path(str(folder)).expanduser()  # its name may be a number
+    path = user_path(folder)
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
     if not (path / CONFIG_NAME).is_file():
@@ -242,9 +246,23 @@ def read_adapter(folder: str | Path) -> tuple[Path, Record]:
         return path, read_record(metadata)
 
 
+def _warn_of_contradictions(
+    settings: Settings, adapter: Path | None, record: Record, of_base: Record
+) -> None:
+    """Warn where an adapter's record says otherwise than its base's, and nothing is typed."""
+    for group in ("net", "prepare"):
+        values = record.settings[group]
+        for key, value in of_base.settings[group].items():
+            is_typed = settings.typed[group].get(key) is not None
+            if is_typed or key not in values or as_value(values[key]) == as_value(value):
+                continue
+            message = "adapter=%s: its record has %s.%s=%s, which is used, and that of its base %s"
+            log.warning(message, adapter, group, key, as_value(values[key]), as_value(value))
+
+
 def _named_base(file: str | Path) -> Path:
     """The file of a base that somebody names, or the folder of Hugging Face that has it."""
-    path = Path(str(file)).expanduser()  # its name may be a number
+    path = user_path(file)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
@@ -265,7 +283,7 @@ def _own_base(bases: Path, settings: Settings, adapter: Path | None, record: Rec
         path = own or path
     if path.is_file():
         return path
-    images = Path(str(settings.data.get("data_dir") or ".")).expanduser()
+    images = user_path(settings.data.get("data_dir") or ".")
     is_published = settings.data.get("_target_") in (None, *PUBLISHED)
     if not is_published and not images.is_dir():  # path has its name
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.data.pictures import size_before_crop
 from lora_mnist.errors import UserError, one_line, require_extra
+from lora_mnist.project import user_path
 
 #: What a record calls such a network.
 TARGET = "lora_mnist.huggingface"
@@ -66,7 +67,7 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """A network's arguments with the content of a config.json for ``folder``, and that folder."""
     if net.get("_target_") != TARGET or net.get("folder") is None:
         return dict(net), None
-    folder = Path(str(net["folder"])).expanduser()
+    folder = user_path(net["folder"])
     try:
         config = json.dumps(json.loads((folder / _CONFIG).read_text()))
     except (OSError, ValueError) as error:

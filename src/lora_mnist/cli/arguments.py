@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from lora_mnist import __version__
 from lora_mnist.config.command import CLASSIFIER, in_grammar
 from lora_mnist.errors import as_value
-from lora_mnist.project import COMMANDS, CONFIGS
+from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
 USAGE = f"""lora-mnist {__version__}
 
@@ -27,16 +27,16 @@ of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=p
 
 def command_name() -> str:
     """The command that the first argument names; for Hydra, it becomes that of a configuration."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in COMMANDS:
+    if sys.argv[1:2] != ["--config-name"]:  # which a process that Lightning starts has
         sys.argv.insert(1, "--config-name")
-    elif name in ("--help", "-h"):
+    name = sys.argv[2] if len(sys.argv) > 2 else ""
+    if name in ("--help", "-h"):
         print(USAGE)
         raise SystemExit(0)
-    elif name != "--config-name":  # which a process that Lightning starts has
+    if name not in COMMANDS:
         print(f"{name}: no such command\n\n{USAGE}" if name else USAGE, file=sys.stderr)
         raise SystemExit(2)
-    return sys.argv[2]
+    return name
 
 
 def as_typed() -> list[str]:
@@ -59,6 +59,8 @@ def give_to_hydra() -> None:
 def _override(text: str) -> str:
     """An override as Hydra reads it."""
     text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
+    # Bash does so behind out=, and not behind data.data_dir=.
+    text = re.sub(r"(?<=[=,[])~(?=/)", lambda _: str(user_path("~")), text)
     key, _, value = text.partition("=")
     try:
         parsed = OverridesParser.create().parse_override(text).value()

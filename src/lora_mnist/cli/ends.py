@@ -39,9 +39,12 @@ def end_of(error: BaseException, signals: list[int], conf: Any) -> BaseException
         return _told(f"interrupted by {sent.name}", left, 128 + sent)
     if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
         return error
-    if isinstance(error, BrokenPipeError) and not sys.stdout.isatty():  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
-        return SystemExit(128 + 13)  # as by SIGPIPE
+    if isinstance(error, BrokenPipeError):
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # | head; else the pipe was another
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+            return SystemExit(128 + 13)  # as by SIGPIPE
     reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
     if reason is not None:
         if code == UserError.exit_code:

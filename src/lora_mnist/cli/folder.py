@@ -14,6 +14,7 @@ from lora_mnist.cli.ends import Passing
 from lora_mnist.cli.explain import no_stage
 from lora_mnist.cli.sweep import close_sweep, open_sweep
 from lora_mnist.errors import UserError
+from lora_mnist.project import user_path
 from lora_mnist.run_paths import refuse_used_folder
 
 
@@ -22,7 +23,7 @@ class ClaimOutputFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
-        with _in_callback(config):
+        with _in_callback(config, Exception, KeyboardInterrupt):
             _refuse_start(config)
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
@@ -33,25 +34,25 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
-        with _in_callback(config):
+        with _in_callback(config, Exception, KeyboardInterrupt):
             _refuse_start(config)
             if "sweep" in config:
                 open_sweep(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
-        with _in_callback(config):
+        with _in_callback(config, Exception):
             if "sweep" in config:
                 close_sweep(config)
 
 
 @contextmanager
-def _in_callback(config: DictConfig) -> Iterator[None]:
-    """Inside the ``with`` block of a callback, an error ends the command, and touches no folder."""
+def _in_callback(config: DictConfig, *errors: type[BaseException]) -> Iterator[None]:
+    """Inside the ``with`` block of a callback, these end the command, and touch no folder."""
     try:
         HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
         yield
-    except Exception as error:
+    except errors as error:
         raise Passing(error, has_folder=False) from None  # it is somebody else's, or finished
 
 
@@ -65,5 +66,5 @@ def _refuse_start(config: DictConfig) -> None:
     if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
         raise UserError(no_stage())
     for key in ("outputs", "bases"):
-        if Path(str(config.paths[key])).is_file():
+        if user_path(config.paths[key]).is_file():
             raise UserError(f"paths.{key}={config.paths[key]}: expected a folder, not a file")

@@ -16,11 +16,14 @@ from lora_mnist.config.command import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
 from lora_mnist.measure.counts import COUNTS, PARTS, better_end
+from lora_mnist.project import user_path
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
 from lora_mnist.show.summary import best_line, draw, summarize, table_text, write_summary
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
+# Hydra makes folders before a command has checked its keys.
+OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(user_path(p)), replace=True)
 
 #: How the numbers of test images begin.
 _NEVER_CHOOSE = ("test", "mistakes")
@@ -42,9 +45,9 @@ def open_sweep(config: DictConfig) -> None:
         if part.removesuffix("_base") in PARTS and name.split(".")[0] not in COUNTS:
             raise _no_number(key, number, [f"{part}.{count}" for count in COUNTS])
     folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    everything = [path.name for path in folder.iterdir()]
+    everything = [path.name for path in folder.glob("*")]
     refuse_used_folder("hydra.sweep.dir", folder, *everything)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _no_number(key: str, number: str, numbers: Iterable[str]) -> UserError:

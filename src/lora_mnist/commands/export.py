@@ -25,7 +25,7 @@ from lora_mnist.config.keys import checked
 from lora_mnist.config.objects import classifier_of, typed_point
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
-from lora_mnist.files import atomic_write
+from lora_mnist.files import atomic_write, made_folder
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
 from lora_mnist.measure.predictions import logits_at
@@ -204,8 +204,8 @@ def weights_file(
 @contextmanager
 def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterator[nn.Module]:
     """Write a folder for ``from_pretrained``; yield its network, read back."""
-    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
-        folder = Path(temporary, out.name)
+    with made_folder(out.parent), TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as parent:
+        folder = Path(parent, out.name)
         folder.mkdir()
         net = save_folder(merged.net, merged.dataset.preprocessing(), folder)
         yield FromPixels(net, merged.dataset)

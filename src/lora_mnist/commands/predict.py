@@ -26,6 +26,7 @@ from lora_mnist.errors import (
 )
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.progress import progress
+from lora_mnist.project import user_path
 from lora_mnist.run_paths import refuse_unwritable
 from lora_mnist.show.predictions_file import write_predictions
 from lora_mnist.show.screen import print_predictions
@@ -98,7 +99,7 @@ def find_pictures(images: Any) -> list[Path]:
     files: list[Path] = []
     named = list(images) if isinstance(images, ListConfig) else [images]
     for each in named or [None]:
-        pattern = "" if each is None else str(each)
+        pattern = str(user_path(each)) if each else ""
         folder, matches = Path(pattern), []
         if pattern and folder.is_dir():
             for path in sorted(files_below(folder)):

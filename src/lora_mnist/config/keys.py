@@ -14,10 +14,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lora_mnist.config.command import Run, is_in
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, as_value
-from lora_mnist.project import COMMANDS, CONFIGS
+from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
 #: What has keys of its own: train.py by its stages.
 _STAGES = ("pretrain", "lora", *list(COMMANDS)[1:])
+#: Keys of paths, but for ``images``, which has patterns and lists, and those of one network.
+_PATHS = (
+    *("paths.outputs", "paths.bases", "data.data_dir"),
+    *("adapter", "base_ckpt", "ckpt_path", "mistakes", "out"),
+)
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
@@ -50,6 +55,9 @@ def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         copied.paths.run = str(run.folder)
         OmegaConf.to_container(copied, resolve=True)  # raises for a ${name} of nothing
     check_values(copied)
+    for key in _PATHS:
+        if str(path := OmegaConf.select(copied, key)).startswith("~"):
+            OmegaConf.update(copied, key, str(user_path(path)))
     return copied
 
 

@@ -32,11 +32,14 @@ from lora_mnist.data.pictures import Preparation, examine, open_picture
 from lora_mnist.data.split import split
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
+from lora_mnist.project import user_path
 
 log = logging.getLogger(__name__)
 
 #: Decoded images up to this many bytes are held in memory; others are read when they are needed.
 MAX_IN_MEMORY = 300_000_000
+#: Pixels of an image's side, at most: what no memory holds is no size.
+_LONGEST_SIDE = 10_000
 
 
 class Folder(ImageDataset):
@@ -67,12 +70,15 @@ class Folder(ImageDataset):
         **common: Any,
     ) -> None:
         # On the command line a folder, a class or a set may be called 7, which is read as a number.
-        self.data_dir = None if data_dir is None else Path(str(data_dir)).expanduser()
+        self.data_dir = None if data_dir is None else user_path(data_dir)
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
         size: Any = image_size if isinstance(image_size, list | tuple | None) else [image_size] * 2
-        is_size = size is None or ([type(side) for side in size] == [int, int] and min(size) > 0)
-        require(is_size, "image_size", image_size, "null, pixels, or [height, width]")
+        sides = [1, 1] if size is None else list(size)
+        is_size = [type(side) for side in sides] == [int, int]
+        is_size = is_size and 1 <= min(sides) <= max(sides) <= _LONGEST_SIDE
+        expected = f"null, pixels, or [height, width], each from 1 to {_LONGEST_SIDE}"
+        require(is_size, "image_size", image_size, expected)
         if transform is not None:
             expected = "a function or class of a picture: {_target_: my_nets.prepare}"
             require(callable(transform), "transform", transform, expected)

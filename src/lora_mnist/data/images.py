@@ -209,6 +209,7 @@ class ImageDataset:
         for each in classes:
             can_be_printed = not any(category(character) == "Cc" for character in each)
             require(can_be_printed, "classes", repr(each), "a name without control characters")
+        require(len({*classes}) == len(classes), "classes", classes, "each name once")
         require_one_of("val_from", val_from, ["train", "test"])
         self.name, self.classes, self.channels = str(name), list(classes), channels
         self.val_from = val_from

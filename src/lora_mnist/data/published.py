@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from lora_mnist.data.images import Batch, Channelwise, ImageDataset, Images, ImageSets, sha256_of
 from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
+from lora_mnist.project import user_path
 
 
 class Published(ImageDataset):
@@ -44,7 +45,7 @@ class Published(ImageDataset):
         super().__init__(dataset.lower() if name is None else name, classes, channels, **common)
         self.normalise_by(pixels[0] if mean is None else mean, pixels[1] if std is None else std)
         self.dataset = dataset
-        self.data_dir, self.download = Path(str(data_dir)).expanduser(), download
+        self.data_dir, self.download = user_path(data_dir), download
         self.val_size = val_size
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 

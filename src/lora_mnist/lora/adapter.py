@@ -38,7 +38,7 @@ _METADATA_KEY = "lora_mnist"
 def save_adapter(
     model: nn.Module, folder: str | Path, metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
+    """Write the LoRA weights of ``model`` to ``folder``; without the base.
 
     In PEFT they compute what ``model`` does at its scale and offset. Loaded here, the adapter has
     those, and ``set_lora_scale(model, 1)`` makes it as trained. One that is switched off is saved
@@ -130,7 +130,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
         return checked_metadata(metadata) if metadata != {} else {}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
 
 

@@ -1,6 +1,6 @@
 """What the package raises where an argument cannot be used."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,9 +20,10 @@ def require(is_met: bool, name: str, value: object, expected: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number, and no bool."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)  # type: ignore[arg-type]
+    """Whether ``value`` is a number that a float can hold, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:

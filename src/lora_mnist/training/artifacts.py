@@ -27,7 +27,7 @@ from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.measure.predictions import Predictions, counts_of
-from lora_mnist.project import DATA
+from lora_mnist.project import DATA, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import augment_of
@@ -62,7 +62,7 @@ def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     if run.is_sweep and "base_ckpt" not in run.keys:
         return None
     if cfg.base_ckpt is not None:
-        return Path(str(cfg.base_ckpt))
+        return user_path(cfg.base_ckpt)
     return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
 
 
@@ -145,7 +145,7 @@ def _record_of(session: Session) -> Record:
     data |= dataset.split_settings
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
-    folder = Path(str(data.pop("data_dir", DATA))).expanduser().absolute()
+    folder = user_path(data.pop("data_dir", DATA)).absolute()
     if folder != DATA or data["_target_"] not in PUBLISHED:  # else each machine has it
         data["data_dir"] = str(folder)
     made = {
