@@ -183,6 +183,7 @@ def fit(
         targets=selection.targets,
         loss=make_loss(cfg, len(classes), len(names)),
         replay=plan.replay,
+        mix=classifier.mix,
         compiles=cfg.compile,
     )
     settings, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings

@@ -26,21 +26,23 @@ def choices_of(session: Session, tried: Tried, best: Attempt, refit: Choice) -> 
 
 def _trial(tried: Tried, best: Attempt) -> Choice:
     """The trial that validation images measure best."""
-    measures: dict[str, float] = {}
+    ahead: dict[str, Attempt] = {}  # of each trial
     for each in tried:
         if isinstance(each, Attempt):
             name = each.training.name
-            measures[name] = max(each.smoothed, measures.get(name, 0.0))
+            ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
     why, images = "the only one", 0
-    if len(measures) > 1:
-        images = best.images
-        shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
-        by = name_of_measure(best.cfg.choose_by)
-        why = f"the highest {by} on validation images, smoothed: {', '.join(shares)}"
+    if len(ahead) > 1:
+        images, by = best.images, name_of_measure(best.cfg.choose_by)
+        scores = []
+        for name, each in ahead.items():
+            assert each.row is not None  # without validation images there is one trial
+            scores.append(f"{each.score:.3f} with {name} ({by} {each.row['measure']:.1%})")
+        why = f"the highest score on validation images: {', '.join(scores)}"
     for name in dict.fromkeys(each.training.name for each in tried):
-        if name not in measures:
+        if name not in ahead:
             why += f"; {name} diverged"
-    return Choice(best.training.name, list(measures), images, why)
+    return Choice(best.training.name, list(ahead), images, why)
 
 
 def _augment(session: Session, best: Attempt) -> Choice:
@@ -85,8 +87,12 @@ def _point(session: Session, best: Attempt) -> Choice:
         why = reasons["scale"] if is_one else "; ".join(whys)
         return Choice(value, why=why, is_set=True)
     assert curve is not None  # auto needs validation images
-    why = f"the highest {name_of_measure(curve['choose_by'])} on validation images, smoothed: "
-    why += f"{best.smoothed:.1%}, and {curve['base']['smoothed']:.1%} of the base"
+    assert best.row is not None
+    base, by = curve["base"], name_of_measure(curve["choose_by"])
+    why = f"the highest score on validation images, {best.score:.3f}, and {base['score']:.3f} of "
+    why += f"the base; {by} {base['measure']:.1%} -> {best.row['measure']:.1%}"
+    if behind := [f"{row['scale']:g}" for row in curve["rows"] if row["is_behind"]]:
+        why += f"; not at scale {', '.join(behind)}, where it is behind beyond chance"
     if lora.offset == AUTO:
         offset = offset_of(session.net)
         if not best.training.selection.targets:

@@ -17,7 +17,6 @@ from lora_mnist.choice import AUTO, Choice
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.attempts import Attempt, Failure, Training, attempted, tensors_of
 from lora_mnist.training.reasons import choices_of
@@ -57,7 +56,7 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     attempts = _attempts_in(tried)
     if not attempts:
         raise TrainingError("; ".join(each.why for each in tried if isinstance(each, Failure)))
-    kept = best = max(attempts, key=lambda attempt: attempt.smoothed)
+    kept = best = max(attempts, key=lambda attempt: attempt.score)
     best.put_on(session.net)
     val = session.predictions("val", before)  # now: a refit learns these images
     if refit.value and best.point.scale == 0:
@@ -129,10 +128,10 @@ def _refitted(session: Session, best: Attempt, refit: Choice, title: str) -> tup
         why, seen = again.why, 0
     else:
         assert again.curve is not None  # there are images, which it has learnt
-        of_base, seen = again.curve["base"]["smoothed"], again.images
-        if again.smoothed >= of_base:
+        of_base, seen = again.curve["base"]["score"], again.images
+        if again.score >= of_base:
             return again, refit
-        why = f"{name_of_measure(again.curve['choose_by'])}, smoothed, is {again.smoothed:.1%} on "
-        why += f"the validation images that it has learnt, and {of_base:.1%} of the base"
+        why = f"its score is {again.score:.3f} on the validation images that it has learnt, and "
+        why += f"{of_base:.3f} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], seen, why)
