@@ -156,6 +156,27 @@ def test_a_loss_is_named_by_its_measure_and_a_keep_that_adds_errors_says_how_man
     assert unseen[1] == mixes
 
 
+#: Of rare shirts some are repaired, and of common coats more are broken.
+RARE = run_of([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_by="mean_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("run", "remedy"),
+    [
+        (run_of([50, 50], [5, 0], [0, 4]), "more images of ones"),
+        (run_of([50, 50], [0, 0], [0, 2]), "another one"),
+        (run_of([50, 50], [40, 0], [0, 9]), "smaller scale"),
+        (RARE, "choose_by=accuracy"),
+        ({**RARE, "choose_by": "accuracy"}, "smaller scale"),
+        ({**GOOD, **OFF}, "docs/failed.md"),
+    ],
+)
+def test_a_repair_that_is_not_kept_says_what_to_do_with_the_base(run, remedy):
+    (first, *_), is_kept = said(run)
+    assert not is_kept
+    assert remedy in first.text
+
+
 def test_a_target_that_gets_worse_is_named_before_all_others():
     """Of two targets one gains more than the other loses."""
     run = run_of([10, 40, 90], [30, 25, 0], [0, 0, 80], targets=[1, 2])

@@ -9,6 +9,8 @@ from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 
 #: The two that mean_accuracy is made of: with all classes equally common, and as in the test.
 _ENDS = ("balanced_accuracy", "accuracy")
+#: Where so small a share of the test images changes, a repair did nothing.
+_LEAST_CHANGED = 0.01
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
 
 
@@ -62,11 +64,11 @@ def _of_repair(reading: Reading) -> list[Sentence]:
 def _whether_to_keep(reading: Reading) -> Sentence:
     """The first case that fits. Chance is no reason to keep a repair."""
     name = "the mistakes" if reading.is_hotfix else reading.target_names
-    remedies = "What it means, and what to try next: docs/failed.md."
+    remedy = _remedy(reading, name)
     if reading.targets and not reading.of_targets.images:
         return Sentence(f"Nothing judges this repair: no test image is of {name}.")
     if reading.point == BASE:
-        return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedies}")
+        return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedy}")
     by = _measured(reading, reading.choose_by)
     is_better = is_reached = reading.judgement_of(reading.choose_by) == "better"
     if reading.is_hotfix:
@@ -85,7 +87,21 @@ def _whether_to_keep(reading: Reading) -> Sentence:
         return Sentence(f"Keep this repair for {name} alone: {by}.", judgement)
     if is_reached and judgement == "unclear":
         return Sentence(f"Keep this repair only if errors on {name} matter most: {by}.")
-    return Sentence(f"Do not keep this repair: {by}. {remedies}", judgement)
+    return Sentence(f"Do not keep this repair: {by}. {remedy}", judgement)
+
+
+def _remedy(reading: Reading, name: str) -> str:
+    """What to do with a base whose repair is not kept, by what the run knows of it."""
+    balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
+    total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
+    text = f"Too little changed to tell: more images of {name} help more than any key"
+    if total.repaired + total.broken < _LEAST_CHANGED * total.images:
+        text = "Nothing moves this base: look at its pictures and labels, or train another one"
+    elif rose and fell and reading.choose_by != "accuracy":
+        text = "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
+    elif reading.judgement_of(reading.choose_by) == "worse":
+        text = "It costs more than it mends; a smaller scale may not"
+    return f"{text}. Other causes, and what to try: docs/failed.md."
 
 
 def _measured(reading: Reading, measure: str) -> str:
