@@ -20,8 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -32,9 +34,9 @@ from lora_mnist.config.objects import classifier_of, make
 from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for
-from lora_mnist.measure.dial import offsets_to_try, smoothed
+from lora_mnist.measure.dial import offsets_to_try, scores_of
 from lora_mnist.measure.predictions import counts_of_labels
-from lora_mnist.measure.significance import measure
+from lora_mnist.measure.significance import class_weights, measure
 from lora_mnist.training.trials import augment_of
 
 log = logging.getLogger(__name__)
@@ -60,14 +62,19 @@ class Case:
     before: dict[str, Tensor]  # the base's logits, likewise
     augment: Augment | None  # of training images, as in the base's own training
     steps: int = 400  # of each training
-    choose_by: str = "balanced_accuracy"
+    choose_by: str = "mean_accuracy"
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What each class counts."""
+        mix = self.labels["test"].bincount(minlength=len(self.dataset.classes))
+        return class_weights(mix, self.choose_by)
 
     def measure(self, logits: Tensor) -> float:
         """What chooses, of logits of the validation images."""
         labels, classes = self.labels["val"], len(self.dataset.classes)
         errors = labels[logits.argmax(1) != labels].bincount(minlength=classes)
-        images = labels.bincount(minlength=classes)
-        return float(measure(errors.numpy(), images.numpy(), self.choose_by))
+        return measure(errors, labels.bincount(minlength=classes), self.weights)
 
     def counts(self) -> Tensor:
         """The number of training images of each class."""
@@ -91,8 +98,8 @@ def one_number(case: Case) -> tuple[Tensor, float]:
     offset = offset_for(case.counts(), case.targets)
     direction = offset.direction
     logits, labels, offsets = case.before["val"], case.labels["val"], offsets_to_try(offset)
-    values = smoothed(logits, labels, direction, offsets, case.choose_by)
-    return direction, offsets[int(values.argmax())]
+    scores = scores_of(logits, labels, direction, offsets, case.weights)
+    return direction, offsets[int(scores.argmax())]
 
 
 def balanced_head(case: Case, seed: int) -> nn.Module:

@@ -43,10 +43,12 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     with torch.no_grad():  # owls are known again
         adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
         adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
-    assert turned("auto", 0) == [1.0, 0.0]
+    scale, offset = turned("auto", 0)
+    assert scale > 0.2
+    assert offset == 0
     scale, offset = turned("auto")
-    assert scale == 1
-    assert abs(offset) < 30
+    assert scale > 0.2
+    assert abs(offset) < 12
     with torch.no_grad():  # cats are owls
         adapter.lora_A.copy_(torch.tensor([[1.0, 0, 0]]))
         adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
@@ -74,6 +76,6 @@ def test_a_scale_that_is_set_has_the_best_offset_there(classifier):
     assert point == (0.3, row_at(curve, 0.3)["offset"])
     point, curve = dial.advise({"scale": "auto", "offset": 0.5})
     assert {point.offset, *(row["offset"] for row in curve["rows"])} == {0.5}
-    assert row_at(curve, point.scale) == max(curve["rows"], key=lambda row: row["smoothed"])
+    assert row_at(curve, point.scale) == max(curve["rows"], key=lambda row: row["score"])
     point, curve = dial.advise({"scale": 0.3, "offset": 0.5}, beside=())
     assert (point, len(curve["rows"])) == ((0.3, 0.5), 1)

@@ -1,16 +1,19 @@
 """The dial: what a finished adapter gains at each scale and offset, and where to turn it."""
 
+import math
+
 import pytest
 import torch
 from helpers.nets import batches, randomize
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import Offset, offset_for
 from lora_mnist.measure import dial
-from lora_mnist.measure.dial import offsets_to_try, smoothed
+from lora_mnist.measure.counts import MEASURES
+from lora_mnist.measure.dial import offsets_to_try, scores_of, temperature_of
 from lora_mnist.measure.predictions import counts_of, predictions_of
 from lora_mnist.measure.significance import class_weights
 
@@ -21,15 +24,16 @@ def adapted(tiny):
 
 
 @pytest.mark.parametrize("direction", [[0.0, 1, 0], [-0.5, 2, 0.3]])
-@pytest.mark.parametrize("choose_by", ["balanced_accuracy", "accuracy"])
+@pytest.mark.parametrize("choose_by", MEASURES)
 def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, direction, choose_by):
     add_offset(adapted, "linear2", Offset(torch.tensor(direction)))
     offsets = [-0.7, 0.0, 0.6, 1.1]
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
-    weights = torch.from_numpy(class_weights(labels.bincount(minlength=3), choose_by))[labels]
-    curve = dial_curve(adapted, batches(), [1], [0, 0.5, 1], offsets, choose_by)
+    mix = [30, 2, 8]
+    weights = class_weights(mix, choose_by)
+    curve = dial_curve(adapted, batches(), [1], [0, 0.5, 1], offsets, choose_by, mix)
     assert curve["images"] == 50
-    base = counts_of(predictions_of(adapted, batches()), [1])["before"]
+    base = counts_of(predictions_of(adapted, batches()), [1], mix)["before"]
     assert curve["base"]["measure"] == pytest.approx(base[choose_by])
     points = {}
     assert [row["scale"] for row in curve["rows"]] == [0, 0.5, 1]
@@ -39,24 +43,39 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         every = {}
         for offset in offsets:
             set_lora_offset(adapted, offset)
-            every[offset] = counts_of(predictions_of(adapted, batches()), [1])["after"]
-            right = adapted(images).softmax(1).gather(1, labels[:, None])[:, 0].double()
-            points[scale, offset] = (weights @ right**0.25).item()
+            every[offset] = counts_of(predictions_of(adapted, batches()), [1], mix)["after"]
+            set_lora_offset(adapted, 0.0)
+            logits = adapted(images).double()
+            temperature = temperature_of(logits, labels)
+            moved = (logits + offset * torch.tensor(direction)) / temperature
+            right = moved.softmax(1).gather(1, labels[:, None])[:, 0]
+            unknown = (offset * torch.tensor(direction).double() / temperature).softmax(0)
+            value = 0.0
+            for c, weight in enumerate(weights):
+                of_class = [*right[labels == c], unknown[c]]
+                value += weight * sum(each.item() ** 0.25 for each in of_class) / len(of_class)
+            points[scale, offset] = value
         best = max(offsets, key=lambda offset: points[scale, offset])
         assert row["offset"] == best
-        assert row["smoothed"] == pytest.approx(points[scale, best])
+        assert row["score"] == pytest.approx(points[scale, best])
         assert row["measure"] == pytest.approx(every[best][choose_by])
         for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
             assert row[key] == every[best][key]
     assert (curve["advised"]["scale"], curve["advised"]["offset"]) == max(points, key=points.get)
-    assert curve["base"]["smoothed"] == pytest.approx(points[0, 0.0])
+    assert curve["base"]["score"] == pytest.approx(points[0, 0.0])
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         *({"choose_by": "f1"}, {"scales": []}, {"scales": [float("nan")]}),
-        *({"offsets": [float("inf")]}, {"targets": [-1]}, {"targets": [7]}, {"targets": [True]}),
+        *(
+            {"mix": [1, 2]},
+            {"offsets": [float("inf")]},
+            {"targets": [-1]},
+            {"targets": [7]},
+            {"targets": [True]},
+        ),
     ],
 )
 def test_what_the_dial_cannot_use_is_a_value_error(adapted, wrong):
@@ -77,19 +96,94 @@ def test_logits_that_are_not_numbers_decide_nothing(adapted):
 
 
 @given(st.data())
-def test_the_smoothed_measure_is_the_mean_over_classes_of_what_is_sure(data):
-    """Where a network is sure, it is the balanced accuracy; no image counts more than that."""
+def test_where_a_network_is_sure_the_score_is_the_measure_with_one_image_more(data):
+    """And no image counts more than that, however sure the network is."""
     numbers = st.integers(0, 2)
     labels = torch.tensor([0, 1, 2, *data.draw(st.lists(numbers, max_size=30))])
     predicted = torch.tensor([data.draw(numbers) for _ in labels])
     logits = 1000.0 * torch.nn.functional.one_hot(predicted, 3)
-    shares = [(predicted == labels)[labels == c].double().mean() for c in range(3)]
-    (value,) = smoothed(logits, labels, torch.zeros(3), [0.0], "balanced_accuracy")
-    assert value.item() == pytest.approx(float(sum(shares) / 3))
-    (of_outlier,) = smoothed(1000 * logits, labels, torch.zeros(3), [0.0], "balanced_accuracy")
-    assert of_outlier.item() == pytest.approx(value.item())
-    (of_images,) = smoothed(logits, labels, torch.zeros(3), [0.0], "accuracy")
-    assert of_images.item() == pytest.approx(float((predicted == labels).double().mean()))
+    images = labels.bincount(minlength=3)
+    errors = labels[predicted != labels].bincount(minlength=3)
+    for name in MEASURES:
+        weights = class_weights([5, 1, 3], name)
+        (score,) = scores_of(logits, labels, torch.zeros(3), [0.0], weights)
+        unknown = (1 / 3) ** 0.25
+        expected = weights @ ((images - errors + unknown) / (images + 1)).double().numpy()
+        assert score.item() == pytest.approx(float(expected))
+        (of_outlier,) = scores_of(1000 * logits, labels, torch.zeros(3), [0.0], weights)
+        assert of_outlier.item() == pytest.approx(score.item())
+
+
+@given(st.integers(0, 999), st.floats(0.4, 2.5))
+def test_it_does_not_matter_how_sure_a_network_is(seed, factor):
+    """With ``factor`` times the logits and the offset all scores are the same, in each class."""
+    torch.manual_seed(seed)
+    labels = torch.arange(4).repeat(8)
+    logits = 1.5 * torch.randn(32, 4) + torch.nn.functional.one_hot(labels, 4)
+    direction, offsets = torch.tensor([0.0, 1, 0, -0.3]), torch.tensor([0.0, 0.5, -2])
+    assume(0.5 < temperature_of(logits, labels) < 3)  # it has bounds
+    weights = class_weights([3, 1, 1, 1], "mean_accuracy")
+    scores = scores_of(logits, labels, direction, offsets.tolist(), weights)
+    scaled = scores_of(factor * logits, labels, direction, (factor * offsets).tolist(), weights)
+    torch.testing.assert_close(scaled, scores, rtol=0, atol=1e-4)
+
+
+def test_a_class_whose_few_images_are_all_right_bounds_an_offset():
+    """Each of them is certain, so that nothing they show speaks against any offset."""
+    labels = torch.tensor([0] * 40 + [1] * 7)
+    logits = torch.stack([torch.where(labels == 0, 2.0, 0.0), torch.where(labels == 1, 20.0, 0)], 1)
+    logits[:20, 1] = 2.5  # half of the other class are called as this one
+    direction, offsets = torch.tensor([0.0, 1]), offsets_to_try(Offset(torch.tensor([0.0, 1])))
+    weights = class_weights([1, 1], "balanced_accuracy")
+    scores = scores_of(logits, labels, direction, offsets, weights)
+    assert -4 < offsets[int(scores.argmax())] < -0.5  # without it, -10, the first of all
+
+
+def test_a_class_without_images_has_the_one_more_alone():
+    labels, direction = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 0, 1])
+    logits = 3.0 * torch.nn.functional.one_hot(labels, 3)
+    weights = class_weights([1, 1, 1], "balanced_accuracy")
+    scores = scores_of(logits, labels, direction, [-3.0, 0.0], weights)
+    temperature = temperature_of(logits, labels)
+    unknown = (torch.tensor([[-3.0], [0.0]]) * direction / temperature).softmax(1)[:, 2] ** 0.25
+    assert unknown[0] < 0.5 * unknown[1]
+    assert scores[1] - scores[0] > (unknown[1] - unknown[0]) / 3 - 0.05
+
+
+def test_the_temperature_is_that_of_the_least_cross_entropy():
+    """Three images of four right, in each class: the best is sure of them by that much."""
+    labels = torch.tensor([0] * 400 + [1] * 4)
+    predicted = labels.clone()
+    predicted[::4] = 1 - predicted[::4]
+    for size in (1.0, 2.0):
+        logits = size * torch.nn.functional.one_hot(predicted, 2).float()
+        expected = size / math.log(3)  # then softmax gives 3 / 4
+        assert temperature_of(logits, labels) == pytest.approx(expected, rel=1e-3)
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    assert temperature_of(right, labels) == pytest.approx(0.2, rel=1e-3)
+    assert temperature_of(-right, labels) == pytest.approx(8, rel=1e-3)
+
+
+def test_a_point_that_is_behind_beyond_chance_is_not_taken():
+    """The score asks for the adapter, which is sure; but images that are right become wrong."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+    net.load_state_dict({"0.weight": torch.eye(2)})
+    add_lora(net.eval(), rank=1)
+    labels = torch.tensor([0, 1] * 100)
+    images = torch.nn.functional.one_hot(labels, 2).float()
+    taken = dial_curve(net, [(images, labels)], scales=[0.0, 1.0])
+    assert taken["advised"]["scale"] == 0  # nothing was trained; equal, so the nearest to the base
+    with torch.no_grad():
+        adapter = net[0].parametrizations.weight[0]
+        adapter.lora_A.copy_(torch.tensor([[1.0, 0]]))
+        adapter.lora_B.copy_(torch.tensor([[-3.0], [0]]))
+    rows = dial_curve(net, [(images, labels)], scales=[0.0, 1.0])["rows"]
+    assert [row["is_behind"] for row in rows] == [False, True]
+    few = [0, 1]
+    rows = dial_curve(net, [(images[few], labels[few])], scales=[0.0, 1.0])["rows"]
+    assert not any(row["is_behind"] for row in rows)  # one image may be chance
+    alone = dial_curve(net, [(images, labels)], scales=[1.0])
+    assert alone["advised"] == {"scale": 0.0, "offset": 0.0}
 
 
 def test_without_an_offset_the_dial_has_scales_alone(adapted):
@@ -98,11 +192,12 @@ def test_without_an_offset_the_dial_has_scales_alone(adapted):
 
 
 def test_the_base_itself_can_be_taken():
-    """Two images that are wrong by far ask for an offset that breaks three others."""
+    """Two images that are wrong by far ask for an offset that breaks nine others."""
     net = torch.nn.Sequential(torch.nn.Linear(2, 2))
     net.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2)})
     add_offset(add_lora(net.eval(), rank=1), "0", Offset(torch.tensor([0.0, 1])))
-    margins, labels = torch.tensor([0.5, 0.5, 0.5, -1, -1, 6, 6]), torch.tensor([1] * 3 + [0] * 4)
+    margins = torch.tensor([0.5] * 9 + [-1.0] * 10 + [6, 6])
+    labels = torch.tensor([1] * 9 + [0] * 12)
     images = torch.stack([0 * margins, margins], dim=1)
     curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
     assert curve["advised"] == {"scale": 0, "offset": 0}
@@ -127,11 +222,9 @@ def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():
 def test_the_dial_takes_those_of_many_images_that_the_seed_gives(monkeypatch):
     monkeypatch.setattr(dial, "MAX_IMAGES", 20)
     labels = torch.tensor([0] * 40 + [1] * 58 + [2] * 2)
-    for choose_by, expected in {"balanced_accuracy": [9, 9, 2], "accuracy": None}.items():
-        some, same, others = (dial.images_of_dial(labels, seed, choose_by) for seed in (0, 0, 1))
-        assert len(some.unique()) == 20
-        assert torch.equal(some, same)
-        assert not torch.equal(some, others)
-        counts = labels[some].bincount(minlength=3)
-        assert counts.tolist() == expected if expected else counts.all()
-    assert dial.images_of_dial(labels[:7], 0, "accuracy").tolist() == [*range(7)]
+    some, same, others = (dial.images_of_dial(labels, seed) for seed in (0, 0, 1))
+    assert len(some.unique()) == 20
+    assert torch.equal(some, same)
+    assert not torch.equal(some, others)
+    assert labels[some].bincount(minlength=3).tolist() == [9, 9, 2]
+    assert dial.images_of_dial(labels[:7], 0).tolist() == [*range(7)]

@@ -10,7 +10,7 @@ from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
 from lora_mnist.lora.offset import Offset
-from lora_mnist.measure.counts import COUNTS
+from lora_mnist.measure.counts import COUNTS, MEASURES
 from lora_mnist.measure.predictions import (
     BASE,
     Point,
@@ -40,6 +40,7 @@ def test_counts_by_hand():
         "loss": pytest.approx(F.cross_entropy(BEFORE, LABELS).item()),
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
+        "mean_accuracy": 0.5,
         "errors": 3,
         "errors_per_class": [2, 1, 0, 0],
         "called_per_class": [[1, 1], [0, 1], None, None],
@@ -51,6 +52,7 @@ def test_counts_by_hand():
         "loss": pytest.approx(F.cross_entropy(AFTER, LABELS).item()),
         "accuracy": pytest.approx(4 / 6),
         "balanced_accuracy": pytest.approx(4 / 6),
+        "mean_accuracy": pytest.approx(4 / 6),
         "errors": 2,
         "errors_per_class": [1, 1, 0, 0],
         "called_per_class": [[1, 1], [2, 1], None, None],
@@ -60,7 +62,7 @@ def test_counts_by_hand():
         "broken": 1,
         "negative_flip_rate": 1 / 6,
         "p_value": mcnemar(2, 1),
-        "p_value_balanced": 1,
+        **{f"p_value_{name}": 1 for name in MEASURES},
         "repaired_per_class": [1, 1, 0, 0],
         "broken_per_class": [0, 1, 0, 0],
     }
@@ -73,6 +75,12 @@ def test_counts_by_hand():
     assert counts_of(table, [1]) == {"before": before, "after": after}
     assert after.keys() == {*COUNTS}  # of which a sweep knows the names before any job
     assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
+    # Of two classes with three images each; the test has the first ten times as often.
+    tables = {"test": table, "mistakes": table}
+    outcomes = outcomes_by_part(tables, [1], [10, 1, 0, 0])
+    assert outcomes["test_base"]["accuracy"] == pytest.approx((10 / 3 + 2 / 3) / 11)
+    assert outcomes["test_base"]["balanced_accuracy"] == 0.5
+    assert outcomes["mistakes"] == after  # which are no sample of what a classifier meets
     many = counts_of(at(table, torch.arange(6).repeat(5)), [1])["after"]
     p_values = [many[f"p_value{group}"] for group in ("", "_of_target", "_elsewhere")]
     assert p_values == [mcnemar(10, 5), mcnemar(5, 5), mcnemar(5, 0)]
@@ -175,7 +183,7 @@ def test_the_counts_of_many_classes_are_those_of_their_confusion_matrix():
     for pair in zip(label.tolist(), prediction.tolist(), strict=True):
         confusion[pair] += 1
     wrong = confusion.clone().fill_diagonal_(0)
-    assert counts["accuracy"] == int(confusion.trace()) / 300
+    assert counts["accuracy"] == pytest.approx(int(confusion.trace()) / 300)
     assert counts["errors_per_class"] == wrong.sum(1).tolist()
     assert counts["images_per_class"] == confusion.sum(1).tolist()
     assert counts["false_calls_per_class"] == wrong.sum(0).tolist()

@@ -9,11 +9,11 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.significance import (
-    balanced_p_value,
     chance_text,
     class_weights,
     mcnemar,
     measure,
+    p_value_of_measure,
     weak,
     weakest,
     wilson,
@@ -30,41 +30,60 @@ def test_mcnemar_and_wilson_are_as_published():
 
 
 @given(COUNTS, st.integers(1, 40))
-def test_with_equal_numbers_of_images_both_measures_are_one(counts, images):
+def test_with_equal_numbers_of_images_all_measures_are_one(counts, images):
     errors, per_class = np.minimum(np.array(counts), images), [images] * len(counts)
-    both = [measure(errors, per_class, choose_by) for choose_by in MEASURES]
-    np.testing.assert_allclose(*both, atol=1e-12)
+    every = [measure(errors, per_class, class_weights(per_class, name)) for name in MEASURES]
+    np.testing.assert_allclose(every, every[0], atol=1e-12)
 
 
-def test_classes_count_alike_and_one_without_images_has_no_part():
+def measured(errors, images, mix=None):
+    """Each measure of some errors, by its name."""
+    weights = {name: class_weights(images if mix is None else mix, name) for name in MEASURES}
+    return {name: measure(errors, images, weights[name]) for name in MEASURES}
+
+
+def test_what_a_class_counts_follows_the_tests_mix_by_half():
     errors, images = [5, 4, 0], [100, 5, 0]
-    assert measure(errors, images, "balanced_accuracy") == pytest.approx((0.95 + 0.2) / 2)
-    assert measure(errors, images, "accuracy") == pytest.approx(96 / 105)
+    values = measured(errors, images)
+    assert values["accuracy"] == pytest.approx(96 / 105)
     label, predicted = torch.tensor([0] * 100 + [1] * 5), torch.tensor([0] * 95 + [1] * 6 + [0] * 4)
     theirs = multiclass_accuracy(predicted, label, num_classes=2, average="macro")
-    assert measure(errors, images, "balanced_accuracy") == pytest.approx(theirs.item())
+    assert values["balanced_accuracy"] == pytest.approx(theirs.item())
+    whole = measured([5, 4], [100, 5])
+    assert whole["mean_accuracy"] == pytest.approx((96 / 105 + theirs.item()) / 2)
+    # Validation images have another mix than the test, and none of the last class.
+    of_test = measured(errors, images, [10, 30, 60])
+    assert of_test["accuracy"] == pytest.approx((10 * 0.95 + 30 * 0.2) / 40)
+    assert of_test["balanced_accuracy"] == values["balanced_accuracy"]
+    weights = np.array([10, 30]) / 200 + 1 / 6
+    assert of_test["mean_accuracy"] == pytest.approx(weights @ [0.95, 0.2] / weights.sum())
+    for name in MEASURES:
+        assert class_weights([10, 30, 60], name).sum() == pytest.approx(1)
+        assert class_weights([0, 0, 0], name) == pytest.approx([1 / 3] * 3)  # no test image is here
 
 
-def test_balanced_p_value_is_that_of_fair_coins():
-    """So often coins change the balanced accuracy as much; it is a little cautious."""
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_p_value_of_a_measure_is_that_of_fair_coins(name):
+    """So often coins change the measure as much; it is a little cautious."""
     generator, images, changed = np.random.default_rng(0), [4000, 400], np.array([400, 60])
-    weights = class_weights(images, "balanced_accuracy")
-    saved = np.abs((2 * generator.binomial(changed, 0.5, size=(100_000, 2)) - changed) @ weights)
+    weights = class_weights(images, name)
+    each = weights / images
+    saved = np.abs((2 * generator.binomial(changed, 0.5, size=(100_000, 2)) - changed) @ each)
     for mended in (np.array([200, 33]), np.array([240, 36]), np.array([150, 20])):
-        share = np.mean(saved >= abs((2 * mended - changed) @ weights))
-        p_value = balanced_p_value(mended, changed - mended, images)
+        share = np.mean(saved >= abs((2 * mended - changed) @ each))
+        p_value = p_value_of_measure(mended, changed - mended, images, weights)
         assert share - 0.01 < p_value < share + 0.1
 
 
 @pytest.mark.parametrize(
     ("repaired", "broken"), [(0, 5), (0, 6), (6, 0), (30, 14), (30, 13), (5, 5)]
 )
-def test_balanced_p_value_with_equal_classes_is_near_mcnemars(repaired, broken):
+def test_the_p_value_of_a_measure_with_equal_classes_is_near_mcnemars(repaired, broken):
     exact = mcnemar(repaired, broken)
-    near = balanced_p_value([repaired, 0], [0, broken], [50, 50])
+    near = p_value_of_measure([repaired, 0], [0, broken], [50, 50], [0.5, 0.5])
     assert near == pytest.approx(exact, rel=0.35)
     assert (near <= 0.05) == (exact <= 0.05)
-    assert balanced_p_value([1, 0], [0, 9], [2, 200]) > 0.05  # one image of two
+    assert p_value_of_measure([1, 0], [0, 9], [2, 200], [0.5, 0.5]) > 0.05  # one image of two
 
 
 def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain():

@@ -70,8 +70,8 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     measures = {}
     for name, typed in values.items():
         alone = go(f"alone {name}", *QUIET, *typed)
-        measures[name] = max(row["smoothed"] for row in read_results(alone)["dial"]["rows"])
-        assert f"{measures[name]:.1%} with {name}" in choice["why"]
+        measures[name] = max(row["score"] for row in read_results(alone)["dial"]["rows"])
+        assert f"{measures[name]:.3f} with {name}" in choice["why"]
         assert (changed(alone, chosen) == []) == (name == choice["value"])
         if name == choice["value"]:
             for key in ("val", "test", "dial"):
@@ -316,7 +316,7 @@ def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, di
     folder, before = go(f"ruined {diverges}", "refit=true"), go("alone", *QUIET)
     results = read_results(folder)
     assert not results["choices"]["refit"]["value"]
-    assert f"refit: {'the loss is nan' if diverges else 'balanced accuracy'}" in caplog.text
+    assert f"refit: {'the loss is nan' if diverges else 'its score is'}" in caplog.text
     assert not changed(folder, before)
     for key in ("val", "test", "dial", "point"):
         assert results[key] == read_results(before)[key]
@@ -387,7 +387,7 @@ def test_nothing_is_chosen_where_nothing_can_be(go, monkeypatch, overrides, few)
 def test_a_class_of_few_images_is_trained_once_without_trials(go):
     choices = read_results(go("no trials", *QUIET, "trials=null", "lora.offset=auto"))["choices"]
     assert "trial" not in choices
-    assert choices["point"]["why"].startswith("the highest balanced accuracy ")
+    assert choices["point"]["why"].startswith("the highest score ")
 
 
 def test_few_validation_images_of_a_class_are_told_and_none_are_refused(go, caplog):
@@ -434,6 +434,6 @@ def test_a_trial_that_diverges_loses_no_other(go, caplog):
 
 
 def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
-    rows = [{"scale": -0.5, "smoothed": 0.9}, {"scale": 0.0, "smoothed": 0.8}]
+    rows = [{"scale": -0.5, "score": 0.9}, {"scale": 0.0, "score": 0.8}]
     made = attempt.Attempt(*[None] * 6, point=Point(-0.5), curve={"rows": rows})
     assert made.is_ahead_of_an_offset

@@ -208,6 +208,15 @@ class Classifier:
             sets = self.dataset.sets
         return sets.without_learnt(self.learnt)
 
+    @cached_property
+    def mix(self) -> list[int]:
+        """The number of test images of each class: how common it is where the network is used.
+
+        What a class counts follows from it (:func:`.significance.class_weights`); no more of the
+        test images decides anything.
+        """
+        return self.images.test.labels.bincount(minlength=len(self.classes)).tolist()
+
     def test_images(self) -> Images | None:
         """The test images, if they are here; none of them has been learnt."""
         try:

@@ -36,7 +36,7 @@ class Record:
     @property
     def choose_by(self) -> str:
         """What decided: see :func:`.dial.dial_curve`."""
-        return str(self.made.get("choose_by", MEASURES[0]))
+        return str(self.made.get("choose_by", next(iter(MEASURES))))
 
     @property
     def seed(self) -> int:

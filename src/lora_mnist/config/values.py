@@ -54,7 +54,7 @@ EXPECTED = {
     "lora.offset": "a number or auto",
     "scale": "a number or auto or null",  # of a saved adapter; null: as it was saved
     "offset": "a number or auto or null",
-    "choose_by": "balanced_accuracy or accuracy",
+    "choose_by": "mean_accuracy or balanced_accuracy or accuracy",
     "lora.target_modules": "a text or a list",
     "paths.outputs": "a text",
     "paths.bases": "a text",

@@ -4,8 +4,9 @@ import re
 
 #: The parts of which predictions are counted; those of the base alone are ``test_base`` and so on.
 PARTS = ("val", "test", "mistakes", "mistakes_test")
-#: The values of ``choose_by``.
-MEASURES = ("balanced_accuracy", "accuracy")
+#: The values of ``choose_by``, the default first: how much of what a class counts follows the mix
+#: of the test images. See :func:`.significance.class_weights`.
+MEASURES = {"mean_accuracy": 0.5, "balanced_accuracy": 0.0, "accuracy": 1.0}
 #: What is counted at each scale of the dial; without targets the first alone.
 OF_DIAL = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
 #: The counts that loggers get.
@@ -15,7 +16,8 @@ COUNTS = (
     *(*LOGGED, "negative_flip_rate"),
     *("errors_per_class", "called_per_class", "false_calls_per_class", "images_per_class"),
     *("repaired_per_class", "broken_per_class"),
-    *("p_value", "p_value_of_target", "p_value_elsewhere", "p_value_balanced"),
+    *("p_value", "p_value_of_target", "p_value_elsewhere"),
+    *(f"p_value_{measure}" for measure in MEASURES),
 )
 
 

@@ -6,23 +6,36 @@ loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; 
 (PAINT), arXiv:2208.05592. A training also moves how often a class is predicted, whatever else it
 learns; an offset moves that back, or further: :mod:`.lora.offset`.
 
-**One number decides**: the balanced accuracy, or the accuracy, smoothed. Where ``w_i`` is what an
-image of the class ``y_i`` counts (:func:`.significance.class_weights`), it is
+**One number decides**, the score. Where a class c counts ``W_c``
+(:func:`.significance.class_weights`) and has n images, with logits z, at the offset o it is
 
-    sum over images i of w_i * p_i^q    with p_i = softmax(z_i) at y_i and q = 0.25
+    sum over c of W_c * (sum over its images of p^q + u_c^q) / (n + 1)
+    p = softmax((z + o * direction) / T) at c,  u_c = softmax(o * direction / T) at c,  q = 0.25
 
-The measure itself jumps where a class has five images. With ``q = 1`` this is what the measure
-would be on the mean, if predictions were drawn from the network's probabilities; near ``q = 0`` it
-ranks as the cross-entropy does, in which a few images that are sure and wrong outweigh all others.
-It is one less the generalised cross-entropy, but for a factor: Zhang and Sabuncu 2018,
-arXiv:1805.07836, equation 6. docs/experiments.md has what other numbers choose.
+- The share of images that are right jumps where a class has five. With ``q = 1`` this would be what
+  it is on the mean, if predictions were drawn from the probabilities; near ``q = 0`` it ranks as
+  the cross-entropy does, in which a few images that are sure and wrong outweigh all others. It is
+  one less the generalised cross-entropy, but for a factor: Zhang and Sabuncu 2018,
+  arXiv:1805.07836, equation 6.
+- ``u_c`` is one image more of each class, of which the network knows nothing (all its logits are
+  equal), counted as in Laplace's rule of succession: a class whose few images are right would allow
+  any offset.
+- ``T`` is the temperature of the least cross-entropy at this scale (Guo et al. 2017,
+  arXiv:1706.04599): else a network that is less sure, and no better, would have more.
+
+docs/experiments.md has what other numbers choose.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lora_mnist.errors import is_number, require, require_one_of
@@ -31,8 +44,13 @@ from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import offset_of
 from lora_mnist.measure.counts import MEASURES, OF_DIAL
-from lora_mnist.measure.predictions import counts_of_labels, logits_at, refuse_nan
-from lora_mnist.measure.significance import class_weights
+from lora_mnist.measure.predictions import changes_of, counts_of_labels, logits_at, refuse_nan
+from lora_mnist.measure.significance import (
+    LEVEL,
+    class_weights,
+    measure,
+    p_value_of_measure,
+)
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -41,8 +59,10 @@ _NUMBERS = [number / 4 for number in range(-40, 41)]
 _TAUS = [tau / 20 for tau in range(-20, 61)]
 #: The dial of a run sees this number of validation images, or fewer.
 MAX_IMAGES = 2000
-#: q of the smoothed measure.
+#: q of the score.
 _POWER = 0.25
+#: The least and the largest temperature.
+_TEMPERATURES = (0.2, 8.0)
 
 
 def dial_curve(
@@ -51,7 +71,8 @@ def dial_curve(
     targets: Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
     offsets: Sequence[float] | None = None,
-    choose_by: str = "balanced_accuracy",
+    choose_by: str = "mean_accuracy",
+    mix: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """What an adapted network gains at several scales of its adapter, and where to turn it.
 
@@ -66,15 +87,18 @@ def dial_curve(
         scales: those to try: 0 is the base, 1 the adapter as trained, whatever scale it has now.
         offsets: those to try at each scale; ``None``: a range that is wide enough, or 0 alone where
             the model has no :class:`.lora.offset.Offset`.
-        choose_by: ``balanced_accuracy``, where classes count alike, or ``accuracy``, where images
-            do.
+        choose_by: ``accuracy``, with classes as common as in ``mix``; ``balanced_accuracy``, where
+            they count alike; or ``mean_accuracy``, the mean of both.
+        mix: how common each class is where the network is used, numbers of images or shares;
+            ``None``: as here.
 
     Returns:
         ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
-        row of the base; and ``advised``, the ``scale`` and the ``offset`` to take, where the
-        smoothed measure is highest. A row has its ``scale``, the best ``offset`` there, the
-        ``smoothed`` measure, which decides (see :mod:`.dial`), the ``measure`` itself, the
-        ``errors`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
+        row of the base; and ``advised``, the ``scale`` and the ``offset`` to take, where the score
+        is highest. A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
+        (see :mod:`.dial`), the ``measure`` that ``choose_by`` names, whether this ``is_behind`` the
+        base's or the offset's alone beyond chance, so that the row is not taken, the ``errors``
+        and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
         ``false_calls_of_target``.
 
     Raises:
@@ -95,27 +119,28 @@ def dial_curve(
     require(are_classes, "targets", group, expected)
     are_classes = label.dtype == torch.int64 and all(c in range(num_classes) for c in labels)
     require(are_classes, "labels", labels, f"{expected}, int64")
+    images = torch.bincount(label, minlength=num_classes)
+    require(mix is None or len(mix) == num_classes, "mix", mix, f"numbers of {num_classes} classes")
+    weights = class_weights(images if mix is None else mix, choose_by)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
-
-    def row_of(scale: float, logits: Tensor, tried: Sequence[float]) -> dict[str, Any]:
-        """The numbers of a scale, at the best of some offsets."""
-        values = smoothed(logits, label, direction, tried, choose_by)
-        place = int(values.argmax())
-        predicted = (logits + tried[place] * direction).argmax(dim=1)
-        counts = counts_of_labels(label, predicted, num_classes, group)
-        row = {"scale": scale, "offset": tried[place], "smoothed": values[place].item()}
-        row["measure"] = counts[choose_by]
-        return row | {key: counts[key] for key in OF_DIAL if key in counts}
-
+    measured = _Measured(label, direction, weights, group)
     nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
+    of_base = measured.at(base, [0.0])
+    alone = measured.at(base, nearest_first)
+    if measured.is_behind(alone, of_base):
+        alone = of_base
     rows = []
     for scale, logits in zip(scales, at_scales, strict=True):
-        rows.append(row_of(scale, logits, nearest_first))
-    best = max(rows, key=lambda row: row["smoothed"])
+        point = measured.at(logits, nearest_first) if scale else alone
+        is_behind = measured.is_behind(point, of_base) or measured.is_behind(point, alone)
+        rows.append({"scale": scale, **point.numbers, "is_behind": is_behind})
+    base_row = {"scale": 0.0, **of_base.numbers, "is_behind": False}
+    candidates = [row for row in rows if not row["is_behind"]] or [base_row]
+    best = max(candidates, key=lambda row: row["score"])
     return {
         "images": len(label),
         "choose_by": choose_by,
-        "base": row_of(0.0, base, [0.0]),
+        "base": base_row,
         "rows": rows,
         "advised": {knob: best[knob] for knob in Point._fields},
     }
@@ -134,16 +159,14 @@ def offsets_to_try(offset: Offset | None) -> list[float]:
     return [each for each in tried if each <= offset.most]
 
 
-def images_of_dial(labels: Tensor, seed: int, choose_by: str) -> Tensor:
-    """Which validation images the dial sees: the first in an order of the seed."""
+def images_of_dial(labels: Tensor, seed: int) -> Tensor:
+    """Which validation images the dial sees: the first of each class in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
     classes, seen, turn = labels.tolist(), Counter[int](), {}
     for image in order:
-        before = seen[classes[image]]  # so many images of its class
+        turn[image] = seen[classes[image]]  # so many images of its class are before it
         seen[classes[image]] += 1
-        # The first of each class goes before all others: no rare class is left out.
-        turn[image] = min(before, 1) if choose_by == "accuracy" else before
     order.sort(key=lambda image: turn[image])  # images with the same turn stay in their order
     return torch.tensor(sorted(order[:MAX_IMAGES]), dtype=torch.int64)
 
@@ -164,16 +187,73 @@ def _logits(
     return torch.cat(labels), whole[0.0], [whole[scale] for scale in scales]
 
 
-def smoothed(
-    logits: Tensor, label: Tensor, direction: Tensor, offsets: Sequence[float], choose_by: str
+class _AtOffset(NamedTuple):
+    """A network at its best offset."""
+
+    numbers: dict[str, Any]  # of a row
+    prediction: Tensor
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The images of a dial, and what is measured of them."""
+
+    label: Tensor
+    direction: Tensor
+    weights: NDArray[np.float64]  # what each class counts
+    targets: Sequence[int]
+
+    def at(self, logits: Tensor, offsets: Sequence[float]) -> _AtOffset:
+        """The network with these logits at the best of some offsets."""
+        scores = scores_of(logits, self.label, self.direction, offsets, self.weights)
+        offset, score = offsets[int(scores.argmax())], scores.max().item()
+        prediction = (logits + offset * self.direction).argmax(dim=1)
+        counts = counts_of_labels(self.label, prediction, logits.shape[1], self.targets)
+        errors, images = counts["errors_per_class"], counts["images_per_class"]
+        numbers = {"offset": offset, "score": score}
+        numbers["measure"] = measure(errors, images, self.weights)
+        numbers |= {key: counts[key] for key in OF_DIAL if key in counts}
+        return _AtOffset(numbers, prediction)
+
+    def is_behind(self, point: _AtOffset, other: _AtOffset) -> bool:
+        """Whether its measure is lower than that of the other, beyond chance."""
+        if point.numbers["measure"] >= other.numbers["measure"]:
+            return False
+        num_classes = len(self.weights)
+        changes = changes_of(self.label, other.prediction, point.prediction, num_classes)
+        images = self.label.bincount(minlength=num_classes)
+        return p_value_of_measure(*changes, images, self.weights) <= LEVEL
+
+
+def scores_of(
+    logits: Tensor,
+    label: Tensor,
+    direction: Tensor,
+    offsets: Sequence[float],
+    weights: NDArray[np.float64],
 ) -> Tensor:
-    """The smoothed measure at each offset, float64, (O,)."""
-    shares = logits.double().softmax(dim=1)
+    """The score at each offset, float64, (O,): see :mod:`.dial`."""
+    refuse_nan(logits.softmax(dim=1))
+    temperature = temperature_of(logits, label)
+    shares = (logits.double() / temperature).softmax(dim=1)
     # With an offset o a probability is p_y exp(o d_y) / sum over c of p_c exp(o d_c).
-    moves = torch.outer(direction.double(), torch.tensor(offsets).double())
+    moves = torch.outer(direction.double(), torch.tensor(offsets).double()) / temperature
     factors = (moves - moves.max(dim=0).values).exp()
-    right = shares.gather(1, label[:, None]) * factors[label]
-    weights = class_weights(label.bincount(minlength=logits.shape[1]), choose_by)
-    values = torch.from_numpy(weights)[label] @ (right / (shares @ factors)) ** _POWER
-    refuse_nan(values)
-    return values
+    right = shares.gather(1, label[:, None]) * factors[label] / (shares @ factors)
+    unknown = factors / factors.sum(dim=0)  # of the image more of each class
+    sums = (unknown**_POWER).index_add(0, label, right**_POWER)
+    images = label.bincount(minlength=logits.shape[1])
+    return torch.from_numpy(weights) @ (sums / (images + 1)[:, None])
+
+
+@torch.no_grad()
+def temperature_of(logits: Tensor, label: Tensor) -> float:
+    """The temperature of the least cross-entropy."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        cooled = logits.double() / math.exp(log_temperature)
+        return F.cross_entropy(cooled, label).item()
+
+    least, most = map(math.log, _TEMPERATURES)
+    return math.exp(minimize_scalar(loss, bounds=(least, most), method="bounded").x)

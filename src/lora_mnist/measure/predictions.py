@@ -15,8 +15,13 @@ from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import adapters_on
-from lora_mnist.measure.counts import LOGGED
-from lora_mnist.measure.significance import balanced_p_value, mcnemar, measure
+from lora_mnist.measure.counts import LOGGED, MEASURES
+from lora_mnist.measure.significance import (
+    class_weights,
+    mcnemar,
+    measure,
+    p_value_of_measure,
+)
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
@@ -111,9 +116,13 @@ def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
 
 
 def counts_of_labels(
-    label: Tensor, prediction: Tensor, num_classes: int, targets: Sequence[int] = ()
+    label: Tensor,
+    prediction: Tensor,
+    num_classes: int,
+    targets: Sequence[int] = (),
+    mix: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Every count of predictions, (N,): see :func:`compare_errors`."""
+    """Every count of predictions, (N,), with classes as common as in ``mix``, or as they are."""
     if not len(label):
         raise ValueError("expected at least one image")
     wrong = prediction != label
@@ -127,9 +136,10 @@ def counts_of_labels(
         most = called_per_class[c]
         if most is None or count > most[1]:
             called_per_class[c] = [called, count]
-    counts: dict[str, Any] = {
-        "accuracy": (len(label) - int(errors.sum())) / len(label),
-        "balanced_accuracy": float(measure(errors, images, "balanced_accuracy")),
+    counts: dict[str, Any] = {}
+    for name in MEASURES:
+        counts[name] = measure(errors, images, class_weights(images if mix is None else mix, name))
+    counts |= {
         "errors": int(errors.sum()),
         "errors_per_class": errors.tolist(),
         "called_per_class": called_per_class,
@@ -152,19 +162,30 @@ def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None
     return right / called if called else None
 
 
-def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
+def changes_of(
+    label: Tensor, before: Tensor, after: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """The numbers of repaired and of broken images of each class, (num_classes,)."""
+    was_right, is_right = before == label, after == label
+    repaired = label[is_right & ~was_right].bincount(minlength=num_classes)
+    broken = label[was_right & ~is_right].bincount(minlength=num_classes)
+    return repaired, broken
+
+
+def counts_of(
+    predictions: Predictions, targets: Sequence[int] = (), mix: Sequence[int] | None = None
+) -> dict[str, dict[str, Any]]:
     """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side."""
     label, num_classes = predictions.label, predictions.num_classes
     sides = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
         mean_loss = loss.double().mean().item()
         counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
-        sides.append(counts | counts_of_labels(label, prediction, num_classes, targets))
+        sides.append(counts | counts_of_labels(label, prediction, num_classes, targets, mix))
     if len(sides) == 1:
         return {"before": sides[0]}
-    was_right, is_right = predictions.prediction == label
-    repaired = label[is_right & ~was_right].bincount(minlength=num_classes)
-    broken = label[was_right & ~is_right].bincount(minlength=num_classes)
+    before, prediction = predictions.prediction
+    repaired, broken = changes_of(label, before, prediction, num_classes)
     groups = {"p_value": list(range(num_classes))}
     if targets:
         groups["p_value_of_target"] = list(targets)
@@ -179,7 +200,9 @@ def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str
     for key, group in groups.items():
         after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
     images = label.bincount(minlength=num_classes)
-    after["p_value_balanced"] = balanced_p_value(repaired, broken, images)
+    for name in MEASURES:
+        weights = class_weights(images if mix is None else mix, name)
+        after[f"p_value_{name}"] = p_value_of_measure(repaired, broken, images, weights)
     return {"before": sides[0], "after": after | sides[1]}
 
 
@@ -198,15 +221,16 @@ def compare_errors(
     Returns:
         ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
         ``None`` where it is not finite; ``accuracy``; ``balanced_accuracy``, the mean over classes;
-        ``errors``; ``errors_per_class``;
+        ``mean_accuracy``, the mean of both; ``errors``; ``errors_per_class``;
         ``called_per_class``, the class that most errors of a class are given, by number, and how
         many, or ``None`` without errors; ``false_calls_per_class``, images of other classes that
         are given this one's name; and ``images_per_class``.
 
         ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
         right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
-        test, and ``p_value_balanced``, of the change of the balanced accuracy; and
-        ``negative_flip_rate``, ``broken`` as a share of all images (Yan et al. 2021,
+        test; ``p_value_accuracy`` and so on, of the change of each accuracy, by a normal
+        distribution with a correction for continuity; and ``negative_flip_rate``, ``broken`` as a
+        share of all images (Yan et al. 2021,
         "Positive-Congruent Training", arXiv:2011.09161).
 
     Raises:
@@ -217,12 +241,15 @@ def compare_errors(
 
 
 def outcomes_by_part(
-    tables: Mapping[str, Predictions], targets: Sequence[int] = ()
+    tables: Mapping[str, Predictions],
+    targets: Sequence[int] = (),
+    mix: Sequence[int] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
     outcomes = {}
     for part, predictions in tables.items():
-        counts = counts_of(predictions, targets)
+        # Mistakes are not drawn from the images that a classifier meets.
+        counts = counts_of(predictions, targets, mix if part in ("val", "test") else None)
         if "after" in counts:
             outcomes[part] = counts["after"]
             outcomes[f"{part}_base"] = counts["before"]

@@ -5,10 +5,11 @@ Functions of counts, without torch. ``--help`` does not wait for scipy, which is
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lora_mnist.measure.counts import MEASURES
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
@@ -23,19 +24,31 @@ def name_of_measure(choose_by: str) -> str:
     return choose_by.replace("_", " ")
 
 
-def class_weights(images: ArrayLike, choose_by: str) -> NDArray[np.float64]:
-    """How much an image of each class counts; a class without images has no part in the mean."""
-    counts = np.asarray(images, float)
-    if choose_by == "accuracy":
-        return np.full(len(counts), 1 / counts.sum())
-    weights = np.zeros_like(counts)
-    weights[counts > 0] = 1 / ((counts > 0).sum() * counts[counts > 0])
+def class_weights(mix: ArrayLike, choose_by: str) -> NDArray[np.float64]:
+    """What each class counts: ``W_c = (1 - s) / K + s m_c``, (K,), which sums to 1.
+
+    ``m`` is ``mix``, the number of test images of each class, as shares. ``s`` is 0 for the
+    balanced accuracy, 1 for the accuracy on this mix, and 1/2 for the mean of both.
+    """
+    shares, s = np.asarray(mix, float), MEASURES[choose_by]
+    alike = np.full(len(shares), 1 / len(shares))
+    if not shares.any():  # no image says how common a class is
+        return alike
+    weights: NDArray[np.float64] = (1 - s) * alike + s * shares / shares.sum()
     return weights
 
 
-def measure(errors: ArrayLike, images: ArrayLike, choose_by: str) -> Any:
-    """The balanced accuracy, or the accuracy, of errors and images per class, (..., C)."""
-    return 1 - np.asarray(errors) @ class_weights(images, choose_by)
+def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
+    """What an image of each class counts, where a class without images has no part, (K,)."""
+    counts = np.asarray(images, float)
+    seen = np.where(counts > 0, weights, 0.0)
+    each: NDArray[np.float64] = seen / ((seen.sum() or 1.0) * np.maximum(counts, 1))
+    return each
+
+
+def measure(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:
+    """The sum over classes of ``W_c * (right_c / images_c)``; see :func:`class_weights`."""
+    return float(1 - np.asarray(errors) @ image_weights(images, weights))
 
 
 def mcnemar(repaired: int, broken: int) -> float:
@@ -48,17 +61,19 @@ def mcnemar(repaired: int, broken: int) -> float:
     return float(binomtest(repaired, repaired + broken).pvalue)
 
 
-def balanced_p_value(repaired: ArrayLike, broken: ArrayLike, images: ArrayLike) -> float:
-    """The two-sided p-value of a change of the balanced accuracy, by a normal distribution."""
-    # With K classes the rise is sum over c of (repaired_c - broken_c) / (K images_c). Where a fair
-    # coin decides, its variance is sum over c of (repaired_c + broken_c) / (K images_c)^2.
-    weights = class_weights(images, "balanced_accuracy")
+def p_value_of_measure(
+    repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, weights: ArrayLike
+) -> float:
+    """The two-sided p-value of a change of :func:`measure`, by a normal distribution."""
+    # Where an image of class c counts w_c, the rise is the sum over c of w_c (repaired_c -
+    # broken_c). Where a fair coin decides, its variance is that of w_c^2 (repaired_c + broken_c).
+    each = image_weights(images, weights)
     mended, lost = np.asarray(repaired), np.asarray(broken)
-    saved, variance = (mended - lost) @ weights, (mended + lost) @ weights**2
+    saved, variance = (mended - lost) @ each, (mended + lost) @ each**2
     if not variance:
         return 1.0
     # The correction for continuity is one image: with equal classes p is near McNemar's.
-    an_image = variance / ((mended + lost) @ weights)
+    an_image = variance / ((mended + lost) @ each)
     return math.erfc(max(0.0, abs(saved) - an_image) / math.sqrt(2 * variance))
 
 

@@ -90,7 +90,7 @@ class Reading:
                     self.counts[name] = results[name]
         self.is_hotfix = "mistakes" in self.counts
         self.choices: Mapping[str, Mapping[str, Any]] = results["choices"]
-        #: What decides, and whether to keep a repair: ``balanced_accuracy`` or ``accuracy``.
+        #: What decides, and whether to keep a repair: one of :data:`.counts.MEASURES`.
         self.choose_by: str = results["choose_by"]
         #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
@@ -135,10 +135,9 @@ class Reading:
         )
 
     def measured(self, measure: str) -> tuple[float, float, float]:
-        """``accuracy`` or ``balanced_accuracy`` on test images before and after, and p."""
+        """One of :data:`.counts.MEASURES` on test images before and after, and p."""
         before, after = self.counts["test_base"], self.counts["test"]
-        p_value = after["p_value" if measure == "accuracy" else "p_value_balanced"]
-        return before[measure], after[measure], p_value
+        return before[measure], after[measure], after[f"p_value_{measure}"]
 
     def judgement_of(self, measure: str) -> str:
         """What became of a measure on test images."""
@@ -200,13 +199,15 @@ class Reading:
         return rows
 
     def accuracies(self) -> str:
-        """Both accuracies on the test images: ``0.9432 -> 0.9788``, or of a base ``0.9432``."""
+        """The accuracies on the test images: ``0.9432 -> 0.9788``, or of a base ``0.9432``."""
         after = self.counts["test"]
         before = self.counts.get("test_base", after)
-        pairs = []
-        for measure in ("accuracy", "balanced_accuracy"):
-            pairs.append(self._pair(f"{before[measure]:.4f}", f"{after[measure]:.4f}"))
-        return f"{pairs[0]}; balanced, the mean over classes: {pairs[1]}"
+        names = {"accuracy": "accuracy", "balanced_accuracy": "balanced, the mean over classes"}
+        parts = []
+        for measure, name in (names | {"mean_accuracy": "the mean of both"}).items():
+            pair = self._pair(f"{before[measure]:.4f}", f"{after[measure]:.4f}")
+            parts.append(f"{name}: {pair}")
+        return "; ".join(parts)
 
     def _pair(self, before: object, after: object) -> str:
         """A number before and after a repair, or of a base alone."""

@@ -91,7 +91,7 @@ def print_results(reading: Reading, folder: Path) -> None:
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    parts: list[RenderableType] = [table, f"accuracy: {reading.accuracies()}"]
+    parts: list[RenderableType] = [table, reading.accuracies()]
     parts += [Text(each.text, _STYLES[each.judgement]) for each in verdict(reading)]
     if command := next_step(reading, folder):
         text = "To repair the class that is weakest on validation images"

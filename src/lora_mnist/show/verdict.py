@@ -1,13 +1,16 @@
 """The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
-from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import precision
 from lora_mnist.measure.significance import CLEAR, chance_text, name_of_measure, weak
 from lora_mnist.show.belief import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 
+#: The two that mean_accuracy is made of: with all classes equally common, and as in the test.
+_ENDS = ("balanced_accuracy", "accuracy")
+#: Where so small a share of the test images changes, a repair did nothing.
+_LEAST_CHANGED = 0.01
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
 
 
@@ -61,11 +64,11 @@ def _of_repair(reading: Reading) -> list[Sentence]:
 def _whether_to_keep(reading: Reading) -> Sentence:
     """The first case that fits. Chance is no reason to keep a repair."""
     name = "the mistakes" if reading.is_hotfix else reading.target_names
-    remedies = "What it means, and what to try next: docs/failed.md."
+    remedy = _remedy(reading, name)
     if reading.targets and not reading.of_targets.images:
         return Sentence(f"Nothing judges this repair: no test image is of {name}.")
     if reading.point == BASE:
-        return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedies}")
+        return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedy}")
     by = _measured(reading, reading.choose_by)
     is_better = is_reached = reading.judgement_of(reading.choose_by) == "better"
     if reading.is_hotfix:
@@ -79,19 +82,26 @@ def _whether_to_keep(reading: Reading) -> Sentence:
         return Sentence(f"Keep this repair unless {losses} matter more: {by}.")
     if is_better:
         return Sentence(f"Keep this repair: {by}.", "better")
-    worse = ""
-    for measure in (*MEASURES, reading.choose_by):  # what decides is named before the other
-        if reading.judgement_of(measure) == "worse":
-            worse = _measured(reading, measure)
-    if is_reached and reading.is_hotfix and worse:
-        return Sentence(f"Keep this repair for {name} alone: {worse}.", "worse")
+    judgement = reading.judgement_of(reading.choose_by)
     if is_reached and reading.is_hotfix:
-        return Sentence(f"Keep this repair for {name} alone: {by}.")
-    if worse:
-        return Sentence(f"Do not keep this repair: {worse}. {remedies}", "worse")
-    if is_reached:
+        return Sentence(f"Keep this repair for {name} alone: {by}.", judgement)
+    if is_reached and judgement == "unclear":
         return Sentence(f"Keep this repair only if errors on {name} matter most: {by}.")
-    return Sentence(f"Do not keep this repair: {by}. {remedies}")
+    return Sentence(f"Do not keep this repair: {by}. {remedy}", judgement)
+
+
+def _remedy(reading: Reading, name: str) -> str:
+    """What to do with a base whose repair is not kept, by what the run knows of it."""
+    balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
+    total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
+    text = f"Too little changed to tell: more images of {name} help more than any key"
+    if total.repaired + total.broken < _LEAST_CHANGED * total.images:
+        text = "Nothing moves this base: look at its pictures and labels, or train another one"
+    elif rose and fell and reading.choose_by != "accuracy":
+        text = "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
+    elif reading.judgement_of(reading.choose_by) == "worse":
+        text = "It costs more than it mends; a smaller scale may not"
+    return f"{text}. Other causes, and what to try: docs/failed.md."
 
 
 def _measured(reading: Reading, measure: str) -> str:
@@ -113,7 +123,7 @@ def _change_of(reading: Reading, measure: str) -> str:
 def _losses(reading: Reading) -> str:
     """What a repair costs beyond chance, such as "losses on fours"; "": nothing."""
     losses = []
-    for measure in MEASURES:
+    for measure in _ENDS:
         if reading.judgement_of(measure) == "worse":
             losses.append(f"losses of {name_of_measure(measure)}")
     if worse := [c for c in reading.every if reading.change([c]).judgement == "worse"]:
@@ -140,9 +150,9 @@ def _why_off(reading: Reading) -> str:
 
 def _of_mixes(reading: Reading) -> list[Sentence]:
     """For which mix of classes a repair is better or worse, where that is not the same."""
-    if len({reading.judgement_of(measure) for measure in MEASURES}) == 1:
+    if len({reading.judgement_of(measure) for measure in _ENDS}) == 1:
         return []
-    of_classes, of_images = (_change_of(reading, measure) for measure in MEASURES)
+    of_classes, of_images = (_change_of(reading, measure) for measure in _ENDS)
     text = f"With all classes equally common: {of_classes}; with classes as common as among the "
     return [Sentence(f"{text}test images: {of_images}.")]
 

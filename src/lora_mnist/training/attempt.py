@@ -52,11 +52,14 @@ class Attempt:
         return float(self.training.cfg.optimizer.lr)
 
     @property
-    def smoothed(self) -> float:
+    def score(self) -> float:
         """What decides, at its point: see :mod:`.measure.dial`."""
-        if self.curve is None:
-            return 0.0
-        return float(row_at(self.curve, self.point.scale)["smoothed"])
+        return 0.0 if self.row is None else float(self.row["score"])
+
+    @property
+    def row(self) -> Mapping[str, Any] | None:
+        """The curve's row of its scale; ``None``: there are no validation images."""
+        return None if self.curve is None else row_at(self.curve, self.point.scale)
 
     @property
     def images(self) -> int:
@@ -66,7 +69,7 @@ class Attempt:
     @property
     def is_ahead_of_an_offset(self) -> bool:
         """Whether it is better than the best offset without it, as far as that is known."""
-        return self.curve is None or self.smoothed > row_at(self.curve, 0)["smoothed"]
+        return self.curve is None or self.score > row_at(self.curve, 0)["score"]
 
     def put_on(self, net: nn.Module) -> None:
         """Put its adapter on the network, at its point."""

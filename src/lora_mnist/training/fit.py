@@ -118,6 +118,7 @@ def fit(
         targets=selection.targets,
         loss=make("loss", cfg.loss),
         replay=plan.replay,
+        mix=classifier.mix,
         compiles=cfg.compile,
     )
     settings, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings

@@ -61,6 +61,7 @@ class ClassifierModule(LightningModule):
         targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,  # the last images of a batch, in all processes together
+        mix: Sequence[int] | None = None,  # the number of test images of each class
         compiles: bool = False,
     ) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class ClassifierModule(LightningModule):
         # Not the network itself: Dynamo takes no frame of torch's own, such as nn.Sequential's.
         self.logits_of = torch.compile(self.forward) if compiles else self.forward
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.classes, self.targets, self.replay = classes, targets, replay
+        self.classes, self.targets, self.replay, self.mix = classes, targets, replay, mix
         self.has_adapter = bool(lora_adapters(net))
         # Label, prediction and loss of each validation image. A confusion matrix of torchmetrics
         # takes images x classes x classes with trainer.deterministic, or on MPS.
@@ -124,7 +125,7 @@ class ClassifierModule(LightningModule):
         """Log what all processes have counted, and start anew."""
         label, prediction, losses = self.val_rows.compute().cpu().T
         classes = len(self.classes)
-        counts = counts_of_labels(label.long(), prediction.long(), classes, self.targets)
+        counts = counts_of_labels(label.long(), prediction.long(), classes, self.targets, self.mix)
         counts["loss"] = losses.mean().item()
         self.errors_by_step[self.global_step] = counts["errors"]
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))

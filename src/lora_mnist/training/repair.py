@@ -68,7 +68,7 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     attempts = _attempts_in(tried)
     if not attempts:
         raise TrainingError("; ".join(each.why for each in tried if isinstance(each, Failure)))
-    kept = best = max(attempts, key=lambda attempt: attempt.smoothed)
+    kept = best = max(attempts, key=lambda attempt: attempt.score)
     best.put_on(session.net)
     val = session.predictions("val", before)  # now: a refit learns these images
     if refit.value and best.point.scale == 0:
@@ -127,11 +127,11 @@ def _refitted(session: Session, best: Attempt, refit: Choice, title: str) -> tup
         why, seen = again.why, 0
     else:
         assert again.curve is not None  # there are images, which it has learnt
-        of_base, seen = again.curve["base"]["smoothed"], again.images
-        if again.smoothed >= of_base:
+        of_base, seen = again.curve["base"]["score"], again.images
+        if again.score >= of_base:
             return again, refit
-        why = f"{name_of_measure(again.curve['choose_by'])}, smoothed, is {again.smoothed:.1%} on "
-        why += f"the validation images that it has learnt, and {of_base:.1%} of the base"
+        why = f"its score is {again.score:.3f} on the validation images that it has learnt, and "
+        why += f"{of_base:.3f} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], seen, why)
 
@@ -154,21 +154,23 @@ def _choices(
 
 def _trial(tried: Sequence[Tried], best: Attempt) -> Choice:
     """The trial that validation images measure best."""
-    measures: dict[str, float] = {}
+    ahead: dict[str, Attempt] = {}  # of each trial
     for each in tried:
         if isinstance(each, Attempt):
             name = each.training.name
-            measures[name] = max(each.smoothed, measures.get(name, 0.0))
+            ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
     why, images = "the only one", 0
-    if len(measures) > 1:
-        images = best.images
-        shares = [f"{measure:.1%} with {name}" for name, measure in measures.items()]
-        by = name_of_measure(best.training.cfg.choose_by)
-        why = f"the highest {by} on validation images, smoothed: {', '.join(shares)}"
+    if len(ahead) > 1:
+        images, by = best.images, name_of_measure(best.training.cfg.choose_by)
+        scores = []
+        for name, each in ahead.items():
+            assert each.row is not None  # without validation images there is one trial
+            scores.append(f"{each.score:.3f} with {name} ({by} {each.row['measure']:.1%})")
+        why = f"the highest score on validation images: {', '.join(scores)}"
     for name in dict.fromkeys(each.training.name for each in tried):
-        if name not in measures:
+        if name not in ahead:
             why += f"; {name} diverged"
-    return Choice(best.training.name, list(measures), images, why)
+    return Choice(best.training.name, list(ahead), images, why)
 
 
 def _augment(session: Session, best: Attempt) -> Choice:
@@ -195,7 +197,7 @@ def _rate(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
         return Choice(best.rate, why="as the trial has it")
     whys, images = [], 0
     for each in tried:
-        if each.training.name == best.training.name and each.rate > best.rate:
+        if each.training.name == best.training.name and each.rate != best.rate:
             why, images = f"at {each.rate:g} it is behind this one", best.images
             if isinstance(each, Failure):
                 why, images = each.why, 0
@@ -215,8 +217,12 @@ def _point(session: Session, best: Attempt) -> Choice:
         why = reasons["scale"] if is_one else "; ".join(whys)
         return Choice(value, why=why, is_set=True)
     assert curve is not None  # auto needs validation images
-    why = f"the highest {name_of_measure(curve['choose_by'])} on validation images, smoothed: "
-    why += f"{best.smoothed:.1%}, and {curve['base']['smoothed']:.1%} of the base"
+    assert best.row is not None
+    base, by = curve["base"], name_of_measure(curve["choose_by"])
+    why = f"the highest score on validation images, {best.score:.3f}, and {base['score']:.3f} of "
+    why += f"the base; {by} {base['measure']:.1%} -> {best.row['measure']:.1%}"
+    if behind := [f"{row['scale']:g}" for row in curve["rows"] if row["is_behind"]]:
+        why += f"; not at scale {', '.join(behind)}, where it is behind beyond chance"
     if lora.offset == AUTO:
         offset = offset_of(session.net)
         if not best.training.selection.targets:

@@ -75,7 +75,8 @@ def results_of(
         # Somebody else's network, or adapter, may have been trained on these images.
         "learnt_unknown": unknown,
         "parameters": count_parameters(classifier.net),
-        **outcomes_by_part(tables, targets),
+        "mix": classifier.mix,
+        **outcomes_by_part(tables, targets, classifier.mix),
         "base_sha256": base and base.sha256,
         "adapter": classifier.adapter and str(classifier.adapter),
         "point": choices["point"].value if "point" in choices else None,
