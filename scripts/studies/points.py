@@ -228,14 +228,17 @@ def name_of(rule: Rule) -> str:
     return f"{rule.power:g}, {rule.more:g}, {rule.temperature}, {rule.share:g}"
 
 
-def print_table(title: str, repairs: Sequence[Repair], rules: Sequence[Rule]) -> None:
-    """Each rule: what is left of each kind, and how far it is from today's."""
+def print_table(
+    title: str, repairs: Sequence[Repair], rules: Sequence[Rule], other: Rule = TODAY
+) -> None:
+    """Each rule: what is left of each kind, and how far it is from another's."""
     kinds = sorted({repair.kind for repair in repairs})
     groups = [[repair for repair in repairs if repair.kind == kind] for kind in kinds]
     heads = [f"{kind} ({len(group)})" for kind, group in zip(kinds, groups, strict=True)]
     heads += ["errors added", "behind", "clearly", "class", "balanced", "in all"]
     heads += ["balanced accuracy, points", "accuracy, points"]
-    print(f"\n## {title}: {len(repairs)} repairs\n\n| q, v, temperature, s | {' | '.join(heads)} |")
+    print(f"\n## {title}: {len(repairs)} repairs, beside {name_of(other)}")
+    print(f"\n| q, v, temperature, s | {' | '.join(heads)} |")
     print(f"| --- |{' ---: |' * len(heads)}")
     for rule in rules:
         choices = [repair.choices[rule] for repair in repairs]
@@ -246,7 +249,7 @@ def print_table(title: str, repairs: Sequence[Repair], rules: Sequence[Rule]) ->
         added = [max(0.0, choice.result.every - 100) for choice in choices]
         cells += [f"{sum(added) / len(added):.1f}", str(sum(each.is_behind for each in choices))]
         cells.append(str(sum(each.is_clearly_behind for each in choices)))
-        cells.append(differences(repairs, rule, TODAY))
+        cells.append(differences(repairs, rule, other))
         print(f"| {name_of(rule)} | {' | '.join(cells)} |")
 
 
@@ -290,8 +293,12 @@ def main() -> None:
     grid = [Rule(q, v, t, s) for s, t, q, v in product(SHARES, TEMPERATURES, POWERS, MORE)]
     alike = [rule for rule in grid if rule.share == 0]  # with a balanced test W is always this
     print_table("Balanced tests", balanced, alike)
-    print_table("Natural mixes", natural, grid)
-    print_table("Balanced tests, as if with the training's mix", as_trained, grid)
+    tables = {"Natural mixes": natural, "Balanced tests, as if with the training's mix": as_trained}
+    for title, repairs in tables.items():
+        print_table(title, repairs, grid)
+        few = [rule for rule in grid if rule.more == 1 and rule.share == 0.5]
+        for power in (0.25, 0.5):
+            print_table(title, repairs, few, Rule(power, 1.0, "each, alike", 0.5))
     print_easy(easy, alike)
 
 
