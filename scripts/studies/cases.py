@@ -84,13 +84,13 @@ class Task:
     target: str
     net: str  # settings
     pretrain: str  # settings of the base's training
-    most: int  # training images of the most common class
+    most: int  # training images of the most common class; sprites are as many as they are
     few: int | None = None  # those of the target
     imbalance: float = 1.0  # how many times rarer the last class is than the first
     test: int | None = None  # test images of each class, from those of training
     augment: str = "augment=none"  # in the base's training, and so in what follows it
     is_weak: bool = True  # else percents say nothing, and claims and figure leave it out
-    is_natural: bool = False  # whether the test has the training's mix
+    is_natural: bool = False  # whether the test has the training's mix, as sprites come
     base_of: str | None = None  # the case whose base it has, which learns the same images
     bases: int = 1
     seed: int = 30  # the base's
@@ -209,20 +209,23 @@ class Task:
 #: ResNets learn as in configs/experiment/cifar10.yaml.
 _SGD = "optimizer=sgd optimizer.lr=0.4 scheduler=one_cycle batches.batch_size=128"
 _SGD += " trainer.precision=bf16-mixed trainer.max_epochs=-1 trainer.max_steps="
-_RESNET = "net=resnet20 net.depth=8"
+_RESNET = "net=resnet20 net.depth=8 prepare.image_size=24"
 _LITE0 = "net=custom net._target_=cases.efficientnet net.num_classes="
 _CONVNEXT = "net=custom net._target_=timm.create_model net.model_name=convnext_atto"
 _CONVNEXT += " net.depths=[1,1,3,1] net.dims=[16,32,64,128] prepare.image_size=48"
 _CONVNEXT += " prepare.mean=0.5 prepare.std=0.5 net.num_classes="
+_RESNET10T = "net=custom net._target_=timm.create_model net.model_name=resnet10t"
+_RESNET10T += " net.channels=[32,64,128,256] net.stem_width=16 prepare.image_size=32"
+_RESNET10T += " prepare.mean=0.5 prepare.std=0.5 net.num_classes="
 _HUGGINGFACE = "net=huggingface net.folder=FOLDER"
 _OWN = "net=custom net._target_=my_nets.Net"
 _CNN = "prepare.channels=1 net=cnn net.channels="
 _RAREST = "[dog,frog,horse,ship,truck]"
 
 
-def _cifar(name: str, target: str, **counts: Any) -> Task:
+def _cifar(name: str, target: str, most: int = 4500, **counts: Any) -> Task:
     augment = "augment=[crop,flip]"
-    return Task(name, "cifar", target, _RESNET, f"{_SGD}1600", 4500, augment=augment, **counts)
+    return Task(name, "cifar", target, _RESNET, f"{_SGD}1600", most, augment=augment, **counts)
 
 
 def _chess(name: str, target: str, net: str, steps: int, rate: float, few: int = 60) -> Task:
@@ -236,8 +239,21 @@ def _small(name: str, source: str, target: str, net: str, epochs: str, **counts:
     return Task(name, source, target, net, pretrain, bases=2, **counts)
 
 
-_TAIL_10 = _cifar("imbalance 10", _RAREST, imbalance=10)
+_TAIL_10 = _cifar("imbalance 10", _RAREST, most=1400, imbalance=10)
 _TAIL_100 = _cifar("imbalance 100", _RAREST, imbalance=100)
+
+
+_SPRITES = Task(
+    "sprites",
+    "sprites",
+    "weak",
+    f"{_RESNET10T}17",
+    "optimizer=adamw optimizer.lr=0.003 scheduler=one_cycle batches.batch_size=64"
+    " trainer.max_epochs=-1 trainer.max_steps=1000",
+    most=0,
+    augment="augment=[crop,flip]",
+    is_natural=True,
+)
 
 
 def _natural(task: Task) -> Task:
@@ -251,7 +267,7 @@ CASES = (
     _natural(_TAIL_10),
     _TAIL_100,
     _natural(_TAIL_100),
-    _chess("EfficientNet", "rook", f"{_LITE0}6", 400, 0.001),
+    _chess("EfficientNet", "rook", f"{_LITE0}6 prepare.image_size=32", 400, 0.001),
     _chess("ConvNeXt", "queen", f"{_CONVNEXT}6", 1500, 0.003),
     _chess("Hugging Face ResNet", "knight", _HUGGINGFACE, 1000, 0.004, few=30),
     replace(_chess("not weak", "knight", _HUGGINGFACE, 1000, 0.004), is_weak=False),
@@ -278,4 +294,6 @@ CASES = (
         test=1500,
         is_natural=True,
     ),
+    _SPRITES,
+    replace(_SPRITES, name="sprites, the weakest", target="weakest", base_of="sprites"),
 )
