@@ -131,7 +131,8 @@ def _sprites() -> Pictures:
             is_sprite = len(path.parts) > 1 and path.suffix == ".png" and path.name[0] != "."
             if not is_sprite or path.parts[0] == "UNUSED":
                 continue
-            sprite = Image.open(archive.extractfile(member)).convert("RGBA")
+            file: Any = archive.extractfile(member)
+            sprite = Image.open(file).convert("RGBA")
             image = Image.new("RGB", (32, 32), "grey")
             left, top = (32 - sprite.width) // 2, (32 - sprite.height) // 2
             image.paste(sprite, (left, top), sprite)
