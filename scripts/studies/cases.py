@@ -1,9 +1,10 @@
 """The cases of the study: pictures, a network, its base, and the classes to repair.
 
-No choice of the recipe has seen one of these bases: their seeds are from 10 on.
+No choice of the recipe has seen one of these bases: their seeds are from 30 on.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -83,20 +84,21 @@ class Task:
     target: str
     net: str  # settings
     pretrain: str  # settings of the base's training
-    most: int  # training images of the most common class
+    most: int  # training images of the most common class; sprites are as many as they are
     few: int | None = None  # those of the target
     imbalance: float = 1.0  # how many times rarer the last class is than the first
     test: int | None = None  # test images of each class, from those of training
-    augment: str = "augment=none"
+    augment: str = "augment=none"  # in the base's training, and so in what follows it
     is_weak: bool = True  # else percents say nothing, and claims and figure leave it out
-    is_natural: bool = False  # whether the test has the training's mix
+    is_natural: bool = False  # whether the test has the training's mix, as sprites come
+    base_of: str | None = None  # the case whose base it has, which learns the same images
     bases: int = 1
-    seed: int = 10  # the base's
+    seed: int = 30  # the base's
 
     @property
-    def base_name(self) -> str:
-        """The same for a case with the training's mix, which differs in its test alone."""
-        return f"{self.name.removesuffix(', natural mix')}, base {self.seed}"
+    def title(self) -> str:
+        """The name of its files."""
+        return f"{self.name}, base {self.seed}"
 
     def shares(self, classes: Sequence[str]) -> list[float]:
         """Training images of each class, as a share of those of the most common one."""
@@ -111,29 +113,52 @@ class Task:
         pictures, own_test = pictures_of(self.source)
         labels, classes = numpy.array(pictures.labels), sorted(set(pictures.labels))
         order = numpy.random.default_rng(self.seed).permutation(len(labels))
+        if pictures.names:
+            return self._by_name(pictures.labels, pictures.names, order.tolist())
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        if own_test:
-            parts["test"] = list(range(len(own_test.labels)))
         for name, share in zip(classes, self.shares(classes), strict=True):
             of_class = order[labels[order] == name].tolist()
-            if self.test:
-                parts["test"] += of_class[: self.test]
-                del of_class[: self.test]
+            of_test = of_class[: self.test or 0]
+            del of_class[: len(of_test)]
+            if own_test:
+                of_test = [n for n, label in enumerate(own_test.labels) if label == name]
+            in_test = share if self.is_natural else 1
+            parts["test"] += of_test[: max(1, round(in_test * len(of_test)))]
             count = round(self.most * share)
             val = max(1, round(count / 9))
             parts["val"] += of_class[:val]
             parts["train"] += of_class[val : val + count]
         return parts
 
+    def _by_name(
+        self, labels: list[str], names: list[str], order: list[int]
+    ) -> dict[str, list[int]]:
+        """Of each class a quarter to test, an eighth to validate; a name's pictures in one part."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for n in order:
+            groups.setdefault((labels[n], names[n]), []).append(n)
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        of_class = Counter(labels)
+        room = {
+            (label, part): share * count
+            for label, count in of_class.items()
+            for part, share in (("test", 1 / 4), ("val", 1 / 8), ("train", 1))
+        }
+        for (label, _), numbers in groups.items():
+            part = next(p for p in ("test", "val", "train") if len(numbers) <= room[label, p])
+            room[label, part] -= len(numbers)
+            parts[part] += numbers
+        return parts
+
     def folder(self) -> Path:
         """The folder of its pictures, made now if it was not yet."""
-        folder = OUTPUT / "pictures" / self.base_name
+        folder = OUTPUT / "pictures" / self.title
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             pictures, own_test = pictures_of(self.source)
             for part, numbers in self.numbers().items():
-                images, labels = own_test if own_test and part == "test" else pictures
+                images, labels, _ = own_test if own_test and part == "test" else pictures
                 for number in numbers:
                     path = unfinished / part / labels[number] / f"{number:05}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +173,7 @@ class Task:
 
     def base(self) -> Path:
         """The file of its base; it is pretrained now, if it was not yet."""
-        file = OUTPUT / "bases" / f"{self.base_name}.ckpt"
+        file = OUTPUT / "bases" / f"{self.base_of or self.name}, base {self.seed}.ckpt"
         if "huggingface" in self.net:
             huggingface_folder()
         if not file.exists():  # it is written last, and whole
@@ -158,7 +183,7 @@ class Task:
 
     def run(self, settings: Sequence[str], name: str) -> Path:
         """The folder of a run of ``python train.py``, in this process."""
-        folder = OUTPUT / "runs" / f"{self.base_name}, {name}"
+        folder = OUTPUT / "runs" / f"{self.title}, {name}"
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(TrainingError):  # a network that was made useless has results, too
             train(composed([*self.common(), *settings]), Run(folder))
@@ -167,13 +192,13 @@ class Task:
     def repair(self, seed: int) -> Path:
         """The folder of a repair as it comes."""
         base = f"base_ckpt='{self.base()}'"
-        own = ["experiment=repair", f"target={self.target}", f"seed={seed}", self.augment]
+        own = ["experiment=repair", f"target={self.target}", f"seed={seed}"]
         return self.run([base, *own], f"repair {seed}")
 
     def load(self, targets: list[int]) -> Case:
         """Its base and its images in memory, and the classes that its repair takes."""
         base = f"base_ckpt='{self.base()}'"
-        cfg = composed([*self.common(), "stage=lora", base, self.augment])
+        cfg = composed([*self.common(), "stage=lora", base, "augment=auto"])
         classifier = classifier_of(cfg)
         net, dataset = classifier.net, classifier.dataset
         augment: Any = augment_of(cfg, classifier)
@@ -184,25 +209,23 @@ class Task:
 #: ResNets learn as in configs/experiment/cifar10.yaml.
 _SGD = "optimizer=sgd optimizer.lr=0.4 scheduler=one_cycle batches.batch_size=128"
 _SGD += " trainer.precision=bf16-mixed trainer.max_epochs=-1 trainer.max_steps="
-_ADAMW = "optimizer=adamw optimizer.lr=0.001 scheduler=one_cycle batches.batch_size=128"
-_ADAMW += " trainer.max_epochs=-1 trainer.max_steps=1270"
+_RESNET = "net=resnet20 net.depth=8 prepare.image_size=24"
 _LITE0 = "net=custom net._target_=cases.efficientnet net.num_classes="
 _CONVNEXT = "net=custom net._target_=timm.create_model net.model_name=convnext_atto"
 _CONVNEXT += " net.depths=[1,1,3,1] net.dims=[16,32,64,128] prepare.image_size=48"
 _CONVNEXT += " prepare.mean=0.5 prepare.std=0.5 net.num_classes="
+_RESNET10T = "net=custom net._target_=timm.create_model net.model_name=resnet10t"
+_RESNET10T += " net.channels=[32,64,128,256] net.stem_width=16 prepare.image_size=32"
+_RESNET10T += " prepare.mean=0.5 prepare.std=0.5 net.num_classes="
 _HUGGINGFACE = "net=huggingface net.folder=FOLDER"
 _OWN = "net=custom net._target_=my_nets.Net"
 _CNN = "prepare.channels=1 net=cnn net.channels="
 _RAREST = "[dog,frog,horse,ship,truck]"
 
 
-def _resnet(depth: int) -> str:
-    return f"net=resnet20 net.depth={depth}"
-
-
-def _cifar(name: str, target: str, net: str, pretrain: str, **counts: Any) -> Task:
+def _cifar(name: str, target: str, most: int = 4500, **counts: Any) -> Task:
     augment = "augment=[crop,flip]"
-    return Task(name, "cifar", target, net, pretrain, 4500, augment=augment, **counts)
+    return Task(name, "cifar", target, _RESNET, f"{_SGD}1600", most, augment=augment, **counts)
 
 
 def _chess(name: str, target: str, net: str, steps: int, rate: float, few: int = 60) -> Task:
@@ -216,19 +239,35 @@ def _small(name: str, source: str, target: str, net: str, epochs: str, **counts:
     return Task(name, source, target, net, pretrain, bases=2, **counts)
 
 
-_TAIL_10 = _cifar("imbalance 10", _RAREST, _resnet(8), f"{_SGD}2400", imbalance=10)
-_TAIL_100 = _cifar("imbalance 100", _RAREST, _resnet(14), f"{_SGD}2400", imbalance=100)
+_TAIL_10 = _cifar("imbalance 10", _RAREST, most=1400, imbalance=10)
+_TAIL_100 = _cifar("imbalance 100", _RAREST, imbalance=100)
+
+
+_SPRITES = Task(
+    "sprites",
+    "sprites",
+    "weak",
+    f"{_RESNET10T}17",
+    "optimizer=adamw optimizer.lr=0.003 scheduler=one_cycle batches.batch_size=64"
+    " trainer.max_epochs=-1 trainer.max_steps=1000",
+    most=0,
+    augment="augment=[crop,flip]",
+    is_natural=True,
+)
+
+
+def _natural(task: Task) -> Task:
+    return replace(task, name=f"{task.name}, natural mix", is_natural=True, base_of=task.name)
+
 
 CASES = (
-    _cifar("300 dogs", "dog", _resnet(14), f"{_SGD}3200", few=300),
-    _cifar("300 dogs, EfficientNet", "dog", f"{_LITE0}10 prepare.image_size=48", _ADAMW, few=300),
-    _cifar("50 trucks", "truck", _resnet(8), f"{_SGD}3200", few=50),
+    _cifar("300 dogs", "dog", few=300),
+    _cifar("50 trucks", "truck", few=50),
     _TAIL_10,
-    replace(_TAIL_10, name="imbalance 10, natural mix", is_natural=True),
+    _natural(_TAIL_10),
     _TAIL_100,
-    replace(_TAIL_100, name="imbalance 100, natural mix", is_natural=True),
-    _cifar("weakest of ten", "weakest", _resnet(8), f"{_SGD}3200"),
-    _chess("EfficientNet", "rook", f"{_LITE0}6", 400, 0.001),
+    _natural(_TAIL_100),
+    _chess("EfficientNet", "rook", f"{_LITE0}6 prepare.image_size=32", 400, 0.001),
     _chess("ConvNeXt", "queen", f"{_CONVNEXT}6", 1500, 0.003),
     _chess("Hugging Face ResNet", "knight", _HUGGINGFACE, 1000, 0.004, few=30),
     replace(_chess("not weak", "knight", _HUGGINGFACE, 1000, 0.004), is_weak=False),
@@ -255,4 +294,6 @@ CASES = (
         test=1500,
         is_natural=True,
     ),
+    _SPRITES,
+    replace(_SPRITES, name="sprites, the weakest", target="weakest", base_of="sprites"),
 )

@@ -5,13 +5,19 @@
 makes CIFAR-10's binary version in data/; without it that is downloaded. So is Fashion-MNIST, unless
 the four files of Debian's package dataset-fashion-mnist lie in data/FashionMNIST/raw, gunzipped.
 scikit-learn has the photographs, matplotlib the letters and the chess pieces.
+
+The sprites are those of Dungeon Crawl Stone Soup, most of them in the public domain or CC0 (the
+archive's LICENSE says more). Debian's source has them: apt-get source --download-only crawl, in
+data/debian. A class is a folder of their makers, as common as it is there.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
 import unicodedata
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +43,7 @@ class Pictures(NamedTuple):
 
     images: Any
     labels: list[str]
+    names: list[str] | None = None  # those of one name are alike, and stay together
 
 
 @cache
@@ -47,7 +54,8 @@ def pictures_of(source: str) -> tuple[Pictures, Pictures | None]:
     if source == "clothes":
         images, labels = MNIST("FashionMNIST", PROJECT / "data").load(train=True)
         return Pictures(images[:, 0].numpy(), [str(label) for label in labels.tolist()]), None
-    return {"photos": _photos, "capitals": _capitals, "chess": _chess}[source](), None
+    drawn = {"photos": _photos, "capitals": _capitals, "chess": _chess, "sprites": _sprites}
+    return drawn[source](), None
 
 
 def _cifar(train: bool) -> Pictures:
@@ -110,6 +118,34 @@ def _chess() -> Pictures:
         images.append(255 * white + (1 - white) * image)
         labels.append(unicodedata.name(piece).split(" ")[-1].lower())
     return Pictures(_bytes(images), labels)
+
+
+def _sprites() -> Pictures:
+    """Sprites of 32 x 32 pixels on grey, of folders that have 90 pictures and 20 names or more."""
+    images: dict[bytes, Image.Image] = {}  # no copies
+    labels, names = [], []
+    (package,) = Path(PROJECT, "data", "debian").glob("crawl_*.orig.tar.xz")
+    with tarfile.open(package) as archive:
+        for member in archive:
+            path = Path(member.name.partition("/rltiles/")[2])  # such as mon/undead/zombie_bat.png
+            is_sprite = len(path.parts) > 1 and path.suffix == ".png" and path.name[0] != "."
+            if not is_sprite or path.parts[0] == "UNUSED":
+                continue
+            file: Any = archive.extractfile(member)
+            sprite = Image.open(file).convert("RGBA")
+            image = Image.new("RGB", (32, 32), "grey")
+            left, top = (32 - sprite.width) // 2, (32 - sprite.height) // 2
+            image.paste(sprite, (left, top), sprite)
+            if image.tobytes() not in images:
+                images[image.tobytes()] = image
+                labels.append(" ".join(path.parts[:-1][:2]))
+                names.append(re.split(r"[^a-z]", path.stem)[0])
+    pairs = set(zip(labels, names, strict=True))
+    pictures, names_of = Counter(labels), Counter(label for label, _ in pairs)
+    large = {label for label in pictures if pictures[label] >= 90 and names_of[label] >= 20}
+    rows = [row for row in zip(images.values(), labels, names, strict=True) if row[1] in large]
+    arrays, labels, names = map(list, zip(*rows, strict=True))
+    return Pictures(numpy.stack(arrays), labels, names)
 
 
 def _slanted(image: Image.Image, generator: numpy.random.Generator, by: float) -> Image.Image:

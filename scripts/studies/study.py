@@ -59,22 +59,23 @@ SEEDS = (20, 21)
 @lru_cache(maxsize=1)
 def loaded(task: Task) -> Case:
     """A base and its images, which take half a gigabyte, and the steps of its repair."""
-    file = OUTPUT / "runs" / f"{task.base_name}, repair {SEEDS[0]}" / "results.json"
+    file = OUTPUT / "runs" / f"{task.title}, repair {SEEDS[0]}" / "results.json"
     results = json.loads(file.read_text())
     case = task.load(results["targets"])
     case.steps = results["steps"]
     return case
 
 
-def trained(task: Task, method: str, seed: int) -> tuple[Tensor, str]:
-    """A method's logits of the test images, and what it chose."""
-    if method == "repair":
-        folder = task.repair(seed)
-        choices = json.loads((folder / "results.json").read_text())["choices"]
-        case = loaded(task)
-        net = load_adapter(copy.deepcopy(case.net), folder / "adapter")
-        return logits_of(net, case.images["test"]), json.dumps(choices)
+def repaired(task: Task, folder: Path) -> tuple[Tensor, str]:
+    """A repair's logits of the test images, and what it chose."""
+    choices = json.loads((folder / "results.json").read_text())["choices"]
     case = loaded(task)
+    net = load_adapter(copy.deepcopy(case.net), folder / "adapter")
+    return logits_of(net, case.images["test"]), json.dumps(choices)
+
+
+def rivalled(case: Case, method: str, seed: int) -> tuple[Tensor, str]:
+    """Another method's logits of the test images, and what it chose."""
     if method == "base":
         return case.before["test"], ""
     if method == "one number or tau":
@@ -95,13 +96,18 @@ def result_of(task: Task, method: str, seed: int) -> dict[str, Any]:
     """What a run predicts of the test images: as it was left, or found now."""
     file = _file(task, method, seed)
     if not file.exists():
-        logging.getLogger(__name__).info("%s: %s, seed %d", task.base_name, method, seed)
+        logging.getLogger(__name__).info("%s: %s, seed %d", task.title, method, seed)
         task.base()
         if method != "repair":
-            loaded(task)
+            loaded(task)  # which is no part of its minutes
         started = time.process_time()
-        logits, choice = trained(task, method, seed)
-        minutes = (time.process_time() - started) / 60
+        if method == "repair":
+            folder = task.repair(seed)
+            minutes = (time.process_time() - started) / 60
+            logits, choice = repaired(task, folder)
+        else:
+            logits, choice = rivalled(loaded(task), method, seed)
+            minutes = (time.process_time() - started) / 60
         case = loaded(task)
         result: dict[str, Any] = {"minutes": minutes, "choice": choice, "targets": case.targets}
         result |= {"labels": case.labels["test"].tolist(), "classes": case.dataset.classes}
@@ -112,7 +118,7 @@ def result_of(task: Task, method: str, seed: int) -> dict[str, Any]:
 
 
 def _file(task: Task, method: str, seed: int) -> Path:
-    return OUTPUT / "results" / task.base_name / f"{method}, seed {seed}.json"
+    return OUTPUT / "results" / task.title / f"{method}, seed {seed}.json"
 
 
 def seeds_of(method: str) -> tuple[int, ...]:
@@ -133,7 +139,7 @@ class Numbers(NamedTuple):
 
     on_class: int
     in_all: int
-    balanced: float  # accuracy, in percent
+    balanced: float  # the mean over classes of the percentage of images that is wrong
     minutes: float  # of a core
 
 
@@ -141,19 +147,12 @@ class Numbers(NamedTuple):
 Runs = dict[str, list[list[Numbers]]]
 
 
-def numbers_of(task: Task, result: dict[str, Any]) -> Numbers:
-    """A run's numbers; of a natural mix, on as many test images of a class as its share says."""
+def numbers_of(result: dict[str, Any]) -> Numbers:
+    """A run's numbers."""
     labels, predicted = torch.tensor(result["labels"]), torch.tensor(result["predicted"])
-    if task.is_natural:
-        places = []
-        for c, share in enumerate(task.shares(result["classes"])):
-            of_class = (labels == c).nonzero().flatten()
-            places.append(of_class[: max(1, round(share * len(of_class)))])
-        chosen = torch.cat(places)
-        labels, predicted = labels[chosen], predicted[chosen]
     counts = counts_of_labels(labels, predicted, len(result["classes"]), result["targets"])
     on_class, in_all = counts["errors_of_target"], counts["errors"]
-    return Numbers(on_class, in_all, 100 * counts["balanced_accuracy"], result["minutes"])
+    return Numbers(on_class, in_all, 100 - 100 * counts["balanced_accuracy"], result["minutes"])
 
 
 def runs_of(task: Task) -> Runs | None:
@@ -164,7 +163,7 @@ def runs_of(task: Task) -> Runs | None:
             seeds = seeds_of(method)
             if not all(_file(base, method, seed).exists() for seed in seeds):
                 return None
-            runs[method].append([numbers_of(base, result_of(base, method, seed)) for seed in seeds])
+            runs[method].append([numbers_of(result_of(base, method, seed)) for seed in seeds])
     return runs
 
 
@@ -193,7 +192,10 @@ def left(runs: Runs, method: str, name: str) -> list[list[float]]:
 
 
 def row_of(task: Task, runs: Runs) -> list[str]:
-    """What each method leaves in a case, as "on the class/in all"."""
+    """What each method leaves in a case: errors on the class/in all/the balanced error.
+
+    The last stands where the test is a natural mix; elsewhere it is the share of errors in all.
+    """
     cells = [task.name]
     for by_base in runs.values():
         texts = []
@@ -204,37 +206,39 @@ def row_of(task: Task, runs: Runs) -> list[str]:
                 text += f"±{deviation(values):.0f}"
             texts.append(text)
         if task.is_natural:
-            texts[-1] += f" ({mean(column(by_base, 'balanced')):.1f}%)"
+            texts[-1] += f"/{mean(column(by_base, 'balanced')):.1f}%"
         cells.append("/".join(texts))
     return [*cells, f"{mean(column(runs['repair'], 'minutes')):.1f}"]
 
 
-def claims(cases: dict[str, Runs]) -> list[list[str]]:
-    """Each method's means, and in which cases it, or a repair, has fewer errors than the other.
+#: What claims and figure compare, beside the base.
+MEASURES = {"in_all": "errors in all", "balanced": "balanced error"}
 
-    Fewer means: on the class and in all, by more than two deviations of a repair's runs.
+
+def claims(cases: dict[str, Runs]) -> list[list[str]]:
+    """Each method's means, and in which cases it, or a repair, is ahead of the other.
+
+    Ahead means: in both measures, by more than two deviations of a repair's runs.
     """
     twice = {}
-    for name in ("on_class", "in_all"):
+    for name in MEASURES:
         by_base = [shares for runs in cases.values() for shares in left(runs, "repair", name)]
         twice[name] = 2 * deviation(by_base)
     rows = []
     for method in [*METHODS][1:]:  # the base leaves all
-        fewer, more, every = [], [], []
+        ahead, behind, every = [], [], []
         for case, runs in cases.items():
             less = {n: mean(left(runs, "repair", n)) - mean(left(runs, method, n)) for n in twice}
             every.append([mean(left(runs, method, n)) for n in twice])
             every[-1].append(mean(column(runs[method], "minutes")))
             if all(less[n] > twice[n] for n in twice):
-                fewer.append(case)
+                ahead.append(case)
             if all(-less[n] > twice[n] for n in twice):
-                more.append(case)
-        on_class, in_all, minutes = map(statistics.fmean, zip(*every, strict=True))
-        means = [f"{on_class:.0f}%/{in_all:.0f}%", f"{minutes:.1f}"]
-        rows.append([method, *means, "; ".join(fewer) or "none", "; ".join(more) or "none"])
-    print(
-        f"Two deviations: {twice['on_class']:.1f}% on the class, {twice['in_all']:.1f}% in all.\n"
-    )
+                behind.append(case)
+        in_all, balanced, minutes = map(statistics.fmean, zip(*every, strict=True))
+        means = [f"{in_all:.0f}%/{balanced:.0f}%", f"{minutes:.1f}"]
+        rows.append([method, *means, "; ".join(ahead) or "none", "; ".join(behind) or "none"])
+    print(f"Two deviations: {twice['in_all']:.1f}% in all, {twice['balanced']:.1f}% balanced.\n")
     return rows
 
 
@@ -246,14 +250,13 @@ def draw(cases: dict[str, Runs], file: Path) -> None:
     colours = ["#808080", "#9467bd", "#17a2b8", "#bcbd22", "#e07b39", "#2c8fdb"]
     figure = Figure(figsize=(7, 1.3 + 0.3 * len(cases)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    titles = {"in_all": "in all", "on_class": "on the class"}
-    for panel, (name, title) in zip(panels, titles.items(), strict=True):
+    for panel, (name, title) in zip(panels, MEASURES.items(), strict=True):
         for (method, mark), colour in zip(METHODS.items(), colours, strict=True):
             shares = [mean(left(runs, method, name)) for runs in cases.values()]
             size = 60 if method == "repair" else 24  # the large mark lies behind the others
             marks = {"s": size, "color": colour, "marker": mark, "zorder": 100 - size}
             panel.scatter(shares, range(len(cases)), label=method, **marks)
-        panel.set_title(f"errors left {title}, % of the base's", fontsize=9, color=grey)
+        panel.set_title(f"{title}, % of the base's", fontsize=9, color=grey)
         panel.set_xlim(left=0)
         panel.grid(axis="both", color=grey, alpha=0.25)
         panel.tick_params(colors=grey, labelsize=8)
@@ -301,7 +304,8 @@ def main() -> None:
     print(table(["case", *METHODS, "minutes of a repair"], rows), end="\n\n")
     if not cases:
         return
-    print(table(["method", "left", "minutes", "fewer than a repair", "more"], claims(cases)))
+    heads = ["method", "in all/balanced", "minutes", "ahead of a repair", "behind it"]
+    print(table(heads, claims(cases)))
     if not options.cases:
         draw(cases, PROJECT / "docs" / "worth.png")
 
