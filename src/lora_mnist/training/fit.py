@@ -129,8 +129,8 @@ def fit(
         refuse_other_training(cfg.ckpt_path, settings, groups)
     module.save_hyperparameters(settings)
     net.train()
-    of_names = ", ".join(names) or "all classes"
-    log.info("training on %s images of %s", f"{len(selection.target_indices):,}", of_names)
+    of_names = f" of {', '.join(names)}" if names else ""
+    log.info("training on %s images%s", f"{len(selection.target_indices):,}", of_names)
     if plan.replay:
         of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
         log.info("replay: %s beside each %d", of_others, plan.batch_size)

@@ -127,7 +127,8 @@ class ClassifierModule(LightningModule):
         classes = len(self.classes)
         counts = counts_of_labels(label.long(), prediction.long(), classes, self.targets, self.mix)
         counts["loss"] = losses.mean().item()
-        self.errors_by_step[self.global_step] = counts["errors"]
+        if not self.trainer.sanity_checking:
+            self.errors_by_step[self.global_step] = counts["errors"]
         self.log_dict(logged_metrics({"val": counts}, self.classes, self.targets))
         self.val_rows.reset()
 

@@ -58,6 +58,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_images(session)
+    if cfg.stage == "lora":
+        _tell_doubts(session)
     return session
 
 
@@ -218,6 +220,24 @@ def _refuse_images(session: Session) -> None:
         needs_images[f"lora.{knob}=auto"] = cfg.lora[knob] == AUTO
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
     refuse_undecidable(classifier, session.images.val, asking)
+
+
+def _tell_doubts(session: Session) -> None:
+    """Say what a repair does not know of its base, before it takes its minutes."""
+    classifier, images = session.classifier, session.images
+    assert classifier.base is not None
+    if session.cfg.batches.augment == AUTO and not classifier.base.record.knows_augment:
+        log.warning(
+            "batches.augment=auto: the base's file does not say how its training images were "
+            "changed, so they stay as they are; augment= takes what its training had"
+        )
+    if images.held_out.get("val") == "train" and classifier.learnt.get("base") is None:
+        remedy = "; data.val_from=test takes others" if images.can_validate_on_test else ""
+        log.warning(
+            "validation images were held out of those to train on, and the base may have learnt "
+            "all of them, so that what they decide may be wrong%s",
+            remedy,
+        )
 
 
 def _check_network(classifier: Classifier, images: Images | None = None) -> None:
