@@ -202,7 +202,7 @@ class Reading:
         """The accuracies on the test images: ``0.9432 -> 0.9788``, or of a base ``0.9432``."""
         after = self.counts["test"]
         before = self.counts.get("test_base", after)
-        names = {"accuracy": "accuracy", "balanced_accuracy": "balanced, the mean over classes"}
+        names = {"accuracy": "accuracy", "balanced_accuracy": "balanced"}
         parts = []
         for measure, name in (names | {"mean_accuracy": "the mean of both"}).items():
             pair = self._pair(f"{before[measure]:.4f}", f"{after[measure]:.4f}")
