@@ -79,7 +79,7 @@ def of_colours():
     return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 3))
 
 
-def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
+def test_a_base_that_knows_its_validation_images_gets_others_from_test(here, caplog):
     """The weakest class is then found, as it is not where the base has been trained on them."""
     torch.save({"2.weight": torch.eye(3), "2.bias": torch.zeros(3)}, "mine.pt")
     shutil.copytree("photos", "parts/train")
@@ -91,7 +91,13 @@ def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
     said = refused(repaired, here, *own)
     assert said.startswith("target=weakest: ")
     (key,) = re.findall(r"data\.val_from=\w+", said)
-    repaired(here, *own, key)
+    # What is not known of the base was said before anything was computed.
+    assert any(each.startswith("validation images were held") for each in caplog.messages)
+    assert any(each.startswith("batches.augment=auto: ") for each in caplog.messages)
+    caplog.clear()
+    repaired(here, *own, key, "augment=none")
+    assert not any(each.startswith("validation images were held") for each in caplog.messages)
+    assert not any(each.startswith("batches.augment=auto: ") for each in caplog.messages)
 
 
 def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch):

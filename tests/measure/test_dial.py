@@ -71,6 +71,7 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         *({"choose_by": "f1"}, {"scales": []}, {"scales": [float("nan")]}),
         *(
             {"mix": [1, 2]},
+            {"mix": [3, -1, 2]},
             {"offsets": [float("inf")]},
             {"targets": [-1]},
             {"targets": [7]},

@@ -120,7 +120,9 @@ def dial_curve(
     are_classes = label.dtype == torch.int64 and all(c in range(num_classes) for c in labels)
     require(are_classes, "labels", labels, f"{expected}, int64")
     images = torch.bincount(label, minlength=num_classes)
-    require(mix is None or len(mix) == num_classes, "mix", mix, f"numbers of {num_classes} classes")
+    if mix is not None:
+        are_shares = len(mix) == num_classes and all(is_number(m) and m >= 0 for m in mix)
+        require(are_shares, "mix", mix, f"{num_classes} numbers >= 0, one a class")
     weights = class_weights(images if mix is None else mix, choose_by)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
     measured = _Measured(label, direction, weights, group)
