@@ -2,12 +2,15 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from composed import logged
 from helpers.commands import cells_of
 from helpers.runs import results
 
 from lora_mnist import CNN, add_lora
 from lora_mnist.classifier.classifier import Prediction
+from lora_mnist.lora.adapter import adapter_files
+from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.screen import print_parameters, print_predictions, print_results
 
@@ -30,7 +33,16 @@ def test_print_parameters():
     rows = cells_of(text)
     assert rows[0] == ["layer", "W", "b", "lora_A", "lora_B"]
     assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
-    assert text.splitlines()[-1].endswith("trainable: 25")
+    assert text.splitlines()[-1].endswith("trainable: 25; saved: 25")
+
+
+@pytest.mark.parametrize("init", ["gaussian", "pissa", "dora"])
+def test_what_is_saved_is_what_the_file_has(init):
+    net = add_lora(CNN(), rank=2, init=init)
+    tensors = adapter_files(net, {"base_sha256": ""}).tensors
+    count = sum(tensor.numel() for tensor in tensors.values())
+    assert count_parameters(net)["saved"] == count >= count_parameters(net)["lora"]
+    assert printed(print_parameters, net).rstrip().endswith(f"saved: {count:,}")
 
 
 def test_print_results_of_a_repair():

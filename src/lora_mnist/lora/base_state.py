@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layer import Adapter
-from .weight import lora_adapters
+from .layer import Adapter, LoRAParametrization
+from .weight import adapted_weights, lora_adapters
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -64,12 +64,18 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """How many numbers the base holds, LoRA adds and training changes, and 100 * LoRA / base."""
+    """How many numbers the base holds, LoRA adds, its file keeps and training changes."""
     lora = sum(p.numel() for adapter in lora_adapters(model) for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
+    saved = 0  # PiSSA's start as well
+    for weight in adapted_weights(model).values():
+        for adapter in weight.adapters:
+            if isinstance(adapter, LoRAParametrization):
+                saved += sum(t.numel() for t in adapter.saved(weight.base, 1.0).values())
     return {
         "base": base,
         "lora": lora,
+        "saved": saved,
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "increase_percent": round(100 * lora / base, 3),
     }

@@ -69,7 +69,8 @@ def print_parameters(net: nn.Module) -> None:
     if count["lora"]:
         total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
         total += f", increase {count['increase_percent']:.3f}%"
-    show(table, f"{total}; trainable: {count['trainable']:,}")
+    total += f"; trainable: {count['trainable']:,}"
+    show(table, f"{total}; saved: {count['saved']:,}" if count["lora"] else total)
 
 
 def _shape(tensor: Any) -> str:
