@@ -91,7 +91,10 @@ def test_a_verdict_names_what_errors_are_called():
 @pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
 def test_more_steps_are_named_where_errors_still_fall(last, falls):
     run = {**GOOD, "validation_errors": [[100, 95], [200, 80], [300, 70], [400, last]]}
-    assert ("trainer.max_steps=800" in text_of(run)) == falls
+    run |= {"steps": 400, "max_steps": 400}
+    assert ("try trainer.max_steps=800." in text_of(run)) == falls
+    ended_by_epochs = text_of(run | {"max_steps": 1000})
+    assert ("try trainer.max_epochs=-1 " in ended_by_epochs) == falls
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def test_from_pictures_to_an_adapter(cli, outputs, tmp_path):
     done = cli("train.py", *QUICK, *repair, "lora.scale=1", mistakes).ok()
     results = read_results(only_run(outputs, "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([], True)
+    assert sum(results["training_images_per_class"]) == 3_500  # the data set's, no mistakes
     assert results["choices"]["refit"]["why"] == "mistakes are learnt"
     counts = [sum(results[split]["images_per_class"]) for split in ("mistakes", "mistakes_test")]
     assert 20 < sum(counts) < 80

@@ -172,8 +172,7 @@ def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeyp
 
 def test_without_a_training_the_offset_alone_is_saved(go):
     """The adapter is the base with a number on the logit; no image of the class was learnt."""
-    options = (*QUIET, "lora.scale=0", "lora.offset=auto", "refit=true")
-    folder = go("an offset", *options)
+    folder = go("an offset", *QUIET, "lora.scale=0", "lora.offset=auto", "refit=auto")
     results = read_results(folder)
     point = results["point"]
     assert (point["scale"], results["steps"]) == (0, 0)
@@ -192,6 +191,8 @@ def test_without_a_training_the_offset_alone_is_saved(go):
             assert 1 in tensor.shape
     with pytest.raises(UserError, match=r"^lora\.scale=0 lora\.offset=0: "):
         go("nothing", *QUIET, "lora.scale=0", "lora.offset=0")
+    with pytest.raises(UserError, match=r"^refit=true: .*lora\.scale=0"):
+        go("nothing", *QUIET, "lora.scale=0", "lora.offset=auto", "refit=true")
     assert not len(read_learnt(folder / "adapter", read_metadata(folder / "adapter")["learnt"]))
 
 
@@ -226,6 +227,9 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
     torch.save(content, tmp_path / "own.ckpt")
     with pytest.raises(UserError, match=r"^batches.augment=auto: .* my.Augment, code of its maker"):
         go("foreign", *asked)
+    wrong = "+trials={none: {batches.augment: {_target_: torch.nix}}}"
+    with pytest.raises(UserError, match=r"^trials\.none\.batches\.augment: "):
+        go("wrong", *QUIET, "augment=auto", wrong)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     choices |= repair.choices
     about: dict[str, Any] = {
         "steps": repair.best.steps,
+        "max_steps": repair.best.trainer.max_steps,
         "base_unchanged": True,
         "dial": repair.best.curve,
         "validation_errors": repair.best.validation_errors,

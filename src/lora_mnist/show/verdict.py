@@ -206,13 +206,13 @@ def _mistakes(reading: Reading) -> Sentence:
 
 
 def _false_calls(reading: Reading) -> Sentence:
-    """How often images of other classes get a name of those to repair."""
+    """How often images wrongly get a name of those to repair, perhaps each other's."""
     shares = []
     for counts in (reading.counts["test_base"], reading.counts["test"]):
         share = precision(counts, reading.targets)
         shares.append("none" if share is None else f"{share:.0%}")
     before, after = reading.of_targets.false_calls
-    text = f"Images of other classes called {reading.target_names} (false calls): {before:,} -> "
+    text = f"Images wrongly called {reading.target_names} (false calls): {before:,} -> "
     text += f"{after:,}; precision {shares[0]} -> {shares[1]}."
     return Sentence(text, reading.of_targets.judgement_of_false_calls)
 
@@ -224,5 +224,7 @@ def _still_falling(reading: Reading) -> list[Sentence]:
     half = next(errors for step, errors in curve if 2 * step >= last_step)
     if half - last <= CLEAR * (half + last) ** 0.5:
         return []
-    text = f"Its validation errors were still falling: try trainer.max_steps={2 * last_step}."
-    return [Sentence(text)]
+    keys = f"trainer.max_steps={2 * last_step}"
+    if reading.steps < reading.results["max_steps"]:
+        keys = f"trainer.max_epochs=-1 {keys}"  # epochs have ended it
+    return [Sentence(f"Its validation errors were still falling: try {keys}.")]

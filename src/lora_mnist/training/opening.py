@@ -100,6 +100,8 @@ def _refuse_repair(cfg: DictConfig) -> None:
         raise UserError("trainer.max_steps=-1: expected a number, or one of trainer.max_epochs")
     if cfg.lora.scale == cfg.lora.offset == 0:
         raise UserError("lora.scale=0 lora.offset=0: expected another of the two; this is the base")
+    if cfg.lora.scale == 0 and cfg.refit is True:
+        raise UserError("refit=true: expected auto or false; with lora.scale=0 nothing is trained")
     if cfg.lora.scale == 0 and mistakes is not None:
         raise UserError("lora.scale=0: expected another number or auto; mistakes are learnt")
     if mistakes is None and target is None:
@@ -132,8 +134,12 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
                 "its last weights, or their average"
             )
     tell_unused(cfg)
-    for settings in ({}, *values_of_trials(cfg).values()):
-        check_training(with_settings(cfg, settings), trainer, classifier)
+    check_training(cfg, trainer, classifier)
+    for name, values in values_of_trials(cfg).items():
+        try:
+            check_training(with_settings(cfg, values), trainer, classifier)
+        except UserError as error:
+            raise UserError(f"trials.{name}.{error}") from error
     if cfg.ckpt_path is not None:
         known = hyperparameters(cfg, classifier)
         refuse_other_training(cfg.ckpt_path, known, KNOWN_AT_ONCE)

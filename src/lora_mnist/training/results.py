@@ -53,7 +53,8 @@ def results_of(
     names = choices["target"].value if "target" in choices else classifier.record.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
     unknown = [owner for owner, digests in classifier.learnt.items() if digests is None]
-    counts = images.train.labels.bincount(minlength=len(dataset.classes))
+    own = len(images.train) - len(session.mistakes.train if session.mistakes else ())
+    counts = images.train.labels[:own].bincount(minlength=len(dataset.classes))
     return {
         "stage": cfg.stage,
         "dataset": dataset.name,
