@@ -26,7 +26,7 @@ from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.lora.weight import layers_to_adapt
+from lora_mnist.lora.weight import layers_to_adapt, listed
 from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
@@ -237,6 +237,10 @@ def _tell_doubts(session: Session) -> None:
             "batches.augment=auto: the base's file does not say how its training images were "
             "changed, so they stay as they are; augment= takes what its training had"
         )
+    numbers = images.val.labels.bincount(minlength=len(classifier.classes)).tolist()
+    if unseen := [classifier.classes[c] for c, number in enumerate(numbers) if not number]:
+        text = "no validation image is of %s: what these images decide knows nothing of it"
+        log.warning(text, listed(unseen))
     if images.held_out.get("val") == "train" and classifier.learnt.get("base") is None:
         remedy = "; data.val_from=test takes others" if images.can_validate_on_test else ""
         log.warning(
