@@ -38,18 +38,15 @@ _STAND_INS = {"optimizer.lr": 0.1, "trainer.max_steps": 400, "loss.target_weight
 
 def data_of(session: Session, training: Training) -> ImageDataModule:
     """The batches of a training, and its images to validate on."""
-    classifier, processes = session.classifier, session.trainer.world_size
+    processes = session.trainer.world_size
     cfg, images = training.cfg, training.images
     numbers = (cfg.batches.batch_size, cfg.batches.replay, cfg.batches.seed)
     with config_group("batches"):
         plan = Plan(training.selection, images.train.labels, *numbers, processes)
-    return ImageDataModule(classifier.dataset, images, plan, make_augment(cfg, classifier))
-
-
-def make_augment(cfg: DictConfig, classifier: Classifier) -> Any:
-    """The transform that changes training images; ``None``: they stay as they are."""
-    augment = augment_of(cfg, classifier)
-    return make("batches.augment", augment) if augment else None
+    augment: Any = cfg.batches.augment
+    if augment is not None:
+        augment = make("batches.augment", augment)
+    return ImageDataModule(session.classifier.dataset, images, plan, augment)
 
 
 def make_optimizer(
@@ -86,7 +83,8 @@ def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) ->
             stand_ins[key] = value
     cfg = with_settings(cfg, stand_ins)
     make("loss", cfg.loss)
-    make_augment(cfg, classifier)
+    if augment := augment_of(cfg, classifier):
+        make("batches.augment", augment)
     parameters = classifier.net.parameters()  # its maker may have frozen them
     make_scheduler(cfg, make_optimizer(cfg, trainer, parameters))
 

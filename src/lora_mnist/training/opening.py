@@ -32,7 +32,7 @@ from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import numbers_of, select
+from lora_mnist.training.target import numbers_of
 from lora_mnist.training.trainer import make_trainer
 from lora_mnist.training.trials import tell_unused, values_of_trials
 
@@ -210,8 +210,6 @@ def _refuse_images(session: Session) -> None:
     """Refuse what the images show: a class without any, too few to decide."""
     cfg, trainer, classifier = session.cfg, session.trainer, session.classifier
     is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
-    if cfg.target not in (None, *WEAK):
-        select(session.images.train.labels, classifier.classes, cfg.target)
     if 0 < len(session.images.val) < trainer.world_size:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected no more processes than validation "

@@ -21,7 +21,6 @@ from lora_mnist.measure.significance import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_LAYER
 from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted
-from lora_mnist.training.fit import data_of
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import (
     Training,
@@ -48,8 +47,6 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     trainings, refit = trainings_of(session, selection), choose_refit(session, selection)
     planned = len(trainings) + bool(refit.value)
     _refuse_several(session, planned)
-    for training in trainings:
-        data_of(session, training)  # what does not fit is refused now
     titles: dict[str, str] = {}
     for number, training in enumerate(trainings, start=1):
         titles[training.name] = f"training {number} of {planned}" if planned > 1 else ""

@@ -40,10 +40,9 @@ def choose_target(
 
 def with_validation(session: Session, selection: Selection) -> tuple[ImageSets, Selection]:
     """The images of a refit, which learns those to validate on, too; and what it selects."""
-    images, classes = session.images, session.classifier.classes
+    images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
-    names = [classes[c] for c in selection.targets]
-    return replace(images, train=train, val=none), select(train.labels, classes, names)
+    return replace(images, train=train, val=none), _of_classes(train.labels, selection.targets)
 
 
 def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
@@ -77,12 +76,16 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     """The images of a class, or of several, to learn; the others may be replayed."""
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))
-    targets = numbers_of(classes, target)
-    is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
-    if not is_target.any():
+    selection = _of_classes(labels, numbers_of(classes, target))
+    if not len(selection.target_indices):
         raise UserError(f"target={as_value(target)}: expected a class with training images")
-    replayed = (~is_target).nonzero()[:, 0]
-    return Selection(targets, is_target.nonzero()[:, 0], replayed)
+    return selection
+
+
+def _of_classes(labels: Tensor, targets: list[int]) -> Selection:
+    """The images of these classes to learn, and all others to replay."""
+    is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
+    return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
 
 
 def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
