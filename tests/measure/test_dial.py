@@ -203,6 +203,11 @@ def test_the_base_itself_can_be_taken():
     curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
     assert curve["advised"] == {"scale": 0, "offset": 0}
     assert curve["rows"][0]["measure"] == curve["base"]["measure"]
+    # An offset that is set is in each row, whatever it costs.
+    curve = dial_curve(net, [(images, labels)], [1], offsets=[8.0])
+    assert all(row["is_behind"] and row["offset"] == 8 for row in curve["rows"])
+    assert curve["advised"]["offset"] == 8
+    assert curve["rows"][0]["measure"] < curve["base"]["measure"]
 
 
 def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():

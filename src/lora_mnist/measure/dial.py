@@ -97,8 +97,9 @@ def dial_curve(
         row of the base; and ``advised``, the ``scale`` and the ``offset`` to take, where the score
         is highest. A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
         (see :mod:`.dial`), the ``measure`` that ``choose_by`` names, whether this ``is_behind`` the
-        base's or the offset's alone beyond chance, so that the row is not taken, the ``errors``
-        and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
+        base's or the offset's alone beyond chance, so that the row is not taken (without 0 among
+        ``offsets`` the base is none of them: where all are behind, one is), the ``errors`` and,
+        with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
         ``false_calls_of_target``.
 
     Raises:
@@ -129,7 +130,7 @@ def dial_curve(
     nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
     of_base = measured.at(base, [0.0])
     alone = measured.at(base, nearest_first)
-    if measured.is_behind(alone, of_base):
+    if 0 in offsets and measured.is_behind(alone, of_base):
         alone = of_base
     rows = []
     for scale, logits in zip(scales, at_scales, strict=True):
@@ -137,7 +138,9 @@ def dial_curve(
         is_behind = measured.is_behind(point, of_base) or measured.is_behind(point, alone)
         rows.append({"scale": scale, **point.numbers, "is_behind": is_behind})
     base_row = {"scale": 0.0, **of_base.numbers, "is_behind": False}
-    candidates = [row for row in rows if not row["is_behind"]] or [base_row]
+    candidates = [row for row in rows if not row["is_behind"]]
+    if not candidates:
+        candidates = [base_row] if 0 in offsets else rows
     best = max(candidates, key=lambda row: row["score"])
     return {
         "images": len(label),

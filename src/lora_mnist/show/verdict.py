@@ -225,6 +225,6 @@ def _still_falling(reading: Reading) -> list[Sentence]:
     if half - last <= CLEAR * (half + last) ** 0.5:
         return []
     keys = f"trainer.max_steps={2 * last_step}"
-    if reading.steps < reading.results["max_steps"]:
+    if reading.steps != reading.results["max_steps"]:
         keys = f"trainer.max_epochs=-1 {keys}"  # epochs have ended it
     return [Sentence(f"Its validation errors were still falling: try {keys}.")]

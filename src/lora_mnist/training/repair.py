@@ -218,7 +218,8 @@ def _point(session: Session, best: Attempt) -> Choice:
     base, by = curve["base"], name_of_measure(curve["choose_by"])
     why = f"the highest score on validation images, {best.score:.3f}, and {base['score']:.3f} of "
     why += f"the base; {by} {base['measure']:.1%} -> {best.row['measure']:.1%}"
-    if behind := [f"{row['scale']:g}" for row in curve["rows"] if row["is_behind"]]:
+    others = [row for row in curve["rows"] if row is not best.row]
+    if behind := [f"{row['scale']:g}" for row in others if row["is_behind"]]:
         why += f"; not at scale {', '.join(behind)}, where it is behind beyond chance"
     if lora.offset == AUTO:
         offset = offset_of(session.net)
