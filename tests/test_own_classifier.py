@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.config.objects import classifier_of
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.training import artifacts
 
@@ -124,6 +127,17 @@ def test_batch_normalisation_is_given_no_batch_of_one_image(here):
     options = ("net._target_=flat.flat", "prepare.image_size=8", "optimizer.lr=0.01", *FIT)
     options += ("trainer.max_steps=-1", "trainer.max_epochs=2", "batches.batch_size=47")
     assert train(composed("train", "stage=pretrain", *PHOTOS, *options))["steps"] == 2
+
+
+def test_batch_normalisation_has_the_statistics_of_the_averaged_weights(here):
+    """And not those of the last ones, among which the average has never been."""
+    options = ("base_ckpt=averaged.ckpt", "callbacks=averaging", "batches.batch_size=16")
+    with suppress(TrainingError):  # of so few steps
+        train(config("train", "stage=pretrain", *FIT, *options, "optimizer.lr=0.1"))
+    classifier = classifier_of(config("eval", "base_ckpt=averaged.ckpt"))
+    pixels, _ = classifier.images.train.take(list(range(48)))
+    outputs = classifier.net.conv(classifier.dataset.normalise(pixels))
+    torch.testing.assert_close(classifier.net.norm.running_mean, outputs.mean(dim=(0, 2, 3)))
 
 
 def test_which_images_are_held_out_is_each_repairs_choice(here):

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.classifier import Classifier
@@ -18,7 +20,7 @@ from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
-from lora_mnist.training.module import ClassifierModule
+from lora_mnist.training.module import ClassifierModule, TrainedAverage
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import Training, augment_of
 
@@ -133,6 +135,9 @@ def fit(
         of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
         log.info("replay: %s beside each %d", of_others, plan.batch_size)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    if not module.has_adapter and any(isinstance(each, TrainedAverage) for each in callbacks):
+        _renew_statistics(session, data)
     if trainer.global_step < trainer.max_steps:
         fewer = "training: %d steps, fewer than trainer.max_steps=%d; trainer.max_epochs=%s"
         log.info(fewer, trainer.global_step, trainer.max_steps, trainer.max_epochs)
@@ -143,3 +148,11 @@ def fit(
                 f"finite at step {trainer.global_step}; expected a smaller learning rate"
             )
     return module
+
+
+def _renew_statistics(session: Session, data: ImageDataModule) -> None:
+    """Give batch normalisation those of the averaged weights: it has those of the last ones."""
+    device, plan = session.evaluating(), data.plan
+    of_epoch = islice(plan.batches(), plan.batches_per_epoch)
+    batches = ([data.dataset.normalise(images.to(device))] for images, _ in data.loader(of_epoch))
+    update_bn(batches, session.net)
