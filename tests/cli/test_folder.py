@@ -16,12 +16,15 @@ def test_a_file_is_no_folder_for_what_is_written(cli, tmp_path, sweep, key, name
 
 
 @pytest.mark.parametrize(
-    ("function", "sweep"), [("refuse_used_folder", ()), ("close_sweep", ("-m", "x=1"))]
+    ("function", "sweep", "jobs"),
+    [("refuse_used_folder", (), []), ("close_sweep", ("-m", "x=1"), ["finished jobs: 1"])],
 )
-def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep):
+def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep, jobs):
     monkeypatch.setattr(f"lora_mnist.cli.folder.{function}", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         cli(TOY, *sweep)
+    notes = getattr(caught.value, "__notes__", [])
+    assert [note.partition(",")[0] for note in notes] == jobs
 
 
 @pytest.mark.parametrize(("key", "sweep"), [("run", ()), ("sweep", ("-m", "x=1"))])

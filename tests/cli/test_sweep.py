@@ -86,6 +86,7 @@ def test_sweep_of_bad_input(cli, tmp_path, arguments, message, folders):
     assert "best:" not in done.out
     assert done.err.startswith(message)
     assert "nearest is test" not in done.err or "columns" in message  # test images never choose
+    assert "nearest is stage" not in done.err  # which is no number
     assert len(done.err.splitlines()) == 1 + folders
     assert len(list(tmp_path.glob("outputs/multirun/*"))) == folders
     assert len(list(tmp_path.glob("outputs/multirun/*/*/results.json"))) == folders

@@ -1,4 +1,7 @@
-"""What is typed, as Hydra takes it. No other file reads ``sys.argv``."""
+"""What is typed, as Hydra takes it. No other file reads ``sys.argv``.
+
+Hydra has no other way in, and Lightning starts its other processes with what stands there.
+"""
 
 import re
 import sys
@@ -53,7 +56,7 @@ def give_to_hydra() -> None:
             overrides.append(_override(text))
         else:
             options.append(text)
-    sys.argv[1:] = options + overrides  # also of the processes that Lightning starts
+    sys.argv[1:] = options + overrides
 
 
 def _override(text: str) -> str:

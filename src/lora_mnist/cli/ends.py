@@ -17,21 +17,14 @@ from lora_mnist.project import command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT
 
 
-class Passing(BaseException):
-    """Carries an error through Hydra, and whether the command has a folder to tidy up.
-
-    Of an Exception Hydra would always print a line, if a task's, or make a warning, a callback's.
-    """
-
-    def __init__(self, error: BaseException, has_folder: bool = True) -> None:
-        self.error = error
-        self.has_folder = has_folder
+class PastHydra(BaseException):
+    """Carries an error past Hydra, which prints a line of a task's, and warns of a callback's."""
 
 
 def end_of(error: BaseException, signals: list[int], conf: Any) -> BaseException:
     """How a command ends, case by case: its last lines are printed, and its end is returned.
 
-    ``conf`` is Hydra's own configuration; ``None``: the command has no folder to tidy up.
+    ``conf`` is Hydra's own configuration; ``None``: the command has no folder yet.
     """
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
@@ -46,13 +39,13 @@ def end_of(error: BaseException, signals: list[int], conf: Any) -> BaseException
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
             return SystemExit(128 + 13)  # as by SIGPIPE
     reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
-    if reason is not None:
-        if code == UserError.exit_code:
-            _remove_if_empty(conf)
-        return _told(reason, _finished_jobs(conf), code)
-    if left := _finished_jobs(conf) or _how_to_go_on(conf, is_bug=True):
-        error.add_note(left)
-    return error  # Python shows where
+    if reason is None:
+        if left := _finished_jobs(conf) or _how_to_go_on(conf, is_bug=True):
+            error.add_note(left)
+        return error  # Python shows where
+    if code == UserError.exit_code:
+        _remove_if_empty(conf)
+    return _told(reason, _finished_jobs(conf), code)
 
 
 def _told(reason: str, left: str, code: int) -> SystemExit:

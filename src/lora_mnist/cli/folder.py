@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.cli.ends import Passing
+from lora_mnist.cli.ends import PastHydra
 from lora_mnist.cli.explain import no_stage
 from lora_mnist.cli.sweep import close_sweep, open_sweep
 from lora_mnist.errors import UserError
@@ -23,8 +23,7 @@ class ClaimOutputFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
-        with _in_callback(config, Exception, KeyboardInterrupt):
-            _refuse_start(config)
+        with _claiming(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is None:  # of processes that Lightning starts
                 return
@@ -34,26 +33,29 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
-        with _in_callback(config, Exception, KeyboardInterrupt):
-            _refuse_start(config)
+        with _claiming(config):
             if "sweep" in config:
                 open_sweep(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
-        with _in_callback(config, Exception):
+        try:
             if "sweep" in config:
                 close_sweep(config)
+        except Exception as error:
+            raise PastHydra(error) from None
 
 
 @contextmanager
-def _in_callback(config: DictConfig, *errors: type[BaseException]) -> Iterator[None]:
-    """Inside the ``with`` block of a callback, these end the command, and touch no folder."""
+def _claiming(config: DictConfig) -> Iterator[None]:
+    """Inside the ``with`` block no folder is claimed yet: what ends the command touches none."""
     try:
         HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
+        _refuse_start(config)
         yield
-    except errors as error:
-        raise Passing(error, has_folder=False) from None  # it is somebody else's, or finished
+    except BaseException as error:
+        HydraConfig.instance().cfg = None  # the end of the command finds no folder
+        raise PastHydra(error) from None
 
 
 def _refuse_start(config: DictConfig) -> None:

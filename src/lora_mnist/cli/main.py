@@ -5,7 +5,7 @@ Hydra composes the configuration and calls ``on_run_start`` (folder.py), which c
 then it calls ``task``, and that the command (entry.py): keys and values are checked, torch is
 imported, and the function runs. A sweep begins with ``on_multirun_start`` and ends with
 ``on_multirun_end`` (folder.py); each job is a ``task``, which calls its command by ``run_job``
-(sweep.py). Errors go past Hydra as a ``Passing``, and ``end_of`` (ends.py) makes them an exit code.
+(sweep.py). Errors go on as ``PastHydra``, and ``end_of`` (ends.py) makes them an exit code.
 """
 
 import signal
@@ -19,7 +19,7 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from lora_mnist.cli.arguments import give_to_hydra
-from lora_mnist.cli.ends import Passing, end_of
+from lora_mnist.cli.ends import PastHydra, end_of
 from lora_mnist.cli.explain import log_failure
 from lora_mnist.cli.sweep import run_job
 from lora_mnist.config.command import Command, Run
@@ -48,7 +48,7 @@ def run_entry(function: Command, config_name: str) -> None:
                 function(cfg, run)
         except Exception as error:
             log_failure(error)  # now: the log ends with the task
-            raise Passing(error) from None
+            raise PastHydra(error) from None
         if signals:  # in a __del__, where Python ignores what is raised
             raise KeyboardInterrupt
         return metric
@@ -63,9 +63,7 @@ def run_entry(function: Command, config_name: str) -> None:
             main()
             sys.stdout.flush()
         return
-    except Passing as passing:
-        error, has_folder = passing.error, passing.has_folder
     except BaseException as raised:
-        error, has_folder = raised, True
-    conf = HydraConfig.get() if has_folder and HydraConfig.initialized() else None
+        error = raised.args[0] if isinstance(raised, PastHydra) else raised
+    conf = HydraConfig.get() if HydraConfig.initialized() else None
     raise end_of(error, signals, conf)  # here, or its traceback would begin with what carried it

@@ -77,7 +77,7 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
     value = None if metric is None else results.get(metric, "")
     if not isinstance(value, int | float | None):  # null is a number that is not finite
-        numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE)]
+        numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE) and key != metric]
         raise _no_number("metric", str(metric), numbers)
     shown = "" if value is None else f"{metric} {value:.6g}, "
     print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)

@@ -77,7 +77,7 @@ def is_in(key: str, group: str) -> bool:
 
 def key_of(text: str) -> str:
     """The key that an override of the command line sets."""
-    return text.split("=", 1)[0].lstrip("+~").removesuffix("@_global_")
+    return text.split("=", 1)[0].lstrip("+~")
 
 
 def numeric_sort_key(value: str) -> tuple[bool, float, str]:

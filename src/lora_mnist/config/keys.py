@@ -85,13 +85,11 @@ def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
     ``target`` is ``${digit}`` until somebody sets it: in a file of his own, or typed.
     """
     digit, target = checked.get("digit"), checked.get("target")
-    names = {"digit", "target"} & {*typed}
-    if names == {"digit"}:  # what is typed goes before a target in a file
-        checked.target = digit
-        return
-    if names == {"target"} or (not names and digit == "weakest"):
-        return  # before a digit in a file; and a target in a file before the recipe's weakest
-    if digit not in (None, target):
+    if "digit" in typed and "target" not in typed:
+        checked.target = digit  # what is typed goes before a file
+    elif "digit" not in typed and ("target" in typed or digit == "weakest"):
+        return  # a target that is typed, or in a file, goes before the recipe's weakest
+    elif digit not in (None, target):
         other = f"expected no other class than target={as_value(target)}, since both mean the same"
         raise UserError(f"digit={as_value(digit)}: {other}")
 
