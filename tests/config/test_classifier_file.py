@@ -18,6 +18,7 @@ FILE = """
 defaults:
   - override /data: folder
   - override /net: custom
+  - override /augment: [crop, flip]
 data:
   data_dir: photos
 prepare:
@@ -107,6 +108,9 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
     assert "adapter" not in checked(lora, Run(tmp_path, typed=("stage=lora",)))
     typed = Run(tmp_path, typed=("stage=lora", "+adapter=latest"))
     assert refused(checked, lora, typed).startswith("adapter: nothing reads this key")
+    flipped = composed("eval", "augment=flip")
+    assert "batches" not in checked(flipped, Run(tmp_path, typed=()))  # a file's
+    assert refused(checked, flipped, Run(tmp_path, typed=("augment=flip",))).startswith("augment: ")
     misspelt = composed("predict", "images=x.png")
     OmegaConf.update(misspelt, "batches", {"repaly": 3}, force_add=True)
     said = refused(checked, misspelt, Run(tmp_path, typed=()))

@@ -146,12 +146,12 @@ def load_weights(
 def _hint(
     own: Mapping[str, Tensor], stored: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> str:
-    """Which keys would make a network that the stored tensors fit."""
+    """Which keys would make a network that the stored tensors fit, or which make none."""
     key, (name, last) = outputs_key(arguments), list(own.items())[-1]
     if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
         return f": {key}={len(stored[name])} has as many outputs"
     keys = [f"net.{key}={as_value(value)}" for key, value in arguments.items()]
-    return f"; as in its training has to be: {' '.join(keys)}"
+    return f", or the keys of their training in place of {' '.join(keys)}"
 
 
 def outputs_key(arguments: Mapping[str, Any]) -> str | None:

@@ -46,8 +46,10 @@ def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         if name in own:
             continue
         # A user's file may be for several commands. From Python each key is as good as typed.
-        if run is None or run.typed is None or any(is_in(key, name) for key in run.keys):
-            raise UserError(f"{name}: nothing reads this key with stage={cfg.stage}")
+        keys = [name] if run is None or run.typed is None else run.keys
+        for key in keys:
+            if is_in(key, name) or (key == "augment" and name == "batches"):  # the group of it
+                raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
         with open_dict(copied):
             del copied[name]
     _resolve_digit(copied, [] if run is None else run.keys)
