@@ -10,7 +10,7 @@ from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
 from lora_mnist.lora.offset import Offset
-from lora_mnist.measure.counts import COUNTS, MEASURES
+from lora_mnist.measure.counts import LOGGED, MEASURES, better_end
 from lora_mnist.measure.predictions import (
     BASE,
     Point,
@@ -73,7 +73,6 @@ def test_counts_by_hand():
     before["precision_of_target"] = after["precision_of_target"] = 2 / 3
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
-    assert after.keys() == {*COUNTS}  # of which a sweep knows the names before any job
     assert outcomes_by_part({"val": table}, [1]) == {"val": after, "val_base": before}
     # Of two classes with three images each; the test has the first ten times as often.
     tables = {"test": table, "mistakes": table}
@@ -191,3 +190,9 @@ def test_the_counts_of_many_classes_are_those_of_their_confusion_matrix():
     for row, called in zip(wrong.tolist(), counts["called_per_class"], strict=True):
         assert called == ([row.index(max(row)), max(row)] if any(row) else None)
     assert counts_of_labels(100_000 - 1 - label, prediction, 100_000)["errors"] == 300
+
+
+def test_a_larger_p_value_is_no_better():
+    larger = {name for name in LOGGED if better_end(f"val.{name}") == "max"}
+    assert larger == {*MEASURES, "repaired", "precision_of_target"}
+    assert {better_end(f"val.p_value_{name}") for name in MEASURES} == {"min"}
