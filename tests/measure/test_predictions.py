@@ -10,7 +10,6 @@ from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora, set
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
 from lora_mnist.lora.offset import Offset
-from lora_mnist.measure.counts import LOGGED, MEASURES, better_end
 from lora_mnist.measure.predictions import (
     BASE,
     Point,
@@ -22,6 +21,7 @@ from lora_mnist.measure.predictions import (
     predictions_of,
 )
 from lora_mnist.measure.significance import mcnemar
+from lora_mnist.measure.weights import MEASURES
 
 #: The last of four classes has no image, and no image is given its name.
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -190,9 +190,3 @@ def test_the_counts_of_many_classes_are_those_of_their_confusion_matrix():
     for row, called in zip(wrong.tolist(), counts["called_per_class"], strict=True):
         assert called == ([row.index(max(row)), max(row)] if any(row) else None)
     assert counts_of_labels(100_000 - 1 - label, prediction, 100_000)["errors"] == 300
-
-
-def test_a_larger_p_value_is_no_better():
-    larger = {name for name in LOGGED if better_end(f"val.{name}") == "max"}
-    assert larger == {*MEASURES, "repaired", "precision_of_target"}
-    assert {better_end(f"val.p_value_{name}") for name in MEASURES} == {"min"}

@@ -14,10 +14,16 @@ from lora_mnist.cli.explain import log_failure
 from lora_mnist.config.command import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
-from lora_mnist.measure.counts import better_end
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.summary import best_line, draw, summarize, table_text, write_summary
+from lora_mnist.show.summary import (
+    best_line,
+    better_end,
+    draw,
+    summarize,
+    table_text,
+    write_summary,
+)
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
