@@ -36,7 +36,7 @@ from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for
 from lora_mnist.measure.dial import offsets_to_try, scores_of
 from lora_mnist.measure.predictions import counts_of_labels
-from lora_mnist.measure.significance import class_weights, measure
+from lora_mnist.measure.weights import class_weights, measure
 from lora_mnist.training.trials import augment_of
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from lora_mnist.lora.model import (
     KINDS,
     add_lora,
     add_offset,
-    lora_point,
     set_lora_offset,
     set_lora_scale,
 )
@@ -67,16 +66,6 @@ def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
     loaded = load_adapter(base(), folder)
     set_lora_scale(loaded, 1)
     assert torch.equal(loaded(X), trained)
-
-
-def test_an_adapter_from_before_there_was_a_knob_has_it_at_its_neutral_value(adapted, tmp_path):
-    save_adapter(adapted, tmp_path)
-    tensors, metadata = load_file(tmp_path / WEIGHTS_NAME), read_metadata(tmp_path)
-    del metadata["offset"]
-    save_file(tensors, tmp_path / WEIGHTS_NAME, {"lora_mnist": json.dumps(metadata)})
-    loaded = load_adapter(base(), tmp_path)
-    assert lora_point(loaded) == Point(1.0, 0.0)
-    assert torch.equal(loaded(X), adapted(X))
 
 
 def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):

@@ -12,10 +12,9 @@ from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import Offset, offset_for
 from lora_mnist.measure import dial
-from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.dial import offsets_to_try, scores_of, temperature_of
 from lora_mnist.measure.predictions import counts_of, predictions_of
-from lora_mnist.measure.significance import class_weights
+from lora_mnist.measure.weights import MEASURES, class_weights
 
 
 @pytest.fixture

@@ -7,17 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from lora_mnist.measure.counts import MEASURES
 from lora_mnist.measure.significance import (
     chance_text,
-    class_weights,
     mcnemar,
-    measure,
     p_value_of_measure,
     weak,
     weakest,
     wilson,
 )
+from lora_mnist.measure.weights import MEASURES, class_weights, measure
 
 COUNTS = st.lists(st.integers(0, 30), min_size=2, max_size=6)
 

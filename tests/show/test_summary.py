@@ -4,8 +4,9 @@ import pytest
 from helpers.commands import cells_of, read_csv
 from helpers.sweeping import COLUMNS, write_job
 
+from lora_mnist.measure.weights import MEASURES
 from lora_mnist.project import command_line
-from lora_mnist.show.summary import best_line, summarize, table_text, write_summary
+from lora_mnist.show.summary import best_line, better_end, summarize, table_text, write_summary
 
 
 def printed(sweep, metric="val.accuracy"):
@@ -70,3 +71,9 @@ def test_best_job_is_none_of_a_lucky_seed(tmp_path):
     assert text.splitlines()[-1] == f"best by the mean of 2 seeds: {command}"
     rows = read_csv(tmp_path / "summary.csv")
     assert [row["lora.rank"] + row["seed"] for row in rows] == ["20", "21", "10", "11", "12", "22"]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_larger_p_value_is_no_better(measure):
+    assert better_end(f"val.{measure}") == better_end("test.repaired") == "max"
+    assert better_end(f"val.p_value_{measure}") == better_end("val.errors") == "min"

@@ -5,7 +5,6 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -15,10 +14,16 @@ from lora_mnist.cli.explain import log_failure
 from lora_mnist.config.command import Command, Run
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
-from lora_mnist.measure.counts import COUNTS, PARTS, better_end
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.summary import best_line, draw, summarize, table_text, write_summary
+from lora_mnist.show.summary import (
+    best_line,
+    better_end,
+    draw,
+    summarize,
+    table_text,
+    write_summary,
+)
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
@@ -30,30 +35,17 @@ _NEVER_CHOOSE = ("test", "mistakes")
 
 
 def open_sweep(config: DictConfig) -> None:
-    """Refuse to rank by test images, numbers that no job has, and a used folder."""
+    """Refuse to rank by test images, and a used folder."""
     metric = str(config.sweep.metric)
     if metric.startswith(_NEVER_CHOOSE):
         raise UserError(
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
         )
-    numbers = {"metric": metric}
-    for title, number in config.sweep.columns.items():
-        numbers[f"columns.{title}"] = str(number)
-    for key, number in numbers.items():
-        part, _, name = number.partition(".")
-        if part.removesuffix("_base") in PARTS and name.split(".")[0] not in COUNTS:
-            raise _no_number(key, number, [f"{part}.{count}" for count in COUNTS])
     folder = Path(config.hydra.sweep.dir)
     everything = [path.name for path in folder.glob("*")]
     refuse_used_folder("hydra.sweep.dir", folder, *everything)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _no_number(key: str, number: str, numbers: Iterable[str]) -> UserError:
-    """That results.json has no such number, which may show before the first job or after it."""
-    expected = f"a number in results.json, or null{nearest_to(number, numbers)}"
-    return UserError(f"sweep.{key}={number}: expected {expected}")
 
 
 def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> float | None:
@@ -78,7 +70,8 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
     value = None if metric is None else results.get(metric, "")
     if not isinstance(value, int | float | None):  # null is a number that is not finite
         numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE) and key != metric]
-        raise _no_number("metric", str(metric), numbers)
+        expected = f"a number in results.json, or null{nearest_to(str(metric), numbers)}"
+        raise UserError(f"sweep.metric={metric}: expected {expected}")
     shown = "" if value is None else f"{metric} {value:.6g}, "
     print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
     return value

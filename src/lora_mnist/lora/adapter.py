@@ -17,14 +17,15 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, fingerprint
+from .errors import check_types
 from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
 from .peft_files import (
     CONFIG_NAME,
+    METADATA,
     WEIGHTS_NAME,
     AdapterFiles,
     adapters_of,
-    checked_metadata,
     files_of,
 )
 from .weight import adapted_weights, float_parameters, listed, lora_adapters
@@ -129,7 +130,11 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-        return checked_metadata(metadata) if metadata != {} else {}
+        if not isinstance(metadata, dict):
+            raise ValueError(f"{metadata}: expected a JSON object")
+        if metadata:
+            check_types(metadata, METADATA)
+        return metadata
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
 

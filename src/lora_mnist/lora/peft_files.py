@@ -89,16 +89,6 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     return adapters
 
 
-def checked_metadata(metadata: Any) -> dict[str, Any]:
-    """The metadata of an adapter of ours; ValueError, if they are damaged."""
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{metadata}: expected a JSON object")
-    # An adapter that was saved before there was a knob has it where it changes nothing.
-    whole: dict[str, Any] = Point._field_defaults | metadata
-    check_types(whole, METADATA)
-    return whole
-
-
 # --- LoRA -----------------------------------------------------------------------------------------
 
 

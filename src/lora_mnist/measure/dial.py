@@ -7,7 +7,7 @@ loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; 
 learns; an offset moves that back, or further: :mod:`.lora.offset`.
 
 **One number decides**, the score. Where a class c counts ``W_c``
-(:func:`.significance.class_weights`) and has n images, with logits z, at the offset o it is
+(:func:`.weights.class_weights`) and has n images, with logits z, at the offset o it is
 
     sum over c of W_c * (sum over its images of p^q + u_c^q) / (n + 1)
     p = softmax((z + o * direction) / T) at c,  u_c = softmax(o * direction / T) at c,  q = 0.25
@@ -43,14 +43,15 @@ from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import offset_of
-from lora_mnist.measure.counts import MEASURES, OF_DIAL
-from lora_mnist.measure.predictions import changes_of, counts_of_labels, logits_at, refuse_nan
-from lora_mnist.measure.significance import (
-    LEVEL,
-    class_weights,
-    measure,
-    p_value_of_measure,
+from lora_mnist.measure.predictions import (
+    OF_DIAL,
+    changes_of,
+    counts_of_labels,
+    logits_at,
+    refuse_nan,
 )
+from lora_mnist.measure.significance import LEVEL, p_value_of_measure
+from lora_mnist.measure.weights import MEASURES, class_weights, measure
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)

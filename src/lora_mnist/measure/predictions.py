@@ -15,14 +15,13 @@ from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at, usable_adapters
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import adapters_on
-from lora_mnist.measure.counts import LOGGED, MEASURES
-from lora_mnist.measure.significance import (
-    class_weights,
-    mcnemar,
-    measure,
-    p_value_of_measure,
-)
+from lora_mnist.measure.significance import mcnemar, p_value_of_measure
+from lora_mnist.measure.weights import MEASURES, class_weights, measure
 
+#: What is counted at each scale of the dial; without targets the first alone.
+OF_DIAL = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
+#: The counts that loggers get.
+LOGGED = (*MEASURES, "loss", "repaired", "broken", *OF_DIAL, "precision_of_target")
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
 

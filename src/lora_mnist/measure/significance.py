@@ -1,4 +1,4 @@
-"""What counts, and whether a difference is more than chance: docs/reference.md has the reasons.
+"""Whether a difference is more than chance: docs/reference.md has the reasons.
 
 Functions of counts, without torch. ``--help`` does not wait for scipy, which is imported late.
 """
@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from lora_mnist.measure.counts import MEASURES
+from lora_mnist.measure.weights import image_weights
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
@@ -17,38 +17,6 @@ LEVEL = 0.05
 _LEAST_P = 0.001
 #: So many standard deviations are clear, or certain: about LEVEL and _LEAST_P by chance.
 CLEAR, CERTAIN = 2, 3.3
-
-
-def name_of_measure(choose_by: str) -> str:
-    """A measure in a sentence: ``balanced accuracy``."""
-    return choose_by.replace("_", " ")
-
-
-def class_weights(mix: ArrayLike, choose_by: str) -> NDArray[np.float64]:
-    """What each class counts: ``W_c = (1 - s) / K + s m_c``, (K,), which sums to 1.
-
-    ``m`` is ``mix``, the number of test images of each class, as shares. ``s`` is 0 for the
-    balanced accuracy, 1 for the accuracy on this mix, and 1/2 for the mean of both.
-    """
-    shares, s = np.asarray(mix, float), MEASURES[choose_by]
-    alike = np.full(len(shares), 1 / len(shares))
-    if not shares.any():  # no image says how common a class is
-        return alike
-    weights: NDArray[np.float64] = (1 - s) * alike + s * shares / shares.sum()
-    return weights
-
-
-def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
-    """What an image of each class counts, where a class without images has no part, (K,)."""
-    counts = np.asarray(images, float)
-    seen = np.where(counts > 0, weights, 0.0)
-    each: NDArray[np.float64] = seen / ((seen.sum() or 1.0) * np.maximum(counts, 1))
-    return each
-
-
-def measure(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:
-    """The sum over classes of ``W_c * (right_c / images_c)``; see :func:`class_weights`."""
-    return float(1 - np.asarray(errors) @ image_weights(images, weights))
 
 
 def mcnemar(repaired: int, broken: int) -> float:
@@ -64,7 +32,7 @@ def mcnemar(repaired: int, broken: int) -> float:
 def p_value_of_measure(
     repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, weights: ArrayLike
 ) -> float:
-    """The two-sided p-value of a change of :func:`measure`, by a normal distribution."""
+    """The two-sided p-value of a change of :func:`.weights.measure`, by a normal distribution."""
     # Where an image of class c counts w_c, the rise is the sum over c of w_c (repaired_c -
     # broken_c). Where a fair coin decides, its variance is that of w_c^2 (repaired_c + broken_c).
     each = image_weights(images, weights)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_mnist.lora.point import Point
-from lora_mnist.measure.counts import PARTS
 from lora_mnist.measure.significance import LEVEL, mcnemar, weakest, wilson
 from lora_mnist.project import command_line
 
@@ -84,13 +83,13 @@ class Reading:
         self.is_repair = self.point is not None
         #: The counts of each part, as :func:`.predictions.outcomes_by_part` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
-        for part in PARTS:
+        for part in ("val", "test", "mistakes", "mistakes_test"):
             for name in (part, f"{part}_base"):
                 if name in results:
                     self.counts[name] = results[name]
         self.is_hotfix = "mistakes" in self.counts
         self.choices: Mapping[str, Mapping[str, Any]] = results["choices"]
-        #: What decides, and whether to keep a repair: one of :data:`.counts.MEASURES`.
+        #: What decides, and whether to keep a repair: one of :data:`.weights.MEASURES`.
         self.choose_by: str = results["choose_by"]
         #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
@@ -135,7 +134,7 @@ class Reading:
         )
 
     def measured(self, measure: str) -> tuple[float, float, float]:
-        """One of :data:`.counts.MEASURES` on test images before and after, and p."""
+        """One of :data:`.weights.MEASURES` on test images before and after, and p."""
         before, after = self.counts["test_base"], self.counts["test"]
         return before[measure], after[measure], after[f"p_value_{measure}"]
 

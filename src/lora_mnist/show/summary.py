@@ -1,5 +1,6 @@
 """The summary of a sweep: its jobs' results.json as one table, one picture and the best command."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 
 from lora_mnist.config.command import key_of, numeric_sort_key
 from lora_mnist.files import flatten, read_json, write_csv
-from lora_mnist.measure.counts import better_end
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE
 
@@ -93,6 +93,11 @@ def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) ->
     with suppress(StatisticsError):  # too few
         return of([value for value in values if isinstance(value, int | float)])
     return None
+
+
+def better_end(key: str) -> str:
+    """``max`` for accuracies, precisions and repaired images, ``min`` for all other numbers."""
+    return "max" if re.search(r"\.((mean_|balanced_)?accuracy|precision|repaired)", key) else "min"
 
 
 def of_base(key: str) -> str:

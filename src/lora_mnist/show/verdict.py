@@ -3,7 +3,8 @@
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.predictions import precision
-from lora_mnist.measure.significance import CLEAR, chance_text, name_of_measure, weak
+from lora_mnist.measure.significance import CLEAR, chance_text, weak
+from lora_mnist.measure.weights import name_of_measure
 from lora_mnist.show.belief import doubts
 from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 

@@ -100,7 +100,7 @@ def attempted(session: Session, training: Training, rate: float, title: str) -> 
             module = fit(session, cfg, trainer, data)
             steps, validation_errors = module.global_step, list(module.errors_by_step.items())
             learnt = data.learnt
-        tensors = tensors_of(session.net)
+        tensors = copy.deepcopy(lora_state_dict(session.net))
         point, curve = session.of_first_process(_advised(session, training))
     except TrainingError as error:
         log.warning("%s: %s", training.name, error)
@@ -134,11 +134,6 @@ def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any
     if training.refit_at is not None:
         return dial.advise(training.refit_at._asdict(), beside=())
     return dial.advise(asked)
-
-
-def tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    """A copy of all tensors of the adapters on ``net``."""
-    return copy.deepcopy(lora_state_dict(net))
 
 
 def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -> None:

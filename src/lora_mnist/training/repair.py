@@ -17,7 +17,7 @@ from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.weight import lora_adapters, offset_of
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.measure.significance import name_of_measure
+from lora_mnist.measure.weights import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_LAYER
 from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted

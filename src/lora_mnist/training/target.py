@@ -1,14 +1,12 @@
 """Which classes a training learns, as typed or those that are weak, and which images it replays."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_mnist.choice import WEAK, Choice
-from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value, nearest_to
 from lora_mnist.measure.predictions import Predictions, counts_of
@@ -36,13 +34,6 @@ def choose_target(
         return selection, {}
     names = [classes[c] for c in selection.targets]
     return selection, {"target": session.as_set("target", names)}
-
-
-def with_validation(session: Session, selection: Selection) -> tuple[ImageSets, Selection]:
-    """The images of a refit, which learns those to validate on, too; and what it selects."""
-    images = session.images
-    train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
-    return replace(images, train=train, val=none), _of_classes(train.labels, selection.targets)
 
 
 def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
@@ -76,13 +67,13 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     """The images of a class, or of several, to learn; the others may be replayed."""
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))
-    selection = _of_classes(labels, numbers_of(classes, target))
+    selection = of_classes(labels, numbers_of(classes, target))
     if not len(selection.target_indices):
         raise UserError(f"target={as_value(target)}: expected a class with training images")
     return selection
 
 
-def _of_classes(labels: Tensor, targets: list[int]) -> Selection:
+def of_classes(labels: Tensor, targets: list[int]) -> Selection:
     """The images of these classes to learn, and all others to replay."""
     is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])

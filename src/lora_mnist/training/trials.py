@@ -22,7 +22,7 @@ from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import adapted_weights
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import with_validation
+from lora_mnist.training.target import of_classes
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +113,16 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
 
 def refit_of(session: Session, best: Training, rate: float, point: Point) -> Training:
     """The best training once more, with the validation images among those to learn from."""
-    images, selection = with_validation(session, best.selection)
+    images = session.images
+    train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
+    selection = of_classes(train.labels, best.selection.targets)
     cfg = with_settings(best.cfg, _mix(session, selection))  # there are more images to replay
     return replace(
         best,
         name="refit",
         cfg=cfg,
         rates=[rate],
-        images=images,
+        images=replace(images, train=train, val=none),
         selection=selection,
         refit_at=point,
     )

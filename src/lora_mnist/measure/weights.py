@@ -1,0 +1,40 @@
+"""What each class counts, and so what decides: one vector W. Plain numpy."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: The values of ``choose_by``, the default first: how much of what a class counts follows the mix
+#: of the test images.
+MEASURES = {"mean_accuracy": 0.5, "balanced_accuracy": 0.0, "accuracy": 1.0}
+
+
+def name_of_measure(choose_by: str) -> str:
+    """A measure in a sentence: ``balanced accuracy``."""
+    return choose_by.replace("_", " ")
+
+
+def class_weights(mix: ArrayLike, choose_by: str) -> NDArray[np.float64]:
+    """What each class counts: ``W_c = (1 - s) / K + s m_c``, (K,), which sums to 1.
+
+    ``m`` is ``mix``, the number of test images of each class, as shares. ``s`` is 0 for the
+    balanced accuracy, 1 for the accuracy on this mix, and 1/2 for the mean of both.
+    """
+    shares, s = np.asarray(mix, float), MEASURES[choose_by]
+    alike = np.full(len(shares), 1 / len(shares))
+    if not shares.any():  # no image says how common a class is
+        return alike
+    weights: NDArray[np.float64] = (1 - s) * alike + s * shares / shares.sum()
+    return weights
+
+
+def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
+    """What an image of each class counts, where a class without images has no part, (K,)."""
+    counts = np.asarray(images, float)
+    seen = np.where(counts > 0, weights, 0.0)
+    each: NDArray[np.float64] = seen / ((seen.sum() or 1.0) * np.maximum(counts, 1))
+    return each
+
+
+def measure(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:
+    """The sum over classes of ``W_c * (right_c / images_c)``; see :func:`class_weights`."""
+    return float(1 - np.asarray(errors) @ image_weights(images, weights))
