@@ -113,7 +113,8 @@ def test_a_trial_fills_what_is_auto_and_nothing_else(go, caplog, typed):
         ("+trials.more={optimizer.lr: fast}", "trials.more.optimizer.lr=fast: "),
         ("+trials.more={lora.dropout: 1}", "trials.more.lora.dropout=1: "),
         ("+trials.more=3", "trials.more=3: expected some of "),
-        ("+trials.more={batches.augment: {_target_: os.No}}", "trials.more.batches.augment: "),
+        ("+trials.more={batches.augmented: maybe}", "trials.more.batches.augmented=maybe: "),
+        ("+trials.more={batches.augment: null}", "trials.more.batches.augment: "),
         ("+trials.more={loss.target_weight: 2}", "trials.more.loss.target_weight=2: "),
         ("+trials.more={scheduler: {_target_: os.No}}", "trials.more.scheduler: "),
     ],
@@ -121,7 +122,7 @@ def test_a_trial_fills_what_is_auto_and_nothing_else(go, caplog, typed):
 def test_a_trial_that_cannot_be_used_is_refused_before_all_else(go, monkeypatch, more, start):
     monkeypatch.setattr(Session, "predictions", lambda *_: pytest.fail("something is computed"))
     with pytest.raises(UserError) as caught:
-        go("refused", *QUIET, "batches.augment=auto", "+loss.target_weight=auto", more)
+        go("refused", *QUIET, "batches.augmented=auto", "+loss.target_weight=auto", more)
     assert str(caught.value).startswith(start)
 
 
@@ -214,8 +215,10 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
     assert not changed(auto, go("shift", *QUIET, base, "augment=shift"))
     plain = go("plain", *QUIET, base)
     assert changed(auto, plain)
-    otherwise = "+trials={none: {batches.augment: null}}"
-    assert not changed(plain, go("none", *QUIET, base, "augment=auto", otherwise))
+    otherwise = ("batches.augmented=auto", "+trials={none: {batches.augmented: false}}")
+    assert not changed(plain, go("none", *QUIET, base, "augment=auto", *otherwise))
+    assert not changed(plain, go("none of those named", *QUIET, base, "augment=flip", *otherwise))
+    assert not changed(auto, go("all", *asked, "batches.augmented=auto"))
     content = torch.load(tmp_path / "own.ckpt", weights_only=True)
     content["state_dict"]["linear1.bias"] += 0.01
     torch.save(content["state_dict"], tmp_path / "strange.pt")

@@ -27,7 +27,7 @@ _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.
 _MISSING = object()
 _BATCHES = "a whole number >= 1 or a number > 0 and <= 1 or null"  # their number, or their share
 #: The keys that a trial may set.
-_OF_TRIAL = ("optimizer.lr", "loss.target_weight", "batches.augment", "lora.dropout")
+_OF_TRIAL = ("optimizer.lr", "loss.target_weight", "batches.augmented", "lora.dropout")
 #: Keys that are checked here, and what they take; values of others are refused where they are read.
 EXPECTED = {
     "seed": "a whole number >= 0 and <= 4294967295",
@@ -37,6 +37,7 @@ EXPECTED = {
     "mistakes_test": "a number >= 0 and <= 1",
     "batches.batch_size": "a whole number >= 1 or auto",
     "batches.replay": "a whole number >= 0 or auto",
+    "batches.augmented": "true or false or auto",
     "batches.seed": "a whole number >= 0 or null",
     "data.split_seed": "a whole number or null",
     "data.eval_batch_size": "a whole number >= 1 or null",

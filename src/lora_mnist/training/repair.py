@@ -176,7 +176,7 @@ def _augment(session: Session, best: Attempt) -> Choice:
     assert base is not None  # open_session has loaded it
     augment = augment_of(best.training.cfg, session.classifier)
     if augment != augment_of(session.cfg, session.classifier):
-        return Choice(augment, why="as the trial has it")
+        return Choice(augment, why="as the trial has it, which leaves images as they are")
     if session.cfg.batches.augment != AUTO:
         return session.as_set("batches.augment", augment)
     if not base.record.knows_augment:

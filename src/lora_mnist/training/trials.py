@@ -98,7 +98,8 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
     start = copy.deepcopy(lora_state_dict(session.net))
     for name, values in (trials or {cfg.stage: {}}).items():
         trial = with_settings(cfg, common | values)
-        own = {"batches.augment": augment_of(trial, session.classifier)}
+        augment = augment_of(trial, session.classifier)
+        own = {"batches.augment": augment, "batches.augmented": augment is not None}
         rates = RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
         own["optimizer.lr"] = rates[0]
         if cfg.stage == "lora" and cfg.lora.dropout == AUTO:
@@ -205,6 +206,8 @@ def _dropout(session: Session, trial: DictConfig) -> float:
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
     """What changes training images, as one transform; ``auto``: what did in the base's training."""
     augment: Any = cfg.batches.augment or {}
+    if not cfg.batches.augmented:
+        return None
     if OmegaConf.is_config(augment):
         augment = OmegaConf.to_container(augment, resolve=True)
     if augment != AUTO:
