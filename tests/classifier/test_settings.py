@@ -93,14 +93,15 @@ def test_settings_that_are_typed_go_before_the_file(group, own, stored, expected
 
 
 def test_settings_know_who_has_said_what():
-    """What the adapter says, and what no record differs in, is not said to be yours."""
+    """And where what is used is other than in a record, whoever has said it."""
     own = {"prepare": {"mean": 0.5, "image_size": 8}}
     settings = taken(own, prepare={"mean": 0.1, "std": [0.3, 0.2], "image_size": [8, 8]})
     record = read_record({**RECORD, "prepare": {"std": 1, "channels": 3}})
     settings = settings.with_record("the base", record, "base=b")
-    adapter, yours, base = settings.notes
-    assert ("std" in adapter, "prepare.mean=0.5" in yours, "channels" in base) == (True,) * 3
-    assert "image_size" not in yours
+    adapter, differing, base, of_base = settings.notes
+    assert ("std" in adapter, "channels" in base) == (True, True)
+    assert differing == "other than in the adapter: prepare.mean=0.5"
+    assert of_base == "other than in the base: prepare.std=[0.3,0.2]"
     assert settings.prepare["std"] == [0.3, 0.2]
 
 

@@ -65,15 +65,18 @@ def turn_adapter(
     """
     if not adapters_on(classifier.net):
         return None
-    saved, own, wanted = lora_point(classifier.net), knobs_of(classifier.net), {}
-    for knob, value in asked.items():
-        if knob == "scale" and knob not in own and value == AUTO:
-            value = None  # of an offset alone all that is not typed is the offset
-        if knob not in own and value not in (None, getattr(BASE, knob)):
+    saved, own = lora_point(classifier.net), knobs_of(classifier.net)
+    scale, offset = asked["scale"], asked["offset"]
+    if scale == AUTO:  # it asks for all that is not typed
+        scale = AUTO if "scale" in own else None  # of an offset alone that is the offset
+        offset = AUTO if offset is None and "offset" in own else offset
+    for knob, value in (("scale", scale), ("offset", offset)):
+        if knob not in own and value not in (None, 0):
             raise UserError(f"{knob}={value}: expected null, since the adapter has none")
-        if value is None:  # scale=auto asks for all that is not typed
-            value = AUTO if asked["scale"] == AUTO and knob in own else getattr(saved, knob)
-        wanted[knob] = value
+    wanted = {
+        "scale": saved.scale if scale is None else scale,
+        "offset": saved.offset if offset is None else offset,
+    }
     autos = [knob for knob, value in wanted.items() if value == AUTO]
     numbers = {knob: float(value) for knob, value in wanted.items() if knob not in autos}
     point = saved._replace(**numbers)

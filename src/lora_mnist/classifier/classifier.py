@@ -113,7 +113,6 @@ class Classifier:
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
-        _warn_of_contradictions(settings, adapter, record, file.record)
         settings = settings.with_defaults()
         network = own or build_network(settings.net, folder)
         with naming(f"base_ckpt={path}"):
@@ -253,20 +252,6 @@ def read_adapter(folder: str | Path) -> tuple[Path, Record]:
         metadata = read_metadata(path)
     with naming(f"adapter={path}"):
         return path, read_record(metadata)
-
-
-def _warn_of_contradictions(
-    settings: Settings, adapter: Path | None, record: Record, of_base: Record
-) -> None:
-    """Warn where an adapter's record says otherwise than its base's, and nothing is typed."""
-    for group in ("net", "prepare"):
-        values = record.settings[group]
-        for key, value in of_base.settings[group].items():
-            is_typed = settings.typed[group].get(key) is not None
-            if is_typed or key not in values or as_value(values[key]) == as_value(value):
-                continue
-            message = "adapter=%s: its record has %s.%s=%s, which is used, and that of its base %s"
-            log.warning(message, adapter, group, key, as_value(values[key]), as_value(value))
 
 
 def _named_base(file: str | Path) -> Path:

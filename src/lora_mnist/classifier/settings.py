@@ -73,13 +73,13 @@ class Settings:
         settings._refuse_foreign_code(file)
         others = []
         for key, value in record.prepare.items():
-            typed = self.typed["prepare"].get(key)
-            if typed is not None and settings.prepare[key] != value:
-                others.append(f"prepare.{key}={as_value(typed)}")
+            own = self.prepare.get(key)
+            if own is not None and settings.prepare[key] != value:
+                others.append(f"prepare.{key}={as_value(own)}")
         if taken:
             settings = settings.noting(f"from {who}: {', '.join(taken)}")
         if others:
-            settings = settings.noting(f"set by you, other than in {who}: {', '.join(others)}")
+            settings = settings.noting(f"other than in {who}: {', '.join(others)}")
         return settings
 
     def with_network(self, net: nn.Module) -> "Settings":

@@ -23,8 +23,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _START, _TRAINED, _DIRECTION = "base_model.model.", "trained.", "offset.direction"
 #: The types of what is read, where ``float`` is any number: a stranger may have written the files.
 #: ``trained`` is the config; ``layer`` and ``most`` are an offset's. The caller may add others.
-METADATA: dict[str, Any] = {"base_sha256": str, "trained": dict, "layer": str | None, "most": float}
-METADATA |= dict.fromkeys(Point._fields, float)
+METADATA: dict[str, Any] = {"base_sha256": str, "scale": float, "offset": float, "trained": dict}
+METADATA |= {"layer": str | None, "most": float}
 _CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
 _CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": bool | None}
 #: PEFT's options that do not change what a finished adapter computes, or that its tensors show.
@@ -79,7 +79,7 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     point, about = TRAINED, {}
     if metadata:
         adapters |= _offset_in(tensors, metadata, weights)
-        point = Point(**{knob: float(metadata[knob]) for knob in Point._fields})
+        point = Point(float(metadata["scale"]), float(metadata["offset"]))
         about = {key: value for key, value in metadata.items() if key not in METADATA}
     for name, adapter in adapters.items():
         adapter.to(weights[name].base)

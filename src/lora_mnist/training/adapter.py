@@ -13,7 +13,6 @@ from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.model import add_lora, add_offset
 from lora_mnist.lora.offset import last_layer, offset_for
-from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import layers_to_adapt
 from lora_mnist.show.reading import number_of
 from lora_mnist.training.session import Session
@@ -51,8 +50,7 @@ def _put_lora(session: Session) -> None:
     """Put LoRA on the layers that ``lora.target_modules`` names."""
     net = session.net
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
-    for knob in Point._fields:  # of the finished adapter
-        del arguments[knob]
+    del arguments["scale"], arguments["offset"]  # of the finished adapter
     if arguments["dropout"] == AUTO:  # of each training, which sets it
         arguments["dropout"] = 0.0
     is_auto = arguments["rank"] == AUTO
@@ -87,7 +85,7 @@ def dial_of(session: Session, selection: Selection) -> Dial:
 
 def _refuse_undecided(session: Session, selection: Selection) -> None:
     """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
-    asked = [f"lora.{knob}=auto" for knob in Point._fields if session.cfg.lora[knob] == AUTO]
+    asked = [f"lora.{knob}=auto" for knob in ("scale", "offset") if session.cfg.lora[knob] == AUTO]
     unseen = dial_of(session, selection).unseen()
     refuse_undecidable(session.classifier, session.images.val, asked, unseen)
     for c in selection.targets if asked else ():

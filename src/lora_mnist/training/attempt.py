@@ -126,14 +126,13 @@ def _trainer_of(session: Session, training: Training, title: str, goes_on: bool)
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
     """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
     dial, lora = dial_of(session, training.selection), training.cfg.lora
-    asked = {knob: lora[knob] for knob in Point._fields}
     if not len(dial.images):
-        return Point(**{knob: float(value) for knob, value in asked.items()}), None
+        return Point(float(lora.scale), float(lora.offset)), None
     log.info("dial: the adapter at several scales on validation images")
     session.evaluating()
     if training.refit_at is not None:
         return dial.advise(training.refit_at._asdict(), beside=())
-    return dial.advise(asked)
+    return dial.advise({"scale": lora.scale, "offset": lora.offset})
 
 
 def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -> None:

@@ -25,7 +25,7 @@ from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
-from lora_mnist.lora.point import BASE, Point
+from lora_mnist.lora.point import BASE
 from lora_mnist.lora.weight import layers_to_adapt, listed
 from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
@@ -219,9 +219,9 @@ def _refuse_images(session: Session) -> None:
         f"target={cfg.target}": cfg.target in WEAK and session.mistakes is None,
         "refit=true": is_repair and cfg.refit is True,
         f"callbacks, of which one monitors {monitor}": str(monitor).startswith("val/"),
+        "lora.scale=auto": is_repair and cfg.lora.scale == AUTO,
+        "lora.offset=auto": is_repair and cfg.lora.offset == AUTO,
     }
-    for knob in Point._fields if is_repair else ():
-        needs_images[f"lora.{knob}=auto"] = cfg.lora[knob] == AUTO
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
     refuse_undecidable(classifier, session.images.val, asking)
 
