@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +58,27 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file, whole or not at all; no text in it is a formula to a spreadsheet."""
-    text = StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(titles)
-    for row in rows:
-        writer.writerow([f"'{cell}" if _is_formula(cell) else cell for cell in row])
-    with atomic_write(path) as temporary:
-        # A picture's file may be named in Latin-1.
-        temporary.write_bytes(text.getvalue().encode(errors="backslashreplace"))
+def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Write a CSV file, each row as it comes; no text in it is a formula to a spreadsheet.
+
+    Until the last row the file's name ends in ``.part``, which is what a kill leaves. The number of
+    rows is returned.
+    """
+    part = path.with_name(f"{path.name}.part")
+    # A picture's file may be named in Latin-1. A line is on its way to the disk when it ends.
+    with (
+        made_folder(path.parent),
+        part.open("w", 1, encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(titles)
+        count = 0
+        for row in rows:
+            count += 1
+            writer.writerow([f"'{cell}" if _is_formula(cell) else cell for cell in row])
+        os.fsync(file.fileno())
+        part.replace(path)
+    return count
 
 
 def _is_formula(cell: Any) -> bool:

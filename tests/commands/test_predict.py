@@ -4,6 +4,7 @@ from composed import SMALL, composed
 from helpers.commands import ROOT, read_csv, refused
 from PIL import Image
 
+from lora_mnist import Classifier
 from lora_mnist.commands.predict import find_pictures, predict
 from lora_mnist.data import MNIST
 
@@ -24,7 +25,8 @@ def test_predict_has_base_and_adapter_side_by_side(with_nine, pictures, tmp_path
     out = tmp_path / "predictions.csv"
     small = (SMALL[0], f"paths.outputs={with_nine}")
     options = (f'images="{pictures}/*.png"', f"adapter={with_nine}/lora/nine", f"out={out}")
-    predictions = predict(composed("predict", *small, *options))
+    assert predict(composed("predict", *small, *options)) == []  # the file has them
+    predictions = predict(composed("predict", *small, *options[:2]))
     assert [each["file"] for each in predictions] == [f"{pictures}/{n}.png" for n in range(10)]
     labels = MNIST("MNIST", ROOT / "data").load(train=False)[1]
     digits = torch.tensor([int(prediction["before"].label) for prediction in predictions])
@@ -37,11 +39,34 @@ def test_predict_has_base_and_adapter_side_by_side(with_nine, pictures, tmp_path
             assert probability == max(probabilities) == probabilities[int(label)]
             assert (row[side], row[f"{side}_probability"]) == (label, f"{probability:.6f}")
     of_base = tmp_path / "base.csv"
-    alone = predict(composed("predict", *small, f"images={pictures}", f"out={of_base}"))
+    predict(composed("predict", *small, f"images={pictures}", f"out={of_base}"))
+    alone = predict(composed("predict", *small, f"images={pictures}"))
     assert [*read_csv(of_base)[0]] == ["file", "prediction", "probability"]
     assert [each["before"] for each in alone] == [each["before"] for each in predictions]
     assert "after" not in alone[0]
     assert refused(predict, composed("predict", *small, *options)).startswith(f"out={out}: ")
+
+
+def test_what_a_kill_leaves_of_many_pictures_is_a_part(with_nine, pictures, tmp_path, monkeypatch):
+    """It has the rows of all batches before."""
+    out, read = tmp_path / "new" / "predictions.csv", Classifier.read
+
+    def killed(self, picture):
+        if picture.name == "7.png":
+            assert len(read_csv(out.with_name("predictions.csv.part"))) == 6
+            raise KeyboardInterrupt
+        return read(self, picture)
+
+    monkeypatch.setattr(Classifier, "read", killed)
+    base = f"base_ckpt={with_nine}/base/mnist.ckpt"
+    cfg = composed("predict", base, f"images={pictures}", f"out={out}", "data.eval_batch_size=2")
+    with pytest.raises(KeyboardInterrupt):
+        predict(cfg)
+    assert [path.name for path in out.parent.iterdir()] == ["predictions.csv.part"]
+    monkeypatch.undo()
+    predict(cfg)
+    assert [path.name for path in out.parent.iterdir()] == ["predictions.csv"]
+    assert len(read_csv(out)) == 10
 
 
 def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):

@@ -46,7 +46,8 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
     Returns:
         For each picture a dictionary with its ``file``; with ``before``, the base's
-        :class:`.Prediction`; and where there is an adapter with ``after``, the one with it.
+        :class:`.Prediction`; and where there is an adapter with ``after``, the one with it. Empty
+        with ``cfg.out``, which has them: no memory holds any number of pictures.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -59,27 +60,29 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     classifier = classifier_of(cfg)
     classifier.make_ready()
     turn_adapter(classifier, typed_point(cfg))
+    predictions, out = predictions_of_files(classifier, files), cfg.out
+    printed: list[dict[str, Any]] = []
+    if out is not None:
+        count = write_predictions(Path(str(out)), predictions, classifier.adapter is not None)
+        log.info("%s: %d predictions", out, count)
+    else:
+        printed += predictions
+        count = len(printed)
+        if printed:
+            print_predictions(printed)
+    if skipped := len(files) - count:
+        raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
+    return printed
+
+
+def predictions_of_files(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """What :func:`predict` returns, one after another."""
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is
-    predictions: list[dict[str, Any]] = []
     images = readable_pictures(classifier, files)
     for number, of_image in classifier.predict_at(images, list(points.values())):
-        of_each = dict(zip(points, of_image, strict=True))
-        predictions.append({"file": printable(files[number]), **of_each})
-    if cfg.out is not None:
-        about = {"file": [each["file"] for each in predictions]}
-        labels, probabilities = [], []
-        for side in points:
-            labels.append([each[side].label for each in predictions])
-            probabilities.append([each[side].probability for each in predictions])
-        write_predictions(Path(str(cfg.out)), about, labels, probabilities)
-        log.info("%s: %d predictions", cfg.out, len(predictions))
-    elif predictions:
-        print_predictions(predictions)
-    if skipped := len(files) - len(predictions):
-        raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
-    return predictions
+        yield {"file": printable(files[number]), **dict(zip(points, of_image, strict=True))}
 
 
 def readable_pictures(

@@ -1,6 +1,6 @@
 """The file of predictions that a run leaves, and that ``predict.py`` writes with ``out=``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,36 @@ def write_table(
 ) -> None:
     """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""
     title = "file" if isinstance(names[0], str) else "index"
-    about = {title: names, "label": [classes[c] for c in table.label.tolist()]}
-    labels = []
-    for side in table.prediction.tolist():
-        labels.append([classes[c] for c in side])
-    outcomes = table.outcomes().tolist()
-    write_predictions(
-        folder / "predictions.csv", about, labels, table.probability.tolist(), outcomes
-    )
+    columns: list[Sequence[Any]] = [names, [classes[c] for c in table.label.tolist()]]
+    sides = table.prediction.tolist(), table.probability.tolist()
+    for side, probabilities in zip(*sides, strict=True):
+        columns.append([classes[c] for c in side])
+        columns.append([_shown(each) for each in probabilities])
+    titles = [title, "label", *_titles(len(table.prediction) == 2), "outcome"]
+    rows = zip(*columns, table.outcomes().tolist(), strict=True)
+    write_csv(folder / "predictions.csv", titles, rows)
 
 
 def write_predictions(
-    path: Path,
-    about: Mapping[str, Sequence[Any]],  # columns that say which image it is
-    labels: Sequence[Sequence[str]],  # what a network predicts, or before and after a repair
-    probabilities: Sequence[Sequence[float]],
-    outcomes: Sequence[str] | None = None,  # what became of each image
-) -> None:
-    """Write a CSV file with a row for each image; ``configs/predict.yaml`` names its columns."""
-    columns = dict(about)
-    titles = [("prediction", "probability")]
-    if len(labels) == 2:
-        titles = [("before", "before_probability"), ("after", "after_probability")]
-    for side, (class_title, probability_title) in enumerate(titles):
-        columns[class_title] = labels[side]
-        columns[probability_title] = [f"{each:.6f}" for each in probabilities[side]]
-    if outcomes is not None:
-        columns["outcome"] = outcomes
-    write_csv(path, columns, zip(*columns.values(), strict=True))
+    path: Path, predictions: Iterable[Mapping[str, Any]], has_adapter: bool
+) -> int:
+    """Write those of pictures as they come; ``configs/predict.yaml`` names the columns."""
+    return write_csv(path, ["file", *_titles(has_adapter)], map(_row, predictions))
+
+
+def _row(prediction: Mapping[str, Any]) -> list[str]:
+    file, *sides = prediction.values()
+    row = [file]
+    for side in sides:
+        row += [side.label, _shown(side.probability)]
+    return row
+
+
+def _titles(has_adapter: bool) -> list[str]:
+    if has_adapter:
+        return ["before", "before_probability", "after", "after_probability"]
+    return ["prediction", "probability"]
+
+
+def _shown(probability: float) -> str:
+    return f"{probability:.6f}"
