@@ -165,10 +165,10 @@ def test_who_is_ahead_by_more_than_two_deviations_is_named():
         "repair": _runs((50, 100), (52, 104)),
     }
     rows = {method: rest for method, _, _, *rest in study.claims({"dogs": runs})}
-    assert rows["cRT"] == ["dogs", "none"]
-    assert rows["balanced softmax"] == ["none", "dogs"]
+    assert rows["cRT"] == ["dogs", "0 of 1"]
+    assert rows["balanced softmax"] == ["none", "1 of 1"]
     for method in ("one number or tau", "twenty lines, refitted", "repair"):
-        assert rows[method] == ["none", "none"]
+        assert rows[method] == ["none", "0 of 1"]
 
 
 #: An augmentation that leaves nothing to learn from.

@@ -59,7 +59,8 @@ def test_what_a_kill_leaves_of_many_pictures_is_a_part(with_nine, pictures, tmp_
 
     monkeypatch.setattr(Classifier, "read", killed)
     base = f"base_ckpt={with_nine}/base/mnist.ckpt"
-    cfg = composed("predict", base, f"images={pictures}", f"out={out}", "data.eval_batch_size=2")
+    images = (f"images={pictures}", f"out={out}", "data.eval_batch_size=2")
+    cfg = composed("predict", SMALL[0], base, *images)
     with pytest.raises(KeyboardInterrupt):
         predict(cfg)
     assert [path.name for path in out.parent.iterdir()] == ["predictions.csv.part"]
