@@ -66,18 +66,16 @@ def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) 
     """
     part = path.with_name(f"{path.name}.part")
     # A picture's file may be named in Latin-1. A line is on its way to the disk when it ends.
-    with (
-        made_folder(path.parent),
-        part.open("w", 1, encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
+    how: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    count = 0
+    with made_folder(path.parent), part.open("w", 1, **how) as file:
         writer = csv.writer(file)
         writer.writerow(titles)
-        count = 0
         for row in rows:
             count += 1
             writer.writerow([f"'{cell}" if _is_formula(cell) else cell for cell in row])
         os.fsync(file.fileno())
-        part.replace(path)
+    part.replace(path)  # closed: Windows moves no open file
     return count
 
 

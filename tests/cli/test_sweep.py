@@ -36,6 +36,13 @@ def test_a_failing_job_takes_no_other_along_and_is_named_at_the_end(cli, tmp_pat
     assert refused.err.startswith(f"hydra.sweep.dir={sweep}: has a ")
 
 
+def test_a_column_that_no_job_has_is_named_at_the_end(cli):
+    columns = ("+sweep.columns.rate=val.acuracy", "+sweep.columns.right=val.accuracy")
+    done = cli(TOY, "-m", "x=2", *columns).ok()
+    assert done.err.startswith("sweep.columns.rate=val.acuracy: no job has it; the nearest is val.")
+    assert len(done.err.splitlines()) == 1
+
+
 def test_a_failed_job_is_none_of_the_finished_ones(tmp_path):
     """Though a training that led nowhere has results, too."""
     write_job(tmp_path, "0", ["x=1"], accuracy=0.5)

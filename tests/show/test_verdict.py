@@ -169,6 +169,7 @@ RARE = run_of([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_by=
     [
         (run_of([50, 50], [5, 0], [0, 4]), "more images of 1 "),
         (run_of([50, 50], [0, 0], [0, 2]), "another one"),
+        (run_of([10, 10], [4, 0], [0, 4], 9000), "more images of 1 "),  # a base that is good
         (run_of([50, 50], [40, 0], [0, 9]), "smaller scale"),
         (RARE, "choose_by=accuracy"),
         ({**RARE, "choose_by": "accuracy"}, "smaller scale"),

@@ -11,7 +11,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import log_failure
-from lora_mnist.config.command import Command, Run
+from lora_mnist.config.command import Command, Run, key_of
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
 from lora_mnist.project import user_path
@@ -84,6 +84,12 @@ def close_sweep(config: DictConfig) -> None:
     write_summary(summary)
     draw(summary)
     print(table_text(summary, config.sweep.columns))
+    typed = {key_of(text) for text in config.hydra.overrides.task}
+    names = {name for row in summary.rows for job in row for name in job.results}
+    for title, name in config.sweep.columns.items():
+        if names and f"sweep.columns.{title}" in typed and name not in names:
+            text = f"sweep.columns.{title}={name}: no job has it{nearest_to(str(name), names)}"
+            print(text, file=sys.stderr)
     if summary.best:
         print(best_line(summary.best, metric))
     print(f"sweep: {folder}", flush=True)

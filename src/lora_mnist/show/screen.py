@@ -69,8 +69,10 @@ def print_parameters(net: nn.Module) -> None:
     if count["lora"]:
         total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
         total += f", increase {count['increase_percent']:.3f}%"
-    total += f"; trainable: {count['trainable']:,}"
-    show(table, f"{total}; saved: {count['saved']:,}" if count["lora"] else total)
+    numbers = [f"trainable: {count['trainable']:,}"]
+    if count["lora"]:
+        numbers.append(f"saved: {count['saved']:,}")
+    show(table, total, "; ".join(numbers))
 
 
 def _shape(tensor: Any) -> str:

@@ -10,8 +10,8 @@ from lora_mnist.show.reading import Change, Reading, Sentence, number_of
 
 #: The two that mean_accuracy is made of: with all classes equally common, and as in the test.
 _ENDS = ("balanced_accuracy", "accuracy")
-#: Where so small a share of the test images changes, a repair did nothing.
-_LEAST_CHANGED = 0.01
+#: Where fewer images change than this share of the base's errors, a repair did nothing.
+_LEAST_CHANGED = 0.05
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
 
 
@@ -96,7 +96,7 @@ def _remedy(reading: Reading, name: str) -> str:
     balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
     total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
     text = f"Too little changed to tell: more images of {name} help more than any key"
-    if total.repaired + total.broken < _LEAST_CHANGED * total.images:
+    if total.repaired + total.broken < _LEAST_CHANGED * total.before:
         text = "Nothing moves this base: look at its pictures and labels, or train another one"
     elif rose and fell and reading.choose_by != "accuracy":
         text = "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
