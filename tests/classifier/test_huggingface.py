@@ -14,10 +14,12 @@ from PIL import Image
 
 from lora_mnist import Classifier, load_classifier
 from lora_mnist.classifier.choose_point import turn_adapter
+from lora_mnist.classifier.huggingface import save_folder
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
+from lora_mnist.errors import IncompleteError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
 
@@ -227,6 +229,34 @@ def test_huggingface_refuses_by_name_what_cannot_be_taken(here, name, change, sa
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert refused(loaded).startswith(said)
+
+
+def test_the_written_processor_is_tried_on_pictures(here, monkeypatch, caplog):
+    """Transparent pictures it treats as transformers does, which is said; others as we do."""
+    save_mine("resnet", "mine")
+    options = ("paths.outputs=outputs", *HERE, "out=new", "prepare.image_size=32")
+    cfg = composed("export", *options)
+    export(cfg)
+    picture = Image.linear_gradient("L").convert("RGB").resize((32, 32))
+    glass = picture.copy()
+    glass.putalpha(128)
+    processor = transformers.AutoImageProcessor.from_pretrained("new")
+    as_it_is, without = (processor(each)["pixel_values"][0] for each in (glass, picture))
+    is_otherwise = bool((as_it_is - without).abs().max() > 0.05)
+    assert is_otherwise == ("transparent" in caplog.text)
+    assert processor(glass.convert("RGB"))["pixel_values"][0].equal(without)
+
+    shutil.rmtree("new")
+    box = composed("export", *options, "prepare.interpolation=box")
+    assert refused(export, box).startswith("out=new: ")  # no processor knows that
+
+    def saved(net, preprocessing, folder):
+        return save_folder(net, preprocessing | {"mean": [0.2, 0.2, 0.2]}, folder)
+
+    monkeypatch.setattr("lora_mnist.commands.export.save_folder", saved)
+    with pytest.raises(IncompleteError):
+        export(cfg)
+    assert not Path("new").exists()
 
 
 def test_a_folder_is_written_for_transformers_alone(here):

@@ -113,6 +113,28 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def processor_of(folder: Path) -> Any:
+    """What prepares pictures for the network of a folder."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+
+
+def pictures_to_try(channels: int) -> list[Image.Image]:
+    """A wide and a tall picture by which ways to prepare pictures are compared: smooth ones."""
+    gradient = Image.linear_gradient("L")
+    smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
+    smooth = smooth.convert("RGB" if channels == 3 else "L")
+    return [smooth.resize((600, 400)), smooth.resize((400, 600))]
+
+
+def allowed_difference(height: int, width: int) -> float:
+    """How far pixels, from 0 to 1, of these pictures may differ: a crop may lie a pixel beside."""
+    return 2 / min(height, width, 128)
+
+
 def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.Module:
     """Write a folder for ``from_pretrained``; return its network, read back."""
     from transformers import AutoModelForImageClassification, BitImageProcessor

@@ -12,7 +12,12 @@ import torchvision.models
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.classifier.huggingface import PROCESSOR
+from lora_mnist.classifier.huggingface import (
+    PROCESSOR,
+    allowed_difference,
+    pictures_to_try,
+    processor_of,
+)
 from lora_mnist.data.pictures import Preparation
 from lora_mnist.errors import SIZING, UserError, one_line
 
@@ -80,19 +85,13 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
     has_processor = folder is not None and (folder / PROCESSOR).is_file()
     if not has_processor or prepare.get("transform") is not None:
         return named
-    from transformers import AutoImageProcessor  # here: an extra, and net has it
-
     # Each family of processors reads its values in another way. So this one is tried on pictures.
-    gradient = Image.linear_gradient("L")
-    smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
-    pictures = [smooth.resize((600, 400)), smooth.resize((400, 600))]
-    pictures += [Image.new("RGB", (600, 400), colour) for colour in ("black", "white")]
-    pictures = [picture.convert("RGB" if channels == 3 else "L") for picture in pictures]
+    pictures = pictures_to_try(channels)
+    for colour in ("black", "white"):
+        pictures.append(Image.new(pictures[0].mode, (600, 400), colour))
     where = f"net.folder={folder}: {PROCESSOR}"
     try:
-        processor = AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        processor = processor_of(folder)
         inputs = processor(pictures)["pixel_values"]
         wide, tall, black, white = (torch.as_tensor(each) for each in inputs)
     except Exception as error:  # transformers has no one class for what such a file causes
@@ -141,5 +140,4 @@ def _way_to_size(
         return largest
 
     best = min(ways, key=difference)
-    most = 2 / min(height, width, 128)  # a crop may lie a pixel beside
-    return best if difference(best) <= most else None
+    return best if difference(best) <= allowed_difference(height, width) else None

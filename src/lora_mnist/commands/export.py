@@ -19,12 +19,18 @@ from torch import Tensor, nn
 from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.huggingface import TARGET, save_folder
+from lora_mnist.classifier.huggingface import (
+    TARGET,
+    allowed_difference,
+    pictures_to_try,
+    processor_of,
+    save_folder,
+)
 from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
 from lora_mnist.config.objects import classifier_of, typed_point
 from lora_mnist.data import ImageDataset, Images
-from lora_mnist.errors import IncompleteError, UserError, as_value, require_extra
+from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, require_extra
 from lora_mnist.files import atomic_write, made_folder
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import merge_lora
@@ -208,8 +214,42 @@ def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterato
         folder = Path(parent, out.name)
         folder.mkdir()
         net = save_folder(merged.net, merged.dataset.preprocessing(), folder)
+        check_processor(folder, merged.dataset, out)
         yield FromPixels(net, merged.dataset)
         folder.replace(out)
+
+
+def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
+    """Refuse a written processor that prepares pictures otherwise; tell it of transparent ones."""
+    preprocessing = dataset.preprocessing()
+    if "image_size" not in preprocessing:  # its pictures have the size of the images
+        return
+    pictures = pictures_to_try(preprocessing["channels"])
+    transparent = pictures[0].copy()
+    if preprocessing["channels"] == 3:  # of one channel, the processor converts no picture
+        transparent.putalpha(128)
+        pictures += [pictures[0].convert("L"), transparent]
+    processor, allowed = processor_of(folder), allowed_difference(*preprocessing["image_size"])
+    std = torch.tensor(preprocessing["std"]).reshape(-1, 1, 1)
+    for picture in pictures:
+        try:
+            inputs = processor(picture, return_tensors="pt")["pixel_values"]
+        except NotImplementedError as error:  # torchvision's, of an interpolation
+            raise UserError(f"out={out}: the processor of a folder: {one_line(error)}") from error
+        expected = dataset.normalise(dataset.read_picture(picture)[None])
+        difference = ((inputs - expected) * std).abs().max().item()
+        if difference > allowed and picture is not transparent:
+            raise IncompleteError(
+                f"out={out}: not written; its processor prepares pictures otherwise than the live "
+                f"classifier: pixels, from 0 to 1, differ by {difference:.2f}; expected at most "
+                f"{allowed:.2f}"
+            )
+        if difference > allowed:
+            log.warning(
+                "out=%s: its processor lays transparent pictures over a colour, where the live "
+                "classifier drops their transparency: give it Pillow's picture.convert('RGB')",
+                out,
+            )
 
 
 #: Who writes the network, and reads it back, by the ending of ``out=``.
