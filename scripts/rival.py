@@ -31,7 +31,8 @@ from lora_mnist import remove_lora
 from lora_mnist.cli.main import run_entry
 from lora_mnist.config.command import Run, key_of
 from lora_mnist.config.objects import classifier_of, make
-from lora_mnist.data.images import Augment, ImageDataset, Images, ImageSets
+from lora_mnist.data.dataset import ImageDataset
+from lora_mnist.data.images import Augment, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for
 from lora_mnist.measure.dial import offsets_to_try, scores_of

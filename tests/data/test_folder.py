@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder, known_files
-from lora_mnist.data.images import digests_of
+from lora_mnist.data.digests import digests_of
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import PictureError
 from lora_mnist.project import importable

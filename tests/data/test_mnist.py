@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 
 from lora_mnist.data import MNIST
-from lora_mnist.data.images import digests_of
+from lora_mnist.data.digests import digests_of
 from lora_mnist.data.mnist import digit_of
 from lora_mnist.data.pictures import open_picture
 

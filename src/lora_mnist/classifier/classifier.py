@@ -22,12 +22,13 @@ from lora_mnist.classifier.base import (
 from lora_mnist.classifier.build import build, build_network
 from lora_mnist.classifier.check import check_outputs, lay_out
 from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
-from lora_mnist.classifier.learnt import read_learnt
+from lora_mnist.classifier.learnt_file import read_learnt
 from lora_mnist.classifier.networks import NETWORKS
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import PUBLISHED
-from lora_mnist.data.images import ImageDataset, Images, ImageSets
+from lora_mnist.data.dataset import ImageDataset
+from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.errors import PREPARE, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import load_adapter, read_metadata
 from lora_mnist.lora.peft_files import CONFIG_NAME

@@ -1,8 +1,8 @@
 """Images: where they come from, how they are prepared, and which of them a training sees."""
 
 from lora_mnist.data.cifar import CIFAR as CIFAR
+from lora_mnist.data.dataset import ImageDataset as ImageDataset
 from lora_mnist.data.folder import Folder as Folder
-from lora_mnist.data.images import ImageDataset as ImageDataset
 from lora_mnist.data.images import Images as Images
 from lora_mnist.data.images import ImageSets as ImageSets
 from lora_mnist.data.mnist import MNIST as MNIST

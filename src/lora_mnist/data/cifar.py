@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.utils import download_url, extract_archive
 
-from lora_mnist.data.images import Batch, Channelwise
+from lora_mnist.data.dataset import Channelwise
+from lora_mnist.data.images import Batch
 from lora_mnist.data.pictures import Preparation, open_picture
 from lora_mnist.data.published import Published
 from lora_mnist.errors import require_one_of

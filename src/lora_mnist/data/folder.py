@@ -18,17 +18,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.images import (
-    Channelwise,
-    ImageDataset,
-    Images,
-    ImageSets,
-    ReadOnce,
-    in_threads,
-)
+from lora_mnist.data.dataset import Channelwise, ImageDataset
+from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.data.known_files import KnownFiles
 from lora_mnist.data.listing import PARTS, ImageFile, Listing
 from lora_mnist.data.pictures import Preparation, examine, open_picture
+from lora_mnist.data.reading import ReadOnce, in_threads
 from lora_mnist.data.split import split
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress

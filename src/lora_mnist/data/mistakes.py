@@ -1,7 +1,7 @@
 """A folder of pictures, in a subfolder for each right class, some of which a base gets wrong.
 
 A picture is its prepared pixels here, since one that came in may have been saved anew. What was
-learnt is known by its file (:func:`.images.digests_of`), which takes no decoding.
+learnt is known by its file (:func:`.digests_of`), which takes no decoding.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_mnist.data.images import ImageDataset, Images, ImageSets, digests_of, sha256_of
+from lora_mnist.data.dataset import ImageDataset
+from lora_mnist.data.digests import digests_of, sha256_of
+from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.data.listing import files_below, subfolders
 from lora_mnist.errors import PictureError, UserError, naming, nearest_to, printable
 from lora_mnist.progress import progress
@@ -136,7 +138,7 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
 
 
 def _digests_of_pixels(images: Images, dataset: ImageDataset) -> list[int]:
-    """:func:`.images.digests_of` what is read of images, batch by batch, and not of their files."""
+    """:func:`.digests_of` what is read of images, batch by batch, and not of their files."""
     loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
     digests = []
     for batch, _ in progress(loader, "comparing with the mistakes", len(loader)):

@@ -22,7 +22,8 @@ from torchvision.transforms.v2.functional import (
     resize,
 )
 
-from lora_mnist.data.images import Augment, digests_of
+from lora_mnist.data.digests import digests_of
+from lora_mnist.data.images import Augment
 from lora_mnist.errors import (
     PictureError,
     UserError,

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from lora_mnist.data.images import Batch, Channelwise, ImageDataset, Images, ImageSets, sha256_of
+from lora_mnist.data.dataset import Channelwise, ImageDataset
+from lora_mnist.data.digests import sha256_of
+from lora_mnist.data.images import Batch, Images, ImageSets
 from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
 from lora_mnist.project import user_path
 

@@ -19,7 +19,7 @@ from lora_mnist.classifier.base import (
     versioned_base_path,
     write_base,
 )
-from lora_mnist.classifier.learnt import write_learnt
+from lora_mnist.classifier.learnt_file import write_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.config.command import Run
 from lora_mnist.data import PUBLISHED

@@ -15,7 +15,7 @@ from lora_mnist.classifier.record import NO_RECORD
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.command import in_grammar
 from lora_mnist.data import Folder, Images
-from lora_mnist.data.images import measured_pixels
+from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of

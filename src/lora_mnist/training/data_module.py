@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lora_mnist.data.images import Augment, Batch, ImageDataset, ImageSets
+from lora_mnist.data.dataset import ImageDataset
+from lora_mnist.data.images import Augment, Batch, ImageSets
 from lora_mnist.data.plan import Plan
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lora_mnist.data import ImageDataset, Images
-from lora_mnist.data.images import measured_pixels
+from lora_mnist.data.dataset import measured_pixels
 
 
 @pytest.mark.parametrize("channels", [1, 3])
