@@ -18,8 +18,9 @@ from helpers.commands import ROOT, read_results
 from helpers.stranger import OPTIONS, config, move_in
 from PIL import Image
 
-from lora_mnist.classifier.base import read_base, write_base
+from lora_mnist.classifier.base import write_base
 from lora_mnist.classifier.record import Record
+from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.data import CIFAR

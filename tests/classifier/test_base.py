@@ -1,30 +1,25 @@
-"""Anybody's weights, as they come out of training scripts; and the bases that are kept here."""
+"""The bases that are kept here."""
 
 import os
-import pickle
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from composed import logged
 from helpers.nets import TinyNet
 from safetensors.torch import save_file
-from torch import nn
 
 from lora_mnist.classifier.base import (
     base_name,
-    find_base,
-    load_weights,
-    outputs_key,
-    read_base,
+    base_with_sha256,
     refuse_to_replace,
     set_current_base,
     versioned_base_path,
     write_base,
 )
 from lora_mnist.classifier.record import NO_RECORD, Record
+from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import changed_tensors, fingerprint
@@ -34,127 +29,22 @@ STATE = {name: tensor + 2 for name, tensor in TinyNet().state_dict().items()}
 OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
 
 
-def prefixed(prefix, state):
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def file_of(content, folder):
-    """What is read of a file that holds this."""
-    torch.save(content, folder / "mine.pt")
-    return read_base(folder / "mine.pt")
-
-
-def test_load_weights_reads_what_training_scripts_save(tmp_path):
-    """Lightning's: a network in two others, a loss with weights, and an optimizer."""
-    tensors = {**prefixed("model._orig_mod.", STATE), "criterion.weight": torch.ones(7)}
-    optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
-    content = {"epoch": 3, "state_dict": tensors, "optimizer_states": [optimizer]}
-    net = TinyNet()
-    base = load_weights(net, file_of(content, tmp_path))
-    assert list(base.tensors) == list(STATE)
-    assert changed_tensors(STATE, net.state_dict()) == []
-    assert base.sha256 == fingerprint(STATE)
-    with torch.no_grad():
-        net.linear1.weight.zero_()
-    assert changed_tensors(STATE, base.tensors) == []  # the base does not follow the network
-
-
-def test_load_weights_takes_one_of_several_networks_by_name(tmp_path):
-    file = file_of({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path)
-    net = TinyNet()
-    with pytest.raises(ValueError, match="holds 2 networks; .* of '', ema."):
-        load_weights(net, file)
-    with pytest.raises(ValueError, match=r"^base_prefix=nope\.: expected one of "):
-        load_weights(net, file, "nope.")
-    for prefix, expected in (("", STATE), ("ema.", OTHER)):
-        load_weights(net, file, prefix)
-        assert changed_tensors(expected, net.state_dict()) == []
-
-
-def test_load_weights_converts_another_precision(tmp_path):
-    """Buffers too: a counter may have become half precision with the rest."""
-    net, fresh = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
-    net(torch.randn(8, 2))
-    saved = {name: tensor.half() for name, tensor in net.state_dict().items()}
-    base = load_weights(fresh, file_of(saved, tmp_path))
-    assert base.tensors["1.num_batches_tracked"] == 1
-    expected = {name: saved[name].to(tensor.dtype) for name, tensor in net.state_dict().items()}
-    assert changed_tensors(expected, fresh.state_dict()) == []
-    assert base.sha256 == fingerprint(expected)
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (dict([*STATE.items()][:-1]), r'Missing key\(s\) in state_dict: "linear2.bias"'),
-        (
-            prefixed("my", STATE),
-            # What is configured is what does not fit, and no remedy.
-            r'Missing key\(s\) in state_dict: "linear1.weight"(?=.* in place of net._target_=\S+$)',
-        ),
-        (
-            {**STATE, "linear2.weight": torch.ones(7, 5), "linear2.bias": torch.ones(7)},
-            r"size mismatch for linear2.weight(?=.* net: net.num_classes=7 has as many outputs)",
-        ),
-        ({**STATE, "linear1.weight": torch.ones(5, 1)}, "size mismatch for linear1.weight"),
-        ({**STATE, "linear2.bias": torch.ones(3).double() * 1e300}, "linear2.bias holds NaN or "),
-        ({**STATE, "linear1.weight": torch.ones(5, 6).char()}, "linear1.weight is torch.int8"),
-        ({"epoch": 3, "loss": 0.1}, "holds a dict without tensors"),
-        (TinyNet(), "holds helpers.nets.TinyNet, which is not loaded"),
-    ],
-)
-def test_load_weights_refuses_other_weights(tmp_path, content, problem):
-    with pytest.raises(ValueError, match=f"{problem}.*; expected ") as caught:
-        load_weights(
-            TinyNet(), file_of(content, tmp_path), arguments={"_target_": "lora_mnist.MLP"}
-        )
-    assert "\n" not in str(caught.value)
-
-
-class Trap:
-    """What a pickle can do to whoever opens it."""
-
-    def __reduce__(self):
-        return Path.touch, (Path("trapped"),)
-
-
-@pytest.mark.parametrize("kind", ["half", "half safetensors", "trap", "pickle"])
-def test_read_base_refuses_damaged_files_and_nothing_in_them_runs(tmp_path, monkeypatch, kind):
-    monkeypatch.chdir(tmp_path)
-    path, trap = Path("mine.pt"), {**STATE, "more": Trap()}
-    if kind == "half safetensors":
-        save_file(STATE, path)
-    else:
-        torch.save(trap if kind == "trap" else STATE, path)
-    whole = path.read_bytes()
-    contents = {"trap": whole, "pickle": pickle.dumps(trap, protocol=2)}
-    path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
-    start = "holds " if kind == "trap" else "damaged or "
-    with pytest.raises(ValueError, match=rf"^{start}.*; expected .*weights"):
-        load_weights(TinyNet(), read_base(path))
-    assert not Path("trapped").exists()
-
-
-def test_the_number_of_outputs_has_a_key_where_the_network_takes_one():
-    for target in ("lora_mnist.MLP", "torchvision.models.resnet18"):
-        assert outputs_key({"_target_": target}) == "net.num_classes"
-    assert outputs_key({"_target_": "helpers.nets.TinyNet"}) is None
-
-
-def test_write_base_writes_what_find_base_finds(tmp_path):
+def test_write_base_writes_what_base_with_sha256_finds(tmp_path):
     sha256 = fingerprint(STATE)
     own = versioned_base_path(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
     record = Record("mnist", {"_target_": "lora_mnist.MLP"}, {"mean": 0.5}, made={"seed": 1})
     write_base(STATE, own, record)
-    save_file(prefixed("net.", STATE), tmp_path / "safetensors.pt", {"format": "pt"})
+    named = {f"net.{name}": tensor for name, tensor in STATE.items()}
+    save_file(named, tmp_path / "safetensors.pt", {"format": "pt"})
     assert load_weights(TinyNet(), read_base(tmp_path / "safetensors.pt")).sha256 == sha256
     file = read_base(own)
     assert changed_tensors(file.tensors, STATE) == []
     assert (file.sha256, file.record) == (sha256, record)
-    assert file_of(STATE, tmp_path)[1:3] == ("", NO_RECORD)
-    assert find_base(tmp_path, sha256) == own
-    assert find_base(tmp_path / "none", sha256) is None
+    torch.save(STATE, tmp_path / "mine.pt")
+    assert read_base(tmp_path / "mine.pt")[1:3] == ("", NO_RECORD)
+    assert base_with_sha256(tmp_path, sha256) == own
+    assert base_with_sha256(tmp_path / "none", sha256) is None
 
 
 def test_two_networks_have_two_current_bases():
@@ -207,10 +97,10 @@ def test_set_current_base_does_not_rely_on_a_damaged_copy(tmp_path):
     write_base(STATE, own)
     set_current_base(own, current)
     own.write_bytes(own.read_bytes()[:1000])
-    assert find_base(tmp_path, sha256) is None
+    assert base_with_sha256(tmp_path, sha256) is None
     make_current(tmp_path, current)
     assert read_base(current).sha256 == fingerprint(OTHER)
-    assert find_base(tmp_path, sha256) == own
+    assert base_with_sha256(tmp_path, sha256) == own
     assert changed_tensors(read_base(own).tensors, STATE) == []
 
 

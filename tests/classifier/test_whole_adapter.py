@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_mnist import load_classifier
-from lora_mnist.classifier.base import read_base
 from lora_mnist.classifier.build import build_network
+from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lora_mnist import MLP
-from lora_mnist.classifier.base import read_base, sha256_of_base, write_base
+from lora_mnist.classifier.base import sha256_of_base, write_base
 from lora_mnist.classifier.learnt_file import LEARNT_FILE, read_learnt, write_learnt
+from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands import evaluate, train
 from lora_mnist.config.command import Run
 from lora_mnist.errors import UserError

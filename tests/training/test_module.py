@@ -11,7 +11,7 @@ from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_mnist import CNN, MLP, add_lora, lora_parameters
-from lora_mnist.classifier.base import load_weights, read_base
+from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
 from lora_mnist.measure.predictions import counts_of, logged_metrics, predictions_of

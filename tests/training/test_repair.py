@@ -9,8 +9,8 @@ from composed import FEW, SMALL, adapter_of, composed, evaluated, small_base
 from helpers.commands import read_csv, read_results
 from helpers.runs import at, table_of
 
-from lora_mnist.classifier.base import read_base
 from lora_mnist.classifier.learnt_file import read_learnt
+from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands.train import train
 from lora_mnist.config.command import Run
 from lora_mnist.errors import TrainingError, UserError

@@ -1,4 +1,4 @@
-"""Bases on disk: read anybody's weights, write ours, find one by its SHA-256.
+"""Bases of ours on disk: written, found by their SHA-256, and never lost.
 
 Each base that is made here keeps a file of its own, ``<name>-<first 12 digits of the SHA-256 of its
 tensors>.ckpt``, which is never replaced; ``<name>.ckpt``, the current one, is a copy of one.
@@ -9,159 +9,25 @@ import logging
 import re
 import shlex
 import shutil
-import textwrap
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from inspect import signature
 from io import BytesIO
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint
+from torch import Tensor
 
 from lora_mnist.classifier.networks import DEFAULT
-from lora_mnist.classifier.record import NO_RECORD, Record, read_record
-from lora_mnist.data import PUBLISHED
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.classifier.record import NO_RECORD, Record
+from lora_mnist.classifier.weights_file import read_base
+from lora_mnist.data import is_published
+from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.errors import check_types
 from lora_mnist.project import user_path
 
 log = logging.getLogger(__name__)
-
-
-class Base(NamedTuple):
-    """A pretrained network, or what a file says of one."""
-
-    tensors: Mapping[str, Tensor]  # its state_dict; in a file of somebody else's by other names
-    sha256: str  # their fingerprint, in hexadecimal; empty in a file that is not ours
-    record: Record
-    learnt: Tensor | None = None  # digests of the images that it has learnt; None: not known
-
-
-def read_base(path: Path) -> Base:
-    """The weights in ``path``, and what else a base of ours has there; nothing in it runs."""
-    with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
-    content: Any
-    try:
-        if is_safetensors:
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # neither library has one class for what a damaged file causes
-        types = []
-        with suppress(Exception):  # the file is not one of torch.save's
-            types = sorted(get_unsafe_globals_in_checkpoint(path))
-        reason = f"damaged or something else ({type(error).__name__})"
-        if types:
-            reason = f"holds {types[0]}, which is not loaded, since it could run code"
-        raise ValueError(
-            f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
-            "safetensors writes them"
-        ) from error
-    record, sha256, learnt = NO_RECORD, "", None
-    if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
-        check_types(content, {"learnt": Tensor | None})
-        record, learnt = read_record(content["record"]), content.get("learnt")
-        sha256, content = str(content.get("sha256")), content.get("state_dict")
-    tensors = _tensors_in(content)
-    if not tensors:
-        raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return Base(tensors, sha256, record, learnt)
-
-
-def _tensors_in(content: Any) -> dict[str, Tensor]:
-    """All tensors of nested dictionaries, by dotted names."""
-    if not isinstance(content, Mapping):
-        return {}
-    tensors, groups = {}, {}
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            tensors[str(key)] = value
-        elif group := _tensors_in(value):
-            groups[key] = group
-    if not tensors and len(groups) == 1:
-        return next(iter(groups.values()))  # the one key, such as state_dict, is no part of a name
-    for key, group in groups.items():
-        tensors |= {f"{key}.{name}": tensor for name, tensor in group.items()}
-    return tensors
-
-
-def load_weights(
-    net: nn.Module,
-    file: Base,
-    prefix: str | None = None,  # of one of several networks in the file
-    arguments: Mapping[str, Any] | None = None,  # of net, if it is made of keys
-) -> Base:
-    """Load the weights of a file into ``net``; ``ValueError``, if they do not fit."""
-    own: Any = net.state_dict()
-    counts = Counter[str]()  # of the network's names in the file, by the prefix before them
-    for name in file.tensors:
-        parts = name.split(".")
-        for number in range(len(parts)):
-            end = ".".join(parts[number:])
-            if end in own:
-                counts[name.removesuffix(end)] += 1
-    networks = [each for each, count in counts.items() if count == len(own)]
-    names = ", ".join(each or "''" for each in networks) or "none"
-    if prefix is None and len(networks) > 1:
-        raise ValueError(f"holds {len(networks)} networks; expected base_prefix= one of {names}")
-    if prefix is None:  # such as module.; what is outside it, such as a metric's, is left out
-        prefix = max(counts, key=lambda each: counts[each], default="")
-    elif prefix not in counts:
-        raise ValueError(f"base_prefix={prefix}: expected one of {names}")
-    others = tuple(each for each in networks if each != prefix and each.startswith(prefix))
-    chosen: Any = OrderedDict()
-    for name, tensor in file.tensors.items():
-        if not name.startswith(prefix) or name.startswith(others):
-            continue
-        name = name.removeprefix(prefix)
-        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
-        chosen[name] = tensor
-    # Layers convert the tensors of older versions. A file with all of today's names is of today's.
-    if prefix in networks:
-        chosen._metadata = own._metadata
-    try:
-        net.load_state_dict(chosen)
-    except RuntimeError as error:  # torch names every tensor that does not fit
-        lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
-        hint = _hint(own, chosen, arguments) if arguments else ""
-        expected = f"expected the tensors of the configured net{hint}"
-        raise ValueError(f"{' '.join(lines).rstrip('.')}; {expected}") from error
-    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return Base(tensors, fingerprint(tensors), file.record, file.learnt)
-
-
-def _hint(
-    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], arguments: Mapping[str, Any]
-) -> str:
-    """Which keys would make a network that the stored tensors fit, or which make none."""
-    key, (name, last) = outputs_key(arguments), list(own.items())[-1]
-    if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
-        return f": {key}={len(stored[name])} has as many outputs"
-    keys = [f"net.{key}={as_value(value)}" for key, value in arguments.items()]
-    return f", or the keys of their training in place of {' '.join(keys)}"
-
-
-def outputs_key(arguments: Mapping[str, Any]) -> str | None:
-    """The key of the number of outputs of a network with these arguments, if it has one."""
-    parameters = signature(resolve_name(arguments["_target_"])).parameters
-    for name in ("num_classes", "nc"):  # nc: Ultralytics
-        if name in parameters:
-            return f"net.{name}"
-    has_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    return "net.num_classes" if has_any else None  # as timm and torchvision hand them on
 
 
 def write_base(
@@ -185,7 +51,7 @@ def write_base(
 def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     """The name of the files of a base, one for each network and data set: ``mnist_cnn``."""
     name = data.get("name")
-    if name is None and data.get("_target_") in (None, *PUBLISHED):
+    if name is None and is_published(data):
         name = str(data.get("dataset") or "mnist").lower()
     elif name is None:
         path = user_path(data.get("data_dir") or "folder").resolve()
@@ -205,7 +71,7 @@ def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
     return folder / f"{name}-{sha256[:12]}.ckpt"
 
 
-def find_base(folder: Path, sha256: str) -> Path | None:
+def base_with_sha256(folder: Path, sha256: str) -> Path | None:
     """The file in ``folder`` that holds the base with this fingerprint, undamaged, if any does."""
     for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
         if sha256_of_base(path) == sha256:
@@ -239,7 +105,7 @@ def set_current_base(own: Path, current: Path) -> None:
     refuse_to_replace(current)
     before = sha256_of_base(current)
     if before is not None and not own.stem.endswith(before[:12]):
-        previous = find_base(own.parent, before)
+        previous = base_with_sha256(own.parent, before)
         if previous is None:  # it was made on another machine, or its own file is damaged
             previous = versioned_base_path(own.parent, current.stem, before)
             with atomic_write(previous) as temporary:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from lora_mnist.classifier.huggingface import TARGET
-from lora_mnist.errors import UserError, config_group
-from lora_mnist.project import importable
+from lora_mnist.classifier.settings import Settings
+from lora_mnist.data import ImageDataset, is_published
+from lora_mnist.errors import PREPARE, UserError, as_value, config_group
+from lora_mnist.project import DATA, importable
 
 
 def build(arguments: Any, is_transform: bool = False) -> Any:
@@ -59,3 +61,21 @@ def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> n
         raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.
     return net.eval()
+
+
+def build_dataset(settings: Settings) -> ImageDataset:
+    """The data set of these settings; what is missing comes from its images."""
+    for key, value in settings.data.items():
+        if key in PREPARE and value is not None:
+            raise UserError(f"data.{key}={as_value(value)}: expected prepare.{key}")
+    given = {}
+    for key, value in (settings.data | settings.prepare).items():
+        if value is not None:
+            given[key] = value
+    if is_published(settings.data):
+        if settings.typed["data"].get("data_dir") != given.get("data_dir"):
+            given["download"] = False  # where only a record names a folder, nothing is made
+        given.setdefault("data_dir", str(DATA))
+    with importable(), config_group("data"):
+        dataset: ImageDataset = build(given)
+    return dataset

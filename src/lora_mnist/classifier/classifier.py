@@ -11,31 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.classifier.base import (
-    Base,
-    base_name,
-    find_base,
-    load_weights,
-    read_base,
-    sha256_of_base,
-)
-from lora_mnist.classifier.build import build, build_network
+from lora_mnist.classifier.build import build_dataset, build_network
 from lora_mnist.classifier.check import check_outputs, lay_out
-from lora_mnist.classifier.huggingface import WEIGHTS, from_folder, renamed
+from lora_mnist.classifier.find_files import find_adapter, find_base
+from lora_mnist.classifier.huggingface import from_folder
 from lora_mnist.classifier.learnt_file import read_learnt
-from lora_mnist.classifier.networks import NETWORKS
-from lora_mnist.classifier.record import NO_RECORD, Record, read_record
+from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.classifier.settings import Settings
-from lora_mnist.data import PUBLISHED
+from lora_mnist.classifier.weights_file import Base, load_weights, read_base
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images, ImageSets
-from lora_mnist.errors import PREPARE, UserError, as_value, config_group, naming, one_line
-from lora_mnist.lora.adapter import load_adapter, read_metadata
-from lora_mnist.lora.peft_files import CONFIG_NAME
+from lora_mnist.errors import UserError, as_value, config_group, naming, one_line
+from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.project import DATA, importable, program, user_path
-from lora_mnist.run_paths import ADAPTER_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -96,36 +85,35 @@ class Classifier:
         Raises:
             UserError: if a file is missing, does not fit, or names code that is not typed.
         """
-        own = None
+        own_net = None
         if isinstance(net, nn.Module):
-            own, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
+            own_net, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
+        # 1. what is typed
         arguments, folder = from_folder(net or {})
-        settings, record = Settings.of_typed(arguments, prepare or {}, data or {}), NO_RECORD
-        if adapter is not None:
-            adapter, record = read_adapter(adapter)
-            settings = settings.with_record("the adapter", record, f"adapter={adapter}")
-            if not record.prepare:  # of PEFT, or of Python
-                settings = settings.noting("the adapter does not say how pictures are prepared")
-        base = folder if base is None else base
-        if base is None:
-            path = _own_base(Path(bases), settings, adapter, record)
-        else:
-            path = _named_base(base)
+        settings = Settings.of_typed(arguments, prepare or {}, data or {})
+        # 2. the adapter's record
+        adapter, record = find_adapter(adapter)
+        settings = settings.with_record("the adapter", record, f"adapter={adapter}")
+        # 3. the base's record
+        named = folder if base is None else base
+        path = find_base(named, Path(bases), settings, adapter, record)
         with naming(f"base_ckpt={path}"):
             file = read_base(path)
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
-        settings = settings.with_defaults()
-        network = own or build_network(settings.net, folder)
+        # 4. which network, where nobody names one
+        settings = settings.with_default_targets()
+        network = own_net or build_network(settings.net, folder)
         with naming(f"base_ckpt={path}"):
-            file = file._replace(tensors=renamed(network, file.tensors))
-            loaded = load_weights(network.eval(), file, base_prefix, None if own else settings.net)
-        settings = settings.with_network(network)
+            made_of = None if own_net else settings.net
+            loaded = load_weights(network.eval(), file, base_prefix, made_of)
+        # 5. the network's makers; 6 and 7. its own defaults, and the images
+        settings = settings.with_makers_preprocessing(network)
         dataset = build_dataset(settings)
+        if settings.notes:
+            log.info("%s", one_line("; ".join(settings.notes)))
         if unknown := [name for name in record.targets if name not in dataset.classes]:
             why = f"its record repairs {as_value(unknown)}; expected some of the network's classes"
             raise UserError(f"adapter={adapter}: {why}, {as_value(dataset.classes)}")
-        if settings.notes:
-            log.info("%s", one_line("; ".join(settings.notes)))
         if adapter is not None:
             with naming("adapter", joined="="):  # the error begins with its folder
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
@@ -137,9 +125,9 @@ class Classifier:
     ) -> "Classifier":
         """A classifier that is still to be trained, of the typed arguments and the defaults."""
         arguments, folder = from_folder(net)
-        settings = Settings.of_typed(arguments, prepare, data).with_defaults()
+        settings = Settings.of_typed(arguments, prepare, data).with_default_targets()
         network = build_network(settings.net, folder)
-        settings = settings.with_network(network)
+        settings = settings.with_makers_preprocessing(network)
         return cls(network, build_dataset(settings), settings)
 
     @property
@@ -237,72 +225,3 @@ class Classifier:
             batch = self.dataset.normalise(images.take(some.tolist())[0].to(self.device))
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
         lay_out(self.net, batch)
-
-
-def read_adapter(folder: str | Path) -> tuple[Path, Record]:
-    """The folder of an adapter itself, where that of its run may be named, and its record."""
-    path = user_path(folder)
-    if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
-        path = path / ADAPTER_FOLDER
-    if not (path / CONFIG_NAME).is_file():
-        raise UserError(
-            f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
-            "the run that left it, or latest"
-        )
-    with naming("adapter", joined="="):
-        metadata = read_metadata(path)
-    with naming(f"adapter={path}"):
-        return path, read_record(metadata)
-
-
-def _named_base(file: str | Path) -> Path:
-    """The file of a base that somebody names, or the folder of Hugging Face that has it."""
-    path = user_path(file)
-    path = path / WEIGHTS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
-    return path
-
-
-def _own_base(bases: Path, settings: Settings, adapter: Path | None, record: Record) -> Path:
-    """The base in ``bases`` for which an adapter was made or, without one, the current base."""
-    path = bases / f"{base_name(settings.data, settings.net)}.ckpt"
-    expected = record.base_sha256
-    if expected is not None:
-        own = find_base(bases, expected)
-        if own is None and sha256_of_base(path) != expected:
-            raise UserError(
-                f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "
-                f"with SHA-256 {expected}"
-            )
-        path = own or path
-    if path.is_file():
-        return path
-    images = user_path(settings.data.get("data_dir") or ".")
-    is_published = settings.data.get("_target_") in (None, *PUBLISHED)
-    if not is_published and not images.is_dir():  # path has its name
-        raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
-    advice = ""
-    if settings.net.get("_target_") in (None, *NETWORKS):
-        advice = f"; make a base with: {program('train')} stage=pretrain"
-        if path.stem != base_name({}, {}):
-            advice += ", and the same data and net"
-    raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
-
-
-def build_dataset(settings: Settings) -> ImageDataset:
-    """The data set of these settings; what is missing comes from its images."""
-    for key, value in settings.data.items():
-        if key in PREPARE and value is not None:
-            raise UserError(f"data.{key}={as_value(value)}: expected prepare.{key}")
-    given = {}
-    for key, value in (settings.data | settings.prepare).items():
-        if value is not None:
-            given[key] = value
-    if settings.data["_target_"] in PUBLISHED:
-        if settings.typed["data"].get("data_dir") != given.get("data_dir"):
-            given["download"] = False  # where only a record names a folder, nothing is made
-        given.setdefault("data_dir", str(DATA))
-    with importable(), config_group("data"):
-        dataset: ImageDataset = build(given)
-    return dataset

@@ -1,46 +1,35 @@
 """The settings of a classifier: each value comes from the first source that has it.
 
-The sources, in their order:
+The sources, in their order, in which :meth:`.Classifier.load` asks them:
 
-1. what is typed, or stands in a file of the user's own
+1. what is typed, or stands in a file of the user's own; the config.json of a folder of Hugging Face
+   stands as if it were
 2. the adapter's record
 3. the base's record
-4. the network, where its makers say how pictures are prepared: timm, torchvision, Hugging Face
-5. the defaults: which network and which data set, ``_DEFAULTS``; else those of their arguments
-6. the images, where the rest is found or measured: :class:`.Folder`
+4. which network and which data set, where nobody names them: ``_DEFAULT_TARGETS``
+5. the network, where its makers say how pictures are prepared: timm, torchvision, Hugging Face
+6. the defaults of network's and data set's own arguments
+7. the images, where the rest is found or measured: :class:`.Folder`
 
-A record may be a stranger's, and a ``_target_`` names code: :func:`foreign_code` says what is not
-run because a record alone names it.
+A record may be a stranger's, and a ``_target_`` names code: :mod:`.foreign_code`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from lora_mnist.classifier.huggingface import TARGET
-from lora_mnist.classifier.networks import DEFAULT, NETWORKS
+from lora_mnist.classifier.foreign_code import refuse_foreign_code
+from lora_mnist.classifier.networks import DEFAULT
 from lora_mnist.classifier.preprocessing import own_preprocessing
 from lora_mnist.classifier.record import Record
-from lora_mnist.data import DATA_SETS, PUBLISHED
-from lora_mnist.errors import SIZING, UserError, as_value
-from lora_mnist.project import quoted
+from lora_mnist.data import PUBLISHED, is_published
+from lora_mnist.errors import SIZING, as_value
 
 _GROUPS = ("net", "prepare", "data")
-#: Functions that a record may name, ours and others'. No whole package: one has torchvision.io.os.
-_OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
-_OF_OTHERS = re.compile(
-    r"torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
-    r"|timm\.create_model|timm\.data\.create_transform"
-)
-#: Arguments of ``timm.create_model`` that read no file and fetch none; ``model_name`` may do both.
-_KNOWN_ARGUMENTS = """
-_target_ model_name num_classes in_chans img_size patch_size global_pool drop_rate drop_path_rate
-"""
 #: What is made where nobody names anything else. A network is made before it can be asked.
-_DEFAULTS = {"net": {"_target_": DEFAULT}, "data": {"_target_": PUBLISHED[0]}}
+_DEFAULT_TARGETS = {"net": {"_target_": DEFAULT}, "data": {"_target_": PUBLISHED[0]}}
 
 
 @dataclass(frozen=True)
@@ -70,7 +59,8 @@ class Settings:
     def with_record(self, who: str, record: Record, file: str) -> "Settings":
         """With what a record adds; ``file`` is the override that names its file."""
         settings, taken = self._filled(record.settings)
-        settings._refuse_foreign_code(file)
+        for group in _GROUPS:  # two records may complete one function together
+            refuse_foreign_code(group, getattr(settings, group), self.typed[group], file)
         others = []
         for key, value in record.prepare.items():
             own = self.prepare.get(key)
@@ -82,16 +72,16 @@ class Settings:
             settings = settings.noting(f"other than in {who}: {', '.join(others)}")
         return settings
 
-    def with_network(self, net: nn.Module) -> "Settings":
+    def with_makers_preprocessing(self, net: nn.Module) -> "Settings":
         """With what the network's makers add; a published data set has a form of its own."""
-        if self.data["_target_"] in PUBLISHED:
+        if is_published(self.data):
             return self
         settings, taken = self._filled({"prepare": own_preprocessing(net, self.net, self.prepare)})
         return settings.noting(f"from the network: {', '.join(taken)}") if taken else settings
 
-    def with_defaults(self) -> "Settings":
+    def with_default_targets(self) -> "Settings":
         """With what is made where nobody names anything else."""
-        return self._filled(_DEFAULTS)[0]
+        return self._filled(_DEFAULT_TARGETS)[0]
 
     def noting(self, note: str) -> "Settings":
         """With one more line of what comes from where, for the log."""
@@ -115,20 +105,6 @@ class Settings:
                 taken.append(group)
         return replace(self, **groups), taken
 
-    def _refuse_foreign_code(self, file: str) -> None:
-        """Refuse code that nobody typed."""
-        # Two records may complete one function together: all arguments are looked at.
-        for group in _GROUPS:
-            own = getattr(self, group)
-            for key, value in own.items():
-                typed = self.typed[group].get(key)
-                if foreign := foreign_code(own, key, value, typed):
-                    line = quoted(f"{group}.{key}={as_value(value)}")
-                    raise UserError(
-                        f"{file}: its file names {foreign}, code of its maker: {line} runs it, "
-                        "from where you stand"
-                    )
-
 
 def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """The values of ``stored`` that ``own`` lacks: arguments of one function, nested ones too."""
@@ -143,41 +119,3 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
         elif mine is None and value is not None:
             taken[key] = value
     return taken
-
-
-def foreign_code(
-    arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
-) -> str | None:
-    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing."""
-    if value == typed:
-        return None
-    if name == "transform" and isinstance(value, Mapping):
-        own = typed if isinstance(typed, Mapping) else {}  # perhaps only a part is typed
-        for key, each in value.items():
-            if foreign := foreign_code(value, key, each, own.get(key)):
-                return foreign
-        return None
-    if name == "transforms" and isinstance(value, list):  # of a Compose
-        for each in value:
-            if foreign := foreign_code(arguments, "transform", each):
-                return foreign
-        return None
-    if name == "_target_":
-        is_known = str(value) in _OURS or _OF_OTHERS.fullmatch(str(value))
-        return None if is_known else str(value)
-    is_harmless = _is_plain(value)
-    if value and arguments.get("_target_") == "timm.create_model":
-        if name not in _KNOWN_ARGUMENTS.split():
-            is_harmless = False
-        if name == "model_name" and not re.fullmatch(r"[\w.-]+", str(value)):  # a place of a file
-            is_harmless = False
-    return None if is_harmless else f"{name}={as_value(value)}"
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether ``value`` is a text without ``${``, a number, a bool, None, or a list of these."""
-    if isinstance(value, list | tuple):  # a base's file may have tuples, too
-        return all(map(_is_plain, value))
-    if isinstance(value, str):
-        return "${" not in value
-    return value is None or isinstance(value, bool | int | float)

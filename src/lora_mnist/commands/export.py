@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import (
@@ -26,6 +25,7 @@ from lora_mnist.classifier.huggingface import (
     processor_of,
     save_folder,
 )
+from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
 from lora_mnist.config.objects import classifier_of, typed_point

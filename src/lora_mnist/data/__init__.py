@@ -1,5 +1,8 @@
 """Images: where they come from, how they are prepared, and which of them a training sees."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lora_mnist.data.cifar import CIFAR as CIFAR
 from lora_mnist.data.dataset import ImageDataset as ImageDataset
 from lora_mnist.data.folder import Folder as Folder
@@ -13,3 +16,8 @@ from lora_mnist.data.published import Published as Published
 DATA_SETS = {f"lora_mnist.data.{each.__name__}": each for each in (MNIST, CIFAR, Folder)}
 #: Those that have names of their own, and lie in ``data/`` unless a path is given.
 PUBLISHED = [name for name, each in DATA_SETS.items() if issubclass(each, Published)]
+
+
+def is_published(data: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a data set name one of these; MNIST, where they name none."""
+    return data.get("_target_") in (None, *PUBLISHED)

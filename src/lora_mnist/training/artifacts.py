@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_mnist.choice import Choice
 from lora_mnist.classifier.base import (
     base_name,
-    find_base,
+    base_with_sha256,
     set_current_base,
     versioned_base_path,
     write_base,
@@ -22,7 +22,7 @@ from lora_mnist.classifier.base import (
 from lora_mnist.classifier.learnt_file import write_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.config.command import Run
-from lora_mnist.data import PUBLISHED
+from lora_mnist.data import is_published
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import fingerprint
@@ -127,7 +127,7 @@ def keep_base(session: Session) -> None:
     classifier, bases = session.classifier, Path(session.cfg.paths.bases)
     base, settings = classifier.base, classifier.settings
     assert base is not None
-    if find_base(bases, base.sha256) is None:
+    if base_with_sha256(bases, base.sha256) is None:
         path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
         record = base.record
         if record == NO_RECORD:  # somebody else's: how it was trained, and on what, is not known
@@ -146,7 +146,7 @@ def _record_of(session: Session) -> Record:
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
     folder = user_path(data.pop("data_dir", DATA)).absolute()
-    if folder != DATA or data["_target_"] not in PUBLISHED:  # else each machine has it
+    if folder != DATA or not is_published(data):  # else each machine has it
         data["data_dir"] = str(folder)
     made = {
         "stage": session.cfg.stage,

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lora_mnist.classifier.classifier import build_dataset
+from lora_mnist.classifier.build import build_dataset
 from lora_mnist.classifier.record import NO_RECORD
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.config.command import in_grammar
@@ -136,7 +136,7 @@ def better_preparation(session: Session, dataset: Folder) -> list[str]:
         """Which of the pictures the base gets wrong if they are prepared so."""
         typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
         own = Settings.of_typed(settings.net, typed, settings.data)
-        other = build_dataset(own.with_network(classifier.net))
+        other = build_dataset(own.with_makers_preprocessing(classifier.net))
         images = zip(map(other.read_picture, pictures), some.labels.tolist(), strict=True)
         table = predictions_of(classifier.net, other.stacked(images, device))
         return table.prediction[0] != some.labels

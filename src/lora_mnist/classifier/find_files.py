@@ -1,0 +1,69 @@
+"""Which files a classifier is made of: those that are named, or those that belong together."""
+
+from pathlib import Path
+
+from lora_mnist.classifier.base import base_name, base_with_sha256, sha256_of_base
+from lora_mnist.classifier.huggingface import WEIGHTS
+from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.classifier.record import NO_RECORD, Record, read_record
+from lora_mnist.classifier.settings import Settings
+from lora_mnist.data import is_published
+from lora_mnist.errors import UserError, naming
+from lora_mnist.lora.adapter import read_metadata
+from lora_mnist.lora.peft_files import CONFIG_NAME
+from lora_mnist.project import program, user_path
+from lora_mnist.run_paths import ADAPTER_FOLDER
+
+
+def find_adapter(folder: str | Path | None) -> tuple[Path | None, Record]:
+    """The folder of an adapter itself, where that of its run may be named, and its record."""
+    if folder is None:
+        return None, NO_RECORD
+    path = user_path(folder)
+    if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
+        path = path / ADAPTER_FOLDER
+    if not (path / CONFIG_NAME).is_file():
+        raise UserError(
+            f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
+            "the run that left it, or latest"
+        )
+    with naming("adapter", joined="="):
+        metadata = read_metadata(path)
+    with naming(f"adapter={path}"):
+        return path, read_record(metadata)
+
+
+def find_base(
+    named: str | Path | None, bases: Path, settings: Settings, adapter: Path | None, record: Record
+) -> Path:
+    """The file of the base: the one that is named, the adapter's own in ``bases``, or the current.
+
+    A folder of Hugging Face may be named. ``record`` is the adapter's.
+    """
+    if named is not None:
+        path = user_path(named)
+        path = path / WEIGHTS if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
+        return path
+    path = bases / f"{base_name(settings.data, settings.net)}.ckpt"
+    expected = record.base_sha256
+    if expected is not None:
+        own = base_with_sha256(bases, expected)
+        if own is None and sha256_of_base(path) != expected:
+            raise UserError(
+                f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "
+                f"with SHA-256 {expected}"
+            )
+        path = own or path
+    if path.is_file():
+        return path
+    images = user_path(settings.data.get("data_dir") or ".")
+    if not is_published(settings.data) and not images.is_dir():  # path has its name
+        raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
+    advice = ""
+    if settings.net.get("_target_") in (None, *NETWORKS):
+        advice = f"; make a base with: {program('train')} stage=pretrain"
+        if path.stem != base_name({}, {}):
+            advice += ", and the same data and net"
+    raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")

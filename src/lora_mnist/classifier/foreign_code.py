@@ -1,0 +1,73 @@
+"""What is not run because a record alone names it: a record may be a stranger's."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lora_mnist.classifier.huggingface import TARGET
+from lora_mnist.classifier.networks import NETWORKS
+from lora_mnist.data import DATA_SETS
+from lora_mnist.errors import UserError, as_value
+from lora_mnist.project import quoted
+
+#: Functions that a record may name, ours and others'. No whole package: one has torchvision.io.os.
+_OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
+_OF_OTHERS = re.compile(
+    r"torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
+    r"|timm\.create_model|timm\.data\.create_transform"
+)
+#: Arguments of ``timm.create_model`` that read no file and fetch none; ``model_name`` may do both.
+_KNOWN_ARGUMENTS = """
+_target_ model_name num_classes in_chans img_size patch_size global_pool drop_rate drop_path_rate
+"""
+
+
+def refuse_foreign_code(
+    group: str, arguments: Mapping[str, Any], typed: Mapping[str, Any], file: str
+) -> None:
+    """Refuse code in the arguments of ``group`` that nobody typed; ``file`` is what named it."""
+    for key, value in arguments.items():
+        if foreign := foreign_code(arguments, key, value, typed.get(key)):
+            line = quoted(f"{group}.{key}={as_value(value)}")
+            raise UserError(
+                f"{file}: its file names {foreign}, code of its maker: {line} runs it, from where "
+                "you stand"
+            )
+
+
+def foreign_code(
+    arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
+) -> str | None:
+    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing."""
+    if value == typed:
+        return None
+    if name == "transform" and isinstance(value, Mapping):
+        own = typed if isinstance(typed, Mapping) else {}  # perhaps only a part is typed
+        for key, each in value.items():
+            if foreign := foreign_code(value, key, each, own.get(key)):
+                return foreign
+        return None
+    if name == "transforms" and isinstance(value, list):  # of a Compose
+        for each in value:
+            if foreign := foreign_code(arguments, "transform", each):
+                return foreign
+        return None
+    if name == "_target_":
+        is_known = str(value) in _OURS or _OF_OTHERS.fullmatch(str(value))
+        return None if is_known else str(value)
+    is_harmless = _is_plain(value)
+    if value and arguments.get("_target_") == "timm.create_model":
+        if name not in _KNOWN_ARGUMENTS.split():
+            is_harmless = False
+        if name == "model_name" and not re.fullmatch(r"[\w.-]+", str(value)):  # a place of a file
+            is_harmless = False
+    return None if is_harmless else f"{name}={as_value(value)}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether ``value`` is a text without ``${``, a number, a bool, None, or a list of these."""
+    if isinstance(value, list | tuple):  # a base's file may have tuples, too
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return "${" not in value
+    return value is None or isinstance(value, bool | int | float)
