@@ -26,8 +26,7 @@ def classifier(tmp_path):
     add_lora(net.eval())
     add_offset(net, "1", Offset(torch.tensor([0.0, 0, 1])))
     images = Images(255 * torch.eye(3, dtype=torch.uint8).view(3, 1, 1, 3), torch.arange(3))
-    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1)
-    dataset.normalise_by(0, 1)
+    dataset = ImageDataset("toy", ["cat", "dog", "owl"], 1, mean=0, std=1)
     dataset.sets = ImageSets(images, images, images, {}, {})
     return Classifier(net, dataset, {}, adapter=tmp_path, record=Record(targets=["owl"]))
 

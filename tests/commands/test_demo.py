@@ -24,7 +24,7 @@ def classifier(cfg):
 
 @torch.no_grad()
 def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
-    image = classifier.test_images().pixels[3]
+    image = classifier.test_images().sources[3]
     base, adapted = side_by_side(classifier, image, Point(0.35))
     assert list(base) == list(adapted) == [*"0123456789"]
     x = classifier.dataset.normalise(image[None])
@@ -40,14 +40,14 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
 def test_shows_every_mistake_of_the_base(classifier, with_nine):
     images = classifier.test_images()
     predictions = small_net(with_nine)(
-        classifier.dataset.normalise(torch.stack(images.pixels))
+        classifier.dataset.normalise(torch.stack(images.sources))
     ).argmax(1)
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
     mistakes = list(mistakes_of_base(classifier, images))
     assert [number for _, _, number in mistakes] == wrong
     for note, image, number in mistakes:
         assert note == f"Test image {number}, labelled {images.labels[number]}"
-        assert image.equal(images.pixels[number])
+        assert image.equal(images.sources[number])
     after_the_second = mistakes_of_base(classifier, images, wrong[1])
     assert [number for _, _, number in after_the_second] == wrong[2:] + wrong[:2]  # again
 

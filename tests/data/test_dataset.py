@@ -11,8 +11,8 @@ def test_normalise_takes_what_measured_pixels_gives(channels):
     pixels = torch.randint(256, (12, channels, 3, 2), dtype=torch.uint8)
     pixels[:, 1:2] = 17  # the same everywhere, which is no division by zero
     images = Images(pixels, torch.arange(12) % 3)
-    dataset = ImageDataset("noise", ["cat", "dog", "owl"], channels)
-    dataset.normalise_by(*measured_pixels(images))
+    mean, std = measured_pixels(images)
+    dataset = ImageDataset("noise", ["cat", "dog", "owl"], channels, mean=mean, std=std)
     normalised = dataset.normalise(pixels)
     assert normalised.dtype == torch.float32
     for number, channel in enumerate(normalised.unbind(1)):
@@ -24,8 +24,7 @@ def test_normalise_takes_what_measured_pixels_gives(channels):
 
 
 def test_stacked_joins_pictures_as_far_as_they_are_of_one_size():
-    dataset = ImageDataset("greys", ["cat", "dog"], 1, eval_batch_size=2)
-    dataset.normalise_by(0, 1)
+    dataset = ImageDataset("greys", ["cat", "dog"], 1, mean=0, std=1, eval_batch_size=2)
     sides = [4, 4, 4, 5, 6, 6]
     pictures = [(torch.full((1, side, side), 255), n) for n, side in enumerate(sides)]
     batches = list(dataset.stacked(pictures))

@@ -157,8 +157,8 @@ def test_folder_read_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
     on_disk = Folder(root, **form).sets.train
     for taken, expected in zip(on_disk.take(range(39)), in_memory.take(range(39)), strict=True):
         assert torch.equal(taken, expected)
-    on_disk.pixels[1].write_bytes(b"broken meanwhile")
-    with pytest.raises(ValueError, match=f"{on_disk.pixels[1]}: no readable picture"):
+    on_disk.sources[1].write_bytes(b"broken meanwhile")
+    with pytest.raises(ValueError, match=f"{on_disk.sources[1]}: no readable picture"):
         on_disk.take([1])
 
 
@@ -378,7 +378,7 @@ def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypat
     def hashed_by():
         hashed.clear()
         sets = Folder(root, image_size=8, mean=0, std=1).sets
-        assert torch.equal(sets.test.digests, digests_of(sets.test.pixels))
+        assert torch.equal(sets.test.digests, digests_of(sets.test.sources))
         return sorted(hashed), sets.sha256
 
     monkeypatch.setattr(known_files, "examine", examine_and_note)

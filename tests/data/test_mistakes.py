@@ -26,7 +26,7 @@ def greys(*levels, on_disk=False):
         return [torch.full((1, 4, 4), int(path.stem), dtype=torch.uint8) for path in paths]
 
     paths = [Path(str(level)) for level in levels]
-    return Images(paths, labels, read=read_files, digests=torch.tensor(levels))
+    return Images(paths, labels, reader=read_files, digests=torch.tensor(levels))
 
 
 def dataset(train=(), val=(), test=(), on_disk=False):
@@ -133,7 +133,7 @@ def test_learnt_mistakes_stand_behind_the_training_images(tmp_path):
     train = with_mistakes(data.sets, mistakes).train
     assert len(train) == 2 + len(mistakes.train)
     pixels, labels = train.take(range(3))
-    assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.train.pixels[0][0, 0, 0])]
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.train.sources[0][0, 0, 0])]
     assert labels.tolist() == [1, 0, 0]
 
 

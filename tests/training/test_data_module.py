@@ -29,12 +29,13 @@ def numbered(count):
     """Images of one pixel that are their own numbers."""
     labels = torch.zeros(count, dtype=torch.int64)
     paths = [Path(str(number)) for number in range(count)]
-    return Images(paths, labels, read=read_numbers, digests=torch.arange(count))
+    return Images(paths, labels, reader=read_numbers, digests=torch.arange(count))
 
 
 def data_of(trainer=None, val=0, augment=None, num_workers=0):
     """93 images to learn in batches of ten."""
-    dataset = ImageDataset("toy", ["cat"], 1, eval_batch_size=2, num_workers=num_workers)
+    options = {"mean": 0, "std": 1, "eval_batch_size": 2, "num_workers": num_workers}
+    dataset = ImageDataset("toy", ["cat"], 1, **options)
     images = ImageSets(numbered(93), numbered(val), numbered(1), {}, {})
     processes = trainer.world_size if trainer else 1
     labels = images.train.labels
@@ -85,7 +86,6 @@ def test_workers_read_for_all_validations_of_a_training_and_end_with_it(tmp_path
 
     module, data = Net(), data_of(None, val=2, num_workers=1)
     module.layer = torch.nn.Linear(1, 1)
-    data.dataset.normalise_by(0, 1)
     parts = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     options = {"max_steps": 4, "val_check_interval": 2, "num_sanity_val_steps": 0}
     options |= {"default_root_dir": tmp_path, "accelerator": "cpu"}
@@ -124,7 +124,6 @@ def test_planned_batches_go_on_at_the_place_that_was_saved():
 def test_an_evaluation_draws_no_random_number():
     """A training would depend on what is evaluated before it, and how often it is validated."""
     data = data_of(SimpleNamespace(global_rank=0, world_size=1, strategy=ON_CPU), val=9)
-    data.dataset.normalise_by(0, 1)
     state = torch.get_rng_state()
     assert len(seen(data.val_dataloader())) == 5
     assert len(seen(data.dataset.batches(data.images.val))) == 5

@@ -29,7 +29,7 @@ class _Version(NamedTuple):
     train: list[str]  # the files of the training images
     test: list[str]
     label_bytes: int  # before an image's pixels; the last one is its class
-    pixels: tuple[Channelwise, Channelwise]
+    statistics: tuple[Channelwise, Channelwise]  # mean and deviation of the pixels
     classes: str
     images: tuple[int, int] = (10_000, 50_000)  # to test on, to train on
 
@@ -76,12 +76,12 @@ class CIFAR(Published):
     ) -> None:
         require_one_of("dataset", dataset, DATASETS)
         self.version = DATASETS[dataset]
-        classes, pixels = self.version.classes.split(), self.version.pixels
-        super().__init__(dataset, classes, 3, pixels, data_dir, **options)
+        classes, statistics = self.version.classes.split(), self.version.statistics
+        super().__init__(dataset, classes, 3, statistics, data_dir, **options)
         self.folder = self.data_dir / self.version.folder
-        self.files = f"{_URL}{self.version.archive} there, or what it holds in {self.folder}"
+        self.expected = f"{_URL}{self.version.archive} there, or what it holds in {self.folder}"
 
-    def read(self, train: bool) -> Batch:
+    def read_part(self, train: bool) -> Batch:
         skipped = self.version.label_bytes
         size, content = skipped + 3 * _SIZE[0] * _SIZE[1], bytearray()
         for name in self.version.train if train else self.version.test:

@@ -48,6 +48,8 @@ class ImageDataset:
         classes: Sequence[str],
         channels: int,
         *,
+        mean: Channelwise | None = None,  # None: measured when it is needed
+        std: Channelwise | None = None,
         val_from: str = "train",
         eval_batch_size: int = 1000,
         num_workers: int = 0,
@@ -59,6 +61,13 @@ class ImageDataset:
             require(can_be_printed, "classes", repr(each), "a name without control characters")
         require(len({*classes}) == len(classes), "classes", classes, "each name once")
         require_one_of("val_from", val_from, ["train", "test"])
+        for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
+            numbers = value if isinstance(value, Sequence) else [value]
+            if value is not None:
+                require(len(numbers) in (1, channels), key, value, f"one number, or {channels}")
+                for number in numbers:
+                    require_number(key, number, least, most)
+        self._mean, self._std = mean, std
         self.name, self.classes, self.channels = str(name), list(classes), channels
         self.val_from = val_from
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
@@ -76,18 +85,6 @@ class ImageDataset:
         """The values of ``prepare`` by which another set prepares pictures as this one does."""
         mean, std = self.mean_and_std
         return {"mean": mean, "std": std}
-
-    def normalise_by(self, mean: Channelwise | None, std: Channelwise | None) -> None:
-        """Take ``mean`` and ``std``, if they fit; ``None``: it is measured when it is needed."""
-        for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
-            if value is None:
-                continue
-            values = value if isinstance(value, Sequence) else [value]
-            fits = len(values) in (1, self.channels)
-            require(fits, key, value, f"one number, or {self.channels}")
-            for each in values:
-                require_number(key, each, least, most)
-        self._mean, self._std = mean, std
 
     @cached_property
     def mean_and_std(self) -> tuple[Channelwise, Channelwise]:
@@ -117,7 +114,7 @@ class ImageDataset:
         """torch's DataLoader, with a generator of its own, unless ``options`` name one."""
         # With torch's own, a training would depend on what was evaluated before it.
         options = {"generator": torch.Generator(), **options}
-        is_in_memory = images.read is None or isinstance(images.read, ReadOnce)
+        is_in_memory = images.reader is None or isinstance(images.reader, ReadOnce)
         workers = 0 if is_in_memory else self.num_workers  # they read files
         return Loader(
             images,

@@ -81,20 +81,20 @@ class Folder(ImageDataset):
             is_alone = others == [None, None, None, "crop", 1.0, "bilinear"]
             expected = "null, or neither image_size, resize, crop_pct, interpolation, mean nor std"
             require(is_alone, "transform", transform, f"{expected}, which it has in itself")
-            size, mean, std = (0, 0), 0.0, 1.0
+            size = (0, 0)
         is_list = isinstance(classes, list | tuple | None)
         are_names = is_list and {type(each) for each in classes or ()} <= {str, int, float}
         require(are_names, "classes", classes, "a list of names, as in [cat,dog]")
         named = [str(each) for each in classes or self._listing.classes]
         if name is None:
             name = self.data_dir.resolve().name if self.data_dir else "folder"
-        super().__init__(name, named, channels, eval_batch_size=eval_batch_size, **common)
+        common |= {"mean": mean, "std": std, "eval_batch_size": eval_batch_size}
+        super().__init__(name, named, channels, **common)
         self.split_settings = {"val_size": val_size, "test_size": test_size}
         self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}
         self._has_own_size = size is None
         size = tuple(size or self._size_of_the_first())
         self.prepare = Preparation(channels, size, resize, crop_pct, interpolation, transform)
-        self.normalise_by(mean, std)
 
     @property
     def root(self) -> Path:

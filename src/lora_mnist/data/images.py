@@ -20,33 +20,33 @@ Batch = tuple[Tensor, Tensor]
 #: Makes one image of another, such as a transform of torchvision.transforms.v2.
 Augment = Callable[[Any], Any]
 #: Reads files, and augments what they show.
-Read = Callable[[Sequence[Path], Augment | None], list[Tensor]]
+Reader = Callable[[Sequence[Path], Augment | None], list[Tensor]]
 
 
 @dataclass(eq=False)
 class Images(Dataset[Batch]):
     """A set of N images, all of them files or none."""
 
-    pixels: Sequence[Tensor | Path]  # of each, (channels, height, width), or its file
+    sources: Sequence[Tensor | Path]  # of each, (channels, height, width), or its file
     labels: Tensor  # int64, shape (N,)
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
-    read: Read | None = None  # of files
+    reader: Reader | None = None  # of files
     augment: Augment | None = None  # of each image that is taken
     digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`digests_of`
 
     def __post_init__(self) -> None:
         self.names = self.names or range(len(self))
         if self.digests is None:
-            self.digests = digests_of(self.pixels)
+            self.digests = digests_of(self.sources)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices``, and their labels."""
-        images: list[Any] = [self.pixels[i] for i in indices]
-        if self.read is not None:
-            images = self.read(images, self.augment)
+        images: list[Any] = [self.sources[i] for i in indices]
+        if self.reader is not None:
+            images = self.reader(images, self.augment)
         elif self.augment is not None:
             images = list(map(self.augment, images))
         return torch.stack(images) if images else torch.empty(0), self.labels[list(indices)]
@@ -56,15 +56,15 @@ class Images(Dataset[Batch]):
     def subset(self, indices: Tensor) -> "Images":
         """The images at ``indices``, int64, under the names that they have here."""
         order = indices.tolist()
-        pixels, names = [self.pixels[i] for i in order], [self.names[i] for i in order]
+        sources, names = [self.sources[i] for i in order], [self.names[i] for i in order]
         labels, digests = self.labels[indices], self.digests[indices]
-        return replace(self, pixels=pixels, labels=labels, names=names, digests=digests)
+        return replace(self, sources=sources, labels=labels, names=names, digests=digests)
 
     def without(self, is_left_out: Tensor) -> "Images":
         """These images but for some: ``is_left_out`` is bool, (N,)."""
         return self.subset((~is_left_out).nonzero()[:, 0]) if is_left_out.any() else self
 
-    def without_learnt(
+    def apart_from_learnt(
         self, learnt: Mapping[str, Tensor | None], name: str
     ) -> tuple["Images", dict[str, Any]]:
         """These images, called ``name``, without those that were learnt, and what is said of it."""
@@ -83,10 +83,10 @@ class Images(Dataset[Batch]):
     def followed_by(self, others: "Images") -> "Images":
         """These images, and after them ``others``, of the same size."""
         return Images(
-            [*self.pixels, *others.pixels],
+            [*self.sources, *others.sources],
             torch.cat([self.labels, others.labels]),
             [*self.names, *others.names],
-            self.read or others.read,
+            self.reader or others.reader,
             digests=torch.cat([self.digests, others.digests]),
         )
 
@@ -124,8 +124,8 @@ class ImageSets:
 
     def without_learnt(self, learnt: Mapping[str, Tensor | None]) -> "ImageSets":
         """These sets without images to validate and to test on that base or adapter has learnt."""
-        val, of_val = self.val.without_learnt(learnt, "validation images")
-        test, of_test = self.test.without_learnt(learnt, "test images")
+        val, of_val = self.val.apart_from_learnt(learnt, "validation images")
+        test, of_test = self.test.apart_from_learnt(learnt, "test images")
         left_out = {part: about for part, about in (("val", of_val), ("test", of_test)) if about}
         return replace(self, val=val, test=test, left_out=left_out)
 

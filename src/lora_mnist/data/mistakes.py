@@ -124,9 +124,9 @@ def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) 
 def _images_of(pictures: Sequence[Picture], dataset: ImageDataset) -> Images:
     """The pictures as images of the data set: files where those to train on are files."""
     paths, prepared = [p.path for p in pictures], [p.image for p in pictures]
-    labels, read = torch.tensor([p.label for p in pictures]), dataset.sets.train.read
+    labels, reader = torch.tensor([p.label for p in pictures]), dataset.sets.train.reader
     # Both are augmented before a transform.
-    return Images(paths if read else prepared, labels, read=read)
+    return Images(paths if reader else prepared, labels, reader=reader)
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:

@@ -42,15 +42,17 @@ class MNIST(Published):
         self, dataset: str = "MNIST", data_dir: str | Path = "data", **options: Any
     ) -> None:
         require_one_of("dataset", dataset, DATASETS)
-        self.theirs = getattr(torchvision.datasets, dataset)
-        classes = [name.partition(" - ")[0] for name in self.theirs.classes]  # 9 of "9 - nine"
+        self.of_torchvision = getattr(torchvision.datasets, dataset)
+        classes = [
+            name.partition(" - ")[0] for name in self.of_torchvision.classes
+        ]  # 9 of "9 - nine"
         super().__init__(dataset, classes, 1, DATASETS[dataset], data_dir, **options)
         self.folder = self.data_dir / dataset / "raw"
-        self.files = f"the .gz files of {self.theirs.mirrors[0]} in {self.folder}"
+        self.expected = f"the .gz files of {self.of_torchvision.mirrors[0]} in {self.folder}"
 
-    def read(self, train: bool) -> Batch:
+    def read_part(self, train: bool) -> Batch:
         try:
-            images = self.theirs(self.data_dir, train=train)
+            images = self.of_torchvision(self.data_dir, train=train)
         except Exception as error:  # torchvision has no class for missing and damaged files
             raise ValueError(str(error)) from error
         return images.data.unsqueeze(1), images.targets
@@ -58,7 +60,7 @@ class MNIST(Published):
     def fetch(self) -> None:
         for archive in self.folder.glob("*.gz"):  # a kill may have left half of what is in it
             archive.with_suffix("").unlink(missing_ok=True)
-        self.theirs(self.data_dir, download=True)
+        self.of_torchvision(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         if self.dataset == "MNIST":

@@ -20,18 +20,18 @@ from lora_mnist.project import user_path
 class Published(ImageDataset):
     """Training and test images in files that everybody has; a subclass reads and fetches them.
 
-    ``pixels`` are mean and deviation of the training images, from 0 to 1.
+    ``statistics`` are mean and deviation of the training images, from 0 to 1.
     """
 
     folder: Path  #: the data set's own, below ``data_dir``
-    files: str  #: what is expected to lie where, for messages
+    expected: str  #: what has to lie where, for messages
 
     def __init__(
         self,
         dataset: str,
         classes: list[str],
         channels: int,
-        pixels: tuple[Channelwise, Channelwise],
+        statistics: tuple[Channelwise, Channelwise],
         data_dir: str | Path,
         *,
         download: bool = True,
@@ -44,14 +44,15 @@ class Published(ImageDataset):
         for key in PREPARE:
             if (value := common.pop(key, None)) is not None:
                 raise ArgumentError(key, value, f"expected null; {dataset} has a form of its own")
+        common["mean"] = statistics[0] if mean is None else mean
+        common["std"] = statistics[1] if std is None else std
         super().__init__(dataset.lower() if name is None else name, classes, channels, **common)
-        self.normalise_by(pixels[0] if mean is None else mean, pixels[1] if std is None else std)
         self.dataset = dataset
         self.data_dir, self.download = user_path(data_dir), download
         self.val_size = val_size
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 
-    def read(self, train: bool) -> Batch:
+    def read_part(self, train: bool) -> Batch:
         """The training or test images, uint8, and labels; OSError or ValueError: not whole."""
         raise NotImplementedError
 
@@ -62,8 +63,8 @@ class Published(ImageDataset):
     def load(self, train: bool) -> Batch:
         """All training or test images, and labels; ``download`` makes and fills the folder."""
         with suppress(OSError, ValueError):
-            return self.read(train)
-        expected = f"expected {self.files}; some are missing or damaged"
+            return self.read_part(train)
+        expected = f"expected {self.expected}; some are missing or damaged"
         if not self.download:
             expected += "; they are fetched where this key is typed, without data.download=false"
             raise ArgumentError("data_dir", self.data_dir, expected)
@@ -73,7 +74,7 @@ class Published(ImageDataset):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
                 self.fetch()
-                return self.read(train)
+                return self.read_part(train)
         except (OSError, ValueError, RuntimeError, HTTPException) as error:
             with suppress(OSError):
                 if self.data_dir in new:

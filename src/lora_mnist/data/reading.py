@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from lora_mnist.data.images import Augment, Read
+from lora_mnist.data.images import Augment, Reader
 
 _T = TypeVar("_T")
 _Result = TypeVar("_Result")
@@ -28,7 +28,7 @@ def in_threads(function: Callable[[_T], _Result], items: Sequence[_T]) -> Iterat
 class ReadOnce:
     """Reads each file when it is first asked for, as ``read`` does, and keeps its image."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Reader) -> None:
         self._read, self._images = read, dict[Path, Tensor]()
 
     def __call__(self, paths: Sequence[Path], augment: Augment | None = None) -> list[Tensor]:

@@ -188,7 +188,7 @@ def _mistakes_of(
 
     net.eval().to(device)
     mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
-    test, about = mistakes.test.without_learnt(classifier.learnt, "held-out mistakes")
+    test, about = mistakes.test.apart_from_learnt(classifier.learnt, "held-out mistakes")
     return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
 
 
