@@ -44,15 +44,20 @@ class Dial(NamedTuple):
         """The point where ``asked`` has ``auto`` for some of its numbers; and the curve."""
         classifier = self.classifier
         some = images_of_dial(self.images.labels, self.seed)
-        batches = classifier.dataset.batches(self.images, classifier.device, some, "dial")
         numbers = {knob: float(value) for knob, value in asked.items() if value != AUTO}
         scale, offset = numbers.get("scale"), numbers.get("offset")
-        scales = beside if scale is None else sorted({*beside, scale})
-        offsets, net = None if offset is None else [offset], classifier.net.eval()
-        how = self.choose_by, classifier.mix
-        curve = dial_curve(net, batches, self.targets, scales, offsets, *how)
+        curve = dial_curve(
+            classifier.net.eval(),
+            classifier.dataset.batches(self.images, classifier.device, some, "dial"),
+            self.targets,
+            scales=beside if scale is None else sorted({*beside, scale}),
+            offsets=None if offset is None else [offset],
+            choose_by=self.choose_by,
+            mix=classifier.mix,
+        )
         row = curve["advised"] if scale is None else row_at(curve, scale)
-        return Point(**{knob: row[knob] for knob in Point._fields} | numbers), curve
+        point = Point(row["scale"], row["offset"] if offset is None else offset)
+        return point, curve
 
 
 def turn_adapter(
