@@ -8,7 +8,7 @@ from PIL import Image
 
 from lora_mnist import set_lora_scale
 from lora_mnist.commands.demo import build_page, mistakes_of_base, side_by_side
-from lora_mnist.config.objects import classifier_of
+from lora_mnist.config.make import classifier_of
 from lora_mnist.lora.point import BASE, Point
 
 

@@ -14,8 +14,8 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 from lora_mnist.classifier.base import sha256_of_base
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
+from lora_mnist.config.run import Run
 from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata

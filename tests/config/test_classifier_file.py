@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import CLASSIFIER, Run
 from lora_mnist.config.keys import checked, keys_of
+from lora_mnist.config.run import CLASSIFIER, Run
 
 FILE = """
 defaults:

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from lora_mnist.classifier.base import base_name
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import settings_of
+from lora_mnist.config.make import settings_of
+from lora_mnist.config.run import Run
 from lora_mnist.training.trainer import make_trainer
 
 

@@ -19,7 +19,7 @@ from lora_mnist import MLP
 from lora_mnist.classifier.base import read_base, sha256_of_base, write_base
 from lora_mnist.classifier.learnt import LEARNT_FILE, read_learnt, write_learnt
 from lora_mnist.commands import evaluate, train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.training.module import ClassifierModule

@@ -12,7 +12,7 @@ from helpers.runs import at, table_of
 from lora_mnist.classifier.base import read_base
 from lora_mnist.classifier.learnt import read_learnt
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors

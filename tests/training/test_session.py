@@ -8,8 +8,8 @@ from composed import FEW, SMALL, composed, logged, run
 from helpers.commands import refused
 from helpers.stranger import config, move_in
 
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
+from lora_mnist.config.run import Run
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS
 from lora_mnist.training.opening import open_session

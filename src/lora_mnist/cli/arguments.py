@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from lora_mnist import __version__
-from lora_mnist.config.command import CLASSIFIER, in_grammar
+from lora_mnist.config.run import CLASSIFIER, in_grammar
 from lora_mnist.errors import as_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
 

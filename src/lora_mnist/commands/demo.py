@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import classifier_of, typed_point
+from lora_mnist.config.make import classifier_of, typed_point
+from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra

@@ -5,9 +5,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.classifier.choose_point import turn_adapter
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import typed_point
+from lora_mnist.config.make import typed_point
+from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.opening import open_session

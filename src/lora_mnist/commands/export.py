@@ -26,9 +26,9 @@ from lora_mnist.classifier.huggingface import (
     processor_of,
     save_folder,
 )
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import classifier_of, typed_point
+from lora_mnist.config.make import classifier_of, typed_point
+from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, require_extra
 from lora_mnist.files import atomic_write, made_folder

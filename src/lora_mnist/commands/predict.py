@@ -12,9 +12,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import classifier_of, typed_point
+from lora_mnist.config.make import classifier_of, typed_point
+from lora_mnist.config.run import Run
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
     IncompleteError,

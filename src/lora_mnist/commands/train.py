@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from lora_mnist.choice import tell
 from lora_mnist.classifier.base import refuse_to_replace
-from lora_mnist.config.command import Run
 from lora_mnist.config.keys import checked
+from lora_mnist.config.run import Run
 from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import put_adapter

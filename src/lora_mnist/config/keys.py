@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lora_mnist.config.command import Run, is_in
+from lora_mnist.config.run import Run, is_in
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
-from lora_mnist.config.command import numeric_sort_key
+from lora_mnist.config.run import numeric_sort_key
 from lora_mnist.files import atomic_write
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.screen import log

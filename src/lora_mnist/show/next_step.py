@@ -3,7 +3,7 @@
 from os.path import relpath
 from pathlib import Path
 
-from lora_mnist.config.command import in_grammar, key_of
+from lora_mnist.config.run import in_grammar, key_of
 from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
 from lora_mnist.show.reading import Reading

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
 
-from lora_mnist.config.command import key_of, numeric_sort_key
+from lora_mnist.config.run import key_of, numeric_sort_key
 from lora_mnist.files import flatten, read_json, write_csv
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE

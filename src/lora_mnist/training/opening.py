@@ -18,8 +18,8 @@ from torch import Tensor
 from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run, key_of
-from lora_mnist.config.objects import classifier_of, settings_of, with_settings
+from lora_mnist.config.make import classifier_of, settings_of, with_settings
+from lora_mnist.config.run import Run, key_of
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
@@ -42,8 +42,7 @@ log = logging.getLogger(__name__)
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
-    # For calls from Python: of a command, cli/folder.py has asked. A cluster may start a job again.
-    if not run.is_sweep:
+    if run.typed is None:  # called from Python; the folder of a command is its own: cli/claim.py
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     _refuse_settings(cfg, run)
     trainer = make_trainer(cfg, run)

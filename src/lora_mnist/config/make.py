@@ -14,11 +14,11 @@ from lora_mnist.project import importable
 from lora_mnist.run_paths import latest_adapter
 
 
-def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
+def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
     """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
     with importable(), config_group(key):
         # Plain lists, for checkpoints.
-        return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)
+        return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
 
 
 def with_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:

@@ -26,16 +26,16 @@ class Run:
     is_sweep: bool = False  # whether it is a job of a sweep
 
     @classmethod
-    def of_command_line(cls, hydra: Any, folder: Path) -> "Run":
+    def of_command_line(cls, hydra_conf: Any, folder: Path) -> "Run":
         """The run that Hydra's own configuration describes."""
-        overrides: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+        overrides: Any = OmegaConf.to_container(hydra_conf.overrides, resolve=False)
         typed = []
-        for source in hydra.runtime.config_sources:
+        for source in hydra_conf.runtime.config_sources:
             if source.provider == "command-line":
                 typed.append(f"--config-dir={os.path.relpath(source.path)}")
         for text in (*overrides["task"], *overrides["hydra"]):
             typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
-        return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
+        return cls(folder, tuple(typed), hydra_conf.mode == RunMode.MULTIRUN)
 
     @property
     def keys(self) -> list[str]:
