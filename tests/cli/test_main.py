@@ -36,6 +36,8 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("trainer.limit_val_batches=0", " +trainer.limit_val_batches"),
         ("digit=4", "digit=4: expected no other class than target=9"),
         ("logger=0", "logger/0' Available options in 'logger': csv "),
+        ("augment=[auto,flip]", "augment=[auto,flip]: expected auto alone"),
+        ("augment=[auto,flip],none", "augment=[auto,flip],none: expected auto alone"),
         ("loss=null", "loss/null' Available options in 'loss': cross_entropy "),
         ("Flöte", "Flöte: expected KEY=VALUE"),
         ("trainer.precision=16-true", "trainer.precision=16-true: "),

@@ -258,11 +258,7 @@ def test_augmentations_are_composed_in_the_order_typed(typed, names):
     assert [change["_target_"].rpartition(".")[2] for change in changes] == names
 
 
-def test_an_augmentation_is_no_word_but_auto(tmp_path):
-    """Which stands alone."""
-    typed = ("augment=[auto,flip]",)
-    with pytest.raises(UserError, match=r"^augment=\[auto,flip\]: expected auto alone"):
-        train(composed("train", *RECIPE, *typed), Run(tmp_path, typed))
+def test_an_augmentation_is_no_word_but_auto():
     with pytest.raises(UserError, match=r"^batches.augment=flip: expected a transform, "):
         augment_of(composed("train", "stage=lora", "batches.augment=flip"), None)
 

@@ -23,7 +23,7 @@ from lora_mnist.cli.arguments import command_name, give_to_hydra
 from lora_mnist.cli.ends import PastHydra, end_of
 from lora_mnist.cli.explain import log_failure
 from lora_mnist.cli.sweep import run_job
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Command, Run
 from lora_mnist.project import COMMANDS, CONFIGS
 
@@ -37,7 +37,7 @@ def run_command(name: str) -> None:
     """Run one of the five commands; a refusal, and --help, do not wait for torch."""
 
     def command(cfg: DictConfig, run: Run) -> None:
-        cfg = checked(cfg, run)
+        cfg = resolve_configuration(cfg, run)
         module, _, function = COMMANDS[name].rpartition(".")
         getattr(import_module(module), function)(cfg, run)
 

@@ -14,7 +14,6 @@ from lora_mnist.cli.explain import log_failure
 from lora_mnist.config.run import Command, Run, key_of
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
-from lora_mnist.project import user_path
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
 from lora_mnist.show.summary import (
     best_line,
@@ -27,8 +26,6 @@ from lora_mnist.show.summary import (
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
-# Hydra makes folders before a command has checked its keys.
-OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(user_path(p)), replace=True)
 
 #: How the numbers of test images begin.
 _NEVER_CHOOSE = ("test", "mistakes")

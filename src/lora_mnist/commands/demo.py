@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.make import classifier_of, typed_point
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
@@ -145,7 +145,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else the import would report itself
     require_extra("demo.py", "demo", "gradio")
     log.info("loading the network and its test images")
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     classifier = classifier_of(cfg)
     classifier.make_ready()
     turn_adapter(classifier, typed_point(cfg))

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.classifier.choose_point import turn_adapter
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.make import typed_point
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier

@@ -26,7 +26,7 @@ from lora_mnist.classifier.huggingface import (
     processor_of,
     save_folder,
 )
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.make import classifier_of, typed_point
 from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
@@ -91,7 +91,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     out = Path(str(cfg.out))
     write = _WRITERS.get(out.suffix.lower())
     expected = "expected a new file that ends in .onnx or .safetensors"
@@ -106,7 +106,6 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if write is folder_of_transformers and not is_of_transformers:
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
-    classifier.make_ready()
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
     point = turn_adapter(classifier, typed_point(cfg))

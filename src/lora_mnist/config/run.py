@@ -78,11 +78,3 @@ def is_in(key: str, group: str) -> bool:
 def key_of(text: str) -> str:
     """The key that an override of the command line sets."""
     return text.split("=", 1)[0].lstrip("+~")
-
-
-def numeric_sort_key(value: str) -> tuple[bool, float, str]:
-    """Sort key of a value that was typed: numbers by size, before everything else."""
-    try:
-        return False, float(value), ""
-    except ValueError:
-        return True, 0.0, value

@@ -1,6 +1,7 @@
 """Figures of a run, from its results and predictions, and of a sweep."""
 
 import base64
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
-from lora_mnist.config.run import numeric_sort_key
 from lora_mnist.files import atomic_write
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.screen import log
+from lora_mnist.show.summary import numeric_sort_key
+
+log = logging.getLogger(__name__)
 
 #: More lines could not be told apart, and become points; more values get an axis of numbers.
 _MAX_LINES = 10

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
 
-from lora_mnist.config.run import key_of, numeric_sort_key
+from lora_mnist.config.run import key_of
 from lora_mnist.files import flatten, read_json, write_csv
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE
@@ -85,6 +85,14 @@ def summarize(folder: Path, metric: str) -> Summary:
 
     failed_jobs = [job for job in jobs if job.error is not None]
     return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
+
+
+def numeric_sort_key(value: str) -> tuple[bool, float, str]:
+    """Sort key of a value that was typed: numbers by size, before everything else."""
+    try:
+        return False, float(value), ""
+    except ValueError:
+        return True, 0.0, value
 
 
 def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.make import classifier_of, settings_of, with_settings
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.run import Run
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
@@ -44,7 +43,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     started = time.perf_counter()
     if run.typed is None:  # called from Python; the folder of a command is its own: cli/claim.py
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
-    _refuse_settings(cfg, run)
+    _refuse_settings(cfg)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
@@ -62,11 +61,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     return session
 
 
-def _refuse_settings(cfg: DictConfig, run: Run) -> None:
+def _refuse_settings(cfg: DictConfig) -> None:
     """Refuse what the configuration alone shows."""
-    for text in run.typed or ():
-        if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
-            raise UserError(f"{text}: expected auto alone, or a list without it")
     if cfg.stage == "pretrain":
         _refuse_what_needs_a_base(cfg)
     if cfg.stage == "lora":
