@@ -39,9 +39,7 @@ def open_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
         )
-    folder = Path(hydra_conf.sweep.dir)
-    refuse_used_folder("hydra.sweep.dir", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_used_folder("hydra.sweep.dir", Path(hydra_conf.sweep.dir))
 
 
 def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) -> float | None:

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from lora_mnist.measure.predictions import logged_metrics
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.report import FIGURES
 from lora_mnist.show.verdict import verdict
 
 #: The page of Custom Scalars: titles of charts, and how the tags of their curves begin.
@@ -59,7 +58,7 @@ def _log_pages(
         writer.add_custom_scalars({"training and validation": charts})
     writer.add_text("choices", "\n".join(f"- {line}" for line in reading.choice_lines()))
     for name, figure in figures.items():
-        writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
+        writer.add_figure(f"figures/{name}", figure, close=False)
     shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}
     logger.log_hyperparams(logger.hparams, shown)
     writer.close()  # else its thread would stay, one more with each job of a sweep

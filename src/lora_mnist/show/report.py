@@ -30,7 +30,6 @@ from lora_mnist.show.verdict import verdict
 
 log = logging.getLogger(__name__)
 
-FIGURES = "figures"  # the folder in that of a run
 #: With more classes the numbers in a matrix could not be read.
 _MAX_IN_MATRIX = 12
 _MAX_SHOWN = 16  # images of a kind
@@ -53,7 +52,7 @@ def make_report(
         figures["confusion"] = draw_confusion(matrices, names)
     addresses = {}
     for name, figure in figures.items():
-        addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
+        addresses[name] = save_figure(figure, folder / "figures" / f"{name}.png")
     # autoescape: names come from users and files.
     templates = PackageLoader("lora_mnist.show", "templates")
     environment = Environment(

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lora_mnist.choice import AUTO, WEAK
+from lora_mnist.choice import AUTO
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.make import classifier_of, settings_of, with_settings
@@ -31,7 +31,7 @@ from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import numbers_of
+from lora_mnist.training.target import WEAK, numbers_of
 from lora_mnist.training.trainer import make_trainer
 from lora_mnist.training.trials import tell_unused, values_of_trials
 
