@@ -41,6 +41,12 @@ def test_a_scale_of_no_adapter_is_refused_before_its_base_is_read(tmp_path):
     assert refused(open_session, resolve_configuration(cfg, run), run).startswith("offset=1: ")
 
 
+def test_a_folder_with_anything_in_it_is_no_new_one(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    said = refused(open_session, composed("eval"), Run(tmp_path))
+    assert said == f"hydra.run.dir={tmp_path}: has a mine.txt already; expected a new folder"
+
+
 @pytest.mark.parametrize(
     "mistake",
     [

@@ -15,14 +15,7 @@ from lora_mnist.config.run import Command, Run, key_of
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.summary import (
-    best_line,
-    better_end,
-    draw,
-    summarize,
-    table_text,
-    write_summary,
-)
+from lora_mnist.show.summary import best_line, better_end, summarize, table_text, write_summary
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
@@ -73,10 +66,12 @@ def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) 
 
 def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
+    from lora_mnist.show.figures import save_summary  # late: torch
+
     folder, metric = Path(hydra_conf.sweep.dir).absolute(), cfg.sweep.metric or ""
     summary = summarize(folder, metric)
     write_summary(summary)
-    draw(summary)
+    save_summary(summary)
     print(table_text(summary, cfg.sweep.columns))
     typed = {key_of(text) for text in hydra_conf.overrides.task}
     names = {name for row in summary.rows for job in row for name in job.results}

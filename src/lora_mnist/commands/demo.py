@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import classifier_of, typed_point
+from lora_mnist.config.make import classifier_of, configured_point
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
@@ -148,5 +148,5 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = resolve_configuration(cfg, run)
     classifier = classifier_of(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, typed_point(cfg))
+    turn_adapter(classifier, configured_point(cfg))
     build_page(classifier).launch(share=False, show_error=True)

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import typed_point
+from lora_mnist.config.make import configured_point
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder
 from lora_mnist.training.check_preprocessing import check_base
@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         session = open_session(cfg, run)
         classifier = session.classifier
         session.evaluating()  # also what the dial sees
-        point = turn_adapter(classifier, typed_point(cfg), session.images.val)
+        point = turn_adapter(classifier, configured_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
         is_alone = classifier.adapter is None
         tables, advice = session.tables(with_val=is_alone), []

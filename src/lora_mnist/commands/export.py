@@ -27,7 +27,7 @@ from lora_mnist.classifier.huggingface import (
     save_folder,
 )
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import classifier_of, typed_point
+from lora_mnist.config.make import classifier_of, configured_point
 from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, require_extra
@@ -108,7 +108,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
-    point = turn_adapter(classifier, typed_point(cfg))
+    point = turn_adapter(classifier, configured_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:

@@ -37,7 +37,7 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
+def configured_point(cfg: DictConfig) -> dict[str, float | str | None]:
     """What a command is told of the point of a saved adapter; ``None``: as it was saved."""
     return {knob: cfg.get(knob) for knob in KNOBS}
 
@@ -45,7 +45,7 @@ def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
 def classifier_of(cfg: DictConfig) -> Classifier:
     """The classifier that a configuration names: its base, and its adapter as it was saved."""
     adapter = cfg.get("adapter")
-    for knob, value in typed_point(cfg).items():
+    for knob, value in configured_point(cfg).items():
         if adapter is None and value is not None:
             raise UserError(f"{knob}={value}: expected null, since there is no adapter")
     if adapter == "latest":

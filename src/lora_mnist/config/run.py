@@ -20,7 +20,7 @@ CLASSIFIER = "classifier@_global_"
 class Run:
     """One call of a command, as the command line made it."""
 
-    folder: Path  # where it leaves its files
+    folder: Path  # a new one, where it leaves its files
     #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
     typed: tuple[str, ...] | None = None
     is_sweep: bool = False  # whether it is a job of a sweep

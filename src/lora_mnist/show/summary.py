@@ -188,18 +188,3 @@ def write_summary(summary: Summary) -> None:
     titles = {key: None for line in lines for key in line}
     rows = [[line.get(title) for title in titles] for line in lines]
     write_csv(summary.folder / "summary.csv", titles, rows)
-
-
-def draw(summary: Summary) -> None:
-    """Write ``summary.png``."""
-    from lora_mnist.show.figures import draw_sweep, save_figure  # late: matplotlib
-
-    points = []
-    for row in summary.rows:
-        value = number(row, summary.metric)
-        if value is not None:
-            swept = {key: row[0].values[key] for key in summary.keys}
-            points.append((swept, value, number(row, summary.metric, stdev)))
-    if points and summary.keys:
-        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
-        save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
