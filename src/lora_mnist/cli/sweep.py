@@ -32,7 +32,9 @@ def open_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
         )
-    refuse_used_folder("hydra.sweep.dir", Path(hydra_conf.sweep.dir))
+    folder = Path(hydra_conf.sweep.dir)
+    refuse_used_folder("hydra.sweep.dir", folder)
+    folder.mkdir(parents=True, exist_ok=True)  # a search may keep its study there
 
 
 def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) -> float | None:
