@@ -1,6 +1,6 @@
 """A page to draw on: base and adapted network side by side, the adapter on a slider."""
 
-from lora_mnist.cli.entry import run_command
+from lora_mnist.cli.main import run_command
 
 if __name__ == "__main__":
-    run_command("lora_mnist.commands.demo.demo", "demo")
+    run_command("demo")

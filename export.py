@@ -1,6 +1,6 @@
 """Fold adapters into their base and write one plain network (adapter=FOLDER out=FILE)."""
 
-from lora_mnist.cli.entry import run_command
+from lora_mnist.cli.main import run_command
 
 if __name__ == "__main__":
-    run_command("lora_mnist.commands.export.export", "export")
+    run_command("export")

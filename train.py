@@ -1,6 +1,6 @@
 """Pretrain a base (stage=pretrain), or repair its weak class with an adapter (stage=lora)."""
 
-from lora_mnist.cli.entry import run_command
+from lora_mnist.cli.main import run_command
 
 if __name__ == "__main__":
-    run_command("lora_mnist.commands.train.train", "train")
+    run_command("train")

@@ -28,9 +28,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist import remove_lora
-from lora_mnist.cli.main import run_entry
-from lora_mnist.config.command import Run, key_of
-from lora_mnist.config.objects import classifier_of, make
+from lora_mnist.cli.main import run_by_hydra
+from lora_mnist.config.make import classifier_of, make
+from lora_mnist.config.run import Run, key_of
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Augment, Images, ImageSets
 from lora_mnist.errors import UserError
@@ -347,4 +347,4 @@ if __name__ == "__main__":
         print(__doc__)
     else:
         sys.argv[1:1] = ["experiment=repair", "hydra=no_folder", "+adapter=latest"]
-        run_entry(rival, "train")
+        run_by_hydra(rival, "train")

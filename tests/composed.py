@@ -23,7 +23,7 @@ from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapte
 from lora_mnist.classifier.base import write_base
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import CLASSIFIER
+from lora_mnist.config.run import CLASSIFIER
 from lora_mnist.data import MNIST
 from lora_mnist.lora.peft_files import WEIGHTS_NAME
 

@@ -102,7 +102,8 @@ def cli(monkeypatch, capfd, tmp_path):
             code = exit_.code or 0
         finally:
             logging.shutdown()
-            for name in (None, "lora_mnist.cli.explain", "lora_mnist.show", "lightning.pytorch"):
+            ours = ("lora_mnist.cli.explain", "lora_mnist.tables.file")
+            for name in (None, *ours, "lightning.pytorch"):
                 for handler in [*logging.getLogger(name).handlers]:
                     if isinstance(handler, logging.FileHandler):  # it would open its file anew
                         logging.getLogger(name).removeHandler(handler)

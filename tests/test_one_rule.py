@@ -12,7 +12,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 
 TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
 LORA = ("stage=lora", "target=9", *TRAIN)

@@ -22,8 +22,8 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
-from lora_mnist.config.objects import classifier_of
+from lora_mnist.config.make import classifier_of
+from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.training import artifacts

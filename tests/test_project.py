@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lora_mnist.config.command import in_grammar
+from lora_mnist.config.run import in_grammar
 from lora_mnist.project import command_line
 
 ARGUMENTS = [

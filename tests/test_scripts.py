@@ -22,7 +22,7 @@ from lora_mnist.classifier.base import write_base
 from lora_mnist.classifier.record import Record
 from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data import CIFAR
 from lora_mnist.data.cifar import DATASETS
 

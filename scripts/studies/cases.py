@@ -21,8 +21,8 @@ from rival import Case, load_case
 from torch import nn
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
-from lora_mnist.config.objects import classifier_of, make
+from lora_mnist.config.make import classifier_of, make
+from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.training.trials import augment_of
 

@@ -1,5 +1,5 @@
 """``python -m lora_mnist`` is the program ``lora-mnist``."""
 
-from lora_mnist.cli.entry import main
+from lora_mnist.cli.main import main
 
 main()

@@ -10,8 +10,6 @@ log = logging.getLogger(__name__)
 
 #: The value of a key that images decide.
 AUTO = "auto"
-#: The values of target for which images decide: the weakest class, and all weak ones.
-WEAK = ("weakest", "weak")
 #: The keys that set the choices of a repair.
 _KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
 

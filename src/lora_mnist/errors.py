@@ -112,19 +112,16 @@ def refusal_of(error: ArgumentError, group: str = "") -> str:
 
 
 def _is_of_libraries(error: BaseException | None) -> bool:
-    """Whether only libraries have run: an error with a frame in other code is no wrong value."""
+    """Whether only code that is Python's, ours or installed has run, and none of the user's own."""
     while error is not None:
         for frame, _ in walk_tb(error.__traceback__):
-            if not _is_library(frame.f_code.co_filename):
+            file = Path(frame.f_code.co_filename)
+            is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+            # A library makes the code of <string>.
+            if not is_installed and not str(file).startswith((*_LIBRARIES, "<")):
                 return False
         error = error.__cause__
     return True
-
-
-def _is_library(file: str) -> bool:
-    """Whether code is Python's, ours or installed, and no file of the user's own."""
-    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
-    return is_installed or file.startswith((*_LIBRARIES, "<"))  # <string>: made by a library
 
 
 def one_line(text: object) -> str:

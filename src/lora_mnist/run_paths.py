@@ -16,26 +16,12 @@ FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-#: What the folder of a new run or sweep may not have, and who writes it; cli/folder.py adds to it.
-RUN_FILES = (
-    RESULTS_FILE,  # training/results.py
-    FAILED_FILE,  # cli/sweep.py
-    ADAPTER_FOLDER,  # training/artifacts.py
-    "predictions.csv",  # show/predictions_file.py
-    "report.html",  # show/report.py
-    "checkpoints",  # Lightning, as configs/callbacks has it
-    "figures",  # show/report.py
-    "summary.csv",  # show/summary.py
-    "summary.png",  # show/summary.py
-    "multirun.yaml",  # Hydra
-)
 
 
-def refuse_used_folder(key: str, folder: Path, *names: str) -> None:
-    """Refuse a folder that has ``names``, or in which a run would replace what is not its own."""
-    for name in (*names, *RUN_FILES):
-        if (folder / name).exists():
-            raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
+def refuse_used_folder(key: str, folder: Path) -> None:
+    """Refuse a folder with anything in it, which a run or a sweep might replace."""
+    for path in folder.glob("*"):
+        raise UserError(f"{key}={folder}: has a {path.name} already; expected a new folder")
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -12,7 +12,7 @@ from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.build import build_network
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
-from lora_mnist.config.objects import classifier_of
+from lora_mnist.config.make import classifier_of
 from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_point

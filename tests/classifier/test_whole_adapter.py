@@ -23,7 +23,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.lora.adapter import read_metadata
 
 QUICK = ("trainer=cpu", "logger=none", "figures=false", "paths.outputs=outputs")

@@ -13,8 +13,8 @@ from torch.utils.data import get_worker_info
 
 from lora_mnist.cli.explain import explain
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
-from lora_mnist.config.objects import make
+from lora_mnist.config.make import make
+from lora_mnist.config.run import Run
 
 QUICK = ("trainer=cpu", "trainer.max_steps=2", "figures=false", "logger=none")
 

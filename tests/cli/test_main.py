@@ -1,7 +1,8 @@
-"""What the commands share: how they refuse, what they leave, and where they may be started."""
+"""What the commands share: how they refuse, what they leave, where they start; and the wheel."""
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
-from lora_mnist.config.command import Run
+from lora_mnist.cli.main import main
+from lora_mnist.config.run import Run
 
 
 @pytest.mark.parametrize("arguments", [("lora.rank=4",), ("-m", "experiment=notebook", "seed=0,1")])
@@ -34,9 +36,10 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("trainer.limit_val_batches=0", " +trainer.limit_val_batches"),
         ("digit=4", "digit=4: expected no other class than target=9"),
         ("logger=0", "logger/0' Available options in 'logger': csv "),
+        ("augment=[auto,flip]", "augment=[auto,flip]: expected auto alone"),
+        ("augment=[auto,flip],none", "augment=[auto,flip],none: expected auto alone"),
         ("loss=null", "loss/null' Available options in 'loss': cross_entropy "),
         ("Flöte", "Flöte: expected KEY=VALUE"),
-        ("classes=[Flöte,b]", "in a list such a name stands in quotes"),
         ("trainer.precision=16-true", "trainer.precision=16-true: "),
         ("run_name=${nope}", ": Interpolation key 'nope' not found"),
     ],
@@ -136,3 +139,43 @@ def test_overrides_are_left_out_by_whole_keys():
     out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")
     run = Run(Path(), left + out)
     assert run.typed_without("hydra", "sweep", "callbacks.checkpoint") == list(left)
+
+
+def test_each_name_is_a_command(monkeypatch, capfd):
+    def typed(*arguments):
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lora-mnist", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code
+        return (code, *capfd.readouterr())
+
+    code, out, names = typed()
+    assert (code, out) == (2, "")
+    assert typed("--help") == (0, names, "")
+    assert typed("trian")[0] == 2
+    assert typed("--config-name") == (2, "", names)
+    assert typed("--config-name", "trian")[0] == 2
+    for name in ("train", "eval", "predict", "export", "demo"):
+        assert f"lora-mnist {name}" in names
+        code, out, _ = typed(name, "--cfg", "job")
+        assert code == 0
+        assert f"stage: {'???' if name == 'train' else name}" in out
+
+
+@pytest.mark.slow
+def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
+    """Unpacked into a folder of its own it has every file, and its commands start there."""
+    build = pytest.importorskip("hatchling.build", reason="the extra dev is not installed")
+    monkeypatch.chdir(ROOT)
+    wheel = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path)))
+    files = set(wheel.namelist())
+    for path in (ROOT / "src").rglob("*.py"):
+        assert path.relative_to(ROOT / "src").as_posix() in files
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        name = path.relative_to(ROOT).as_posix()
+        assert (f"lora_mnist/{name}" in files) != name.startswith("configs/local/")
+    wheel.extractall(tmp_path / "site")
+    done = run_process("-m", "lora_mnist", "train", "--help", PYTHONPATH=str(tmp_path / "site"))
+    assert "experiment=repair target=weakest       # repair" in done.stdout, done.stderr

@@ -7,8 +7,8 @@ from helpers.stranger import CLASSES, config, move_in
 from PIL import Image
 
 from lora_mnist import set_lora_scale
-from lora_mnist.commands.demo import build_page, mistakes_of_base, side_by_side
-from lora_mnist.config.objects import classifier_of
+from lora_mnist.commands.demo import build_page, side_by_side, wrong_images
+from lora_mnist.config.make import classifier_of
 from lora_mnist.lora.point import BASE, Point
 
 
@@ -37,18 +37,18 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
 
 
 @torch.no_grad()
-def test_shows_every_mistake_of_the_base(classifier, with_nine):
+def test_shows_every_image_that_the_base_gets_wrong(classifier, with_nine):
     images = classifier.test_images()
     predictions = small_net(with_nine)(
         classifier.dataset.normalise(torch.stack(images.sources))
     ).argmax(1)
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
-    mistakes = list(mistakes_of_base(classifier, images))
-    assert [number for _, _, number in mistakes] == wrong
-    for note, image, number in mistakes:
+    shown = list(wrong_images(classifier, images))
+    assert [number for _, _, number in shown] == wrong
+    for note, image, number in shown:
         assert note == f"Test image {number}, labelled {images.labels[number]}"
         assert image.equal(images.sources[number])
-    after_the_second = mistakes_of_base(classifier, images, wrong[1])
+    after_the_second = wrong_images(classifier, images, wrong[1])
     assert [number for _, _, number in after_the_second] == wrong[2:] + wrong[:2]  # again
 
 
@@ -70,9 +70,9 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     move_in(tmp_path, monkeypatch)
     page = build_page(classifier_of(config("demo", "adapter=null")))
-    read, mistake = (page.fns[number].fn for number in (0, 1))
+    read, wrong_image = (page.fns[number].fn for number in (0, 1))
     assert read("photos/dog/3.png")[0].shape == (3, 8, 8)
-    assert mistake(-1)[0].rpartition("labelled ")[2] in CLASSES
+    assert wrong_image(-1)[0].rpartition("labelled ")[2] in CLASSES
 
 
 def test_demo_without_its_extra(cli, monkeypatch):

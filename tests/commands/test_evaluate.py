@@ -7,7 +7,7 @@ from helpers.commands import only_run, read_results
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError
 
 

@@ -14,8 +14,8 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 from lora_mnist.classifier.base import sha256_of_base
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.run import Run
 from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
@@ -77,11 +77,11 @@ def test_a_notebook_gets_the_results_back(outputs):
 def test_a_class_is_named_once(tmp_path):
     """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
     both = composed("train", *NINES, "target=3")
-    assert refused(checked, both).startswith("digit=9: ")
+    assert refused(resolve_configuration, both).startswith("digit=9: ")
     for typed in ("target=3", "digit=9"):  # the other one stands in a file
-        assert checked(both, Run(tmp_path, (typed,))).target == int(typed[-1])
+        assert resolve_configuration(both, Run(tmp_path, (typed,))).target == int(typed[-1])
     both_typed = Run(tmp_path, ("digit=9", "target=3"))
-    assert refused(checked, both, both_typed).startswith("digit=9: ")
+    assert refused(resolve_configuration, both, both_typed).startswith("digit=9: ")
     assert composed("train", *NINES).target == 9
     assert composed("train", "experiment=repair").target == "weakest"
     assert composed("train", "experiment=repair", "digit=4").target == 4

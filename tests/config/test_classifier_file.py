@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import CLASSIFIER, Run
-from lora_mnist.config.keys import checked, keys_of
+from lora_mnist.config.keys import keys_of, resolve_configuration
+from lora_mnist.config.run import CLASSIFIER, Run
 
 FILE = """
 defaults:
@@ -93,27 +93,31 @@ def test_a_misspelt_key_inside_a_file_is_refused(here, group, misspelt):
 def test_keys_of_ones_own_are_taken_where_a_group_or_a_value_has_them():
     more = ("+callbacks.x.y=1", "+sweep.columns.rate=seed")
     cfg = composed("train", "stage=lora", *more, "+logger.tensorboard.prefix=a")
-    given, left = map(OmegaConf.to_container, (cfg, checked(cfg)))
+    given, left = map(OmegaConf.to_container, (cfg, resolve_configuration(cfg)))
     assert left == given
 
 
 def test_each_command_takes_the_keys_that_it_has(tmp_path):
     """Of ``configs/local/default.yaml``, where nobody has typed them."""
     cfg, images = composed("predict", "+seed=3", "images=x.png"), Run(tmp_path, ("images=x.png",))
-    once = checked(cfg, images)
+    once = resolve_configuration(cfg, images)
     assert "seed" not in once
-    assert checked(once, images) == once
-    assert refused(checked, cfg, Run(tmp_path, typed=("+seed=3",))).startswith("seed: ")
+    assert resolve_configuration(once, images) == once
+    assert refused(resolve_configuration, cfg, Run(tmp_path, typed=("+seed=3",))).startswith(
+        "seed: "
+    )
     lora = composed("train", "stage=lora", "+adapter=latest")
-    assert "adapter" not in checked(lora, Run(tmp_path, typed=("stage=lora",)))
+    assert "adapter" not in resolve_configuration(lora, Run(tmp_path, typed=("stage=lora",)))
     typed = Run(tmp_path, typed=("stage=lora", "+adapter=latest"))
-    assert refused(checked, lora, typed).startswith("adapter: nothing reads this key")
+    assert refused(resolve_configuration, lora, typed).startswith("adapter: nothing reads this key")
     flipped = composed("eval", "augment=flip")
-    assert "batches" not in checked(flipped, Run(tmp_path, typed=()))  # a file's
-    assert refused(checked, flipped, Run(tmp_path, typed=("augment=flip",))).startswith("augment: ")
+    assert "batches" not in resolve_configuration(flipped, Run(tmp_path, typed=()))  # a file's
+    assert refused(
+        resolve_configuration, flipped, Run(tmp_path, typed=("augment=flip",))
+    ).startswith("augment: ")
     misspelt = composed("predict", "images=x.png")
     OmegaConf.update(misspelt, "batches", {"repaly": 3}, force_add=True)
-    said = refused(checked, misspelt, Run(tmp_path, typed=()))
+    said = refused(resolve_configuration, misspelt, Run(tmp_path, typed=()))
     assert said.startswith("batches.repaly: nothing reads this key")
 
 
@@ -121,7 +125,7 @@ def test_the_hydra_of_a_caller_is_left_as_it_was():
     keys_of.cache_clear()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("predict")
-        checked(cfg)
+        resolve_configuration(cfg)
         assert compose("predict") == cfg
 
 
@@ -131,4 +135,4 @@ def test_the_file_of_the_readme_is_read(tmp_path):
     (tmp_path / "classifier" / "photos.yaml").write_text(file)
     for entry in ("eval", "predict", "export", "demo"):
         cfg = composed(entry, f"hydra.searchpath=[file://{tmp_path}]", f"{CLASSIFIER}=photos")
-        assert checked(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"
+        assert resolve_configuration(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"

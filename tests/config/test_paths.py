@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.commands.predict import find_pictures
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.data import Folder
 from lora_mnist.run_paths import new_run_folder
 
@@ -30,7 +30,7 @@ def home(tmp_path, monkeypatch):
 )
 def test_a_command_finds_it(home, entry, keys):
     typed = ("stage=lora", "digit=9") if entry == "train" else ()
-    cfg = checked(composed(entry, *typed, *(f"{key}='~/{key}'" for key in keys)))
+    cfg = resolve_configuration(composed(entry, *typed, *(f"{key}='~/{key}'" for key in keys)))
     for key in keys:
         assert OmegaConf.select(cfg, key) == f"{home}/{key}"
     if entry == "train":

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from lora_mnist.classifier.base import base_name
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import settings_of
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.make import settings_of
+from lora_mnist.config.run import Run
 from lora_mnist.training.trainer import make_trainer
 
 
@@ -25,7 +25,7 @@ def test_lightnings_own_arguments_stand_beside_the_presets_or_in_their_place(tmp
         "+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer}]",
         f"+trainer.plugins=[{{{precision}, device: cpu}}]",
     )
-    trainer = make_trainer(checked(cfg, Run(tmp_path)), Run(tmp_path))
+    trainer = make_trainer(resolve_configuration(cfg, Run(tmp_path)), Run(tmp_path))
     names = {type(callback).__name__ for callback in trainer.callbacks}
     assert {"ModelCheckpoint", "EarlyStopping", "RichProgressBar", "Timer"} <= names
     assert type(trainer.precision_plugin).__name__ == "MixedPrecision"

@@ -11,7 +11,7 @@ from helpers.commands import read_results
 
 from lora_mnist import load_classifier
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data import CIFAR
 from lora_mnist.data.cifar import DATASETS
 

@@ -8,7 +8,7 @@ from composed import composed
 from PIL import Image
 
 from lora_mnist.classifier.build import build_network
-from lora_mnist.config.objects import settings_of
+from lora_mnist.config.make import settings_of
 
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """

@@ -9,7 +9,7 @@ import time
 
 from hydra.core.config_store import ConfigStore
 
-from lora_mnist.cli.main import run_entry
+from lora_mnist.cli.main import run_by_hydra
 from lora_mnist.errors import UserError
 from lora_mnist.files import write_json
 
@@ -78,4 +78,4 @@ def play(cfg, run):
 
 
 if __name__ == "__main__":
-    run_entry(play, "toy")
+    run_by_hydra(play, "toy")

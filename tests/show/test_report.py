@@ -67,7 +67,7 @@ def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, famili
     classes = ["cat", f"dog {odd}", "cow"]
     with (
         mpl.rc_context({"font.family": families}),
-        logged("lora_mnist.run") as text,
+        logged("lora_mnist.show.figures") as text,
         warnings.catch_warnings(action="error"),
     ):
         page = report_of(tmp_path, results(classes=classes))

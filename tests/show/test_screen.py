@@ -15,13 +15,13 @@ from lora_mnist.show.reading import Reading
 from lora_mnist.show.screen import print_parameters, print_predictions, print_results
 
 
-def printed(function, *arguments, to="log"):
-    with logged(f"lora_mnist.show.{to}") as text:
+def printed(function, *arguments, to="file"):
+    with logged(f"lora_mnist.tables.{to}") as text:
         function(*arguments)
     return text.getvalue()
 
 
-def printed_results(run, to="log"):
+def printed_results(run, to="file"):
     return printed(print_results, Reading(run), Path(), to=to)
 
 

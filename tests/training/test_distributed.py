@@ -11,7 +11,7 @@ from helpers.nets import batches
 from lightning.pytorch import Trainer
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError
 from lora_mnist.training.module import ClassifierModule
 

@@ -13,7 +13,7 @@ from helpers.callbacks import CRASH, OFTEN, Crashed
 from helpers.commands import ROOT, files_of, only_run, read_results, refused, run_process
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training import repair

@@ -20,7 +20,7 @@ from lora_mnist.classifier.base import sha256_of_base, write_base
 from lora_mnist.classifier.learnt_file import LEARNT_FILE, read_learnt, write_learnt
 from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands import evaluate, train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.training.module import ClassifierModule

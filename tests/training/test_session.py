@@ -8,8 +8,8 @@ from composed import FEW, SMALL, composed, logged, run
 from helpers.commands import refused
 from helpers.stranger import config, move_in
 
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.run import Run
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import KINDS
 from lora_mnist.training.opening import open_session
@@ -18,7 +18,7 @@ from lora_mnist.training.opening import open_session
 def test_the_network_stays_on_the_device_of_the_trainer(outputs, tmp_path):
     run = Run(tmp_path / "run")
     cfg = composed("eval", *SMALL, *FEW, "logger=none", f"paths.outputs={outputs}")
-    session = open_session(checked(cfg, run), run)
+    session = open_session(resolve_configuration(cfg, run), run)
     elsewhere = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     session = replace(session, trainer=elsewhere)
     assert session.evaluating().type == "meta"
@@ -37,8 +37,14 @@ def of_probabilities():
 
 def test_a_scale_of_no_adapter_is_refused_before_its_base_is_read(tmp_path):
     """There is none in this folder."""
-    cfg, run = composed("eval", "offset=1", f"paths.outputs={tmp_path}"), Run(tmp_path)
-    assert refused(open_session, checked(cfg, run), run).startswith("offset=1: ")
+    cfg, run = composed("eval", "offset=1", f"paths.outputs={tmp_path}"), Run(tmp_path / "run")
+    assert refused(open_session, resolve_configuration(cfg, run), run).startswith("offset=1: ")
+
+
+def test_a_folder_with_anything_in_it_is_no_new_one(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    said = refused(open_session, composed("eval"), Run(tmp_path))
+    assert said == f"hydra.run.dir={tmp_path}: has a mine.txt already; expected a new folder"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,7 @@ def test_a_scale_of_no_adapter_is_refused_before_its_base_is_read(tmp_path):
     [
         f"net._target_={__name__}.of_probabilities -> net: ",
         "lora.target_modules=[nose]",
-        "loss.target_weight=2",
+        "+loss.nope=2 -> loss: TypeError: ",
         "callbacks=best -> callbacks: ",
     ],
 )
@@ -55,9 +61,11 @@ def test_what_needs_no_image_is_refused_before_images_are_read(tmp_path, monkeyp
     move_in(tmp_path, monkeypatch)
     Path("photos/emu/7.png").write_text("no picture")
     wrong, _, start = mistake.partition(" -> ")
-    cfg, run = config("train", "stage=lora", "target=dog", "trainer=cpu", wrong), Run(tmp_path)
+    run = Run(tmp_path / "run")
+    cfg = config("train", "stage=lora", "target=dog", "trainer=cpu", wrong)
     with logged("lora_mnist") as log:
-        assert refused(open_session, checked(cfg, run), run).startswith(start or wrong)
+        said = refused(open_session, resolve_configuration(cfg, run), run)
+    assert said.startswith(start or wrong)
     assert "7.png" not in log.getvalue()
 
 

@@ -3,7 +3,7 @@ import torch
 from composed import QUICK, composed, logged
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.training import trainer
 

@@ -7,11 +7,13 @@ import re
 import sys
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
 from lora_mnist import __version__
-from lora_mnist.config.command import CLASSIFIER, in_grammar
-from lora_mnist.errors import as_value
+from lora_mnist.choice import AUTO
+from lora_mnist.config.run import CLASSIFIER, in_grammar
+from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
 USAGE = f"""lora-mnist {__version__}
@@ -70,6 +72,9 @@ def _override(text: str) -> str:
     except HydraException:  # Hydra says what is wrong, but a name such as Flöte or epoch=3.ckpt
         is_name = not set(value) & set(",[]{}()")
         return f"{key}={in_grammar(value)}" if is_name else text
+    choices = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
+    if key == "augment" and any(isinstance(each, list) and AUTO in each for each in choices):
+        raise UserError(f"{text}: expected auto alone, or a list without it")  # Hydra would drop it
     if (CONFIGS / key).is_dir() and isinstance(parsed, int | float | None):
         return f"{key}='{as_value(parsed)}'"  # of a text Hydra lists what there is
     return text

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 
 from lora_mnist.cli.explain import explain
 from lora_mnist.cli.sweep import end_early
-from lora_mnist.config.command import Run, in_grammar
+from lora_mnist.config.run import Run, in_grammar
 from lora_mnist.errors import UserError
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT
@@ -21,14 +21,14 @@ class PastHydra(BaseException):
     """Carries an error past Hydra, which prints a line of a task's, and warns of a callback's."""
 
 
-def end_of(error: BaseException, signals: list[int], conf: Any) -> BaseException:
+def end_of(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseException:
     """How a command ends, case by case: its last lines are printed, and its end is returned.
 
-    ``conf`` is Hydra's own configuration; ``None``: the command has no folder yet.
+    ``hydra_conf`` is Hydra's own configuration; ``None``: the command has no folder yet.
     """
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
-        left = _finished_jobs(conf) or _how_to_go_on(conf)
+        left = _finished_jobs(hydra_conf) or _how_to_go_on(hydra_conf)
         return _told(f"interrupted by {sent.name}", left, 128 + sent)
     if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
         return error
@@ -40,12 +40,12 @@ def end_of(error: BaseException, signals: list[int], conf: Any) -> BaseException
             return SystemExit(128 + 13)  # as by SIGPIPE
     reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
     if reason is None:
-        if left := _finished_jobs(conf) or _how_to_go_on(conf, is_bug=True):
+        if left := _finished_jobs(hydra_conf) or _how_to_go_on(hydra_conf, is_bug=True):
             error.add_note(left)
         return error  # Python shows where
     if code == UserError.exit_code:
-        _remove_if_empty(conf)
-    return _told(reason, _finished_jobs(conf), code)
+        _remove_if_empty(hydra_conf)
+    return _told(reason, _finished_jobs(hydra_conf), code)
 
 
 def _told(reason: str, left: str, code: int) -> SystemExit:
@@ -54,37 +54,40 @@ def _told(reason: str, left: str, code: int) -> SystemExit:
     return SystemExit(code)
 
 
-def _finished_jobs(conf: Any) -> str:
+def _finished_jobs(hydra_conf: Any) -> str:
     """Where the finished jobs of a sweep are, if this is one."""
-    is_sweep = conf is not None and conf.mode == RunMode.MULTIRUN
-    return end_early(Path(conf.sweep.dir)) if is_sweep else ""
+    is_sweep = hydra_conf is not None and hydra_conf.mode == RunMode.MULTIRUN
+    return end_early(Path(hydra_conf.sweep.dir)) if is_sweep else ""
 
 
-def _has_run_folder(conf: Any) -> bool:
-    """Whether this is a run with a folder of its own."""
+def _run_folder(hydra_conf: Any) -> Path | None:
+    """The folder of a run that has one of its own."""
     # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
-    return conf is not None and conf.mode == RunMode.RUN and conf.output_subdir is not None
+    if hydra_conf is None or hydra_conf.mode != RunMode.RUN or hydra_conf.output_subdir is None:
+        return None
+    return Path(hydra_conf.run.dir).absolute()
 
 
-def _remove_if_empty(conf: Any) -> None:
+def _remove_if_empty(hydra_conf: Any) -> None:
     """Remove the folder of a run that has written nothing into it."""
-    if not _has_run_folder(conf):
+    folder = _run_folder(hydra_conf)
+    if folder is None:
         return
-    folder = Path(conf.run.dir)
-    if {path.name for path in folder.glob("*")} <= {conf.output_subdir, f"{conf.job.name}.log"}:
+    of_hydra = {hydra_conf.output_subdir, f"{hydra_conf.job.name}.log"}
+    if {path.name for path in folder.glob("*")} <= of_hydra:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _how_to_go_on(conf: Any, is_bug: bool = False) -> str:
+def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
     """How to go on from a run's last checkpoint; else how to start again, or where its log is."""
-    if not _has_run_folder(conf):
+    folder = _run_folder(hydra_conf)
+    if folder is None:
         return ""
-    folder = Path(conf.run.dir).absolute()
-    last, run = folder / LAST_CHECKPOINT, Run.of_command_line(conf, folder)
+    last, run = folder / LAST_CHECKPOINT, Run.of_command_line(hydra_conf, folder)
     how, typed = "start again with", run.typed_without("hydra.run.dir", "hydra.mode")
     if last.is_file():  # several trainings have none
         how, typed = "go on with", run.typed_without("hydra.run.dir", "hydra.mode", "ckpt_path")
         typed.append(f"ckpt_path={in_grammar(last)}")
     elif is_bug:
-        return f"log: {folder / conf.job.name}.log"
-    return f"{how}: {command_line(str(conf.job.config_name), typed)}"
+        return f"log: {folder / hydra_conf.job.name}.log"
+    return f"{how}: {command_line(str(hydra_conf.job.config_name), typed)}"

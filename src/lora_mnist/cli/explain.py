@@ -5,7 +5,6 @@
 
 import logging
 import re
-from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -61,8 +60,6 @@ def _explain_configuration(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
-        elif not error.override.isascii():
-            message += "; in a list such a name stands in quotes: \"target=['Käse','Brot']\""
         return f"{error.override}: {message}"
     missing = str(error.missing_cfg_file) if isinstance(error, MissingConfigException) else ""
     if missing.startswith(("hydra/launcher/", "hydra/sweeper/")):
@@ -70,9 +67,7 @@ def _explain_configuration(error: BaseException) -> str:
     if _NO_CLASSIFIER in message:
         return "classifier: expected --config-dir FOLDER, and your file FOLDER/classifier/NAME.yaml"
     if no_group := re.match(_NO_GROUP, message):
-        message = f"{no_group[1]}: nothing reads this group here"
-        if Path(no_group[1]).is_dir():  # --config-dir . images=images
-            message += "; Hydra takes a folder of --config-dir for one: expected another name"
+        return f"{no_group[1]}: nothing reads this group here"
     return message
 
 

@@ -1,15 +1,16 @@
-"""What the five entries share: a command goes in, Hydra runs it, and an exit code comes out.
+"""What ``lora-mnist`` and the five entries share: a name goes in, and an exit code comes out.
 
 This is the order of a run. ``give_to_hydra`` (arguments.py) puts what is typed as Hydra takes it.
-Hydra composes the configuration and calls ``on_run_start`` (folder.py), which claims the folder;
-then it calls ``task``, and that the command (entry.py): keys and values are checked, torch is
-imported, and the function runs. A sweep begins with ``on_multirun_start`` and ends with
-``on_multirun_end`` (folder.py); each job is a ``task``, which calls its command by ``run_job``
+Hydra composes the configuration and calls ``on_run_start`` (claim.py), which claims the folder;
+then it calls ``task``, and that ``command``: keys and values are checked, torch is imported, and
+the function in ``lora_mnist.commands`` runs. A sweep begins with ``on_multirun_start`` and ends
+with ``on_multirun_end`` (claim.py); each job is a ``task``, which calls its command by ``run_job``
 (sweep.py). Errors go on as ``PastHydra``, and ``end_of`` (ends.py) makes them an exit code.
 """
 
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
@@ -18,18 +19,32 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
-from lora_mnist.cli.arguments import give_to_hydra
+from lora_mnist.cli.arguments import command_name, give_to_hydra
 from lora_mnist.cli.ends import PastHydra, end_of
 from lora_mnist.cli.explain import log_failure
 from lora_mnist.cli.sweep import run_job
-from lora_mnist.config.command import Command, Run
-from lora_mnist.project import CONFIGS
-
-#: Those that end a command.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.run import Command, Run
+from lora_mnist.project import COMMANDS, CONFIGS
 
 
-def run_entry(function: Command, config_name: str) -> None:
+def main() -> None:
+    """Run the command that is typed behind ``lora-mnist``."""
+    run_command(command_name())
+
+
+def run_command(name: str) -> None:
+    """Run one of the five commands; a refusal, and --help, do not wait for torch."""
+
+    def command(cfg: DictConfig, run: Run) -> None:
+        cfg = resolve_configuration(cfg, run)
+        module, _, function = COMMANDS[name].rpartition(".")
+        getattr(import_module(module), function)(cfg, run)
+
+    run_by_hydra(command, name)
+
+
+def run_by_hydra(command: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end it as :func:`.end_of` says."""
     signals: list[int] = []
 
@@ -39,31 +54,32 @@ def run_entry(function: Command, config_name: str) -> None:
         raise KeyboardInterrupt
 
     def task(cfg: DictConfig) -> float | None:
-        conf, metric = HydraConfig.get(), None
-        run = Run.of_command_line(conf, Path(conf.runtime.output_dir))
+        hydra_conf, metric = HydraConfig.get(), None
+        run = Run.of_command_line(hydra_conf, Path(hydra_conf.runtime.output_dir))
         try:
             if run.is_sweep and "sweep" in cfg:
-                metric = run_job(function, cfg, run, conf)
+                metric = run_job(command, cfg, run, hydra_conf)
             else:
-                function(cfg, run)
+                command(cfg, run)
         except Exception as error:
             log_failure(error)  # now: the log ends with the task
             raise PastHydra(error) from None
-        if signals:  # in a __del__, where Python ignores what is raised
+        if signals:  # in a __del__ or an import, which may swallow what is raised
             raise KeyboardInterrupt
         return metric
 
-    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
-    for number in SIGNALS:
+    with_hydra = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
         # Nothing else makes Hydra raise its errors: it would print them, and exit with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
             give_to_hydra()
-            main()
+            with_hydra(task)()
             sys.stdout.flush()
         return
     except BaseException as raised:
         error = raised.args[0] if isinstance(raised, PastHydra) else raised
-    conf = HydraConfig.get() if HydraConfig.initialized() else None
-    raise end_of(error, signals, conf)  # here, or its traceback would begin with what carried it
+    hydra_conf = HydraConfig.get() if HydraConfig.initialized() else None
+    # Raised here: its traceback would begin with what carried it.
+    raise end_of(error, signals, hydra_conf)

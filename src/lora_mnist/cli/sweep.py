@@ -11,58 +11,47 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import log_failure
-from lora_mnist.config.command import Command, Run, key_of
+from lora_mnist.config.run import Command, Run, key_of
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
-from lora_mnist.project import user_path
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.summary import (
-    best_line,
-    better_end,
-    draw,
-    summarize,
-    table_text,
-    write_summary,
-)
+from lora_mnist.show.summary import best_line, better_end, summarize, table_text, write_summary
 
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
-# Hydra makes folders before a command has checked its keys.
-OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(user_path(p)), replace=True)
 
 #: How the numbers of test images begin.
 _NEVER_CHOOSE = ("test", "mistakes")
 
 
-def open_sweep(config: DictConfig) -> None:
+def open_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     """Refuse to rank by test images, and a used folder."""
-    metric = str(config.sweep.metric)
+    metric = str(cfg.sweep.metric)
     if metric.startswith(_NEVER_CHOOSE):
         raise UserError(
             f"sweep.metric={metric}: expected a number of validation images, such as val.errors; "
             "test images never choose"
         )
-    folder = Path(config.hydra.sweep.dir)
-    everything = [path.name for path in folder.glob("*")]
-    refuse_used_folder("hydra.sweep.dir", folder, *everything)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(hydra_conf.sweep.dir)
+    refuse_used_folder("hydra.sweep.dir", folder)
+    folder.mkdir(parents=True, exist_ok=True)  # a search may keep its study there
 
 
-def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> float | None:
+def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) -> float | None:
     """Run one job; return its ``sweep.metric``, for sweepers that search, or ``None``."""
     # The screen gets one line a job; tables and messages go to the job's log.
-    for name in (None, *(hydra.job_logging.get("loggers") or ())):
+    for name in (None, *(hydra_conf.job_logging.get("loggers") or ())):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
     started = time.perf_counter()
     try:
-        function(cfg, run)
+        command(cfg, run)
     except Exception as error:
         reason = one_line(log_failure(error))
         write_json(run.folder / FAILED_FILE, {"overrides": run.overrides, "error": reason})
-        where = f"; log: {run.folder / hydra.job.name}.log"
-        print(f"#{hydra.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
+        where = f"; log: {run.folder / hydra_conf.job.name}.log"
+        print(f"#{hydra_conf.job.num} failed: {reason}{where}", file=sys.stderr, flush=True)
         return None
     finally:
         gc.collect()  # a Trainer and what it trains hold each other, and the images
@@ -73,20 +62,22 @@ def run_job(function: Command, cfg: DictConfig, run: Run, hydra: HydraConf) -> f
         expected = f"a number in results.json, or null{nearest_to(str(metric), numbers)}"
         raise UserError(f"sweep.metric={metric}: expected {expected}")
     shown = "" if value is None else f"{metric} {value:.6g}, "
-    print(f"#{hydra.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
+    print(f"#{hydra_conf.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
     return value
 
 
-def close_sweep(config: DictConfig) -> None:
+def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
-    folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric or ""
+    from lora_mnist.show.figures import save_summary  # late: torch
+
+    folder, metric = Path(hydra_conf.sweep.dir).absolute(), cfg.sweep.metric or ""
     summary = summarize(folder, metric)
     write_summary(summary)
-    draw(summary)
-    print(table_text(summary, config.sweep.columns))
-    typed = {key_of(text) for text in config.hydra.overrides.task}
+    save_summary(summary)
+    print(table_text(summary, cfg.sweep.columns))
+    typed = {key_of(text) for text in hydra_conf.overrides.task}
     names = {name for row in summary.rows for job in row for name in job.results}
-    for title, name in config.sweep.columns.items():
+    for title, name in cfg.sweep.columns.items():
         if names and f"sweep.columns.{title}" in typed and name not in names:
             text = f"sweep.columns.{title}={name}: no job has it{nearest_to(str(name), names)}"
             print(text, file=sys.stderr)

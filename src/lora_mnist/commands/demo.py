@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import classifier_of, typed_point
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.make import classifier_of, configured_point
+from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
@@ -38,7 +38,7 @@ def side_by_side(classifier: Classifier, image: Tensor, point: Point) -> list[di
     return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
 
 
-def mistakes_of_base(
+def wrong_images(
     classifier: Classifier, images: Images, shown: int = -1
 ) -> Iterator[tuple[str, Tensor, int]]:
     """Caption, image and number of each that the base gets wrong; that of ``shown`` comes last."""
@@ -69,9 +69,9 @@ def build_page(classifier: Classifier) -> Any:
         except PictureError as error:
             return None, f"This picture cannot be used: {one_line(error)}."
 
-    def mistake(shown: int) -> tuple[str, Tensor | None, int]:
-        mistakes = iter(()) if images is None else mistakes_of_base(classifier, images, shown)
-        return next(mistakes, ("There is no test image that the base gets wrong.", None, shown))
+    def wrong_image(shown: int) -> tuple[str, Tensor | None, int]:
+        wrong = iter(()) if images is None else wrong_images(classifier, images, shown)
+        return next(wrong, ("There is no test image that the base gets wrong.", None, shown))
 
     def ask(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
         if image is None:
@@ -81,7 +81,7 @@ def build_page(classifier: Classifier) -> Any:
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
         gr.Markdown(_EXPLANATION)
-        image, shown = gr.State(), gr.State(-1)  # each visitor's, and his last mistake
+        image, shown = gr.State(), gr.State(-1)  # each visitor's, and the last that was asked for
         with gr.Row():
             with gr.Column():
                 if isinstance(dataset, MNIST) and dataset.dataset == "MNIST":
@@ -129,7 +129,7 @@ def build_page(classifier: Classifier) -> Any:
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
         # Not the event input, which would send the previous drawing.
         picture.change(read, [picture], [image, note])
-        button.click(mistake, [shown], [note, image, shown], **in_turn)
+        button.click(wrong_image, [shown], [note, image, shown], **in_turn)
         changes, outputs = [image.change, scale.change, offset.change], [base, adapted, seen]
         gr.on(changes, ask, [image, scale, offset], outputs, show_progress="hidden", **in_turn)
     return page
@@ -145,8 +145,8 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else the import would report itself
     require_extra("demo.py", "demo", "gradio")
     log.info("loading the network and its test images")
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     classifier = classifier_of(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, typed_point(cfg))
+    turn_adapter(classifier, configured_point(cfg))
     build_page(classifier).launch(share=False, show_error=True)

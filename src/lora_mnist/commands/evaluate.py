@@ -5,9 +5,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.classifier.choose_point import turn_adapter
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import typed_point
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.make import configured_point
+from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.opening import open_session
@@ -30,12 +30,12 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
         session.evaluating()  # also what the dial sees
-        point = turn_adapter(classifier, typed_point(cfg), session.images.val)
+        point = turn_adapter(classifier, configured_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
         is_alone = classifier.adapter is None
         tables, advice = session.tables(with_val=is_alone), []

@@ -26,9 +26,9 @@ from lora_mnist.classifier.huggingface import (
     save_folder,
 )
 from lora_mnist.classifier.weights_file import load_weights, read_base
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import classifier_of, typed_point
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.make import classifier_of, configured_point
+from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, require_extra
 from lora_mnist.files import atomic_write, made_folder
@@ -91,7 +91,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     out = Path(str(cfg.out))
     write = _WRITERS.get(out.suffix.lower())
     expected = "expected a new file that ends in .onnx or .safetensors"
@@ -106,10 +106,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if write is folder_of_transformers and not is_of_transformers:
         expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
-    classifier.make_ready()
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
-    point = turn_adapter(classifier, typed_point(cfg))
+    point = turn_adapter(classifier, configured_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:

@@ -12,9 +12,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lora_mnist.classifier.choose_point import turn_adapter
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
-from lora_mnist.config.objects import classifier_of, typed_point
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.make import classifier_of, configured_point
+from lora_mnist.config.run import Run
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
     IncompleteError,
@@ -53,13 +53,13 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     files = find_pictures(cfg.images)
     if cfg.out is not None:
         refuse_unwritable(Path(str(cfg.out)))
     classifier = classifier_of(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, typed_point(cfg))
+    turn_adapter(classifier, configured_point(cfg))
     predictions, out = predictions_of_files(classifier, files), cfg.out
     printed: list[dict[str, Any]] = []
     if out is not None:

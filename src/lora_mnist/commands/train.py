@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from lora_mnist.choice import tell
 from lora_mnist.classifier.base import refuse_to_replace
-from lora_mnist.config.command import Run
-from lora_mnist.config.keys import checked
+from lora_mnist.config.keys import resolve_configuration
+from lora_mnist.config.run import Run
 from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import put_adapter
@@ -48,7 +48,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     stages = {"pretrain": pretrain, "lora": lora}
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
-    cfg = checked(cfg, run)
+    cfg = resolve_configuration(cfg, run)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
         return stages[cfg.stage](cfg, run)

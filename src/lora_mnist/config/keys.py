@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lora_mnist.config.command import Run, is_in
+from lora_mnist.config.run import Run, is_in
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
@@ -23,6 +23,8 @@ _PATHS = (
     *("paths.outputs", "paths.bases", "data.data_dir"),
     *("adapter", "base_ckpt", "ckpt_path", "mistakes", "out"),
 )
+# Hydra makes folders below paths.outputs before these are resolved.
+OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(user_path(p)), replace=True)
 #: Groups in which a user may add any key: it is handed on, or a name of the user's own.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
@@ -32,12 +34,28 @@ OmegaConf.set_struct(_any_keys, False)
 ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
 
 
-def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the keys of its command alone, the run's folder and one ``target``.
+def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` as a command takes it: its keys alone, with values that they can have.
 
-    A second check changes nothing: the command line makes one before torch is imported, and each
-    command makes its own.
+    ``target`` is resolved, ``paths.run`` is the run's folder, and no path begins with ``~``. What
+    cannot be used is refused. A second call changes nothing: the command line makes one before
+    torch is imported, and each command makes its own.
     """
+    typed = None if run is None or run.typed is None else run.keys
+    resolved = _own_keys(cfg, typed)
+    _resolve_digit(resolved, typed or ())
+    if run is not None:
+        resolved.paths.run = str(run.folder)
+        OmegaConf.to_container(resolved, resolve=True)  # raises for a ${name} of nothing
+    check_values(resolved)
+    for key in _PATHS:
+        if str(path := OmegaConf.select(resolved, key)).startswith("~"):
+            OmegaConf.update(resolved, key, str(user_path(path)))
+    return resolved
+
+
+def _own_keys(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
+    """A copy with the keys of its command alone; what no command has, or is typed, is refused."""
     content: Any = OmegaConf.to_container(cfg)
     own, copied = keys_of(cfg.stage), cfg.copy()
     # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
@@ -46,20 +64,11 @@ def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
         if name in own:
             continue
         # A user's file may be for several commands. From Python each key is as good as typed.
-        keys = [name] if run is None or run.typed is None else run.keys
-        for key in keys:
+        for key in [name] if typed is None else typed:
             if is_in(key, name) or (key == "augment" and name == "batches"):  # the group of it
                 raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
         with open_dict(copied):
             del copied[name]
-    _resolve_digit(copied, [] if run is None else run.keys)
-    if run is not None:
-        copied.paths.run = str(run.folder)
-        OmegaConf.to_container(copied, resolve=True)  # raises for a ${name} of nothing
-    check_values(copied)
-    for key in _PATHS:
-        if str(path := OmegaConf.select(copied, key)).startswith("~"):
-            OmegaConf.update(copied, key, str(user_path(path)))
     return copied
 
 
@@ -81,14 +90,14 @@ def _refuse_unknown_keys(
             _refuse_unknown_keys(value, known, f"{key}.")
 
 
-def _resolve_digit(checked: DictConfig, typed: Collection[str]) -> None:
+def _resolve_digit(cfg: DictConfig, typed: Collection[str]) -> None:
     """Make ``target`` what ``digit``, its other name, says; refuse two that say different things.
 
     ``target`` is ``${digit}`` until somebody sets it: in a file of his own, or typed.
     """
-    digit, target = checked.get("digit"), checked.get("target")
+    digit, target = cfg.get("digit"), cfg.get("target")
     if "digit" in typed and "target" not in typed:
-        checked.target = digit  # what is typed goes before a file
+        cfg.target = digit  # what is typed goes before a file
     elif "digit" not in typed and ("target" in typed or digit == "weakest"):
         return  # a target that is typed, or in a file, goes before the recipe's weakest
     elif digit not in (None, target):

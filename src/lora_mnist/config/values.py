@@ -26,10 +26,15 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _MISSING = object()
 _BATCHES = "a whole number >= 1 or a number > 0 and <= 1 or null"  # their number, or their share
-#: The keys that a trial may set.
-_OF_TRIAL = ("optimizer.lr", "loss.target_weight", "batches.augmented", "lora.dropout")
-#: Keys that are checked here, and what they take; values of others are refused where they are read.
-EXPECTED = {
+#: The keys that a trial may set, and what they take.
+_OF_TRIAL = {
+    "optimizer.lr": "a number >= 0 or auto",
+    "loss.target_weight": "a number >= 0 and <= 1 or auto or null",
+    "batches.augmented": "true or false or auto",
+    "lora.dropout": "a number >= 0 and < 1 or auto",
+}
+#: Keys that are checked here; values of others are refused where they are read.
+EXPECTED = _OF_TRIAL | {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",
     "figures": "true or false or null",
@@ -37,7 +42,6 @@ EXPECTED = {
     "mistakes_test": "a number >= 0 and <= 1",
     "batches.batch_size": "a whole number >= 1 or auto",
     "batches.replay": "a whole number >= 0 or auto",
-    "batches.augmented": "true or false or auto",
     "batches.seed": "a whole number >= 0 or null",
     "data.split_seed": "a whole number or null",
     "data.eval_batch_size": "a whole number >= 1 or null",
@@ -45,11 +49,9 @@ EXPECTED = {
     "net._target_": "a text or null",
     "data._target_": "a text or null",
     "accelerator": "auto or cpu or gpu or mps",
-    "optimizer.lr": "a number >= 0 or auto",
     "lora.rank": "a whole number >= 1 or auto",
     "lora.alpha": "a number > 0",
     "lora.init_std": "a number >= 0",
-    "lora.dropout": "a number >= 0 and < 1 or auto",
     "lora.use_rslora": "true or false",
     "lora.scale": "a number or auto",
     "lora.offset": "a number or auto",
@@ -103,7 +105,6 @@ def check_values(cfg: DictConfig) -> None:
 
 def _check_value(key: str, value: Any, where: str = "") -> None:
     """Refuse a value that its key cannot have; a text like a number is shown as ``'-1'``."""
-    expected = EXPECTED.get(key)
-    if expected is not None and not takes(expected, value):
+    if not takes(EXPECTED[key], value):
         shown = as_value(value) if str(value).strip("+-.e0123456789") else repr(value)
-        raise UserError(f"{where}{key}={shown}: expected {expected}")
+        raise UserError(f"{where}{key}={shown}: expected {EXPECTED[key]}")

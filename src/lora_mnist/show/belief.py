@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_mnist.choice import line_of
 from lora_mnist.measure.significance import CERTAIN
 from lora_mnist.show.reading import Reading, Sentence, number_of
 
@@ -20,7 +19,7 @@ def doubts(reading: Reading) -> list[Sentence]:
         texts.append(f"No test image is of {classes}: what is said here is of other classes.")
     if text := _doubt_of_choices(reading):
         texts.append(text)
-    if "test" in reading.held_out and "base" in reading.results["learnt_unknown"]:
+    if "test" in reading.held_out and "base" in reading.learnt_unknown:
         text = "The test images were held out of this folder just now: if the base was trained on "
         texts.append(f"{text}the whole folder, they prove nothing.")
     return [Sentence(text) for text in texts]
@@ -28,7 +27,7 @@ def doubts(reading: Reading) -> list[Sentence]:
 
 def _doubt_of_choices(reading: Reading) -> str:
     """Whether the base has learnt the validation images, so that they may have decided wrongly."""
-    results, held_out = reading.results, reading.held_out
+    held_out = reading.held_out
     decided = [name for name, choice in reading.choices.items() if choice["images"]]
     if not decided:
         return ""
@@ -37,15 +36,15 @@ def _doubt_of_choices(reading: Reading) -> str:
         text = f"The base has {number_of(val['errors'], 'validation image')} wrong; at its error "
         text += f"rates on test images, class by class, it would be {expected:,.0f}. Unless the "
         text += "test images are of a harder kind, it was trained on the others"
-    elif held_out.get("val") == "train" and "base" in results["learnt_unknown"]:
+    elif held_out.get("val") == "train" and "base" in reading.learnt_unknown:
         text = "The validation images were held out of those to train on, and the base may have "
         text += "learnt all of them"
     else:
         return ""
     text += f", and what they decided may be wrong: {', '.join(decided)}."
-    if results["val_from"] == "train" and "test" in held_out:
+    if reading.val_from == "train" and "test" in held_out:
         text += " No image here is certainly new to the base."
-    elif results["val_from"] == "train":
+    elif reading.val_from == "train":
         text += " data.val_from=test takes them from the test images, of which fewer are left to "
         text += "test on."
     return text
@@ -64,19 +63,11 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
     return expected if is_clear and expected >= _FACTOR * val["errors"] else None
 
 
-def choice_lines(reading: Reading) -> list[str]:
-    """What was chosen, and why, a line each."""
-    lines, of_repair = [], reading.stage == "lora"
-    for name, choice in reading.choices.items():
-        lines.append(line_of(name, choice["value"], choice["why"], of_repair))
-    return lines
-
-
 def belief(reading: Reading) -> list[Sentence]:
     """Where the images of a test come from, and whether they are new to what is tested."""
-    results, held_out, lines = reading.results, reading.held_out, []
+    held_out, lines = reading.held_out, []
     for part, name in {"test": "test", "val": "validation"}.items():
-        source = f"the {name} part of the data set {results['dataset']}"
+        source = f"the {name} part of the data set {reading.dataset}"
         if part in held_out:
             source = f"held out of the {held_out[part]} part"
         if part in reading.counts:
@@ -84,17 +75,16 @@ def belief(reading: Reading) -> list[Sentence]:
     if reading.choices.get("refit", {}).get("value"):
         text = "The last training learnt the validation images, too. What is said here of them "
         lines.append(f"{text}is of the training before, which had not seen them.")
-    text = f"{number_of(results['copies'], 'identical file')} in two of training, validation and "
+    text = f"{number_of(reading.copies, 'identical file')} in two of training, validation and "
     lines.append(f"{text}test, left out of one; similar ones were not searched for.")
-    lines += [f"{about['line']}." for about in results["left_out"].values()]
+    lines += [f"{about['line']}." for about in reading.left_out.values()]
     text = "Each test image was compared by content with all that was learnt: it is none of it."
-    if unknown := results["learnt_unknown"]:
+    if unknown := reading.learnt_unknown:
         text = f"What the {' and the '.join(unknown)} learnt elsewhere is not known: test images "
         text += "among it prove nothing."
     lines.append(text)
-    # The page has the doubts twice: the verdict, above, ends with them.
-    sentences = [*doubts(reading), *map(Sentence, lines)]
-    if keys := results.get("better_preprocessing"):
+    sentences = [Sentence(line) for line in lines]
+    if keys := reading.better_preprocessing:
         text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
         sentences.append(Sentence(f"{text} Test it again with that.", "worse"))
     return sentences

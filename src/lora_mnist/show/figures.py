@@ -1,8 +1,10 @@
 """Figures of a run, from its results and predictions, and of a sweep."""
 
 import base64
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import matplotlib
@@ -12,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
-from lora_mnist.config.command import numeric_sort_key
 from lora_mnist.files import atomic_write
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.screen import log
+from lora_mnist.show.summary import Summary, number, numeric_sort_key
+
+log = logging.getLogger(__name__)
 
 #: More lines could not be told apart, and become points; more values get an axis of numbers.
 _MAX_LINES = 10
@@ -30,9 +33,9 @@ def drawable(names: Sequence[str]) -> list[str]:
     families = matplotlib.rcParams["font.family"]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
     drawn = []
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
         has_all = all(any(font.get_char_index(ord(each)) for font in fonts) for each in name)
-        drawn.append(name if has_all else f"#{number}")
+        drawn.append(name if has_all else f"#{place}")
     if drawn != [*names]:
         log.warning("figures have numbers: font.family of Matplotlib lacks letters of some names")
     return drawn
@@ -123,6 +126,19 @@ def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]
     axes.set_yticks(range(len(counts)), [shortened(name) for name in classes])
     axes.set_xticks(range(len(counts)), [shortened(name, 6) for name in classes])
     return figure
+
+
+def save_summary(summary: Summary) -> None:
+    """Write ``summary.png`` of a sweep."""
+    points = []
+    for row in summary.rows:
+        value = number(row, summary.metric)
+        if value is not None:
+            swept = {key: row[0].values[key] for key in summary.keys}
+            points.append((swept, value, number(row, summary.metric, stdev)))
+    if points and summary.keys:
+        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
+        save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
 
 
 @_plain_text

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lora_mnist.choice import line_of
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.significance import LEVEL, mcnemar, weakest, wilson
 from lora_mnist.project import command_line
@@ -16,10 +17,10 @@ _MAX_ROWS = 12
 
 
 class Sentence(NamedTuple):
-    """What is said of a run, and its judgement: ``better``, ``worse`` or ``unclear``."""
+    """What is said of a run, and its judgement, one of :func:`judged`; ``""``: it has none."""
 
     text: str
-    judgement: str = "unclear"
+    judgement: str = ""
 
 
 def judged(p_value: float, is_better: bool) -> str:
@@ -68,7 +69,7 @@ class Reading:
     """The answers that results.json has about the test of a base, or about a repair of one."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
-        self.results = results  # for what one sentence alone asks
+        self._results = results
         self.classes: list[str] = results["classes"]
         self.targets: list[int] = results["targets"]
         self.every = list(range(len(self.classes)))
@@ -77,7 +78,23 @@ class Reading:
         #: How the command was typed; ``None``: it was called from Python.
         self.overrides: list[str] | None = results["overrides"]
         self.steps: int = results["steps"]
+        self.dataset: str = results["dataset"]
+        self.val_from: str = results["val_from"]
         self.held_out: Mapping[str, str] = results["held_out"]
+        self.copies: int = results["copies"]
+        self.left_out: Mapping[str, Mapping[str, str]] = results["left_out"]
+        #: Which of base and adapter have learnt nobody knows what.
+        self.learnt_unknown: list[str] = results["learnt_unknown"]
+        self.training_images: list[int] = results["training_images_per_class"]
+        self.validation_images: int = results["validation_images"]
+        self.better_preprocessing: list[str] = results.get("better_preprocessing") or []
+        #: Pairs of a step and the validation errors after it.
+        self.validation_errors: list[list[int]] = results.get("validation_errors") or [[0, 0]]
+        self.max_steps: int | None = results.get("max_steps")
+        #: The file of a new base that is not the current one, in the run's folder.
+        self.weights: str | None = results.get("weights")
+        self.base_unchanged: bool | None = results.get("base_unchanged")
+        self.base_sha256: str = results["base_sha256"]
         #: Where the adapter stands; ``None`` for a base.
         self.point = None if results["point"] is None else Point(**results["point"])
         self.is_repair = self.point is not None
@@ -96,6 +113,10 @@ class Reading:
         self.target_names = self.named(self.targets) if self.targets else ""
         self.total = self.change()
         self.of_targets = self.change(self.targets)
+
+    def with_names(self, classes: Sequence[str]) -> "Reading":
+        """The same of classes by other names."""
+        return Reading({**self._results, "classes": classes})
 
     @property
     def command(self) -> str | None:
@@ -211,6 +232,13 @@ class Reading:
     def _pair(self, before: object, after: object) -> str:
         """A number before and after a repair, or of a base alone."""
         return f"{before} -> {after}" if self.is_repair else str(after)
+
+    def choice_lines(self) -> list[str]:
+        """What was chosen, and why, a line each."""
+        lines = []
+        for name, choice in self.choices.items():
+            lines.append(line_of(name, choice["value"], choice["why"], self.stage == "lora"))
+        return lines
 
     def curves(self) -> dict[str, str]:
         """The dial's counts by name: what a repair is to save, then its price, if it has one."""

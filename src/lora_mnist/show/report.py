@@ -1,7 +1,7 @@
-"""What loggers get of a run, and ``report.html``: one file that needs no script and no font."""
+"""``report.html``, one file that needs no script and no font, and its figures."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from PIL import Image
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.errors import printable
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.predictions import Predictions, confusion_of, logged_metrics
-from lora_mnist.show.belief import belief, choice_lines
+from lora_mnist.measure.predictions import Predictions, confusion_of
+from lora_mnist.show.belief import belief
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
@@ -26,66 +26,14 @@ from lora_mnist.show.figures import (
     shortened,
 )
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.screen import log
 from lora_mnist.show.verdict import verdict
 
-FIGURES = "figures"  # the folder in that of a run
+log = logging.getLogger(__name__)
+
 #: With more classes the numbers in a matrix could not be read.
 _MAX_IN_MATRIX = 12
 _MAX_SHOWN = 16  # images of a kind
 _MAX_SIDE = 64  # pixels
-#: The page of Custom Scalars: titles of charts, and how the tags of their curves begin.
-_CHARTS = {
-    "loss": "(train|val)/loss$",
-    "accuracy": "val(_base)?/accuracy$",
-    "errors": "val(_base)?/errors$",
-    "errors on what is to be repaired": "val(_base)?/errors_of_target$",
-    "errors elsewhere": "val(_base)?/errors_elsewhere$",
-    "false calls of it": "val(_base)?/false_calls_of_target$",
-    "precision of it": "val(_base)?/precision_of_target$",
-    "accuracy of each class": "val/accuracy_per_class/",
-}
-#: The columns of the page of HParams.
-_HPARAMS = re.compile(
-    "test/((balanced_)?accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)"
-)
-
-
-def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
-    """Give numbers, verdict and figures to the loggers of a run, and close them."""
-    metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
-    text = " ".join(sentence.text for sentence in verdict(reading))
-    for logger in loggers:
-        logger.log_metrics(metrics, reading.steps)
-        writer: Any = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_figure"):  # TensorBoard's
-            writer.add_text("verdict", text)
-            _log_pages(logger, reading, metrics, figures)
-            continue
-        logger.log_hyperparams({"verdict": text})
-        logger.save()
-        if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
-            writer.finish()
-
-
-def _log_pages(
-    logger: Any, reading: Reading, metrics: Mapping[str, float], figures: Mapping[str, Figure]
-) -> None:
-    """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
-    writer = logger.experiment
-    curves = [*metrics, "train/loss"] if reading.steps else []
-    charts = {}
-    for title, pattern in _CHARTS.items():
-        if any(re.match(pattern, tag) for tag in curves):
-            charts[title] = ["Multiline", [pattern]]
-    if charts:
-        writer.add_custom_scalars({"training and validation": charts})
-    writer.add_text("choices", "\n".join(f"- {line}" for line in choice_lines(reading)))
-    for name, figure in figures.items():
-        writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
-    shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}
-    logger.log_hyperparams(logger.hparams, shown)
-    writer.close()  # else its thread would stay, one more with each job of a sweep
 
 
 def make_report(
@@ -93,7 +41,7 @@ def make_report(
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
     names = drawable(reading.classes)
-    drawn = Reading({**reading.results, "classes": names})
+    drawn = reading.with_names(names)
     figures = {"classes": draw_classes(drawn)}
     if reading.dial:
         figures["dial"] = draw_dial(drawn)
@@ -104,7 +52,7 @@ def make_report(
         figures["confusion"] = draw_confusion(matrices, names)
     addresses = {}
     for name, figure in figures.items():
-        addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
+        addresses[name] = save_figure(figure, folder / "figures" / f"{name}.png")
     # autoescape: names come from users and files.
     templates = PackageLoader("lora_mnist.show", "templates")
     environment = Environment(
@@ -116,7 +64,6 @@ def make_report(
         reading=reading,
         verdict=verdict(reading),
         belief=belief(reading),
-        choices=choice_lines(reading),
         figures=addresses,
         pictures=first_pictures(table, images, reading.classes),
     )

@@ -18,14 +18,13 @@ from lora_mnist.show.next_step import next_step
 from lora_mnist.show.reading import Reading, number_of
 from lora_mnist.show.verdict import verdict
 
-# By these names configs/hydra/default.yaml sends each to its place.
-screen = logging.getLogger(__name__)  # tables, to standard output
-file = logging.getLogger("lora_mnist.show.log")  # the same as plain text, to the log's file
-log = logging.getLogger("lora_mnist.run")  # what is no table, as from all other rooms
+# By these names configs/hydra/default.yaml sends the tables of a command to their places.
+screen = logging.getLogger("lora_mnist.tables.screen")
+file = logging.getLogger("lora_mnist.tables.file")
 
 #: Layers in the table of parameters.
 _MAX_LAYERS = 20
-_STYLES = {"better": "green", "worse": "red", "unclear": ""}
+_STYLES = {"better": "green", "worse": "red"}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
@@ -89,13 +88,13 @@ def print_results(reading: Reading, folder: Path) -> None:
         table.title = "test images, before -> after, * to be repaired"
     for row in rows:
         # Better is green, worse is red, and the arrow says the same without colours.
-        styles = {"errors": _STYLES[row.change.judgement]}
+        styles = {"errors": _STYLES.get(row.change.judgement, "")}
         cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
     parts: list[RenderableType] = [table, reading.accuracies()]
-    parts += [Text(each.text, _STYLES[each.judgement]) for each in verdict(reading)]
+    parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in verdict(reading)]
     if command := next_step(reading, folder):
         text = "To repair the class that is weakest on validation images"
         parts.append(f"{text} (with target=weak: all weak ones):")

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
 
-from lora_mnist.config.command import key_of, numeric_sort_key
+from lora_mnist.config.run import key_of
 from lora_mnist.files import flatten, read_json, write_csv
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE
@@ -85,6 +85,14 @@ def summarize(folder: Path, metric: str) -> Summary:
 
     failed_jobs = [job for job in jobs if job.error is not None]
     return Summary(folder, metric, swept, sorted(rows.values(), key=rank), failed_jobs)
+
+
+def numeric_sort_key(value: str) -> tuple[bool, float, str]:
+    """Sort key of a value that was typed: numbers by size, before everything else."""
+    try:
+        return False, float(value), ""
+    except ValueError:
+        return True, 0.0, value
 
 
 def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
@@ -180,18 +188,3 @@ def write_summary(summary: Summary) -> None:
     titles = {key: None for line in lines for key in line}
     rows = [[line.get(title) for title in titles] for line in lines]
     write_csv(summary.folder / "summary.csv", titles, rows)
-
-
-def draw(summary: Summary) -> None:
-    """Write ``summary.png``."""
-    from lora_mnist.show.figures import draw_sweep, save_figure  # late: matplotlib
-
-    points = []
-    for row in summary.rows:
-        value = number(row, summary.metric)
-        if value is not None:
-            swept = {key: row[0].values[key] for key in summary.keys}
-            points.append((swept, value, number(row, summary.metric, stdev)))
-    if points and summary.keys:
-        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
-        save_figure(draw_sweep(points, metric), summary.folder / "summary.png")

@@ -87,7 +87,7 @@ def _whether_to_keep(reading: Reading) -> Sentence:
     if is_reached and reading.is_hotfix:
         return Sentence(f"Keep this repair for {name} alone: {by}.", judgement)
     if is_reached and judgement == "unclear":
-        return Sentence(f"Keep this repair only if errors on {name} matter most: {by}.")
+        return Sentence(f"Keep this repair only if errors on {name} matter most: {by}.", judgement)
     return Sentence(f"Do not keep this repair: {by}. {remedy}", judgement)
 
 
@@ -220,12 +220,12 @@ def _false_calls(reading: Reading) -> Sentence:
 
 def _still_falling(reading: Reading) -> list[Sentence]:
     """What to do where validation errors fell beyond chance in a training's second half."""
-    curve: list[list[int]] = reading.results.get("validation_errors") or [[0, 0]]
+    curve = reading.validation_errors
     last_step, last = curve[-1]
     half = next(errors for step, errors in curve if 2 * step >= last_step)
     if half - last <= CLEAR * (half + last) ** 0.5:
         return []
     keys = f"trainer.max_steps={2 * last_step}"
-    if reading.steps != reading.results["max_steps"]:
+    if reading.steps != reading.max_steps:
         keys = f"trainer.max_epochs=-1 {keys}"  # epochs have ended it
     return [Sentence(f"Its validation errors were still falling: try {keys}.")]

@@ -21,7 +21,7 @@ from lora_mnist.classifier.base import (
 )
 from lora_mnist.classifier.learnt_file import write_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data import is_published
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lora_mnist.config.objects import with_settings
+from lora_mnist.config.make import with_settings
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point

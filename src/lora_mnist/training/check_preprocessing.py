@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_mnist.classifier.build import build_dataset
 from lora_mnist.classifier.record import NO_RECORD
 from lora_mnist.classifier.settings import Settings
-from lora_mnist.config.command import in_grammar
+from lora_mnist.config.run import in_grammar
 from lora_mnist.data import Folder, Images
 from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.data.pictures import examine, open_picture

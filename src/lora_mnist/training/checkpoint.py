@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lora_mnist.config.command import is_in
+from lora_mnist.config.run import is_in
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write, flatten
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt_file import fingerprint_of
-from lora_mnist.config.objects import make, with_settings
+from lora_mnist.config.make import make, with_settings
 from lora_mnist.data.plan import Plan
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,11 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lora_mnist.choice import AUTO, WEAK
+from lora_mnist.choice import AUTO
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run, key_of
-from lora_mnist.config.objects import classifier_of, settings_of, with_settings
+from lora_mnist.config.make import classifier_of, settings_of, with_settings
+from lora_mnist.config.run import Run
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
@@ -32,7 +31,7 @@ from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import numbers_of
+from lora_mnist.training.target import WEAK, numbers_of
 from lora_mnist.training.trainer import make_trainer
 from lora_mnist.training.trials import tell_unused, values_of_trials
 
@@ -42,10 +41,9 @@ log = logging.getLogger(__name__)
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
-    # For calls from Python: of a command, cli/folder.py has asked. A cluster may start a job again.
-    if not run.is_sweep:
+    if run.typed is None:  # called from Python; the folder of a command is its own: cli/claim.py
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
-    _refuse_settings(cfg, run)
+    _refuse_settings(cfg)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
@@ -63,11 +61,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     return session
 
 
-def _refuse_settings(cfg: DictConfig, run: Run) -> None:
+def _refuse_settings(cfg: DictConfig) -> None:
     """Refuse what the configuration alone shows."""
-    for text in run.typed or ():
-        if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
-            raise UserError(f"{text}: expected auto alone, or a list without it")
     if cfg.stage == "pretrain":
         _refuse_what_needs_a_base(cfg)
     if cfg.stage == "lora":

@@ -11,9 +11,10 @@ from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.measure.predictions import Predictions, outcomes_by_part
 from lora_mnist.run_paths import ENDED, RESULTS_FILE
+from lora_mnist.show.loggers import log_results
 from lora_mnist.show.predictions_file import write_table
 from lora_mnist.show.reading import Reading
-from lora_mnist.show.report import log_results, make_report
+from lora_mnist.show.report import make_report
 from lora_mnist.show.screen import print_results
 from lora_mnist.training.session import Session
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lora_mnist.choice import Choice
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.command import Run
+from lora_mnist.config.run import Run
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors

@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lora_mnist.choice import AUTO
-from lora_mnist.config.command import Run
-from lora_mnist.config.objects import make
+from lora_mnist.config.make import make
+from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable
 from lora_mnist.training.checkpoint import AtomicCheckpointIO

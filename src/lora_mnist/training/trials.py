@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.foreign_code import foreign_code
-from lora_mnist.config.objects import with_settings
+from lora_mnist.config.make import with_settings
 from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value

@@ -20,7 +20,7 @@ def test_a_file_is_no_folder_for_what_is_written(cli, tmp_path, sweep, key, name
     [("refuse_used_folder", (), []), ("close_sweep", ("-m", "x=1"), ["finished jobs: 1"])],
 )
 def test_a_bug_in_a_callback_of_hydra_is_no_warning(cli, monkeypatch, function, sweep, jobs):
-    monkeypatch.setattr(f"lora_mnist.cli.folder.{function}", lambda *_: 1 / 0)
+    monkeypatch.setattr(f"lora_mnist.cli.claim.{function}", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) as caught:
         cli(TOY, *sweep)
     notes = getattr(caught.value, "__notes__", [])
@@ -38,7 +38,7 @@ def test_an_interrupt_before_a_folder_is_claimed_leaves_it_alone(
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lora_mnist.cli.folder._refuse_start", interrupted)
+    monkeypatch.setattr("lora_mnist.cli.claim._refuse_start", interrupted)
     done = cli(TOY, *sweep, f"hydra.{key}.dir={tmp_path}/theirs")
     assert (done.code, done.err) == (130, "interrupted by SIGINT\n")
     assert files_of(tmp_path) == before
@@ -49,6 +49,7 @@ def test_an_interrupt_before_a_folder_is_claimed_leaves_it_alone(
     [
         ("run", "checkpoints/last.ckpt", ()),
         ("run", ".hydra/config.yaml", ()),  # another run
+        ("run", "anything.txt", ()),
         ("sweep", "0/results.json", ("-m",)),
     ],
 )

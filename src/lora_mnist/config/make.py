@@ -14,11 +14,11 @@ from lora_mnist.project import importable
 from lora_mnist.run_paths import latest_adapter
 
 
-def make(key: str, config: Any, *arguments: Any, **options: Any) -> Any:
+def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
     """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
     with importable(), config_group(key):
         # Plain lists, for checkpoints.
-        return instantiate(config, *arguments, _convert_="all", _partial_=False, **options)
+        return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
 
 
 def with_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
@@ -37,7 +37,7 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
+def configured_point(cfg: DictConfig) -> dict[str, float | str | None]:
     """What a command is told of the point of a saved adapter; ``None``: as it was saved."""
     return {knob: cfg.get(knob) for knob in KNOBS}
 
@@ -45,7 +45,7 @@ def typed_point(cfg: DictConfig) -> dict[str, float | str | None]:
 def classifier_of(cfg: DictConfig) -> Classifier:
     """The classifier that a configuration names: its base, and its adapter as it was saved."""
     adapter = cfg.get("adapter")
-    for knob, value in typed_point(cfg).items():
+    for knob, value in configured_point(cfg).items():
         if adapter is None and value is not None:
             raise UserError(f"{knob}={value}: expected null, since there is no adapter")
     if adapter == "latest":

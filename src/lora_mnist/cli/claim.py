@@ -19,54 +19,56 @@ from lora_mnist.run_paths import refuse_used_folder
 
 
 class ClaimOutputFolder(Callback):
-    """Hydra callback: claims the folder of a run, or of a sweep, which it also opens and closes."""
+    """Hydra callback: claims the folder of a run, or of a sweep, which it also opens and closes.
+
+    What it is given has our configuration, and in it, as ``hydra``, Hydra's own.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
         with _claiming(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
-            if subfolder is None:  # of processes that Lightning starts
-                return
-            refuse_used_folder("hydra.run.dir", folder, subfolder, f"{config.hydra.job.name}.log")
-            # If two runs start at once, the second fails here.
-            (folder / subfolder).mkdir(parents=True)
+            if subfolder is not None:  # as it is in processes that Lightning starts
+                refuse_used_folder("hydra.run.dir", folder)
+                # If two runs start at once, the second fails here.
+                (folder / subfolder).mkdir(parents=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         with _claiming(config):
             if "sweep" in config:
-                open_sweep(config)
+                open_sweep(config, config.hydra)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the sweep with its summary."""
         try:
             if "sweep" in config:
-                close_sweep(config)
+                close_sweep(config, config.hydra)
         except Exception as error:
             raise PastHydra(error) from None
 
 
 @contextmanager
-def _claiming(config: DictConfig) -> Iterator[None]:
+def _claiming(cfg: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block no folder is claimed yet: what ends the command touches none."""
     try:
-        HydraConfig.instance().set_config(config)  # as Hydra does next, for ${hydra:...}
-        _refuse_start(config)
+        HydraConfig.instance().set_config(cfg)  # as Hydra does next, for ${hydra:...}
+        _refuse_start(cfg)
         yield
     except BaseException as error:
         HydraConfig.instance().cfg = None  # the end of the command finds no folder
         raise PastHydra(error) from None
 
 
-def _refuse_start(config: DictConfig) -> None:
+def _refuse_start(cfg: DictConfig) -> None:
     """Refuse a command without a stage, and a file in place of a folder."""
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    swept = {*(OmegaConf.select(config, "hydra.sweeper.params") or {})}
+    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    swept = {*(OmegaConf.select(cfg, "hydra.sweeper.params") or {})}
     for each in OverridesParser.create().parse_overrides(typed):
         if each.is_sweep_override():
             swept.add(each.key_or_group)
-    if OmegaConf.is_missing(config, "stage") and not swept & {"stage", "experiment"}:
+    if OmegaConf.is_missing(cfg, "stage") and not swept & {"stage", "experiment"}:
         raise UserError(no_stage())
     for key in ("outputs", "bases"):
-        if user_path(config.paths[key]).is_file():
-            raise UserError(f"paths.{key}={config.paths[key]}: expected a folder, not a file")
+        if user_path(cfg.paths[key]).is_file():
+            raise UserError(f"paths.{key}={cfg.paths[key]}: expected a folder, not a file")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.commands import refused
 
-from lora_mnist.config.objects import device_of
+from lora_mnist.config.make import device_of
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,22 @@ CLASSIFIER = "classifier@_global_"
 class Run:
     """One call of a command, as the command line made it."""
 
-    folder: Path  # where it leaves its files
+    folder: Path  # a new one, where it leaves its files
     #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
     typed: tuple[str, ...] | None = None
     is_sweep: bool = False  # whether it is a job of a sweep
 
     @classmethod
-    def of_command_line(cls, hydra: Any, folder: Path) -> "Run":
+    def of_command_line(cls, hydra_conf: Any, folder: Path) -> "Run":
         """The run that Hydra's own configuration describes."""
-        overrides: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+        overrides: Any = OmegaConf.to_container(hydra_conf.overrides, resolve=False)
         typed = []
-        for source in hydra.runtime.config_sources:
+        for source in hydra_conf.runtime.config_sources:
             if source.provider == "command-line":
                 typed.append(f"--config-dir={os.path.relpath(source.path)}")
         for text in (*overrides["task"], *overrides["hydra"]):
             typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
-        return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
+        return cls(folder, tuple(typed), hydra_conf.mode == RunMode.MULTIRUN)
 
     @property
     def keys(self) -> list[str]:
@@ -78,11 +78,3 @@ def is_in(key: str, group: str) -> bool:
 def key_of(text: str) -> str:
     """The key that an override of the command line sets."""
     return text.split("=", 1)[0].lstrip("+~")
-
-
-def numeric_sort_key(value: str) -> tuple[bool, float, str]:
-    """Sort key of a value that was typed: numbers by size, before everything else."""
-    try:
-        return False, float(value), ""
-    except ValueError:
-        return True, 0.0, value

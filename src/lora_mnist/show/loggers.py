@@ -1,0 +1,64 @@
+"""What loggers get of a run: numbers, verdict and figures."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lora_mnist.measure.predictions import logged_metrics
+from lora_mnist.show.reading import Reading
+from lora_mnist.show.verdict import verdict
+
+#: The page of Custom Scalars: titles of charts, and how the tags of their curves begin.
+_CHARTS = {
+    "loss": "(train|val)/loss$",
+    "accuracy": "val(_base)?/accuracy$",
+    "errors": "val(_base)?/errors$",
+    "errors on what is to be repaired": "val(_base)?/errors_of_target$",
+    "errors elsewhere": "val(_base)?/errors_elsewhere$",
+    "false calls of it": "val(_base)?/false_calls_of_target$",
+    "precision of it": "val(_base)?/precision_of_target$",
+    "accuracy of each class": "val/accuracy_per_class/",
+}
+#: The columns of the page of HParams.
+_HPARAMS = re.compile(
+    "test/((balanced_)?accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)"
+)
+
+
+def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
+    """Give numbers, verdict and figures to the loggers of a run, and close them."""
+    metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
+    text = " ".join(sentence.text for sentence in verdict(reading))
+    for logger in loggers:
+        logger.log_metrics(metrics, reading.steps)
+        writer: Any = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_figure"):  # TensorBoard's
+            writer.add_text("verdict", text)
+            _log_pages(logger, reading, metrics, figures)
+            continue
+        logger.log_hyperparams({"verdict": text})
+        logger.save()
+        if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
+            writer.finish()
+
+
+def _log_pages(
+    logger: Any, reading: Reading, metrics: Mapping[str, float], figures: Mapping[str, Figure]
+) -> None:
+    """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
+    writer = logger.experiment
+    curves = [*metrics, "train/loss"] if reading.steps else []
+    charts = {}
+    for title, pattern in _CHARTS.items():
+        if any(re.match(pattern, tag) for tag in curves):
+            charts[title] = ["Multiline", [pattern]]
+    if charts:
+        writer.add_custom_scalars({"training and validation": charts})
+    writer.add_text("choices", "\n".join(f"- {line}" for line in reading.choice_lines()))
+    for name, figure in figures.items():
+        writer.add_figure(f"figures/{name}", figure, close=False)
+    shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}
+    logger.log_hyperparams(logger.hparams, shown)
+    writer.close()  # else its thread would stay, one more with each job of a sweep
