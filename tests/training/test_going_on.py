@@ -133,7 +133,7 @@ SETTINGS = {
 def test_a_checkpoint_of_other_settings_is_refused(go):
     """The line names the first that differs, as it was and as it is now."""
     own = {key: before for key, (before, _) in SETTINGS.items()}
-    own["+callbacks.averaging._target_"] = "lora_mnist.training.module.TrainedAverage"
+    own["+callbacks.averaging._target_"] = "lora_mnist.training.callbacks.TrainedAverage"
     command = (*LORA, "scheduler=linear")
     last = go("cut", *command, *map("=".join, own.items()), crash=3) / LAST_CHECKPOINT
     for key, (before, after) in SETTINGS.items():

@@ -371,7 +371,7 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
     assert "nothing is known" not in choices["target"].why
     selection, choices = choose_target(session, at(before, label > 0))
     assert choices["target"].why.endswith("; without any, nothing is known of 1")
-    assert (selection.targets, selection.target_indices.tolist()) == ([1], [1, 3])
+    assert (selection.targets, selection.learn_indices.tolist()) == ([1], [1, 3])
 
 
 @pytest.mark.parametrize(

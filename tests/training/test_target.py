@@ -18,7 +18,7 @@ def test_select_takes_classes_by_name():
     ):
         selection = select(torch.arange(len(classes)), classes, target)
         assert selection.targets == expected
-        assert selection.target_indices.tolist() == sorted(expected)
+        assert selection.learn_indices.tolist() == sorted(expected)
         others = set(range(len(classes))) - set(expected)
         assert selection.replay_indices.tolist() == sorted(others)
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lora_mnist.config.objects import with_settings
+from lora_mnist.config.objects import with_values
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
@@ -86,7 +86,7 @@ def attempted(session: Session, training: Training, rate: float, title: str) -> 
     cfg = training.at(rate)
     goes_on = not title and rate == training.rates[0]
     if not goes_on:
-        cfg = with_settings(cfg, {"ckpt_path": None})
+        cfg = with_values(cfg, {"ckpt_path": None})
     training = replace(training, cfg=cfg)
     trainer = _trainer_of(session, training, title, goes_on)
     put_tensors(session.net, training.start, cfg.lora.dropout)
@@ -119,7 +119,7 @@ def _trainer_of(session: Session, training: Training, title: str, goes_on: bool)
     for logger in cfg.get("logger") or {}:
         if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
             own[f"logger.{logger}"] = None
-    logged = with_settings(cfg, own)
+    logged = with_values(cfg, own)
     return make_trainer(logged, session.run, title or "this training", keeps_checkpoints=False)
 
 

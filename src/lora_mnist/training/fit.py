@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
-from lora_mnist.config.objects import make, with_settings
+from lora_mnist.config.objects import make, with_values
 from lora_mnist.data.plan import Plan
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS
@@ -83,7 +83,7 @@ def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) ->
     for key, value in _STAND_INS.items():
         if OmegaConf.select(cfg, key) == AUTO:
             stand_ins[key] = value
-    cfg = with_settings(cfg, stand_ins)
+    cfg = with_values(cfg, stand_ins)
     make("loss", cfg.loss)
     if augment := augment_of(cfg, classifier):
         make("batches.augment", augment)
@@ -130,7 +130,7 @@ def fit(
     module.save_hyperparameters(settings)
     net.train()
     of_names = f" of {', '.join(names)}" if names else ""
-    log.info("training on %s images%s", f"{len(selection.target_indices):,}", of_names)
+    log.info("training on %s images%s", f"{len(selection.learn_indices):,}", of_names)
     if plan.replay:
         of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
         log.info("replay: %s beside each %d", of_others, plan.batch_size)

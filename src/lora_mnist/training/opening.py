@@ -19,7 +19,7 @@ from lora_mnist.choice import AUTO, WEAK
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.command import Run, key_of
-from lora_mnist.config.objects import classifier_of, settings_of, with_settings
+from lora_mnist.config.objects import classifier_of, settings_of, with_values
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
@@ -45,7 +45,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     # For calls from Python: of a command, cli/folder.py has asked. A cluster may start a job again.
     if not run.is_sweep:
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
-    _refuse_settings(cfg, run)
+    _refuse_configuration(cfg, run)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
@@ -63,7 +63,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     return session
 
 
-def _refuse_settings(cfg: DictConfig, run: Run) -> None:
+def _refuse_configuration(cfg: DictConfig, run: Run) -> None:
     """Refuse what the configuration alone shows."""
     for text in run.typed or ():
         if key_of(text) == "augment" and re.search(r"\[.*\bauto\b", text):  # Hydra would drop it
@@ -137,7 +137,7 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
     check_training(cfg, trainer, classifier)
     for name, values in values_of_trials(cfg).items():
         try:
-            check_training(with_settings(cfg, values), trainer, classifier)
+            check_training(with_values(cfg, values), trainer, classifier)
         except UserError as error:
             raise UserError(f"trials.{name}.{error}") from error
     if cfg.ckpt_path is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.settings import foreign_code
-from lora_mnist.config.objects import with_settings
+from lora_mnist.config.objects import with_values
 from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value
@@ -48,7 +48,7 @@ class Training:
 
     def at(self, rate: float) -> DictConfig:
         """Its configuration at one of its rates."""
-        return with_settings(self.cfg, {"optimizer.lr": rate})
+        return with_values(self.cfg, {"optimizer.lr": rate})
 
 
 class Mix(NamedTuple):
@@ -97,14 +97,14 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
     planned: list[Training] = []
     start = copy.deepcopy(lora_state_dict(session.net))
     for name, values in (trials or {cfg.stage: {}}).items():
-        trial = with_settings(cfg, common | values)
+        trial = with_values(cfg, common | values)
         augment = augment_of(trial, session.classifier)
         own = {"batches.augment": augment, "batches.augmented": augment is not None}
         rates = RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
         own["optimizer.lr"] = rates[0]
         if cfg.stage == "lora" and cfg.lora.dropout == AUTO:
             own["lora.dropout"] = _dropout(session, trial)
-        trial = with_settings(trial, own)
+        trial = with_values(trial, own)
         if all((trial, rates) != (each.cfg, each.rates) for each in planned):
             planned.append(Training(name, trial, rates, session.images, selection, start))
     if len(trials) > 1 and len(planned) == 1:
@@ -117,7 +117,7 @@ def refit_of(session: Session, best: Training, rate: float, point: Point) -> Tra
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = of_classes(train.labels, best.selection.targets)
-    cfg = with_settings(best.cfg, _mix(session, selection))  # there are more images to replay
+    cfg = with_values(best.cfg, _mix(session, selection))  # there are more images to replay
     return replace(
         best,
         name="refit",
@@ -155,7 +155,7 @@ def is_few(session: Session, selection: Selection) -> bool:
 def _count_to_learn(session: Session, selection: Selection) -> int:
     """How many images are to be learnt; of several classes, those of the rarest."""
     if not selection.targets:
-        return len(selection.target_indices)
+        return len(selection.learn_indices)
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
     return int(counts[selection.targets].min())
 
@@ -220,7 +220,7 @@ def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
             return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
         return changes[0] if changes else None
     base = classifier.base
-    assert base is not None  # _refuse_settings
+    assert base is not None  # _refuse_configuration
     recorded = base.record.augment
     if foreign := recorded and foreign_code({}, "transform", recorded):
         line = quoted(f"batches.augment={as_value(recorded)}")
