@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from composed import QUICK, adapter_of, composed, evaluated, run, small_net
+from composed import FEW, QUICK, SMALL, adapter_of, composed, evaluated, run, small_net
 from helpers.commands import files_of, only_run, read_results, refused
 from omegaconf import OmegaConf
 from source_notebook import RichBoyNet, fit, load, loader
@@ -178,6 +178,14 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
     run(outputs, "stage=pretrain", *learnt)
     assert not list(outputs.rglob("adapter"))
     assert files_of(outputs / "base") == before
+
+
+def test_a_debug_run_leaves_no_adapter_and_no_copy_of_its_base(outputs, tmp_path):
+    mine = (f"base_ckpt={outputs}/base/mnist.ckpt", f"paths.outputs={tmp_path}/mine")
+    options = (*SMALL, *FEW, "debug=overfit", "trainer.max_steps=3")
+    results = train(composed("train", *NINES, *options, *mine))
+    assert (results["steps"], results["adapter"]) == (3, None)
+    assert not [*tmp_path.glob("mine/**/adapter"), *tmp_path.glob("mine/base/*")]
 
 
 def test_images_that_the_base_has_learnt_choose_nothing(made, tmp_path):

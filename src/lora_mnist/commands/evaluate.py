@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
-        session.evaluating()  # also what the dial sees
+        session.to_evaluate()  # also what the dial sees
         point = turn_adapter(classifier, typed_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
         is_alone = classifier.adapter is None

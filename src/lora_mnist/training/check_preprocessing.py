@@ -122,7 +122,7 @@ def better_preparation(session: Session, dataset: Folder) -> list[str]:
     is_known = classifier.base is None or classifier.base.record != NO_RECORD
     if is_known or session.run.is_sweep or dataset.prepare.transform is not None:
         return []
-    val, device = session.images.val, session.evaluating()
+    val, device = session.images.val, session.to_evaluate()
     count = min(_IMAGES, len(val), math.ceil(_PIXELS / math.prod(dataset.prepare.size)))
     some = val.subset(torch.linspace(0, len(val) - 1, count).long())
     pictures, largest = [], max(*_SIDES, *dataset.prepare.size)

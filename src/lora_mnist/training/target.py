@@ -20,10 +20,9 @@ def choose_target(
     """The images to learn and to replay, as ``target`` says: perhaps those of weak classes."""
     cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
-    if session.mistakes is not None:  # they stand at the end
-        indices = torch.arange(len(labels))
-        first = len(labels) - len(session.mistakes.train)
-        return Selection([], indices[first:], indices[:first]), {}
+    if session.mistakes is not None:
+        indices, start = torch.arange(len(labels)), session.mistakes_start
+        return Selection([], indices[start:], indices[:start]), {}
     if target in WEAK:
         assert before is not None  # open_session has looked for validation images
         names, why = _weak_ones(session, before)

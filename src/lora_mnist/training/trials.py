@@ -1,10 +1,14 @@
-"""Which trainings a run makes: each is a :class:`Training`, in which every ``auto`` is decided."""
+"""Which trainings a run makes: each is a :class:`Training`, in which no ``auto`` is left to decide.
+
+But for those of the adapter itself: ``lora.rank`` is decided in :mod:`.adapter`, before them, and
+``lora.scale`` and ``lora.offset`` by the dial, after them (:mod:`.attempt`).
+"""
 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 #: Where a class has fewer images, a repair tries more: docs/experiments.md has the numbers.
 FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
-_STEPS, _STEPS_OF_MANY = 400, 1200
+STEPS, _STEPS_OF_MANY = 400, 1200
 #: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
 RATES = (0.001, 0.0003, 0.0001)
 
@@ -39,32 +43,13 @@ class Training:
     """A training as it is planned."""
 
     name: str  # of its trial, or refit
-    cfg: DictConfig  # of the run, with a value in place of each auto
+    number: int  # 1 is the first of those planned
+    cfg: DictConfig  # of the run, with a value in place of each auto that is decided here
     rates: Sequence[float]  # of which cfg has the first: the next follows where one diverges
     images: ImageSets
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
     refit_at: Point | None = None  # of a refit: the point of the training that it repeats
-
-    def at(self, rate: float) -> DictConfig:
-        """Its configuration at one of its rates."""
-        return with_values(self.cfg, {"optimizer.lr": rate})
-
-
-class Mix(NamedTuple):
-    """What a batch of a repair has with ``auto``, and its loss."""
-
-    batch_size: int  # images to learn
-    replay: int  # images of the other classes
-    target_weight: float  # the share of the loss of those to learn
-
-
-def mix_of(num_classes: int, num_targets: int) -> Mix:
-    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and 0.25."""
-    # A third of all classes needs more than a tenth of a batch: docs/experiments.md.
-    share = num_targets / num_classes
-    batch_size = max(10, round(100 * share))
-    return Mix(batch_size, 100 - batch_size, max(0.25, share))
 
 
 def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
@@ -106,13 +91,14 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
             own["lora.dropout"] = _dropout(session, trial)
         trial = with_values(trial, own)
         if all((trial, rates) != (each.cfg, each.rates) for each in planned):
-            planned.append(Training(name, trial, rates, session.images, selection, start))
+            number = len(planned) + 1
+            planned.append(Training(name, number, trial, rates, session.images, selection, start))
     if len(trials) > 1 and len(planned) == 1:
         log.info("trials: no two differ, so one training is made")
     return planned if is_few(session, selection) else planned[:1]
 
 
-def refit_of(session: Session, best: Training, rate: float, point: Point) -> Training:
+def refit_of(session: Session, best: Training, point: Point, number: int) -> Training:
     """The best training once more, with the validation images among those to learn from."""
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
@@ -121,8 +107,9 @@ def refit_of(session: Session, best: Training, rate: float, point: Point) -> Tra
     return replace(
         best,
         name="refit",
+        number=number,
         cfg=cfg,
-        rates=[rate],
+        rates=[cfg.optimizer.lr],
         images=replace(images, train=train, val=none),
         selection=selection,
         refit_at=point,
@@ -132,7 +119,7 @@ def refit_of(session: Session, best: Training, rate: float, point: Point) -> Tra
 def choose_refit(session: Session, selection: Selection) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
-    if session.cfg.lora.scale == 0:
+    if not session.trains:
         return Choice(False, why="nothing is trained")
     if refit != AUTO:
         return session.as_set("refit", refit)
@@ -169,7 +156,7 @@ def _steps(session: Session, selection: Selection) -> int:
     if steps != AUTO:
         return int(steps)
     is_common = selection.targets and _count_to_learn(session, selection) >= FEW_IMAGES
-    return _STEPS_OF_MANY if is_common else _STEPS
+    return _STEPS_OF_MANY if is_common else STEPS
 
 
 def order_seed(cfg: DictConfig) -> int:
@@ -183,13 +170,16 @@ def order_seed(cfg: DictConfig) -> int:
 def _mix(session: Session, selection: Selection) -> dict[str, Any]:
     """``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
     cfg, processes = session.cfg, session.trainer.world_size
-    mix = mix_of(len(session.classifier.classes), len(selection.targets))
-    replay = min(mix.replay, len(selection.replay_indices))
+    # A third of all classes needs more than a tenth of a batch: docs/experiments.md. Mistakes are
+    # of no class: they have 10 images of a batch, beside 90, and 0.25 of the loss.
+    share = len(selection.targets) / len(session.classifier.classes)
+    to_learn = max(10, round(100 * share))
+    replay = min(100 - to_learn, len(selection.replay_indices))
     numbers = {
         # A multiple of the processes.
-        "batches.batch_size": max(1, mix.batch_size // processes) * processes,
+        "batches.batch_size": max(1, to_learn // processes) * processes,
         "batches.replay": replay // processes * processes,
-        "loss.target_weight": mix.target_weight,
+        "loss.target_weight": max(0.25, share),
     }
     is_auto = [key for key in numbers if OmegaConf.select(cfg, key) == AUTO]
     return {key: numbers[key] for key in is_auto}
