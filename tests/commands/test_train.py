@@ -24,7 +24,7 @@ from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.significance import weakest
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.verdict import verdict
-from lora_mnist.training.opening import _limited
+from lora_mnist.training.images import _limited
 
 NINES = ("stage=lora", "digit=9")
 

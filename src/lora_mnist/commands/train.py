@@ -83,7 +83,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
     before = session.predictions("val")
-    advice = check_base(session, before)
+    better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
     tell(choices)
     put_adapter(session, selection)
@@ -96,7 +96,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     about = {
         **repair.best.about(),
         "base_unchanged": True,  # or prove_unchanged has raised
-        "better_preprocessing": advice,
+        "better_preprocessing": better_preprocessing,
     }
     tables = repair.tables | session.tables()
     if is_quick(cfg):

@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 class Failure(NamedTuple):
     """A training that diverged at a rate."""
 
-    training: Training
-    rate: float
+    training: Training  # with the rate in its cfg
     why: str
 
 
@@ -46,10 +45,6 @@ class Attempt:
     tensors: Mapping[str, Tensor]  # the adapter's
     point: Point  # which validation images advise, or lora sets
     curve: Mapping[str, Any] | None  # of the dial; None: there are no validation images
-
-    @property
-    def rate(self) -> float:
-        return float(self.training.cfg.optimizer.lr)
 
     @property
     def is_trained(self) -> bool:
@@ -119,7 +114,7 @@ def attempted(session: Session, training: Training, rate: float, planned: int) -
         point, curve = session.of_first_process(_advised(session, training))
     except TrainingError as error:
         log.warning("%s: %s", training.name, error)
-        return Failure(training, rate, str(error))
+        return Failure(training, str(error))
     return Attempt(training, trainer, steps, validation_errors, learnt, tensors, point, curve)
 
 

@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from lora_mnist.choice import AUTO
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt import fingerprint_of
 from lora_mnist.config.objects import make, with_values
@@ -23,7 +22,7 @@ from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
-from lora_mnist.training.trials import RATES, STEPS, Training, augment_of
+from lora_mnist.training.trials import RATES, STEPS, Training, augment_of, where_auto
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +79,7 @@ def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | No
 
 def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Make the parts of a training once: they refuse what they cannot use before it begins."""
-    stand_ins = {}
-    for key, value in _STAND_INS.items():
-        if OmegaConf.select(cfg, key) == AUTO:
-            stand_ins[key] = value
-    cfg = with_values(cfg, stand_ins)
+    cfg = with_values(cfg, where_auto(cfg, _STAND_INS))
     make("loss", cfg.loss)
     if augment := augment_of(cfg, classifier):
         make("batches.augment", augment)

@@ -97,7 +97,7 @@ def _at_next_rate(attempts: Sequence[Attempt]) -> tuple[Training, float] | None:
     if any(attempt.is_ahead_of_an_offset for attempt in attempts):
         return None
     for attempt in attempts:
-        smaller = [rate for rate in attempt.training.rates if rate < attempt.rate]
+        smaller = [rate for rate in attempt.training.rates if rate < attempt.training.rate]
         if smaller and attempt.is_trained:
             return attempt.training, smaller[0]
     return None
@@ -112,7 +112,7 @@ def _refitted(
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
     training = refit_of(session, best.training, best.point, planned)  # the last one
-    attempt = attempted(session, training, best.rate, planned)
+    attempt = attempted(session, training, best.training.rate, planned)
     if isinstance(attempt, Failure):
         why, images = attempt.why, 0
     else:
@@ -180,19 +180,19 @@ def _augment(session: Session, best: Attempt) -> Choice:
 
 def _rate(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
     """The rate of the best training, and why it is that."""
-    rates = best.training.rates
+    training, rates = best.training, best.training.rates
     if session.cfg.optimizer.lr != AUTO:
-        return session.as_set("optimizer.lr", best.rate)
+        return session.as_set("optimizer.lr", training.rate)
     if len(rates) == 1:
-        return Choice(best.rate, why="as the trial has it")
+        return Choice(training.rate, why="as the trial has it")
     whys, images = [], 0
     for each in tried:
-        if each.training.name == best.training.name and each.rate != best.rate:
-            why, images = f"at {each.rate:g} it is behind this one", best.images_seen
+        if each.training.name == training.name and each.training.rate != training.rate:
+            why, images = f"at {each.training.rate:g} it is behind this one", best.images_seen
             if isinstance(each, Failure):
                 why, images = each.why, 0
             whys.append(why)
-    return Choice(best.rate, rates, images, "; ".join(whys) or "the first that is tried")
+    return Choice(training.rate, rates, images, "; ".join(whys) or "the first that is tried")
 
 
 def _point(session: Session, best: Attempt) -> Choice:

@@ -1,7 +1,8 @@
 """Which trainings a run makes: each is a :class:`Training`, in which no ``auto`` is left to decide.
 
-But for those of the adapter itself: ``lora.rank`` is decided in :mod:`.adapter`, before them, and
-``lora.scale`` and ``lora.offset`` by the dial, after them (:mod:`.attempt`).
+But for those of the adapter: ``lora.rank`` is decided in :mod:`.adapter`, before them, and
+``lora.scale`` and ``lora.offset`` by the dial, after them (:mod:`.attempt`). Whether there is a
+refit, :func:`choose_refit` says.
 """
 
 import copy
@@ -51,15 +52,21 @@ class Training:
     start: Mapping[str, Tensor]  # the adapter's tensors before it
     refit_at: Point | None = None  # of a refit: the point of the training that it repeats
 
+    @property
+    def rate(self) -> float:
+        return float(self.cfg.optimizer.lr)
+
+
+def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values, by their keys, whose key is ``auto``."""
+    return {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == AUTO}
+
 
 def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """What each of ``trials`` fills, by key: those that are ``auto``, and no others."""
     filled: dict[str, dict[str, Any]] = {}
     for name, values in (cfg.get("trials") or {}).items():
-        filled[name] = {}
-        for key, value in (values or {}).items():
-            if OmegaConf.select(cfg, key) == AUTO:
-                filled[name][key] = value
+        filled[name] = where_auto(cfg, values or {})
     return filled
 
 
@@ -109,7 +116,7 @@ def refit_of(session: Session, best: Training, point: Point, number: int) -> Tra
         name="refit",
         number=number,
         cfg=cfg,
-        rates=[cfg.optimizer.lr],
+        rates=[best.rate],
         images=replace(images, train=train, val=none),
         selection=selection,
         refit_at=point,
@@ -140,9 +147,7 @@ def is_few(session: Session, selection: Selection) -> bool:
 
 
 def _count_to_learn(session: Session, selection: Selection) -> int:
-    """How many images are to be learnt; of several classes, those of the rarest."""
-    if not selection.targets:
-        return len(selection.learn_indices)
+    """How many images of the class are to be learnt; of several classes, those of the rarest."""
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
     return int(counts[selection.targets].min())
 
@@ -181,8 +186,7 @@ def _mix(session: Session, selection: Selection) -> dict[str, Any]:
         "batches.replay": replay // processes * processes,
         "loss.target_weight": max(0.25, share),
     }
-    is_auto = [key for key in numbers if OmegaConf.select(cfg, key) == AUTO]
-    return {key: numbers[key] for key in is_auto}
+    return where_auto(cfg, numbers)
 
 
 def _dropout(session: Session, trial: DictConfig) -> float:
