@@ -1,4 +1,8 @@
-"""How a run ends: :func:`finish` writes what it says of itself."""
+"""How a run ends: :func:`finish` writes what it says of itself.
+
+Keys of results.json are made in :func:`results_of`, for each run; of a repair also in
+:meth:`.attempt.Attempt.about`, and few in the command, which knows them alone.
+"""
 
 import logging
 import time
