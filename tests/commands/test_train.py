@@ -12,19 +12,15 @@ from helpers.commands import files_of, only_run, read_results, refused
 from omegaconf import OmegaConf
 from source_notebook import RichBoyNet, fit, load, loader
 
-from lora_mnist.classifier.base import sha256_of_base
 from lora_mnist.commands.train import train
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Run
-from lora_mnist.data import Images
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.significance import weakest
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.verdict import verdict
-from lora_mnist.training.opening import _limited
 
 NINES = ("stage=lora", "digit=9")
 
@@ -109,39 +105,6 @@ def test_a_training_of_little_use_leaves_the_base_alone(outputs):
     assert files_of(outputs / "base") == before
 
 
-def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_path):
-    before, mine = files_of(outputs / "base"), tmp_path / "mine.ckpt"
-    cfg = composed("train", "stage=pretrain", "seed=5", *QUICK, f"paths.outputs={outputs}")
-    results = train(cfg, Run(tmp_path / "1", is_sweep=True))
-    sha256, weights = results["base_sha256"], tmp_path / "1" / results["weights"]
-    assert weights.resolve() == (outputs / "base" / f"mnist-{sha256[:12]}.ckpt").resolve()
-    cfg.base_ckpt = str(mine)
-    named = Run(tmp_path / "2", (f"base_ckpt={mine}",), is_sweep=True)
-    train(cfg, named)
-    cfg.base_ckpt = str(outputs / "base" / "notebook.ckpt")  # as an experiment names it
-    by_experiment = Run(tmp_path / "3", ("experiment=notebook",), is_sweep=True)
-    train(cfg, by_experiment)
-    after = files_of(outputs / "base")
-    assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt")
-    assert sha256_of_base(mine) == sha256
-    assert after == before
-
-
-def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_path):
-    """Trainings alike leave files alike: an adapter that is given away names no folder."""
-    numbers = ("trainer.max_steps=2", "~callbacks.checkpoint")
-    left = []
-    for name in ("one", "two"):
-        places = (f"paths.run={tmp_path}/{name}", f"run_name={name}", "figures=false")
-        typed = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
-        cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", numbers[0])
-        of_command_line = Run(tmp_path / name, typed)
-        train(cfg, of_command_line)
-        left.append([path.read_bytes() for path in sorted((tmp_path / name).glob("adapter/*"))])
-        assert read_metadata(tmp_path / name / "adapter")["made"]["overrides"] == [numbers[0]]
-    assert left[0] == left[1]
-
-
 def test_the_base_is_proven_unchanged(outputs):
     with pytest.raises(RuntimeError, match="linear1.bias"):
         run(outputs, *NINES, "+callbacks.spoil._target_=helpers.callbacks.Spoil")
@@ -167,19 +130,6 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0
 
 
-def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
-    """Nor does one batch have to be right about more than one class."""
-    before = files_of(outputs / "base")
-    options = ("digit=9", "+trainer.fast_dev_run=true", "optimizer.lr=1e3")
-    for stage in ("lora", "pretrain"):
-        results = run(outputs, f"stage={stage}", *options)
-        assert (results["steps"], results["adapter"]) == (1, None)
-    learnt = ("+trainer.fast_dev_run=true", "optimizer.lr=0.01", "batches.batch_size=500")
-    run(outputs, "stage=pretrain", *learnt)
-    assert not list(outputs.rglob("adapter"))
-    assert files_of(outputs / "base") == before
-
-
 def test_images_that_the_base_has_learnt_choose_nothing(made, tmp_path):
     """MNIST's have no files: they are known by their pixels."""
     base = f"base_ckpt={made}/base/mnist.ckpt"
@@ -187,14 +137,6 @@ def test_images_that_the_base_has_learnt_choose_nothing(made, tmp_path):
         results = run(tmp_path, *NINES, base, f"data.val_size={count}")
         assert results["validation_images"] == count - left_out
         assert bool(results["left_out"]) == bool(left_out)
-
-
-def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, tmp_path):
-    base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    torch.save({**base, "calls": torch.zeros(())}, tmp_path / "counting.pt")
-    counting = ("net._target_=helpers.nets.Counting", f"base_ckpt={tmp_path}/counting.pt")
-    assert refused(run, outputs, *NINES, *counting).startswith(f"{counting[0]}: ")
-    assert not (outputs / "lora").exists()
 
 
 def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
@@ -229,15 +171,6 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     assert not (tmp_path / "base" / "mnist.ckpt").exists()
     assert changed_tensors(net.state_dict(), ours) == []
     assert base_state_dict(net).keys() == ours.keys()
-
-
-def test_a_share_of_the_images_is_one_batch_at_least(outputs):
-    shares = ("+trainer.limit_test_batches=0.05", "+trainer.limit_val_batches=0.2")
-    results = run(outputs, *NINES, *shares, "data.eval_batch_size=100")
-    for split in ("val", "test"):
-        assert sum(results[split]["images_per_class"]) == 100
-    in_rows = Images(torch.arange(10)[:, None, None, None], torch.arange(10))
-    assert _limited(in_rows, 0.4, batch_size=2).labels.tolist() == [0, 3, 6, 9]
 
 
 def test_a_rate_that_nothing_bears_is_no_repair(outputs):

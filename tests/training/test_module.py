@@ -4,18 +4,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.nets import batches, randomize
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from helpers.trainings import Recorded, trainer
 from torch.nn.functional import cross_entropy
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_mnist import CNN, MLP, add_lora, lora_parameters
-from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
 from lora_mnist.measure.predictions import counts_of, logged_metrics, predictions_of
-from lora_mnist.training.module import ClassifierModule, Loss, TrainedAverage
+from lora_mnist.training.callbacks import TrainedAverage
+from lora_mnist.training.module import ClassifierModule, Loss
 
 
 def test_target_weight_is_the_share_of_the_images_to_learn():
@@ -27,70 +26,6 @@ def test_target_weight_is_the_share_of_the_images_to_learn():
     torch.testing.assert_close(Loss(target_weight=0.2)(logits, labels, 4), expected)
     for loss, replayed in ((Loss(), 4), (Loss(0.2), 0), (Loss(0.2), 7)):
         assert torch.equal(loss(logits, labels, replayed), losses.mean())
-
-
-class Recorded(ClassifierModule):
-    """Keeps, batch by batch, the loss, what is logged, and the adapter."""
-
-    def __init__(self, net, **settings):
-        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        settings.setdefault("classes", ["cat", "dog", "owl"])
-        super().__init__(net, torch.optim.Adam(trained, lr=0.1), **settings)
-        self.losses, self.logged, self.adapters = [], [], []
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        self.losses.append(loss.item())
-        return loss
-
-    def on_train_batch_end(self, *_):
-        self.logged.append(self.trainer.callback_metrics.get("train/loss"))
-        self.adapters.append([p.detach().clone() for p in lora_parameters(self.net)])
-
-
-def trainer(tmp_path, **settings):
-    parts = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
-    settings = {"default_root_dir": tmp_path, **dict.fromkeys(parts, False), **settings}
-    return Trainer(accelerator="cpu", **settings)
-
-
-@pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
-def test_training_ends_with_the_moving_average_of_the_adapter(tiny, tmp_path, init, more):
-    module = Recorded(add_lora(tiny, init=init))
-    fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage(0.75))
-    fit.fit(module, batches())
-    steps_of = zip(*module.adapters, strict=True)
-    for parameter, steps in zip(lora_parameters(tiny), steps_of, strict=True):
-        first, second, third = steps
-        expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
-        torch.testing.assert_close(parameter, expected)
-    fit.save_checkpoint(tmp_path / "last.ckpt")
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    names = {name.rsplit(".", 1)[1] for name in state}
-    assert names == {"lora_A", "lora_B"} | more
-
-
-def test_the_best_checkpoint_has_the_average_that_was_validated(tiny, tmp_path):
-    """It goes on from there as a training does that was not cut short."""
-    name = "{step}-{val/errors:.0f}"
-    best = ModelCheckpoint(
-        tmp_path, name, "val/errors", auto_insert_metric_name=False, save_top_k=-1
-    )
-    settings = {"max_steps": 8, "val_check_interval": 2}
-    callbacks = [best, EarlyStopping("val/errors", patience=9), TrainedAverage(0.8)]
-    fit = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **settings)
-    fit.fit(Recorded(tiny), batches(), batches())
-    whole = {name: value.clone() for name, value in tiny.state_dict().items()}
-    paths = sorted(tmp_path.glob("*-*.ckpt"))
-    assert len(paths) == 4
-    assert len({path.stem.partition("-")[2] for path in paths}) > 1
-    for path in paths:
-        load_weights(tiny, read_base(path))
-        (counted,) = trainer(tmp_path).validate(Recorded(tiny), batches(), verbose=False)
-        assert f"{counted['val/errors']:.0f}" == path.stem.partition("-")[2]
-    on = trainer(tmp_path, callbacks=TrainedAverage(0.8), **settings)
-    on.fit(Recorded(tiny), batches(), batches(), ckpt_path=paths[1], weights_only=True)
-    assert all(torch.equal(whole[name], value) for name, value in tiny.state_dict().items())
 
 
 @pytest.mark.parametrize("has_adapter", [False, True])

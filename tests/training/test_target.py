@@ -1,10 +1,13 @@
 """Which classes a training learns, as they are typed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from helpers.runs import at, table_of
 
 from lora_mnist.errors import UserError
-from lora_mnist.training.target import select
+from lora_mnist.training.target import choose_target, select
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -18,7 +21,7 @@ def test_select_takes_classes_by_name():
     ):
         selection = select(torch.arange(len(classes)), classes, target)
         assert selection.targets == expected
-        assert selection.target_indices.tolist() == sorted(expected)
+        assert selection.learn_indices.tolist() == sorted(expected)
         others = set(range(len(classes))) - set(expected)
         assert selection.replay_indices.tolist() == sorted(others)
 
@@ -36,3 +39,22 @@ def test_select_takes_classes_by_name():
 def test_select_refuses_what_is_no_class_to_learn(target, message):
     with pytest.raises(UserError, match=f"^{message}"):
         select(torch.tensor([9, 9, 1, 2, 3]), DIGITS, target)
+
+
+def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
+    """Its name, 10, is that of a class, and its place, 1, the name of another."""
+    label = torch.tensor([0] * 9 + [1] * 9 + [2] * 9)
+    before = table_of(3, label, torch.where(label == 1, 0, label))
+    train = SimpleNamespace(labels=torch.tensor([0, 1, 2, 1]))
+    session = SimpleNamespace(
+        cfg=SimpleNamespace(target="weakest"),
+        images=SimpleNamespace(train=train),
+        classifier=SimpleNamespace(classes=["1", "10", "2"]),
+        mistakes=None,
+    )
+    selection, choices = choose_target(session, before)
+    assert choices["target"].value == ["10"]
+    assert "nothing is known" not in choices["target"].why
+    selection, choices = choose_target(session, at(before, label > 0))
+    assert choices["target"].why.endswith("; without any, nothing is known of 1")
+    assert (selection.targets, selection.learn_indices.tolist()) == ([1], [1, 3])

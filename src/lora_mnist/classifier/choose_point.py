@@ -33,11 +33,6 @@ class Dial(NamedTuple):
     seed: int  # of which images, where there are many
     choose_by: str
 
-    def unseen(self) -> list[str]:
-        """The targets that no image is of: of these nothing can be decided."""
-        numbers = [c for c in self.targets if not (self.images.labels == c).any()]
-        return [self.classifier.classes[c] for c in numbers]
-
     def advise(
         self, asked: Mapping[str, float | str], beside: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
@@ -110,7 +105,8 @@ def _why_not_advised(dial: Dial, key: str) -> str:
     if not len(classifier.images.val) and "val" in classifier.images.left_out:
         return f": {classifier.images.left_out['val']['line']}"
     refuse_undecidable(classifier, dial.images, [f"{key}=auto"])
-    unseen = dial.unseen()
+    numbers = [c for c in dial.targets if not (dial.images.labels == c).any()]
+    unseen = [classifier.classes[c] for c in numbers]
     return f", since there are no validation images of {', '.join(unseen)}" if unseen else ""
 
 

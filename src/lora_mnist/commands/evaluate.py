@@ -34,11 +34,10 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
-        session.evaluating()  # also what the dial sees
+        session.to_evaluate()  # also what the dial sees
         point = turn_adapter(classifier, configured_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
-        is_alone = classifier.adapter is None
-        tables, advice = session.tables(with_val=is_alone), []
-        if is_alone:
-            advice = check_base(session, tables.get("val"))
-        return finish(session, tables, choices, {"steps": 0, "better_preprocessing": advice})
+        tables = session.tables(with_val=classifier.adapter is None)
+        better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
+        about = {"steps": 0, "better_preprocessing": better_preprocessing}
+        return finish(session, tables, choices, about)

@@ -1,5 +1,6 @@
 """Training, from a configuration to results.json: it makes a base, or a repair of one."""
 
+import os
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -24,7 +25,7 @@ from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.repair import train_repair
 from lora_mnist.training.results import finish
-from lora_mnist.training.session import prove_unchanged
+from lora_mnist.training.session import is_quick, prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
 from lora_mnist.training.trials import trainings_of
@@ -57,7 +58,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=pretrain``: train all weights, test, and make the result the current base."""
     current = current_base_path(cfg, run)
-    if current is not None and not cfg.debug:
+    if current is not None and not is_quick(cfg):
         refuse_to_replace(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
@@ -70,7 +71,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
     tables = session.tables(with_val=True)
     base = new_base(session, tables, current)
-    about = {"steps": module.global_step, **base.about(run.folder)}
+    about: dict[str, Any] = {"steps": module.global_step, "base_sha256": base.sha256}
+    if base.replaces is None:  # the user has to name it to other commands
+        about["weights"] = os.path.relpath(base.path, run.folder)
     results = finish(session, tables, choices, about)
     leave_base(session, base, data.learnt)  # last: a run that fails leaves the current one alone
     return results
@@ -80,7 +83,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
     before = session.predictions("val")
-    advice = check_base(session, before)
+    better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
     tell(choices)
     put_adapter(session, selection)
@@ -90,16 +93,13 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         return {}
     tell(repair.choices)
     choices |= repair.choices
-    about: dict[str, Any] = {
-        "steps": repair.best.steps,
-        "max_steps": repair.best.trainer.max_steps,
-        "base_unchanged": True,
-        "dial": repair.best.curve,
-        "validation_errors": repair.best.validation_errors,
-        "better_preprocessing": advice,
+    about = {
+        **repair.best.about(),
+        "base_unchanged": True,  # or prove_unchanged has raised
+        "better_preprocessing": better_preprocessing,
     }
     tables = repair.tables | session.tables()
-    if session.is_fast_dev_run:  # it leaves nothing that others use
+    if is_quick(cfg):
         return finish(session, tables, choices, about)
     leave_adapter(session, choices, repair.kept.learnt)
     results = finish(session, tables, choices, about | {"adapter": ADAPTER_FOLDER})

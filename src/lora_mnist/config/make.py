@@ -21,7 +21,7 @@ def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
         return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
 
 
-def with_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+def with_values(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     """A copy of a configuration that has these values, by key."""
     copied = cfg.copy()
     for key, value in settings.items():

@@ -16,7 +16,7 @@ class Selection(NamedTuple):
     """Which training images are learnt, and which are replayed beside them."""
 
     targets: list[int]  # the classes to learn; empty where all are learnt, or mistakes
-    target_indices: Tensor  # of the images to learn from, int64
+    learn_indices: Tensor  # of the images to learn from, int64
     replay_indices: Tensor  # of those that may be replayed, int64
 
 
@@ -47,7 +47,7 @@ class Plan:
     @property
     def _images_per_epoch(self) -> int:
         # Each process has as many: some images come twice.
-        of_each = math.ceil(len(self.selection.target_indices) / self.processes)
+        of_each = math.ceil(len(self.selection.learn_indices) / self.processes)
         size = self.batch_size // self.processes
         if of_each > size > 1 and of_each % size == 1 and not self.replay:
             of_each -= 1  # batch normalisation refuses a last batch of one image
@@ -57,7 +57,7 @@ class Plan:
         """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._in_turn(self.selection.replay_indices)
-        indices = self.selection.target_indices
+        indices = self.selection.learn_indices
         if len(self.selection.targets) > 1:  # the rarest as often as the others
             in_turn = self._in_turn(indices)
             while True:

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lora_mnist.choice import AUTO
-from lora_mnist.classifier.choose_point import Dial, refuse_undecidable
+from lora_mnist.classifier.choose_point import KNOBS, refuse_undecidable
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
@@ -29,11 +29,11 @@ NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits a
 
 def put_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says; with ``lora.scale=0`` an offset alone."""
-    cfg, net, classifier = session.cfg, session.net, session.classifier
+    net, classifier = session.net, session.classifier
     _refuse_undecided(session, selection)
     layer = _layer_of_offset(session, selection)
     net.cpu()  # where LoRA draws its first values: the same on every machine
-    if cfg.lora.scale != 0:
+    if session.trains:
         _put_lora(session)
     elif layer is None:
         raise UserError(f"lora.scale=0: expected another number or auto; {NO_LAYER}")
@@ -70,27 +70,24 @@ def _layer_of_offset(session: Session, selection: Selection) -> str | None:
     offset, images, layer = session.cfg.lora.offset, session.images.train, None
     if offset and selection.targets:
         some = torch.linspace(0, len(images) - 1, 4).long().tolist()
-        pixels = images.take(some)[0].to(session.evaluating())
+        pixels = images.take(some)[0].to(session.to_evaluate())
         layer = last_layer(session.net, session.classifier.dataset.normalise(pixels))
     if layer is None and offset not in (0, AUTO):
         raise UserError(f"lora.offset={offset}: expected 0 or auto; {NO_LAYER}")
     return layer
 
 
-def dial_of(session: Session, selection: Selection) -> Dial:
-    """The dial by which the adapter is turned once it is trained."""
-    cfg, val = session.cfg, session.images.val
-    return Dial(session.classifier, val, selection.targets, cfg.seed, cfg.choose_by)
-
-
 def _refuse_undecided(session: Session, selection: Selection) -> None:
     """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
-    asked = [f"lora.{knob}=auto" for knob in ("scale", "offset") if session.cfg.lora[knob] == AUTO]
-    unseen = dial_of(session, selection).unseen()
-    refuse_undecidable(session.classifier, session.images.val, asked, unseen)
-    for c in selection.targets if asked else ():
-        count = int((session.images.val.labels == c).sum())
-        if count < _TOO_FEW_TO_DECIDE:
-            number = number_of(count, "validation image")
+    asked = [f"lora.{knob}=auto" for knob in KNOBS if session.cfg.lora[knob] == AUTO]
+    if not asked:
+        return
+    classes, val = session.classifier.classes, session.images.val
+    numbers = val.labels.bincount(minlength=len(classes)).tolist()
+    unseen = [classes[c] for c in selection.targets if not numbers[c]]
+    refuse_undecidable(session.classifier, val, asked, unseen)
+    for c in selection.targets:
+        if numbers[c] < _TOO_FEW_TO_DECIDE:
+            number = number_of(numbers[c], "validation image")
             few = "%s: %s has only %s, so chance decides"
-            log.warning(few, ", ".join(asked), session.classifier.classes[c], number)
+            log.warning(few, ", ".join(asked), classes[c], number)

@@ -1,12 +1,11 @@
 """What a training leaves to other commands: a base, or an adapter with its record."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -29,7 +28,7 @@ from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.measure.predictions import Predictions, counts_of
 from lora_mnist.project import DATA, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
-from lora_mnist.training.session import Session
+from lora_mnist.training.session import Session, is_quick
 from lora_mnist.training.trials import augment_of
 
 log = logging.getLogger(__name__)
@@ -49,13 +48,6 @@ class NewBase(NamedTuple):
     replaces: Path | None  # the current base; None: that one stays
     why_useless: str | None
 
-    def about(self, folder: Path) -> dict[str, Any]:
-        """What results.json in the run's folder has of it."""
-        if self.replaces is not None:
-            return {"base_sha256": self.sha256}
-        # The user has to name it to other commands.
-        return {"base_sha256": self.sha256, "weights": os.path.relpath(self.path, folder)}
-
 
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     """The file of the current base, which a pretraining replaces; in a sweep a typed one alone."""
@@ -71,7 +63,7 @@ def new_base(session: Session, tables: Mapping[str, Predictions], current: Path 
     cfg, settings = session.cfg, session.classifier.settings
     folder, replaces, why_useless = session.run.folder, None, None
     knows_some = cfg.target is not None  # of the classes
-    if not (cfg.debug or session.is_fast_dev_run or knows_some):
+    if not (is_quick(cfg) or knows_some):
         why_useless = _why_useless(session, tables)
         if why_useless is None:
             folder, replaces = Path(cfg.paths.bases), current

@@ -10,14 +10,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lora_mnist.config.make import with_settings
+from lora_mnist.classifier.choose_point import Dial
+from lora_mnist.config.make import with_values
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.dial import row_at
-from lora_mnist.training.adapter import dial_of
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 class Failure(NamedTuple):
     """A training that diverged at a rate."""
 
-    training: Training
-    rate: float
+    training: Training  # with the rate in its cfg
     why: str
 
 
@@ -48,8 +47,9 @@ class Attempt:
     curve: Mapping[str, Any] | None  # of the dial; None: there are no validation images
 
     @property
-    def rate(self) -> float:
-        return float(self.training.cfg.optimizer.lr)
+    def is_trained(self) -> bool:
+        """Whether its adapter has learnt: an offset alone has no step."""
+        return self.steps > 0
 
     @property
     def score(self) -> float:
@@ -62,7 +62,7 @@ class Attempt:
         return None if self.curve is None else row_at(self.curve, self.point.scale)
 
     @property
-    def images(self) -> int:
+    def images_seen(self) -> int:
         """How many validation images the dial saw."""
         return 0 if self.curve is None else int(self.curve["images"])
 
@@ -70,6 +70,15 @@ class Attempt:
     def is_ahead_of_an_offset(self) -> bool:
         """Whether it is better than the best offset without it, as far as that is known."""
         return self.curve is None or self.score > row_at(self.curve, 0)["score"]
+
+    def about(self) -> dict[str, Any]:
+        """What results.json has of it."""
+        return {
+            "steps": self.steps,
+            "max_steps": self.trainer.max_steps,
+            "dial": self.curve,
+            "validation_errors": self.validation_errors,
+        }
 
     def put_on(self, net: nn.Module) -> None:
         """Put its adapter on the network, at its point."""
@@ -81,20 +90,21 @@ class Attempt:
 Tried = Attempt | Failure
 
 
-def attempted(session: Session, training: Training, rate: float, title: str) -> Tried:
-    """Train at a rate, and turn the dial; ``title``, as training 1 of 3, "" of the only one."""
-    cfg = training.at(rate)
-    goes_on = not title and rate == training.rates[0]
-    if not goes_on:
-        cfg = with_settings(cfg, {"ckpt_path": None})
+def attempted(session: Session, training: Training, rate: float, planned: int) -> Tried:
+    """Train at a rate, and turn the dial; ``planned``: how many trainings the repair has."""
+    is_only = planned == 1 and rate == training.rates[0]
+    ckpt_path = training.cfg.ckpt_path if is_only else None
+    cfg = with_values(training.cfg, {"optimizer.lr": rate, "ckpt_path": ckpt_path})
     training = replace(training, cfg=cfg)
-    trainer = _trainer_of(session, training, title, goes_on)
+    title = f"training {training.number} of {planned}" if planned > 1 else "this training"
+    trainer = _trainer_of(session, training, title, is_only)
     put_tensors(session.net, training.start, cfg.lora.dropout)
+    set_lora_point(session.net, TRAINED if session.trains else BASE)
     steps, validation_errors = 0, list[tuple[int, int]]()
     learnt = torch.empty(0, dtype=torch.int64)
     try:
-        if lora_adapters(session.net):
-            if title:
+        if session.trains:
+            if planned > 1:
                 log.info("%s: %s", title, training.name)
             data = data_of(session, training)
             module = fit(session, cfg, trainer, data)
@@ -104,13 +114,13 @@ def attempted(session: Session, training: Training, rate: float, title: str) -> 
         point, curve = session.of_first_process(_advised(session, training))
     except TrainingError as error:
         log.warning("%s: %s", training.name, error)
-        return Failure(training, rate, str(error))
+        return Failure(training, str(error))
     return Attempt(training, trainer, steps, validation_errors, learnt, tensors, point, curve)
 
 
-def _trainer_of(session: Session, training: Training, title: str, goes_on: bool) -> Trainer:
+def _trainer_of(session: Session, training: Training, title: str, is_only: bool) -> Trainer:
     """The Trainer of a training; the run's only one has its loggers, and keeps checkpoints."""
-    if goes_on:
+    if is_only:
         return make_trainer(training.cfg, session.run, loggers=session.trainer.loggers)
     cfg = training.cfg
     own: dict[str, Any] = {
@@ -119,26 +129,26 @@ def _trainer_of(session: Session, training: Training, title: str, goes_on: bool)
     for logger in cfg.get("logger") or {}:
         if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
             own[f"logger.{logger}"] = None
-    logged = with_settings(cfg, own)
-    return make_trainer(logged, session.run, title or "this training", keeps_checkpoints=False)
+    logged = with_values(cfg, own)
+    return make_trainer(logged, session.run, title, keeps_checkpoints=False)
 
 
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
     """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
-    dial, lora = dial_of(session, training.selection), training.cfg.lora
-    if not len(dial.images):
+    cfg, val, targets = training.cfg, session.images.val, training.selection.targets
+    lora, dial = cfg.lora, Dial(session.classifier, val, targets, cfg.seed, cfg.choose_by)
+    if not len(val):
         return Point(float(lora.scale), float(lora.offset)), None
     log.info("dial: the adapter at several scales on validation images")
-    session.evaluating()
+    session.to_evaluate()
     if training.refit_at is not None:
         return dial.advise(training.refit_at._asdict(), beside=())
     return dial.advise({"scale": lora.scale, "offset": lora.offset})
 
 
 def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -> None:
-    """Put these tensors into the adapters, to be trained with dropout."""
+    """Put these tensors into the adapters, whose dropout is that of a training."""
     net.load_state_dict(tensors, strict=False)  # the base stays
     net.zero_grad()
     for adapter in lora_adapters(net):
         adapter.dropout = dropout
-    set_lora_point(net, TRAINED if lora_adapters(net) else BASE)  # an offset alone has no scale

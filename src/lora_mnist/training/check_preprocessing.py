@@ -25,10 +25,10 @@ from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
 
-#: On how many validation images usual preparations are tried, and how many pixels these may have:
+#: On how many validation images usual preprocessing is tried, and how many pixels these may have:
 #: some thirty ways to prepare 100 images of 224 x 224 take a ResNet-18 a minute.
 _IMAGES, _PIXELS = 200, 100 * 224 * 224
-#: With fewer errors on these no other preparation is better beyond chance.
+#: With fewer errors on these no other preprocessing is better beyond chance.
 _FEWEST_ERRORS = 10
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SCALINGS = ((0.5, 0.5), (0.0, 1.0), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -46,17 +46,17 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
     """Overrides with which the base does clearly better; without any, warn if it only guesses."""
     if before is None:
         return []
-    advice = []
+    overrides = []
     if isinstance(session.classifier.dataset, Folder):
-        advice = check_order(session, before)
-        if not advice and session.cfg.stage == "eval":
-            advice = better_preparation(session, session.classifier.dataset)
+        overrides = check_order(session, before)
+        if not overrides and session.cfg.stage == "eval":
+            overrides = better_preprocessing(session, session.classifier.dataset)
     share = counts_of(before)["before"]["balanced_accuracy"]
-    if not advice and share <= _HARDLY_BETTER / before.num_classes:
+    if not overrides and share <= _HARDLY_BETTER / before.num_classes:
         text = "the base has %d of %d images right, which is hardly better than guessing: look at "
         text += "net._target_, base_ckpt and prepare (docs/failed.md)"
         log.warning(text, (before.prediction[0] == before.label).sum(), len(before))
-    return advice
+    return overrides
 
 
 def check_order(session: Session, before: Predictions) -> list[str]:
@@ -116,13 +116,13 @@ def other_order(before: Predictions) -> tuple[Tensor | None, bool]:
     return output, bool((is_certain & (2 * right > images))[is_moved].all())
 
 
-def better_preparation(session: Session, dataset: Folder) -> list[str]:
-    """The overrides of another usual preparation, if the base does clearly better with it."""
+def better_preprocessing(session: Session, dataset: Folder) -> list[str]:
+    """The overrides of other usual preprocessing, if the base does clearly better with it."""
     classifier, settings = session.classifier, session.classifier.settings
     is_known = classifier.base is None or classifier.base.record != NO_RECORD
     if is_known or session.run.is_sweep or dataset.prepare.transform is not None:
         return []
-    val, device = session.images.val, session.evaluating()
+    val, device = session.images.val, session.to_evaluate()
     count = min(_IMAGES, len(val), math.ceil(_PIXELS / math.prod(dataset.prepare.size)))
     some = val.subset(torch.linspace(0, len(val) - 1, count).long())
     pictures, largest = [], max(*_SIDES, *dataset.prepare.size)

@@ -23,9 +23,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def refuse_other_training(
-    path: str | Path, settings: Mapping[str, Any], groups: Iterable[str]
+    path: str | Path, hparams: Mapping[str, Any], groups: Iterable[str]
 ) -> None:
-    """Refuse a checkpoint of a training that had other ``settings`` in one of ``groups``."""
+    """Refuse a checkpoint of a training that had other ``hparams`` in one of ``groups``."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         its = flatten(dict(content["hyper_parameters"]))
@@ -34,7 +34,7 @@ def refuse_other_training(
             f"ckpt_path={path}: expected a checkpoint of a training, RUN/checkpoints/last.ckpt "
             f"({type(error).__name__})"
         ) from error
-    own = flatten(dict(settings))
+    own = flatten(dict(hparams))
     of_finished = ("lora.scale", "lora.offset")  # these may be others
     for group in groups:
         for key in [*own, *its]:

@@ -11,22 +11,22 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from lora_mnist.choice import AUTO
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.learnt_file import fingerprint_of
-from lora_mnist.config.make import make, with_settings
+from lora_mnist.config.make import make, with_values
 from lora_mnist.data.plan import Plan
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS
+from lora_mnist.training.callbacks import TrainedAverage
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
-from lora_mnist.training.module import ClassifierModule, TrainedAverage
+from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
-from lora_mnist.training.trials import Training, augment_of
+from lora_mnist.training.trials import RATES, STEPS, Training, augment_of, where_auto
 
 log = logging.getLogger(__name__)
 
-#: Settings that a training which goes on has to have as before, known before images are read.
+#: What a training which goes on has to have as before, known before images are read.
 KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
 #: The others. The number of steps may change, unless a scheduler counts them.
 _MAKE_A_TRAINING = (
@@ -35,7 +35,7 @@ _MAKE_A_TRAINING = (
     "trainer.precision",
 )
 #: In place of auto, to make the parts of a training before its images are known.
-_STAND_INS = {"optimizer.lr": 0.1, "trainer.max_steps": 400, "loss.target_weight": 0.25}
+_STAND_INS = {"optimizer.lr": RATES[0], "trainer.max_steps": STEPS, "loss.target_weight": 0.25}
 
 
 def data_of(session: Session, training: Training) -> ImageDataModule:
@@ -79,11 +79,7 @@ def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | No
 
 def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Make the parts of a training once: they refuse what they cannot use before it begins."""
-    stand_ins = {}
-    for key, value in _STAND_INS.items():
-        if OmegaConf.select(cfg, key) == AUTO:
-            stand_ins[key] = value
-    cfg = with_settings(cfg, stand_ins)
+    cfg = with_values(cfg, where_auto(cfg, _STAND_INS))
     make("loss", cfg.loss)
     if augment := augment_of(cfg, classifier):
         make("batches.augment", augment)
@@ -93,11 +89,11 @@ def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) ->
 
 def hyperparameters(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
     """What a checkpoint says of a training, as far as it is known before images are read."""
-    base, resolved = classifier.base, classifier.settings
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings |= {"net": resolved.net, "prepare": resolved.prepare}
-    settings["base_sha256"] = base and base.sha256
-    return dict(settings)
+    base, settings = classifier.base, classifier.settings
+    hparams: Any = OmegaConf.to_container(cfg, resolve=True)
+    hparams |= {"net": settings.net, "prepare": settings.prepare}
+    hparams["base_sha256"] = base and base.sha256
+    return dict(hparams)
 
 
 def fit(
@@ -121,16 +117,16 @@ def fit(
         mix=classifier.mix,
         compiles=cfg.compile,
     )
-    settings, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings
-    settings |= {"target": names, "learnt_sha256": fingerprint_of(data.learnt)}
-    settings["data"] = {**classifier.settings.data, **split}
+    hparams, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings
+    hparams |= {"target": names, "learnt_sha256": fingerprint_of(data.learnt)}
+    hparams["data"] = {**classifier.settings.data, **split}
     if cfg.ckpt_path is not None:
         groups = (*KNOWN_AT_ONCE, *_MAKE_A_TRAINING, *(f"data.{key}" for key in split))
-        refuse_other_training(cfg.ckpt_path, settings, groups)
-    module.save_hyperparameters(settings)
+        refuse_other_training(cfg.ckpt_path, hparams, groups)
+    module.save_hyperparameters(hparams)
     net.train()
     of_names = f" of {', '.join(names)}" if names else ""
-    log.info("training on %s images%s", f"{len(selection.target_indices):,}", of_names)
+    log.info("training on %s images%s", f"{len(selection.learn_indices):,}", of_names)
     if plan.replay:
         of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
         log.info("replay: %s beside each %d", of_others, plan.batch_size)
@@ -152,7 +148,7 @@ def fit(
 
 def _renew_statistics(session: Session, data: ImageDataModule) -> None:
     """Give batch normalisation those of the averaged weights: it has those of the last ones."""
-    device, plan = session.evaluating(), data.plan
+    device, plan = session.to_evaluate(), data.plan
     of_epoch = islice(plan.batches(), plan.batches_per_epoch)
     batches = ([data.dataset.normalise(images.to(device))] for images, _ in data.loader(of_epoch))
     update_bn(batches, session.net)

@@ -1,35 +1,26 @@
 """How the session of a run is opened, and what a run refuses before anything is computed."""
 
 import logging
-import math
 import time
-from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from torch import Tensor
 
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.make import classifier_of, settings_of, with_settings
+from lora_mnist.config.make import classifier_of, settings_of, with_values
 from lora_mnist.config.run import Run
-from lora_mnist.data import Images, ImageSets
-from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
+from lora_mnist.data import Images
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
-from lora_mnist.lora.point import BASE
 from lora_mnist.lora.weight import layers_to_adapt, listed
-from lora_mnist.measure.predictions import predictions_at
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
+from lora_mnist.training.images import images_of
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import WEAK, numbers_of
 from lora_mnist.training.trainer import make_trainer
@@ -43,7 +34,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     started = time.perf_counter()
     if run.typed is None:  # called from Python; the folder of a command is its own: cli/claim.py
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
-    _refuse_settings(cfg)
+    _refuse_configuration(cfg)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**settings_of(cfg))
@@ -52,7 +43,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     _check_network(classifier)
     if cfg.stage != "eval":
         _refuse_training(cfg, trainer, classifier)
-    images, mistakes = _images_of(cfg, trainer, classifier)
+    _refuse_no_images(cfg, classifier)
+    images, mistakes = images_of(cfg, trainer, classifier)
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_images(session)
@@ -61,10 +53,19 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     return session
 
 
-def _refuse_settings(cfg: DictConfig) -> None:
+def _refuse_configuration(cfg: DictConfig) -> None:
     """Refuse what the configuration alone shows."""
     if cfg.stage == "pretrain":
-        _refuse_what_needs_a_base(cfg)
+        needs_base = {
+            f"target={cfg.target}": cfg.target in WEAK,
+            f"mistakes={cfg.mistakes}": cfg.mistakes is not None,
+            "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
+            "batches.augment=auto": cfg.batches.augment == AUTO,
+            "trainer.max_steps=auto": cfg.trainer.max_steps == AUTO,
+        }
+        for key, is_asked in needs_base.items():
+            if is_asked:
+                raise UserError(f"{key}: expected stage=lora, since it needs a base")
     if cfg.stage == "lora":
         _refuse_repair(cfg)
     scheduler = cfg.get("scheduler") or {}
@@ -72,20 +73,6 @@ def _refuse_settings(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-
-
-def _refuse_what_needs_a_base(cfg: DictConfig) -> None:
-    """Refuse what a pretraining cannot do."""
-    needs_base = {
-        f"target={cfg.target}": cfg.target in WEAK,
-        f"mistakes={cfg.mistakes}": cfg.mistakes is not None,
-        "optimizer.lr=auto": cfg.optimizer.lr == AUTO,
-        "batches.augment=auto": cfg.batches.augment == AUTO,
-        "trainer.max_steps=auto": cfg.trainer.max_steps == AUTO,
-    }
-    for key, is_asked in needs_base.items():
-        if is_asked:
-            raise UserError(f"{key}: expected stage=lora, since it needs a base")
 
 
 def _refuse_repair(cfg: DictConfig) -> None:
@@ -132,7 +119,7 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
     check_training(cfg, trainer, classifier)
     for name, values in values_of_trials(cfg).items():
         try:
-            check_training(with_settings(cfg, values), trainer, classifier)
+            check_training(with_values(cfg, values), trainer, classifier)
         except UserError as error:
             raise UserError(f"trials.{name}.{error}") from error
     if cfg.ckpt_path is not None:
@@ -140,11 +127,9 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
         refuse_other_training(cfg.ckpt_path, known, KNOWN_AT_ONCE)
 
 
-def _images_of(
-    cfg: DictConfig, trainer: Trainer, classifier: Classifier
-) -> tuple[ImageSets, Mistakes | None]:
-    """The images of a run, without those that were learnt, and limited; and its mistakes."""
-    images, mistakes, dataset = classifier.images, None, classifier.dataset
+def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
+    """Refuse images without any to train or to test on, or that the network does not take."""
+    images, dataset = classifier.images, classifier.dataset
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     if not len(images.test):
@@ -158,47 +143,6 @@ def _images_of(
         )
     if classifier.settings.prepare.get("transform") is not None:  # only images show its outputs
         _check_network(classifier, images.test)
-    if cfg.mistakes is not None:
-        mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
-        images = replace(images, left_out={**images.left_out, **left_out})
-        images = with_mistakes(images, mistakes)
-    for part, about in images.left_out.items():
-        # A refit has learnt the validation images; who needs them is refused.
-        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
-    size = dataset.eval_batch_size
-    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
-    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
-    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
-    return replace(images, val=val, test=test), mistakes
-
-
-def _mistakes_of(
-    classifier: Classifier, cfg: DictConfig, device: torch.device
-) -> tuple[Mistakes, dict[str, Any]]:
-    """The pictures in the folder ``mistakes`` that the base gets wrong, and what is left out."""
-    net, dataset = classifier.net, classifier.dataset
-
-    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-        return predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
-
-    net.eval().to(device)
-    mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
-    test, about = mistakes.test.apart_from_learnt(classifier.learnt, "held-out mistakes")
-    return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
-
-
-def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
-    """The images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
-    batches = math.ceil(len(images) / batch_size)
-    if isinstance(limit, float):
-        batches = max(1, int(limit * batches)) if limit else 0
-    elif limit is not None:
-        batches = limit
-    count = batches * batch_size
-    if count >= len(images):
-        return images
-    places = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
-    return images.subset(places)  # spread evenly, since a folder's images are sorted by class
 
 
 def _refuse_images(session: Session) -> None:

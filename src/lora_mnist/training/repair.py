@@ -15,20 +15,14 @@ from typing import NamedTuple
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.lora.weight import lora_adapters, offset_of
+from lora_mnist.lora.weight import offset_of
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.weights import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_LAYER
 from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted
 from lora_mnist.training.session import Session
-from lora_mnist.training.trials import (
-    Training,
-    augment_of,
-    choose_refit,
-    refit_of,
-    trainings_of,
-)
+from lora_mnist.training.trials import Training, augment_of, choose_refit, refit_of, trainings_of
 
 log = logging.getLogger(__name__)
 
@@ -47,21 +41,18 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     trainings, refit = trainings_of(session, selection), choose_refit(session, selection)
     planned = len(trainings) + bool(refit.value)
     _refuse_several(session, planned)
-    titles: dict[str, str] = {}
-    for number, training in enumerate(trainings, start=1):
-        titles[training.name] = f"training {number} of {planned}" if planned > 1 else ""
-    if lora_adapters(session.net):
+    if session.trains:
         print_parameters(session.net)
     tried: list[Tried] = []
     for training in trainings:
         for rate in training.rates:  # up to one that does not diverge
-            tried.append(attempted(session, training, rate, titles[training.name]))
+            tried.append(attempted(session, training, rate, planned))
             if isinstance(tried[-1], Attempt):
                 break
-    if again := _at_next_rate(_attempts_in(tried)):
-        training, rate = again
+    if smaller := _at_next_rate(_attempts_in(tried)):
+        training, rate = smaller
         log.info("no training is ahead of an offset without one; the rate %g is tried", rate)
-        tried.append(attempted(session, training, rate, titles[training.name]))
+        tried.append(attempted(session, training, rate, planned))
     attempts = _attempts_in(tried)
     if not attempts:
         raise TrainingError("; ".join(each.why for each in tried if isinstance(each, Failure)))
@@ -71,7 +62,7 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     if refit.value and best.point.scale == 0:
         refit = Choice(False, why="the trial adds nothing that validation images show")
     elif refit.value:
-        kept, refit = _refitted(session, best, refit, f"training {planned} of {planned}")
+        kept, refit = _refitted(session, best, refit, planned)
     kept.put_on(session.net)
     if kept.trainer.loggers != session.trainer.loggers:  # these have not seen it
         for logger in session.trainer.loggers:
@@ -106,31 +97,33 @@ def _at_next_rate(attempts: Sequence[Attempt]) -> tuple[Training, float] | None:
     if any(attempt.is_ahead_of_an_offset for attempt in attempts):
         return None
     for attempt in attempts:
-        smaller = [rate for rate in attempt.training.rates if rate < attempt.rate]
-        if smaller and attempt.steps:
+        smaller = [rate for rate in attempt.training.rates if rate < attempt.training.rate]
+        if smaller and attempt.is_trained:
             return attempt.training, smaller[0]
     return None
 
 
-def _refitted(session: Session, best: Attempt, refit: Choice, title: str) -> tuple[Attempt, Choice]:
+def _refitted(
+    session: Session, best: Attempt, refit: Choice, planned: int
+) -> tuple[Attempt, Choice]:
     """Train the best once more, with the validation images; if that is behind the base, keep it."""
     unseen = ""
     if session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
-    training = refit_of(session, best.training, best.rate, best.point)
-    again = attempted(session, training, best.rate, title)
-    if isinstance(again, Failure):
-        why, seen = again.why, 0
+    training = refit_of(session, best.training, best.point, planned)  # the last one
+    attempt = attempted(session, training, best.training.rate, planned)
+    if isinstance(attempt, Failure):
+        why, images = attempt.why, 0
     else:
-        assert again.curve is not None  # there are images, which it has learnt
-        of_base, seen = again.curve["base"]["score"], again.images
-        if again.score >= of_base:
-            return again, refit
-        why = f"its score is {again.score:.3f} on the validation images that it has learnt, and "
+        assert attempt.curve is not None  # there are images, which it has learnt
+        of_base, images = attempt.curve["base"]["score"], attempt.images_seen
+        if attempt.score >= of_base:
+            return attempt, refit
+        why = f"its score is {attempt.score:.3f} on the validation images that it has learnt, and "
         why += f"{of_base:.3f} of the base"
     log.warning("refit: %s; the trial is kept", why)
-    return best, Choice(False, [True, False], seen, why)
+    return best, Choice(False, [True, False], images, why)
 
 
 # --- why ----------------------------------------------------------------------------------------
@@ -141,10 +134,10 @@ def _choices(
 ) -> dict[str, Choice]:
     """The choices of a repair by their names."""
     choices = {}
-    if best.steps and session.cfg.trials:
+    if best.is_trained and session.cfg.trials:
         choices["trial"] = _trial(tried, best)
         choices["augment"] = _augment(session, best)
-    if best.steps:
+    if best.is_trained:
         choices["rate"] = _rate(session, tried, best)
     return choices | {"refit": refit, "point": _point(session, best)}
 
@@ -158,7 +151,7 @@ def _trial(tried: Sequence[Tried], best: Attempt) -> Choice:
             ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
     why, images = "the only one", 0
     if len(ahead) > 1:
-        images, by = best.images, name_of_measure(best.training.cfg.choose_by)
+        images, by = best.images_seen, name_of_measure(best.training.cfg.choose_by)
         scores = []
         for name, each in ahead.items():
             assert each.row is not None  # without validation images there is one trial
@@ -187,19 +180,19 @@ def _augment(session: Session, best: Attempt) -> Choice:
 
 def _rate(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
     """The rate of the best training, and why it is that."""
-    rates = best.training.rates
+    training, rates = best.training, best.training.rates
     if session.cfg.optimizer.lr != AUTO:
-        return session.as_set("optimizer.lr", best.rate)
+        return session.as_set("optimizer.lr", training.rate)
     if len(rates) == 1:
-        return Choice(best.rate, why="as the trial has it")
+        return Choice(training.rate, why="as the trial has it")
     whys, images = [], 0
     for each in tried:
-        if each.training.name == best.training.name and each.rate != best.rate:
-            why, images = f"at {each.rate:g} it is behind this one", best.images
+        if each.training.name == training.name and each.training.rate != training.rate:
+            why, images = f"at {each.training.rate:g} it is behind this one", best.images_seen
             if isinstance(each, Failure):
                 why, images = each.why, 0
             whys.append(why)
-    return Choice(best.rate, rates, images, "; ".join(whys) or "the first that is tried")
+    return Choice(training.rate, rates, images, "; ".join(whys) or "the first that is tried")
 
 
 def _point(session: Session, best: Attempt) -> Choice:

@@ -1,4 +1,8 @@
-"""How a run ends: :func:`finish` writes what it says of itself."""
+"""How a run ends: :func:`finish` writes what it says of itself.
+
+Keys of results.json are made in :func:`results_of`, for each run; of a repair also in
+:meth:`.attempt.Attempt.about`, and few in the command, which knows them alone.
+"""
 
 import logging
 import time
@@ -54,8 +58,8 @@ def results_of(
     names = choices["target"].value if "target" in choices else classifier.record.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
     unknown = [owner for owner, digests in classifier.learnt.items() if digests is None]
-    own = len(images.train) - len(session.mistakes.train if session.mistakes else ())
-    counts = images.train.labels[:own].bincount(minlength=len(dataset.classes))
+    own = images.train.labels[: session.mistakes_start]
+    counts = own.bincount(minlength=len(dataset.classes))
     return {
         "stage": cfg.stage,
         "dataset": dataset.name,

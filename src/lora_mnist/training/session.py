@@ -28,7 +28,7 @@ class Session:
     run: Run
     trainer: Trainer  # of a repair: for its device, processes and loggers alone
     classifier: Classifier
-    images: ImageSets  # mistakes to learn stand at the end of those to train on
+    images: ImageSets  # :attr:`mistakes_start` says which of those to train on are mistakes
     mistakes: Mistakes | None
     started: float  # seconds, as time.perf_counter has them
 
@@ -37,9 +37,14 @@ class Session:
         return self.classifier.net
 
     @property
-    def is_fast_dev_run(self) -> bool:
-        """Whether one batch of each kind is all: nothing is kept that others use."""
-        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+    def trains(self) -> bool:
+        """Whether anything is trained: not where an offset alone is asked for."""
+        return bool(self.cfg.stage != "lora" or self.cfg.lora.scale != 0)
+
+    @property
+    def mistakes_start(self) -> int:
+        """How many images to train on are the data set's: mistakes to learn stand behind them."""
+        return len(self.images.train) - len(self.mistakes.train if self.mistakes else ())
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -54,10 +59,10 @@ class Session:
         images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
-        batches = dataset.batches(images, self.evaluating(), name=part)
+        batches = dataset.batches(images, self.to_evaluate(), name=part)
         return predictions_of(self.net, batches, before)
 
-    def evaluating(self) -> torch.device:
+    def to_evaluate(self) -> torch.device:
         """Put the network into eval mode on the Trainer's device, where it stays; return that."""
         device = self.trainer.strategy.root_device
         self.net.eval().to(device)
@@ -82,6 +87,11 @@ class Session:
     def of_first_process(self, value: Any) -> Any:
         """The value that the first of several processes has chosen, for all of them."""
         return self.trainer.strategy.broadcast(value)
+
+
+def is_quick(cfg: DictConfig) -> bool:
+    """Whether this is a run to try things out: it leaves nothing that other commands use."""
+    return bool(cfg.debug or cfg.trainer.get("fast_dev_run"))
 
 
 def prove_unchanged(session: Session) -> None:

@@ -23,10 +23,9 @@ def choose_target(
     """The images to learn and to replay, as ``target`` says: perhaps those of weak classes."""
     cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
-    if session.mistakes is not None:  # they stand at the end
-        indices = torch.arange(len(labels))
-        first = len(labels) - len(session.mistakes.train)
-        return Selection([], indices[first:], indices[:first]), {}
+    if session.mistakes is not None:
+        indices, start = torch.arange(len(labels)), session.mistakes_start
+        return Selection([], indices[start:], indices[:start]), {}
     if target in WEAK:
         assert before is not None  # open_session has looked for validation images
         names, why = _weak_ones(session, before)
@@ -71,7 +70,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))
     selection = of_classes(labels, numbers_of(classes, target))
-    if not len(selection.target_indices):
+    if not len(selection.learn_indices):
         raise UserError(f"target={as_value(target)}: expected a class with training images")
     return selection
 

@@ -2,17 +2,15 @@
 
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -21,44 +19,8 @@ from lora_mnist.config.make import make
 from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable
+from lora_mnist.training.callbacks import ProgressInLog
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
-
-log = logging.getLogger(__name__)
-
-#: Between two lines of the log that say how far a training is.
-_SECONDS_BETWEEN_LINES = 30
-
-
-class ProgressInLog(Callback):
-    """Logs a line at each validation, and every half minute between two of them."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name  # of the training among several
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.first, self.started = trainer.global_step, time.monotonic()
-        self.last_line_at = self.started
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if time.monotonic() - self.last_line_at > _SECONDS_BETWEEN_LINES:
-            self.tell(trainer, "train/loss")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.tell(trainer, "train/loss", "val/errors_of_target", "val/errors")
-
-    def tell(self, trainer: Trainer, *keys: str) -> None:
-        """Log how far the training is, and the values of these keys, as far as there are any."""
-        self.last_line_at = time.monotonic()
-        step, steps = trainer.global_step, trainer.estimated_stepping_batches
-        line = f"step {step:,}"
-        if steps < float("inf"):
-            left = (steps - step) * (self.last_line_at - self.started) / max(1, step - self.first)
-            line += f" of {steps:,}, {timedelta(seconds=round(left))} left in {self.name}"
-        for key in keys:
-            if key in trainer.callback_metrics:
-                line += f", {key} {trainer.callback_metrics[key]:.4g}"
-        log.info(line)
 
 
 def make_trainer(

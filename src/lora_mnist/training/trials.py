@@ -1,10 +1,15 @@
-"""Which trainings a run makes: each is a :class:`Training`, in which every ``auto`` is decided."""
+"""Which trainings a run makes: each is a :class:`Training`, in which no ``auto`` is left to decide.
+
+But for those of the adapter: ``lora.rank`` is decided in :mod:`.adapter`, before them, and
+``lora.scale`` and ``lora.offset`` by the dial, after them (:mod:`.attempt`). Whether there is a
+refit, :func:`choose_refit` says.
+"""
 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +18,7 @@ from torch import Tensor
 from lora_mnist.choice import AUTO, Choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.foreign_code import foreign_code
-from lora_mnist.config.make import with_settings
+from lora_mnist.config.make import with_values
 from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value
@@ -29,7 +34,7 @@ log = logging.getLogger(__name__)
 #: Where a class has fewer images, a repair tries more: docs/experiments.md has the numbers.
 FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
-_STEPS, _STEPS_OF_MANY = 400, 1200
+STEPS, _STEPS_OF_MANY = 400, 1200
 #: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
 RATES = (0.001, 0.0003, 0.0001)
 
@@ -39,42 +44,29 @@ class Training:
     """A training as it is planned."""
 
     name: str  # of its trial, or refit
-    cfg: DictConfig  # of the run, with a value in place of each auto
+    number: int  # 1 is the first of those planned
+    cfg: DictConfig  # of the run, with a value in place of each auto that is decided here
     rates: Sequence[float]  # of which cfg has the first: the next follows where one diverges
     images: ImageSets
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
     refit_at: Point | None = None  # of a refit: the point of the training that it repeats
 
-    def at(self, rate: float) -> DictConfig:
-        """Its configuration at one of its rates."""
-        return with_settings(self.cfg, {"optimizer.lr": rate})
+    @property
+    def rate(self) -> float:
+        return float(self.cfg.optimizer.lr)
 
 
-class Mix(NamedTuple):
-    """What a batch of a repair has with ``auto``, and its loss."""
-
-    batch_size: int  # images to learn
-    replay: int  # images of the other classes
-    target_weight: float  # the share of the loss of those to learn
-
-
-def mix_of(num_classes: int, num_targets: int) -> Mix:
-    """The mix that follows the share of the classes to learn; mistakes have 10, 90 and 0.25."""
-    # A third of all classes needs more than a tenth of a batch: docs/experiments.md.
-    share = num_targets / num_classes
-    batch_size = max(10, round(100 * share))
-    return Mix(batch_size, 100 - batch_size, max(0.25, share))
+def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values, by their keys, whose key is ``auto``."""
+    return {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == AUTO}
 
 
 def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """What each of ``trials`` fills, by key: those that are ``auto``, and no others."""
     filled: dict[str, dict[str, Any]] = {}
     for name, values in (cfg.get("trials") or {}).items():
-        filled[name] = {}
-        for key, value in (values or {}).items():
-            if OmegaConf.select(cfg, key) == AUTO:
-                filled[name][key] = value
+        filled[name] = where_auto(cfg, values or {})
     return filled
 
 
@@ -97,32 +89,34 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
     planned: list[Training] = []
     start = copy.deepcopy(lora_state_dict(session.net))
     for name, values in (trials or {cfg.stage: {}}).items():
-        trial = with_settings(cfg, common | values)
+        trial = with_values(cfg, common | values)
         augment = augment_of(trial, session.classifier)
         own = {"batches.augment": augment, "batches.augmented": augment is not None}
         rates = RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
         own["optimizer.lr"] = rates[0]
         if cfg.stage == "lora" and cfg.lora.dropout == AUTO:
             own["lora.dropout"] = _dropout(session, trial)
-        trial = with_settings(trial, own)
+        trial = with_values(trial, own)
         if all((trial, rates) != (each.cfg, each.rates) for each in planned):
-            planned.append(Training(name, trial, rates, session.images, selection, start))
+            number = len(planned) + 1
+            planned.append(Training(name, number, trial, rates, session.images, selection, start))
     if len(trials) > 1 and len(planned) == 1:
         log.info("trials: no two differ, so one training is made")
     return planned if is_few(session, selection) else planned[:1]
 
 
-def refit_of(session: Session, best: Training, rate: float, point: Point) -> Training:
+def refit_of(session: Session, best: Training, point: Point, number: int) -> Training:
     """The best training once more, with the validation images among those to learn from."""
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = of_classes(train.labels, best.selection.targets)
-    cfg = with_settings(best.cfg, _mix(session, selection))  # there are more images to replay
+    cfg = with_values(best.cfg, _mix(session, selection))  # there are more images to replay
     return replace(
         best,
         name="refit",
+        number=number,
         cfg=cfg,
-        rates=[rate],
+        rates=[best.rate],
         images=replace(images, train=train, val=none),
         selection=selection,
         refit_at=point,
@@ -132,7 +126,7 @@ def refit_of(session: Session, best: Training, rate: float, point: Point) -> Tra
 def choose_refit(session: Session, selection: Selection) -> Choice:
     """Whether one more training learns the validation images as well, as ``refit`` says."""
     refit = session.cfg.refit
-    if session.cfg.lora.scale == 0:
+    if not session.trains:
         return Choice(False, why="nothing is trained")
     if refit != AUTO:
         return session.as_set("refit", refit)
@@ -153,9 +147,7 @@ def is_few(session: Session, selection: Selection) -> bool:
 
 
 def _count_to_learn(session: Session, selection: Selection) -> int:
-    """How many images are to be learnt; of several classes, those of the rarest."""
-    if not selection.targets:
-        return len(selection.target_indices)
+    """How many images of the class are to be learnt; of several classes, those of the rarest."""
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
     return int(counts[selection.targets].min())
 
@@ -169,7 +161,7 @@ def _steps(session: Session, selection: Selection) -> int:
     if steps != AUTO:
         return int(steps)
     is_common = selection.targets and _count_to_learn(session, selection) >= FEW_IMAGES
-    return _STEPS_OF_MANY if is_common else _STEPS
+    return _STEPS_OF_MANY if is_common else STEPS
 
 
 def order_seed(cfg: DictConfig) -> int:
@@ -183,16 +175,18 @@ def order_seed(cfg: DictConfig) -> int:
 def _mix(session: Session, selection: Selection) -> dict[str, Any]:
     """``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
     cfg, processes = session.cfg, session.trainer.world_size
-    mix = mix_of(len(session.classifier.classes), len(selection.targets))
-    replay = min(mix.replay, len(selection.replay_indices))
+    # A third of all classes needs more than a tenth of a batch: docs/experiments.md. Mistakes are
+    # of no class: they have 10 images of a batch, beside 90, and 0.25 of the loss.
+    share = len(selection.targets) / len(session.classifier.classes)
+    to_learn = max(10, round(100 * share))
+    replay = min(100 - to_learn, len(selection.replay_indices))
     numbers = {
         # A multiple of the processes.
-        "batches.batch_size": max(1, mix.batch_size // processes) * processes,
+        "batches.batch_size": max(1, to_learn // processes) * processes,
         "batches.replay": replay // processes * processes,
-        "loss.target_weight": mix.target_weight,
+        "loss.target_weight": max(0.25, share),
     }
-    is_auto = [key for key in numbers if OmegaConf.select(cfg, key) == AUTO]
-    return {key: numbers[key] for key in is_auto}
+    return where_auto(cfg, numbers)
 
 
 def _dropout(session: Session, trial: DictConfig) -> float:
@@ -220,7 +214,7 @@ def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
             return {"_target_": "torchvision.transforms.v2.Compose", "transforms": changes}
         return changes[0] if changes else None
     base = classifier.base
-    assert base is not None  # _refuse_settings
+    assert base is not None  # _refuse_configuration
     recorded = base.record.augment
     if foreign := recorded and foreign_code({}, "transform", recorded):
         line = quoted(f"batches.augment={as_value(recorded)}")

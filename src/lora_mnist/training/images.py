@@ -1,0 +1,69 @@
+"""Which images a run has: without those that were learnt, with mistakes, and as far as limited."""
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lora_mnist.classifier.classifier import Classifier
+from lora_mnist.data import Images, ImageSets
+from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
+from lora_mnist.lora.point import BASE
+from lora_mnist.measure.predictions import predictions_at
+
+log = logging.getLogger(__name__)
+
+
+def images_of(
+    cfg: DictConfig, trainer: Trainer, classifier: Classifier
+) -> tuple[ImageSets, Mistakes | None]:
+    """The images of a run, limited as its Trainer is, and its mistakes."""
+    images, mistakes = classifier.images, None
+    if cfg.mistakes is not None:
+        mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
+        images = replace(images, left_out={**images.left_out, **left_out})
+        images = with_mistakes(images, mistakes)
+    for part, about in images.left_out.items():
+        # A refit has learnt the validation images; who needs them is refused.
+        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
+    size = classifier.dataset.eval_batch_size
+    dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
+    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
+    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
+    return replace(images, val=val, test=test), mistakes
+
+
+def _mistakes_of(
+    classifier: Classifier, cfg: DictConfig, device: torch.device
+) -> tuple[Mistakes, dict[str, Any]]:
+    """The pictures in the folder ``mistakes`` that the base gets wrong, and what is left out."""
+    net, dataset = classifier.net, classifier.dataset
+
+    def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
+        return predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
+
+    net.eval().to(device)
+    mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
+    test, about = mistakes.test.apart_from_learnt(classifier.learnt, "held-out mistakes")
+    return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
+
+
+def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
+    """The images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
+    batches = math.ceil(len(images) / batch_size)
+    if isinstance(limit, float):
+        batches = max(1, int(limit * batches)) if limit else 0
+    elif limit is not None:
+        batches = limit
+    count = batches * batch_size
+    if count >= len(images):
+        return images
+    places = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()
+    return images.subset(places)  # spread evenly, since a folder's images are sorted by class
