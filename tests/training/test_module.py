@@ -14,7 +14,9 @@ from lora_mnist import CNN, MLP, add_lora, lora_parameters
 from lora_mnist.classifier.base import load_weights, read_base
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
-from lora_mnist.measure.predictions import counts_of, logged_metrics, predictions_of
+from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.predictions import predictions_of
+from lora_mnist.show.tags import logged_metrics
 from lora_mnist.training.module import ClassifierModule, Loss, TrainedAverage
 
 

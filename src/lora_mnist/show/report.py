@@ -14,7 +14,8 @@ from PIL import Image
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.errors import printable
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.predictions import Predictions, confusion_of, logged_metrics
+from lora_mnist.measure.counts import confusion_of
+from lora_mnist.measure.predictions import Predictions
 from lora_mnist.show.belief import belief, choice_lines
 from lora_mnist.show.figures import (
     draw_classes,
@@ -27,6 +28,7 @@ from lora_mnist.show.figures import (
 )
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.screen import log
+from lora_mnist.show.tags import logged_metrics
 from lora_mnist.show.verdict import verdict
 
 FIGURES = "figures"  # the folder in that of a run
