@@ -28,7 +28,8 @@ from .peft_files import (
     adapters_of,
     files_of,
 )
-from .weight import adapted_weights, float_parameters, listed, lora_adapters
+from .target_modules import listed
+from .weight import adapted_weights, float_parameters, lora_adapters
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +146,11 @@ def _warn_of_peft(model: nn.Module) -> None:
     for name, weight in adapted_weights(model).items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
-        is_usual = weight.tensor == "weight" and not is_attention
+        is_usual = weight.attribute == "weight" and not is_attention
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know none of these
             is_plain = module.groups == 1 and module.padding_mode == "zeros"
             is_usual = is_plain and set(module.dilation) == {1}
-        if weight.base.ndim > 1 and not is_usual:
+        if weight.original.ndim > 1 and not is_usual:
             layers.append(name)
     if layers:
         warnings.warn(

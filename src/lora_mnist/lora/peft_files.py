@@ -16,7 +16,8 @@ from .layer import Adapter, LoRAParametrization, scaling_divisor
 from .model import KINDS
 from .offset import Offset
 from .point import TRAINED, Point
-from .weight import Weight, by_pattern, is_named, listed
+from .target_modules import by_pattern, is_named, listed
+from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -82,7 +83,7 @@ def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
         point = Point(float(metadata["scale"]), float(metadata["offset"]))
         about = {key: value for key, value in metadata.items() if key not in METADATA}
     for name, adapter in adapters.items():
-        adapter.to(weights[name].base)
+        adapter.to(weights[name].original)
         adapter.point, adapter.metadata = point, about
     # What a file says has to be there, whoever wrote it, and nothing else.
     _require_same(files, files_of(adapters, weights))
@@ -102,7 +103,7 @@ def _files_of_loras(
     point, use_rslora = first.point, all(adapter.use_rslora for adapter in loras.values())
     tensors, ranks, alphas = {}, {}, {}
     for name, adapter in loras.items():
-        base, names = weights[name].base.detach(), adapter.names(weights[name].module)
+        base, names = weights[name].original.detach(), adapter.names(weights[name].module)
         at_scale, as_trained = adapter.saved(base, point.scale), adapter.saved(base, 1.0)
         if lost := dict(adapter.named_parameters()).keys() - names.keys():
             raise ValueError(f"{name}: {type(adapter).__name__} does not save {', '.join(lost)}")
@@ -144,7 +145,7 @@ def _loras_in(
     kind, targets = max(kinds, key=lambda each: len(each.config)), config["target_modules"]
     layers = {}
     for name, weight in weights.items():
-        can_be_adapted = weight.base.ndim > 1 and kind.names(weight.module)
+        can_be_adapted = weight.original.ndim > 1 and kind.names(weight.module)
         is_left_out = is_named(name, config.get("exclude_modules") or [])
         if can_be_adapted and is_named(name, targets) and not is_left_out:
             layers[name] = weight
@@ -161,7 +162,7 @@ def _loras_in(
                 raise ValueError(f"{WEIGHTS_NAME}: {key} is missing")
             saved[part] = _in_file(tensors.get(_TRAINED + key, tensors[key]), end)
         rank = len(next(iter(saved.values())))
-        meta = weight.base.detach().to("meta")  # no random number is drawn
+        meta = weight.original.detach().to("meta")  # no random number is drawn
         loras[name] = kind(meta, rank, alphas[name], use_rslora=config.get("use_rslora") or False)
         try:
             loras[name].load_state_dict(saved, assign=True)
@@ -176,7 +177,7 @@ def _zeros_for(
     """LoRA of zeros on the layer of an offset alone, since PEFT has no offset without LoRA."""
     name, offset = next(iter(offsets.items()))
     layer = name.removesuffix("bias").removesuffix(".")
-    weight = weights[layer].base.detach()
+    weight = weights[layer].original.detach()
     zeros = LoRAParametrization(weight.to("meta"))
     rows, columns = weight.shape
     saved = {"lora_A": weight.new_zeros(1, columns), "lora_B": weight.new_zeros(rows, 1)}
@@ -211,11 +212,11 @@ def _files_of_offset(
     if not kind.has_bias_in_peft:  # PEFT reads the base's bias, with the offset
         config["bias"] = "lora_only"
         place = "base_layer.bias" if is_adapted else "bias"
-        tensors[start + place] = weights[name].base.detach() + moved
+        tensors[start + place] = weights[name].original.detach() + moved
         return files
     rank = lora.config["rank_pattern"].get(f"^{layer}", lora.config["r"])
     if not is_adapted:  # LoRA of zeros, for PEFT to have a place for its bias
-        weight = weights[layer].base
+        weight = weights[layer].original
         config["target_modules"] = f"{lora.config['target_modules']}|{re.escape(layer)}"
         tensors[f"{start}lora_A.weight"] = weight.new_zeros(rank, weight.shape[1])
         tensors[f"{start}lora_B.weight"] = weight.new_zeros(len(weight), rank)
@@ -239,7 +240,7 @@ def _offset_in(
         return {}
     name = f"{layer}.bias".removeprefix(".")
     is_bias = name in weights and isinstance(weights[name].module, nn.Linear)
-    if not is_bias or direction is None or direction.shape != weights[name].base.shape:
+    if not is_bias or direction is None or direction.shape != weights[name].original.shape:
         raise ValueError(f"layer={layer}: expected one with a bias of the size of its offset")
     return {name: Offset(direction, metadata["most"])}
 
