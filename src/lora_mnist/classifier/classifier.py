@@ -31,7 +31,7 @@ from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.errors import PREPARE, UserError, as_value, config_group, naming, one_line
 from lora_mnist.lora.adapter import load_adapter, read_metadata
-from lora_mnist.lora.peft_files import CONFIG_NAME
+from lora_mnist.lora.peft_lora import CONFIG_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.project import DATA, importable, program, user_path

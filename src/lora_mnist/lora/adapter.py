@@ -20,14 +20,8 @@ from .base_state import base_state_dict, fingerprint
 from .errors import check_types
 from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
-from .peft_files import (
-    CONFIG_NAME,
-    METADATA,
-    WEIGHTS_NAME,
-    AdapterFiles,
-    adapters_of,
-    files_of,
-)
+from .peft_files import METADATA, adapters_of, files_of
+from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from .target_modules import listed
 from .weight import adapted_weights, float_parameters, lora_adapters
 
@@ -53,8 +47,9 @@ def save_adapter(
             from, if any. With ``base_sha256`` the base is not hashed again.
 
     Raises:
-        ValueError: if no layer carries LoRA, a layer carries several adapters, the layers differ in
-            their points or kinds, or :func:`load_adapter` would refuse the files.
+        ValueError: if no layer carries LoRA, a layer carries several adapters, two have an offset,
+            the layers differ in their points or kinds, or :func:`load_adapter` would refuse the
+            files.
         OSError: if the folder cannot be written.
     """
     folder, files = Path(folder), adapter_files(model, metadata)

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from . import dora, pissa
 from .errors import ArgumentError, is_number, require
 from .layer import Adapter, LoRAParametrization
-from .offset import Offset
+from .offset import Offset, bias_of
 from .point import BASE, Point
 from .target_modules import by_pattern, layers_to_adapt, left_out_by_all
 from .weight import (
@@ -130,7 +130,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
 
 def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
     """Put ``offset``, at 0, on the bias of the last layer of ``model``, beside LoRA or alone."""
-    name, is_alone = f"{layer}.bias".removeprefix("."), not adapters_on(model)
+    name, is_alone = bias_of(layer), not adapters_on(model)
     offset.point = lora_point(model)._replace(offset=0.0)
     if is_alone:
         attach(model, {name: offset})
