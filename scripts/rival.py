@@ -35,9 +35,10 @@ from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Augment, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for
-from lora_mnist.measure.dial import offsets_to_try, scores_of
-from lora_mnist.measure.predictions import counts_of_labels
-from lora_mnist.measure.weights import class_weights, measure
+from lora_mnist.measure.class_weights import class_weights, weighted_accuracy
+from lora_mnist.measure.counts import counts_of_labels
+from lora_mnist.measure.dial import offsets_to_try
+from lora_mnist.measure.score import scores_of
 from lora_mnist.training.trials import augment_of
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Case:
         """What chooses, of logits of the validation images."""
         labels, classes = self.labels["val"], len(self.dataset.classes)
         errors = labels[logits.argmax(1) != labels].bincount(minlength=classes)
-        return measure(errors, labels.bincount(minlength=classes), self.weights)
+        return weighted_accuracy(errors, labels.bincount(minlength=classes), self.weights)
 
     def counts(self) -> Tensor:
         """The number of training images of each class."""

@@ -25,7 +25,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import CLASSIFIER
 from lora_mnist.data import MNIST
-from lora_mnist.lora.peft_files import WEIGHTS_NAME
+from lora_mnist.lora.peft_lora import WEIGHTS_NAME
 
 
 def _few_images(data_dir):

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from lora_mnist import load_adapter
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.predictions import counts_of_labels
+from lora_mnist.measure.counts import counts_of_labels
 
 #: The methods, and the marks of the figure.
 METHODS = {

@@ -21,8 +21,8 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
+from lora_mnist.measure.counts import compare_errors
 from lora_mnist.measure.dial import dial_curve
-from lora_mnist.measure.predictions import compare_errors
 
 __all__ = [
     "CNN",

@@ -5,16 +5,18 @@ from dataclasses import replace
 import torch
 
 from lora_mnist.data import Images
-from lora_mnist.measure.predictions import Predictions, counts_of
+from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.predictions import Predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
 
-def dial_row(scale, offset, measure, of_target, elsewhere, false_calls):
+def dial_row(scale, offset, accuracy, of_target, elsewhere, false_calls):
     """A row of a curve of the dial."""
     return {
-        **{"scale": scale, "offset": offset, "measure": measure, "errors": of_target + elsewhere},
-        **{"errors_of_target": of_target, "errors_elsewhere": elsewhere},
+        **{"scale": scale, "offset": offset, "weighted_accuracy": accuracy},
+        **{"errors": of_target + elsewhere, "errors_of_target": of_target},
+        "errors_elsewhere": elsewhere,
         "false_calls_of_target": false_calls,
     }
 

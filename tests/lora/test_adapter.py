@@ -22,7 +22,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
 )
 from lora_mnist.lora.offset import Offset
-from lora_mnist.lora.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from lora_mnist.lora.peft_lora import CONFIG_NAME, WEIGHTS_NAME
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
 
@@ -68,7 +68,7 @@ def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
     assert torch.equal(loaded(X), trained)
 
 
-def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):
+def test_save_adapter_refuses_several_adapters_scales_or_offsets(adapted, tmp_path):
     lora_adapters(adapted)[0].point = Point(0.5)
     with pytest.raises(ValueError, match=r"the adapters stand at .*; expected one point"):
         save_adapter(adapted, tmp_path / "two")
@@ -79,6 +79,11 @@ def test_save_adapter_refuses_several_adapters_or_scales(adapted, tmp_path):
     )
     with pytest.raises(ValueError, match="several kinds of adapters; expected one"):
         save_adapter(mixed, tmp_path / "two")
+    offsets = add_lora(base())
+    for layer, direction in (("linear1", torch.ones(5)), ("linear2", torch.ones(3))):
+        add_offset(offsets, layer, Offset(direction))
+    with pytest.raises(ValueError, match=r"linear1.bias and linear2.bias carry an offset"):
+        save_adapter(offsets, tmp_path / "two")
     assert not (tmp_path / "two").exists()
 
 

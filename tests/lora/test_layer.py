@@ -104,11 +104,11 @@ def test_add_lora_computes_the_equation(geometry, batch, rank, alpha, use_rslora
     set_lora_scale(randomize(net), scale)
     weights = {}
     for name, weight in adapted_weights(net).items():
-        effective, (adapter,) = getattr(weight.module, weight.tensor), weight.adapters
+        effective, (adapter,) = getattr(weight.module, weight.attribute), weight.adapters
         weights[f"{name}.weight"] = effective
         update = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
         update = scale * alpha / (rank**0.5 if use_rslora else rank) * update
-        expected = weight.base + update.view_as(effective)
+        expected = weight.original + update.view_as(effective)
         torch.testing.assert_close(effective, expected)
     expected = functional_call(plain, weights, x)
     torch.testing.assert_close(net(x), expected)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_mnist.lora.adapter import load_adapter, save_adapter
-from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import (
     KINDS,
     add_lora,
@@ -21,7 +21,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.lora.weight import layers_to_adapt, lora_adapters
+from lora_mnist.lora.weight import lora_adapters
 
 X = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
 
@@ -77,49 +77,6 @@ def test_each_kind_starts_at_what_the_network_computes(tiny, init):
     torch.testing.assert_close(add_lora(tiny, rank=2, init=init)(X), before)
 
 
-def test_all_names_the_large_weights_that_it_leaves_out(caplog):
-    add_lora(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(60, 60)))  # too few to speak of
-    add_lora(nn.MultiheadAttention(8, 2), target_modules=["all", "in_proj_weight"])
-    assert not caplog.records
-    add_lora(nn.Sequential(*[nn.Conv1d(4, size, 3) for size in range(10, 17)], nn.Linear(3, 3)))
-    assert caplog.messages[0].endswith("the largest are: 6, 5, 4, 3, 2")
-
-
-def mixed():
-    """One of each: factored layers, others that can carry an adapter, and some that cannot."""
-    indices = nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)
-    layers = {
-        "embed": nn.Embedding(7, 4),
-        "conv": nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
-        "depthwise": nn.Conv2d(4, 4, 3, groups=4),
-        "block": nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
-        "rnn": nn.GRU(4, 3),
-        "linear": nn.Linear(3, 2),
-        "indices": nn.ParameterList([indices]),
-    }
-    return nn.ModuleDict(layers)
-
-
-LINEAR = ["block.self_attn.out_proj", "block.linear1", "block.linear2", "linear"]
-IN_PROJ = "block.self_attn.in_proj_weight"
-RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
-
-
-@pytest.mark.parametrize(
-    ("target_modules", "expected"),
-    [
-        ("all", ["conv.0", *LINEAR]),
-        ("all-linear", LINEAR),
-        ("linear", ["linear"]),
-        (("0", "linear", "in_proj_weight"), ["conv.0", IN_PROJ, "linear"]),
-        # All but indices and those of one dimension.
-        (".*", ["embed", "conv.0", "depthwise", IN_PROJ, *LINEAR[:3], *RNN, "linear"]),
-    ],
-)
-def test_target_modules_choose_weights(target_modules, expected):
-    assert list(layers_to_adapt(mixed(), target_modules)) == expected
-
-
 def test_add_lora_beside_somebody_elses_parametrization(tiny, tmp_path):
     nn.utils.parametrizations.weight_norm(tiny.linear2)
     plain = copy.deepcopy(tiny.eval())
@@ -152,9 +109,6 @@ def test_add_lora_refuses_a_wrapped_network_before_training(tiny, tmp_path):
         save_adapter(nn.DataParallel(add_lora(tiny)), tmp_path)
 
 
-# --- the base, to the last bit, whatever is done on top of it ---
-
-
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
 def test_merge_lora_and_remove_lora_leave_a_network_that_trains_as_any_other(function):
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).eval()
@@ -165,23 +119,6 @@ def test_merge_lora_and_remove_lora_leave_a_network_that_trains_as_any_other(fun
     function(net).train()
     assert not torch.equal(net(X), net(X))
     assert "1.running_mean" in changed_tensors(before, base_state_dict(net))
-
-
-def test_fingerprint_sees_every_difference():
-    state = {"a": torch.tensor([0.0, 1.0]), "b": torch.ones(2, 3)}
-    variants = [
-        (state, []),
-        ({**state, "a": torch.tensor([-0.0, 1.0])}, ["a"]),
-        ({**state, "b": torch.ones(3, 2)}, ["b"]),
-        ({"a": state["a"], "c": state["b"]}, ["b", "c"]),
-    ]
-    assert len({fingerprint(variant) for variant, _ in variants}) == len(variants)
-    for variant, changed in variants:
-        assert changed_tensors(state, variant) == changed
-    reversed_copy = {"b": state["b"].clone(), "a": state["a"].clone()}
-    assert fingerprint(reversed_copy) == fingerprint(state)
-    # The name of a base on disk, in adapters and in results: the same for ever.
-    assert fingerprint({"a": torch.arange(3)})[:12] == "28eb18b5aab3"
 
 
 def stacked():

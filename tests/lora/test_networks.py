@@ -19,7 +19,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.lora.weight import layers_to_adapt
+from lora_mnist.lora.target_modules import layers_to_adapt
 
 
 def outputs(net, x, grad=False):

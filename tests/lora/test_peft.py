@@ -21,7 +21,7 @@ from lora_mnist.lora.model import (
     unmerge_lora,
 )
 from lora_mnist.lora.offset import Offset
-from lora_mnist.lora.peft_files import WEIGHTS_NAME
+from lora_mnist.lora.peft_lora import WEIGHTS_NAME
 from lora_mnist.lora.weight import adapted_weights
 
 

@@ -1,20 +1,18 @@
 """The dial: what a finished adapter gains at each scale and offset, and where to turn it."""
 
-import math
-
 import pytest
 import torch
 from helpers.nets import batches, randomize
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from lora_mnist import add_lora, dial_curve, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import Offset, offset_for
 from lora_mnist.measure import dial
-from lora_mnist.measure.dial import offsets_to_try, scores_of, temperature_of
-from lora_mnist.measure.predictions import counts_of, predictions_of
-from lora_mnist.measure.weights import MEASURES, class_weights
+from lora_mnist.measure.class_weights import MEASURES, class_weights
+from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.dial import offsets_to_try
+from lora_mnist.measure.predictions import predictions_of
+from lora_mnist.measure.score import temperature_of
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
     curve = dial_curve(adapted, batches(), [1], [0, 0.5, 1], offsets, choose_by, mix)
     assert curve["images"] == 50
     base = counts_of(predictions_of(adapted, batches()), [1], mix)["before"]
-    assert curve["base"]["measure"] == pytest.approx(base[choose_by])
+    assert curve["base"]["weighted_accuracy"] == pytest.approx(base[choose_by])
     points = {}
     assert [row["scale"] for row in curve["rows"]] == [0, 0.5, 1]
     for row in curve["rows"]:
@@ -57,7 +55,7 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         best = max(offsets, key=lambda offset: points[scale, offset])
         assert row["offset"] == best
         assert row["score"] == pytest.approx(points[scale, best])
-        assert row["measure"] == pytest.approx(every[best][choose_by])
+        assert row["weighted_accuracy"] == pytest.approx(every[best][choose_by])
         for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
             assert row[key] == every[best][key]
     assert (curve["advised"]["scale"], curve["advised"]["offset"]) == max(points, key=points.get)
@@ -93,75 +91,6 @@ def test_logits_that_are_not_numbers_decide_nothing(adapted):
     images, labels = next(iter(batches()))
     with pytest.raises(ValueError, match="not finite"):
         dial_curve(adapted, [(images * torch.nan, labels)], [1])
-
-
-@given(st.data())
-def test_where_a_network_is_sure_the_score_is_the_measure_with_one_image_more(data):
-    """And no image counts more than that, however sure the network is."""
-    numbers = st.integers(0, 2)
-    labels = torch.tensor([0, 1, 2, *data.draw(st.lists(numbers, max_size=30))])
-    predicted = torch.tensor([data.draw(numbers) for _ in labels])
-    logits = 1000.0 * torch.nn.functional.one_hot(predicted, 3)
-    images = labels.bincount(minlength=3)
-    errors = labels[predicted != labels].bincount(minlength=3)
-    for name in MEASURES:
-        weights = class_weights([5, 1, 3], name)
-        (score,) = scores_of(logits, labels, torch.zeros(3), [0.0], weights)
-        unknown = (1 / 3) ** 0.25
-        expected = weights @ ((images - errors + unknown) / (images + 1)).double().numpy()
-        assert score.item() == pytest.approx(float(expected))
-        (of_outlier,) = scores_of(1000 * logits, labels, torch.zeros(3), [0.0], weights)
-        assert of_outlier.item() == pytest.approx(score.item())
-
-
-@given(st.integers(0, 999), st.floats(0.4, 2.5))
-def test_it_does_not_matter_how_sure_a_network_is(seed, factor):
-    """With ``factor`` times the logits and the offset all scores are the same, in each class."""
-    torch.manual_seed(seed)
-    labels = torch.arange(4).repeat(8)
-    logits = 1.5 * torch.randn(32, 4) + torch.nn.functional.one_hot(labels, 4)
-    direction, offsets = torch.tensor([0.0, 1, 0, -0.3]), torch.tensor([0.0, 0.5, -2])
-    assume(0.5 < temperature_of(logits, labels) < 3)  # it has bounds
-    weights = class_weights([3, 1, 1, 1], "mean_accuracy")
-    scores = scores_of(logits, labels, direction, offsets.tolist(), weights)
-    scaled = scores_of(factor * logits, labels, direction, (factor * offsets).tolist(), weights)
-    torch.testing.assert_close(scaled, scores, rtol=0, atol=1e-4)
-
-
-def test_a_class_whose_few_images_are_all_right_bounds_an_offset():
-    """Each of them is certain, so that nothing they show speaks against any offset."""
-    labels = torch.tensor([0] * 40 + [1] * 7)
-    logits = torch.stack([torch.where(labels == 0, 2.0, 0.0), torch.where(labels == 1, 20.0, 0)], 1)
-    logits[:20, 1] = 2.5  # half of the other class are called as this one
-    direction, offsets = torch.tensor([0.0, 1]), offsets_to_try(Offset(torch.tensor([0.0, 1])))
-    weights = class_weights([1, 1], "balanced_accuracy")
-    scores = scores_of(logits, labels, direction, offsets, weights)
-    assert -4 < offsets[int(scores.argmax())] < -0.5  # without it, -10, the first of all
-
-
-def test_a_class_without_images_has_the_one_more_alone():
-    labels, direction = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 0, 1])
-    logits = 3.0 * torch.nn.functional.one_hot(labels, 3)
-    weights = class_weights([1, 1, 1], "balanced_accuracy")
-    scores = scores_of(logits, labels, direction, [-3.0, 0.0], weights)
-    temperature = temperature_of(logits, labels)
-    unknown = (torch.tensor([[-3.0], [0.0]]) * direction / temperature).softmax(1)[:, 2] ** 0.25
-    assert unknown[0] < 0.5 * unknown[1]
-    assert scores[1] - scores[0] > (unknown[1] - unknown[0]) / 3 - 0.05
-
-
-def test_the_temperature_is_that_of_the_least_cross_entropy():
-    """Three images of four right, in each class: the best is sure of them by that much."""
-    labels = torch.tensor([0] * 400 + [1] * 4)
-    predicted = labels.clone()
-    predicted[::4] = 1 - predicted[::4]
-    for size in (1.0, 2.0):
-        logits = size * torch.nn.functional.one_hot(predicted, 2).float()
-        expected = size / math.log(3)  # then softmax gives 3 / 4
-        assert temperature_of(logits, labels) == pytest.approx(expected, rel=1e-3)
-    right = torch.nn.functional.one_hot(labels, 2).float()
-    assert temperature_of(right, labels) == pytest.approx(0.2, rel=1e-3)
-    assert temperature_of(-right, labels) == pytest.approx(8, rel=1e-3)
 
 
 def test_a_point_that_is_behind_beyond_chance_is_not_taken():
@@ -201,12 +130,12 @@ def test_the_base_itself_can_be_taken():
     images = torch.stack([0 * margins, margins], dim=1)
     curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
     assert curve["advised"] == {"scale": 0, "offset": 0}
-    assert curve["rows"][0]["measure"] == curve["base"]["measure"]
+    assert curve["rows"][0]["weighted_accuracy"] == curve["base"]["weighted_accuracy"]
     # An offset that is set is in each row, whatever it costs.
     curve = dial_curve(net, [(images, labels)], [1], offsets=[8.0])
     assert all(row["is_behind"] and row["offset"] == 8 for row in curve["rows"])
     assert curve["advised"]["offset"] == 8
-    assert curve["rows"][0]["measure"] < curve["base"]["measure"]
+    assert curve["rows"][0]["weighted_accuracy"] < curve["base"]["weighted_accuracy"]
 
 
 def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():

@@ -2,7 +2,7 @@
 
 from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.reading import Reading, chance_text
 
 
 def names_of_rows(run):
@@ -36,3 +36,9 @@ def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
     assert names_of_rows(alone) == [*names[:-11:-1], "990 others", "all"]
     eleven = repair_of([5] * 11, [0] * 11, [1] * 11, [*"abcdefghijk"])
     assert names_of_rows(eleven) == [*"abcdefghijk", "all"]
+
+
+def test_chance_text_never_rounds_a_difference_to_significance():
+    assert chance_text(1e-9) == "p < 0.001"
+    assert chance_text(0.05) == "p = 0.05"
+    assert chance_text(0.0500001) == "may be chance, p = 0.0500001"

@@ -12,7 +12,7 @@ from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from lora_mnist.data import Images
-from lora_mnist.measure.predictions import outcomes_by_part
+from lora_mnist.measure.counts import outcomes_by_part
 from lora_mnist.show import figures
 from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import first_pictures, make_report

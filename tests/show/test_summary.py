@@ -4,7 +4,7 @@ import pytest
 from helpers.commands import cells_of, read_csv
 from helpers.sweeping import COLUMNS, write_job
 
-from lora_mnist.measure.weights import MEASURES
+from lora_mnist.measure.class_weights import MEASURES
 from lora_mnist.project import command_line
 from lora_mnist.show.summary import best_line, better_end, summarize, table_text, write_summary
 

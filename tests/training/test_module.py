@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lora_mnist import CNN, MLP, add_lora, lora_parameters
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
-from lora_mnist.measure.predictions import counts_of, logged_metrics, predictions_of
+from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.predictions import predictions_of
+from lora_mnist.show.loggers import logged_metrics
 from lora_mnist.training.callbacks import TrainedAverage
 from lora_mnist.training.module import ClassifierModule, Loss
 

@@ -200,7 +200,7 @@ class Classifier:
     def mix(self) -> list[int]:
         """The number of test images of each class: how common it is where the network is used.
 
-        What a class counts follows from it (:func:`.weights.class_weights`); no more of the
+        What a class counts follows from it (:func:`.class_weights.class_weights`); no more of the
         test images decides anything.
         """
         return self.images.test.labels.bincount(minlength=len(self.classes)).tolist()

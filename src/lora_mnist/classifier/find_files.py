@@ -10,7 +10,7 @@ from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import is_published
 from lora_mnist.errors import UserError, naming
 from lora_mnist.lora.adapter import read_metadata
-from lora_mnist.lora.peft_files import CONFIG_NAME
+from lora_mnist.lora.peft_lora import CONFIG_NAME
 from lora_mnist.project import program, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 

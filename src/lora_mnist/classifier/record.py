@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_mnist.lora.errors import check_types
-from lora_mnist.measure.weights import MEASURES
+from lora_mnist.measure.class_weights import MEASURES
 
 #: The version of the records that are written and read.
 VERSION = 1

@@ -20,15 +20,10 @@ from .base_state import base_state_dict, fingerprint
 from .errors import check_types
 from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
-from .peft_files import (
-    CONFIG_NAME,
-    METADATA,
-    WEIGHTS_NAME,
-    AdapterFiles,
-    adapters_of,
-    files_of,
-)
-from .weight import adapted_weights, float_parameters, listed, lora_adapters
+from .peft_files import METADATA, adapters_of, files_of
+from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
+from .target_modules import listed
+from .weight import adapted_weights, float_parameters, lora_adapters
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +47,9 @@ def save_adapter(
             from, if any. With ``base_sha256`` the base is not hashed again.
 
     Raises:
-        ValueError: if no layer carries LoRA, a layer carries several adapters, the layers differ in
-            their points or kinds, or :func:`load_adapter` would refuse the files.
+        ValueError: if no layer carries LoRA, a layer carries several adapters, two have an offset,
+            the layers differ in their points or kinds, or :func:`load_adapter` would refuse the
+            files.
         OSError: if the folder cannot be written.
     """
     folder, files = Path(folder), adapter_files(model, metadata)
@@ -145,11 +141,11 @@ def _warn_of_peft(model: nn.Module) -> None:
     for name, weight in adapted_weights(model).items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
-        is_usual = weight.tensor == "weight" and not is_attention
+        is_usual = weight.attribute == "weight" and not is_attention
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know none of these
             is_plain = module.groups == 1 and module.padding_mode == "zeros"
             is_usual = is_plain and set(module.dilation) == {1}
-        if weight.base.ndim > 1 and not is_usual:
+        if weight.original.ndim > 1 and not is_usual:
             layers.append(name)
     if layers:
         warnings.warn(

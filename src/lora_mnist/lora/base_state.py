@@ -71,7 +71,7 @@ def count_parameters(model: nn.Module) -> dict[str, Any]:
     for weight in adapted_weights(model).values():
         for adapter in weight.adapters:
             if isinstance(adapter, LoRAParametrization):
-                saved += sum(t.numel() for t in adapter.saved(weight.base, 1.0).values())
+                saved += sum(t.numel() for t in adapter.saved(weight.original, 1.0).values())
     return {
         "base": base,
         "lora": lora,

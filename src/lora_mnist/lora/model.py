@@ -18,16 +18,14 @@ from torch.nn.utils import parametrize
 from . import dora, pissa
 from .errors import ArgumentError, is_number, require
 from .layer import Adapter, LoRAParametrization
-from .offset import Offset
+from .offset import Offset, bias_of
 from .point import BASE, Point
+from .target_modules import by_pattern, layers_to_adapt, left_out_by_all
 from .weight import (
     adapted_weights,
     adapters_on,
-    by_pattern,
     float_parameters,
     knobs_of,
-    layers_to_adapt,
-    left_out_by_all,
     lora_adapters,
     put_on,
 )
@@ -92,7 +90,7 @@ def add_lora(
     adapters = {}
     for layer, weight in targets.items():
         # What reads the dense weight starts from it, with the adapters that are there.
-        start = weight.base if kind.is_factored else getattr(weight.module, weight.tensor)
+        start = weight.original if kind.is_factored else getattr(weight.module, weight.attribute)
         options = (ranks[layer], alpha, init, init_std, use_rslora, dropout)
         adapters[layer] = kind(start, *options)
     attach(model, adapters)
@@ -132,13 +130,13 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
 
 def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
     """Put ``offset``, at 0, on the bias of the last layer of ``model``, beside LoRA or alone."""
-    name, is_alone = f"{layer}.bias".removeprefix("."), not adapters_on(model)
+    name, is_alone = bias_of(layer), not adapters_on(model)
     offset.point = lora_point(model)._replace(offset=0.0)
     if is_alone:
         attach(model, {name: offset})
     else:  # attach would freeze LoRA
         weight = float_parameters(model)[name]
-        put_on(weight, weight.base, [*weight.adapters, offset.to(weight.base)])
+        put_on(weight, weight.original, [*weight.adapters, offset.to(weight.original)])
     return model
 
 
@@ -224,9 +222,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
     usable_adapters(model)
     registered: Any = {}
     for layer, weight in adapted_weights(model).items():
-        registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
+        registered[layer] = weight.module.parametrizations[weight.attribute]  # type: ignore[index]
         # A copy, also where an adapter is off: the kept base shares no memory with the network.
-        effective = getattr(weight.module, weight.tensor).detach().clone()
+        effective = getattr(weight.module, weight.attribute).detach().clone()
         put_on(weight, nn.Parameter(effective, requires_grad=False))
     release_base(model)
     model.lora_merged = registered
@@ -245,7 +243,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     registered: Any = model.lora_merged
     weights = float_parameters(model.requires_grad_(False))
     for layer, before in registered.items():
-        before.to(weights[layer].base.device)
+        before.to(weights[layer].original.device)
         put_on(weights[layer], before.original, list(before))
     for adapter in adapters_on(model):
         adapter.train(model.training)
@@ -264,7 +262,7 @@ def remove_lora(model: nn.Module) -> nn.Module:
         unmerge_lora(model)
     usable_adapters(model)
     for weight in adapted_weights(model).values():
-        put_on(weight, weight.base)
+        put_on(weight, weight.original)
     release_base(model)
     return model
 
@@ -284,7 +282,7 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     weights = float_parameters(model)
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        sharing = [other for other, w in weights.items() if w.base is weight.base]
+        sharing = [other for other, w in weights.items() if w.original is weight.original]
         if len(sharing) > 1:
             raise ValueError(
                 f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
@@ -294,13 +292,12 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
             kind, module = type(adapter).__name__, type(weight.module).__name__
             raise ArgumentError("target_modules", layer, f"{kind} takes no weight of {module}")
         if weight.others:
-            raise ValueError(
-                f"{layer}: has {type(weight.others[0]).__name__} on its {weight.tensor}; expected "
-                f"{parametrize.__name__}.remove_parametrizations first"
-            )
-        if not weight.base.is_contiguous():  # channels last: no step lays the factors out anew
+            has = f"has {type(weight.others[0]).__name__} on its {weight.attribute}"
+            remedy = f"{parametrize.__name__}.remove_parametrizations first"
+            raise ValueError(f"{layer}: {has}; expected {remedy}")
+        if not weight.original.is_contiguous():  # channels last: no step lays the factors out anew
             adapter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        adapter.to(weight.base)
+        adapter.to(weight.original)
     if not hasattr(model, "lora_hooks"):
         keep_in_eval_mode(model)
     if hasattr(model, "lora_merged"):
@@ -308,7 +305,7 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     model.requires_grad_(False)
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        put_on(weight, weight.base, [*weight.adapters, adapter.train(model.training)])
+        put_on(weight, weight.original, [*weight.adapters, adapter.train(model.training)])
 
 
 def keep_in_eval_mode(model: nn.Module) -> None:

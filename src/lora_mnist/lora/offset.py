@@ -17,6 +17,16 @@ from torch.func import functional_call
 from .layer import Adapter
 
 
+def bias_of(layer: str) -> str:
+    """The name of a layer's bias; a network that is the layer itself has the name ""."""
+    return f"{layer}.bias".removeprefix(".")
+
+
+def layer_of(bias: str) -> str:
+    """The layer whose bias has this name: see :func:`bias_of`."""
+    return bias.removesuffix("bias").removesuffix(".")
+
+
 class Offset(Adapter):
     """Maps the frozen bias of a network's last layer to ``bias + offset * direction``."""
 
@@ -61,11 +71,10 @@ def last_layer(model: nn.Module, images: Tensor) -> str | None:
     layers: dict[str, nn.Module] = dict(model.named_modules())
     for name, layer in reversed(layers.items()):
         bias = layer.bias if isinstance(layer, nn.Linear) else None
-        others = [each for each in layers.values() if getattr(each, "bias", None) is bias]
-        if not isinstance(bias, nn.Parameter) or bias.shape != shift.shape or len(others) > 1:
+        sharing = [m for m in layers.values() if getattr(m, "bias", None) is bias]
+        if not isinstance(bias, nn.Parameter) or bias.shape != shift.shape or len(sharing) > 1:
             continue
-        key = f"{name}.bias".removeprefix(".")
-        moved = functional_call(model, {key: bias + shift}, (images,))
+        moved = functional_call(model, {bias_of(name): bias + shift}, (images,))
         if (moved - logits - shift).abs().max() <= max(1e-3, rounding):
             return name
     return None

@@ -6,27 +6,9 @@ loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; 
 (PAINT), arXiv:2208.05592. A training also moves how often a class is predicted, whatever else it
 learns; an offset moves that back, or further: :mod:`.lora.offset`.
 
-**One number decides**, the score. Where a class c counts ``W_c``
-(:func:`.weights.class_weights`) and has n images, with logits z, at the offset o it is
-
-    sum over c of W_c * (sum over its images of p^q + u_c^q) / (n + 1)
-    p = softmax((z + o * direction) / T) at c,  u_c = softmax(o * direction / T) at c,  q = 0.25
-
-- The share of images that are right jumps where a class has five. With ``q = 1`` this would be what
-  it is on the mean, if predictions were drawn from the probabilities; near ``q = 0`` it ranks as
-  the cross-entropy does, in which a few images that are sure and wrong outweigh all others. It is
-  one less the generalised cross-entropy, but for a factor: Zhang and Sabuncu 2018,
-  arXiv:1805.07836, equation 6.
-- ``u_c`` is one image more of each class, of which the network knows nothing (all its logits are
-  equal), counted as in Laplace's rule of succession: a class whose few images are right would allow
-  any offset.
-- ``T`` is the temperature of the least cross-entropy at this scale (Guo et al. 2017,
-  arXiv:1706.04599): else a network that is less sure, and no better, would have more.
-
-docs/experiments.md has what other numbers choose.
+The best point is where the score is highest: :mod:`.score`.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -43,15 +24,11 @@ from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import offset_of
-from lora_mnist.measure.predictions import (
-    OF_DIAL,
-    changes_of,
-    counts_of_labels,
-    logits_at,
-    refuse_nan,
-)
-from lora_mnist.measure.significance import LEVEL, p_value_of_measure
-from lora_mnist.measure.weights import MEASURES, class_weights, measure
+from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
+from lora_mnist.measure.counts import OF_DIAL, changes_of, counts_of_labels
+from lora_mnist.measure.predictions import logits_at
+from lora_mnist.measure.score import scores_of
+from lora_mnist.measure.significance import LEVEL, p_value_of_accuracy
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -60,10 +37,6 @@ _NUMBERS = [number / 4 for number in range(-40, 41)]
 _TAUS = [tau / 20 for tau in range(-20, 61)]
 #: The dial of a run sees this number of validation images, or fewer.
 MAX_IMAGES = 2000
-#: q of the score.
-_POWER = 0.25
-#: The least and the largest temperature.
-_TEMPERATURES = (0.2, 8.0)
 
 
 def dial_curve(
@@ -97,10 +70,10 @@ def dial_curve(
         ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
         row of the base; and ``advised``, the ``scale`` and the ``offset`` to take, where the score
         is highest. A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
-        (see :mod:`.dial`), the ``measure`` that ``choose_by`` names, whether this ``is_behind`` the
-        base's or the offset's alone beyond chance, so that the row is not taken (without 0 among
-        ``offsets`` the base is none of them: where all are behind, one is), the ``errors`` and,
-        with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
+        (see :mod:`.score`), the ``weighted_accuracy`` that ``choose_by`` names, whether this
+        ``is_behind`` the base's or the offset's alone beyond chance, so that the row is not taken
+        (without 0 among ``offsets`` the base is none of them: where all are behind, one is), the
+        ``errors`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
         ``false_calls_of_target``.
 
     Raises:
@@ -125,7 +98,7 @@ def dial_curve(
     if mix is not None:
         are_shares = len(mix) == num_classes and all(is_number(m) and m >= 0 for m in mix)
         require(are_shares, "mix", mix, f"{num_classes} numbers >= 0, one a class")
-    weights = class_weights(images if mix is None else mix, choose_by)
+    weights = class_weights(mix, choose_by, images)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
     measured = _Measured(label, direction, weights, group)
     nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
@@ -217,49 +190,15 @@ class _Measured:
         counts = counts_of_labels(self.label, prediction, logits.shape[1], self.targets)
         errors, images = counts["errors_per_class"], counts["images_per_class"]
         numbers = {"offset": offset, "score": score}
-        numbers["measure"] = measure(errors, images, self.weights)
+        numbers["weighted_accuracy"] = weighted_accuracy(errors, images, self.weights)
         numbers |= {key: counts[key] for key in OF_DIAL if key in counts}
         return _AtOffset(numbers, prediction)
 
     def is_behind(self, point: _AtOffset, other: _AtOffset) -> bool:
         """Whether its measure is lower than that of the other, beyond chance."""
-        if point.numbers["measure"] >= other.numbers["measure"]:
+        if point.numbers["weighted_accuracy"] >= other.numbers["weighted_accuracy"]:
             return False
         num_classes = len(self.weights)
         changes = changes_of(self.label, other.prediction, point.prediction, num_classes)
         images = self.label.bincount(minlength=num_classes)
-        return p_value_of_measure(*changes, images, self.weights) <= LEVEL
-
-
-def scores_of(
-    logits: Tensor,
-    label: Tensor,
-    direction: Tensor,
-    offsets: Sequence[float],
-    weights: NDArray[np.float64],
-) -> Tensor:
-    """The score at each offset, float64, (O,): see :mod:`.dial`."""
-    refuse_nan(logits.softmax(dim=1))
-    temperature = temperature_of(logits, label)
-    shares = (logits.double() / temperature).softmax(dim=1)
-    # With an offset o a probability is p_y exp(o d_y) / sum over c of p_c exp(o d_c).
-    moves = torch.outer(direction.double(), torch.tensor(offsets).double()) / temperature
-    factors = (moves - moves.max(dim=0).values).exp()
-    right = shares.gather(1, label[:, None]) * factors[label] / (shares @ factors)
-    unknown = factors / factors.sum(dim=0)  # of the image more of each class
-    sums = (unknown**_POWER).index_add(0, label, right**_POWER)
-    images = label.bincount(minlength=logits.shape[1])
-    return torch.from_numpy(weights) @ (sums / (images + 1)[:, None])
-
-
-@torch.no_grad()
-def temperature_of(logits: Tensor, label: Tensor) -> float:
-    """The temperature of the least cross-entropy."""
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        cooled = logits.double() / math.exp(log_temperature)
-        return F.cross_entropy(cooled, label).item()
-
-    least, most = map(math.log, _TEMPERATURES)
-    return math.exp(minimize_scalar(loss, bounds=(least, most), method="bounded").x)
+        return p_value_of_accuracy(*changes, images, self.weights) <= LEVEL

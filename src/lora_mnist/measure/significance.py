@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_mnist.measure.weights import image_weights
+from lora_mnist.measure.class_weights import image_weights
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
-#: A smaller p-value is not told in digits.
-_LEAST_P = 0.001
-#: So many standard deviations are clear, or certain: about LEVEL and _LEAST_P by chance.
+#: So many standard deviations are clear, or certain: about LEVEL and 0.001 by chance.
 CLEAR, CERTAIN = 2, 3.3
 
 
@@ -29,10 +27,10 @@ def mcnemar(repaired: int, broken: int) -> float:
     return float(binomtest(repaired, repaired + broken).pvalue)
 
 
-def p_value_of_measure(
+def p_value_of_accuracy(
     repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, weights: ArrayLike
 ) -> float:
-    """The two-sided p-value of a change of :func:`.weights.measure`, by a normal distribution."""
+    """The two-sided p-value of a change of a weighted accuracy, by a normal distribution."""
     # Where an image of class c counts w_c, the rise is the sum over c of w_c (repaired_c -
     # broken_c). Where a fair coin decides, its variance is that of w_c^2 (repaired_c + broken_c).
     each = image_weights(images, weights)
@@ -71,14 +69,3 @@ def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
         if p_value <= LEVEL / len(errors):  # Bonferroni
             found[c] = p_value
     return found
-
-
-def chance_text(p_value: float) -> str:
-    """``may be chance, p = 0.65``, or ``p < 0.001``; never rounded past :data:`LEVEL`."""
-    if p_value < _LEAST_P:
-        return f"p < {_LEAST_P}"
-    digits = 2
-    while (float(f"{p_value:.{digits}g}") <= LEVEL) != (p_value <= LEVEL):
-        digits += 1
-    chance = "may be chance, " if p_value > LEVEL else ""
-    return f"{chance}p = {p_value:.{digits}g}"

@@ -14,6 +14,8 @@ _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nine
 _MAX_NAMES = 4
 #: A longer table would push the verdict off the screen; results.json has every class.
 _MAX_ROWS = 12
+#: A smaller p-value is not told in digits.
+_LEAST_P = 0.001
 
 
 class Sentence(NamedTuple):
@@ -106,7 +108,7 @@ class Reading:
                     self.counts[name] = results[name]
         self.is_hotfix = "mistakes" in self.counts
         self.choices: Mapping[str, Mapping[str, Any]] = results["choices"]
-        #: What decides, and whether to keep a repair: one of :data:`.weights.MEASURES`.
+        #: What decides, and whether to keep a repair: one of :data:`.class_weights.MEASURES`.
         self.choose_by: str = results["choose_by"]
         #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
@@ -155,7 +157,7 @@ class Reading:
         )
 
     def measured(self, measure: str) -> tuple[float, float, float]:
-        """One of :data:`.weights.MEASURES` on test images before and after, and p."""
+        """One of :data:`.class_weights.MEASURES` on test images before and after, and p."""
         before, after = self.counts["test_base"], self.counts["test"]
         return before[measure], after[measure], after[f"p_value_{measure}"]
 
@@ -254,3 +256,19 @@ class Reading:
 def number_of(count: int, word: str) -> str:
     """``1 error``, ``2,000 errors``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def name_of_measure(choose_by: str) -> str:
+    """A measure in a sentence: ``balanced accuracy``."""
+    return choose_by.replace("_", " ")
+
+
+def chance_text(p_value: float) -> str:
+    """``may be chance, p = 0.65``, or ``p < 0.001``; never rounded past ``LEVEL``."""
+    if p_value < _LEAST_P:
+        return f"p < {_LEAST_P}"
+    digits = 2
+    while (float(f"{p_value:.{digits}g}") <= LEVEL) != (p_value <= LEVEL):
+        digits += 1
+    chance = "may be chance, " if p_value > LEVEL else ""
+    return f"{chance}p = {p_value:.{digits}g}"

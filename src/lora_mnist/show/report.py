@@ -14,7 +14,8 @@ from PIL import Image
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.errors import printable
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.predictions import Predictions, confusion_of
+from lora_mnist.measure.counts import confusion_of
+from lora_mnist.measure.predictions import Predictions
 from lora_mnist.show.belief import belief
 from lora_mnist.show.figures import (
     draw_classes,

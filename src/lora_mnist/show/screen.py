@@ -51,10 +51,10 @@ def print_parameters(net: nn.Module) -> None:
     named = [adapter.named_parameters() for adapter in lora_adapters(net)]
     columns = list(dict.fromkeys(name for each in named for name, _ in each))
     for layer, weight in float_parameters(net).items():
-        if weight.tensor != "weight" and weight.base.ndim < 2:
+        if weight.attribute != "weight" and weight.original.ndim < 2:
             continue  # a bias stands in the row of its layer
-        bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
-        cells = [layer, _shape(weight.base), _shape(bias)]
+        bias = getattr(weight.module, "bias", None) if weight.attribute == "weight" else None
+        cells = [layer, _shape(weight.original), _shape(bias)]
         for adapter in weight.adapters:
             cells += [_shape(getattr(adapter, column, None)) for column in columns]
         rows.append(cells)

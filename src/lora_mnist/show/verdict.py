@@ -1,12 +1,18 @@
 """The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
+from lora_mnist.measure.counts import precision
 from lora_mnist.measure.dial import row_at
-from lora_mnist.measure.predictions import precision
-from lora_mnist.measure.significance import CLEAR, chance_text, weak
-from lora_mnist.measure.weights import name_of_measure
+from lora_mnist.measure.significance import CLEAR, weak
 from lora_mnist.show.belief import doubts
-from lora_mnist.show.reading import Change, Reading, Sentence, number_of
+from lora_mnist.show.reading import (
+    Change,
+    Reading,
+    Sentence,
+    chance_text,
+    name_of_measure,
+    number_of,
+)
 
 #: The two that mean_accuracy is made of: with all classes equally common, and as in the test.
 _ENDS = ("balanced_accuracy", "accuracy")
@@ -173,8 +179,9 @@ def _of_offset(reading: Reading) -> list[Sentence]:
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
     if not dial or not row_at(dial, 0)["offset"]:
         return []
-    alone, trained = row_at(dial, 0)["measure"], row_at(dial, point.scale)["measure"]
-    change = f"{name_of_measure(dial['choose_by'])} {dial['base']['measure']:.1%} -> {alone:.1%}"
+    key, by = "weighted_accuracy", name_of_measure(dial["choose_by"])
+    alone, trained = row_at(dial, 0)[key], row_at(dial, point.scale)[key]
+    change = f"{by} {dial['base'][key]:.1%} -> {alone:.1%}"
     text = f"The offset alone: {change} on validation images; with the training {trained:.1%}."
     return [Sentence(text)]
 

@@ -13,7 +13,7 @@ from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.model import add_lora, add_offset
 from lora_mnist.lora.offset import last_layer, offset_for
-from lora_mnist.lora.weight import layers_to_adapt
+from lora_mnist.lora.target_modules import layers_to_adapt
 from lora_mnist.show.reading import number_of
 from lora_mnist.training.session import Session
 
@@ -59,7 +59,7 @@ def _put_lora(session: Session) -> None:
     with config_group("lora"):
         ranks = {}
         for name, weight in layers_to_adapt(net, arguments["target_modules"]).items():
-            full = min(weight.base.flatten(1).shape)
+            full = min(weight.original.flatten(1).shape)
             if is_auto and full < _AUTO_RANK:
                 ranks[f"^{name}"] = full
         add_lora(net, **arguments, rank_pattern=ranks)

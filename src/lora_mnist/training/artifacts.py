@@ -25,7 +25,8 @@ from lora_mnist.data import is_published
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.measure.predictions import Predictions, counts_of
+from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.predictions import Predictions
 from lora_mnist.project import DATA, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 from lora_mnist.training.session import Session, is_quick

@@ -53,7 +53,7 @@ class Attempt:
 
     @property
     def score(self) -> float:
-        """What decides, at its point: see :mod:`.measure.dial`."""
+        """What decides, at its point: see :mod:`.measure.score`."""
         return 0.0 if self.row is None else float(self.row["score"])
 
     @property

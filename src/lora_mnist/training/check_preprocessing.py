@@ -18,7 +18,8 @@ from lora_mnist.data import Folder, Images
 from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import UserError, as_value
-from lora_mnist.measure.predictions import Predictions, confusion_of, counts_of, predictions_of
+from lora_mnist.measure.counts import confusion_of, counts_of
+from lora_mnist.measure.predictions import Predictions, predictions_of
 from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session

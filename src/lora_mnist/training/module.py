@@ -14,7 +14,8 @@ from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.predictions import counts_of_labels, logged_metrics
+from lora_mnist.measure.counts import counts_of_labels
+from lora_mnist.show.loggers import logged_metrics
 
 
 class Loss(nn.Module):

@@ -16,7 +16,7 @@ from lora_mnist.data import Images
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
-from lora_mnist.lora.weight import layers_to_adapt, listed
+from lora_mnist.lora.target_modules import layers_to_adapt, listed
 from lora_mnist.run_paths import refuse_used_folder
 from lora_mnist.training.checkpoint import refuse_other_training
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters

@@ -2,7 +2,7 @@
 
 Where a class has few images, a training sees each of them dozens of times, and the base's own
 validation images hold much of what the base does not know. So each of ``trials`` is a complete
-training, the one that gains most on validation images is kept (:mod:`.measure.dial` has the number
+training, the one that gains most on validation images is kept (:mod:`.measure.score` is the number
 that decides), and ``refit=auto`` makes one more that learns these images, too: Kirichenko et al.
 2022, "Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations" (DFR),
 arXiv:2204.02937. docs/experiments.md has the numbers.
@@ -17,7 +17,7 @@ from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.weight import offset_of
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.measure.weights import name_of_measure
+from lora_mnist.show.reading import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_LAYER
 from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted
@@ -155,7 +155,8 @@ def _trial(tried: Sequence[Tried], best: Attempt) -> Choice:
         scores = []
         for name, each in ahead.items():
             assert each.row is not None  # without validation images there is one trial
-            scores.append(f"{each.score:.3f} with {name} ({by} {each.row['measure']:.1%})")
+            accuracy = each.row["weighted_accuracy"]
+            scores.append(f"{each.score:.3f} with {name} ({by} {accuracy:.1%})")
         why = f"the highest score on validation images: {', '.join(scores)}"
     for name in dict.fromkeys(each.training.name for each in tried):
         if name not in ahead:
@@ -210,7 +211,7 @@ def _point(session: Session, best: Attempt) -> Choice:
     assert best.row is not None
     base, by = curve["base"], name_of_measure(curve["choose_by"])
     why = f"the highest score on validation images, {best.score:.3f}, and {base['score']:.3f} of "
-    why += f"the base; {by} {base['measure']:.1%} -> {best.row['measure']:.1%}"
+    why += f"the base; {by} {base['weighted_accuracy']:.1%} -> {best.row['weighted_accuracy']:.1%}"
     others = [row for row in curve["rows"] if row is not best.row]
     if behind := [f"{row['scale']:g}" for row in others if row["is_behind"]]:
         why += f"; not at scale {', '.join(behind)}, where it is behind beyond chance"

@@ -13,7 +13,8 @@ from typing import Any
 from lora_mnist.choice import Choice
 from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.measure.predictions import Predictions, outcomes_by_part
+from lora_mnist.measure.counts import outcomes_by_part
+from lora_mnist.measure.predictions import Predictions
 from lora_mnist.run_paths import ENDED, RESULTS_FILE
 from lora_mnist.show.loggers import log_results
 from lora_mnist.show.predictions_file import write_table

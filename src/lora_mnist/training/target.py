@@ -9,8 +9,10 @@ from torch import Tensor
 from lora_mnist.choice import Choice
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value, nearest_to
-from lora_mnist.measure.predictions import Predictions, counts_of
-from lora_mnist.measure.significance import chance_text, weak, weakest
+from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.predictions import Predictions
+from lora_mnist.measure.significance import weak, weakest
+from lora_mnist.show.reading import chance_text
 from lora_mnist.training.session import Session
 
 #: The values of target for which images decide: the weakest class, and all weak ones.

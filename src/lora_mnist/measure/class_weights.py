@@ -8,18 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 MEASURES = {"mean_accuracy": 0.5, "balanced_accuracy": 0.0, "accuracy": 1.0}
 
 
-def name_of_measure(choose_by: str) -> str:
-    """A measure in a sentence: ``balanced accuracy``."""
-    return choose_by.replace("_", " ")
-
-
-def class_weights(mix: ArrayLike, choose_by: str) -> NDArray[np.float64]:
+def class_weights(
+    mix: ArrayLike | None, choose_by: str, images: ArrayLike = ()
+) -> NDArray[np.float64]:
     """What each class counts: ``W_c = (1 - s) / K + s m_c``, (K,), which sums to 1.
 
-    ``m`` is ``mix``, the number of test images of each class, as shares. ``s`` is 0 for the
-    balanced accuracy, 1 for the accuracy on this mix, and 1/2 for the mean of both.
+    ``m`` is ``mix``, the number of test images of each class, as shares; where it is ``None``,
+    ``images`` are as common as in the test. ``s`` is 0 for the balanced accuracy, 1 for the
+    accuracy on this mix, and 1/2 for the mean of both.
     """
-    shares, s = np.asarray(mix, float), MEASURES[choose_by]
+    shares, s = np.asarray(images if mix is None else mix, float), MEASURES[choose_by]
     alike = np.full(len(shares), 1 / len(shares))
     if not shares.any():  # no image says how common a class is
         return alike
@@ -35,6 +33,6 @@ def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
     return each
 
 
-def measure(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:
+def weighted_accuracy(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:
     """The sum over classes of ``W_c * (right_c / images_c)``; see :func:`class_weights`."""
     return float(1 - np.asarray(errors) @ image_weights(images, weights))

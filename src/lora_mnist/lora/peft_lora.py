@@ -1,0 +1,113 @@
+"""What PEFT's two files say of LoRA, as PEFT reads it and as trained; and LoRA as files say it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import check_types
+from .layer import Adapter, LoRAParametrization, scaling_divisor
+from .model import KINDS
+from .target_modules import by_pattern, is_named, listed
+from .weight import Weight
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+#: How PEFT's names of tensors begin, and before that a tensor as trained, where PEFT's is another.
+START, _TRAINED = "base_model.model.", "trained."
+#: What LoRA is read from, and its types; ``float`` is any number.
+_CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
+_CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": bool | None}
+
+
+class AdapterFiles(NamedTuple):
+    """The content of an adapter's two files, or what LoRA or an offset gives to it."""
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def files_of_loras(
+    loras: Mapping[str, LoRAParametrization], weights: Mapping[str, Weight]
+) -> AdapterFiles:
+    """What LoRA on these weights says: as PEFT reads it, at its scale, and as it was trained."""
+    first = next(iter(loras.values()))
+    if any(adapter.config != first.config for adapter in loras.values()):
+        raise ValueError("the layers have several kinds of adapters; expected one")
+    point, use_rslora = first.point, all(adapter.use_rslora for adapter in loras.values())
+    tensors, ranks, alphas = {}, {}, {}
+    for name, adapter in loras.items():
+        base, names = weights[name].original.detach(), adapter.names(weights[name].module)
+        at_scale, as_trained = adapter.saved(base, point.scale), adapter.saved(base, 1.0)
+        if lost := dict(adapter.named_parameters()).keys() - names.keys():
+            raise ValueError(f"{name}: {type(adapter).__name__} does not save {', '.join(lost)}")
+        for part, end in names.items():
+            key = f"{START}{name}.{end}"
+            tensors[key] = _in_file(at_scale[part], end)
+            if not torch.equal(at_scale[part], as_trained[part]):
+                tensors[_TRAINED + key] = _in_file(as_trained[part], end)
+        rank = len(as_trained[next(iter(names))])  # PiSSA has twice its own, at the same scaling
+        divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
+        ranks[f"^{name}"] = rank  # with ^ PEFT takes a name for one layer's alone
+        alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
+    trained = {
+        **first.config,
+        "r": min(ranks.values()),
+        "lora_alpha": min(alphas.values()),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_rslora": use_rslora,
+        "target_modules": "|".join(map(re.escape, loras)),
+    }
+    factor = point.scale or 1.0  # at 0 the tensors change nothing
+    pattern = {key: alpha * factor for key, alpha in alphas.items()}
+    config = trained | {"lora_alpha": min(alphas.values()) * factor, "alpha_pattern": pattern}
+    metadata = {knob: float(number) for knob, number in point._asdict().items()}
+    return AdapterFiles(
+        tensors, config, metadata | {"trained": trained, "layer": None, "most": 0.0}
+    )
+
+
+def loras_in(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], weights: Mapping[str, Weight]
+) -> dict[str, Adapter]:
+    """LoRA as it was trained, on each layer that the config names."""
+    check_types(config, _CONFIG)
+    kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
+    if not kinds:
+        raise ValueError(f"{CONFIG_NAME}: expected peft_type LORA")
+    kind, targets = max(kinds, key=lambda each: len(each.config)), config["target_modules"]
+    layers = {}
+    for name, weight in weights.items():
+        can_be_adapted = weight.original.ndim > 1 and kind.names(weight.module)
+        is_left_out = is_named(name, config.get("exclude_modules") or [])
+        if can_be_adapted and is_named(name, targets) and not is_left_out:
+            layers[name] = weight
+    if not layers:
+        raise ValueError(f"target_modules={targets}: expected some of: {listed(weights)}")
+    pattern = config.get("alpha_pattern")
+    alphas = by_pattern("alpha_pattern", pattern, layers, config["lora_alpha"])
+    loras: dict[str, Adapter] = {}
+    for name, weight in layers.items():
+        saved = {}
+        for part, end in kind.names(weight.module).items():
+            key = f"{START}{name}.{end}"
+            if key not in tensors:
+                raise ValueError(f"{WEIGHTS_NAME}: {key} is missing")
+            saved[part] = _in_file(tensors.get(_TRAINED + key, tensors[key]), end)
+        rank = len(next(iter(saved.values())))
+        meta = weight.original.detach().to("meta")  # no random number is drawn
+        loras[name] = kind(meta, rank, alphas[name], use_rslora=config.get("use_rslora") or False)
+        try:
+            loras[name].load_state_dict(saved, assign=True)
+        except RuntimeError as error:  # of other shapes
+            raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
+    return loras
+
+
+def _in_file(tensor: Tensor, end: str) -> Tensor:
+    """The factors of an embedding, which looks rows up, are transposed in files; and back."""
+    return tensor.t() if "embedding" in end else tensor

@@ -1,0 +1,165 @@
+"""Every count that is made of predictions, as results.json has it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_mnist.lora.model import usable_adapters
+from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
+from lora_mnist.measure.predictions import Predictions, predictions_of
+from lora_mnist.measure.significance import mcnemar, p_value_of_accuracy
+
+#: What is counted at each scale of the dial; without targets the first alone.
+OF_DIAL = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
+
+
+def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """The images of each class by their prediction, int64, (num_classes, num_classes)."""
+    counts = torch.bincount(label * num_classes + prediction, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
+def counts_of_labels(
+    label: Tensor,
+    prediction: Tensor,
+    num_classes: int,
+    targets: Sequence[int] = (),
+    mix: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Every count of predictions, (N,), with classes as common as in ``mix``, or as they are."""
+    if not len(label):
+        raise ValueError("expected at least one image")
+    wrong = prediction != label
+    errors, images = (each.bincount(minlength=num_classes) for each in (label[wrong], label))
+    false_calls = prediction[wrong].bincount(minlength=num_classes)
+    # A matrix of the classes would take gigabytes for ten thousand of them.
+    pairs, numbers = torch.unique((label * num_classes + prediction)[wrong], return_counts=True)
+    called_per_class: list[list[int] | None] = [None] * num_classes
+    for pair, count in zip(pairs.tolist(), numbers.tolist(), strict=True):
+        c, called = divmod(pair, num_classes)
+        most = called_per_class[c]
+        if most is None or count > most[1]:
+            called_per_class[c] = [called, count]
+    counts: dict[str, Any] = {}
+    for name in MEASURES:
+        counts[name] = weighted_accuracy(errors, images, class_weights(mix, name, images))
+    counts |= {
+        "errors": int(errors.sum()),
+        "errors_per_class": errors.tolist(),
+        "called_per_class": called_per_class,
+        "false_calls_per_class": false_calls.tolist(),
+        "images_per_class": images.tolist(),
+    }
+    if targets:
+        group = list(targets)
+        counts["errors_of_target"] = int(errors[group].sum())
+        counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
+        counts["false_calls_of_target"] = int(false_calls[group].sum())
+        counts["precision_of_target"] = precision(counts, group)
+    return counts
+
+
+def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
+    """Of the images that get the name of one of some classes, the share that are of it."""
+    right = sum(counts["images_per_class"][c] - counts["errors_per_class"][c] for c in targets)
+    called = right + sum(counts["false_calls_per_class"][c] for c in targets)
+    return right / called if called else None
+
+
+def changes_of(
+    label: Tensor, before: Tensor, after: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """The numbers of repaired and of broken images of each class, (num_classes,)."""
+    was_right, is_right = before == label, after == label
+    repaired = label[is_right & ~was_right].bincount(minlength=num_classes)
+    broken = label[was_right & ~is_right].bincount(minlength=num_classes)
+    return repaired, broken
+
+
+def counts_of(
+    predictions: Predictions, targets: Sequence[int] = (), mix: Sequence[int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side."""
+    label, num_classes = predictions.label, predictions.num_classes
+    sides: list[dict[str, Any]] = []
+    for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
+        mean_loss = loss.double().mean().item()
+        counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
+        sides.append(counts | counts_of_labels(label, prediction, num_classes, targets, mix))
+    if len(sides) == 1:
+        return {"before": sides[0]}
+    before, prediction = predictions.prediction
+    repaired, broken = changes_of(label, before, prediction, num_classes)
+    groups = {"p_value": list(range(num_classes))}
+    if targets:
+        groups["p_value_of_target"] = list(targets)
+        groups["p_value_elsewhere"] = [c for c in range(num_classes) if c not in targets]
+    after: dict[str, Any] = {
+        "repaired": int(repaired.sum()),
+        "broken": int(broken.sum()),
+        "negative_flip_rate": int(broken.sum()) / len(label),
+        "repaired_per_class": repaired.tolist(),
+        "broken_per_class": broken.tolist(),
+    }
+    for key, group in groups.items():
+        after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
+    images = sides[0]["images_per_class"]
+    for name in MEASURES:
+        weights = class_weights(mix, name, images)
+        after[f"p_value_{name}"] = p_value_of_accuracy(repaired, broken, images, weights)
+    return {"before": sides[0], "after": after | sides[1]}
+
+
+def compare_errors(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """Errors of an adapted network beside those of its base, for a loop of one's own.
+
+    The network stays in its mode and on its device; call ``model.eval()`` first.
+
+    Args:
+        model: a network with LoRA (see :func:`lora_mnist.add_lora`): from images to logits of
+            shape (N, num_classes).
+        batches: images and their labels, int64 of shape (N,), such as a ``DataLoader``.
+
+    Returns:
+        ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
+        ``None`` where it is not finite; ``accuracy``; ``balanced_accuracy``, the mean over classes;
+        ``mean_accuracy``, the mean of both; ``errors``; ``errors_per_class``;
+        ``called_per_class``, the class that most errors of a class are given, by number, and how
+        many, or ``None`` without errors; ``false_calls_per_class``, images of other classes that
+        are given this one's name; and ``images_per_class``.
+
+        ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
+        right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
+        test; ``p_value_accuracy`` and so on, of the change of each accuracy, by a normal
+        distribution with a correction for continuity; and ``negative_flip_rate``, ``broken`` as a
+        share of all images (Yan et al. 2021,
+        "Positive-Congruent Training", arXiv:2011.09161).
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
+    """
+    usable_adapters(model)
+    return counts_of(predictions_of(model, batches))
+
+
+def outcomes_by_part(
+    tables: Mapping[str, Predictions],
+    targets: Sequence[int] = (),
+    mix: Sequence[int] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
+    outcomes = {}
+    for part, predictions in tables.items():
+        # Mistakes are not drawn from the images that a classifier meets.
+        counts = counts_of(predictions, targets, mix if part in ("val", "test") else None)
+        if "after" in counts:
+            outcomes[part] = counts["after"]
+            outcomes[f"{part}_base"] = counts["before"]
+        else:
+            outcomes[part] = counts["before"]
+    return outcomes

@@ -1,0 +1,71 @@
+"""The score: the one number of validation images that decides, of trials as of scale and offset.
+
+Where a class c counts ``W_c`` (:func:`.class_weights.class_weights`) and has n images, with
+logits z, at the offset o it is
+
+    sum over c of W_c * (sum over its images of p^q + u_c^q) / (n + 1)
+    p = softmax((z + o * direction) / T) at c,  u_c = softmax(o * direction / T) at c,  q = 0.25
+
+- The share of images that are right jumps where a class has five. With ``q = 1`` this would be what
+  it is on the mean, if predictions were drawn from the probabilities; near ``q = 0`` it ranks as
+  the cross-entropy does, in which a few images that are sure and wrong outweigh all others. It is
+  one less the generalised cross-entropy, but for a factor: Zhang and Sabuncu 2018,
+  arXiv:1805.07836, equation 6.
+- ``u_c`` is one image more of each class, of which the network knows nothing (all its logits are
+  equal), counted as in Laplace's rule of succession: a class whose few images are right would allow
+  any offset.
+- ``T`` is the temperature of the least cross-entropy at this scale (Guo et al. 2017,
+  arXiv:1706.04599): else a network that is less sure, and no better, would have more.
+
+docs/experiments.md has what other numbers choose.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lora_mnist.measure.predictions import refuse_nan
+
+#: q of the score.
+_POWER = 0.25
+#: The least and the largest temperature.
+_TEMPERATURES = (0.2, 8.0)
+
+
+def scores_of(
+    logits: Tensor,
+    label: Tensor,
+    direction: Tensor,
+    offsets: Sequence[float],
+    weights: NDArray[np.float64],
+) -> Tensor:
+    """The score of logits, (N, K), at each offset, float64, (O,)."""
+    refuse_nan(logits.softmax(dim=1))
+    temperature = temperature_of(logits, label)
+    shares = (logits.double() / temperature).softmax(dim=1)
+    # With an offset o a probability is p_y exp(o d_y) / sum over c of p_c exp(o d_c).
+    moves = torch.outer(direction.double(), torch.tensor(offsets).double()) / temperature
+    factors = (moves - moves.max(dim=0).values).exp()
+    right = shares.gather(1, label[:, None]) * factors[label] / (shares @ factors)
+    unknown = factors / factors.sum(dim=0)  # of the image more of each class
+    sums = (unknown**_POWER).index_add(0, label, right**_POWER)
+    images = label.bincount(minlength=logits.shape[1])
+    return torch.from_numpy(weights) @ (sums / (images + 1)[:, None])
+
+
+@torch.no_grad()
+def temperature_of(logits: Tensor, label: Tensor) -> float:
+    """The temperature of the least cross-entropy."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        cooled = logits.double() / math.exp(log_temperature)
+        return F.cross_entropy(cooled, label).item()
+
+    least, most = map(math.log, _TEMPERATURES)
+    return math.exp(minimize_scalar(loss, bounds=(least, most), method="bounded").x)
