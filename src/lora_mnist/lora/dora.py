@@ -40,16 +40,16 @@ class DoRAParametrization(LoRAParametrization):
     def names(module: nn.Module) -> dict[str, str]:
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return {}
-        own = {"lora_magnitude_vector": "lora_magnitude_vector"}
-        return LoRAParametrization.names(module) | own
+        magnitude = {"lora_magnitude_vector": "lora_magnitude_vector"}
+        return LoRAParametrization.names(module) | magnitude
 
     def start(self, weight: Tensor, init: str, init_std: float) -> None:
         super().start(weight, "kaiming", init_std)
         self.lora_magnitude_vector = nn.Parameter(_norms(weight.detach()))
 
     def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
-        own = {"lora_magnitude_vector": self.magnitude(weight, scale)}
-        return super().saved(weight, scale) | own
+        magnitude = {"lora_magnitude_vector": self.magnitude(weight, scale)}
+        return super().saved(weight, scale) | magnitude
 
     def magnitude(self, weight: Tensor, scale: float) -> Tensor:
         """``m(scale)``; exact at both ends, as lerp is."""

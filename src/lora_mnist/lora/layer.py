@@ -138,8 +138,8 @@ class LoRAParametrization(Adapter):
     def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
         """What PEFT reads of it at a scale, which is also a factor of alpha, but for 0."""
         lora_A, lora_B = self.factors()
-        own = {"lora_A": lora_A, "lora_B": lora_B if scale else torch.zeros_like(lora_B)}
-        return dict(self.named_parameters()) | own
+        factors = {"lora_A": lora_A, "lora_B": lora_B if scale else torch.zeros_like(lora_B)}
+        return dict(self.named_parameters()) | factors
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What the forward pass adds, each as (input, ``A``, ``B``): one term; PiSSA has two."""

@@ -156,12 +156,12 @@ def set_lora_point(model: nn.Module, point: Point) -> None:
 
 def _turn(model: nn.Module, **knobs: float) -> None:
     """Set some fields of the point of each adapter."""
-    adapters, own = usable_adapters(model), knobs_of(model)
+    adapters, turnable = usable_adapters(model), knobs_of(model)
     for name, value in knobs.items():
         require(is_number(value), name, value, "a finite number")
         neutral = getattr(BASE, name)
         expected = f"{neutral:g}, since the adapter has no {name}"
-        require(name in own or value == neutral, name, value, expected)
+        require(name in turnable or value == neutral, name, value, expected)
     for adapter in adapters:
         adapter.point = adapter.point._replace(**knobs)
 
@@ -178,13 +178,14 @@ def lora_point(model: nn.Module) -> Point:
 def lora_at(model: nn.Module, point: Point | None) -> Iterator[None]:
     """Inside the ``with`` block each adapter of ``model`` is at ``point``; ``None``: as it is."""
     before = [(adapter, adapter.point) for adapter in adapters_on(model)]
-    for adapter, own in before:
-        adapter.point = own if point is None else point
+    if point is not None:
+        for adapter, _ in before:
+            adapter.point = point
     try:
         yield
     finally:
-        for adapter, own in before:
-            adapter.point = own
+        for adapter, its_point in before:
+            adapter.point = its_point
 
 
 @contextmanager

@@ -29,8 +29,8 @@ def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
     """What an image of each class counts, where a class without images has no part, (K,)."""
     counts = np.asarray(images, float)
     seen = np.where(counts > 0, weights, 0.0)
-    each: NDArray[np.float64] = seen / ((seen.sum() or 1.0) * np.maximum(counts, 1))
-    return each
+    per_image: NDArray[np.float64] = seen / ((seen.sum() or 1.0) * np.maximum(counts, 1))
+    return per_image
 
 
 def weighted_accuracy(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:

@@ -33,7 +33,8 @@ def counts_of_labels(
     if not len(label):
         raise ValueError("expected at least one image")
     wrong = prediction != label
-    errors, images = (each.bincount(minlength=num_classes) for each in (label[wrong], label))
+    errors = label[wrong].bincount(minlength=num_classes)
+    images = label.bincount(minlength=num_classes)
     false_calls = prediction[wrong].bincount(minlength=num_classes)
     # A matrix of the classes would take gigabytes for ten thousand of them.
     pairs, numbers = torch.unique((label * num_classes + prediction)[wrong], return_counts=True)

@@ -33,13 +33,13 @@ def p_value_of_accuracy(
     """The two-sided p-value of a change of a weighted accuracy, by a normal distribution."""
     # Where an image of class c counts w_c, the rise is the sum over c of w_c (repaired_c -
     # broken_c). Where a fair coin decides, its variance is that of w_c^2 (repaired_c + broken_c).
-    each = image_weights(images, weights)
+    per_image = image_weights(images, weights)
     mended, lost = np.asarray(repaired), np.asarray(broken)
-    saved, variance = (mended - lost) @ each, (mended + lost) @ each**2
+    saved, variance = (mended - lost) @ per_image, (mended + lost) @ per_image**2
     if not variance:
         return 1.0
     # The correction for continuity is one image: with equal classes p is near McNemar's.
-    an_image = variance / ((mended + lost) @ each)
+    an_image = variance / ((mended + lost) @ per_image)
     return math.erfc(max(0.0, abs(saved) - an_image) / math.sqrt(2 * variance))
 
 
