@@ -21,7 +21,6 @@ NO_ADVICE = {
     "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
     "called from Python": results("pretrain", overrides=None),
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
-    "a base that knows nothing": results("pretrain", test=outcome([20, 20, 0])),
     "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
     "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
     "a repair": GOOD,
@@ -37,7 +36,17 @@ def command_after(run, folder, monkeypatch):
 @pytest.mark.parametrize(("run", "typed", "command"), ADVICE)
 def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypatch):
     advised = command_after({**run, "overrides": typed}, tmp_path, monkeypatch)
-    assert advised == f"python {ROOT}/{command}"
+    assert advised.command == f"python {ROOT}/{command}"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [results("pretrain", test=outcome([20, 20, 0])), results("pretrain", validation_images=0)],
+)
+def test_what_a_repair_does_not_mend_is_said(run, tmp_path, monkeypatch):
+    step = command_after({**run, "overrides": []}, tmp_path, monkeypatch)
+    assert step.text
+    assert not step.command
 
 
 def test_next_step_is_nothing_without_a_reason(tmp_path, monkeypatch):

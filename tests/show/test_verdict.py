@@ -174,12 +174,21 @@ RARE = run_of([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_by=
         (RARE, "choose_by=accuracy"),
         ({**RARE, "choose_by": "accuracy"}, "smaller scale"),
         ({**GOOD, **OFF}, "docs/failed.md"),
+        # What is typed in eval is no property of the base.
+        ({**run_of([50, 50], [0, 0], [0, 2]), "stage": "eval", "steps": 0}, "more images of 1 "),
     ],
 )
 def test_a_repair_that_is_not_kept_says_what_to_do_with_the_base(run, remedy):
     (first, *_), is_kept = said(run)
     assert not is_kept
     assert remedy in first.text
+
+
+def test_an_adapter_that_somebody_turns_off_needs_no_remedy():
+    (first, *_), is_kept = said({**GOOD, **OFF, "dial": None})
+    assert not is_kept
+    assert "turned off" in first.text
+    assert "docs/failed.md" not in first.text
 
 
 def test_a_target_that_gets_worse_is_named_before_all_others():

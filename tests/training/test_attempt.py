@@ -2,7 +2,7 @@ import pytest
 import yaml
 from composed import adapter_of, evaluated
 from helpers.commands import read_csv, read_results
-from helpers.repairs import QUIET
+from helpers.repairs import QUIET, TRIALS
 
 from lora_mnist.classifier.learnt_file import read_learnt
 from lora_mnist.errors import UserError
@@ -25,8 +25,10 @@ def test_of_several_processes_the_first_one_advises(go, monkeypatch):
 
 def test_without_a_training_the_offset_alone_is_saved(go):
     """The adapter is the base with a number on the logit; no image of the class was learnt."""
-    folder = go("an offset", *QUIET, "lora.scale=0", "lora.offset=auto", "refit=auto")
+    alone = ("lora.scale=0", "lora.offset=auto", "callbacks=none", "logger=csv")
+    folder = go("an offset", *alone, "refit=auto", *TRIALS)  # of which none is trained
     results = read_results(folder)
+    assert len(results["dial"]["rows"]) == 1
     point = results["point"]
     assert (point["scale"], results["steps"]) == (0, 0)
     assert point["offset"] == row_at(results["dial"], 0)["offset"] != 0

@@ -41,6 +41,8 @@ class Dial(NamedTuple):
         some = images_of_dial(self.images.labels, self.seed)
         numbers = {knob: float(value) for knob, value in asked.items() if value != AUTO}
         scale, offset = numbers.get("scale"), numbers.get("offset")
+        if "scale" not in knobs_of(classifier.net):  # an offset alone
+            beside = ()
         curve = dial_curve(
             classifier.net.eval(),
             classifier.dataset.batches(self.images, classifier.device, some, "dial"),

@@ -44,7 +44,7 @@ def make_report(
     names = drawable(reading.classes)
     drawn = reading.with_names(names)
     figures = {"classes": draw_classes(drawn)}
-    if reading.dial:
+    if reading.dial and len(reading.dial["rows"]) > 1:  # an offset alone has no scale
         figures["dial"] = draw_dial(drawn)
     if len(names) <= _MAX_IN_MATRIX:
         matrices = []

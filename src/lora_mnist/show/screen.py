@@ -95,10 +95,8 @@ def print_results(reading: Reading, folder: Path) -> None:
     table.rows[-2].end_section = True
     parts: list[RenderableType] = [table, reading.accuracies()]
     parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in verdict(reading)]
-    if command := next_step(reading, folder):
-        text = "To repair the class that is weakest on validation images"
-        parts.append(f"{text} (with target=weak: all weak ones):")
-        parts.append(Text(command, "bold", no_wrap=True))
+    if step := next_step(reading, folder):
+        parts += [step.text, Text(step.command, "bold", no_wrap=True)]
     show(*parts)
 
 

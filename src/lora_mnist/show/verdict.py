@@ -75,7 +75,9 @@ def _whether_to_keep(reading: Reading) -> Sentence:
     if reading.targets and not reading.of_targets.images:
         return Sentence(f"Nothing judges this repair: no test image is of {name}.")
     if reading.point == BASE:
-        return Sentence(f"There is no repair to keep: {_why_off(reading)}. {remedy}")
+        is_typed = not reading.dial or reading.advised != BASE  # then nothing is to be mended
+        end = "" if is_typed else f" {remedy}"
+        return Sentence(f"There is no repair to keep: {_why_off(reading)}.{end}")
     by = _measured(reading, reading.choose_by)
     is_better = is_reached = reading.judgement_of(reading.choose_by) == "better"
     if reading.is_hotfix:
@@ -102,7 +104,10 @@ def _remedy(reading: Reading, name: str) -> str:
     balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
     total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
     text = f"Too little changed to tell: more images of {name} help more than any key"
-    if total.repaired + total.broken < _LEAST_CHANGED * total.before:
+    if reading.is_hotfix:
+        text = "Too little changed to tell: more mistakes to learn help more than any key"
+    has_tried = reading.steps and not reading.is_hotfix  # eval tests one point, perhaps a typed one
+    if has_tried and total.repaired + total.broken < _LEAST_CHANGED * total.before:
         text = "Nothing moves this base: look at its pictures and labels, or train another one"
     elif rose and fell and reading.choose_by != "accuracy":
         text = "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
@@ -182,8 +187,10 @@ def _of_offset(reading: Reading) -> list[Sentence]:
     key, by = "weighted_accuracy", name_of_measure(dial["choose_by"])
     alone, trained = row_at(dial, 0)[key], row_at(dial, point.scale)[key]
     change = f"{by} {dial['base'][key]:.1%} -> {alone:.1%}"
-    text = f"The offset alone: {change} on validation images; with the training {trained:.1%}."
-    return [Sentence(text)]
+    text = f"The offset alone: {change} on validation images; with the training {trained:.1%}"
+    if f"{alone:.1%}" == f"{trained:.1%}":
+        text += ", at a higher score, which decides"
+    return [Sentence(f"{text}.")]
 
 
 def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:

@@ -102,7 +102,8 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
             planned.append(Training(name, number, trial, rates, session.images, selection, start))
     if len(trials) > 1 and len(planned) == 1:
         log.info("trials: no two differ, so one training is made")
-    return planned if is_few(session, selection) else planned[:1]
+    # An offset alone is the same in each trial.
+    return planned if session.trains and is_few(session, selection) else planned[:1]
 
 
 def refit_of(session: Session, best: Training, point: Point, number: int) -> Training:
