@@ -11,7 +11,6 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
 from lora_mnist import __version__
-from lora_mnist.choice import AUTO
 from lora_mnist.config.run import CLASSIFIER, in_grammar
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
@@ -73,7 +72,7 @@ def _override(text: str) -> str:
         is_name = not set(value) & set(",[]{}()")
         return f"{key}={in_grammar(value)}" if is_name else text
     choices = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
-    if key == "augment" and any(isinstance(each, list) and AUTO in each for each in choices):
+    if key == "augment" and any(isinstance(each, list) and "auto" in each for each in choices):
         raise UserError(f"{text}: expected auto alone, or a list without it")  # Hydra would drop it
     if (CONFIGS / key).is_dir() and isinstance(parsed, int | float | None):
         return f"{key}='{as_value(parsed)}'"  # of a text Hydra lists what there is

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lora_mnist.data.images import Images, viewable
-from lora_mnist.errors import printable
 from lora_mnist.files import atomic_write
 from lora_mnist.measure.counts import confusion_of
 from lora_mnist.measure.predictions import Predictions
@@ -70,7 +69,8 @@ def make_report(
     )
     page = folder / "report.html"
     with atomic_write(page) as temporary:
-        temporary.write_text(printable(text), encoding="utf-8")
+        # A picture's file may be named in Latin-1.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     log.info("report: %s", page)
     return figures
 
