@@ -2,7 +2,7 @@
 
 from composed import logged
 
-from lora_mnist.choice import Choice, tell
+from lora_mnist.choice import Choice, line_of, tell
 
 
 def test_what_somebody_has_set_is_not_told():
@@ -12,4 +12,5 @@ def test_what_somebody_has_set_is_not_told():
     )
     with logged("lora_mnist.choice") as log:
         tell({"rate": decided, "target": typed})
+    assert line_of("rate", 0.1, "typed") == "optimizer.lr=0.1: typed"  # in a pretraining, too
     assert log.getvalue() == "optimizer.lr=0.003: the first that is tried\n"

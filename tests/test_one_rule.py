@@ -38,6 +38,7 @@ MISTAKES = {
         (*LORA, "trainer.val_check_interval=0"),
         (*LORA, "trainer.max_steps=null"),
         (*LORA, "trainer.max_steps=-1"),
+        (*LORA, "trainer.max_steps=-1", "trainer.max_epochs=null -> trainer.max_steps="),
         (*LORA, "trainer.max_steps='-1'"),  # a text
         (*LORA, "+trainer.limit_val_batches=1.5 -> trainer.limit_val_batches=1.5: "),
         (*LORA, "trainer.max_steps=0"),  # a training has a step

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 #: The value of a key that images decide.
 AUTO = "auto"
-#: The keys that set the choices of a repair.
+#: The keys that set choices of other names.
 _KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
 
 
@@ -42,6 +42,6 @@ def line_of(name: str, value: Any, why: str, of_repair: bool = False) -> str:
         prefix = "lora." if of_repair else ""
         keys = [f"{prefix}{knob}={number:g}" for knob, number in value.items()]
         return f"{' '.join(keys)}: {why}"
-    key = _KEY_OF.get(name, name) if of_repair else name
+    key = _KEY_OF.get(name, name)
     shown = ", ".join(value) if isinstance(value, list) else as_value(value)
     return f"{key}={shown}: {why}"

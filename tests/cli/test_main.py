@@ -52,7 +52,7 @@ def test_a_refusal_is_one_line_and_leaves_no_run(cli, tmp_path, argument, answer
     assert not list(tmp_path.glob("outputs/*/*"))
 
 
-@pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt"])
+@pytest.mark.parametrize("text", ["photos/Flöte/*.png", "epoch=3 step=10.ckpt", "a (1).png"])
 def test_a_name_needs_no_quotes_of_hydras(cli, tmp_path, text):
     """Options may stand behind keys."""
     cli(TOY, f"note={text}", "--config-name", "plain", "x=2").ok()

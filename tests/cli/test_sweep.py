@@ -36,6 +36,13 @@ def test_a_failing_job_takes_no_other_along_and_is_named_at_the_end(cli, tmp_pat
     assert refused.err.startswith(f"hydra.sweep.dir={sweep}: has a ")
 
 
+def test_a_job_without_validation_images_takes_no_other_along(cli):
+    """It has no metric."""
+    done = cli(TOY, "-m", "x=4,2", "sweep.metric=val.accuracy").ok()
+    assert "#0: " in done.out
+    assert "#1: val.accuracy" in done.out
+
+
 def test_a_column_that_no_job_has_is_named_at_the_end(cli):
     columns = ("+sweep.columns.rate=val.acuracy", "+sweep.columns.right=val.accuracy")
     done = cli(TOY, "-m", "x=2", *columns).ok()

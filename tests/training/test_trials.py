@@ -27,6 +27,26 @@ def test_a_drawn_order_is_drawn_once(go, monkeypatch):
     assert len({*seeds}) == 1
 
 
+def test_a_refit_has_the_share_of_the_loss_that_its_trial_has(go, monkeypatch):
+    shares, fit = [], attempt.fit
+
+    def remembering(session, cfg, *parts):
+        shares.append(cfg.loss.target_weight)
+        return fit(session, cfg, *parts)
+
+    monkeypatch.setattr(attempt, "fit", remembering)
+    heavy = ("loss=weighted", "+trials={heavy: {loss.target_weight: 0.9}}", "refit=true")
+    go("heavy", *QUIET, *heavy)
+    assert shares == [0.9, 0.9]
+
+
+def test_trials_that_many_images_do_not_need_are_told(go, monkeypatch):
+    monkeypatch.setattr(trials, "FEW_IMAGES", 300)
+    choice = read_results(go("many", *QUIET, *TRIALS))["choices"]["trial"]
+    assert choice["value"] == "high"
+    assert "no class to learn has fewer" in choice["why"]
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_trial_fills_what_is_auto_and_nothing_else(go, caplog, typed):
     """A value that is set counts for all, wherever it stands; equal trials are one."""

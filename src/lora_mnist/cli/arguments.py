@@ -69,7 +69,8 @@ def _override(text: str) -> str:
     try:
         parsed = OverridesParser.create().parse_override(text).value()
     except HydraException:  # Hydra says what is wrong, but a name such as Flöte or epoch=3.ckpt
-        is_name = not set(value) & set(",[]{}()")
+        # A list, a dictionary or a function of Hydra's is none: photo (1).png is.
+        is_name = "," not in value and not re.match(r"[\[{]|\w+\(", value)
         return f"{key}={in_grammar(value)}" if is_name else text
     choices = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
     if key == "augment" and any(isinstance(each, list) and "auto" in each for each in choices):

@@ -57,6 +57,8 @@ def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) 
         gc.collect()  # a Trainer and what it trains hold each other, and the images
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
     value = None if metric is None else results.get(metric, "")
+    if str(metric).startswith("val") and not any(key.startswith("val.") for key in results):
+        value = None  # a job without validation images takes no other along
     if not isinstance(value, int | float | None):  # null is a number that is not finite
         numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE) and key != metric]
         expected = f"a number in results.json, or null{nearest_to(str(metric), numbers)}"

@@ -94,7 +94,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     cfg = resolve_configuration(cfg, run)
     out = Path(str(cfg.out))
     write = _WRITERS.get(out.suffix.lower())
-    expected = "expected a new file that ends in .onnx or .safetensors"
+    expected = "expected a new file that ends in .onnx or .safetensors, or with net=huggingface "
+    expected += "and no prepare.transform a folder"
     if cfg.out is None or write is None:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     refuse_unwritable(out)  # as it is, where there is a file: it may be somebody's weights
@@ -104,7 +105,6 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
     is_of_transformers = classifier.settings.net.get("_target_") == TARGET and transform is None
     if write is folder_of_transformers and not is_of_transformers:
-        expected += ", or with net=huggingface and no prepare.transform a folder"
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)

@@ -104,8 +104,9 @@ def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) ->
 
 
 def better_end(key: str) -> str:
-    """``max`` for accuracies, precisions and repaired images, ``min`` for all other numbers."""
-    return "max" if re.search(r"\.((mean_|balanced_)?accuracy|precision|repaired)", key) else "min"
+    """``max`` for accuracies, scores, precisions and repaired images, ``min`` for the others."""
+    larger_is_better = r"\.((mean_|balanced_|weighted_)?accuracy|score|precision|repaired)"
+    return "max" if re.search(larger_is_better, key) else "min"
 
 
 def of_base(key: str) -> str:

@@ -78,7 +78,8 @@ def _refuse_configuration(cfg: DictConfig) -> None:
 def _refuse_repair(cfg: DictConfig) -> None:
     """Refuse a repair that does not say of what, or says it twice, or has no end."""
     target, mistakes, trainer = cfg.target, cfg.mistakes, cfg.trainer
-    if {trainer.max_steps, trainer.max_epochs} == {-1} and not trainer.get("max_time"):
+    has_no_end = trainer.max_steps == -1 and trainer.max_epochs in (-1, None)
+    if has_no_end and not trainer.get("max_time"):
         raise UserError("trainer.max_steps=-1: expected a number, or one of trainer.max_epochs")
     if cfg.lora.scale == cfg.lora.offset == 0:
         raise UserError("lora.scale=0 lora.offset=0: expected another of the two; this is the base")

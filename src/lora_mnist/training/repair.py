@@ -22,7 +22,15 @@ from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_LAYER
 from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted
 from lora_mnist.training.session import Session
-from lora_mnist.training.trials import Training, augment_of, choose_refit, refit_of, trainings_of
+from lora_mnist.training.trials import (
+    FEW_IMAGES,
+    Training,
+    augment_of,
+    choose_refit,
+    is_few,
+    refit_of,
+    trainings_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -135,14 +143,14 @@ def _choices(
     """The choices of a repair by their names."""
     choices = {}
     if best.is_trained and session.cfg.trials:
-        choices["trial"] = _trial(tried, best)
+        choices["trial"] = _trial(session, tried, best)
         choices["augment"] = _augment(session, best)
     if best.is_trained:
         choices["rate"] = _rate(session, tried, best)
     return choices | {"refit": refit, "point": _point(session, best)}
 
 
-def _trial(tried: Sequence[Tried], best: Attempt) -> Choice:
+def _trial(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
     """The trial that validation images measure best."""
     ahead: dict[str, Attempt] = {}  # of each trial
     for each in tried:
@@ -150,6 +158,8 @@ def _trial(tried: Sequence[Tried], best: Attempt) -> Choice:
             name = each.training.name
             ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
     why, images = "the only one", 0
+    if not is_few(session, best.training.selection) and len(session.cfg.trials) > 1:
+        why += f" that is trained, since no class to learn has fewer than {FEW_IMAGES} images"
     if len(ahead) > 1:
         images, by = best.images_seen, name_of_measure(best.training.cfg.choose_by)
         scores = []

@@ -80,7 +80,8 @@ class Session:
 
     def as_set(self, key: str, value: Any) -> Choice:
         """A value that was typed, or stands in the configuration."""
-        names = {key, "digit"} if key == "target" else {key}
+        others = {"target": "digit", "batches.augment": "augment"}
+        names = {key, others.get(key, key)}
         is_typed = not names.isdisjoint(self.run.keys)
         return Choice(value, why="typed" if is_typed else "as configured", is_set=True)
 

@@ -111,7 +111,9 @@ def refit_of(session: Session, best: Training, point: Point, number: int) -> Tra
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = of_classes(train.labels, best.selection.targets)
-    cfg = with_values(best.cfg, _mix(session, selection))  # there are more images to replay
+    # There are more images to replay; the others stand in the training that it repeats.
+    replay = _mix(session, selection).get("batches.replay", best.cfg.batches.replay)
+    cfg = with_values(best.cfg, {"batches.replay": replay})
     return replace(
         best,
         name="refit",
@@ -201,7 +203,7 @@ def _dropout(session: Session, trial: DictConfig) -> float:
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
     """What changes training images, as one transform; ``auto``: what did in the base's training."""
     augment: Any = cfg.batches.augment or {}
-    if not cfg.batches.augmented:
+    if cfg.batches.augmented is False:  # auto is as true, where no trial fills it
         return None
     if OmegaConf.is_config(augment):
         augment = OmegaConf.to_container(augment, resolve=True)
