@@ -53,6 +53,8 @@ def test_two_networks_have_two_current_bases():
         names.add(base_name({"name": "photos"}, {"_target_": target}))
     assert names == {"photos_my.net", "photos_your.net", "photos_cnn", "photos_resnet18"}
     cifar = {"_target_": "lora_mnist.data.CIFAR", "dataset": "CIFAR100", "name": None}
+    own = {"_target_": "lora_mnist.data.CIFAR"}  # which is CIFAR-10, where nothing else is said
+    assert base_name(own, {"_target_": "lora_mnist.MLP"}) == "cifar10"
     assert base_name(cifar, {"_target_": "lora_mnist.ResNet"}) == "cifar100_resnet"
 
 

@@ -22,6 +22,7 @@ from lora_mnist.config.run import Run
 from lora_mnist.errors import IncompleteError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.base_state import changed_tensors
+from lora_mnist.project import DATA
 
 transformers = pytest.importorskip("transformers", reason="the extra huggingface is missing")
 
@@ -229,6 +230,24 @@ def test_huggingface_refuses_by_name_what_cannot_be_taken(here, name, change, sa
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert refused(loaded).startswith(said)
+
+
+def test_a_key_beside_a_folder_is_not_dropped_in_silence(here):
+    save_mine("resnet", "mine")
+    cfg = composed("eval", *QUICK, *HERE, "+net.hidden_dropout_prob=0.3")
+    assert refused(evaluate, cfg).startswith("net.hidden_dropout_prob: ")
+
+
+def test_a_folder_of_a_published_data_set(here, monkeypatch):
+    """Its classes are its own."""
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=10
+    )
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained("mine")
+    options = ("paths.outputs=outputs", *HERE[2:], f"data.data_dir={DATA}", "out=new")
+    export(composed("export", *options))
+    content = json.loads(Path("new/config.json").read_text())
+    assert content["id2label"]["9"] == "9"
 
 
 def test_the_written_processor_is_tried_on_pictures(here, monkeypatch, caplog):

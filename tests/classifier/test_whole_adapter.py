@@ -40,6 +40,7 @@ CASES = {
         *(*PHOTOS, "prepare.image_size=16"),
         *("net._target_=timm.create_model", "net.model_name=test_vit3", "net.in_chans=1"),
         *("net.img_size=16", "net.patch_size=4", "net.num_classes=3"),
+        "net.pretrained=false",  # how it began: no record of it is needed, and none is refused
     ),
 }
 
@@ -80,6 +81,7 @@ def test_adapter_gives_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, ca
     # From the base's file alone.
     (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
     own = [text for text in CASES[case] if text.startswith("net._target_=nets_of")]
+    assert "pretrained" not in read_base(base).record.net
     names = ",".join(read_base(base).record.prepare.get("classes", "012")[1:3])
     options = ("stage=lora", "trainer.max_steps=4", f"target=[{names}]", f"base_ckpt={base}", *own)
     options += tuple(text for text in CASES[case] if "val_size" in text)

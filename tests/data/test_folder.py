@@ -226,7 +226,7 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
         ({"image_size": 64.5}, "image_size=64.5: expected null, pixels, or "),
         ({"image_size": 2**70}, f"image_size={2**70}: expected null, pixels, or "),
         ({"name": ["a", 3]}, "name=.*: expected a name without /"),
-        ({"test_size": 0}, "expected test images that are not trained on"),
+        ({"test_size": 0}, "test_size=0: expected a share above 0"),
     ],
 )
 def test_folder_refuses_bad_arguments(make_photos, changes, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.nets import batches, randomize
 
-from lora_mnist import add_lora, dial_curve, set_lora_scale
+from lora_mnist import add_lora, dial_curve, set_lora_enabled, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import Offset, offset_for
 from lora_mnist.measure import dial
@@ -113,6 +113,12 @@ def test_a_point_that_is_behind_beyond_chance_is_not_taken():
     assert not any(row["is_behind"] for row in rows)  # one image may be chance
     alone = dial_curve(net, [(images, labels)], scales=[1.0])
     assert alone["advised"] == {"scale": 0.0, "offset": 0.0}
+
+
+def test_an_adapter_that_is_switched_off_has_no_dial(adapted):
+    set_lora_enabled(adapted, False)
+    with pytest.raises(ValueError, match="switched off"):
+        dial_curve(adapted, batches())
 
 
 def test_without_an_offset_the_dial_has_scales_alone(adapted):

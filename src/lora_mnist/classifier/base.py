@@ -11,6 +11,7 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from lora_mnist.classifier.networks import DEFAULT
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.classifier.weights_file import read_base
-from lora_mnist.data import is_published
+from lora_mnist.data import DATA_SETS, PUBLISHED, is_published
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import fingerprint
@@ -52,7 +53,9 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     """The name of the files of a base, one for each network and data set: ``mnist_cnn``."""
     name = data.get("name")
     if name is None and is_published(data):
-        name = str(data.get("dataset") or "mnist").lower()
+        data_set = DATA_SETS[data.get("_target_") or PUBLISHED[0]]
+        default = signature(data_set).parameters["dataset"].default
+        name = str(data.get("dataset") or default).lower()
     elif name is None:
         path = user_path(data.get("data_dir") or "folder").resolve()
         # Two folders may have the same name.
@@ -88,22 +91,25 @@ def sha256_of_base(path: Path) -> str | None:
     return None
 
 
-def refuse_to_replace(path: Path) -> None:
-    """Refuse a file that a new base must not replace: not ours, or where a base stays for good."""
+def refuse_to_replace(path: Path) -> str | None:
+    """Refuse a file that a new base must not replace: not ours, or where a base stays for good.
+
+    Return the fingerprint of the base that it has; ``None``: there is no file.
+    """
     if not path.exists():
-        return
+        return None
     sha256 = sha256_of_base(path)
     if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
             "expected another file, or none, to replace the current base"
         )
+    return sha256
 
 
 def set_current_base(own: Path, current: Path) -> None:
     """Make the base in ``own``, where it stays for good, the one in ``current``."""
-    refuse_to_replace(current)
-    before = sha256_of_base(current)
+    before = refuse_to_replace(current)
     if before is not None and not own.stem.endswith(before[:12]):
         previous = base_with_sha256(own.parent, before)
         if previous is None:  # it was made on another machine, or its own file is damaged

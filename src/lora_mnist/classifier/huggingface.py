@@ -75,6 +75,8 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
             f"net.folder={folder}: {one_line(error)}; expected a folder with {_CONFIG} and "
             f"{WEIGHTS}, as save_pretrained writes it"
         ) from error
+    if others := {key for key, value in net.items() if value is not None} - {"_target_", "folder"}:
+        raise UserError(f"net.{min(others)}: expected no key beside net.folder; {_CONFIG} has them")
     return {"_target_": TARGET, "config": config}, folder
 
 

@@ -130,7 +130,7 @@ def _way_to_size(
         for share in shares:
             if 0.1 <= share <= 1:
                 own = (resize, round(share, 6), interpolation)
-                ways.append(Preparation(channels, (height, width), *own, None))
+                ways.append(Preparation(channels, (height, width), *own))
 
     def difference(way: Preparation) -> float:
         """The largest of all pixels."""

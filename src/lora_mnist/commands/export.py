@@ -212,9 +212,11 @@ def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterato
     with made_folder(out.parent), TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as parent:
         folder = Path(parent, out.name)
         folder.mkdir()
-        net = save_folder(merged.net, merged.dataset.preprocessing(), folder)
-        check_processor(folder, merged.dataset, out)
-        yield FromPixels(net, merged.dataset)
+        dataset = merged.dataset
+        own = {"classes": dataset.classes, "channels": dataset.channels}
+        net = save_folder(merged.net, own | dataset.preprocessing(), folder)
+        check_processor(folder, dataset, out)
+        yield FromPixels(net, dataset)
         folder.replace(out)
 
 

@@ -111,5 +111,5 @@ class CIFAR(Published):
         return self.folder / f"{name}.sha256"
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        prepare = Preparation(3, _SIZE, "crop", 1.0, "bilinear", None)
+        prepare = Preparation(3, _SIZE)
         return prepare(open_picture(picture))

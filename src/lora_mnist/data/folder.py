@@ -79,7 +79,7 @@ class Folder(ImageDataset):
             require(callable(transform), "transform", transform, expected)
             others = [image_size, mean, std, resize, crop_pct, interpolation]
             is_alone = others == [None, None, None, "crop", 1.0, "bilinear"]
-            expected = "null, or neither image_size, resize, crop_pct, interpolation, mean nor std"
+            expected = "neither image_size, resize, crop_pct, interpolation, mean nor std beside it"
             require(is_alone, "transform", transform, f"{expected}, which it has in itself")
             size = (0, 0)
         is_list = isinstance(classes, list | tuple | None)
@@ -92,7 +92,7 @@ class Folder(ImageDataset):
         super().__init__(name, named, channels, **common)
         self.split_settings = {"val_size": val_size, "test_size": test_size}
         self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}
-        self._has_own_size = size is None
+        self._has_size_of_first = size is None
         size = tuple(size or self._size_of_the_first())
         self.prepare = Preparation(channels, size, resize, crop_pct, interpolation, transform)
 
@@ -158,7 +158,7 @@ class Folder(ImageDataset):
             if about is None:
                 continue
             digests[file], *size = about
-            if self._has_own_size and tuple(size) != self.prepare.size:
+            if self._has_size_of_first and tuple(size) != self.prepare.size:
                 here, there = ("x".join(map(str, each)) for each in (size, self.prepare.size))
                 path = root / file.path
                 expected = f"expected images of one size, but {path} is {here}, another {there}"

@@ -55,7 +55,11 @@ def wrong_pictures(
         expected = f"expected pictures that the base gets wrong; it has all {count} right"
         raise UserError(f"mistakes={folder}: {expected}")
     _refuse_those_that_judge(wrong, dataset, folder)
-    mistakes, is_held_out = _images_of(wrong, dataset), _held_out(wrong, dataset, test_share)
+    # Files where those to train on are files: both are augmented before a transform.
+    reader, labels = dataset.sets.train.reader, torch.tensor([each.label for each in wrong])
+    sources = [each.path if reader else each.image for each in wrong]
+    mistakes = Images(sources, labels, reader=reader)
+    is_held_out = _held_out(wrong, dataset, test_share)
     train, test = mistakes.without(is_held_out), mistakes.without(~is_held_out)
     if not len(train):
         raise UserError(
@@ -119,14 +123,6 @@ def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) 
     is_known = torch.isin(digests_of([picture.image for picture in pictures]), known)
     is_below = [int(picture.sha256[:8], 16) < share * 2**32 for picture in pictures]
     return torch.tensor(is_below) & ~is_known
-
-
-def _images_of(pictures: Sequence[Picture], dataset: ImageDataset) -> Images:
-    """The pictures as images of the data set: files where those to train on are files."""
-    paths, prepared = [p.path for p in pictures], [p.image for p in pictures]
-    labels, reader = torch.tensor([p.label for p in pictures]), dataset.sets.train.reader
-    # Both are augmented before a transform.
-    return Images(paths if reader else prepared, labels, reader=reader)
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:

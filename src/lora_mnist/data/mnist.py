@@ -66,7 +66,7 @@ class MNIST(Published):
         if self.dataset == "MNIST":
             return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
         # What it shows is to be light on black, as these sets' own images are.
-        prepare = Preparation(1, (_FIELD, _FIELD), "crop", 1.0, "bilinear", None)
+        prepare = Preparation(1, (_FIELD, _FIELD))
         return prepare(open_picture(picture, upright=True))
 
 

@@ -107,10 +107,10 @@ class Preparation:
 
     channels: int
     size: tuple[int, int]  # height and width; a transform does not ask for it
-    resize: str
-    crop_pct: float
-    interpolation: str
-    transform: Callable[[Any], Any] | None
+    resize: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    transform: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         require_one_of("channels", self.channels, [1, 3])

@@ -33,10 +33,7 @@ class ReadOnce:
 
     def __call__(self, paths: Sequence[Path], augment: Augment | None = None) -> list[Tensor]:
         missing = [path for path in dict.fromkeys(paths) if path not in self._images]
-        for path, (image,) in zip(missing, in_threads(self._read_one, missing), strict=True):
-            self._images[path] = image
+        read = in_threads(lambda path: self._read([path], None)[0], missing)
+        self._images |= zip(missing, read, strict=True)
         images = [self._images[path] for path in paths]
         return list(map(augment, images)) if augment else images
-
-    def _read_one(self, path: Path) -> list[Tensor]:
-        return self._read([path], None)

@@ -21,6 +21,8 @@ def split(
     existing, held_out = set(parts.values()), {}
     if "test" not in existing:
         require(val_from == "train", "val_from", val_from, "train, since there is no folder test/")
+        share = settings["test_size"]
+        require(share > 0, "test_size", share, "a share above 0, since there is no folder test/")
         held_out["test"] = "train"
     if "val" not in existing:
         held_out["val"] = val_from

@@ -57,7 +57,7 @@ def dial_curve(
     Args:
         model: a network with LoRA: from images to logits of shape (N, num_classes).
         batches: images and their labels, int64 of shape (N,).
-        targets: the classes to repair; ``None`` where all count alike.
+        targets: the classes whose errors a row counts; they decide nothing.
         scales: those to try: 0 is the base, 1 the adapter as trained, whatever scale it has now.
         offsets: those to try at each scale; ``None``: a range that is wide enough, or 0 alone where
             the model has no :class:`.lora.offset.Offset`.
@@ -77,10 +77,11 @@ def dial_curve(
         ``false_calls_of_target``.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, there is no batch, an argument is out of
-            range, or a logit is NaN.
+        ValueError: if no layer of ``model`` carries LoRA, an adapter is switched off, there is no
+            batch, an argument is out of range, or a logit is NaN.
     """
-    usable_adapters(model)
+    if not all(adapter.enabled for adapter in usable_adapters(model)):
+        raise ValueError("an adapter is switched off; expected set_lora_enabled(model, True)")
     require_one_of("choose_by", choose_by, MEASURES)
     of_model = offset_of(model)
     offsets = offsets_to_try(of_model) if offsets is None else list(offsets)

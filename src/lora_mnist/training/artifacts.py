@@ -141,6 +141,9 @@ def _record_of(session: Session) -> Record:
     folder = user_path(data.pop("data_dir", DATA)).absolute()
     if folder != DATA or not is_published(data):  # else each machine has it
         data["data_dir"] = str(folder)
+    net = dict(settings.net)
+    if net["_target_"] == "timm.create_model":
+        net.pop("pretrained", None)  # the weights are in the base's file, and prepare is resolved
     made = {
         "stage": session.cfg.stage,
         "overrides": session.run.typed_without(*_CHANGE_NO_NUMBER),
@@ -149,4 +152,4 @@ def _record_of(session: Session) -> Record:
         "augment": augment_of(session.cfg, classifier),
         "versions": {package: version(package) for package in ("lora-mnist", "torch")},
     }
-    return Record(str(dataset.name), dict(settings.net), prepare, data, made)
+    return Record(str(dataset.name), net, prepare, data, made)
