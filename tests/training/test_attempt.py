@@ -3,6 +3,7 @@ import yaml
 from composed import adapter_of, evaluated
 from helpers.commands import read_csv, read_results
 from helpers.repairs import QUIET, TRIALS
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lora_mnist.classifier.learnt_file import read_learnt
 from lora_mnist.errors import UserError
@@ -11,15 +12,14 @@ from lora_mnist.lora.point import Point
 from lora_mnist.measure.dial import row_at
 from lora_mnist.run_paths import LAST_CHECKPOINT
 from lora_mnist.training import attempt, trials
-from lora_mnist.training.session import Session
 
 
 def test_of_several_processes_the_first_one_advises(go, monkeypatch):
-    def told(self, value):
+    def told(self, value, src=0):
         advice = isinstance(value, tuple) and isinstance(value[0], Point)
         return (Point(0.4, 0.0), value[1]) if advice else value
 
-    monkeypatch.setattr(Session, "of_first_process", told)
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", told)
     assert read_results(go("told", *QUIET))["point"] == {"scale": 0.4, "offset": 0}
 
 
@@ -84,5 +84,5 @@ def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
 
 def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "score": 0.9}, {"scale": 0.0, "score": 0.8}]
-    made = attempt.Attempt(*[None] * 6, point=Point(-0.5), curve={"rows": rows})
+    made = attempt.Attempt(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
     assert made.is_ahead_of_an_offset

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Failure(NamedTuple):
     """A training that diverged at a rate."""
 
-    training: Training  # with the rate in its cfg
+    training: Training  # at its rate
     why: str
 
 
@@ -37,9 +37,10 @@ class Failure(NamedTuple):
 class Attempt:
     """What came of a training at a rate."""
 
-    training: Training  # with the rate in its cfg
-    trainer: Trainer
+    training: Training  # at its rate
     steps: int
+    max_steps: int  # that were asked for
+    hparams: Mapping[str, Any] | None  # of a training; None: the run's loggers have them
     validation_errors: Sequence[tuple[int, int]]  # a step, and how many there were
     learnt: Tensor  # the digests of the images that it has learnt
     tensors: Mapping[str, Tensor]  # the adapter's
@@ -75,7 +76,7 @@ class Attempt:
         """What results.json has of it."""
         return {
             "steps": self.steps,
-            "max_steps": self.trainer.max_steps,
+            "max_steps": self.max_steps,
             "dial": self.curve,
             "validation_errors": self.validation_errors,
         }
@@ -86,22 +87,18 @@ class Attempt:
         set_lora_point(net, self.point)
 
 
-#: What comes of a training.
-Tried = Attempt | Failure
-
-
-def attempted(session: Session, training: Training, rate: float, planned: int) -> Tried:
-    """Train at a rate, and turn the dial; ``planned``: how many trainings the repair has."""
-    is_only = planned == 1 and rate == training.rates[0]
+def attempted(session: Session, training: Training, planned: int) -> Attempt | Failure:
+    """Train, and turn the dial; ``planned``: how many trainings the repair has."""
+    is_only = planned == 1 and training.rate == training.rates[0]
     ckpt_path = training.cfg.ckpt_path if is_only else None
-    cfg = with_values(training.cfg, {"optimizer.lr": rate, "ckpt_path": ckpt_path})
+    cfg = with_values(training.cfg, {"ckpt_path": ckpt_path})
     training = replace(training, cfg=cfg)
     title = f"training {training.number} of {planned}" if planned > 1 else "this training"
     trainer = _trainer_of(session, training, title, is_only)
     put_tensors(session.net, training.start, cfg.lora.dropout)
     set_lora_point(session.net, TRAINED if session.trains else BASE)
     steps, validation_errors = 0, list[tuple[int, int]]()
-    learnt = torch.empty(0, dtype=torch.int64)
+    hparams, learnt = None, torch.empty(0, dtype=torch.int64)
     try:
         if session.trains:
             if planned > 1:
@@ -109,13 +106,25 @@ def attempted(session: Session, training: Training, rate: float, planned: int) -
             data = data_of(session, training)
             module = fit(session, cfg, trainer, data)
             steps, validation_errors = module.global_step, list(module.errors_by_step.items())
+            hparams = None if is_only else dict(module.hparams)
             learnt = data.learnt
         tensors = copy.deepcopy(lora_state_dict(session.net))
-        point, curve = session.of_first_process(_advised(session, training))
+        # What the first of several processes has chosen.
+        point, curve = session.trainer.strategy.broadcast(_advised(session, training))
     except TrainingError as error:
         log.warning("%s: %s", training.name, error)
         return Failure(training, str(error))
-    return Attempt(training, trainer, steps, validation_errors, learnt, tensors, point, curve)
+    return Attempt(
+        training,
+        steps=steps,
+        max_steps=trainer.max_steps,
+        hparams=hparams,
+        validation_errors=validation_errors,
+        learnt=learnt,
+        tensors=tensors,
+        point=point,
+        curve=curve,
+    )
 
 
 def _trainer_of(session: Session, training: Training, title: str, is_only: bool) -> Trainer:

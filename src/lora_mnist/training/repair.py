@@ -20,7 +20,7 @@ from lora_mnist.measure.predictions import Predictions
 from lora_mnist.show.reading import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_LAYER
-from lora_mnist.training.attempt import Attempt, Failure, Tried, attempted
+from lora_mnist.training.attempt import Attempt, Failure, attempted
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import (
     FEW_IMAGES,
@@ -51,19 +51,24 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     _refuse_several(session, planned)
     if session.trains:
         print_parameters(session.net)
-    tried: list[Tried] = []
+    attempts, failures = list[Attempt](), list[Failure]()
     for training in trainings:
         for rate in training.rates:  # up to one that does not diverge
-            tried.append(attempted(session, training, rate, planned))
-            if isinstance(tried[-1], Attempt):
+            tried = attempted(session, training.at(rate), planned)
+            if isinstance(tried, Attempt):
+                attempts.append(tried)
                 break
-    if smaller := _at_next_rate(_attempts_in(tried)):
-        training, rate = smaller
-        log.info("no training is ahead of an offset without one; the rate %g is tried", rate)
-        tried.append(attempted(session, training, rate, planned))
-    attempts = _attempts_in(tried)
+            failures.append(tried)
+    if smaller := _at_next_rate(attempts):
+        line = "no training is ahead of an offset without one; the rate %g is tried"
+        log.info(line, smaller.rate)
+        tried = attempted(session, smaller, planned)
+        if isinstance(tried, Attempt):
+            attempts.append(tried)
+        else:
+            failures.append(tried)
     if not attempts:
-        raise TrainingError("; ".join(each.why for each in tried if isinstance(each, Failure)))
+        raise TrainingError("; ".join(each.why for each in failures))
     kept = best = max(attempts, key=lambda attempt: attempt.score)
     best.put_on(session.net)
     val = session.predictions("val", before)  # now: a refit learns these images
@@ -72,10 +77,11 @@ def train_repair(session: Session, selection: Selection, before: Predictions | N
     elif refit.value:
         kept, refit = _refitted(session, best, refit, planned)
     kept.put_on(session.net)
-    if kept.trainer.loggers != session.trainer.loggers:  # these have not seen it
+    if kept.hparams is not None:
         for logger in session.trainer.loggers:
-            logger.log_hyperparams(dict(kept.trainer.lightning_module.hparams))
-    choices = _choices(session, tried, best, refit)
+            logger.log_hyperparams(dict(kept.hparams))
+    choices = _choices(session, attempts, failures, best) | {"refit": refit}
+    choices["point"] = _point(session, best)
     return Repair(kept, best, {} if val is None else {"val": val}, choices)
 
 
@@ -94,12 +100,7 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
-def _attempts_in(tried: Sequence[Tried]) -> list[Attempt]:
-    """Those that have not diverged."""
-    return [each for each in tried if isinstance(each, Attempt)]
-
-
-def _at_next_rate(attempts: Sequence[Attempt]) -> tuple[Training, float] | None:
+def _at_next_rate(attempts: Sequence[Attempt]) -> Training | None:
     """One more training, at the next rate, where none is ahead of the offset alone."""
     # A rate that is too large can ruin an adapter without divergence.
     if any(attempt.is_ahead_of_an_offset for attempt in attempts):
@@ -107,7 +108,7 @@ def _at_next_rate(attempts: Sequence[Attempt]) -> tuple[Training, float] | None:
     for attempt in attempts:
         smaller = [rate for rate in attempt.training.rates if rate < attempt.training.rate]
         if smaller and attempt.is_trained:
-            return attempt.training, smaller[0]
+            return attempt.training.at(smaller[0])
     return None
 
 
@@ -120,7 +121,7 @@ def _refitted(
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
     training = refit_of(session, best.training, best.point, planned)  # the last one
-    attempt = attempted(session, training, best.training.rate, planned)
+    attempt = attempted(session, training, planned)
     if isinstance(attempt, Failure):
         why, images = attempt.why, 0
     else:
@@ -138,25 +139,26 @@ def _refitted(
 
 
 def _choices(
-    session: Session, tried: Sequence[Tried], best: Attempt, refit: Choice
+    session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
 ) -> dict[str, Choice]:
-    """The choices of a repair by their names."""
+    """What validation images chose of the trainings, by its name."""
     choices = {}
     if best.is_trained and session.cfg.trials:
-        choices["trial"] = _trial(session, tried, best)
+        choices["trial"] = _trial(session, attempts, failures, best)
         choices["augment"] = _augment(session, best)
     if best.is_trained:
-        choices["rate"] = _rate(session, tried, best)
-    return choices | {"refit": refit, "point": _point(session, best)}
+        choices["rate"] = _rate(session, attempts, failures, best)
+    return choices
 
 
-def _trial(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
+def _trial(
+    session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
+) -> Choice:
     """The trial that validation images measure best."""
     ahead: dict[str, Attempt] = {}  # of each trial
-    for each in tried:
-        if isinstance(each, Attempt):
-            name = each.training.name
-            ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
+    for each in attempts:
+        name = each.training.name
+        ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
     why, images = "the only one", 0
     if not is_few(session, best.training.selection) and len(session.cfg.trials) > 1:
         why += f" that is trained, since no class to learn has fewer than {FEW_IMAGES} images"
@@ -168,7 +170,7 @@ def _trial(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
             accuracy = each.row["weighted_accuracy"]
             scores.append(f"{each.score:.3f} with {name} ({by} {accuracy:.1%})")
         why = f"the highest score on validation images: {', '.join(scores)}"
-    for name in dict.fromkeys(each.training.name for each in tried):
+    for name in dict.fromkeys(each.training.name for each in failures):
         if name not in ahead:
             why += f"; {name} diverged"
     return Choice(best.training.name, list(ahead), images, why)
@@ -189,20 +191,21 @@ def _augment(session: Session, best: Attempt) -> Choice:
     return Choice(augment, why="as in the base's training")
 
 
-def _rate(session: Session, tried: Sequence[Tried], best: Attempt) -> Choice:
+def _rate(
+    session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
+) -> Choice:
     """The rate of the best training, and why it is that."""
     training, rates = best.training, best.training.rates
     if session.cfg.optimizer.lr != AUTO:
         return session.as_set("optimizer.lr", training.rate)
     if len(rates) == 1:
         return Choice(training.rate, why="as the trial has it")
-    whys, images = [], 0
-    for each in tried:
-        if each.training.name == training.name and each.training.rate != training.rate:
-            why, images = f"at {each.training.rate:g} it is behind this one", best.images_seen
-            if isinstance(each, Failure):
-                why, images = each.why, 0
-            whys.append(why)
+    whys = [each.why for each in failures if each.training.name == training.name]
+    images = 0
+    for each in attempts:
+        if each.training.name == training.name and each is not best:
+            whys.append(f"at {each.training.rate:g} it is behind this one")
+            images = best.images_seen
     return Choice(training.rate, rates, images, "; ".join(whys) or "the first that is tried")
 
 

@@ -85,10 +85,6 @@ class Session:
         is_typed = not names.isdisjoint(self.run.keys)
         return Choice(value, why="typed" if is_typed else "as configured", is_set=True)
 
-    def of_first_process(self, value: Any) -> Any:
-        """The value that the first of several processes has chosen, for all of them."""
-        return self.trainer.strategy.broadcast(value)
-
 
 def is_quick(cfg: DictConfig) -> bool:
     """Whether this is a run to try things out: it leaves nothing that other commands use."""

@@ -46,7 +46,7 @@ class Training:
     name: str  # of its trial, or refit
     number: int  # 1 is the first of those planned
     cfg: DictConfig  # of the run, with a value in place of each auto that is decided here
-    rates: Sequence[float]  # of which cfg has the first: the next follows where one diverges
+    rates: Sequence[float]  # to try; cfg has one of them, at first the first
     images: ImageSets
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
@@ -55,6 +55,10 @@ class Training:
     @property
     def rate(self) -> float:
         return float(self.cfg.optimizer.lr)
+
+    def at(self, rate: float) -> "Training":
+        """The same at another of its rates."""
+        return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": rate}))
 
 
 def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
