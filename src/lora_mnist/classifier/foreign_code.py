@@ -31,7 +31,7 @@ def refuse_foreign_code(
             line = quoted(f"{group}.{key}={as_value(value)}")
             raise UserError(
                 f"{file}: its file names {foreign}, code of its maker: {line} runs it, from where "
-                "you stand, or your own file that says so: --config-dir . classifier=NAME"
+                "you stand; so does your own file with it: --config-dir . classifier=NAME"
             )
 
 
