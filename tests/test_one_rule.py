@@ -59,6 +59,7 @@ MISTAKES = {
         (*LORA, "net=custom -> net._target_: "),
         (*LORA, "net={_target_: 3} -> net._target_=3: "),
         (*LORA, "ckpt_path=true"),
+        (*LORA, "ckpt_path={tmp}/none -> ckpt_path={tmp}/none: no such file; expected "),
         (*PRETRAIN, "digit=9", "batches.replay=99999999"),
         (*LORA, "mistakes={tmp}", "target=3"),
         ("experiment=repair", *TRAIN, "mistakes={tmp}", "mistakes_test=20%"),
@@ -84,7 +85,7 @@ MISTAKES = {
     ],
     "predict": [
         ("images={tmp}/none*.png",),
-        ("images=null",),
+        ("images=null -> images: missing; expected ",),
         ("images={tmp}", "data.eval_batch_size=0"),
         ("images={tmp}", "accelerator=tpu"),
         ("images={tmp}", "accelerator=mps"),

@@ -71,7 +71,7 @@ def as_value(value: Any) -> str:
 
 def nearest_to(name: str, names: Iterable[str]) -> str:
     """``; the nearest is NAME``, to be put behind a name that is none of ``names``."""
-    nearest = get_close_matches(name, names, n=1)
+    nearest = get_close_matches(name, names, n=1) if len(name) > 2 else []  # 1 is not near to 11
     return f"; the nearest is {nearest[0]}" if nearest else ""
 
 
@@ -126,6 +126,8 @@ def _is_of_libraries(error: BaseException | None) -> bool:
 
 def one_line(text: object) -> str:
     """A text, or the message of an error, without line breaks."""
+    if isinstance(text, OSError) and text.filename is not None:  # Python's has [Errno 2]
+        text = f"{text.strerror}: {text.filename}"
     return printable(" ".join(str(text).split()))
 
 

@@ -90,6 +90,13 @@ def test_build_network_refuses_what_is_no_network_by_name(settings, reason):
     assert said.startswith(f"net._target_={settings['_target_']}: {reason}")
 
 
+def test_a_missing_timm_is_answered_with_its_extra(monkeypatch):
+    monkeypatch.setattr("lora_mnist.errors.find_spec", lambda _: None)
+    said = refused(build_network, {"_target_": "timm.create_model", "model_name": "resnet18"})
+    assert said.endswith('pip install "lora-mnist[timm]"')
+    assert refused(build, {"transform": {"_target_": "timm.data.create_transform"}})
+
+
 def test_an_error_in_code_of_ones_own_is_no_refusal():
     """It passes, with its own traceback; the key is a note."""
     with pytest.raises(TypeError) as caught:

@@ -18,6 +18,7 @@ from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.run_paths import latest_adapter
 
 
 def test_an_adapter_finds_its_own_base(outputs):
@@ -39,6 +40,11 @@ def test_an_adapter_finds_its_own_base(outputs):
         assert said.startswith("base_ckpt=none.pt: no such file")
         said = refused(Classifier.load, net=net, bases=outputs / "none")
         assert said.endswith("train.py stage=pretrain")
+    data = {"_target_": "lora_mnist.data.MNIST", "dataset": "KMNIST"}
+    said = refused(load, data=data, bases=outputs / "none")
+    assert said.endswith("; with the same data and net, make one: python train.py stage=pretrain")
+    said = refused(latest_adapter, outputs / "none")
+    assert said.endswith(": python train.py experiment=repair")  # ready to paste
     for path in bases.glob("mnist-*"):
         path.unlink()
     assert f"base_ckpt=FILE, the weights with SHA-256 {own}" in refused(load, adapter)

@@ -205,7 +205,7 @@ def test_huggingface_runs_no_code_of_a_folder(here):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("config.json", None, "net.folder=mine: "),
+        ("config.json", None, "net.folder=mine: No such file or directory: mine/config.json; "),
         ("config.json", {"model_type": "nope"}, "net._target_=lora_mnist.huggingface: "),
         ("config.json", {"model_type": "timm_wrapper"}, "net._target_=lora_mnist.huggingface: "),
         ("config.json", {"embedding_size": 4}, "base_ckpt=mine/model.safetensors: "),

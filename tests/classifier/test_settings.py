@@ -63,7 +63,9 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
     assert "shutil.copy" in refused(lambda: taken({}, prepare=copy))
     stored = {"transform": {"_target_": "my.Crop", "size": 8}}
     key = "'prepare.transform={_target_: my.Crop, size: 8}'"
-    assert key in refused(lambda: taken({}, prepare=stored))
+    said = refused(lambda: taken({}, prepare=stored))
+    assert key in said
+    assert "--config-dir . classifier=NAME" in said
     typed = {"prepare": {"transform": {"_target_": "my.Crop"}}}
     assert taken(typed, prepare=stored).prepare == stored
 

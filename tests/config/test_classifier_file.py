@@ -61,7 +61,8 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
         ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
         ("prepare:\n  mean: 0.4\n std: 0.2", TYPED, 'while parsing a block mapping in "{file}"'),
         ("images: \a", TYPED, "unacceptable character "),
-        ("", ("classifier=photos",), "classifier: "),
+        ("", ("classifier=photos",), "classifier=photos: expected --config-dir "),
+        ("", (*TYPED[:2], "classifier=other"), "classifier=other: no such file: classifier/other"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):

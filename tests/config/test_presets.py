@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from composed import FEW, SMALL, adapter_of, composed, evaluated, run
-from helpers.commands import only_run, read_csv, read_results
+from helpers.commands import only_run, read_csv, read_results, refused
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
 
@@ -48,6 +48,15 @@ def test_each_logger_has_what_it_names(entry, logger):
     cfg = composed(entry, f"logger={logger}", "paths.run=here")
     cfg.stage = "eval"
     assert OmegaConf.to_container(cfg.logger, resolve=True)
+
+
+@pytest.mark.parametrize("logger", ["mlflow", "wandb"])
+def test_a_logger_that_is_not_installed_is_answered_with_its_extra(tmp_path, monkeypatch, logger):
+    monkeypatch.setattr("lora_mnist.errors.find_spec", lambda _: None)
+    cfg = composed("train", "stage=pretrain", f"logger={logger}")
+    said = refused(make_trainer, resolve_configuration(cfg, Run(tmp_path)), Run(tmp_path))
+    assert said.startswith(f"logger={logger}: ")
+    assert said.endswith(f'pip install "lora-mnist[{logger}]"')
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ def test_select_takes_classes_by_name():
         ("dog", "target=dog: no class is called dog; there are 0, 1, "),
         (["weakest", 4], r"target=\[weakest,4\]: expected weakest alone"),
         (True, "target=true: no class is called true; .* in quotes"),
+        (11, "target=11: no class is called 11; there are 0, 1, "),  # 1 is not near
         ([10], r"target=\[10\]: no class is called 10; .* stands in quotes: 'target=\"010\"'"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import nn
 from lora_mnist.classifier.huggingface import TARGET
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import ImageDataset, is_published
-from lora_mnist.errors import PREPARE, UserError, as_value, config_group
+from lora_mnist.errors import PREPARE, UserError, as_value, config_group, require_extra
 from lora_mnist.project import DATA, importable
 
 
@@ -25,7 +25,10 @@ def build(arguments: Any, is_transform: bool = False) -> Any:
                 values[key] = build(value, is_transform or key == "transform")
         if "_target_" not in values:
             return values
-        function = resolve_name(values.pop("_target_"))
+        name = values.pop("_target_")
+        if name.startswith("timm."):
+            require_extra(f"_target_={name}", "timm", "timm")
+        function = resolve_name(name)
         is_partial = values.pop("_partial_", False)
         # Unlike with Hydra, a function of a picture may be a ``transform``: it is not called.
         if is_partial or (is_transform and _takes_a_picture(function, values)):

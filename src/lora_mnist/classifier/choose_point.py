@@ -93,9 +93,8 @@ def turn_adapter(
             point, curve = dial.advise(wanted)
             images, why = curve["images"], "advised by validation images"
     set_lora_point(classifier.net, point)
-    log.info("%s", line_of("point", point._asdict(), why))
-    if not point.scale and point != BASE:
-        log.info("%s", line_of("point", BASE._asdict(), "the base, which scale=0 alone is not"))
+    note = "" if point.scale or point == BASE else " (scale=0 offset=0 is the base)"
+    log.info("%s", line_of("point", point._asdict(), why + note))
     return Choice(point._asdict(), None, images, why)
 
 

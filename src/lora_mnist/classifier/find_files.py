@@ -63,7 +63,6 @@ def find_base(
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
     advice = ""
     if settings.net.get("_target_") in (None, *NETWORKS):
-        advice = f"; make a base with: {program('train')} stage=pretrain"
-        if path.stem != base_name({}, {}):
-            advice += ", and the same data and net"
+        others = "" if path.stem == base_name({}, {}) else "with the same data and net, "
+        advice = f"; {others}make one: {program('train')} stage=pretrain"
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")

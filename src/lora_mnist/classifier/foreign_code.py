@@ -31,7 +31,7 @@ def refuse_foreign_code(
             line = quoted(f"{group}.{key}={as_value(value)}")
             raise UserError(
                 f"{file}: its file names {foreign}, code of its maker: {line} runs it, from where "
-                "you stand"
+                "you stand; so does your own file with it: --config-dir . classifier=NAME"
             )
 
 

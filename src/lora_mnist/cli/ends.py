@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def _remove_if_empty(hydra_conf: Any) -> None:
     of_hydra = {hydra_conf.output_subdir, f"{hydra_conf.job.name}.log"}
     if {path.name for path in folder.glob("*")} <= of_hydra:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in folder.parents:  # outputs/eval, where there is no other run
+            if Path.cwd() in parent.parents:
+                with suppress(OSError):  # it is not empty
+                    parent.rmdir()
 
 
 def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:

@@ -5,6 +5,8 @@
 
 import logging
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -13,14 +15,23 @@ from yaml import YAMLError
 
 from lora_mnist.cli.arguments import as_typed
 from lora_mnist.config.keys import unknown_key
-from lora_mnist.errors import ArgumentError, UserError, one_line, printable, refusal_of
+from lora_mnist.errors import (
+    ArgumentError,
+    UserError,
+    nearest_to,
+    one_line,
+    printable,
+    refusal_of,
+)
 from lora_mnist.project import command_line
 
 # Hydra's words, of version 1.3, where no class and no attribute of its errors says the same.
 _SEARCH_PATH = "Config search path:"  # what follows is for programmers
 _FULL_KEY = "\n    full_key:"  # OmegaConf's, and so is what follows
-_NO_CLASSIFIER = "config group 'classifier' does not exist"
+_NO_CLASSIFIER = r"=(\S+) looks .* config group 'classifier' does not exist"
 _NO_GROUP = r"Could not \w+ '([\w/]+)'. No match"
+#: Which of our extras brings a launcher or a sweeper of Hydra's.
+_EXTRAS = {"joblib": "sweep", "optuna": "sweep", "ray": "ray", "submitit_slurm": "slurm"}
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +72,32 @@ def _explain_configuration(error: BaseException) -> str:
         if "=" not in error.override:
             message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
         return f"{error.override}: {message}"
-    missing = str(error.missing_cfg_file) if isinstance(error, MissingConfigException) else ""
-    if missing.startswith(("hydra/launcher/", "hydra/sweeper/")):
-        return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
-    if _NO_CLASSIFIER in message:
-        return "classifier: expected --config-dir FOLDER, and your file FOLDER/classifier/NAME.yaml"
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _no_such_choice(str(error.missing_cfg_file), error.options)
+    if no_classifier := re.search(_NO_CLASSIFIER, message):
+        return _no_own_file(no_classifier[1])
     if no_group := re.match(_NO_GROUP, message):
         return f"{no_group[1]}: nothing reads this group here"
     return message
+
+
+def _no_such_choice(chosen: str, options: Sequence[str]) -> str:
+    """What there is in place of ``chosen``, a group and a name in it, or what brings it."""
+    group, _, name = chosen.rpartition("/")
+    if group == "classifier":
+        return _no_own_file(name)
+    if group in ("hydra/launcher", "hydra/sweeper") and name in _EXTRAS:
+        extra = _EXTRAS[name]
+        return f'{group}={name}: expected the extra {extra}: pip install "lora-mnist[{extra}]"'
+    return f"{group}={name}: expected one of {', '.join(options)}{nearest_to(name, options)}"
+
+
+def _no_own_file(name: str) -> str:
+    """Which file ``classifier=NAME`` misses, or that no folder for it is typed."""
+    folder = re.search("^(?:--config-dir|-cd)[=\n](.+)", "\n".join(as_typed()), re.MULTILINE)
+    file = Path(folder[1] if folder else "FOLDER", "classifier", f"{name}.yaml")
+    reason = "no such file:" if folder else "expected --config-dir FOLDER, and your file"
+    return f"classifier={name}: {reason} {file}"
 
 
 def no_stage() -> str:

@@ -114,9 +114,7 @@ def find_pictures(images: Any) -> list[Path]:
             found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
             matches += [path for path in found if path.is_file()]
         if not matches:
-            raise UserError(
-                f"images={as_value(each)}: there is no picture; expected a file, a folder, or a "
-                'pattern like "some/*.png"'
-            )
+            reason = f"images={as_value(each)}: there is no picture" if each else "images: missing"
+            raise UserError(f'{reason}; expected a file, a folder, or a pattern like "some/*.png"')
         files += matches
     return list(dict.fromkeys(files))

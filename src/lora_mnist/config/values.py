@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.errors import UserError, as_value
+from lora_mnist.project import user_path
 
 # What a value has to be is said in words, which messages have as they are: alternatives between
 # " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the text itself,
@@ -101,6 +102,10 @@ def check_values(cfg: DictConfig) -> None:
             if key not in _OF_TRIAL:
                 raise UserError(f"trials.{name}.{key}: expected some of {of_trials}")
             _check_value(key, value, f"trials.{name}.")
+    path = cfg.get("ckpt_path")
+    if path is not None and not user_path(path).is_file():
+        expected = "expected a checkpoint of a training, RUN/checkpoints/last.ckpt"
+        raise UserError(f"ckpt_path={path}: no such file; {expected}")
 
 
 def _check_value(key: str, value: Any, where: str = "") -> None:

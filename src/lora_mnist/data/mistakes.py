@@ -74,7 +74,9 @@ def wrong_pictures(
 
 def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
     """The readable pictures in ``folder``, by their SHA-256."""
-    root = folder.expanduser()
+    root, expected = folder.expanduser(), "expected pictures, in a folder for each right class"
+    if not root.is_dir():
+        raise UserError(f"mistakes={folder}: no such folder; {expected}")
     with naming(f"mistakes={folder}"):
         paths = [path for name in subfolders(root) for path in files_below(root / name)]
     pictures: dict[str, Picture] = {}
@@ -97,8 +99,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
             both = f"{known.path} and {path} are one picture"
             raise UserError(f"mistakes={folder}: {both}; expected it in one class")
     if not pictures:
-        expected = "expected pictures, in a folder for each class; found none"
-        raise UserError(f"mistakes={folder}: {expected}")
+        raise UserError(f"mistakes={folder}: {expected}; found none")
     return [pictures[key] for key in sorted(pictures)]
 
 

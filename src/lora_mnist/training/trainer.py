@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from lora_mnist.choice import AUTO
 from lora_mnist.config.make import make
 from lora_mnist.config.run import Run
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, config_group, require_extra
 from lora_mnist.project import importable
 from lora_mnist.training.callbacks import ProgressInLog
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
@@ -73,6 +73,8 @@ def _made_of(cfg: DictConfig, group: str) -> list[Any]:
     made = []
     for name, config in (cfg.get(group) or {}).items():
         if config is not None:
+            if name in ("mlflow", "wandb"):  # of which Lightning names other releases
+                require_extra(f"{group}={name}", name, name)
             made.append(make(f"{group}.{name}", config))
     return made
 
