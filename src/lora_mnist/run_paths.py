@@ -43,8 +43,8 @@ def latest_adapter(outputs: str | Path) -> Path:
     newest = max(configs, key=lambda path: (_ended(path), path), default=None)
     if newest is None:
         raise UserError(
-            f"adapter=latest: expected an adapter in {folder}; with the same data and net, make "
-            f"one: {program('train')} experiment=repair"
+            f"adapter=latest: expected an adapter in {folder}; make one of the same data and "
+            f"net with: {program('train')} experiment=repair"
         )
     return newest.parent
 

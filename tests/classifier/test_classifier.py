@@ -42,7 +42,7 @@ def test_an_adapter_finds_its_own_base(outputs):
         assert said.endswith("train.py stage=pretrain")
     data = {"_target_": "lora_mnist.data.MNIST", "dataset": "KMNIST"}
     said = refused(load, data=data, bases=outputs / "none")
-    assert said.endswith("; with the same data and net, make one: python train.py stage=pretrain")
+    assert said.endswith(" of the same data and net with: python train.py stage=pretrain")
     said = refused(latest_adapter, outputs / "none")
     assert said.endswith(": python train.py experiment=repair")  # ready to paste
     for path in bases.glob("mnist-*"):

@@ -63,6 +63,6 @@ def find_base(
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
     advice = ""
     if settings.net.get("_target_") in (None, *NETWORKS):
-        others = "" if path.stem == base_name({}, {}) else "with the same data and net, "
-        advice = f"; {others}make one: {program('train')} stage=pretrain"
+        same = "" if path.stem == base_name({}, {}) else " of the same data and net"
+        advice = f"; make a base{same} with: {program('train')} stage=pretrain"
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")
