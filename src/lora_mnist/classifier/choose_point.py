@@ -34,20 +34,23 @@ class Dial(NamedTuple):
     choose_by: str
 
     def advise(
-        self, asked: Mapping[str, float | str], beside: Sequence[float] = SCALES
+        self, asked: Mapping[str, float | str], scales: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
-        """The point where ``asked`` has ``auto`` for some of its numbers; and the curve."""
+        """The point where ``asked`` has ``auto`` for some of its numbers; and the curve.
+
+        ``scales`` are tried, and the one that is asked for.
+        """
         classifier = self.classifier
         some = images_of_dial(self.images.labels, self.seed)
         numbers = {knob: float(value) for knob, value in asked.items() if value != AUTO}
         scale, offset = numbers.get("scale"), numbers.get("offset")
         if "scale" not in knobs_of(classifier.net):  # an offset alone
-            beside = ()
+            scales = ()
         curve = dial_curve(
             classifier.net.eval(),
             classifier.dataset.batches(self.images, classifier.device, some, "dial"),
             self.targets,
-            scales=beside if scale is None else sorted({*beside, scale}),
+            scales=scales if scale is None else sorted({*scales, scale}),
             offsets=None if offset is None else [offset],
             choose_by=self.choose_by,
             mix=classifier.mix,

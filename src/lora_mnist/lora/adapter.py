@@ -20,7 +20,7 @@ from .base_state import base_state_dict, fingerprint
 from .errors import check_types
 from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
-from .peft_files import METADATA, adapters_of, files_of
+from .peft_files import METADATA, adapters_in, files_of
 from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from .target_modules import listed
 from .weight import adapted_weights, float_parameters, lora_adapters
@@ -82,7 +82,7 @@ def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -
     files = files_of(adapters, weights)
     files.config["lora_dropout"] = max((each.dropout for each in loras), default=0.0)
     files = files._replace(metadata=about | files.metadata)
-    adapters_of(files, weights)  # what cannot be loaded is not saved
+    adapters_in(files, weights)  # what cannot be loaded is not saved
     return files
 
 
@@ -115,7 +115,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
             log.warning("the adapter does not say which base it was made for: not checked")
         tensors, config = load_file(folder / WEIGHTS_NAME), read_json(folder / CONFIG_NAME)
         files = AdapterFiles(tensors, config, metadata)
-        attach(model, adapters_of(files, float_parameters(model)))
+        attach(model, adapters_in(files, float_parameters(model)))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return model

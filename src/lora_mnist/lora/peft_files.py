@@ -52,7 +52,7 @@ def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> 
     return AdapterFiles(*(both | its for both, its in zip(files, of_offset, strict=True)))
 
 
-def adapters_of(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
+def adapters_in(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
     """The adapters that the files say, at their point, by the names of their tensors."""
     tensors, config, metadata = files
     for key, tensor in tensors.items():

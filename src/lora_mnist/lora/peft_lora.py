@@ -79,6 +79,7 @@ def loras_in(
     kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
     if not kinds:
         raise ValueError(f"{CONFIG_NAME}: expected peft_type LORA")
+    # PiSSA and the other starts are saved as plain LoRA, which is the first kind.
     kind, targets = max(kinds, key=lambda each: len(each.config)), config["target_modules"]
     layers = {}
     for name, weight in weights.items():

@@ -65,7 +65,7 @@ def adapters_on(model: nn.Module) -> list[Adapter]:
 
 
 def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
-    """Every adapter on every weight of ``model``, or of one layer; empty without LoRA."""
+    """LoRA alone, of a network or of one layer, without offsets; empty without LoRA."""
     return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 

@@ -34,10 +34,10 @@ _HPARAMS = re.compile(
 
 def logged_metrics(
     outcomes: Mapping[str, Mapping[str, Any]],
-    names: Sequence[str] = (),
-    targets: Sequence[int] = (),
+    names: Sequence[str],
+    targets: Sequence[int],
 ) -> dict[str, float]:
-    """The numbers of ``outcomes`` by a logger's tag; with ``names`` each class has its accuracy."""
+    """The numbers of ``outcomes`` by a logger's tag; each class, by its name, has its accuracy."""
     classes: Sequence[int] = range(len(names))
     if len(names) > _MAX_CURVES:
         classes = targets[:_MAX_CURVES]

@@ -101,19 +101,22 @@ def _whether_to_keep(reading: Reading) -> Sentence:
 
 def _remedy(reading: Reading, name: str) -> str:
     """What to do with a base whose repair is not kept, by what the run knows of it."""
+    return f"{_first_remedy(reading, name)}. Other causes, and what to try: docs/failed.md."
+
+
+def _first_remedy(reading: Reading, name: str) -> str:
     balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
     total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
-    text = f"Too little changed to tell: more images of {name} help more than any key"
-    if reading.is_hotfix:
-        text = "Too little changed to tell: more mistakes to learn help more than any key"
-    has_tried = reading.steps and not reading.is_hotfix  # eval tests one point, perhaps a typed one
+    # eval tests one point, perhaps a typed one.
+    has_tried = reading.steps and not reading.is_hotfix
     if has_tried and total.repaired + total.broken < _LEAST_CHANGED * total.before:
-        text = "Nothing moves this base: look at its pictures and labels, or train another one"
-    elif rose and fell and reading.choose_by != "accuracy":
-        text = "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
-    elif reading.judgement_of(reading.choose_by) == "worse":
-        text = "It costs more than it mends; a smaller scale may not"
-    return f"{text}. Other causes, and what to try: docs/failed.md."
+        return "Nothing moves this base: look at its pictures and labels, or train another one"
+    if rose and fell and reading.choose_by != "accuracy":
+        return "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
+    if reading.judgement_of(reading.choose_by) == "worse":
+        return "It costs more than it mends; a smaller scale may not"
+    more = "mistakes to learn" if reading.is_hotfix else f"images of {name}"
+    return f"Too little changed to tell: more {more} help more than any key"
 
 
 def _measured(reading: Reading, measure: str) -> str:

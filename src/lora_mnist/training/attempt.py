@@ -151,7 +151,7 @@ def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any
     log.info("dial: the adapter at several scales on validation images")
     session.to_evaluate()
     if training.refit_at is not None:
-        return dial.advise(training.refit_at._asdict(), beside=())
+        return dial.advise(training.refit_at._asdict(), scales=())
     return dial.advise({"scale": lora.scale, "offset": lora.offset})
 
 
