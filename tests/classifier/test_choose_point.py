@@ -80,5 +80,5 @@ def test_a_scale_that_is_set_has_the_best_offset_there(classifier):
     point, curve = dial.advise({"scale": "auto", "offset": 0.5})
     assert {point.offset, *(row["offset"] for row in curve["rows"])} == {0.5}
     assert row_at(curve, point.scale) == max(curve["rows"], key=lambda row: row["score"])
-    point, curve = dial.advise({"scale": 0.3, "offset": 0.5}, beside=())
+    point, curve = dial.advise({"scale": 0.3, "offset": 0.5}, scales=())
     assert (point, len(curve["rows"])) == ((0.3, 0.5), 1)
