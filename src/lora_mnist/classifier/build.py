@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from torch import nn
 
-from lora_mnist.classifier.huggingface import TARGET
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import ImageDataset, is_published
 from lora_mnist.errors import PREPARE, UserError, as_value, config_group, require_extra
@@ -53,13 +51,11 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
     return missing == 1
 
 
-def build_network(arguments: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
+def build_network(arguments: Mapping[str, Any]) -> nn.Module:
     """The network of these arguments, with fresh weights, in eval mode."""
     key = f"net._target_={arguments.get('_target_')}"
     with importable(), config_group(key):
         net = build(arguments)
-    if arguments.get("_target_") == TARGET:
-        net.huggingface_folder = folder  # the one that it comes from, if there is one
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.

@@ -90,7 +90,7 @@ class Classifier:
             own_net, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         # 1. what is typed
         arguments, folder = from_folder(net or {})
-        settings = Settings.of_typed(arguments, prepare or {}, data or {})
+        settings = Settings.of_typed(arguments, prepare or {}, data or {}, folder)
         # 2. the adapter's record
         adapter, record = find_adapter(adapter)
         settings = settings.with_record("the adapter", record, f"adapter={adapter}")
@@ -102,7 +102,7 @@ class Classifier:
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
         # 4. which network, where nobody names one
         settings = settings.with_default_targets()
-        network = own_net or build_network(settings.net, folder)
+        network = own_net or build_network(settings.net)
         with naming(f"base_ckpt={path}"):
             made_of = None if own_net else settings.net
             loaded = load_weights(network.eval(), file, base_prefix, made_of)
@@ -125,8 +125,8 @@ class Classifier:
     ) -> "Classifier":
         """A classifier that is still to be trained, of the typed arguments and the defaults."""
         arguments, folder = from_folder(net)
-        settings = Settings.of_typed(arguments, prepare, data).with_default_targets()
-        network = build_network(settings.net, folder)
+        settings = Settings.of_typed(arguments, prepare, data, folder).with_default_targets()
+        network = build_network(settings.net)
         settings = settings.with_makers_preprocessing(network)
         return cls(network, build_dataset(settings), settings)
 

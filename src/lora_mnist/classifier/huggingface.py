@@ -83,7 +83,7 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
 def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Tensors of a file by their names in ``net``: transformers has renamed some since."""
     own: Any = net
-    if not hasattr(net, "huggingface_folder") or tensors.keys() == net.state_dict().keys():
+    if tensors.keys() == net.state_dict().keys():
         return tensors
     with _quiet(), suppress(RuntimeError):  # of tensors that do not fit, which are told later
         loaded, wrong = type(own).from_pretrained(

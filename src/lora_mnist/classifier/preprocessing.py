@@ -5,6 +5,7 @@ timm's, torchvision's and Hugging Face's networks say it, each in another way.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier.huggingface import (
     PROCESSOR,
+    TARGET,
     allowed_difference,
     pictures_to_try,
     processor_of,
@@ -23,13 +25,16 @@ from lora_mnist.errors import SIZING, UserError, one_line
 
 
 def own_preprocessing(
-    net: nn.Module, arguments: Mapping[str, Any], prepare: Mapping[str, Any]
+    net: nn.Module,
+    arguments: Mapping[str, Any],
+    prepare: Mapping[str, Any],
+    folder: Path | None = None,  # of Hugging Face
 ) -> dict[str, Any]:
     """The keys of ``prepare`` that a network's makers say; empty, if they say nothing."""
     weights = arguments.get("weights")
     package, _, builder = str(arguments["_target_"]).rpartition(".")
-    if hasattr(net, "huggingface_folder"):
-        return _of_huggingface(net, prepare)
+    if arguments["_target_"] == TARGET:
+        return _of_huggingface(net, prepare, folder)
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
         named = _of_timm(net, arguments)
     elif isinstance(weights, str) and package.startswith("torchvision.models"):
@@ -74,14 +79,13 @@ def _of_torchvision(transforms: Any) -> dict[str, Any]:
     }
 
 
-def _of_huggingface(net: Any, prepare: Mapping[str, Any]) -> dict[str, Any]:
+def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """The order of the classes, and what the folder's processor does, if any keys say that."""
     channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
     named: dict[str, Any] = {"channels": channels}
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
     if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
         named["classes"] = labels
-    folder = net.huggingface_folder
     has_processor = folder is not None and (folder / PROCESSOR).is_file()
     if not has_processor or prepare.get("transform") is not None:
         return named

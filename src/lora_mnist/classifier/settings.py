@@ -16,6 +16,7 @@ A record may be a stranger's, and a ``_target_`` names code: :mod:`.foreign_code
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -43,18 +44,23 @@ class Settings:
     prepare: dict[str, Any]
     data: dict[str, Any]
     typed: Mapping[str, Mapping[str, Any]]  # the three as they were typed
+    folder: Path | None = None  # of Hugging Face, where the network comes from one
     notes: tuple[str, ...] = ()  # what comes from where, for the log
 
     @classmethod
     def of_typed(
-        cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
+        cls,
+        net: Mapping[str, Any],
+        prepare: Mapping[str, Any],
+        data: Mapping[str, Any],
+        folder: Path | None = None,
     ) -> "Settings":
         """What is typed, and nothing else."""
         prepare, size = dict(prepare), prepare.get("image_size")
         if type(size) is int:
             prepare["image_size"] = [size, size]  # as records have it
         typed = {"net": net, "prepare": prepare, "data": data}
-        return cls(dict(net), prepare, dict(data), typed)
+        return cls(dict(net), prepare, dict(data), typed, folder)
 
     def with_record(self, who: str, record: Record, file: str) -> "Settings":
         """With what a record adds; ``file`` is the override that names its file."""
@@ -76,7 +82,9 @@ class Settings:
         """With what the network's makers add; a published data set has a form of its own."""
         if is_published(self.data):
             return self
-        settings, taken = self._filled({"prepare": own_preprocessing(net, self.net, self.prepare)})
+        settings, taken = self._filled(
+            {"prepare": own_preprocessing(net, self.net, self.prepare, self.folder)}
+        )
         return settings.noting(f"from the network: {', '.join(taken)}") if taken else settings
 
     def with_default_targets(self) -> "Settings":

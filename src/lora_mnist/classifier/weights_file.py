@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lora_mnist.classifier.huggingface import renamed
+from lora_mnist.classifier.huggingface import TARGET, renamed
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.errors import as_value
 from lora_mnist.lora.base_state import fingerprint
@@ -86,7 +86,8 @@ def load_weights(
     arguments: Mapping[str, Any] | None = None,  # of net, if it is made of keys
 ) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit."""
-    file = file._replace(tensors=renamed(net, file.tensors))
+    if arguments is not None and arguments["_target_"] == TARGET:
+        file = file._replace(tensors=renamed(net, file.tensors))
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names in the file, by the prefix before them
     for name in file.tensors:

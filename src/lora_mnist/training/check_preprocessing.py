@@ -136,7 +136,7 @@ def better_preprocessing(session: Session, dataset: Folder) -> list[str]:
     def is_wrong(prepare: Mapping[str, Any]) -> Tensor:
         """Which of the pictures the base gets wrong if they are prepared so."""
         typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
-        own = Settings.of_typed(settings.net, typed, settings.data)
+        own = Settings.of_typed(settings.net, typed, settings.data, settings.folder)
         other = build_dataset(own.with_makers_preprocessing(classifier.net))
         images = zip(map(other.read_picture, pictures), some.labels.tolist(), strict=True)
         table = predictions_of(classifier.net, other.stacked(images, device))
