@@ -86,8 +86,9 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
     if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
         named["classes"] = labels
-    has_processor = folder is not None and (folder / PROCESSOR).is_file()
-    if not has_processor or prepare.get("transform") is not None:
+    if folder is None or not (folder / PROCESSOR).is_file():
+        return named
+    if prepare.get("transform") is not None:
         return named
     # Each family of processors reads its values in another way. So this one is tried on pictures.
     pictures = pictures_to_try(channels)

@@ -82,9 +82,8 @@ class Settings:
         """With what the network's makers add; a published data set has a form of its own."""
         if is_published(self.data):
             return self
-        settings, taken = self._filled(
-            {"prepare": own_preprocessing(net, self.net, self.prepare, self.folder)}
-        )
+        own = own_preprocessing(net, self.net, self.prepare, self.folder)
+        settings, taken = self._filled({"prepare": own})
         return settings.noting(f"from the network: {', '.join(taken)}") if taken else settings
 
     def with_default_targets(self) -> "Settings":
