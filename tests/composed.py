@@ -14,7 +14,7 @@ from helpers.commands import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError
 from safetensors.torch import load_file
 from torch import nn
@@ -64,7 +64,13 @@ def composed(entry, *overrides):
     cfg = copy.deepcopy(_composed(entry, *chosen))
     values = OverridesParser.create().parse_overrides([o for o in overrides if o not in chosen])
     for value in values:
-        key = value.get_key_element().lstrip("+")
+        key = value.get_key_element().lstrip("+~")
+        if value.is_delete():
+            group, _, name = key.rpartition(".")
+            node = OmegaConf.select(cfg, group) if group else cfg
+            with open_dict(node):
+                del node[name]
+            continue
         try:
             OmegaConf.update(cfg, key, value.value(), merge=True, force_add=value.is_add())
         except ConfigAttributeError as error:

@@ -23,6 +23,21 @@ def test_an_adapter_is_written_before_the_copy_of_its_base(tmp_path):
     assert (folder / "predictions.csv").is_file()
 
 
+def test_a_new_base_is_there_whatever_fails_after_it(tmp_path, monkeypatch):
+    """As a tracking server that is gone; the current one stays."""
+    current = small_base(tmp_path)
+    before = current.read_bytes()
+
+    def fails(*_):
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr("lora_mnist.commands.train.finish", fails)
+    with pytest.raises(ConnectionError):
+        run(tmp_path, "stage=pretrain", "batches.batch_size=100", "trainer.max_steps=30")
+    assert list(current.parent.glob("mnist-*.ckpt"))
+    assert current.read_bytes() == before
+
+
 def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_path):
     before, mine = files_of(outputs / "base"), tmp_path / "mine.ckpt"
     cfg = composed("train", "stage=pretrain", "seed=5", *QUICK, f"paths.outputs={outputs}")

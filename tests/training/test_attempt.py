@@ -86,3 +86,10 @@ def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "score": 0.9}, {"scale": 0.0, "score": 0.8}]
     made = attempt.Attempt(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
     assert made.is_ahead_of_an_offset
+
+
+def test_callbacks_that_ask_for_a_logger_find_one(go):
+    """Loggers that keep one run, as W&B's and MLflow's, see none of several trainings."""
+    own = "+logger.own={_target_: lightning.pytorch.loggers.logger.DummyLogger}"
+    options = ("callbacks=lr_monitor", "logger=csv", "~logger.csv", own, "refit=true")
+    assert read_results(go("monitored", *options))["choices"]["refit"]["value"]

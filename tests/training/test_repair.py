@@ -144,8 +144,9 @@ def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
     assert (record["data"]["val_from"], record["made"]["refit"]) == ("test", True)
 
 
-def test_a_class_of_few_images_is_trained_once_without_trials(go):
-    choices = read_results(go("no trials", *QUIET, "trials=null", "lora.offset=auto"))["choices"]
+@pytest.mark.parametrize("none", ["trials=null", "~trials"])
+def test_a_class_of_few_images_is_trained_once_without_trials(go, none):
+    choices = read_results(go(none, *QUIET, none, "lora.offset=auto"))["choices"]
     assert "trial" not in choices
     assert choices["point"]["why"].startswith("the highest score ")
 

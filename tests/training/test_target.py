@@ -29,7 +29,7 @@ def test_select_takes_classes_by_name():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (5, "target=5: expected a class with training images"),
+        (5, "target=5: expected classes with training images"),
         ("dog", "target=dog: no class is called dog; there are 0, 1, "),
         (["weakest", 4], r"target=\[weakest,4\]: expected weakest alone"),
         (True, "target=true: no class is called true; .* in quotes"),

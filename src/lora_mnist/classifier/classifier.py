@@ -102,9 +102,9 @@ class Classifier:
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
         # 4. which network, where nobody names one
         settings = settings.with_default_targets()
-        network = own_net or build_network(settings.net)
+        network = build_network(settings.net) if own_net is None else own_net
         with naming(f"base_ckpt={path}"):
-            made_of = None if own_net else settings.net
+            made_of = settings.net if own_net is None else None
             loaded = load_weights(network.eval(), file, base_prefix, made_of)
         # 5. the network's makers; 6 and 7. its own defaults, and the images
         settings = settings.with_makers_preprocessing(network)

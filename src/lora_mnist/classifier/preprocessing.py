@@ -38,6 +38,8 @@ def own_preprocessing(
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
         named = _of_timm(net, arguments)
     elif isinstance(weights, str) and package.startswith("torchvision.models"):
+        if builder == "get_model":
+            builder = str(arguments.get("name"))
         members: Any = torchvision.models.get_model_weights(builder)
         named = _of_torchvision(members[weights.rpartition(".")[2]].transforms())
     else:

@@ -17,8 +17,9 @@ from lora_mnist.training.artifacts import (
     current_base_path,
     keep_base,
     leave_adapter,
-    leave_base,
+    make_current,
     new_base,
+    write_new_base,
 )
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.fit import data_of, fit
@@ -74,8 +75,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     about: dict[str, Any] = {"steps": module.global_step, "base_sha256": base.sha256}
     if base.replaces is None:  # the user has to name it to other commands
         about["weights"] = os.path.relpath(base.path, run.folder)
+    write_new_base(session, base, data.learnt)  # first: whatever fails after it, it is there
     results = finish(session, tables, choices, about)
-    leave_base(session, base, data.learnt)  # last: a run that fails leaves the current one alone
+    make_current(base)  # last: a run that fails leaves the current one alone
     return results
 
 

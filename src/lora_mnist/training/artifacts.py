@@ -87,9 +87,13 @@ def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | N
     )
 
 
-def leave_base(session: Session, base: NewBase, learnt: Tensor) -> None:
-    """Write a new base, and make it the current one; refuse one of no use, which stays apart."""
+def write_new_base(session: Session, base: NewBase, learnt: Tensor) -> None:
+    """Write a new base to where it stays for good."""
     write_base(session.net.state_dict(), base.path, _record_of(session), learnt)
+
+
+def make_current(base: NewBase) -> None:
+    """Make a new base the current one; refuse one of no use, which stays apart."""
     if base.replaces is not None:
         set_current_base(base.path, base.replaces)
     else:

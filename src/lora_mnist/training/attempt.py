@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lora_mnist.classifier.choose_point import Dial
@@ -135,11 +136,19 @@ def _trainer_of(session: Session, training: Training, title: str, is_only: bool)
     own: dict[str, Any] = {
         "run_name": f"{cfg.run_name},training={training.name}_{cfg.optimizer.lr:g}"
     }
-    for logger in cfg.get("logger") or {}:
+    names = list(cfg.get("logger") or {})
+    for logger in names:
         if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
             own[f"logger.{logger}"] = None
-    logged = with_values(cfg, own)
-    return make_trainer(logged, session.run, title, keeps_checkpoints=False)
+    # Callbacks such as LearningRateMonitor ask for some logger.
+    none_is_left = 0 < len(names) == len(own) - 1
+    return make_trainer(
+        with_values(cfg, own),
+        session.run,
+        title,
+        keeps_checkpoints=False,
+        loggers=[DummyLogger()] if none_is_left else None,
+    )
 
 
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:

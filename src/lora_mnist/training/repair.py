@@ -143,7 +143,7 @@ def _choices(
 ) -> dict[str, Choice]:
     """What validation images chose of the trainings, by its name."""
     choices = {}
-    if best.is_trained and session.cfg.trials:
+    if best.is_trained and session.cfg.get("trials"):
         choices["trial"] = _trial(session, attempts, failures, best)
         choices["augment"] = _augment(session, best)
     if best.is_trained:
@@ -159,8 +159,9 @@ def _trial(
     for each in attempts:
         name = each.training.name
         ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
-    why, images = "the only one", 0
-    if not is_few(session, best.training.selection) and len(session.cfg.trials) > 1:
+    why, images, selection = "the only one", 0, best.training.selection
+    has_others = len(session.cfg.trials) > 1 and selection.targets and len(session.images.val)
+    if has_others and not is_few(session, selection):
         why += f" that is trained, since no class to learn has fewer than {FEW_IMAGES} images"
     if len(ahead) > 1:
         images, by = best.images_seen, name_of_measure(best.training.cfg.choose_by)

@@ -72,8 +72,10 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))
     selection = of_classes(labels, numbers_of(classes, target))
-    if not len(selection.learn_indices):
-        raise UserError(f"target={as_value(target)}: expected a class with training images")
+    for c in selection.targets:
+        if not (labels == c).any():
+            expected = f"expected classes with training images; {classes[c]} has none"
+            raise UserError(f"target={as_value(target)}: {expected}")
     return selection
 
 
