@@ -103,13 +103,14 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
 def test_mlflow_in_sqlite(cli, outputs):
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     options = ("stage=lora", "digit=9", *SMALL[:2], *FEW, "logger=mlflow")
-    cli("train.py", "-m", *options, "trainer.max_steps=3").ok()
+    cli("train.py", "-m", *options, "trainer.max_steps=3", "refit=true").ok()
     sweep = only_run(outputs, "multirun")
     (job,) = sweep.glob("*/results.json")
     results = read_results(job.parent)
     client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     experiment = client.get_experiment_by_name("lora")
     (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"  # no Trainer of several trainings has this logger
     assert logged.data.metrics["test/errors"] == results["test"]["errors"]
     assert logged.data.params["lora/rank"] == "1"
     assert "keep this repair" in logged.data.params["verdict"]

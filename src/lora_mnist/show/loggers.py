@@ -68,7 +68,7 @@ def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, 
             _log_pages(logger, reading, metrics, figures)
             continue
         logger.log_hyperparams({"verdict": text})
-        logger.save()
+        logger.finalize("success")  # as a Trainer does it: of several trainings none has this one
         if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
             writer.finish()
 
