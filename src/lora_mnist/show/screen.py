@@ -96,7 +96,9 @@ def print_results(reading: Reading, folder: Path) -> None:
     parts: list[RenderableType] = [table, reading.accuracies()]
     parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in verdict(reading)]
     if step := next_step(reading, folder):
-        parts += [step.text, Text(step.command, "bold", no_wrap=True)]
+        parts.append(step.text)
+        if step.command:
+            parts.append(Text(step.command, "bold", no_wrap=True))
     show(*parts)
 
 

@@ -105,6 +105,7 @@ def _remedy(reading: Reading, name: str) -> str:
 
 
 def _first_remedy(reading: Reading, name: str) -> str:
+    """The first that fits."""
     balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
     total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
     # eval tests one point, perhaps a typed one.

@@ -136,19 +136,17 @@ def _trainer_of(session: Session, training: Training, title: str, is_only: bool)
     own: dict[str, Any] = {
         "run_name": f"{cfg.run_name},training={training.name}_{cfg.optimizer.lr:g}"
     }
-    names = list(cfg.get("logger") or {})
-    for logger in names:
-        if logger not in ("tensorboard", "csv"):  # in W&B or MLflow it would be another run
-            own[f"logger.{logger}"] = None
-    # Callbacks such as LearningRateMonitor ask for some logger.
-    none_is_left = 0 < len(names) == len(own) - 1
-    return make_trainer(
-        with_values(cfg, own),
-        session.run,
-        title,
-        keeps_checkpoints=False,
-        loggers=[DummyLogger()] if none_is_left else None,
-    )
+    has_own = False
+    for name, logger in (cfg.get("logger") or {}).items():
+        if name in ("tensorboard", "csv"):
+            has_own = has_own or logger is not None
+        else:  # in W&B or MLflow it would be another run
+            own[f"logger.{name}"] = None
+    loggers = None
+    if session.trainer.loggers and not has_own:  # callbacks may ask for one: LearningRateMonitor
+        loggers = [DummyLogger()]
+    logged = with_values(cfg, own)
+    return make_trainer(logged, session.run, title, keeps_checkpoints=False, loggers=loggers)
 
 
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
