@@ -7,12 +7,13 @@ import torch
 from helpers.logits import AFTER, BEFORE, table_of
 from helpers.nets import batches, randomize
 from helpers.runs import at
+from torch import nn
 
 from lora_mnist import add_lora, remove_lora, set_lora_scale
 from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.measure.predictions import predictions_at, predictions_of
+from lora_mnist.measure.predictions import compute_logits, predictions_at, predictions_of
 
 
 def test_the_outcome_says_what_became_of_each_image():
@@ -27,6 +28,18 @@ def test_the_outcome_says_what_became_of_each_image():
     torch.testing.assert_close(of_base.probability[0], BEFORE.softmax(dim=1).amax(dim=1))
     alone = of_base.outcomes()
     assert alone.tolist() == ["right", "wrong", "wrong", "right", "wrong", "right"]
+
+
+def test_a_large_batch_is_computed_a_few_images_at_a_time():
+    """The activations of 50 images of 64 x 64 are then too small for glibc to return to the kernel."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+    sizes = []
+    net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    images = torch.rand(50, 3, 64, 64)
+    expected = net(images)
+    torch.testing.assert_close(compute_logits(net, images), expected, atol=1e-5, rtol=0)
+    assert sizes[0] == sum(sizes[1:]) == 50
+    assert max(sizes[1:]) * images[0].numel() <= 3 * 3 * 224 * 224
 
 
 def test_predictions_at_each_scale(tiny):

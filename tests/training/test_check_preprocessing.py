@@ -1,5 +1,7 @@
 """Which preprocessing and which order of classes a network was trained with."""
 
+import math
+
 import numpy
 import pytest
 import torch
@@ -54,6 +56,19 @@ class Graded(nn.Sequential):
     def forward(self, x):
         place = x.mean(dim=(1, 2)).argmax(dim=1, keepdim=True) / x.shape[-1]
         return super().forward(x) * (place >= abs(x.shape[-1] - 40) / 30)
+
+
+class Counted(nn.Sequential):
+    """The same; it keeps the shapes of its images."""
+
+    batches = ()
+
+    def __init__(self):
+        super().__init__(*grey())
+
+    def forward(self, x):
+        self.batches.append(x.shape)
+        return super().forward(x)
 
 
 def framed(width, level, random):
@@ -125,12 +140,48 @@ def test_eval_finds_the_size_from_smaller_and_larger_ones(tmp_path, side):
     assert errors > 3
 
 
-def test_on_how_many_images_eval_tries_depends_on_their_size_alone(tmp_path, monkeypatch):
+def test_the_search_sends_no_more_pixels_through_the_network_than_the_evaluation(
+    tmp_path, monkeypatch
+):
+    """Whatever sizes it tries, on a network that is wrong with all of them."""
     take_pictures(tmp_path, 0)
-    monkeypatch.setattr("lora_mnist.training.check_preprocessing._PIXELS", 30 * 32 * 32)
-    better, _, said = evaluated(tmp_path, "grey", "prepare.mean=0.3")
+    torch.save({"2.weight": torch.ones(2, 3), "2.bias": torch.ones(2)}, tmp_path / "mine.pt")
+    monkeypatch.setattr("lora_mnist.training.check_preprocessing._PIXELS", 0)
+    counts = {}
+    for name in ("", "nothing"):
+        batches = []
+        monkeypatch.setattr(Counted, "batches", batches)
+        if name:
+            monkeypatch.setattr("lora_mnist.training.check_preprocessing._FEWEST_ERRORS", 999)
+        evaluated(tmp_path, "Counted", "prepare.image_size=64", "data.val_size=0.5")
+        counts[name] = sum(math.prod(shape) for shape in batches)
+    assert counts["nothing"] < counts[""] <= 2 * counts["nothing"]
+
+
+def test_eval_finds_what_only_many_images_show(tmp_path):
+    """Of 200 images it has some 10 fewer wrong, which may be chance among so many ways."""
+    random = numpy.random.default_rng(0)
+    for part, count in (("train", 2), ("val", 400), ("test", 2)):
+        for name, level in (("a", 117), ("b", 138)):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = numpy.full((8, 8, 3), random.normal(level, 12)) + random.normal(0, 1, 3)
+                picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+                picture.save(tmp_path / "photos" / part / name / f"{number}.png")
+    weight = torch.tensor([[-1.0] * 3, [1.0] * 3])
+    torch.save({"2.weight": weight, "2.bias": torch.zeros(2)}, tmp_path / "mine.pt")
+    better, _, _ = evaluated(tmp_path, "grey", "prepare.mean=0.53", "prepare.std=0.5")
     assert "prepare.mean=0.5" in better
-    assert "of 30 it has" in said
+
+
+@pytest.mark.parametrize("typed", [(), ("prepare.mean=0.4",)])
+def test_eval_tells_of_values_that_nobody_set(tmp_path, typed):
+    take_pictures(tmp_path, 0)
+    files = ("figures=false", f"paths.outputs={tmp_path}/outputs")
+    with logged("lora_mnist.training.opening") as log:
+        results = evaluate(composed("eval", *options(tmp_path, "grey"), *files, *typed))
+    assert str(results["std"][0]) in log.getvalue()
+    assert ("prepare.mean" in log.getvalue()) == (not typed)
 
 
 def test_eval_proposes_no_key_that_may_be_ahead_by_chance(tmp_path):

@@ -1,6 +1,6 @@
 """One table of predictions, before and after a repair, and the loop that makes it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,11 +9,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lora_mnist.errors import OutputsError
 from lora_mnist.lora.model import lora_at
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import adapters_on
+
+#: A CPU computes this many input values at once, three images of 3 x 224 x 224, so that a layer's
+#: output is smaller than the largest block that glibc keeps. glibc returns larger blocks to the
+#: kernel, and free memory beyond twice the largest block it has freed; the kernel then clears the
+#: pages again for the next layer, which is up to half of the work.
+_VALUES_AT_ONCE, _LARGEST_KEPT = 3 * 3 * 224 * 224, 31 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,26 @@ def refuse_nan(numbers: Tensor) -> None:
         )
 
 
+def compute_logits(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the logits of a batch, (N, num_classes), computed a few images at a time on a CPU."""
+    if images.device.type != "cpu":
+        return net(images)
+    few = max(1, _VALUES_AT_ONCE // images[0].numel())
+    with parametrize.cached():  # an adapted weight is built once
+        return torch.cat([net(some) for some in torch.split(images, few)])
+
+
 @torch.no_grad()
 def logits_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """The labels of each batch, and the logits at each point of the dial; ``None``: as it is."""
+    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)  # freed at once: raises glibc's limit
     for images, labels in batches:
         at_points = []
         for point in points:
             with lora_at(net, point):
-                at_points.append(net(images))
+                at_points.append(compute_logits(net, images))
         yield labels, at_points
 
 

@@ -2,11 +2,13 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -20,16 +22,19 @@ from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.measure.counts import confusion_of, counts_of
 from lora_mnist.measure.predictions import Predictions, predictions_of
-from lora_mnist.measure.significance import CERTAIN, LEVEL, mcnemar
+from lora_mnist.measure.significance import CERTAIN, CLEAR, LEVEL, mcnemar
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
 
-#: On how many validation images usual preprocessing is tried, and how many pixels these may have:
-#: some thirty ways to prepare 100 images of 224 x 224 take a ResNet-18 a minute.
-_IMAGES, _PIXELS = 200, 100 * 224 * 224
-#: With fewer errors on these no other preprocessing is better beyond chance.
+#: A search sends as many pixels through the network as the evaluation, or 40 images of 224 x 224.
+_PIXELS = 40 * 224 * 224
+#: How many images each way is tried on first, and the least of large ones.
+_FIRST, _FIRST_LARGE = 16, 4
+#: A way goes on if so many standard deviations of luck would make it certainly better.
+_LUCK = 1.5
+#: With fewer errors no other preprocessing is better beyond chance.
 _FEWEST_ERRORS = 10
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SCALINGS = ((0.5, 0.5), (0.0, 1.0), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -51,7 +56,7 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
     if isinstance(session.classifier.dataset, Folder):
         overrides = check_order(session, before)
         if not overrides and session.cfg.stage == "eval":
-            overrides = better_preprocessing(session, session.classifier.dataset)
+            overrides = better_preprocessing(session, session.classifier.dataset, before)
     share = counts_of(before)["before"]["balanced_accuracy"]
     if not overrides and share <= _HARDLY_BETTER / before.num_classes:
         text = "the base has %d of %d images right, which is hardly better than guessing: look at "
@@ -117,76 +122,157 @@ def other_order(before: Predictions) -> tuple[Tensor | None, bool]:
     return output, bool((is_certain & (2 * right > images))[is_moved].all())
 
 
-def better_preprocessing(session: Session, dataset: Folder) -> list[str]:
-    """The overrides of other usual preprocessing, if the base does clearly better with it."""
-    classifier, settings = session.classifier, session.classifier.settings
-    is_known = classifier.base is None or classifier.base.record != NO_RECORD
-    if is_known or session.run.is_sweep or dataset.prepare.transform is not None:
-        return []
-    val, device = session.images.val, session.to_evaluate()
-    count = min(_IMAGES, len(val), math.ceil(_PIXELS / math.prod(dataset.prepare.size)))
-    some = val.subset(torch.linspace(0, len(val) - 1, count).long())
-    pictures, largest = [], max(*_SIDES, *dataset.prepare.size)
-    for name in some.names:
-        picture = open_picture(dataset.root / str(name))
-        picture = picture.convert("RGB" if dataset.channels == 3 else "L")
-        # Photographs in full size would fill the memory.
-        pictures.append(picture.reduce(max(1, min(picture.size) // (2 * largest))))
+@dataclass
+class _Way:
+    """A way to prepare pictures: values of ``prepare``, and what the base makes of it."""
 
-    def is_wrong(prepare: Mapping[str, Any]) -> Tensor:
-        """Which of the pictures the base gets wrong if they are prepared so."""
-        typed = {**settings.typed["prepare"], "classes": dataset.classes, **prepare}
+    values: dict[str, Any]
+    pixels: int  # of an image
+    wrong: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # images so far
+
+    def compare(self, other: "_Way") -> tuple[int, int]:
+        """Count the images that only this way has right, and those that only the other has."""
+        count = min(len(self.wrong), len(other.wrong))
+        here, there = self.wrong[:count], other.wrong[:count]
+        return int((there & ~here).sum()), int((here & ~there).sum())
+
+    def lead(self, other: "_Way") -> float:
+        """Return how far this way is ahead of the other, in standard deviations of chance."""
+        won, lost = self.compare(other)
+        return (won - lost) / math.sqrt(max(1, won + lost))
+
+
+class _Search:
+    """A search by successive halving for the preprocessing that a base was trained with.
+
+    A way that is behind is dropped, and the others are tried on twice as many images (Jamieson and
+    Talwalkar 2016, arXiv:1502.07943).
+    """
+
+    def __init__(self, session: Session, dataset: Folder, images: Images, best: _Way) -> None:
+        self.session, self.dataset, self.images, self.best = session, dataset, images, best
+        self.device, self.tried = session.to_evaluate(), [dataset.preprocessing()]
+        evaluated = (len(images) + len(session.images.test)) * best.pixels
+        self.pixels_left = max(evaluated, _PIXELS)
+        self.open_image = lru_cache(256)(self._open_image)
+
+    def run(self) -> _Way:
+        """Return the best way, where each change of it is ahead beyond chance."""
+        for group in _usual_ways(self):
+            ways = []
+            for change in group:
+                values = {**self.best.values, **change}
+                whole = {**self.dataset.preprocessing(), **values}
+                if whole not in self.tried:
+                    self.tried.append(whole)
+                    ways.append(_Way(values, math.prod(whole["image_size"])))
+            winner = self._race(ways)
+            # Each key is ahead by itself.
+            if winner and mcnemar(*winner.compare(self.best)) < LEVEL / len(self.tried):
+                self.best = winner
+        return self.best
+
+    def _race(self, ways: list[_Way]) -> _Way | None:
+        """Return the way that is ahead of the others, or None if none may beat the best one."""
+        best, room = self.best, self.pixels_left // 2
+        while ways:
+            has_grown, share = False, room // len(ways)
+            for way in [*ways]:
+                first = max(_FIRST_LARGE, min(_FIRST, _FIRST * best.pixels // way.pixels))
+                count = min(2 * len(way.wrong) or first, len(self.images))
+                cost = (count - len(way.wrong)) * way.pixels
+                cost += max(0, count - len(best.wrong)) * best.pixels
+                if not 0 < cost <= share:
+                    continue
+                try:
+                    self._try_on(way, count)
+                except Exception:  # whatever a network raises that does not take such images
+                    ways.remove(way)
+                    continue
+                self._try_on(best, count)
+                has_grown, room, self.pixels_left = True, room - cost, self.pixels_left - cost
+            ways = [way for way in ways if self._may_win(way)]
+            ways.sort(key=lambda way: way.lead(best), reverse=True)
+            leader = reduce(lambda one, other: other if other.lead(one) > 0 else one, ways, best)
+            ways = [way for way in ways if leader.lead(way) <= CLEAR]
+            is_clear = leader.lead(best) > 2 * CERTAIN
+            if len(ways) == 1 and (is_clear or not has_grown):
+                return ways[0]
+            if ways and not has_grown:  # the others get the share of the last
+                ways.remove(ways[-1] if ways[-1] is not leader else ways[-2])
+        return None
+
+    def _may_win(self, way: _Way) -> bool:
+        """Return whether more images may show that a way is better than the best one."""
+        if not len(way.wrong):  # it is too large to be tried on any
+            return False
+        hoped = (way.lead(self.best) + _LUCK) * math.sqrt(len(self.images) / len(way.wrong))
+        return hoped >= CERTAIN
+
+    def _try_on(self, way: _Way, count: int) -> None:
+        """Find which of the first images the base gets wrong, up to ``count`` of them."""
+        places = range(len(way.wrong), count)
+        if not places:
+            return
+        classifier, settings = self.session.classifier, self.session.classifier.settings
+        typed = {**settings.typed["prepare"], "classes": self.dataset.classes, **way.values}
         own = Settings.of_typed(settings.net, typed, settings.data, settings.folder)
         other = build_dataset(own.with_makers_preprocessing(classifier.net))
-        images = zip(map(other.read_picture, pictures), some.labels.tolist(), strict=True)
-        table = predictions_of(classifier.net, other.stacked(images, device))
-        return table.prediction[0] != some.labels
+        labels = self.images.labels[places.start : places.stop]
+        pictures = (other.read_picture(self.open_image(place)) for place in places)
+        batches = other.stacked(zip(pictures, labels.tolist(), strict=True), self.device)
+        prediction = predictions_of(classifier.net, batches).prediction[0]
+        way.wrong = torch.cat([way.wrong, prediction != labels])
 
+    def _open_image(self, place: int) -> Image.Image:
+        """Open the picture of an image, a photograph in about twice the largest size tried."""
+        picture = open_picture(self.dataset.root / str(self.images.names[place]))
+        picture = picture.convert("RGB" if self.dataset.channels == 3 else "L")
+        largest = max(*_SIDES, *self.dataset.prepare.size)
+        return picture.reduce(max(1, min(picture.size) // (2 * largest)))
+
+
+def better_preprocessing(session: Session, dataset: Folder, before: Predictions) -> list[str]:
+    """Return overrides for other usual preprocessing if the base does clearly better with it."""
+    base, settings, val = session.classifier.base, session.classifier.settings, session.images.val
+    is_known = base is None or base.record != NO_RECORD
+    if is_known or session.run.is_sweep or dataset.prepare.transform is not None:
+        return []
+    order = torch.randperm(len(val), generator=torch.Generator().manual_seed(0))
+    wrong = (before.prediction[0] != before.label)[order]
+    if wrong.sum() < _FEWEST_ERRORS:
+        return []
     # Measured values are fixed, or each size would be measured anew.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
-    best = {key: dataset.preprocessing()[key] for key in keys}
-    as_configured = least = is_wrong(best)
-    if as_configured.sum() < _FEWEST_ERRORS:
+    values = {key: dataset.preprocessing()[key] for key in keys}
+    start = _Way(values, math.prod(dataset.prepare.size), wrong)
+    best = _Search(session, dataset, val.subset(order), start).run()
+    if best is start:
         return []
-    tried = [{**best}]
-    for ways in _usual_ways(dataset, some, best):
-        wrong, prepare = least, best
-        for way in ways:
-            if {**best, **way} in tried:
-                continue
-            tried.append({**best, **way})
-            with suppress(Exception):  # whatever a network raises that does not take such images
-                of_way = is_wrong(tried[-1])
-                if of_way.sum() < wrong.sum():
-                    wrong, prepare = of_way, tried[-1]
-        fewer, more = int((least & ~wrong).sum()), int((wrong & ~least).sum())
-        if mcnemar(fewer, more) < LEVEL / len(tried):  # each key is ahead by itself
-            least = wrong
-            best.update(prepare)
-    if least is as_configured:
-        return []
-    changed = {key: value for key, value in best.items() if settings.prepare.get(key) != value}
-    overrides = [f"prepare.{key}={as_value(value)}" for key, value in changed.items()]
+    overrides = []
+    for key, value in best.values.items():
+        if settings.prepare.get(key) != value:
+            overrides.append(f"prepare.{key}={as_value(value)}")
     text = "the network may have been trained on images that were prepared otherwise: of %d it has "
     text += "%d wrong, and %d with: %s"
-    shown = " ".join(map(quoted, overrides))
-    log.warning(text, len(some), as_configured.sum(), least.sum(), shown)
+    shown, count = " ".join(map(quoted, overrides)), len(best.wrong)
+    log.warning(text, count, wrong[:count].sum(), best.wrong.sum(), shown)
     return overrides
 
 
-def _usual_ways(
-    dataset: Folder, images: Images, best: Mapping[str, Any]
-) -> Iterator[list[dict[str, Any]]]:
-    """Values of ``prepare`` to try, by what they change; ``best`` has the best of those before."""
+def _usual_ways(search: _Search) -> Iterator[list[dict[str, Any]]]:
+    """Yield values of ``prepare`` to try, by what they change from the best way until then."""
+    dataset, images = search.dataset, search.images
     sizes = [(side, side) for side in _SIDES]
     _, *own = examine(dataset.root / str(images.names[0]))
     if max(own) <= max(*_SIDES, *dataset.prepare.size):  # no photograph in full size
         sizes.append((own[0], own[1]))
     yield [{"image_size": list(size)} for size in sizes]
-    yield [{"mean": mean, "std": std} for mean, std in (*_SCALINGS, measured_pixels(images))]
+    measured = measured_pixels(images.subset(torch.arange(min(200, len(images)))))
+    yield [{"mean": mean, "std": std} for mean, std in (*_SCALINGS, measured)]
     for step in (16, 8, 4):
-        height, width = best.get("image_size", dataset.prepare.size)
-        sizes = [(height + step, width + step), (height - step, width - step)]
-        yield [{"image_size": list(size)} for size in sizes]
+        height, width = search.best.values.get("image_size", dataset.prepare.size)
+        larger, smaller = [height + step, width + step], [height - step, width - step]
+        yield [{"image_size": size} for size in (larger, smaller) if min(size) > 0]
     yield _RESIZINGS
     yield [{"interpolation": "bicubic"}]

@@ -15,6 +15,7 @@ from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.counts import counts_of_labels
+from lora_mnist.measure.predictions import compute_logits
 from lora_mnist.show.loggers import logged_metrics
 
 
@@ -116,7 +117,7 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = self.logits_of(images)
+        logits = compute_logits(self.logits_of, images)
         losses = F.cross_entropy(logits, labels, reduction="none")
         columns = (labels.float(), logits.argmax(dim=1).float(), losses.float())
         self.val_rows.update(torch.stack(columns, dim=1))

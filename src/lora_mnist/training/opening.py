@@ -12,7 +12,7 @@ from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.make import classifier_of, settings_of, with_values
 from lora_mnist.config.run import Run
-from lora_mnist.data import Images
+from lora_mnist.data import Folder, Images
 from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
@@ -50,6 +50,8 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
         _refuse_images(session)
     if cfg.stage == "lora":
         _tell_doubts(session)
+    if cfg.stage != "pretrain":
+        _log_measured(classifier)
     return session
 
 
@@ -186,6 +188,17 @@ def _tell_doubts(session: Session) -> None:
             "all of them, so that what they decide may be wrong%s",
             remedy,
         )
+
+
+def _log_measured(classifier: Classifier) -> None:
+    """Log mean and std where nobody set them: most networks are trained with ImageNet's."""
+    prepare, dataset = classifier.settings.prepare, classifier.dataset
+    missing = [key for key in ("mean", "std") if prepare.get(key) is None]
+    if not missing or not isinstance(dataset, Folder) or dataset.prepare.transform is not None:
+        return
+    measured = " and ".join(f"{key} {as_value(dataset.preprocessing()[key])}" for key in missing)
+    keys = " and ".join(f"prepare.{key}" for key in missing)
+    log.info("measured on training images: %s; %s set the network's own", measured, keys)
 
 
 def _check_network(classifier: Classifier, images: Images | None = None) -> None:
