@@ -31,7 +31,7 @@ def test_the_outcome_says_what_became_of_each_image():
 
 
 def test_a_large_batch_is_computed_a_few_images_at_a_time():
-    """The activations of 50 images of 64 x 64 are then too small for glibc to return to the kernel."""
+    """glibc returns the activations of 50 images of 64 x 64 to the kernel, those of 12 not."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
     sizes = []
     net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
