@@ -4,15 +4,20 @@ python scripts/benchmark/loops.py notebook pretrain     # the source notebook's 
 python scripts/benchmark/loops.py notebook lora
 python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: the least loop
 python scripts/benchmark/loops.py peft --batch 10
+python scripts/benchmark/loops.py evaluate resnet18 224 mine.pt photos/val photos/test
 """
 
 import argparse
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
+import numpy
 import source_notebook
 import torch
 import torch.nn.functional as F
+import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist import MLP, add_lora
@@ -58,20 +63,38 @@ def adapter(package: str, batch: int, steps: int) -> float:
     return train(net, batches)
 
 
+@torch.inference_mode()
+def evaluate(name: str, side: str, weights: str, *folders: str) -> None:
+    """Count the errors of a torchvision network of ten classes on pictures, 50 at a time."""
+    size, errors = (int(side), int(side)), 0
+    net = getattr(torchvision.models, name)(num_classes=10).eval()
+    net.load_state_dict(torch.load(weights, weights_only=True))
+    classes = [path for folder in folders for path in sorted(Path(folder).iterdir())]
+    for place, of_class in enumerate(classes):
+        files = sorted(of_class.iterdir())
+        for start in range(0, len(files), 50):
+            pictures = [Image.open(file).resize(size) for file in files[start : start + 50]]
+            pixels = torch.from_numpy(numpy.stack([numpy.asarray(each) for each in pictures]))
+            images = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+            errors += int((net(images).argmax(1) != place % 10).sum())
+    print(f"{errors} errors")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    loops = ("notebook", "lora", "peft")
+    loops = ("notebook", "lora", "peft", "evaluate")
     parser.add_argument("loop", choices=loops)
-    parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora")
+    parser.add_argument("what", nargs="*", help="of notebook: pretrain or lora; of evaluate: above")
     parser.add_argument("--batch", type=int, default=10, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    if arguments.loop == "notebook":
-        rate = notebook(arguments.what, arguments.steps)
+    if arguments.loop == "evaluate":
+        evaluate(*arguments.what)
+    elif arguments.loop == "notebook":
+        print(f"measured: {notebook(arguments.what[0], arguments.steps)}")
     else:
-        rate = adapter(arguments.loop, arguments.batch, arguments.steps)
-    print(f"measured: {rate}")
+        print(f"measured: {adapter(arguments.loop, arguments.batch, arguments.steps)}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """How fast: this project beside the source notebook and PEFT.
 
     python scripts/benchmark/run.py                      # every row
-    python scripts/benchmark/run.py --only training      # or adapters, or folder
+    python scripts/benchmark/run.py --only training      # or adapters, folder, evaluation
     python scripts/benchmark/run.py --rounds 1 --quick   # does it work?
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
 and the most. Memory is the peak here, and how much more it is than there. A folder stands beside
-half of it, and takes seconds of a core. Prints a Markdown table and the processor. Needs the extra
-``peft`` for the rows that compare with PEFT.
+half of it, an evaluation beside a plain loop with the same network; both take seconds of a core,
+the kernel's among them. Prints a Markdown table and the processor. Needs the extra ``peft`` for the
+rows that compare with PEFT.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy
+import torch
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -105,7 +107,7 @@ class Benchmark:
             if self.steps == 20:  # quick
                 classes //= 50
             pictures = self.folder / name
-            make_pictures(pictures, classes)
+            make_pictures(pictures, classes, 32, PARTS)
             sides.append(f"paths.outputs={self.folder}/outputs trainer=cpu data=folder")
             sides[-1] += f" data.data_dir={pictures}"
             net = f"net=mlp net.in_features=3072 net.hidden_sizes=[64] net.num_classes={classes}"
@@ -119,22 +121,46 @@ class Benchmark:
             rows.append(Row(title, _SECONDS, "half of them", half, whole))
         return rows
 
+    def evaluations(self) -> list[Row]:
+        """eval.py, with its search for preprocessing, of networks that no record describes."""
+        rows = []
+        for name, side, count in NETWORKS:
+            pictures, weights = self.folder / name, self.folder / f"{name}.pt"
+            count = count // 10 if self.steps == 20 else count  # quick
+            make_pictures(pictures, 10, side, {"train": 30, "val": count, "test": count})
+            own = f"{SETTINGS} data.data_dir={pictures} net._target_=torchvision.models.{name}"
+            own += f" prepare.image_size={side} paths.outputs={self.folder}/outputs figures=false"
+            base = f"{self.folder}/{name}.ckpt"
+            run(f"train.py stage=pretrain {own} trainer.max_steps=60 base_ckpt={base}")
+            torch.save(torch.load(base, weights_only=True)["state_dict"], weights)
+            title = f"`eval.py`, {name}, {20 * count:,} images of {side} x {side}"
+            loop = f"{LOOPS} evaluate {name} {side} {weights} {pictures}"
+            theirs = f"{loop}/val {pictures}/test"
+            rows.append(
+                Row(title, _SECONDS, "plain loop", theirs, f"eval.py {own} base_ckpt={weights}")
+            )
+        return rows
+
+
+#: Networks that eval.py evaluates, the side of their images, and how many a part has of a class.
+NETWORKS = (("efficientnet_b0", 64, 100), ("mobilenet_v2", 128, 50), ("resnet18", 224, 25))
+SETTINGS = "trainer=cpu data=folder net=custom net.num_classes=10 prepare.mean=0.5 prepare.std=0.5"
 
 #: Pictures of a class, by part.
 PARTS = {"train": 60, "val": 6, "test": 10}
 PICTURES_OF_A_CLASS = sum(PARTS.values())
 
 
-def make_pictures(folder: Path, classes: int) -> None:
-    """Noise of 32x32 pixels, around a colour for each class."""
+def make_pictures(folder: Path, classes: int, side: int, parts: Mapping[str, int]) -> None:
+    """Write noise, ``side`` pixels wide and high, around a color for each class."""
     generator = numpy.random.default_rng(0)
     for number in range(classes):
-        colour = generator.integers(60, 196, 3)
-        for part, count in PARTS.items():
+        color = generator.integers(60, 196, 3)
+        for part, count in parts.items():
             of_class = folder / part / f"c{number:03}"
             of_class.mkdir(parents=True)
-            noise = generator.integers(-60, 60, (count, 32, 32, 3))
-            for place, pixels in enumerate((colour + noise).astype(numpy.uint8)):
+            noise = generator.integers(-60, 60, (count, side, side, 3))
+            for place, pixels in enumerate((color + noise).astype(numpy.uint8)):
                 Image.fromarray(pixels).save(of_class / f"{place}.png")
 
 
@@ -142,6 +168,7 @@ KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
     "folder": Benchmark.folder_of_pictures,
+    "evaluation": Benchmark.evaluations,
 }
 
 
