@@ -22,7 +22,8 @@ HOUSE = [
     "classifier",
     "data measure",
     "choice run_paths",
-    "errors project progress",
+    "errors",
+    "project progress",
     "lora",  # with files.py beside it, it can be copied into another project
     "files",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from lora_mnist.lora.errors import ArgumentError as ArgumentError
 from lora_mnist.lora.errors import is_number as is_number
 from lora_mnist.lora.errors import require as require
+from lora_mnist.project import install_command
 
 #: The keys of prepare by which a picture is brought to its size, and all of its keys.
 SIZING = ("image_size", "resize", "crop_pct", "interpolation")
@@ -143,5 +144,5 @@ def require_extra(key: str, extra: str, *packages: str) -> None:
         if find_spec(package) is None:
             raise UserError(
                 f"{key}: the package {package} is missing; "
-                f'expected the extra {extra}: pip install "lora-mnist[{extra}]"'
+                f"expected the extra {extra}: {install_command(extra)}"
             )

@@ -52,6 +52,13 @@ def program(name: str) -> str:
     return f"python {shlex.quote(str(entry))}"
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, of the checkout or of the installed package."""
+    if CONFIGS.parent == _PACKAGE:
+        return f'pip install "lora-mnist[{extra}]"'
+    return f'pip install -e "{os.path.relpath(PROJECT)}[{extra}]"'
+
+
 def command_line(name: str, arguments: Iterable[str]) -> str:
     """A whole command, ready to paste into bash or zsh."""
     return " ".join([program(name), *map(quoted, arguments)])

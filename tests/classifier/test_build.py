@@ -93,7 +93,7 @@ def test_build_network_refuses_what_is_no_network_by_name(settings, reason):
 def test_a_missing_timm_is_answered_with_its_extra(monkeypatch):
     monkeypatch.setattr("lora_mnist.errors.find_spec", lambda _: None)
     said = refused(build_network, {"_target_": "timm.create_model", "model_name": "resnet18"})
-    assert said.endswith('pip install "lora-mnist[timm]"')
+    assert said.endswith('pip install -e ".[timm]"')
     assert refused(build, {"transform": {"_target_": "timm.data.create_transform"}})
 
 

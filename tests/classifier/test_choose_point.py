@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_mnist import add_lora
+from lora_mnist import add_lora, remove_lora
 from lora_mnist.classifier.choose_point import Dial, turn_adapter
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
@@ -71,6 +71,17 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
         turn_adapter(classifier, {"scale": None, "offset": 3})
+
+
+def test_an_offset_alone_is_kept_at_scale_1(classifier):
+    remove_lora(classifier.net)
+    add_offset(classifier.net, "1", Offset(torch.tensor([0.0, 0, 1])))
+    turn_adapter(classifier, {"scale": None, "offset": 1.5})
+    for scale in (None, 0, 1):
+        choice = turn_adapter(classifier, {"scale": scale, "offset": None})
+        assert choice.value == {"scale": 0.0, "offset": 1.5}
+    with pytest.raises(UserError, match=r"scale=0\.5: expected null"):
+        turn_adapter(classifier, {"scale": 0.5, "offset": None})
 
 
 def test_a_scale_that_is_set_has_the_best_offset_there(classifier):

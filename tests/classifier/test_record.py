@@ -1,9 +1,12 @@
 """Records: what is written is read again, and what cannot be used is refused."""
 
 import pytest
+import torch
 
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 
+RING: dict = {}
+RING["itself"] = RING
 RECORD = Record("mnist", {"_target_": "lora_mnist.MLP"}, {"mean": 0.1})
 
 
@@ -22,6 +25,8 @@ def test_a_record_is_read_as_it_was_written(more):
         ({"prepare": {}}, "prepare is missing"),  # images would be measured, with other numbers
         ({"net": "a text"}, "net=a text: expected dict"),
         ({"made": {"seed": "x"}}, "seed=x: expected int"),
+        ({"prepare": {"mean": torch.ones(2)}}, "its record is damaged: "),
+        ({"prepare": RING}, "its record is damaged: "),
     ],
 )
 def test_a_record_that_cannot_be_used_is_refused(changed, expected):

@@ -140,6 +140,13 @@ def test_a_folder_that_only_a_record_names_is_not_made(outputs, tmp_path):
     assert not elsewhere.exists()
 
 
+@pytest.mark.parametrize("group", ["data", "prepare"])
+def test_keys_of_hydras_in_a_record_are_refused_in_one_line(outputs, tmp_path, group):
+    adapter = evil_adapter(outputs, tmp_path, **{group: {**RECORD[group], "_partial_": True}})
+    options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
+    assert "gives a partial" in refused(evaluate, composed("eval", *options))
+
+
 def test_a_name_that_a_file_gives_is_no_other_folder(outputs, tmp_path):
     adapter = evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
     options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)

@@ -30,6 +30,35 @@ def test_hydras_words(cli, tmp_path, command, line):
     assert (done.code, done.out, done.err) == (2, "", f"{line}\n")
 
 
+@pytest.mark.parametrize("typed", ["images=photos/test/a", "images=0", "adapter=latest"])
+def test_a_folder_that_hydra_takes_for_a_group_is_named(cli, tmp_path, typed):
+    """Beside classifier/ it hides the key of the same name."""
+    folder = tmp_path / typed.partition("=")[0]
+    folder.mkdir()
+    done = cli("predict.py", "--config-dir", str(tmp_path), typed, here=tmp_path)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert str(folder) in done.err
+
+
+def test_a_group_that_a_file_of_the_user_misspells_is_named(cli, tmp_path):
+    (tmp_path / "classifier").mkdir()
+    file = tmp_path / "classifier" / "photos.yaml"
+    file.write_text("defaults:\n  - override /dataset: folder\n")
+    done = cli("eval.py", f"--config-dir={tmp_path}", "classifier=photos", here=tmp_path)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "classifier/photos.yaml: override /dataset: " in done.err
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_value_of_an_option_is_no_override(cli, tmp_path, place):
+    (tmp_path / "a=b" / "classifier").mkdir(parents=True)
+    (tmp_path / "a=b" / "classifier" / "photos.yaml").write_text("base_ckpt: mine.pt\n")
+    arguments = ["classifier=photos"]
+    arguments[place:place] = ["--config-dir", "a=b"]
+    done = cli("eval.py", *arguments, here=tmp_path)
+    assert done.err.startswith("base_ckpt=mine.pt: no such file")
+
+
 @pytest.mark.parametrize(
     ("plugin", "extra"),
     [

@@ -79,4 +79,4 @@ def test_demo_without_its_extra(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = cli("demo.py")
     assert (done.code, done.err.partition(" ")[0]) == (2, "demo.py:")
-    assert done.err.endswith('pip install "lora-mnist[demo]"\n')
+    assert done.err.endswith('pip install -e ".[demo]"\n')

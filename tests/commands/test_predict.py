@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from composed import SMALL, composed
@@ -83,7 +86,7 @@ def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):
     assert "1.png" in done.out
 
 
-def test_find_pictures_takes_files_folders_and_patterns(tmp_path):
+def test_find_pictures_takes_files_folders_and_patterns(tmp_path, monkeypatch):
     """Each file is seen once, also where a link goes in a circle."""
     for name in ("1.png", "2.PNG", "a[1].png", "deep/er/3.jpg", ".hidden.png", "notes.txt"):
         path = tmp_path / name
@@ -96,5 +99,10 @@ def test_find_pictures_takes_files_folders_and_patterns(tmp_path):
         return [str(path.relative_to(tmp_path)) for path in find_pictures(cfg.images)]
 
     assert names(f"{tmp_path}/a[1].png") == ["a[1].png"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "4.png").touch()
+    assert find_pictures(composed("predict", "images=0").images) == [Path("0", "4.png")]
+    shutil.rmtree(tmp_path / "0")
     several = names(f"{tmp_path}/2.PNG", f"{tmp_path}/[12].*", str(tmp_path))
     assert several == ["2.PNG", "1.png", "a[1].png", "deep/er/3.jpg"]

@@ -56,7 +56,7 @@ def test_a_logger_that_is_not_installed_is_answered_with_its_extra(tmp_path, mon
     cfg = composed("train", "stage=pretrain", f"logger={logger}")
     said = refused(make_trainer, resolve_configuration(cfg, Run(tmp_path)), Run(tmp_path))
     assert said.startswith(f"logger={logger}: ")
-    assert said.endswith(f'pip install "lora-mnist[{logger}]"')
+    assert said.endswith(f'pip install -e ".[{logger}]"')
 
 
 @pytest.mark.slow

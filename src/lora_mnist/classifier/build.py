@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -19,14 +20,18 @@ def build(arguments: Any, is_transform: bool = False) -> Any:
     if isinstance(arguments, Mapping):
         values = {}
         for key, value in arguments.items():
-            if key != "_convert_":
+            if key not in ("_convert_", "_recursive_"):
                 values[key] = build(value, is_transform or key == "transform")
         if "_target_" not in values:
             return values
         name = values.pop("_target_")
         if name.startswith("timm."):
             require_extra(f"_target_={name}", "timm", "timm")
-        function = resolve_name(name)
+        try:
+            function = resolve_name(name)
+        except ModuleNotFoundError as error:
+            error.msg += f", neither installed nor in {Path.cwd()}"
+            raise
         is_partial = values.pop("_partial_", False)
         # Unlike with Hydra, a function of a picture may be a ``transform``: it is not called.
         if is_partial or (is_transform and _takes_a_picture(function, values)):
@@ -76,5 +81,7 @@ def build_dataset(settings: Settings) -> ImageDataset:
             given["download"] = False  # where only a record names a folder, nothing is made
         given.setdefault("data_dir", str(DATA))
     with importable(), config_group("data"):
-        dataset: ImageDataset = build(given)
+        dataset = build(given)
+    if not isinstance(dataset, ImageDataset):
+        raise UserError(f"data._target_={given['_target_']}: gives a {type(dataset).__name__}")
     return dataset

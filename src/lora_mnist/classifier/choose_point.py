@@ -75,6 +75,8 @@ def turn_adapter(
     if scale == AUTO:  # it asks for all that is not typed
         scale = AUTO if "scale" in own else None  # of an offset alone that is the offset
         offset = AUTO if offset is None and "offset" in own else offset
+    if scale == 1 and "scale" not in own:
+        scale = None  # an offset alone is as trained where it was saved
     for knob, value in (("scale", scale), ("offset", offset)):
         if knob not in own and value not in (None, 0):
             raise UserError(f"{knob}={value}: expected null, since the adapter has none")

@@ -1,5 +1,6 @@
 """What the file of a base or an adapter says of it, in resolved values: its record."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,12 @@ NO_RECORD = Record()
 
 def read_record(content: Mapping[str, Any]) -> Record:
     """The record in a file; ``ValueError``, if it is damaged or of another version."""
-    record = Record(**{name: content[name] for name in _TYPES if name in content})
+    values = {name: content[name] for name in _TYPES if name in content}
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:  # a tensor, a mapping that holds itself
+        raise ValueError(f"its record is damaged: {error}") from error
+    record = Record(**values)
     if any(record.settings.values()):  # somebody else's file has none
         if (version := content.get("version")) != VERSION:
             raise ValueError(f"its record has the version {version}; expected {VERSION}")

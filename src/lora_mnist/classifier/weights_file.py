@@ -40,6 +40,8 @@ def read_base(path: Path) -> Base:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        is_ours = isinstance(content, Mapping) and isinstance(content.get("record"), Mapping)
+        tensors = _tensors_in(content.get("state_dict") if is_ours else content)
     except Exception as error:  # neither library has one class for what a damaged file causes
         types = []
         with suppress(Exception):  # the file is not one of torch.save's
@@ -52,11 +54,10 @@ def read_base(path: Path) -> Base:
             "safetensors writes them"
         ) from error
     record, sha256, learnt = NO_RECORD, "", None
-    if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
+    if is_ours:
         check_types(content, {"learnt": Tensor | None})
         record, learnt = read_record(content["record"]), content.get("learnt")
-        sha256, content = str(content.get("sha256")), content.get("state_dict")
-    tensors = _tensors_in(content)
+        sha256 = str(content.get("sha256"))
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
     return Base(tensors, sha256, record, learnt)
@@ -122,7 +123,7 @@ def load_weights(
         lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
         hint = _hint(own, chosen, arguments) if arguments else ""
         expected = f"expected the tensors of the configured net{hint}"
-        raise ValueError(f"{' '.join(lines).rstrip('.')}; {expected}") from error
+        raise ValueError(f"{expected}; {' '.join(lines).rstrip('.')}") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

@@ -5,7 +5,9 @@ Hydra has no other way in, and Lightning starts its other processes with what st
 
 import re
 import sys
+from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
@@ -49,19 +51,25 @@ def as_typed() -> list[str]:
     return typed[2:] if typed[:1] == ["--config-name"] else typed
 
 
+def config_dir() -> str | None:
+    """Return the folder that ``--config-dir`` names, or None if the option is not given."""
+    folder: str | None = get_args_parser().parse_intermixed_args(sys.argv[1:]).config_dir
+    return folder
+
+
 def give_to_hydra() -> None:
-    """Make of ``sys.argv`` what Hydra takes: options first, and the texts of overrides quoted."""
-    options, overrides = [], []
-    for text in sys.argv[1:]:
-        if text.startswith("~") or ("=" in text and not text.startswith("-")):
-            overrides.append(_override(text))
-        else:
-            options.append(text)
-    sys.argv[1:] = options + overrides
+    """Rewrite ``sys.argv`` for Hydra: options first, then overrides with their texts quoted."""
+    options = sys.argv[1:]
+    overrides = get_args_parser().parse_intermixed_args(options).overrides
+    for text in overrides:
+        options.remove(text)
+    sys.argv[1:] = options + [_override(text) for text in overrides]
 
 
 def _override(text: str) -> str:
-    """An override as Hydra reads it."""
+    """Return an override as Hydra reads it."""
+    if "=" not in text:
+        return text
     text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
     # Bash does so behind out=, and not behind data.data_dir=.
     text = re.sub(r"(?<=[=,[])~(?=/)", lambda _: str(user_path("~")), text)
@@ -75,6 +83,7 @@ def _override(text: str) -> str:
     choices = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
     if key == "augment" and any(isinstance(each, list) and "auto" in each for each in choices):
         raise UserError(f"{text}: expected auto alone, or a list without it")  # Hydra would drop it
-    if (CONFIGS / key).is_dir() and isinstance(parsed, int | float | None):
+    is_group = any(Path(folder, key).is_dir() for folder in (CONFIGS, config_dir() or CONFIGS))
+    if is_group and isinstance(parsed, int | float | None):
         return f"{key}='{as_value(parsed)}'"  # of a text Hydra lists what there is
     return text

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from lora_mnist.cli.arguments import as_typed
+from lora_mnist.cli.arguments import as_typed, config_dir
 from lora_mnist.config.keys import unknown_key
 from lora_mnist.errors import (
     ArgumentError,
@@ -23,13 +23,13 @@ from lora_mnist.errors import (
     printable,
     refusal_of,
 )
-from lora_mnist.project import command_line
+from lora_mnist.project import CONFIGS, command_line, install_command
 
 # Hydra's words, of version 1.3, where no class and no attribute of its errors says the same.
 _SEARCH_PATH = "Config search path:"  # what follows is for programmers
 _FULL_KEY = "\n    full_key:"  # OmegaConf's, and so is what follows
 _NO_CLASSIFIER = r"=(\S+) looks .* config group 'classifier' does not exist"
-_NO_GROUP = r"Could not \w+ '([\w/]+)'. No match"
+_NO_GROUP = r"(?:In '(\S+)': )?Could not \w+ '([\w/]+)'. No match"
 #: Which of our extras brings a launcher or a sweeper of Hydra's.
 _EXTRAS = {"joblib": "sweep", "optuna": "sweep", "ray": "ray", "submitit_slurm": "slurm"}
 
@@ -77,7 +77,7 @@ def _explain_configuration(error: BaseException) -> str:
     if no_classifier := re.search(_NO_CLASSIFIER, message):
         return _no_own_file(no_classifier[1])
     if no_group := re.match(_NO_GROUP, message):
-        return f"{no_group[1]}: nothing reads this group here"
+        return _no_such_group(*no_group.groups())
     return message
 
 
@@ -88,14 +88,28 @@ def _no_such_choice(chosen: str, options: Sequence[str]) -> str:
         return _no_own_file(name)
     if group in ("hydra/launcher", "hydra/sweeper") and name in _EXTRAS:
         extra = _EXTRAS[name]
-        return f'{group}={name}: expected the extra {extra}: pip install "lora-mnist[{extra}]"'
+        return f"{group}={name}: expected the extra {extra}: {install_command(extra)}"
     return f"{group}={name}: expected one of {', '.join(options)}{nearest_to(name, options)}"
+
+
+def _no_such_group(file: str | None, group: str) -> str:
+    """Name the file that overrides a group which does not exist, or the folder in a key's way."""
+    if file is not None:
+        groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
+        return f"{file}.yaml: override /{group}: there is no such group{nearest_to(group, groups)}"
+    folder = Path(config_dir() or CONFIGS, group)
+    if folder.is_dir() and not (CONFIGS / group).is_dir():
+        return (
+            f"{group}: Hydra takes the folder {folder} for a group of configuration files; "
+            "expected another name for it, or a --config-dir that has classifier/ alone"
+        )
+    return f"{group}: nothing reads this group here"
 
 
 def _no_own_file(name: str) -> str:
     """Which file ``classifier=NAME`` misses, or that no folder for it is typed."""
-    folder = re.search("^(?:--config-dir|-cd)[=\n](.+)", "\n".join(as_typed()), re.MULTILINE)
-    file = Path(folder[1] if folder else "FOLDER", "classifier", f"{name}.yaml")
+    folder = config_dir()
+    file = Path(folder or "FOLDER", "classifier", f"{name}.yaml")
     reason = "no such file:" if folder else "expected --config-dir FOLDER, and your file"
     return f"classifier={name}: {reason} {file}"
 

@@ -102,7 +102,8 @@ def find_pictures(images: Any) -> list[Path]:
     files: list[Path] = []
     named = list(images) if isinstance(images, ListConfig) else [images]
     for each in named or [None]:
-        pattern = str(user_path(each)) if each else ""
+        is_missing = each is None or each == ""
+        pattern = "" if is_missing else str(user_path(each))
         folder, matches = Path(pattern), []
         if pattern and folder.is_dir():
             for path in sorted(files_below(folder)):
@@ -114,7 +115,9 @@ def find_pictures(images: Any) -> list[Path]:
             found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
             matches += [path for path in found if path.is_file()]
         if not matches:
-            reason = f"images={as_value(each)}: there is no picture" if each else "images: missing"
-            raise UserError(f'{reason}; expected a file, a folder, or a pattern like "some/*.png"')
+            reason = ": missing" if is_missing else f"={as_value(each)}: there is no picture"
+            raise UserError(
+                f'images{reason}; expected a file, a folder, or a pattern like "some/*.png"'
+            )
         files += matches
     return list(dict.fromkeys(files))

@@ -58,7 +58,8 @@ class ImageDataset:
         require(bool(is_name), "name", name, "a name without /, since files have it")
         for each in classes:
             can_be_printed = not any(category(character) == "Cc" for character in each)
-            require(can_be_printed, "classes", repr(each), "a name without control characters")
+            is_text = can_be_printed and "${" not in each  # which OmegaConf replaces in a record
+            require(is_text, "classes", repr(each), "a name without control characters or ${")
         require(len({*classes}) == len(classes), "classes", classes, "each name once")
         require_one_of("val_from", val_from, ["train", "test"])
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):

@@ -62,7 +62,8 @@ class Folder(ImageDataset):
         test_size: float = 0.1,
         split_seed: int = 0,
         eval_batch_size: int = 250,
-        **common: Any,
+        val_from: str = "train",
+        num_workers: int = 0,
     ) -> None:
         # On the command line a folder, a class or a set may be called 7, which is read as a number.
         self.data_dir = None if data_dir is None else user_path(data_dir)
@@ -88,8 +89,14 @@ class Folder(ImageDataset):
         named = [str(each) for each in classes or self._listing.classes]
         if name is None:
             name = self.data_dir.resolve().name if self.data_dir else "folder"
-        common |= {"mean": mean, "std": std, "eval_batch_size": eval_batch_size}
-        super().__init__(name, named, channels, **common)
+        super().__init__(
+            *(name, named, channels),
+            mean=mean,
+            std=std,
+            val_from=val_from,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+        )
         self.split_settings = {"val_size": val_size, "test_size": test_size}
         self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}
         self._has_size_of_first = size is None

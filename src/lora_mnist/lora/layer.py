@@ -116,6 +116,8 @@ class LoRAParametrization(Adapter):
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         elif init == "gaussian":
+            is_positive = is_number(init_std) and init_std > 0  # from A = B = 0 nothing is learned
+            require(is_positive, "init_std", init_std, "a finite number > 0")
             nn.init.normal_(self.lora_A, std=init_std)
         else:
             has_own_start = type(self) is not LoRAParametrization

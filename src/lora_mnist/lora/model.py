@@ -69,7 +69,7 @@ def add_lora(
             of two or more dimensions are chosen by name: ``["all", "in_proj_weight"]``.
         init: how the adapter starts, a key of ``KINDS``: see :class:`.layer.LoRAParametrization`
             and the classes of the other kinds.
-        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2).
+        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); > 0.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1). It acts
             in ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1``; other layers read their weight,

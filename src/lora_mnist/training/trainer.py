@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from lora_mnist.choice import AUTO
 from lora_mnist.config.make import make
 from lora_mnist.config.run import Run
-from lora_mnist.errors import UserError, config_group, require_extra
+from lora_mnist.errors import ArgumentError, UserError, config_group, require_extra
 from lora_mnist.project import importable
 from lora_mnist.training.callbacks import ProgressInLog
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
@@ -50,7 +50,11 @@ def make_trainer(
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
         }
-        if torch.accelerator.is_available() and arguments.get("accelerator") != "cpu":
+        accelerator, is_here = arguments.get("accelerator"), torch.accelerator.is_available()
+        if accelerator in ("gpu", "cuda", "mps") and not is_here:
+            expected = "auto or cpu, since torch finds none here: trainer=cpu"
+            raise ArgumentError("accelerator", accelerator, f"expected {expected}")
+        if is_here and accelerator != "cpu":
             defaults["deterministic"] = "warn"  # on a GPU, too, a seed gives the same numbers
         arguments["limit_val_batches"] = 1.0  # of images that the session has limited
         if arguments.get("max_steps") == AUTO:  # each training has a Trainer with a number
