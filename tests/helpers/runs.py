@@ -37,7 +37,7 @@ def outcome(errors, images=20):
     return repaired(errors, [0] * len(errors), [0] * len(errors), images, "before")
 
 
-def repaired(base, broken, fixed, images=20, side="after"):
+def repaired(base, broken, fixed, images=20, side="after", targets=()):
     """The counts after a repair of a base with these errors, by class."""
     count = len(base)
     numbers = images if isinstance(images, list) else [images] * count
@@ -48,7 +48,7 @@ def repaired(base, broken, fixed, images=20, side="after"):
     is_wrong = (was_wrong & (place >= mended)) | (~was_wrong & (place < wrong + lost))
     other = (label + 1) % count
     sides = [torch.where(each, other, label) for each in (was_wrong, is_wrong)]
-    return counts_of(table_of(count, label, *sides))[side]
+    return counts_of(table_of(count, label, *sides), targets)[side]
 
 
 def results(stage="lora", **more):

@@ -10,12 +10,16 @@ from lora_mnist.show.reading import Reading
 OWN = ["data=folder", "data.data_dir=my photos", "net._target_=nets.Net", "base_ckpt=mine.pt"]
 AS_TYPED = "data=folder 'data.data_dir=my photos' net._target_=nets.Net base_ckpt=mine.pt"
 WEAKEST = "train.py experiment=repair target=weakest"
+#: On test images dogs are weakest, which choose nothing.
+CATS = "train.py experiment=repair target=cat"
+KEPT = results(test=repaired([2, 9, 1], [0, 0, 0], [0, 9, 0]))
 #: A run, its overrides, and the command that is advised.
 ADVICE = [
     (results("eval", point=None, targets=[]), [*OWN, "seed=3"], f"{WEAKEST} {AS_TYPED}"),
     (results("pretrain", weights="a.ckpt"), OWN[-1:], f"{WEAKEST} base_ckpt=run/a.ckpt"),
+    (results("pretrain", val=outcome([9, 2, 1])), OWN[-1:], f"{CATS} base_ckpt=mine.pt"),
+    (KEPT, [*OWN, "seed=3"], f"export.py adapter=run/adapter out=repaired.onnx {AS_TYPED}"),
 ]
-GOOD = results(test=repaired([2, 9, 1], [0, 0, 0], [0, 9, 0]))
 #: Runs after which there is nothing to advise.
 NO_ADVICE = {
     "no images to train on": results("pretrain", training_images_per_class=[0, 0, 0]),
@@ -23,8 +27,9 @@ NO_ADVICE = {
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
     "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
     "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
-    "a repair": GOOD,
-    "a repair, tested again": {**GOOD, "stage": "eval"},
+    "a repair that is not kept": results(),
+    "a repair without an adapter": {**KEPT, "adapter": None},
+    "a repair, tested again": {**KEPT, "stage": "eval"},
 }
 
 

@@ -38,7 +38,8 @@ def run_of(base, broken, fixed, images=200, **more):
     """A repair of the last class, with replayed images."""
     names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
     run = {"classes": names, "targets": [len(base) - 1], "overrides": []}
-    run["test"], run["test_base"] = repaired(base, broken, fixed, images), outcome(base, images)
+    for part, side in (("test", "after"), ("test_base", "before")):
+        run[part] = repaired(base, broken, fixed, images, side, run["targets"])
     return results(**run | more)
 
 
@@ -85,7 +86,7 @@ def test_a_verdict_names_what_errors_are_called():
     assert about(run, "15 of them called dress")
     base = results("pretrain")
     base["test"] |= {"called_per_class": [None, [0, 8], None]}
-    assert about(base, "dog: 9 errors in 20, 8 of them called cat.")
+    assert about(base, "dog: 9 errors in 20 test images, 8 of them called cat.")
 
 
 @pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
@@ -224,9 +225,14 @@ def test_a_base_has_a_weakest_class():
 
 
 def test_all_weak_classes_of_a_base_are_named():
+    """As a repair would choose them, by validation images where there are some."""
     test = outcome([40, 30, 100, 40], [400, 60, 200, 400])
     run = results("pretrain", test=test, classes=["cat", "dog", "owl", "cow"])
     assert verdict(Reading(run))[-1].text.endswith("dog, owl.")
+    run["val"] = outcome([30, 15, 4, 20], [100, 18, 20, 30])
+    _, worst, others = verdict(Reading(run))
+    assert numbers_of(worst)[:2] == ["15", "18"]
+    assert ("dog" in worst.text, others.text.endswith("dog, cow.")) == (True, True)
 
 
 def test_a_class_without_a_test_image_is_named():

@@ -58,16 +58,13 @@ def counts_of_labels(
         group = list(targets)
         counts["errors_of_target"] = int(errors[group].sum())
         counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
-        counts["false_calls_of_target"] = int(false_calls[group].sum())
-        counts["precision_of_target"] = precision(counts, group)
+        numbers = torch.tensor(group)
+        is_called, is_target = torch.isin(prediction, numbers), torch.isin(label, numbers)
+        # An image of a target that is called another target is an error, and no false positive.
+        false, called = int((is_called & ~is_target).sum()), int(is_called.sum())
+        counts["false_calls_of_target"] = false
+        counts["precision_of_target"] = (called - false) / called if called else None
     return counts
-
-
-def precision(counts: Mapping[str, Any], targets: Sequence[int]) -> float | None:
-    """Of the images that get the name of one of some classes, the share that are of it."""
-    right = sum(counts["images_per_class"][c] - counts["errors_per_class"][c] for c in targets)
-    called = right + sum(counts["false_calls_per_class"][c] for c in targets)
-    return right / called if called else None
 
 
 def changes_of(

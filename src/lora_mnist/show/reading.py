@@ -97,6 +97,8 @@ class Reading:
         self.weights: str | None = results.get("weights")
         self.base_unchanged: bool | None = results.get("base_unchanged")
         self.base_sha256: str = results["base_sha256"]
+        #: The folder of a new adapter, in the run's; None: none was saved.
+        self.adapter = results.get("adapter") if self.stage == "lora" else None
         #: Where the adapter stands; ``None`` for a base.
         self.point = None if results["point"] is None else Point(**results["point"])
         self.is_repair = self.point is not None
@@ -147,13 +149,18 @@ class Reading:
             per_class = counts.get(f"{key}_per_class") or [0] * len(self.classes)
             return sum(per_class[c] for c in numbers)
 
+        def false_calls(counts: Mapping[str, Any]) -> int:
+            if len(numbers) > 1 and numbers == self.targets:  # together it is not the sum
+                return int(counts.get("false_calls_of_target", 0))
+            return total(counts, "false_calls")
+
         return Change(
             before=total(before, "errors"),
             after=total(after, "errors"),
             repaired=total(after, "repaired"),
             broken=total(after, "broken"),
             images=total(after, "images"),
-            false_calls=(total(before, "false_calls"), total(after, "false_calls")),
+            false_calls=(false_calls(before), false_calls(after)),
         )
 
     def measured(self, measure: str) -> tuple[float, float, float]:
@@ -166,10 +173,15 @@ class Reading:
         before, after, p_value = self.measured(measure)
         return judged(p_value, after > before)
 
+    @property
+    def deciding_part(self) -> str:
+        """The images by which a repair would choose classes: those to validate on, if counted."""
+        return "val" if "val" in self.counts else "test"
+
     def weakest_class(self) -> int:
-        """The weakest class on the test images, by number."""
-        test = self.counts["test"]
-        return weakest(test["errors_per_class"], test["images_per_class"])
+        """Return the number of the class that a repair would choose as the weakest."""
+        counts = self.counts[self.deciding_part]
+        return weakest(counts["errors_per_class"], counts["images_per_class"])
 
     def named(self, numbers: Sequence[int]) -> str:
         """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""

@@ -1,7 +1,6 @@
 """The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
-from lora_mnist.measure.counts import precision
 from lora_mnist.measure.dial import row_at
 from lora_mnist.measure.significance import CLEAR, weak
 from lora_mnist.show.belief import doubts
@@ -29,15 +28,16 @@ def verdict(reading: Reading) -> list[Sentence]:
 
 def _of_base(reading: Reading) -> list[Sentence]:
     """The errors of a base, and its weak classes."""
-    total, test = reading.total, reading.counts["test"]
+    total, part = reading.total, reading.deciding_part
+    counts, name = reading.counts[part], {"val": "validation image"}.get(part, "test image")
     errors = number_of(total.after, "error")
     sentences = [Sentence(f"{errors} in {number_of(total.images, 'test image')}.")]
-    if total.after:
+    if counts["errors"]:
         worst = reading.weakest_class()
-        change, called = reading.change([worst]), _mostly_called(reading, worst)
-        errors = f"{number_of(change.after, 'error')} in {change.images:,}{called}"
+        change, called = reading.change([worst], part), _mostly_called(reading, worst, part)
+        errors = f"{number_of(change.after, 'error')} in {number_of(change.images, name)}{called}"
         sentences.append(Sentence(f"The weakest class is {reading.named([worst])}: {errors}."))
-        if len(every := weak(test["errors_per_class"], test["images_per_class"])) > 1:
+        if len(every := weak(counts["errors_per_class"], counts["images_per_class"])) > 1:
             names = ", ".join(reading.classes[c] for c in every)
             sentences.append(Sentence(f"Weaker than the others beyond chance: {names}."))
     return sentences
@@ -206,9 +206,9 @@ def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:
     return Sentence(f"{text}.", change.judgement)
 
 
-def _mostly_called(reading: Reading, number: int) -> str:
-    """What most errors of a class on test images are called: ``, 32 of them called fours``."""
-    called = reading.counts["test"]["called_per_class"][number]
+def _mostly_called(reading: Reading, number: int, part: str = "test") -> str:
+    """Return which class most errors of a class are called: ``, 32 of them called fours``."""
+    called = reading.counts[part]["called_per_class"][number]
     if called is None or called[1] < 2:
         return ""
     return f", {called[1]:,} of them called {reading.named(called[:1])}"
@@ -225,13 +225,14 @@ def _mistakes(reading: Reading) -> Sentence:
 
 
 def _false_calls(reading: Reading) -> Sentence:
-    """How often images wrongly get a name of those to repair, perhaps each other's."""
+    """Return how many images of other classes are called one of those to repair."""
     shares = []
     for counts in (reading.counts["test_base"], reading.counts["test"]):
-        share = precision(counts, reading.targets)
+        share = counts.get("precision_of_target")
         shares.append("none" if share is None else f"{share:.0%}")
     before, after = reading.of_targets.false_calls
-    text = f"Images wrongly called {reading.target_names} (false calls): {before:,} -> "
+    names = reading.target_names if len(reading.targets) == 1 else "one of these classes"
+    text = f"Images wrongly called {names} (false calls): {before:,} -> "
     text += f"{after:,}; precision {shares[0]} -> {shares[1]}."
     return Sentence(text, reading.of_targets.judgement_of_false_calls)
 
