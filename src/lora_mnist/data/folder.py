@@ -149,15 +149,14 @@ class Folder(ImageDataset):
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
     def _examine_all(self) -> dict[ImageFile, int]:
-        """The readable images, which are not decoded here, and their digests."""
+        """Return the images that can be read, and their digests; name the others."""
         root, known, digests = self.root, KnownFiles(self.root), dict[ImageFile, int]()
 
         def look_at(file: ImageFile) -> tuple[int, int, int] | None:
-            path = root / file.path
             try:
-                return examine(path) if self._are_in_memory else known.look_at(file.path)
+                return known.look_at(file.path)
             except (PictureError, OSError) as error:
-                log.warning("%s: skipped: %s", printable(path), error)
+                log.warning("%s: skipped: %s", printable(root / file.path), error)
                 return None
 
         found = progress(in_threads(look_at, self._files), "reading", len(self._files))
@@ -170,8 +169,7 @@ class Folder(ImageDataset):
                 path = root / file.path
                 expected = f"expected images of one size, but {path} is {here}, another {there}"
                 raise ArgumentError("image_size", None, expected)
-        if not self._are_in_memory:
-            known.save()
+        known.save()
         return digests
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What the files of a large folder hold, kept from command to command among the user's caches."""
+"""What the files of a folder hold, kept from command to command among the user's caches."""
 
 import hashlib
 import os
