@@ -127,8 +127,8 @@ def _is_of_libraries(error: BaseException | None) -> bool:
 
 def one_line(text: object) -> str:
     """A text, or the message of an error, without line breaks."""
-    if isinstance(text, OSError) and text.filename is not None:  # Python's has [Errno 2]
-        text = f"{text.strerror}: {text.filename}"
+    if isinstance(text, OSError) and text.strerror:  # Python's has [Errno 2]
+        text = f"{text.strerror}: {text.filename}" if text.filename else text.strerror
     return printable(" ".join(str(text).split()))
 
 

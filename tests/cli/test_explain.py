@@ -1,8 +1,10 @@
 """What Hydra says of an error, and the line that is made of it."""
 
 import re
+import resource
 
 import pytest
+from composed import FEW, SMALL
 from hydra.errors import MissingConfigException
 
 from lora_mnist.cli.explain import explain
@@ -70,3 +72,18 @@ def test_a_plugin_of_hydra_is_brought_by_one_extra(plugin, extra):
     line = explain(MissingConfigException("", f"hydra/{plugin}", ["basic"]))
     assert line.startswith(f"hydra/{plugin.replace('/', '=')}: ")
     assert re.findall(r"\[(.*?)\]", line) == [extra]
+
+
+def test_a_disk_without_room_is_named_by_its_key_and_nothing_is_left(cli, outputs, tmp_path):
+    """A limit of the size of a file stands for it."""
+    out = tmp_path / "new" / "base.safetensors"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        base = f"base_ckpt={outputs}/base/mnist.ckpt"
+        done = cli("export.py", base, SMALL[0], *FEW, f"out={out}", here=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert done.err.startswith(f"out={out} ")
+    assert not out.parent.exists()

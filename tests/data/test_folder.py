@@ -124,7 +124,10 @@ def odd_pictures(folder):
     drawn.save(folder / "alpha.png")
     Image.new("F", (9, 9)).save(folder / "light.tif")
     Image.new("LAB", (9, 9)).save(folder / "lab.tif")
-    header, rows = struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0), zlib.compress(os.urandom(4 * 10))[:20]
+    header, rows = (
+        struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0),
+        zlib.compress(os.urandom(4 * 10))[:20],
+    )
     with (folder / "few_rows.png").open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
         for kind, chunk in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")):

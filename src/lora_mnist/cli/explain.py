@@ -6,6 +6,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -52,6 +53,10 @@ def explain(error: BaseException) -> str | None:
         return printable(refusal_of(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_configuration(error)
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS):
+        keys = ("out=", "paths.outputs=", "hydra.run.dir=", "hydra.sweep.dir=")
+        typed = " ".join(text for text in as_typed() if text.startswith(keys))
+        return f"{typed or 'paths.outputs=outputs'}: {one_line(error)}; expected room on a disk"
     return one_line(error) if isinstance(error, YAMLError) else None
 
 
