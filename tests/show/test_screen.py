@@ -6,6 +6,7 @@ import pytest
 from composed import logged
 from helpers.commands import cells_of
 from helpers.runs import results
+from torch import nn
 
 from lora_mnist import CNN, add_lora
 from lora_mnist.classifier.classifier import Prediction
@@ -34,6 +35,15 @@ def test_print_parameters():
     assert rows[0] == ["layer", "W", "b", "lora_A", "lora_B"]
     assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
     assert text.splitlines()[-1].endswith("trainable: 25; saved: 25")
+
+
+def test_many_layers_are_counted_by_kind_and_the_log_has_their_table():
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(14)], nn.Conv2d(4, 4, 1, groups=4))
+    add_lora(net)
+    assert "layers: 14 Linear adapted, 1 Conv2d left out" in printed(
+        print_parameters, net, to="screen"
+    )
+    assert len(cells_of(printed(print_parameters, net))) == 16
 
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa", "dora"])

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from helpers.nets import batches
@@ -6,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lora_mnist import add_lora, lora_parameters
 from lora_mnist.classifier.weights_file import load_weights, read_base
-from lora_mnist.training.callbacks import TrainedAverage
+from lora_mnist.training.callbacks import DurationInLog, TrainedAverage
 
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
@@ -46,3 +48,19 @@ def test_the_best_checkpoint_has_the_average_that_was_validated(tiny, tmp_path):
     on = trainer(tmp_path, callbacks=TrainedAverage(0.8), **settings)
     on.fit(Recorded(tiny), batches(), batches(), ckpt_path=paths[1], weights_only=True)
     assert all(torch.equal(whole[name], value) for name, value in tiny.state_dict().items())
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(100, ["15"]), (3, [])])
+def test_how_long_all_trainings_take_is_said_once(
+    tiny, tmp_path, monkeypatch, caplog, seconds, said
+):
+    """Measured from the fifth to the fifteenth step; not where it is less than a minute."""
+    times = iter([7.0, 7.0 + seconds])
+    monkeypatch.setattr("lora_mnist.training.callbacks.time.monotonic", lambda: next(times))
+    caplog.set_level("INFO", "lora_mnist.training.callbacks")
+    fit = trainer(tmp_path, max_steps=30, accumulate_grad_batches=2, callbacks=DurationInLog(3))
+    fit.fit(Recorded(tiny), batches())
+    minutes = [
+        re.search(r"3 trainings of 30 steps: some (\d+) min", each) for each in caplog.messages
+    ]
+    assert [each[1] for each in minutes if each] == said

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.weight import float_parameters, lora_adapters
@@ -22,8 +24,8 @@ from lora_mnist.show.verdict import verdict
 screen = logging.getLogger("lora_mnist.tables.screen")
 file = logging.getLogger("lora_mnist.tables.file")
 
-#: Layers in the table of parameters.
-_MAX_LAYERS = 20
+#: Layers in the table of parameters on the screen; of more, the log's file has the table.
+_MAX_LAYERS = 12
 _STYLES = {"better": "green", "worse": "red"}
 
 
@@ -46,8 +48,8 @@ def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | No
 
 
 def print_parameters(net: nn.Module) -> None:
-    """Print the shapes of every layer's tensors, and how many numbers these are."""
-    count, rows = count_parameters(net), []
+    """Print the shapes of every layer's tensors, or their kinds, and count the parameters."""
+    count, rows, kinds = count_parameters(net), [], Counter[str]()
     named = [adapter.named_parameters() for adapter in lora_adapters(net)]
     columns = list(dict.fromkeys(name for each in named for name, _ in each))
     for layer, weight in float_parameters(net).items():
@@ -58,12 +60,17 @@ def print_parameters(net: nn.Module) -> None:
         for adapter in weight.adapters:
             cells += [_shape(getattr(adapter, column, None)) for column in columns]
         rows.append(cells)
+        kind: Any = type_before_parametrizations(weight.module)
+        state = "left out" if columns and not weight.adapters else "adapted" if columns else ""
+        kinds[f"{kind.__name__} {state}".rstrip()] += 1
     names = Column("layer", overflow="fold")
     table = Table(names, "W", "b", *columns)
-    for row in rows[:_MAX_LAYERS]:
+    for row in rows:
         table.add_row(*row)
+    layers: RenderableType = table
     if len(rows) > _MAX_LAYERS:
-        table.add_row(f"{len(rows) - _MAX_LAYERS} more")
+        file.info("%s", rendered([table], False, 100))
+        layers = "layers: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     total = f"parameters: {count['base']:,}"
     if count["lora"]:
         total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
@@ -71,7 +78,7 @@ def print_parameters(net: nn.Module) -> None:
     numbers = [f"trainable: {count['trainable']:,}"]
     if count["lora"]:
         numbers.append(f"saved: {count['saved']:,}")
-    show(table, total, "; ".join(numbers))
+    show(layers, total, "; ".join(numbers))
 
 
 def _shape(tensor: Any) -> str:

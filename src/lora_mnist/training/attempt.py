@@ -19,6 +19,7 @@ from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.dial import row_at
+from lora_mnist.training.callbacks import DurationInLog
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
@@ -96,6 +97,8 @@ def attempted(session: Session, training: Training, planned: int) -> Attempt | F
     training = replace(training, cfg=cfg)
     title = f"training {training.number} of {planned}" if planned > 1 else "this training"
     trainer = _trainer_of(session, training, title, is_only)
+    if planned > 1 and training.number == 1:
+        trainer.callbacks.append(DurationInLog(planned))  # type: ignore[attr-defined]
     put_tensors(session.net, training.start, cfg.lora.dropout)
     set_lora_point(session.net, TRAINED if session.trains else BASE)
     steps, validation_errors = 0, list[tuple[int, int]]()

@@ -80,6 +80,22 @@ class TrainedAverage(Callback):
         self._average, self._trained = dict(state_dict["average"]), dict(state_dict["trained"])
 
 
+class DurationInLog(Callback):
+    """Logs once, after the first steps of the first training, how long all trainings will take."""
+
+    def __init__(self, trainings: int) -> None:
+        self.trainings, self.at = trainings, dict[int, float]()  # seconds, at the end of a step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step, steps = trainer.global_step, trainer.estimated_stepping_batches
+        if step not in (5, 15) or step in self.at:  # the first steps are slower
+            return
+        self.at[step] = time.monotonic()
+        minutes = (self.at[step] - self.at[5]) / 10 * steps * self.trainings / 60
+        if 1 <= minutes < float("inf"):
+            log.info("%d trainings of %s steps: some %.0f minutes", self.trainings, steps, minutes)
+
+
 class ProgressInLog(Callback):
     """Logs a line at each validation, and every half minute between two of them."""
 
