@@ -12,7 +12,7 @@ from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.adapter import put_adapter
+from lora_mnist.training.adapter import put_adapter, refuse_undecided
 from lora_mnist.training.artifacts import (
     current_base_path,
     keep_base,
@@ -24,7 +24,7 @@ from lora_mnist.training.artifacts import (
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.opening import open_session
-from lora_mnist.training.repair import train_repair
+from lora_mnist.training.repair import train_head, train_repair
 from lora_mnist.training.results import finish
 from lora_mnist.training.session import is_quick, prove_unchanged
 from lora_mnist.training.target import choose_target
@@ -88,15 +88,17 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
     tell(choices)
+    refuse_undecided(session, selection)
+    head = train_head(session, selection)
     put_adapter(session, selection)
-    repair = train_repair(session, selection, before)
+    repair = train_repair(session, selection, before, head)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
     tell(repair.choices)
     choices |= repair.choices
     about = {
-        **repair.best.about(),
+        **repair.about(),
         "base_unchanged": True,  # or prove_unchanged has raised
         "better_preprocessing": better_preprocessing,
     }

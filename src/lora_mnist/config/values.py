@@ -42,6 +42,7 @@ EXPECTED = _OF_TRIAL | {
     "compile": "true or false",
     "figures": "true or false or null",
     "refit": "true or false or auto",
+    "head": "true or false",
     "mistakes_test": "a number >= 0 and <= 1",
     "batches.batch_size": "a whole number >= 1 or auto",
     "batches.replay": "a whole number >= 0 or auto",

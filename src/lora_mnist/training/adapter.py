@@ -1,21 +1,26 @@
 """Which adapter a repair begins with: its rank and start, and the layer of its offset."""
 
 import logging
+import re
+from collections import Counter
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.choose_point import KNOBS, refuse_undecidable
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
-from lora_mnist.lora.model import add_lora, add_offset
+from lora_mnist.lora.model import add_lora, add_offset, remove_lora
 from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.target_modules import layers_to_adapt
+from lora_mnist.lora.weight import adapters_on
 from lora_mnist.show.reading import number_of
 from lora_mnist.training.session import Session
+from lora_mnist.training.trials import LAST_LINEAR
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +28,20 @@ log = logging.getLogger(__name__)
 _TOO_FEW_TO_DECIDE = 5
 #: lora.rank=auto is this, or a layer's full rank where that is smaller: docs/experiments.md.
 _AUTO_RANK = 64
+#: Why the last layer of a network is not trained alone.
+NO_HEAD = "no nn.Linear of the network gives the logits of an image as they are"
 #: Why a network has no offset.
 NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
 
 
 def put_adapter(session: Session, selection: Selection) -> None:
-    """Put a new adapter on the network, as ``lora`` says; with ``lora.scale=0`` an offset alone."""
+    """Put a new adapter on the network, as ``lora`` says; with ``lora.scale=0`` an offset alone.
+
+    It replaces the one that is there.
+    """
     net, classifier = session.net, session.classifier
-    _refuse_undecided(session, selection)
+    if adapters_on(net):
+        remove_lora(net)
     layer = _layer_of_offset(session, selection)
     net.cpu()  # where LoRA draws its first values: the same on every machine
     if session.trains:
@@ -53,6 +64,11 @@ def _put_lora(session: Session) -> None:
     del arguments["scale"], arguments["offset"]  # of the finished adapter
     if arguments["dropout"] == AUTO:  # of each training, which sets it
         arguments["dropout"] = 0.0
+    if arguments["target_modules"] == LAST_LINEAR:
+        name = find_last_linear(session)
+        if name is None:
+            raise UserError(f"lora.target_modules={LAST_LINEAR}: expected other layers; {NO_HEAD}")
+        arguments["target_modules"] = re.escape(name)
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
@@ -67,17 +83,48 @@ def _put_lora(session: Session) -> None:
 
 def _layer_of_offset(session: Session, selection: Selection) -> str | None:
     """The name of the layer whose bias an offset moves; ``None``: there is no offset."""
-    offset, images, layer = session.cfg.lora.offset, session.images.train, None
+    offset, layer = session.cfg.lora.offset, None
     if offset and selection.targets:
-        some = torch.linspace(0, len(images) - 1, 4).long().tolist()
-        pixels = images.take(some)[0].to(session.to_evaluate())
-        layer = last_layer(session.net, session.classifier.dataset.normalise(pixels))
+        layer = last_layer(session.net, _some_images(session))
     if layer is None and offset not in (0, AUTO):
         raise UserError(f"lora.offset={offset}: expected 0 or auto; {NO_LAYER}")
     return layer
 
 
-def _refuse_undecided(session: Session, selection: Selection) -> None:
+@torch.no_grad()
+def find_last_linear(session: Session) -> str | None:
+    """Return the name of the ``nn.Linear`` whose output is the logits, or None if there is none.
+
+    It is called once, with an input of shape (N, D).
+    """
+    calls: list[tuple[str, int, Tensor]] = []
+    hooks = []
+    for name, module in session.net.named_modules():
+        if name and isinstance(module, nn.Linear):
+
+            def keep(_: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+                calls.append((name, inputs[0].ndim, output))
+
+            hooks.append(module.register_forward_hook(keep))
+    logits = session.net(_some_images(session))
+    for hook in hooks:
+        hook.remove()
+    names = Counter(name for name, _, _ in calls)
+    for name, dimensions, output in calls:
+        if names[name] == 1 and dimensions == 2 and torch.equal(output, logits):
+            return name
+    return None
+
+
+def _some_images(session: Session) -> Tensor:
+    """Return four training images as the network takes them, on its device, in eval mode."""
+    images = session.images.train
+    some = torch.linspace(0, len(images) - 1, 4).long().tolist()
+    pixels = images.take(some)[0].to(session.to_evaluate())
+    return session.classifier.dataset.normalise(pixels)
+
+
+def refuse_undecided(session: Session, selection: Selection) -> None:
     """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
     asked = [f"lora.{knob}=auto" for knob in KNOBS if session.cfg.lora[knob] == AUTO]
     if not asked:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_mnist.classifier.choose_point import Dial
 from lora_mnist.config.make import with_values
@@ -19,7 +19,9 @@ from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.dial import row_at
+from lora_mnist.training.adapter import put_adapter
 from lora_mnist.training.callbacks import DurationInLog
+from lora_mnist.training.features import on_features
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
@@ -83,43 +85,43 @@ class Attempt:
             "validation_errors": self.validation_errors,
         }
 
-    def put_on(self, net: nn.Module) -> None:
+    def put_on(self, session: Session) -> None:
         """Put its adapter on the network, at its point."""
-        put_tensors(net, self.tensors, self.training.cfg.lora.dropout)
-        set_lora_point(net, self.point)
+        put_tensors(session, self.training, self.tensors)
+        set_lora_point(session.net, self.point)
 
 
-def attempted(session: Session, training: Training, planned: int) -> Attempt | Failure:
-    """Train, and turn the dial; ``planned``: how many trainings the repair has."""
-    is_only = planned == 1 and training.rate == training.rates[0]
-    ckpt_path = training.cfg.ckpt_path if is_only else None
-    cfg = with_values(training.cfg, {"ckpt_path": ckpt_path})
-    training = replace(training, cfg=cfg)
-    title = f"training {training.number} of {planned}" if planned > 1 else "this training"
-    trainer = _trainer_of(session, training, title, is_only)
-    if planned > 1 and training.number == 1:
-        trainer.callbacks.append(DurationInLog(planned))  # type: ignore[attr-defined]
-    put_tensors(session.net, training.start, cfg.lora.dropout)
+def attempted(session: Session, planned: Training) -> Attempt | Failure:
+    """Train as ``planned``, and search for the operating point."""
+    ckpt_path = planned.cfg.ckpt_path if planned.is_only else None
+    cfg = with_values(planned.cfg, {"ckpt_path": ckpt_path})
+    training = replace(planned, cfg=cfg)
+    trainer = _trainer_of(session, training)
+    if training.of > 1 and training.number == 1 and not training.last_layer:
+        trainer.callbacks.append(DurationInLog(training.of))  # type: ignore[attr-defined]
+    put_tensors(session, training, training.start)
     set_lora_point(session.net, TRAINED if session.trains else BASE)
+    if training.last_layer:
+        session, training = on_features(session, training)
     steps, validation_errors = 0, list[tuple[int, int]]()
     hparams, learnt = None, torch.empty(0, dtype=torch.int64)
     try:
         if session.trains:
-            if planned > 1:
-                log.info("%s: %s", title, training.name)
+            if training.of > 1:
+                log.info("%s: %s", training.title, training.name)
             data = data_of(session, training)
             module = fit(session, cfg, trainer, data)
             steps, validation_errors = module.global_step, list(module.errors_by_step.items())
-            hparams = None if is_only else dict(module.hparams)
+            hparams = None if training.is_only else dict(module.hparams)
             learnt = data.learnt
         tensors = copy.deepcopy(lora_state_dict(session.net))
         # What the first of several processes has chosen.
         point, curve = session.trainer.strategy.broadcast(_advised(session, training))
     except TrainingError as error:
         log.warning("%s: %s", training.name, error)
-        return Failure(training, str(error))
+        return Failure(planned, str(error))
     return Attempt(
-        training,
+        planned,
         steps=steps,
         max_steps=trainer.max_steps,
         hparams=hparams,
@@ -131,9 +133,9 @@ def attempted(session: Session, training: Training, planned: int) -> Attempt | F
     )
 
 
-def _trainer_of(session: Session, training: Training, title: str, is_only: bool) -> Trainer:
+def _trainer_of(session: Session, training: Training) -> Trainer:
     """The Trainer of a training; the run's only one has its loggers, and keeps checkpoints."""
-    if is_only:
+    if training.is_only:
         return make_trainer(training.cfg, session.run, loggers=session.trainer.loggers)
     cfg = training.cfg
     own: dict[str, Any] = {
@@ -149,7 +151,8 @@ def _trainer_of(session: Session, training: Training, title: str, is_only: bool)
     if session.trainer.loggers and not has_own:  # callbacks may ask for one: LearningRateMonitor
         loggers = [DummyLogger()]
     logged = with_values(cfg, own)
-    return make_trainer(logged, session.run, title, keeps_checkpoints=False, loggers=loggers)
+    run, title = session.run, training.title
+    return make_trainer(logged, run, title, keeps_checkpoints=False, loggers=loggers)
 
 
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
@@ -165,9 +168,12 @@ def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any
     return dial.advise({"scale": lora.scale, "offset": lora.offset})
 
 
-def put_tensors(net: nn.Module, tensors: Mapping[str, Tensor], dropout: float) -> None:
-    """Put these tensors into the adapters, whose dropout is that of a training."""
+def put_tensors(session: Session, training: Training, tensors: Mapping[str, Tensor]) -> None:
+    """Put these tensors into the adapter of a training, which is added where it is not there."""
+    net = session.net
+    if lora_state_dict(net).keys() != tensors.keys():  # on other layers
+        put_adapter(replace(session, cfg=training.cfg), training.selection)
     net.load_state_dict(tensors, strict=False)  # the base stays
     net.zero_grad()
     for adapter in lora_adapters(net):
-        adapter.dropout = dropout
+        adapter.dropout = training.cfg.lora.dropout

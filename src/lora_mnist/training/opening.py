@@ -24,7 +24,7 @@ from lora_mnist.training.images import images_of
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import WEAK, numbers_of
 from lora_mnist.training.trainer import make_trainer
-from lora_mnist.training.trials import tell_unused, values_of_trials
+from lora_mnist.training.trials import is_of_last_layer, tell_unused, values_of_trials
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,10 @@ def _refuse_repair(cfg: DictConfig) -> None:
         raise UserError("refit=true: expected auto or false; with lora.scale=0 nothing is trained")
     if cfg.lora.scale == 0 and mistakes is not None:
         raise UserError("lora.scale=0: expected another number or auto; mistakes are learnt")
+    if is_of_last_layer(cfg) and cfg.batches.augment not in (None, {}, AUTO):
+        why = f"expected auto or null with lora.target_modules={cfg.lora.target_modules}, which "
+        why += "computes the features of each image once"
+        raise UserError(f"batches.augment={as_value(cfg.batches.augment)}: {why}")
     if mistakes is None and target is None:
         raise UserError(
             "target: missing; expected the class to repair, by its name, a list of them, or "
@@ -112,7 +116,8 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
     if cfg.stage == "lora":
         with config_group("lora"):
             require_one_of("init", cfg.lora.init, KINDS)
-            layers_to_adapt(classifier.net, cfg.lora.target_modules)
+            if not is_of_last_layer(cfg):  # which images show: adapter.py
+                layers_to_adapt(classifier.net, cfg.lora.target_modules)
         if monitor := _monitored(trainer):
             raise UserError(
                 f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps "

@@ -10,24 +10,31 @@ arXiv:2204.02937. docs/experiments.md has the numbers.
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
 
 from lora_mnist.choice import AUTO, Choice
+from lora_mnist.config.make import with_values
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.weight import offset_of
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.show.reading import name_of_measure
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.adapter import NO_LAYER
+from lora_mnist.training.adapter import NO_HEAD, NO_LAYER, find_last_linear, put_adapter
 from lora_mnist.training.attempt import Attempt, Failure, attempted
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import (
     FEW_IMAGES,
+    LAST_LINEAR,
     Training,
     augment_of,
+    can_choose,
     choose_refit,
     is_few,
+    is_of_last_layer,
     refit_of,
     trainings_of,
 )
@@ -40,49 +47,90 @@ class Repair(NamedTuple):
 
     kept: Attempt  # whose adapter it is: the best one, or its refit
     best: Attempt  # which decided; a refit has no images to decide by
+    head: Attempt | None  # the best of the last layer alone
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
 
+    def about(self) -> dict[str, Any]:
+        """Return what results.json has of its trainings."""
+        return {**self.best.about(), "head": self.head and self.head.row}
 
-def train_repair(session: Session, selection: Selection, before: Predictions | None) -> Repair:
+
+class Trained(NamedTuple):
+    """What came of several trainings."""
+
+    attempts: list[Attempt]
+    failures: list[Failure]
+
+
+def train_head(session: Session, selection: Selection) -> Trained:
+    """Train the last layer alone, on stored features, in each trial, if a choice may be made.
+
+    What comes of it can be chosen like a trial. The adapter of the last training stays on the
+    network.
+    """
+    cfg = session.cfg
+    none = Trained([], [])
+    is_asked = cfg.head and session.trains and not is_of_last_layer(cfg)
+    if not (is_asked and can_choose(session, selection)):
+        return none
+    if find_last_linear(session) is None:
+        log.info("the last layer alone: not trained, since %s", NO_HEAD)
+        return none
+    own = with_values(cfg, {"lora.target_modules": LAST_LINEAR})
+    with torch.random.fork_rng(devices=[]):  # other adapters start as without this one
+        put_adapter(replace(session, cfg=own), selection)
+        trainings = trainings_of(replace(session, cfg=own), selection)
+        heads = [replace(training, name="head", number=0) for training in trainings]
+        return _train(session, heads)
+
+
+def train_repair(
+    session: Session, selection: Selection, before: Predictions | None, head: Trained
+) -> Repair:
     """Train the adapter in each trial; keep the best one, or train it again as a refit."""
     trainings, refit = trainings_of(session, selection), choose_refit(session, selection)
     planned = len(trainings) + bool(refit.value)
     _refuse_several(session, planned)
     if session.trains:
         print_parameters(session.net)
-    attempts, failures = list[Attempt](), list[Failure]()
-    for training in trainings:
-        for rate in training.rates:  # up to one that does not diverge
-            tried = attempted(session, training.at(rate), planned)
-            if isinstance(tried, Attempt):
-                attempts.append(tried)
-                break
-            failures.append(tried)
-    if smaller := _at_next_rate(attempts):
+    trials = _train(session, [replace(training, of=planned) for training in trainings])
+    if smaller := _at_next_rate(trials.attempts):
         line = "no training is ahead of an offset without one; the rate %g is tried"
         log.info(line, smaller.rate)
-        tried = attempted(session, smaller, planned)
-        if isinstance(tried, Attempt):
-            attempts.append(tried)
-        else:
-            failures.append(tried)
+        more = _train(session, [smaller])
+        trials = Trained(trials.attempts + more.attempts, trials.failures + more.failures)
+    attempts, failures = head.attempts + trials.attempts, head.failures + trials.failures
     if not attempts:
         raise TrainingError("; ".join(each.why for each in failures))
     kept = best = max(attempts, key=lambda attempt: attempt.score)
-    best.put_on(session.net)
+    best.put_on(session)
     val = session.predictions("val", before)  # now: a refit learns these images
     if refit.value and best.point.scale == 0:
         refit = Choice(False, why="the trial adds nothing that validation images show")
     elif refit.value:
         kept, refit = _refitted(session, best, refit, planned)
-    kept.put_on(session.net)
+    kept.put_on(session)
     if kept.hparams is not None:
         for logger in session.trainer.loggers:
             logger.log_hyperparams(dict(kept.hparams))
     choices = _choices(session, attempts, failures, best) | {"refit": refit}
     choices["point"] = _point(session, best)
-    return Repair(kept, best, {} if val is None else {"val": val}, choices)
+    best_head = max(head.attempts, key=lambda attempt: attempt.score, default=None)
+    return Repair(kept, best, best_head, {} if val is None else {"val": val}, choices)
+
+
+def _train(session: Session, trainings: Sequence[Training]) -> Trained:
+    """Run each training at the first of its rates that does not diverge."""
+    trained = Trained([], [])
+    for training in trainings:
+        for rate in training.rates[training.rates.index(training.rate) :]:
+            tried = attempted(session, training.at(rate))
+            if isinstance(tried, Attempt):
+                trained.attempts.append(tried)
+                break
+            trained.failures.append(tried)
+    return trained
 
 
 def _refuse_several(session: Session, planned: int) -> None:
@@ -121,7 +169,7 @@ def _refitted(
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
     training = refit_of(session, best.training, best.point, planned)  # the last one
-    attempt = attempted(session, training, planned)
+    attempt = attempted(session, training)
     if isinstance(attempt, Failure):
         why, images = attempt.why, 0
     else:

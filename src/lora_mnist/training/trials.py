@@ -8,7 +8,7 @@ refit, :func:`choose_refit` says.
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,28 +37,50 @@ FEW_IMAGES = 400
 STEPS, _STEPS_OF_MANY = 400, 1200
 #: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
 RATES = (0.001, 0.0003, 0.0001)
+#: The value of lora.target_modules for trainings of the last layer alone, on features.
+LAST_LINEAR = "last-linear"
 
 
 @dataclass(frozen=True)
 class Training:
     """A training as it is planned."""
 
-    name: str  # of its trial, or refit
-    number: int  # 1 is the first of those planned
+    name: str  # of its trial, head or refit
+    number: int  # 1 is the first of those planned; 0: a head, which is none of them
     cfg: DictConfig  # of the run, with a value in place of each auto that is decided here
     rates: Sequence[float]  # to try; cfg has one of them, at first the first
     images: ImageSets
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
+    last_layer: str = ""  # the layer that is trained alone, on features; "": there is none
+    features: dict[int, Tensor] = field(default_factory=dict)  # of images, by their digests
     refit_at: Point | None = None  # of a refit: the point of the training that it repeats
+    of: int = 0  # how many are planned
 
     @property
     def rate(self) -> float:
         return float(self.cfg.optimizer.lr)
 
+    @property
+    def is_only(self) -> bool:
+        """Whether it is the run's only training, at the first rate that is tried."""
+        return self.of == 1 and self.rate == self.rates[0]
+
+    @property
+    def title(self) -> str:
+        """Its name in the log."""
+        if self.number == 0:
+            return "the last layer alone"
+        return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
+
     def at(self, rate: float) -> "Training":
         """The same at another of its rates."""
         return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": rate}))
+
+
+def is_of_last_layer(cfg: DictConfig) -> bool:
+    """Whether the last layer alone is trained."""
+    return bool(cfg.stage == "lora" and cfg.lora.target_modules == LAST_LINEAR)
 
 
 def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,8 +107,15 @@ def tell_unused(cfg: DictConfig) -> None:
 
 
 def trainings_of(session: Session, selection: Selection) -> list[Training]:
-    """The trainings that are planned, but for a refit; one alone where nothing can choose."""
+    """Return the planned trainings without a refit; one alone where nothing can choose.
+
+    The adapter is on the network of ``session``: each training starts from it.
+    """
     cfg, trials = session.cfg, values_of_trials(session.cfg)
+    layer, features = "", dict[int, Tensor]()
+    if session.trains and is_of_last_layer(cfg):
+        weights = adapted_weights(session.net).items()
+        (layer,) = (name for name, weight in weights if weight.attribute == "weight")
     # A seed that is drawn is drawn once: each training has the same order.
     common = {"trainer.max_steps": _steps(session, selection), "batches.seed": order_seed(cfg)}
     common |= _mix(session, selection)
@@ -94,7 +123,8 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
     start = copy.deepcopy(lora_state_dict(session.net))
     for name, values in (trials or {cfg.stage: {}}).items():
         trial = with_values(cfg, common | values)
-        augment = augment_of(trial, session.classifier)
+        # An image has one feature.
+        augment = None if layer else augment_of(trial, session.classifier)
         own = {"batches.augment": augment, "batches.augmented": augment is not None}
         rates = RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
         own["optimizer.lr"] = rates[0]
@@ -103,14 +133,18 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
         trial = with_values(trial, own)
         if all((trial, rates) != (each.cfg, each.rates) for each in planned):
             number = len(planned) + 1
-            planned.append(Training(name, number, trial, rates, session.images, selection, start))
+            what = (session.images, selection, start, layer, features)
+            planned.append(Training(name, number, trial, rates, *what))
     if len(trials) > 1 and len(planned) == 1:
         log.info("trials: no two differ, so one training is made")
     # An offset alone is the same in each trial.
-    return planned if session.trains and is_few(session, selection) else planned[:1]
+    pays = session.trains and (
+        is_few(session, selection) or (layer and can_choose(session, selection))
+    )
+    return planned if pays else planned[:1]
 
 
-def refit_of(session: Session, best: Training, point: Point, number: int) -> Training:
+def refit_of(session: Session, best: Training, point: Point, planned: int) -> Training:
     """The best training once more, with the validation images among those to learn from."""
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
@@ -121,7 +155,8 @@ def refit_of(session: Session, best: Training, point: Point, number: int) -> Tra
     return replace(
         best,
         name="refit",
-        number=number,
+        number=planned,  # the last one
+        of=planned,
         cfg=cfg,
         rates=[best.rate],
         images=replace(images, train=train, val=none),
@@ -148,9 +183,12 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
 
 def is_few(session: Session, selection: Selection) -> bool:
     """Whether classes have so few images to learn that several trainings pay."""
-    if not selection.targets or not len(session.images.val):  # nothing decides
-        return False
-    return _count_to_learn(session, selection) < FEW_IMAGES
+    return can_choose(session, selection) and _count_to_learn(session, selection) < FEW_IMAGES
+
+
+def can_choose(session: Session, selection: Selection) -> bool:
+    """Whether validation images can choose between trainings."""
+    return bool(selection.targets) and len(session.images.val) > 0
 
 
 def _count_to_learn(session: Session, selection: Selection) -> int:
