@@ -35,6 +35,8 @@ BLOCK = re.compile(
     r"(?P<body>.*?)\n<!-- /(?P=name) -->$",
     re.DOTALL | re.MULTILINE,
 )
+#: What the verdict is followed by.
+AFTER_VERDICT = re.compile("\n(?:To export|The weakest of|report:)")
 PICTURE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
 
 EXAMPLE = PROJECT / "examples" / "own_classifier"
@@ -164,7 +166,7 @@ def repair(runs: Runs) -> str:
     folder = runs.folder_of("repair")
     copyfile(folder / "figures" / "classes.png", PROJECT / "docs" / "repair.png")
     photograph_report(folder / "report.html", "#repaired", PROJECT / "docs" / "repaired.png")
-    end = from_line(text, "accuracy:").partition("\nreport:")[0].partition("\nThe weakest of")[0]
+    end = AFTER_VERDICT.split(from_line(text, "accuracy:"))[0]
     parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
     pictures = (
         "![Errors of each digit before and after the repair](docs/repair.png)\n"
@@ -217,7 +219,7 @@ def example_train(runs: Runs) -> str:
     """The example's repair: the class, the proof, the table and the verdict."""
     text = runs.example("train.py")
     start = lines_that_begin(text, ("target=", "trial=", "lora.", "refit:", "base unchanged:"))
-    table = text[text.rindex("┏") :].partition("\nreport:")[0].splitlines()
+    table = AFTER_VERDICT.split(text[text.rindex("┏") :])[0].splitlines()
     total = next(number for number, line in enumerate(table) if line.startswith("├"))
     shown = fenced("\n".join([start, *table[:6], "...", *table[total:]]))
     return f"{shown}\n\n({machine()})"

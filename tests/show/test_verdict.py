@@ -260,6 +260,22 @@ def test_what_the_training_adds_to_the_offset_is_said():
     assert "offset alone" not in text_of({**GOOD, "dial": DIAL})
 
 
+def test_the_last_layer_alone_stands_beside_the_offset():
+    alone, *others = DIAL["rows"]
+    both = {**DIAL, "rows": [{**alone, "offset": 1.5}, *others]}
+    head = {"head": {**alone, "weighted_accuracy": 0.83}, "point": {"scale": 0.5, "offset": 1}}
+    for dial, numbers in (
+        (both, ["80.0%", "80.0%", "83.0%", "85.0%"]),
+        (DIAL, ["80.0%", "83.0%", "85.0%"]),
+    ):
+        sentence = about({**GOOD, **head, "dial": dial}, "ast layer alone")
+        assert numbers_of(sentence) == numbers
+    trial = {"value": "head", "of": ["head", "plain"], "images": 0, "why": ""}
+    kept = {**GOOD, **head, "dial": both, "choices": {"trial": trial}}
+    assert "last layer alone" not in text_of(kept)
+    assert "with the last layer 85.0%" in about(kept, "offset alone").text
+
+
 def test_a_repair_that_is_off_says_what_its_training_would_do():
     first = verdict(Reading(nines(900, 61, **OFF, targets=[9])))[0]
     assert numbers_of(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]

@@ -112,6 +112,9 @@ class Reading:
         self.choices: Mapping[str, Mapping[str, Any]] = results["choices"]
         #: What decides, and whether to keep a repair: one of :data:`.class_weights.MEASURES`.
         self.choose_by: str = results["choose_by"]
+        #: The curve's row of the last layer alone; empty if it was not trained beside others.
+        self.head: Mapping[str, Any] = results.get("head") or {}
+        self.is_head = self.choices.get("trial", {}).get("value") == "head"
         #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
         self.dial: Mapping[str, Any] = results.get("dial") or {}
         self.target_names = self.named(self.targets) if self.targets else ""

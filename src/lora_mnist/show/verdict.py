@@ -186,15 +186,26 @@ def _of_offset(reading: Reading) -> list[Sentence]:
         if dial and reading.advised.scale == 0 and reading.steps:
             text = "The training adds nothing that validation images show"
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
-    if not dial or not row_at(dial, 0)["offset"]:
+    if not dial:
         return []
     key, by = "weighted_accuracy", name_of_measure(dial["choose_by"])
-    alone, trained = row_at(dial, 0)[key], row_at(dial, point.scale)[key]
-    change = f"{by} {dial['base'][key]:.1%} -> {alone:.1%}"
-    text = f"The offset alone: {change} on validation images; with the training {trained:.1%}"
-    if f"{alone:.1%}" == f"{trained:.1%}":
-        text += ", at a higher score, which decides"
-    return [Sentence(f"{text}.")]
+    alone, trained = row_at(dial, 0), f"{row_at(dial, point.scale)[key]:.1%}"
+    change = f"{by} {dial['base'][key]:.1%} -> "
+    others = []  # cheaper than the trainings of the trials
+    if alone["offset"]:
+        others.append(("the offset alone", f"{alone[key]:.1%}"))
+    if reading.head and not reading.is_head:
+        others.append(("the last layer alone", f"{reading.head[key]:.1%}"))
+    if not others:
+        return []
+    parts: list[str] = []
+    for name, share in others:
+        parts.append(f"{name}: {'' if parts else change}{share}")
+    parts[0] = parts[0].capitalize() + " on validation images"
+    parts.append(f"with the {'last layer' if reading.is_head else 'training'} {trained}")
+    if trained in dict(others).values():
+        parts[-1] += ", at a higher score, which decides"
+    return [Sentence(f"{'; '.join(parts)}.")]
 
 
 def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:

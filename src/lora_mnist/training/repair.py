@@ -77,6 +77,7 @@ def train_head(session: Session, selection: Selection) -> Trained:
     if find_last_linear(session) is None:
         log.info("the last layer alone: not trained, since %s", NO_HEAD)
         return none
+    log.info("the last layer alone, on features that are computed once")
     own = with_values(cfg, {"lora.target_modules": LAST_LINEAR})
     with torch.random.fork_rng(devices=[]):  # other adapters start as without this one
         put_adapter(replace(session, cfg=own), selection)
