@@ -16,6 +16,13 @@ FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which ckpt_path= goes on.
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
+#: The finished trainings of a repair that is not complete: ckpt_path= takes them from its folder.
+FINISHED_FOLDER = "trainings"
+
+
+def finished_trainings(folder: Path) -> list[Path]:
+    """Return the files of the finished trainings in a run's folder."""
+    return sorted(Path(folder, FINISHED_FOLDER).glob("*.safetensors"))
 
 
 def refuse_used_folder(key: str, folder: Path) -> None:

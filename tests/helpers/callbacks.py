@@ -21,12 +21,19 @@ class Crash(Callback):
     """Ends the run before a step, counted from 0 over all epochs.
 
     Which one, and how, stands in the environment, so that the command that goes on is the same:
-    ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal.
+    ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal, ``CRASH=30@2`` raises in
+    the second training.
     """
 
+    trainings = 0  # that this process has begun
+
+    def on_fit_start(self, trainer, pl_module):
+        Crash.trainings += 1
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        step, _, name = os.environ.get("CRASH", "-1").partition(":")
-        if trainer.global_step == int(step):
+        when, _, name = os.environ.get("CRASH", "-1").partition(":")
+        step, _, training = when.partition("@")
+        if trainer.global_step == int(step) and training in ("", str(Crash.trainings)):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))

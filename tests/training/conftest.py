@@ -29,7 +29,7 @@ def go(tmp_path_factory):
 def start(tmp_path, monkeypatch):
     """``start("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step."""
     from composed import FEW, SMALL, composed, small_base
-    from helpers.callbacks import CRASH, Crashed
+    from helpers.callbacks import CRASH, Crash, Crashed
 
     from lora_mnist.commands.train import train
     from lora_mnist.config.run import Run
@@ -41,6 +41,7 @@ def start(tmp_path, monkeypatch):
         is_base = "stage=pretrain" in overrides
         path = f"base_ckpt={folder}/base.ckpt" if is_base else f"base_ckpt={base}"
         monkeypatch.setenv("CRASH", str(crash))
+        monkeypatch.setattr(Crash, "trainings", 0)
         options = (*SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/outputs", "logger=none", path)
         try:
             train(composed("train", *options, *overrides), Run(folder))

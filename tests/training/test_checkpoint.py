@@ -7,10 +7,11 @@ import torch
 from composed import composed, small_base
 from helpers.checkpoints import LORA, PRETRAIN
 from helpers.commands import refused
+from helpers.repairs import RECIPE
 
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST
-from lora_mnist.run_paths import LAST_CHECKPOINT
+from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
 from lora_mnist.training.trainer import make_trainer
 
 
@@ -80,3 +81,32 @@ def test_a_checkpoint_of_other_settings_is_refused(start):
         named = key.lstrip("+").replace("trainer.max_steps", "scheduler.total_iters")
         assert answer.startswith(f"ckpt_path={last}: its training had {named}={before}, ")
         assert f"this one has {after};" in answer
+
+
+#: Another value of a key, for a repair whose finished trainings have the first.
+OTHERS = {
+    "trainer.max_steps": ("12", "20"),
+    "choose_by": ("mean_accuracy", "accuracy"),
+    "lora.scale": ("auto", "0.5"),
+    "lora.offset": ("auto", "0"),
+    "seed": ("0", "7"),
+    "+trials": ("{high: {}, low: {optimizer.lr: 0.003}}", "{high: {}, low: {optimizer.lr: 0.002}}"),
+    "data.val_size": ("500", "400"),
+}
+
+
+def test_finished_trainings_of_another_repair_are_refused(start):
+    own = {key: before for key, (before, _) in OTHERS.items()}
+    common = (*RECIPE, "optimizer.lr=auto")
+    cut = start("cut", *common, *map("=".join, own.items()), crash="3@2")
+    for key, (_, after) in OTHERS.items():
+        other = own | {key: after}
+        answer = refused(start, "new", *common, *map("=".join, other.items()), f"ckpt_path={cut}")
+        named = {"data.val_size": "images_sha256"}.get(key, key.lstrip("+"))
+        assert answer.startswith(f"ckpt_path={cut}: its training had {named}")
+    (file,) = finished_trainings(cut)
+    file.write_bytes(file.read_bytes()[:-9])
+    again = (*common, *map("=".join, own.items()), f"ckpt_path={cut}")
+    assert refused(start, "new", *again).startswith(f"{file}: expected a finished training")
+    file.unlink()
+    assert "no such file" in refused(start, "new", *again)

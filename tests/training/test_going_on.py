@@ -5,13 +5,14 @@ from unittest.mock import Mock
 
 import pytest
 from composed import FEW, SMALL, composed, small_base
-from helpers.callbacks import CRASH, Crashed
+from helpers.callbacks import CRASH, Crash, Crashed
 from helpers.checkpoints import LORA, PRETRAIN
 from helpers.commands import ROOT, files_of, only_run, read_results, run_process
+from helpers.repairs import RECIPE, TRIALS, changed
 
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import Run
-from lora_mnist.run_paths import LAST_CHECKPOINT
+from lora_mnist.run_paths import FINISHED_FOLDER, LAST_CHECKPOINT, finished_trainings
 from lora_mnist.training import repair
 
 
@@ -68,6 +69,48 @@ def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(start, monkey
     on = start("on", *steep, f"ckpt_path={cut / LAST_CHECKPOINT}")
     assert weights_of(on) == weights_of(whole)
     assert read_results(on)["choices"] == read_results(whole)["choices"]
+
+
+@pytest.mark.parametrize("training", [3, 4, 5], ids=["first trial", "second", "refit"])
+def test_a_repair_takes_the_finished_trainings_of_one_that_was_cut(start, training):
+    """Two heads, two trials and a refit: it ends in the same bits, and the cut one stays."""
+    command = (*RECIPE, *TRIALS, "head=true", "lora.offset=auto", "refit=true")
+    whole = start("whole", *command)
+    assert Crash.trainings == 5
+    cut = start("cut", *command, crash=f"3@{training}")
+    before = files_of(cut)
+    assert len(finished_trainings(cut)) == training - 1
+    on = start("on", *command, f"ckpt_path={cut}")
+    assert Crash.trainings == 5 - (training - 1)
+    assert weights_of(on) == weights_of(whole)
+    one, other = read_results(on), read_results(whole)
+    for key in ("choices", "dial", "head", "steps", "test", "val", "validation_errors"):
+        assert one[key] == other[key]
+    assert files_of(cut) == before
+    assert not any((folder / FINISHED_FOLDER).exists() for folder in (on, whole))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("training", [2, 3], ids=["second trial", "refit"])
+def test_a_killed_repair_names_the_command_that_goes_on(cli, outputs, monkeypatch, training):
+    """Killed, then interrupted at the next step, and then left alone."""
+    command = ("train.py", *RECIPE, *TRIALS, *SMALL, *FEW, "refit=true", CRASH, "logger=none")
+    command += (f"paths.outputs={outputs}",)
+    monkeypatch.setenv("CRASH", f"3@{training}:SIGKILL")
+    path = f"{ROOT}/tests:{ROOT}/src"
+    assert run_process(*command, PYTHONPATH=path).returncode == -9
+    killed = only_run(outputs, "lora")
+    files = files_of(killed)
+    monkeypatch.setenv("CRASH", "3:SIGTERM")
+    ended = cli(*command, f"ckpt_path={killed}", f"hydra.run.dir={outputs}/two")
+    assert ended.code == 143, ended.err
+    script, *typed = shlex.split(ended.err.splitlines()[-1].removeprefix("go on with: python "))
+    assert typed[-1] == f"ckpt_path={outputs}/two"
+    monkeypatch.setenv("CRASH", "-1")
+    cli(script, *typed, f"hydra.run.dir={outputs}/three").ok()
+    assert files_of(killed) == files
+    cli(*command, f"hydra.run.dir={outputs}/whole").ok()
+    assert not changed(outputs / "three", outputs / "whole")
 
 
 @pytest.mark.parametrize(("before", "after"), [("0", "0.5"), ("0.5", "0")])

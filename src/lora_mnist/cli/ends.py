@@ -15,7 +15,7 @@ from lora_mnist.cli.sweep import end_early
 from lora_mnist.config.run import Run, in_grammar
 from lora_mnist.errors import UserError
 from lora_mnist.project import command_line
-from lora_mnist.run_paths import LAST_CHECKPOINT
+from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
 
 
 class PastHydra(BaseException):
@@ -90,9 +90,10 @@ def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
         return ""
     last, run = folder / LAST_CHECKPOINT, Run.of_command_line(hydra_conf, folder)
     how, typed = "start again with", run.typed_without("hydra.run.dir", "hydra.mode")
-    if last.is_file():  # several trainings have none
+    if last.is_file() or finished_trainings(folder):
         how, typed = "go on with", run.typed_without("hydra.run.dir", "hydra.mode", "ckpt_path")
-        typed.append(f"ckpt_path={in_grammar(last)}")
+        path = last if last.is_file() else folder  # several trainings have no checkpoint
+        typed.append(f"ckpt_path={in_grammar(path)}")
     elif is_bug:
         return f"log: {folder / hydra_conf.job.name}.log"
     return f"{how}: {command_line(str(hydra_conf.job.config_name), typed)}"

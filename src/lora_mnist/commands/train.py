@@ -22,6 +22,7 @@ from lora_mnist.training.artifacts import (
     write_new_base,
 )
 from lora_mnist.training.check_preprocessing import check_base
+from lora_mnist.training.finished import remove_finished
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.repair import train_head, train_repair
@@ -103,9 +104,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         "better_preprocessing": better_preprocessing,
     }
     tables = repair.tables | session.tables()
-    if is_quick(cfg):
-        return finish(session, tables, choices, about)
-    leave_adapter(session, choices, repair.kept.learnt)
-    results = finish(session, tables, choices, about | {"adapter": ADAPTER_FOLDER})
-    keep_base(session)  # last: where the disk is full, all that is smaller is there
+    if not is_quick(cfg):
+        leave_adapter(session, choices, repair.kept.learnt)
+        about["adapter"] = ADAPTER_FOLDER
+    results = finish(session, tables, choices, about)
+    if not is_quick(cfg):
+        keep_base(session)  # last: where the disk is full, all that is smaller is there
+    remove_finished(session)
     return results

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.project import user_path
+from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
 
 # What a value has to be is said in words, which messages have as they are: alternatives between
 # " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the text itself,
@@ -107,9 +108,11 @@ def check_values(cfg: DictConfig) -> None:
                 raise UserError(f"trials.{name}.{key}: expected some of {of_trials}")
             _check_value(key, value, f"trials.{name}.")
     path = cfg.get("ckpt_path")
-    if path is not None and not user_path(path).is_file():
-        expected = "expected a checkpoint of a training, RUN/checkpoints/last.ckpt"
-        raise UserError(f"ckpt_path={path}: no such file; {expected}")
+    if path is not None and not (user_path(path).is_file() or finished_trainings(user_path(path))):
+        raise UserError(
+            f"ckpt_path={path}: no such file; expected a checkpoint of a training, "
+            f"RUN/{LAST_CHECKPOINT}, or the folder RUN of a repair with finished trainings"
+        )
 
 
 def _check_value(key: str, value: Any, where: str = "") -> None:

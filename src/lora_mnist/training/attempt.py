@@ -19,9 +19,11 @@ from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.dial import row_at
+from lora_mnist.project import user_path
 from lora_mnist.training.adapter import put_adapter
 from lora_mnist.training.callbacks import DurationInLog
 from lora_mnist.training.features import on_features
+from lora_mnist.training.finished import load_finished, save_finished
 from lora_mnist.training.fit import data_of, fit
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
@@ -92,9 +94,27 @@ class Attempt:
 
 
 def attempted(session: Session, planned: Training) -> Attempt | Failure:
-    """Train as ``planned``, and search for the operating point."""
-    ckpt_path = planned.cfg.ckpt_path if planned.is_only else None
-    cfg = with_values(planned.cfg, {"ckpt_path": ckpt_path})
+    """Train as ``planned`` and search for the operating point, or take the finished training.
+
+    Of several trainings each is kept in the run's folder.
+    """
+    finished = load_finished(session, planned)
+    if finished is None:
+        try:
+            finished = _train(session, planned)
+        except TrainingError as error:
+            log.warning("%s: %s", planned.name, error)
+            return Failure(planned, str(error))
+    if not planned.is_only:
+        save_finished(session, planned, finished)
+    return Attempt(planned, **finished)
+
+
+def _train(session: Session, planned: Training) -> dict[str, Any]:
+    """Train as ``planned``; return the fields of the result, or raise TrainingError."""
+    path = planned.cfg.ckpt_path
+    goes_on = planned.is_only and path is not None and user_path(path).is_file()
+    cfg = with_values(planned.cfg, {"ckpt_path": path if goes_on else None})
     training = replace(planned, cfg=cfg)
     trainer = _trainer_of(session, training)
     if training.of > 1 and training.number == 1 and not training.last_layer:
@@ -105,32 +125,27 @@ def attempted(session: Session, planned: Training) -> Attempt | Failure:
         session, training = on_features(session, training)
     steps, validation_errors = 0, list[tuple[int, int]]()
     hparams, learnt = None, torch.empty(0, dtype=torch.int64)
-    try:
-        if session.trains:
-            if training.of > 1:
-                log.info("%s: %s", training.title, training.name)
-            data = data_of(session, training)
-            module = fit(session, cfg, trainer, data)
-            steps, validation_errors = module.global_step, list(module.errors_by_step.items())
-            hparams = None if training.is_only else dict(module.hparams)
-            learnt = data.learnt
-        tensors = copy.deepcopy(lora_state_dict(session.net))
-        # What the first of several processes has chosen.
-        point, curve = session.trainer.strategy.broadcast(_advised(session, training))
-    except TrainingError as error:
-        log.warning("%s: %s", training.name, error)
-        return Failure(planned, str(error))
-    return Attempt(
-        planned,
-        steps=steps,
-        max_steps=trainer.max_steps,
-        hparams=hparams,
-        validation_errors=validation_errors,
-        learnt=learnt,
-        tensors=tensors,
-        point=point,
-        curve=curve,
-    )
+    if session.trains:
+        if training.of > 1:
+            log.info("%s: %s", training.title, training.name)
+        data = data_of(session, training)
+        module = fit(session, cfg, trainer, data)
+        steps, validation_errors = module.global_step, list(module.errors_by_step.items())
+        hparams = None if training.is_only else dict(module.hparams)
+        learnt = data.learnt
+    tensors = copy.deepcopy(lora_state_dict(session.net))
+    # What the first of several processes has chosen.
+    point, curve = session.trainer.strategy.broadcast(_advised(session, training))
+    return {
+        "steps": steps,
+        "max_steps": trainer.max_steps,
+        "hparams": hparams,
+        "validation_errors": validation_errors,
+        "learnt": learnt,
+        "tensors": tensors,
+        "point": point,
+        "curve": curve,
+    }
 
 
 def _trainer_of(session: Session, training: Training) -> Trainer:

@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lora_mnist.config.run import is_in
 from lora_mnist.errors import UserError, as_value
 from lora_mnist.files import atomic_write, flatten
+from lora_mnist.run_paths import LAST_CHECKPOINT
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,24 +23,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def refuse_other_training(
-    path: str | Path, hparams: Mapping[str, Any], groups: Iterable[str]
-) -> None:
-    """Refuse a checkpoint of a training that had other ``hparams`` in one of ``groups``."""
+def read_hparams(path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its training.
+
+    Raises:
+        UserError: if the file is no checkpoint of a training.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        its = flatten(dict(content["hyper_parameters"]))
+        return dict(content["hyper_parameters"])
     except Exception as error:  # torch has no one class for what a file may hold
         raise UserError(
-            f"ckpt_path={path}: expected a checkpoint of a training, RUN/checkpoints/last.ckpt "
+            f"ckpt_path={path}: expected a checkpoint of a training, RUN/{LAST_CHECKPOINT} "
             f"({type(error).__name__})"
         ) from error
-    own = flatten(dict(hparams))
-    of_finished = ("lora.scale", "lora.offset")  # these may be others
+
+
+def refuse_other_training(
+    path: str | Path,
+    its: Mapping[str, Any],
+    hparams: Mapping[str, Any],
+    groups: Iterable[str],
+    but: Iterable[str] = (),  # keys in the groups that may differ
+) -> None:
+    """Raise if the training at ``path`` had other ``hparams`` in one of ``groups``."""
+    before, now = flatten(dict(its)), flatten(dict(hparams))
     for group in groups:
-        for key in [*own, *its]:
-            one, other = own.get(key), its.get(key)
-            if one != other and is_in(key, group) and key not in of_finished:
+        for key in [*now, *before]:
+            one, other = now.get(key), before.get(key)
+            if one != other and is_in(key, group) and key not in but:
                 raise UserError(
                     f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
                     f"{as_value(one)}; expected its command once more, for the same images"

@@ -18,7 +18,7 @@ from lora_mnist.data.plan import Plan
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.model import KINDS
 from lora_mnist.training.callbacks import TrainedAverage
-from lora_mnist.training.checkpoint import refuse_other_training
+from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: What a training which goes on has to have as before, known before images are read.
 KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
 #: The others. The number of steps may change, unless a scheduler counts them.
-_MAKE_A_TRAINING = (
+MAKE_A_TRAINING = (
     *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
     *("refit", "learnt_sha256", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
     "trainer.precision",
@@ -121,8 +121,9 @@ def fit(
     hparams |= {"target": names, "learnt_sha256": fingerprint_of(data.learnt)}
     hparams["data"] = {**classifier.settings.data, **split}
     if cfg.ckpt_path is not None:
-        groups = (*KNOWN_AT_ONCE, *_MAKE_A_TRAINING, *(f"data.{key}" for key in split))
-        refuse_other_training(cfg.ckpt_path, hparams, groups)
+        groups = (*KNOWN_AT_ONCE, *MAKE_A_TRAINING, *(f"data.{key}" for key in split))
+        its, of_finished = read_hparams(cfg.ckpt_path), ("lora.scale", "lora.offset")
+        refuse_other_training(cfg.ckpt_path, its, hparams, groups, but=of_finished)
     module.save_hyperparameters(hparams)
     net.train()
     of_names = f" of {', '.join(names)}" if names else ""

@@ -17,8 +17,10 @@ from lora_mnist.errors import UserError, as_value, config_group, require_one_of
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.target_modules import layers_to_adapt, listed
-from lora_mnist.run_paths import refuse_used_folder
-from lora_mnist.training.checkpoint import refuse_other_training
+from lora_mnist.project import user_path
+from lora_mnist.run_paths import finished_trainings, refuse_used_folder
+from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
+from lora_mnist.training.finished import refuse_other_repair
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
 from lora_mnist.training.images import images_of
 from lora_mnist.training.session import Session
@@ -48,6 +50,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_images(session)
+        refuse_other_repair(session)
     if cfg.stage == "lora":
         _tell_doubts(session)
     if cfg.stage != "pretrain":
@@ -130,9 +133,9 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
             check_training(with_values(cfg, values), trainer, classifier)
         except UserError as error:
             raise UserError(f"trials.{name}.{error}") from error
-    if cfg.ckpt_path is not None:
-        known = hyperparameters(cfg, classifier)
-        refuse_other_training(cfg.ckpt_path, known, KNOWN_AT_ONCE)
+    if cfg.ckpt_path is not None and not finished_trainings(user_path(cfg.ckpt_path)):
+        its, known = read_hparams(cfg.ckpt_path), hyperparameters(cfg, classifier)
+        refuse_other_training(cfg.ckpt_path, its, known, KNOWN_AT_ONCE)
 
 
 def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:

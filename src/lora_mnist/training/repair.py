@@ -21,6 +21,7 @@ from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.weight import offset_of
 from lora_mnist.measure.predictions import Predictions
+from lora_mnist.project import user_path
 from lora_mnist.show.reading import name_of_measure
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_HEAD, NO_LAYER, find_last_linear, put_adapter
@@ -82,7 +83,7 @@ def train_head(session: Session, selection: Selection) -> Trained:
     with torch.random.fork_rng(devices=[]):  # other adapters start as without this one
         put_adapter(replace(session, cfg=own), selection)
         trainings = trainings_of(replace(session, cfg=own), selection)
-        heads = [replace(training, name="head", number=0) for training in trainings]
+        heads = [replace(training, name="head") for training in trainings]
         return _train(session, heads)
 
 
@@ -138,10 +139,11 @@ def _refuse_several(session: Session, planned: int) -> None:
     """Refuse, or say, what is for a single training, where several are planned."""
     if planned == 1:
         return
-    if session.cfg.ckpt_path is not None:
+    path = session.cfg.ckpt_path
+    if path is not None and user_path(path).is_file():
         raise UserError(
-            f"ckpt_path={session.cfg.ckpt_path}: expected null, since this repair has several "
-            "trainings; start it again: same seed, same numbers"
+            f"ckpt_path={path}: expected the folder of a run with finished trainings, or null, "
+            "since this repair has several trainings"
         )
     is_usual = bool((session.cfg.get("callbacks") or {}).get("checkpoint"))
     if len(session.trainer.checkpoint_callbacks) > is_usual:

@@ -46,7 +46,7 @@ class Training:
     """A training as it is planned."""
 
     name: str  # of its trial, head or refit
-    number: int  # 1 is the first of those planned; 0: a head, which is none of them
+    number: int  # 1 is the first of those planned
     cfg: DictConfig  # of the run, with a value in place of each auto that is decided here
     rates: Sequence[float]  # to try; cfg has one of them, at first the first
     images: ImageSets
@@ -55,7 +55,7 @@ class Training:
     last_layer: str = ""  # the layer that is trained alone, on features; "": there is none
     features: dict[int, Tensor] = field(default_factory=dict)  # of images, by their digests
     refit_at: Point | None = None  # of a refit: the point of the training that it repeats
-    of: int = 0  # how many are planned
+    of: int = 0  # how many are planned; 0: a head, which is none of them
 
     @property
     def rate(self) -> float:
@@ -69,7 +69,7 @@ class Training:
     @property
     def title(self) -> str:
         """Its name in the log."""
-        if self.number == 0:
+        if self.of == 0:
             return "the last layer alone"
         return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
 
