@@ -55,7 +55,7 @@ def load_classifier(
     net: nn.Module | None = None,
     transform: Callable[[Any], Tensor] | None = None,
 ) -> Classifier:
-    """A classifier, with its adapter where one is named, ready to say what pictures show.
+    """Load a classifier, with its adapter where one is named, ready to predict pictures.
 
     Network, classes and preprocessing are those of the files; no image of the training is needed.
     Code that a file names is run only if it is torchvision's, timm's or ours; for any other, pass

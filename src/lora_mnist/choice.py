@@ -15,7 +15,7 @@ _KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
 
 
 class Choice(NamedTuple):
-    """What was chosen, and why."""
+    """A value that was chosen, with the reason."""
 
     value: Any
     of: Sequence[Any] | None = None  # the values to choose from; None: they are not listed
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What results.json has of it."""
+        """The choice as an entry of results.json."""
         return {"value": self.value, "of": self.of, "images": self.images, "why": self.why}
 
 

@@ -60,7 +60,7 @@ def require_one_of(name: str, value: Any, choices: Iterable[str | int]) -> None:
 
 
 def as_value(value: Any) -> str:
-    """A value as it is typed behind a key: ``[0.5,0.5]``, ``{_target_: my.Crop, size: 8}``."""
+    """Return a value as it is written after a key: ``[0.5,0.5]``, ``{_target_: my.Crop, a: 8}``."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {as_value(each)}' for key, each in value.items())}}}"
     if isinstance(value, Sequence) and not isinstance(value, str):  # OmegaConf's, too
@@ -106,14 +106,14 @@ def config_group(group: str) -> Iterator[None]:
 
 
 def refusal_of(error: ArgumentError, group: str = "") -> str:
-    """The line about an argument that cannot be used, which is a key of ``group``."""
+    """Return the line about an argument that cannot be used, which is a key of ``group``."""
     group = "prepare" if error.name in PREPARE else group  # a data set takes both
     key = f"{group}.{error.name}".lstrip(".")
     return f"{key}={as_value(error.value)}: {error.reason}"
 
 
 def _is_of_libraries(error: BaseException | None) -> bool:
-    """Whether only code that is Python's, ours or installed has run, and none of the user's own."""
+    """Return whether the error's code is all Python's, ours or installed, and none the user's."""
     while error is not None:
         for frame, _ in walk_tb(error.__traceback__):
             file = Path(frame.f_code.co_filename)
@@ -126,14 +126,14 @@ def _is_of_libraries(error: BaseException | None) -> bool:
 
 
 def one_line(text: object) -> str:
-    """A text, or the message of an error, without line breaks."""
+    """Return a text, or the message of an error, without line breaks."""
     if isinstance(text, OSError) and text.strerror:  # Python's has [Errno 2]
         text = f"{text.strerror}: {text.filename}" if text.filename else text.strerror
     return printable(" ".join(str(text).split()))
 
 
 def printable(text: object) -> str:
-    """A text or a path without what a terminal obeys, in UTF-8: a file may be named in Latin-1."""
+    """Return a text or a path in UTF-8 without control characters; names may be in Latin-1."""
     text = str(text).encode(errors="backslashreplace").decode()
     return re.sub(r"[^\n\t -~\xa0-\U0010ffff]", lambda found: ascii(found[0])[1:-1], text)
 

@@ -39,7 +39,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none. ValueError, if it is damaged."""
+    """Return the content of a JSON file, {} if there is none. Raise ValueError if it is damaged."""
     if not path.is_file():
         return {}
     try:
@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
+    """Return ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}`` for ``{"a": {"b": 1, "c": [2, 3]}}``."""
     if not isinstance(nested, dict | list):
         return {prefix: nested}
     flat: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) 
 
 
 def _is_formula(cell: Any) -> bool:
-    """Whether a spreadsheet would compute a text, which may be somebody else's file name."""
+    """Return whether a spreadsheet would compute a text, which may be a stranger's file name."""
     if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")):
         return False
     try:

@@ -1,4 +1,4 @@
-"""How far a loop of ours is that takes its time."""
+"""Progress of our own loops that take long."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Where project and user are, and how commands are typed. Imports neither torch nor Hydra."""
+"""The project's folder, users' paths, and commands to print. Imports neither torch nor Hydra."""
 
 import os
 import shlex
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def user_path(typed: object) -> Path:
-    """A path that somebody gives, whose name may be a number; ``~`` is where he is at home."""
+    """Return a path that a user gives, relative to his folder; the name may be a number."""
     return Path(os.path.expanduser(str(typed)))  # noqa: PTH111  # ~nobody stays as it is
 
 
@@ -43,7 +43,7 @@ def importable() -> Iterator[None]:
 
 
 def program(name: str) -> str:
-    """How the command ``name`` is typed here: ``python ../train.py``, or ``lora-mnist train``."""
+    """Return the command ``name`` as it is called here, such as ``python ../train.py``."""
     if CONFIGS.parent == _PACKAGE:
         return f"lora-mnist {name}"
     entry = PROJECT / f"{name}.py"
@@ -60,7 +60,7 @@ def install_command(extra: str) -> str:
 
 
 def command_line(name: str, arguments: Iterable[str]) -> str:
-    """A whole command, ready to paste into bash or zsh."""
+    """Return a whole command, ready to paste into bash or zsh."""
     return " ".join([program(name), *map(quoted, arguments)])
 
 

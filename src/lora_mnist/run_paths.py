@@ -1,4 +1,4 @@
-"""Where a run's folder is, and where its files are in it."""
+"""The folder of a run, and the paths of the files in it."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -39,12 +39,12 @@ def refuse_unwritable(out: Path) -> None:
 
 
 def new_run_folder(outputs: str | Path, stage: str) -> Path:
-    """A new folder, named by the time, of a run that is called from Python."""
+    """Return a new folder, named by the time, for a run that is called from Python."""
     return user_path(outputs) / stage / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def latest_adapter(outputs: str | Path) -> Path:
-    """What ``adapter=latest`` means: the newest of a run in ``outputs``/lora, none of a sweep."""
+    """Return the folder for ``adapter=latest``: the newest in ``outputs``/lora, of no sweep."""
     folder = Path(outputs, "lora")
     configs = folder.glob(f"*/{ADAPTER_FOLDER}/adapter_config.json")
     newest = max(configs, key=lambda path: (_ended(path), path), default=None)

@@ -1,1 +1,1 @@
-"""What records become: a network, its classes and its preparation. No Hydra, no Lightning."""
+"""A network with its classes and its preprocessing, built from records. No Hydra, no Lightning."""

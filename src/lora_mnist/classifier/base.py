@@ -50,7 +50,7 @@ def write_base(
 
 
 def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
-    """The name of the files of a base, one for each network and data set: ``mnist_cnn``."""
+    """Return the name of a base's files, one for each network and data set: ``mnist_cnn``."""
     name = data.get("name")
     if name is None and is_published(data):
         data_set = DATA_SETS[data.get("_target_") or PUBLISHED[0]]
@@ -70,12 +70,12 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
 
 
 def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
-    """The file in which a base stays for good."""
+    """Return the path under which a base is kept for good."""
     return folder / f"{name}-{sha256[:12]}.ckpt"
 
 
 def base_with_sha256(folder: Path, sha256: str) -> Path | None:
-    """The file in ``folder`` that holds the base with this fingerprint, undamaged, if any does."""
+    """Return the undamaged file in ``folder`` whose base has this SHA-256, or None."""
     for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
         if sha256_of_base(path) == sha256:
             return path
@@ -83,7 +83,7 @@ def base_with_sha256(folder: Path, sha256: str) -> Path | None:
 
 
 def sha256_of_base(path: Path) -> str | None:
-    """The fingerprint of a base of ours; ``None`` for any other file, or a damaged one."""
+    """Return the SHA-256 of a base of ours, or None if the file is damaged or none of ours."""
     with suppress(OSError, ValueError):
         file = read_base(path)
         if file.sha256 == fingerprint(file.tensors):

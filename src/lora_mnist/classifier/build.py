@@ -1,4 +1,4 @@
-"""What arguments make: a network, a data set, a transform, each named by its ``_target_``."""
+"""Builds a network, a data set or a transform from arguments that name it by ``_target_``."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -43,7 +43,7 @@ def build(arguments: Any, is_transform: bool = False) -> Any:
 
 
 def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether ``function`` is a transform itself: one argument is missing, the picture."""
+    """Return whether ``function`` is itself a transform: a picture is its one missing argument."""
     if isinstance(function, type):
         return False  # it makes one
     if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
@@ -57,7 +57,7 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 def build_network(arguments: Mapping[str, Any]) -> nn.Module:
-    """The network of these arguments, with fresh weights, in eval mode."""
+    """Build the network that these arguments describe, with fresh weights, in eval mode."""
     key = f"net._target_={arguments.get('_target_')}"
     with importable(), config_group(key):
         net = build(arguments)
@@ -68,7 +68,7 @@ def build_network(arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def build_dataset(settings: Settings) -> ImageDataset:
-    """The data set of these settings; what is missing comes from its images."""
+    """Build the data set of these settings; missing values are taken from its images."""
     for key, value in settings.data.items():
         if key in PREPARE and value is not None:
             raise UserError(f"data.{key}={as_value(value)}: expected prepare.{key}")

@@ -1,6 +1,7 @@
-"""How a point comes to be: it is typed, as the adapter was saved, or advised by validation images.
+"""The operating point of an adapter: set, as saved, or advised by validation images.
 
-A training saves its adapter where :meth:`Dial.advise` says; :func:`turn_adapter` turns a saved one.
+A training saves its adapter at the point that :meth:`Dial.advise` returns; :func:`turn_adapter`
+moves a saved adapter to another point.
 """
 
 import logging
@@ -36,9 +37,9 @@ class Dial(NamedTuple):
     def advise(
         self, asked: Mapping[str, float | str], scales: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
-        """The point where ``asked`` has ``auto`` for some of its numbers; and the curve.
+        """Return the operating point, in which ``asked`` may have ``auto``, and the curve.
 
-        ``scales`` are tried, and the one that is asked for.
+        The search tries ``scales``, and the scale in ``asked`` if there is one.
         """
         classifier = self.classifier
         some = images_of_dial(self.images.labels, self.seed)
@@ -104,7 +105,10 @@ def turn_adapter(
 
 
 def _why_not_advised(dial: Dial, key: str) -> str:
-    """Why validation images may not decide; "": they may. UserError where there are none."""
+    """Return why validation images may not decide, or "" if they may.
+
+    Raise UserError if there are none.
+    """
     classifier = dial.classifier
     if classifier.record.is_refit:
         return ", since the adapter has learnt validation images"

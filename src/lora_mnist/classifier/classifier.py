@@ -66,24 +66,24 @@ class Classifier:
         bases: str | Path = Path("outputs", "base"),
         base_prefix: str | None = None,
     ) -> "Classifier":
-        """The classifier that the files of an adapter and its base describe.
+        """Load the classifier that the files of an adapter and its base describe.
 
-        Each value comes from the first source that has it; the log says so. :mod:`.settings` has
-        the order of the sources, in which they are asked here.
+        Each value comes from the first source that has it, and the log names that source.
+        :mod:`.settings` has the order, and the sources are asked in this order here.
 
         Args:
             adapter: as in :func:`.api.load_classifier`.
-            base: as there.
-            net: the typed arguments of the network, ``_target_`` among them, in which ``None``
-                stands for a value that is not typed; or the network itself.
-            prepare: those of its preparation, likewise; ``transform`` may be a function.
-            data: those of its images, likewise.
+            base: as in :func:`.api.load_classifier`.
+            net: arguments of the network from the command line, ``_target_`` among them, in which
+                ``None`` stands for a value that is not set; or the network itself.
+            prepare: arguments of the preprocessing, in this form; ``transform`` may be a function.
+            data: arguments of the images, in this form.
             bases: the folder of all bases.
-            base_prefix: how the names of the weights begin in a base's file that has several
-                networks, such as ``ema.``.
+            base_prefix: the beginning of the weights' names, such as ``ema.``, in a base's file
+                that holds several networks.
 
         Raises:
-            UserError: if a file is missing, does not fit, or names code that is not typed.
+            UserError: if a file is missing, does not fit, or names code that is not allowed.
         """
         own_net = None
         if isinstance(net, nn.Module):
@@ -123,7 +123,7 @@ class Classifier:
     def new(
         cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
     ) -> "Classifier":
-        """A classifier that is still to be trained, of the typed arguments and the defaults."""
+        """Return an untrained classifier of these arguments and the defaults."""
         arguments, folder = from_folder(net)
         settings = Settings.of_typed(arguments, prepare, data, folder).with_default_targets()
         network = build_network(settings.net)
@@ -132,7 +132,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.net.parameters()).device
 
     @property
@@ -141,7 +141,10 @@ class Classifier:
         return self.dataset.classes
 
     def prepare(self, picture: str | Path | Image.Image) -> Tensor:
-        """The network's input, (channels, height, width) float32; or ValueError with the reason."""
+        """Return the network's input for a picture, (channels, height, width) float32.
+
+        Raise ValueError, with the reason, if the picture cannot be read.
+        """
         return self.dataset.normalise(self.read(picture)[None])[0]
 
     def read(self, picture: str | Path | Image.Image) -> Tensor:
@@ -153,9 +156,9 @@ class Classifier:
     def predict(
         self, pictures: str | Path | Image.Image | Iterable[str | Path | Image.Image]
     ) -> list[Prediction]:
-        """The prediction for each picture, or for one, with the adapter as it is on the network.
+        """Return the prediction for each picture, or for a single one, at the adapter's point.
 
-        ValueError, with the reason, if one cannot be read, or shows nothing.
+        Raise ValueError, with the reason, if a picture cannot be read, or shows nothing.
         """
         if isinstance(pictures, str | Path | Image.Image):
             pictures = [pictures]

@@ -1,4 +1,4 @@
-"""Which files a classifier is made of: those that are named, or those that belong together."""
+"""Finds the files of a classifier: the named ones, or an adapter and the base it was made for."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lora_mnist.run_paths import ADAPTER_FOLDER
 
 
 def find_adapter(folder: str | Path | None) -> tuple[Path | None, Record]:
-    """The folder of an adapter itself, where that of its run may be named, and its record."""
+    """Return an adapter's folder, which a run's folder may stand for, and the adapter's record."""
     if folder is None:
         return None, NO_RECORD
     path = user_path(folder)
@@ -36,7 +36,7 @@ def find_adapter(folder: str | Path | None) -> tuple[Path | None, Record]:
 def find_base(
     named: str | Path | None, bases: Path, settings: Settings, adapter: Path | None, record: Record
 ) -> Path:
-    """The file of the base: the one that is named, the adapter's own in ``bases``, or the current.
+    """Return the base's file: the named one, the adapter's own in ``bases``, or the current one.
 
     A folder of Hugging Face may be named. ``record`` is the adapter's.
     """

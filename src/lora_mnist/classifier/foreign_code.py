@@ -1,4 +1,4 @@
-"""What is not run because a record alone names it: a record may be a stranger's."""
+"""A white list of the code that a record may name, since a stranger may have written the record."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def refuse_foreign_code(
 def foreign_code(
     arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
 ) -> str | None:
-    """What in an argument could run code, or read a file, and is not typed; ``None``: nothing."""
+    """Return the value in an argument that could run code or read a file unasked, or None."""
     if value == typed:
         return None
     if name == "transform" and isinstance(value, Mapping):
@@ -65,7 +65,7 @@ def foreign_code(
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether ``value`` is a text without ``${``, a number, a bool, None, or a list of these."""
+    """Return whether ``value`` is a number, bool, None, text without ``${``, or a list of these."""
     if isinstance(value, list | tuple):  # a base's file may have tuples, too
         return all(map(_is_plain, value))
     if isinstance(value, str):

@@ -24,17 +24,17 @@ _CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_
 
 
 def huggingface(config: str) -> nn.Module:
-    """A classifier of transformers with fresh weights, in float32.
+    """Build a classifier of transformers with fresh weights, in float32.
 
-    Images, (N, channels, height, width), give logits, (N, number of labels): of its outputs, the
-    network returns ``logits`` alone. Its tensors have the names that transformers gives them.
+    The network takes images, (N, channels, height, width), and returns only logits, (N, number of
+    labels). Its tensors have the names that transformers gives them.
 
     Args:
         config: the content of a config.json.
 
     Raises:
         UserError: if transformers is not installed.
-        ValueError: if it makes no image classifier of ``config``.
+        ValueError: if transformers builds no image classifier from ``config``.
     """
     require_extra(f"net._target_={TARGET}", "huggingface", "transformers")
     from transformers import CONFIG_MAPPING, AutoModelForImageClassification
@@ -54,7 +54,7 @@ def huggingface(config: str) -> nn.Module:
 
 
 def with_logits(net: nn.Module) -> nn.Module:
-    """The network itself, in eval mode, made to return its logits alone."""
+    """Make a network return its logits alone; return this network, in eval mode."""
     net.register_forward_hook(_logits)
     return net.eval()
 
@@ -64,7 +64,7 @@ def _logits(net: nn.Module, images: Any, output: Any) -> Any:
 
 
 def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """A network's arguments with the content of a config.json for ``folder``, and that folder."""
+    """Return a network's arguments with a config.json's content for ``folder``, and the folder."""
     if net.get("_target_") != TARGET or net.get("folder") is None:
         return dict(net), None
     folder = user_path(net["folder"])
@@ -116,7 +116,7 @@ def _quiet() -> Iterator[None]:
 
 
 def processor_of(folder: Path) -> Any:
-    """What prepares pictures for the network of a folder."""
+    """Load the image processor from a network's folder."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(
@@ -125,7 +125,7 @@ def processor_of(folder: Path) -> Any:
 
 
 def pictures_to_try(channels: int) -> list[Image.Image]:
-    """A wide and a tall picture by which ways to prepare pictures are compared: smooth ones."""
+    """Draw a wide and a tall picture, both smooth, on which ways of preprocessing are compared."""
     gradient = Image.linear_gradient("L")
     smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
     smooth = smooth.convert("RGB" if channels == 3 else "L")
@@ -133,7 +133,7 @@ def pictures_to_try(channels: int) -> list[Image.Image]:
 
 
 def allowed_difference(height: int, width: int) -> float:
-    """How far pixels, from 0 to 1, of these pictures may differ: a crop may lie a pixel beside."""
+    """Return how much pixels, from 0 to 1, may differ: a crop may be off by one pixel."""
     return 2 / min(height, width, 128)
 
 

@@ -1,4 +1,4 @@
-"""What an adapter has learnt: the digests of its images, in a file beside it."""
+"""The file beside an adapter with the digests of its training images."""
 
 import logging
 from contextlib import suppress
@@ -24,7 +24,7 @@ def write_learnt(folder: Path, digests: Tensor) -> str:
 
 
 def read_learnt(folder: Path, sha256: str | None) -> Tensor | None:
-    """The digests with this fingerprint; ``None``: they are not there, as in PEFT's adapters."""
+    """Return the digests with this SHA-256, or None if the file is missing, as in PEFT."""
     if sha256 is None:
         return None
     with suppress(OSError, KeyError, SafetensorError):
@@ -37,5 +37,5 @@ def read_learnt(folder: Path, sha256: str | None) -> Tensor | None:
 
 
 def fingerprint_of(digests: Tensor) -> str:
-    """The SHA-256 of digests, in hexadecimal."""
+    """Return the SHA-256 of digests, in hexadecimal."""
     return fingerprint({"digests": digests})

@@ -1,6 +1,6 @@
-"""How the network's own makers prepare pictures, as keys of ``prepare``.
+"""The preprocessing that a network's makers recommend, as keys of ``prepare``.
 
-timm's, torchvision's and Hugging Face's networks say it, each in another way.
+timm, torchvision and Hugging Face each describe it in their own way.
 """
 
 import re
@@ -30,7 +30,7 @@ def own_preprocessing(
     prepare: Mapping[str, Any],
     folder: Path | None = None,  # of Hugging Face
 ) -> dict[str, Any]:
-    """The keys of ``prepare`` that a network's makers say; empty, if they say nothing."""
+    """Return the keys of ``prepare`` that a network's makers recommend; empty if there are none."""
     weights = arguments.get("weights")
     package, _, builder = str(arguments["_target_"]).rpartition(".")
     if arguments["_target_"] == TARGET:
@@ -82,7 +82,7 @@ def _of_torchvision(transforms: Any) -> dict[str, Any]:
 
 
 def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The order of the classes, and what the folder's processor does, if any keys say that."""
+    """Return the order of the classes, and the processor's steps as far as ``prepare`` has them."""
     channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
     named: dict[str, Any] = {"channels": channels}
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
@@ -125,7 +125,10 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
 def _way_to_size(
     pictures: Sequence[Image.Image], pixels: Sequence[Tensor], values: Mapping[str, Any]
 ) -> Preparation | None:
-    """How these pictures become these pixels, from 0 to 1; ``values`` are the processor's."""
+    """Return the resizing that makes these pixels, from 0 to 1, of these pictures, or None.
+
+    ``values`` are the processor's.
+    """
     channels, height, width = pixels[0].shape
     if any(each.shape != pixels[0].shape for each in pixels):
         return None
@@ -140,7 +143,7 @@ def _way_to_size(
                 ways.append(Preparation(channels, (height, width), *own))
 
     def difference(way: Preparation) -> float:
-        """The largest of all pixels."""
+        """Return the largest difference of all pixels."""
         largest = 0.0
         for picture, expected in zip(pictures, pixels, strict=True):
             largest = max(largest, (way(picture) / 255 - expected).abs().max().item())

@@ -1,4 +1,4 @@
-"""What the file of a base or an adapter says of it, in resolved values: its record."""
+"""The record in the file of a base or an adapter: settings and history, in resolved values."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Record:
 
     @property
     def choose_by(self) -> str:
-        """What decided: see :func:`.dial.dial_curve`."""
+        """The measure that decided: see :func:`.dial.dial_curve`."""
         return str(self.made.get("choose_by", next(iter(MEASURES))))
 
     @property
@@ -46,21 +46,21 @@ class Record:
 
     @property
     def is_refit(self) -> bool:
-        """Whether it has learnt the validation images, too."""
+        """True if the adapter was trained on the validation images too."""
         return bool(self.made.get("refit"))
 
     @property
     def knows_augment(self) -> bool:
-        """Whether it says how training images were changed."""
+        """True if the record says how training images were augmented."""
         return "augment" in self.made
 
     @property
     def augment(self) -> Any:
-        """What changed training images, as arguments; ``None``: nothing, or it is not known."""
+        """The arguments of the augmentation, or None if there was none or it is not known."""
         return self.made.get("augment")
 
     def content(self) -> dict[str, Any]:
-        """What is written into a file, for :func:`read_record`."""
+        """Return the content for a file, which :func:`read_record` reads."""
         content = {"version": VERSION, **vars(self)}
         if self.base_sha256 is None:  # of a base
             del content["base_sha256"], content["targets"], content["learnt"]
@@ -72,7 +72,7 @@ NO_RECORD = Record()
 
 
 def read_record(content: Mapping[str, Any]) -> Record:
-    """The record in a file; ``ValueError``, if it is damaged or of another version."""
+    """Read the record in a file. Raise ValueError if it is damaged or of another version."""
     values = {name: content[name] for name in _TYPES if name in content}
     try:
         json.dumps(values)

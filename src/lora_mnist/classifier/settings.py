@@ -55,7 +55,7 @@ class Settings:
         data: Mapping[str, Any],
         folder: Path | None = None,
     ) -> "Settings":
-        """What is typed, and nothing else."""
+        """Return the settings of the command line alone."""
         prepare, size = dict(prepare), prepare.get("image_size")
         if type(size) is int:
             prepare["image_size"] = [size, size]  # as records have it
@@ -114,7 +114,7 @@ class Settings:
 
 
 def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``stored`` that ``own`` lacks: arguments of one function, nested ones too."""
+    """Return the values of ``stored`` that ``own`` lacks, nested ones too, of one function."""
     if own.get("_target_") not in (None, stored.get("_target_")):
         return {}
     taken: dict[str, Any] = {}

@@ -31,7 +31,7 @@ class Base(NamedTuple):
 
 
 def read_base(path: Path) -> Base:
-    """The weights in ``path``, and what else a base of ours has there; nothing in it runs."""
+    """Read the weights in ``path``, and a base's record, without running code from the file."""
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
     content: Any
@@ -134,7 +134,7 @@ def load_weights(
 def _hint(
     own: Mapping[str, Tensor], stored: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> str:
-    """Which keys would make a network that the stored tensors fit, or which make none."""
+    """Return the keys with which the stored tensors would fit the network, or fit none."""
     key, (name, last) = outputs_key(arguments), list(own.items())[-1]
     if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
         return f": {key}={len(stored[name])} has as many outputs"
@@ -143,7 +143,7 @@ def _hint(
 
 
 def outputs_key(arguments: Mapping[str, Any]) -> str | None:
-    """The key of the number of outputs of a network with these arguments, if it has one."""
+    """Return the key that sets the number of outputs of a network with these arguments, or None."""
     parameters = signature(resolve_name(arguments["_target_"])).parameters
     for name in ("num_classes", "nc"):  # nc: Ultralytics
         if name in parameters:

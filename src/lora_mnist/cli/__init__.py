@@ -1,1 +1,1 @@
-"""What stands between the shell and a command: Hydra's main, exit codes, the table of a sweep."""
+"""The layer between the shell and a command: Hydra's main, exit codes, the table of a sweep."""

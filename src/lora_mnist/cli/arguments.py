@@ -1,6 +1,6 @@
-"""What is typed, as Hydra takes it. No other file reads ``sys.argv``.
+"""The command line in Hydra's form. No other file reads ``sys.argv``.
 
-Hydra has no other way in, and Lightning starts its other processes with what stands there.
+Hydra reads its arguments from nowhere else, and Lightning starts further processes with them.
 """
 
 import re
@@ -32,7 +32,7 @@ of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=p
 
 
 def command_name() -> str:
-    """The command that the first argument names; for Hydra, it becomes that of a configuration."""
+    """Return the command in the first argument, and replace it by its configuration, for Hydra."""
     if sys.argv[1:2] != ["--config-name"]:  # which a process that Lightning starts has
         sys.argv.insert(1, "--config-name")
     name = sys.argv[2] if len(sys.argv) > 2 else ""
@@ -46,7 +46,7 @@ def command_name() -> str:
 
 
 def as_typed() -> list[str]:
-    """The arguments behind the command."""
+    """Return the arguments after the command."""
     typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
     return typed[2:] if typed[:1] == ["--config-name"] else typed
 

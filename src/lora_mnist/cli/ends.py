@@ -1,4 +1,4 @@
-"""How a command ends: its last lines, its exit code, and what is left in its folder."""
+"""The end of a command: its last lines, its exit code, and the files left in its folder."""
 
 import os
 import shutil
@@ -23,9 +23,9 @@ class PastHydra(BaseException):
 
 
 def end_of(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseException:
-    """How a command ends, case by case: its last lines are printed, and its end is returned.
+    """Print the last lines of a command that failed or was stopped, and return its exit.
 
-    ``hydra_conf`` is Hydra's own configuration; ``None``: the command has no folder yet.
+    ``hydra_conf`` is Hydra's own configuration, or None if the command has no folder yet.
     """
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
@@ -56,13 +56,13 @@ def _told(reason: str, left: str, code: int) -> SystemExit:
 
 
 def _finished_jobs(hydra_conf: Any) -> str:
-    """Where the finished jobs of a sweep are, if this is one."""
+    """Return a line about the finished jobs of a sweep, or "" if this is none."""
     is_sweep = hydra_conf is not None and hydra_conf.mode == RunMode.MULTIRUN
     return end_early(Path(hydra_conf.sweep.dir)) if is_sweep else ""
 
 
 def _run_folder(hydra_conf: Any) -> Path | None:
-    """The folder of a run that has one of its own."""
+    """Return the folder of the run, or None if the run has none of its own."""
     # Without a subfolder of Hydra's the folder is the user's, or another process has made it.
     if hydra_conf is None or hydra_conf.mode != RunMode.RUN or hydra_conf.output_subdir is None:
         return None
@@ -84,7 +84,7 @@ def _remove_if_empty(hydra_conf: Any) -> None:
 
 
 def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
-    """How to go on from a run's last checkpoint; else how to start again, or where its log is."""
+    """Return how to go on from a run's last checkpoint, to start again, or where the log is."""
     folder = _run_folder(hydra_conf)
     if folder is None:
         return ""

@@ -1,6 +1,6 @@
-"""What went wrong, in a line: the errors that a key, a value or a file has caused.
+"""Explains, in one line, an error that a key, a value or a file has caused.
 
-``test_hydras_words`` in tests/cli/test_explain.py fails as soon as Hydra says it in other words.
+``test_hydras_words`` in tests/cli/test_explain.py fails as soon as Hydra changes its messages.
 """
 
 import logging
@@ -46,7 +46,7 @@ def log_failure(error: Exception) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """The line about an error that a key, a value or a file has caused; ``None``: another error."""
+    """Return one line about an error that a key, a value or a file has caused, else None."""
     if isinstance(error, UserError):
         return printable(error)
     if isinstance(error, ArgumentError):
@@ -61,7 +61,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explain_configuration(error: BaseException) -> str:
-    """What is wrong with an override or a key: Hydra's own line, and ours where it is no help."""
+    """Return a line about a wrong override or key: Hydra's own, or a clearer one of ours."""
     # Hydra says which override was wrong, and OmegaConf, its cause, why.
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause is not error:
@@ -87,7 +87,7 @@ def _explain_configuration(error: BaseException) -> str:
 
 
 def _no_such_choice(chosen: str, options: Sequence[str]) -> str:
-    """What there is in place of ``chosen``, a group and a name in it, or what brings it."""
+    """Return the options of a group in place of the missing one, or the extra that brings it."""
     group, _, name = chosen.rpartition("/")
     if group == "classifier":
         return _no_own_file(name)
@@ -112,7 +112,7 @@ def _no_such_group(file: str | None, group: str) -> str:
 
 
 def _no_own_file(name: str) -> str:
-    """Which file ``classifier=NAME`` misses, or that no folder for it is typed."""
+    """Name the file that ``classifier=NAME`` lacks, or ask for the folder that has it."""
     folder = config_dir()
     file = Path(folder or "FOLDER", "classifier", f"{name}.yaml")
     reason = "no such file:" if folder else "expected --config-dir FOLDER, and your file"
@@ -120,7 +120,7 @@ def _no_own_file(name: str) -> str:
 
 
 def no_stage() -> str:
-    """The two commands to choose from, each with what was typed."""
+    """Return the two commands to choose from, each with the arguments that were given."""
     typed = as_typed()
     others = [text for text in typed if not text.startswith("experiment=")]
     pretrain = command_line("train", [*typed, "stage=pretrain"])

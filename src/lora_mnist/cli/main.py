@@ -1,11 +1,12 @@
-"""What ``lora-mnist`` and the five entries share: a name goes in, and an exit code comes out.
+"""The main function of ``lora-mnist`` and the five entries: from a name to an exit code.
 
-This is the order of a run. ``give_to_hydra`` (arguments.py) puts what is typed as Hydra takes it.
-Hydra composes the configuration and calls ``on_run_start`` (claim.py), which claims the folder;
-then it calls ``task``, and that ``command``: keys and values are checked, torch is imported, and
-the function in ``lora_mnist.commands`` runs. A sweep begins with ``on_multirun_start`` and ends
-with ``on_multirun_end`` (claim.py); each job is a ``task``, which calls its command by ``run_job``
-(sweep.py). Errors go on as ``PastHydra``, and ``end_of`` (ends.py) makes them an exit code.
+A run goes through these steps. ``give_to_hydra`` (arguments.py) brings the command line into
+Hydra's form. Hydra composes the configuration and calls ``on_run_start`` (claim.py), which claims
+the folder; then it calls ``task``, which calls ``command``: keys and values are checked, torch is
+imported, and the function in ``lora_mnist.commands`` runs. A sweep begins with
+``on_multirun_start`` and ends with ``on_multirun_end`` (claim.py); each job is a ``task``, which
+calls its command by ``run_job`` (sweep.py). Errors go on as ``PastHydra``, and ``end_of`` (ends.py)
+makes them an exit code.
 """
 
 import signal

@@ -33,7 +33,7 @@ same. The page opens with the scale and the offset that the adapter has.
 
 
 def side_by_side(classifier: Classifier, image: Tensor, point: Point) -> list[dict[str, float]]:
-    """The probability of each class by its name: of the base, and of the adapted network."""
+    """Return the probability of each class, by name, from the base and from the adapted network."""
     ((_, predictions),) = classifier.predict_at([(image, 0)], [BASE, point])
     return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
 
@@ -52,7 +52,7 @@ def wrong_images(
 
 
 def build_page(classifier: Classifier) -> Any:
-    """The page, a ``gradio.Blocks``, to draw digits on, and to upload pictures of other things."""
+    """Build the page, a ``gradio.Blocks``, to draw digits on or upload other pictures."""
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 

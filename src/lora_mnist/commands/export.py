@@ -136,7 +136,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
 
 
 def images_to_compare(classifier: Classifier) -> tuple[Images, str]:
-    """The images that both networks are asked about, and what they are."""
+    """Return the images on which both networks are compared, and a description of them."""
     if (images := classifier.test_images()) is not None:
         return images, "test images"
     gradient = Image.linear_gradient("L")
@@ -150,7 +150,7 @@ def images_to_compare(classifier: Classifier) -> tuple[Images, str]:
 def metadata_of(
     classifier: Classifier, plain: nn.Module, knobs: Mapping[str, float]
 ) -> dict[str, str]:
-    """What a file says of the network in it: texts, most of them JSON."""
+    """Return the metadata of an exported file: texts, most of them JSON."""
     base, adapter = classifier.base, classifier.adapter
     assert base is not None
     about: dict[str, Any] = {

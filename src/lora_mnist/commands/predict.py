@@ -76,7 +76,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
 
 def predictions_of_files(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """What :func:`predict` returns, one after another."""
+    """Yield one row of :func:`predict` for each file."""
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is
@@ -88,7 +88,7 @@ def predictions_of_files(classifier: Classifier, files: Sequence[Path]) -> Itera
 def readable_pictures(
     classifier: Classifier, files: Sequence[Path]
 ) -> Iterator[tuple[Tensor, int]]:
-    """The images of the files that can be read, and their numbers."""
+    """Yield the image and the index of each file that can be read."""
     for number, file in enumerate(progress(files, "predict", len(files))):
         try:
             yield classifier.read(file), number
@@ -97,7 +97,7 @@ def readable_pictures(
 
 
 def find_pictures(images: Any) -> list[Path]:
-    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such."""
+    """Find the files that ``cfg.images`` names: a file, folder or pattern, or a list of them."""
     endings = (*IMG_EXTENSIONS, ".gif")
     files: list[Path] = []
     named = list(images) if isinstance(images, ListConfig) else [images]

@@ -1,4 +1,4 @@
-"""Which keys a command takes: its configuration is checked once, and keeps those alone."""
+"""The keys of each command, and the one check of a configuration against them."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -35,11 +35,11 @@ ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")
 
 
 def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` as a command takes it: its keys alone, with values that they can have.
+    """Return a copy of ``cfg`` with the keys of its command alone, and with valid values.
 
-    ``target`` is resolved, ``paths.run`` is the run's folder, and no path begins with ``~``. What
-    cannot be used is refused. A second call changes nothing: the command line makes one before
-    torch is imported, and each command makes its own.
+    In the copy, ``target`` is resolved, ``paths.run`` is the run's folder, and no path begins with
+    ``~``. Raise UserError for a key or a value that cannot be used. A second call changes nothing:
+    the command line makes one before torch is imported, and each command makes its own.
     """
     typed = None if run is None or run.typed is None else run.keys
     resolved = _own_keys(cfg, typed)
@@ -55,7 +55,7 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
 
 
 def _own_keys(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
-    """A copy with the keys of its command alone; what no command has, or is typed, is refused."""
+    """Return a copy with the command's own keys. Raise UserError for a key of no command."""
     content: Any = OmegaConf.to_container(cfg)
     own, copied = keys_of(cfg.stage), cfg.copy()
     # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
@@ -131,7 +131,7 @@ def dotted(nested: Any, group: str = "") -> dict[str, bool]:
 
 
 def all_keys() -> dict[str, bool]:
-    """The keys of all commands."""
+    """Return the keys of all commands."""
     keys: dict[str, bool] = {}
     for stage in _STAGES:
         keys |= keys_of(stage)
@@ -139,7 +139,7 @@ def all_keys() -> dict[str, bool]:
 
 
 def unknown_key(key: str) -> str:
-    """What to say of a key that this command has not: which are most like it."""
+    """Return the message about an unknown key, with the keys that are most like it."""
     keys = [each for each in all_keys() if not is_in(each, "sweep.columns")]  # titles
     name, reason = key.rpartition(".")[2], "nothing reads this key"
     nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]

@@ -15,14 +15,14 @@ from lora_mnist.run_paths import latest_adapter
 
 
 def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
-    """What Hydra makes of a part of the configuration; a refusal names its ``key``."""
+    """Instantiate a part of the configuration by Hydra; an error names its ``key``."""
     with importable(), config_group(key):
         # Plain lists, for checkpoints.
         return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
 
 
 def with_values(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
-    """A copy of a configuration that has these values, by key."""
+    """Return a copy of a configuration with these values, by key."""
     copied = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(copied, key, value, merge=False, force_add=True)
@@ -30,7 +30,7 @@ def with_values(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The resolved arguments of network, preparation and images in a configuration."""
+    """Return the resolved arguments of network, preprocessing and images in a configuration."""
     groups: dict[str, Any] = {}
     for group in ("net", "prepare", "data"):
         groups[group] = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
@@ -38,12 +38,12 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 
 def configured_point(cfg: DictConfig) -> dict[str, float | str | None]:
-    """What a command is told of the point of a saved adapter; ``None``: as it was saved."""
+    """Return the scale and offset that a command sets; None means as saved."""
     return {knob: cfg.get(knob) for knob in KNOBS}
 
 
 def classifier_of(cfg: DictConfig) -> Classifier:
-    """The classifier that a configuration names: its base, and its adapter as it was saved."""
+    """Load the classifier of a configuration: its base, and its adapter at the saved point."""
     adapter = cfg.get("adapter")
     for knob, value in configured_point(cfg).items():
         if adapter is None and value is not None:
@@ -59,7 +59,7 @@ def classifier_of(cfg: DictConfig) -> Classifier:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The device that one of Lightning's words means: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
+    """Return the device for one of Lightning's words: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
     own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator == "cpu" or (accelerator == "auto" and own is None):
         return torch.device("cpu")

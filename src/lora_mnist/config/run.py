@@ -1,4 +1,4 @@
-"""What was typed, and its grammar."""
+"""A run's folder and command line, and Hydra's grammar of overrides."""
 
 import os
 import re
@@ -27,7 +27,7 @@ class Run:
 
     @classmethod
     def of_command_line(cls, hydra_conf: Any, folder: Path) -> "Run":
-        """The run that Hydra's own configuration describes."""
+        """Return the run that Hydra's own configuration describes."""
         overrides: Any = OmegaConf.to_container(hydra_conf.overrides, resolve=False)
         typed = []
         for source in hydra_conf.runtime.config_sources:
@@ -44,11 +44,11 @@ class Run:
 
     @property
     def overrides(self) -> list[str] | None:
-        """Those of the command itself, and not of how or where it runs."""
+        """The overrides of the command itself, without Hydra's own."""
         return None if self.typed is None else self.typed_without("hydra", "launcher", "sweep")
 
     def typed_without(self, *groups: str) -> list[str]:
-        """The overrides but for those of these keys and groups, and of keys in them."""
+        """Return the overrides except those of these keys and groups, and of keys in them."""
         left = []
         for text in self.typed or ():
             key = key_of(text).replace("/", ".")  # of hydra/launcher, too
@@ -62,7 +62,7 @@ Command = Callable[[DictConfig, Run], object]
 
 
 def in_grammar(value: object) -> str:
-    """A value in Hydra's grammar; a text such as null, which may be a class's name, is quoted."""
+    """Return a value in Hydra's grammar; a text such as null, perhaps a class's name, is quoted."""
     text = str(value)
     is_word = re.fullmatch(r"[\w/.+-]+", text, re.ASCII)
     if is_word and str(OverridesParser.create().parse_override(f"key={text}").value()) == text:
@@ -71,10 +71,10 @@ def in_grammar(value: object) -> str:
 
 
 def is_in(key: str, group: str) -> bool:
-    """Whether ``key`` is ``group``, or a key in it."""
+    """Return whether ``key`` is ``group``, or a key in it."""
     return f"{key}.".startswith(f"{group}.")
 
 
 def key_of(text: str) -> str:
-    """The key that an override of the command line sets."""
+    """Return the key that an override sets."""
     return text.split("=", 1)[0].lstrip("+~")

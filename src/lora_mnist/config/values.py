@@ -1,4 +1,4 @@
-"""What the values of keys have to be, before anything heavy is imported."""
+"""The valid values of keys, checked before anything heavy is imported."""
 
 import math
 import operator
@@ -81,7 +81,7 @@ EXPECTED = _OF_TRIAL | {
 
 
 def takes(expected: str, value: Any) -> bool:
-    """Whether ``value`` is one of what ``expected`` names; nan and infinity are no numbers."""
+    """Return whether ``value`` is of the kind ``expected`` names; nan and inf are no numbers."""
     for each in expected.split(" or "):
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
         is_taken = _KINDS[kind](value) if kind in _KINDS else value == kind

@@ -19,5 +19,5 @@ PUBLISHED = [name for name, each in DATA_SETS.items() if issubclass(each, Publis
 
 
 def is_published(data: Mapping[str, Any]) -> bool:
-    """Whether the arguments of a data set name one of these; MNIST, where they name none."""
+    """Return whether a data set's arguments name one of these; without a name it is MNIST."""
     return data.get("_target_") in (None, *PUBLISHED)

@@ -107,7 +107,7 @@ class CIFAR(Published):
                 file.replace(self.folder / file.name)
 
     def _sha256_file(self, name: str) -> Path:
-        """What is beside a file that was unpacked here."""
+        """Return the path of the file with the SHA-256 of a file that was unpacked here."""
         return self.folder / f"{name}.sha256"
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:

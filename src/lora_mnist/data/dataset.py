@@ -79,17 +79,17 @@ class ImageDataset:
         raise NotImplementedError
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        """A picture from elsewhere, in the form of these images; ``ValueError`` says why not."""
+        """Return a picture in the form of these images; raise ValueError if that fails."""
         raise NotImplementedError
 
     def preprocessing(self) -> dict[str, Any]:
-        """The values of ``prepare`` by which another set prepares pictures as this one does."""
+        """Return the values of ``prepare`` with which another set prepares pictures like this."""
         mean, std = self.mean_and_std
         return {"mean": mean, "std": std}
 
     @cached_property
     def mean_and_std(self) -> tuple[Channelwise, Channelwise]:
-        """Of the pixels, on the scale 0 to 1: as they are set, or of the training images."""
+        """Mean and deviation of pixels from 0 to 1, as set or as measured on training images."""
         mean, std = self._mean, self._std
         if mean is None or std is None:
             with config_group("data"):

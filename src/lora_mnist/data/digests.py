@@ -1,11 +1,11 @@
-"""What is known by which hash, all of them SHA-256.
+"""Hashes, all of them SHA-256.
 
-- an image: ``Images.digests``, 8 bytes of that of its file, or of its pixels where it has none; so
-  copies are found, and what base and adapter have learnt
-- images and labels of a part, or paths, labels and digests of a folder: ``ImageSets.sha256``
-- a picture of a folder of mistakes: that of its pixels, which holds some out (:mod:`.mistakes`)
-- an image file's place in the order that holds images out: that of its path (:mod:`.split`)
-- a base, or the digests that an adapter has learnt: :func:`.lora.base_state.fingerprint`
+- an image: ``Images.digests``, the first 8 bytes of its file's hash, or of its pixels' where it has
+  no file; duplicates are found by it, and the images that base and adapter were trained on
+- images and labels of a split, or paths, labels and digests of a folder: ``ImageSets.sha256``
+- a picture in a folder of mistakes: the hash of its pixels, which holds some out (:mod:`.mistakes`)
+- an image file's place in the order that holds images out: the hash of its path (:mod:`.split`)
+- a base, or the digests of an adapter's training images: :func:`.lora.base_state.fingerprint`
 """
 
 import hashlib
@@ -30,5 +30,5 @@ def digests_of(images: Sequence[Tensor | Path | bytes]) -> Tensor:
 
 
 def sha256_of(images: Tensor, labels: Tensor) -> str:
-    """The SHA-256 of images and labels (int64), in hexadecimal."""
+    """Return the SHA-256 of images and labels (int64), in hexadecimal."""
     return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()

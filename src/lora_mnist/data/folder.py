@@ -144,7 +144,7 @@ class Folder(ImageDataset):
 
     @cached_property
     def _are_in_memory(self) -> bool:
-        """Whether decoded images are held in memory."""
+        """True if decoded images are held in memory."""
         count_of_bytes = len(self._files) * self.channels * math.prod(self.prepare.size)
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 

@@ -43,7 +43,7 @@ class Images(Dataset[Batch]):
         return len(self.labels)
 
     def take(self, indices: Sequence[int]) -> Batch:
-        """The images at ``indices``, and their labels."""
+        """Return the images at ``indices``, and their labels."""
         images: list[Any] = [self.sources[i] for i in indices]
         if self.reader is not None:
             images = self.reader(images, self.augment)
@@ -54,20 +54,20 @@ class Images(Dataset[Batch]):
     __getitems__ = take  # the name by which DataLoader calls it
 
     def subset(self, indices: Tensor) -> "Images":
-        """The images at ``indices``, int64, under the names that they have here."""
+        """Return the images at ``indices``, int64, under their names."""
         order = indices.tolist()
         sources, names = [self.sources[i] for i in order], [self.names[i] for i in order]
         labels, digests = self.labels[indices], self.digests[indices]
         return replace(self, sources=sources, labels=labels, names=names, digests=digests)
 
     def without(self, is_left_out: Tensor) -> "Images":
-        """These images but for some: ``is_left_out`` is bool, (N,)."""
+        """Return these images without some: ``is_left_out`` is bool, (N,)."""
         return self.subset((~is_left_out).nonzero()[:, 0]) if is_left_out.any() else self
 
     def apart_from_learnt(
         self, learnt: Mapping[str, Tensor | None], name: str
     ) -> tuple["Images", dict[str, Any]]:
-        """These images, called ``name``, without those that were learnt, and what is said of it."""
+        """Return these images, called ``name``, without those trained on, and a note about them."""
         is_learnt, owners = torch.zeros(len(self), dtype=torch.bool), []
         for owner, digests in learnt.items():
             if digests is not None and (known := torch.isin(self.digests, digests)).any():
@@ -81,7 +81,7 @@ class Images(Dataset[Batch]):
         return self.without(is_learnt), {"images": count, "of": len(self), "line": line}
 
     def followed_by(self, others: "Images") -> "Images":
-        """These images, and after them ``others``, of the same size."""
+        """Return these images followed by ``others``, which have the same size."""
         return Images(
             [*self.sources, *others.sources],
             torch.cat([self.labels, others.labels]),
@@ -106,11 +106,11 @@ class ImageSets:
 
     @property
     def can_validate_on_test(self) -> bool:
-        """Whether ``val_from=test`` would give others to validate on, from a part of its own."""
+        """True if ``val_from=test`` would give other validation images, from a split of its own."""
         return "test" not in self.held_out and self.held_out.get("val") != "test"
 
     def apart(self) -> "ImageSets":
-        """These images without copies: of train, val and test, the first keeps an image."""
+        """Return the sets without duplicates: of train, val and test the first keeps an image."""
         seen, copies, rest = self.train.digests, [], []
         for images in (self.val, self.test):
             is_copy = torch.isin(images.digests, seen)
@@ -123,7 +123,7 @@ class ImageSets:
         return replace(self, val=rest[0], test=rest[1], copies=len(copies))
 
     def without_learnt(self, learnt: Mapping[str, Tensor | None]) -> "ImageSets":
-        """These sets without images to validate and to test on that base or adapter has learnt."""
+        """Return these sets without validation and test images that the model was trained on."""
         val, of_val = self.val.apart_from_learnt(learnt, "validation images")
         test, of_test = self.test.apart_from_learnt(learnt, "test images")
         left_out = {part: about for part, about in (("val", of_val), ("test", of_test)) if about}

@@ -1,4 +1,4 @@
-"""What the files of a folder hold, kept from command to command among the user's caches."""
+"""A cache, in the user's folder of caches, of the digests and sizes of image files."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ class KnownFiles:
         return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
 
     def look_at(self, name: str) -> tuple[int, int, int]:
-        """The digest of a file of the folder, and the height and width of its picture."""
+        """Return the digest of a file in the folder, and the height and width of its picture."""
         path = self._folder / name
         about = path.stat()
         # Whatever writes into a file changes the second of its times, which cannot be set.

@@ -56,7 +56,7 @@ class Listing:
         return sorted(names)
 
     def files(self, classes: Sequence[str]) -> list[ImageFile]:
-        """The image files, by path, as torchvision lists them; ``classes`` in another order."""
+        """Return the image files by path, as torchvision; ``classes`` sets another order."""
         expected = f"the folders of {self.root}: {as_value(self.classes)}"
         require(sorted(classes) == self.classes, "classes", classes, expected)
         files, others = [], []
@@ -78,13 +78,13 @@ class Listing:
 
 
 def subfolders(root: Path) -> list[str]:
-    """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
+    """Return the sorted names of the folders in ``root``, without ``.cache`` and ``__MACOSX``."""
     names = [path.name for path in root.iterdir() if path.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__")))
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """The files in ``root`` and its folders, but for hidden ones, such as macOS's ``._cat.jpg``."""
+    """Yield the files in ``root`` and its folders, without hidden ones such as ``._cat.jpg``."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder).resolve()

@@ -46,7 +46,7 @@ def wrong_pictures(
     folder: Path,
     test_share: float,
 ) -> Mistakes:
-    """The pictures in ``folder`` that a base gets wrong, by what ``predict`` says of each."""
+    """Return the pictures in ``folder`` that a base gets wrong; ``predict`` classifies each."""
     pictures = _read(folder, dataset)
     count = len(pictures)
     predicted = predict((picture.image, picture.label) for picture in pictures).tolist()
@@ -73,7 +73,7 @@ def wrong_pictures(
 
 
 def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
-    """The readable pictures in ``folder``, by their SHA-256."""
+    """Return the readable pictures in ``folder``, by their SHA-256."""
     root, expected = folder.expanduser(), "expected pictures, in a folder for each right class"
     if not root.is_dir():
         raise UserError(f"mistakes={folder}: no such folder; {expected}")
@@ -119,7 +119,7 @@ def _refuse_those_that_judge(
 
 
 def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
-    """Which pictures are tested on, bool, (N,): by their SHA-256, and no training image."""
+    """Choose the test pictures by their SHA-256, bool of shape (N,); none is a training image."""
     known = torch.tensor(_digests_of_pixels(dataset.sets.train, dataset), dtype=torch.int64)
     is_known = torch.isin(digests_of([picture.image for picture in pictures]), known)
     is_below = [int(picture.sha256[:8], 16) < share * 2**32 for picture in pictures]
@@ -127,7 +127,7 @@ def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) 
 
 
 def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
-    """The images of a run, with the mistakes to learn at the end of those to train on."""
+    """Return the images of a run with the mistakes to learn after the training images."""
     sha256 = dict(images.sha256)
     for name, pictures in (("mistakes", mistakes.train), ("mistakes_test", mistakes.test)):
         sha256[name] = sha256_of(*pictures.take(range(len(pictures))))

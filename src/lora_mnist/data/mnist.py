@@ -71,11 +71,11 @@ class MNIST(Published):
 
 
 def digit_of(picture: Image.Image) -> Tensor:
-    """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
+    """Convert a picture into a digit in MNIST's form, (1, 28, 28) uint8, 0 paper, 255 ink.
 
-    A picture of 28x28 pixels that has this form stays as it is, bit by bit: what is not black fits
-    the box, and the box stands where it would be put, give or take a pixel. All of MNIST's images
-    do. Any other picture, such as a photograph with a black border, is brought to this form.
+    A 28x28 picture that already has this form stays unchanged, bit by bit: its ink fits the box,
+    and the box is at most a pixel away from its place. All of MNIST's images have it. Any other
+    picture, such as a photograph with a black border, is converted.
     """
     has_alpha = picture.has_transparency_data
     picture = picture.convert("RGBA" if has_alpha else "L")
@@ -107,7 +107,7 @@ def digit_of(picture: Image.Image) -> Tensor:
 
 
 def _has_form(grey: Tensor) -> bool:
-    """Whether a picture, (height, width), is as :func:`digit_of` makes it."""
+    """Return whether a picture, (height, width), already has the form of :func:`digit_of`."""
     if grey.shape != (_FIELD, _FIELD) or not grey.any():
         return False
     rows, columns = _around(grey)
@@ -117,7 +117,7 @@ def _has_form(grey: Tensor) -> bool:
 
 
 def _around(ink: Tensor) -> tuple[slice, slice]:
-    """The rows and the columns that have all of the ink."""
+    """Return the rows and the columns that hold all ink."""
     sides = []
     for mass in (ink.amax(1), ink.amax(0)):
         places = mass.nonzero()
@@ -126,6 +126,6 @@ def _around(ink: Tensor) -> tuple[slice, slice]:
 
 
 def _corner(mass: Tensor) -> int:
-    """Where a box begins on one axis of the field, so that its centre of mass is in the centre."""
+    """Return where a box begins on one axis of the field if its centre of mass is in the centre."""
     centre = (mass * torch.arange(len(mass))).sum() / mass.sum()
     return min(max(round(_CENTRE - centre.item()), 0), _FIELD - len(mass))

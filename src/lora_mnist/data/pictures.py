@@ -1,4 +1,4 @@
-"""How a picture becomes an image: it is opened, decoded, brought to a size, and shifted."""
+"""Turns pictures into images: opens, decodes, resizes, crops and augments them."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +43,7 @@ def open_picture(
     draft: bool = False,
     keeps_alpha: bool = False,  # False: a picture that loses all without alpha is refused
 ) -> Image.Image:
-    """A picture, decoded, of eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
+    """Decode a picture to eight bits a channel; a JPEG's ``draft`` is small and quickly read."""
     source: AbstractContextManager[Image.Image]
     if isinstance(picture, Path):
         _refuse_pipe(picture)
@@ -99,7 +99,7 @@ def examine(path: Path) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes an image: with ``transform``, or as torchvision's transforms do it."""
+    """A function from a picture to an image: a ``transform``, or torchvision's transforms."""
 
     channels: int
     size: tuple[int, int]  # height and width; a transform does not ask for it
@@ -125,7 +125,7 @@ class Preparation:
         }
 
     def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
-        """The image, uint8, (channels, height, width), or what ``transform`` makes of it."""
+        """Return the image, uint8, (channels, height, width), or the output of ``transform``."""
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
             image = self.transform(augment(picture) if augment else picture)
@@ -145,7 +145,7 @@ class Preparation:
         return augment(pixels) if augment else pixels.contiguous()
 
     def read(self, paths: Sequence[Path], augment: Augment | None = None) -> list[Tensor]:
-        """The images of files; a ``PictureError`` names the file."""
+        """Return the images of files; raise PictureError, with the name, if one is broken."""
         images = []
         for path in paths:
             try:
@@ -157,7 +157,7 @@ class Preparation:
 
 
 def size_before_crop(size: Iterable[int], crop_pct: float) -> list[int]:
-    """The height and width to which a picture is brought before it is cropped to ``size``."""
+    """Return the height and width to which a picture is resized before the crop to ``size``."""
     # Rounded down, as in timm; 0.02 is for a rounded crop_pct: 32 / 0.889 is 35.996, for 36.
     return [math.floor(side / crop_pct + 0.02) for side in size]
 

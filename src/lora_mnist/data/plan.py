@@ -13,7 +13,7 @@ from lora_mnist.errors import require
 
 
 class Selection(NamedTuple):
-    """Which training images are learnt, and which are replayed beside them."""
+    """The training images to learn, and those to replay beside them."""
 
     targets: list[int]  # the classes to learn; empty where all are learnt, or mistakes
     learn_indices: Tensor  # of the images to learn from, int64
@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches take as many images to learn as there are."""
+        """The number of batches that hold as many images to learn as there are."""
         return math.ceil(self._images_per_epoch / self.batch_size)
 
     @property
@@ -54,7 +54,7 @@ class Plan:
         return of_each * self.processes
 
     def batches(self) -> Iterator[list[int]]:
-        """Indices without end: to learn, as ``DataLoader(shuffle=True)`` draws, then to replay."""
+        """Yield endless indices: to learn, as ``DataLoader(shuffle=True)`` does, then to replay."""
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._in_turn(self.selection.replay_indices)
         indices = self.selection.learn_indices
@@ -71,7 +71,7 @@ class Plan:
                 yield batch.tolist() + list(islice(replayed, self.replay))
 
     def _in_turn(self, indices: Tensor) -> Iterator[int]:
-        """Indices without end: one of each class in turn, in random order."""
+        """Yield indices without end: one of each class in turn, in random order."""
         generator = torch.Generator().manual_seed(self.seed)
         labels = self.labels[indices]
         members = {int(c): indices[labels == c] for c in torch.unique(labels)}

@@ -53,7 +53,7 @@ class Published(ImageDataset):
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 
     def read_part(self, train: bool) -> Batch:
-        """The training or test images, uint8, and labels; OSError or ValueError: not whole."""
+        """Read training or test images, uint8, and labels; OSError or ValueError if broken."""
         raise NotImplementedError
 
     def fetch(self) -> None:

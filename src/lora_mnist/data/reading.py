@@ -18,7 +18,7 @@ _THREADS, _FILES_AT_ONCE = min(4, os.cpu_count() or 1), 8
 
 
 def in_threads(function: Callable[[_T], _Result], items: Sequence[_T]) -> Iterator[_Result]:
-    """``function`` of each item, in order: Pillow lets other threads run while it decodes."""
+    """Yield ``function`` of each item, in order: Pillow lets other threads run while it decodes."""
     tasks = [items[i : i + _FILES_AT_ONCE] for i in range(0, len(items), _FILES_AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         for results in pool.map(lambda task: list(map(function, task)), tasks):

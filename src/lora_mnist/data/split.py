@@ -1,4 +1,4 @@
-"""Which images of a folder are to train, to validate and to test on: by the names of the files."""
+"""Splits the images of a folder into train, val and test, by the names of the files."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from lora_mnist.errors import ArgumentError, require
 def split(
     files: Iterable[ImageFile], classes: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[dict[ImageFile, str], dict[str, str]]:
-    """The part of each image, and for a part without a folder, the part it is held out of."""
+    """Return each file's split and, for splits without a folder, the split they were taken from."""
     val_from, seed = settings["val_from"], settings["split_seed"]
     parts = {file: file.part for file in files}
     if val_from == "test":  # then images in val/ are trained on

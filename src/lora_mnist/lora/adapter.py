@@ -62,7 +62,7 @@ def save_adapter(
 
 
 def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -> AdapterFiles:
-    """What :func:`save_adapter` writes; ``ValueError`` where it refuses to."""
+    """Return the content of the files of :func:`save_adapter`; raise ValueError as it does."""
     usable_adapters(model)
     weights, adapters = float_parameters(model), dict[str, Adapter]()
     for name, weight in weights.items():
@@ -122,7 +122,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata of the adapter in ``folder``, which one of PEFT's lacks; no tensor is read."""
+    """Return the metadata of the adapter in ``folder``, {} for one of PEFT's; no tensor is read."""
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))

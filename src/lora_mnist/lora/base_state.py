@@ -12,7 +12,7 @@ from .weight import adapted_weights, lora_adapters
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict`` that ``model`` had before LoRA; the tensors share memory with it."""
+    """Return the ``state_dict`` that ``model`` had before LoRA, sharing memory with ``model``."""
     names = _adapter_names(model)
     adapted = {name.rsplit(".", 2)[0] for name in names}  # layer.parametrizations.weight
     state = {}
@@ -26,13 +26,13 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the adapters, under their names in ``model.state_dict()``."""
+    """Return the tensors of the adapters, under their names in ``model.state_dict()``."""
     names = _adapter_names(model)
     return {key: t for key, t in model.state_dict().items() if key.startswith(names)}
 
 
 def _adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the adapters, as the names of their tensors begin."""
+    """Return the prefixes of the names of the adapters' tensors."""
     modules = model.named_modules(remove_duplicate=False)
     return tuple(f"{name}." for name, module in modules if isinstance(module, Adapter))
 
@@ -48,7 +48,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, in the order of its elements, on the CPU."""
+    """Return the bytes of a tensor, in the order of its elements, on the CPU."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
@@ -64,7 +64,7 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """How many numbers the base holds, LoRA adds, its file keeps and training changes."""
+    """Count the numbers that the base holds, LoRA adds, its file keeps and training changes."""
     lora = sum(p.numel() for adapter in lora_adapters(model) for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
     saved = 0  # PiSSA's start as well

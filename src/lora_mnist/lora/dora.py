@@ -66,6 +66,6 @@ class DoRAParametrization(LoRAParametrization):
 
 
 def _norms(weight: Tensor) -> Tensor:
-    """The norm of each output's weights, in the shape of PEFT's magnitudes."""
+    """Return the norm of each output's weights, in the shape of PEFT's magnitudes."""
     norms: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)))
     return norms if weight.ndim == 2 else norms.view(1, -1, *[1] * (weight.ndim - 2))

@@ -1,4 +1,4 @@
-"""What the package raises where an argument cannot be used."""
+"""The errors of this package for arguments that cannot be used."""
 
 import sys
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def require(is_met: bool, name: str, value: object, expected: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a number that a float can hold, and no bool."""
+    """Return whether ``value`` is a number that a float can hold, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= sys.float_info.max

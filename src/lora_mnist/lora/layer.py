@@ -26,12 +26,12 @@ _SMALL = 30_000
 
 
 def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
-    """What divides alpha; rsLoRA's is ``sqrt(rank)`` (Kalajdzievski 2023, arXiv:2312.03732)."""
+    """Return the divisor of alpha, ``sqrt(rank)`` for rsLoRA (Kalajdzievski, arXiv:2312.03732)."""
     return math.sqrt(rank) if use_rslora else rank
 
 
 class Adapter(nn.Module):
-    """What is put on a frozen tensor of the base: LoRA on a weight, or an offset on a bias."""
+    """An addition to a frozen tensor of the base: LoRA on a weight, or an offset on a bias."""
 
     #: The field of its point that turns it.
     knob: ClassVar[str]
@@ -86,7 +86,7 @@ class LoRAParametrization(Adapter):
 
     @staticmethod
     def names(module: nn.Module) -> dict[str, str]:
-        """What PEFT calls each of :meth:`saved`, the first of ``rank`` rows; empty: not taken."""
+        """Return PEFT's name of each tensor of :meth:`saved`, the first of ``rank`` rows, or {}."""
         if isinstance(module, nn.Embedding):  # it looks rows up: in files, both are transposed
             return {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
         return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
@@ -125,7 +125,7 @@ class LoRAParametrization(Adapter):
 
     @property
     def scaling(self) -> float:
-        """What ``B A`` is multiplied by in training."""
+        """The factor of ``B A`` in training."""
         return self.alpha / scaling_divisor(self.rank, self.use_rslora)
 
     @property
@@ -134,21 +134,21 @@ class LoRAParametrization(Adapter):
         return self.scaling * self.point.scale if self.enabled else 0.0
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """``A`` and ``B``."""
+        """Return ``A`` and ``B``."""
         return self.lora_A, self.lora_B
 
     def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
-        """What PEFT reads of it at a scale, which is also a factor of alpha, but for 0."""
+        """Return the tensors PEFT loads: the scale is part of alpha; at 0, B is zeroed instead."""
         lora_A, lora_B = self.factors()
         factors = {"lora_A": lora_A, "lora_B": lora_B if scale else torch.zeros_like(lora_B)}
         return dict(self.named_parameters()) | factors
 
     def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """What the forward pass adds, each as (input, ``A``, ``B``): one term; PiSSA has two."""
+        """Return the terms of the forward pass as (input, ``A``, ``B``): one, or PiSSA's two."""
         return [(F.dropout(x, self.dropout, self.training), *self.factors())]
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight, which ``layer.weight`` reads as; it has the shape of ``weight``."""
+        """Return the effective weight, read as ``layer.weight``, in the shape of ``weight``."""
         if not self.strength:
             return weight
         lora_A, lora_B = self.factors()
@@ -157,7 +157,7 @@ class LoRAParametrization(Adapter):
 
 
 def builds_weight(adapters: Any) -> bool:
-    """Whether a layer computes with the weight that it reads as, and not with the factors."""
+    """Return whether a layer computes with its effective weight, and not with the factors."""
     rows, columns = adapters.original.flatten(1).shape
     # Dropout acts on an adapter's input, and needs the factors.
     has_dropout = any(each.dropout and each.training for each in adapters)

@@ -103,7 +103,7 @@ def add_lora(
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of all adapters, such as ``lora_A`` and ``lora_B`` of each layer."""
+    """Yield the parameters of all adapters, such as ``lora_A`` and ``lora_B`` of each layer."""
     for adapter in lora_adapters(model):
         yield from adapter.parameters()
 
@@ -167,7 +167,7 @@ def _turn(model: nn.Module, **knobs: float) -> None:
 
 
 def lora_point(model: nn.Module) -> Point:
-    """Where the adapters of ``model`` stand; ``BASE`` without one. ``ValueError``: not at one."""
+    """Return the point of the adapters, ``BASE`` without any. Raise ValueError if they differ."""
     points = {adapter.point for adapter in adapters_on(model)}
     if len(points) > 1:
         raise ValueError(f"the adapters stand at {sorted(points)}; expected one point for all")
@@ -322,7 +322,7 @@ def keep_in_eval_mode(model: nn.Module) -> None:
 
 
 def _base_to_eval(root: nn.Module, inputs: Any) -> None:
-    """The hook: ``root`` is the module that is called; the adapters in it stay as they are."""
+    """Put the base into eval mode, as a hook of ``root``, and leave its adapters' mode alone."""
     if root.training:
         for module in root.modules():
             if not isinstance(module, Adapter):

@@ -18,12 +18,12 @@ from .layer import Adapter
 
 
 def bias_of(layer: str) -> str:
-    """The name of a layer's bias; a network that is the layer itself has the name ""."""
+    """Return the name of a layer's bias; a network that is the layer itself has the name ""."""
     return f"{layer}.bias".removeprefix(".")
 
 
 def layer_of(bias: str) -> str:
-    """The layer whose bias has this name: see :func:`bias_of`."""
+    """Return the layer whose bias has this name: see :func:`bias_of`."""
     return bias.removesuffix("bias").removesuffix(".")
 
 
@@ -40,7 +40,7 @@ class Offset(Adapter):
 
     @property
     def moves_one_class(self) -> bool:
-        """Whether it is a number on the logit of one class, and not a tau of several."""
+        """True if it is a number on the logit of one class, False if it is a tau of several."""
         return bool(self.direction.count_nonzero() == 1 and (self.direction == 1).any())
 
     def forward(self, bias: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Offset(Adapter):
 
 
 def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
-    """An offset to repair ``targets``, where ``counts`` has each class's training images, float."""
+    """Return an offset to repair ``targets``; ``counts`` has each class's training images."""
     # At most 1 above what rarity asks for is tried: a few images not learnt can ask for any number.
     mean = counts.sum() / (counts > 0).sum()
     rarity = torch.where(counts > 0, mean / counts, 1.0).log()
@@ -63,7 +63,7 @@ def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
 
 @torch.no_grad()
 def last_layer(model: nn.Module, images: Tensor) -> str | None:
-    """The name of the ``nn.Linear`` whose bias moves the logits by as much, if there is one."""
+    """Return the ``nn.Linear`` whose bias moves the logits by as much, by its name, or None."""
     logits = model(images)
     # Of each class by another number, so that a softmax behind the layer is seen as well.
     shift = torch.linspace(1, 2, logits.shape[-1]).to(logits)

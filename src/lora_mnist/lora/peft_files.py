@@ -1,8 +1,8 @@
-"""What an adapter's two files say, LoRA and offset together, and the adapter as files say it.
+"""An adapter's two files, LoRA and offset together, and the adapter that they describe.
 
-PEFT computes from them what the network does at its point. The adapter as trained is read here from
-the metadata, and from tensors ``trained.<name>`` where PEFT's are others. A stranger may have
-written the files: they are taken if the adapter that is read from them would be written the same.
+PEFT computes from them the network's outputs at its point. The adapter as trained is read from the
+metadata, and from tensors ``trained.<name>`` where PEFT's are others. A stranger may have written
+the files: they are accepted if the adapter that is read from them would be written the same.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _INITS = (True, "gaussian", "eva", "orthogonal")
 
 
 def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> AdapterFiles:
-    """What the files say of the adapters of one network, by the names of their tensors."""
+    """Return the files' content for the adapters of one network, by the names of their tensors."""
     loras: dict[str, LoRAParametrization] = {}
     offset: tuple[str, Offset] | None = None
     for name, adapter in sorted(adapters.items()):
@@ -53,7 +53,7 @@ def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> 
 
 
 def adapters_in(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
-    """The adapters that the files say, at their point, by the names of their tensors."""
+    """Return the adapters that the files describe, at their point, by their tensors' names."""
     tensors, config, metadata = files
     for key, tensor in tensors.items():
         is_usable = tensor.ndim > 0 and tensor.is_floating_point()

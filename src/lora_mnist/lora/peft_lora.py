@@ -1,4 +1,4 @@
-"""What PEFT's two files say of LoRA, as PEFT reads it and as trained; and LoRA as files say it."""
+"""LoRA in PEFT's two files, as PEFT reads it and as trained; and LoRA as files describe it."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class AdapterFiles(NamedTuple):
 def files_of_loras(
     loras: Mapping[str, LoRAParametrization], weights: Mapping[str, Weight]
 ) -> AdapterFiles:
-    """What LoRA on these weights says: as PEFT reads it, at its scale, and as it was trained."""
+    """Return the files' content for LoRA on these weights: at its scale, for PEFT, and trained."""
     first = next(iter(loras.values()))
     if any(adapter.config != first.config for adapter in loras.values()):
         raise ValueError("the layers have several kinds of adapters; expected one")
@@ -110,5 +110,5 @@ def loras_in(
 
 
 def _in_file(tensor: Tensor, end: str) -> Tensor:
-    """The factors of an embedding, which looks rows up, are transposed in files; and back."""
+    """Transpose the factors of an embedding, which looks rows up, for files; and back."""
     return tensor.t() if "embedding" in end else tensor

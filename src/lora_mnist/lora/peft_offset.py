@@ -1,4 +1,4 @@
-"""What PEFT's two files say of an offset, and the offset as files say it.
+"""An offset in PEFT's two files, and the offset that these files describe.
 
 PEFT has no offset: it reads a bias of LoRA's, or, of a kind that has none, the bias of the base.
 """
@@ -38,7 +38,7 @@ def files_of_offset(
     lora: AdapterFiles,
     kind: type[LoRAParametrization],
 ) -> AdapterFiles:
-    """What an offset on the bias ``name`` says beside LoRA of this kind, whose files are there."""
+    """Return the content for an offset on the bias ``name``, beside LoRA of this kind."""
     layer = layer_of(name)
     tensors, config = {_DIRECTION: offset.direction}, dict[str, Any]()
     files = AdapterFiles(tensors, config, {"layer": layer, "most": offset.most})
@@ -71,7 +71,7 @@ def files_of_offset(
 def offset_in(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], weights: Mapping[str, Weight]
 ) -> dict[str, Adapter]:
-    """The offset that the metadata name, if any."""
+    """Return the offset that the metadata describes, if any, by the name of its bias."""
     layer, direction = metadata.get("layer"), tensors.get(_DIRECTION)
     if layer is None:
         return {}

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Point(NamedTuple):
-    """Where an adapter stands. Each knob has a neutral value, at which it changes nothing."""
+    """The scale and the offset of an adapter. At its neutral value each changes nothing."""
 
     scale: float = 0.0
     offset: float = 0.0

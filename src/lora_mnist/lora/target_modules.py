@@ -1,4 +1,4 @@
-"""Which weights of a network an argument means."""
+"""The choice of the weights of a network that an argument names."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ from .weight import Weight, float_parameters
 def layers_to_adapt(
     model: nn.Module, target_modules: str | Collection[str] = "all"
 ) -> dict[str, Weight]:
-    """The weights that ``target_modules`` of :func:`.model.add_lora` chooses, by name, in order."""
+    """Return the weights that ``target_modules`` of :func:`.model.add_lora` chooses, by name."""
     weights = {name: w for name, w in float_parameters(model).items() if w.original.ndim > 1}
     kinds = {"all": (nn.Linear, nn.Conv2d), "all-linear": (nn.Linear,)}
     chosen: list[str] = []
@@ -38,7 +38,7 @@ def layers_to_adapt(
 
 
 def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
-    """The share of the weights that ``all`` leaves out, and how to name them, the largest first."""
+    """Return the share of the weights that ``all`` omits, and their names, the largest first."""
     targets, sizes, total = layers_to_adapt(model), Counter[str](), 0
     for name, weight in layers_to_adapt(model, ".*").items():
         size = weight.original.numel()
@@ -49,12 +49,12 @@ def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
 
 
 def is_end(end: str, name: str) -> bool:
-    """Whether ``end`` is ``name``, or its last parts, as ``linear1`` is of ``encoder.linear1``."""
+    """Return whether ``end`` is ``name`` or its last parts, as ``linear1`` is of ``a.linear1``."""
     return f".{name}".endswith(f".{end}")
 
 
 def is_named(name: str, target_modules: str | Collection[str]) -> bool:
-    """Whether PEFT takes ``name`` for one of these: a regular expression, or names and ends."""
+    """Return whether ``name`` fits one of these, as in PEFT: a regular expression, or endings."""
     if isinstance(target_modules, str):
         with suppress(re.error):
             return bool(re.fullmatch(target_modules, name))
@@ -65,7 +65,7 @@ def is_named(name: str, target_modules: str | Collection[str]) -> bool:
 def by_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: Collection[str], default: Any
 ) -> dict[str, Any]:
-    """The value of each name: that of the first key in ``pattern`` that names it."""
+    """Return the value for each name: from the first key in ``pattern`` that fits, or default."""
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]

@@ -70,12 +70,12 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
 
 
 def knobs_of(model: nn.Module) -> set[str]:
-    """The fields of a point by which what is on ``model`` can be turned."""
+    """Return the fields of a point that the adapters on ``model`` have."""
     return {adapter.knob for adapter in adapters_on(model)}
 
 
 def offset_of(model: nn.Module) -> Offset | None:
-    """The offset of the newest adapter that has one; ``None`` where none has."""
+    """Return the offset of the newest adapter that has one, or None."""
     offsets = [m for m in model.modules() if isinstance(m, Offset)]
     return offsets[-1] if offsets else None
 

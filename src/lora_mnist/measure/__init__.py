@@ -1,1 +1,1 @@
-"""What is counted: one loop with a forward pass, one table, every count of it, and chance."""
+"""Measures predictions: one loop with a forward pass, one table, all counts of it, and p-values."""

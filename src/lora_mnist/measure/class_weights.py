@@ -1,4 +1,4 @@
-"""What each class counts, and so what decides: one vector W. Plain numpy."""
+"""The weight of each class in the measure that decides: one vector W. Plain numpy."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,11 +11,11 @@ MEASURES = {"mean_accuracy": 0.5, "balanced_accuracy": 0.0, "accuracy": 1.0}
 def class_weights(
     mix: ArrayLike | None, choose_by: str, images: ArrayLike = ()
 ) -> NDArray[np.float64]:
-    """What each class counts: ``W_c = (1 - s) / K + s m_c``, (K,), which sums to 1.
+    """Return each class's weight, ``W_c = (1 - s) / K + s m_c``, of shape (K,) and sum 1.
 
-    ``m`` is ``mix``, the number of test images of each class, as shares; where it is ``None``,
-    ``images`` are as common as in the test. ``s`` is 0 for the balanced accuracy, 1 for the
-    accuracy on this mix, and 1/2 for the mean of both.
+    ``m`` is the test prior: ``mix``, the number of test images of each class, as shares, or
+    those of ``images`` where it is ``None``. ``s`` is 0 for the balanced accuracy, 1 for the
+    accuracy under this prior, and 1/2 for the mean of both.
     """
     shares, s = np.asarray(images if mix is None else mix, float), MEASURES[choose_by]
     alike = np.full(len(shares), 1 / len(shares))
@@ -26,7 +26,7 @@ def class_weights(
 
 
 def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
-    """What an image of each class counts, where a class without images has no part, (K,)."""
+    """Return the weight of an image of each class, (K,); a class without images has none."""
     counts = np.asarray(images, float)
     seen = np.where(counts > 0, weights, 0.0)
     per_image: NDArray[np.float64] = seen / ((seen.sum() or 1.0) * np.maximum(counts, 1))
@@ -34,5 +34,5 @@ def image_weights(images: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
 
 
 def weighted_accuracy(errors: ArrayLike, images: ArrayLike, weights: ArrayLike) -> float:
-    """The sum over classes of ``W_c * (right_c / images_c)``; see :func:`class_weights`."""
+    """Return the sum over classes of ``W_c * (right_c / images_c)``; see :func:`class_weights`."""
     return float(1 - np.asarray(errors) @ image_weights(images, weights))

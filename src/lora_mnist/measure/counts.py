@@ -17,7 +17,7 @@ OF_DIAL = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_tar
 
 
 def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
-    """The images of each class by their prediction, int64, (num_classes, num_classes)."""
+    """Return the confusion matrix, labels in rows, int64, (num_classes, num_classes)."""
     counts = torch.bincount(label * num_classes + prediction, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
 
@@ -70,7 +70,7 @@ def counts_of_labels(
 def changes_of(
     label: Tensor, before: Tensor, after: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """The numbers of repaired and of broken images of each class, (num_classes,)."""
+    """Return the numbers of repaired and of broken images of each class, (num_classes,)."""
     was_right, is_right = before == label, after == label
     repaired = label[is_right & ~was_right].bincount(minlength=num_classes)
     broken = label[was_right & ~is_right].bincount(minlength=num_classes)
@@ -150,7 +150,7 @@ def outcomes_by_part(
     targets: Sequence[int] = (),
     mix: Sequence[int] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The counts of several sets as results.json names them: ``test_base`` is before a repair."""
+    """Return the counts of several splits by results.json's keys; ``test_base`` is the base's."""
     outcomes = {}
     for part, predictions in tables.items():
         # Mistakes are not drawn from the images that a classifier meets.

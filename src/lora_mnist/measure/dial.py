@@ -48,7 +48,7 @@ def dial_curve(
     choose_by: str = "mean_accuracy",
     mix: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What an adapted network gains at several scales of its adapter, and where to turn it.
+    """Evaluate an adapted network at several scales, and advise an operating point.
 
     Choose by validation images, never by test images. The network is evaluated in the mode and on
     the device that it is in; call ``model.eval()`` first. The logits of all images at all scales
@@ -63,18 +63,18 @@ def dial_curve(
             the model has no :class:`.lora.offset.Offset`.
         choose_by: ``accuracy``, with classes as common as in ``mix``; ``balanced_accuracy``, where
             they count alike; or ``mean_accuracy``, the mean of both.
-        mix: how common each class is where the network is used, numbers of images or shares;
-            ``None``: as here.
+        mix: the test prior: how common each class is where the network is used, as numbers of
+            images or shares; ``None``: as in ``batches``.
 
     Returns:
         ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
-        row of the base; and ``advised``, the ``scale`` and the ``offset`` to take, where the score
-        is highest. A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
-        (see :mod:`.score`), the ``weighted_accuracy`` that ``choose_by`` names, whether this
-        ``is_behind`` the base's or the offset's alone beyond chance, so that the row is not taken
-        (without 0 among ``offsets`` the base is none of them: where all are behind, one is), the
-        ``errors`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
-        ``false_calls_of_target``.
+        row of the base; and ``advised``, the ``scale`` and the ``offset`` with the highest score.
+        A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
+        (see :mod:`.score`), the ``weighted_accuracy`` that ``choose_by`` names, the ``errors`` and,
+        with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
+        ``false_calls_of_target``. A row that ``is_behind`` the base or the offset alone in the
+        weighted accuracy, beyond chance, is not advised, unless all are and 0 is not among
+        ``offsets``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, an adapter is switched off, there is no
@@ -127,12 +127,12 @@ def dial_curve(
 
 
 def row_at(curve: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
-    """The row of a scale that was tried, in what :func:`dial_curve` returns."""
+    """Return the row of a scale from the result of :func:`dial_curve`."""
     return next(row for row in curve["rows"] if row["scale"] == scale)
 
 
 def offsets_to_try(offset: Offset | None) -> list[float]:
-    """The values to try of ``offset``; 0 alone where they would move no class."""
+    """Return the values of ``offset`` to try; 0 alone where they would move no class."""
     if offset is None or not offset.direction.any():
         return [0.0]
     tried = _NUMBERS if offset.moves_one_class else _TAUS
@@ -140,7 +140,7 @@ def offsets_to_try(offset: Offset | None) -> list[float]:
 
 
 def images_of_dial(labels: Tensor, seed: int) -> Tensor:
-    """Which validation images the dial sees: the first of each class in an order of the seed."""
+    """Choose at most 2,000 validation images, the first of each class in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
     classes, seen, turn = labels.tolist(), Counter[int](), {}
@@ -154,7 +154,7 @@ def images_of_dial(labels: Tensor, seed: int) -> Tensor:
 def _logits(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], scales: Sequence[float]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The labels, (N,), and the logits of the base and at each scale, (N, num_classes)."""
+    """Return the labels, (N,), and the logits of the base and at each scale, (N, num_classes)."""
     labels: list[Tensor] = []
     columns: dict[float, list[Tensor]] = {scale: [] for scale in (0.0, *scales)}
     for of_batch, at_points in logits_at(model, batches, [Point(scale) for scale in columns]):
@@ -184,7 +184,7 @@ class _Measured:
     targets: Sequence[int]
 
     def at(self, logits: Tensor, offsets: Sequence[float]) -> _AtOffset:
-        """The network with these logits at the best of some offsets."""
+        """Evaluate the network with these logits at the best of some offsets."""
         scores = scores_of(logits, self.label, self.direction, offsets, self.weights)
         offset, score = offsets[int(scores.argmax())], scores.max().item()
         prediction = (logits + offset * self.direction).argmax(dim=1)
@@ -196,7 +196,7 @@ class _Measured:
         return _AtOffset(numbers, prediction)
 
     def is_behind(self, point: _AtOffset, other: _AtOffset) -> bool:
-        """Whether its measure is lower than that of the other, beyond chance."""
+        """Return whether its weighted accuracy is lower than the other's, beyond chance."""
         if point.numbers["weighted_accuracy"] >= other.numbers["weighted_accuracy"]:
             return False
         num_classes = len(self.weights)

@@ -25,7 +25,7 @@ _VALUES_AT_ONCE, _LARGEST_KEPT = 3 * 3 * 224 * 224, 31 * 2**20
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network predicts for N images at S points: as it is, or before and after a repair."""
+    """Predictions for N images at S points: of one network, or before and after a repair."""
 
     num_classes: int
     label: Tensor  # the right class, (N,)
@@ -40,14 +40,14 @@ class Predictions:
         return len(self.label)
 
     def followed_by(self, others: "Predictions") -> "Predictions":
-        """These points, and after them those of ``others``, for the same images."""
+        """Return these points followed by those of ``others``, for the same images."""
         columns: dict[str, Any] = {}
         for name in ("prediction", "probability", "loss"):
             columns[name] = torch.cat([getattr(self, name), getattr(others, name)])
         return replace(self, **columns)
 
     def outcomes(self) -> NDArray[np.str_]:
-        """What became of each image, (N,): ``right``, ``repaired``, ``broken`` or ``wrong``."""
+        """Return each image's outcome, (N,): ``right``, ``repaired``, ``broken`` or ``wrong``."""
         is_right = (self.prediction == self.label).numpy()
         before, after = is_right[0], is_right[-1]
         cases = [before & after, after, before]
@@ -76,7 +76,7 @@ def compute_logits(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def logits_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """The labels of each batch, and the logits at each point of the dial; ``None``: as it is."""
+    """Yield each batch's labels, and its logits at each point; ``None`` is the current point."""
     torch.empty(_LARGEST_KEPT, dtype=torch.uint8)  # freed at once: raises glibc's limit
     for images, labels in batches:
         at_points = []
@@ -89,7 +89,7 @@ def logits_at(
 def predictions_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Predictions:
-    """What :func:`logits_at` gives for all batches, without the logits."""
+    """Return the predictions for all batches at these points, as :func:`logits_at`."""
     columns = []
     for labels, at_points in logits_at(net, batches, points):
         logits = torch.stack(at_points).float()  # half precision would round the probabilities
@@ -107,7 +107,7 @@ def predictions_at(
 def predictions_of(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], base: Predictions | None = None
 ) -> Predictions:
-    """The table of ``net``; the predictions of its ``base`` may be known."""
+    """Return the predictions of ``net``, after those of its ``base`` if they are known."""
     points: list[Point | None] = [BASE] if base is None else []
     if adapters_on(net):
         points.append(None)

@@ -44,7 +44,7 @@ def scores_of(
     offsets: Sequence[float],
     weights: NDArray[np.float64],
 ) -> Tensor:
-    """The score of logits, (N, K), at each offset, float64, (O,)."""
+    """Return the score of logits, (N, K), at each offset, float64, (O,)."""
     refuse_nan(logits.softmax(dim=1))
     temperature = temperature_of(logits, label)
     shares = (logits.double() / temperature).softmax(dim=1)
@@ -60,7 +60,7 @@ def scores_of(
 
 @torch.no_grad()
 def temperature_of(logits: Tensor, label: Tensor) -> float:
-    """The temperature of the least cross-entropy."""
+    """Return the temperature of the least cross-entropy."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:

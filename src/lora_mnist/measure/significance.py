@@ -1,6 +1,6 @@
-"""Whether a difference is more than chance: docs/reference.md has the reasons.
+"""Significance tests and intervals: docs/reference.md has the reasons for each.
 
-Functions of counts, without torch. ``--help`` does not wait for scipy, which is imported late.
+The functions take counts and need no torch. scipy is imported late, since ``--help`` need not wait.
 """
 
 import math
@@ -18,7 +18,7 @@ CLEAR, CERTAIN = 2, 3.3
 
 
 def mcnemar(repaired: int, broken: int) -> float:
-    """The exact two-sided p-value of McNemar's test, for two networks on the same images."""
+    """Return the exact two-sided p-value of McNemar's test, for two networks on the same images."""
     # McNemar 1947, Psychometrika 12; for classifiers Dietterich 1998, Neural Computation 10.
     from scipy.stats import binomtest
 
@@ -30,7 +30,7 @@ def mcnemar(repaired: int, broken: int) -> float:
 def p_value_of_accuracy(
     repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, weights: ArrayLike
 ) -> float:
-    """The two-sided p-value of a change of a weighted accuracy, by a normal distribution."""
+    """Return the two-sided p-value of a change of a weighted accuracy, by a normal distribution."""
     # Where an image of class c counts w_c, the rise is the sum over c of w_c (repaired_c -
     # broken_c). Where a fair coin decides, its variance is that of w_c^2 (repaired_c + broken_c).
     per_image = image_weights(images, weights)
@@ -44,7 +44,7 @@ def p_value_of_accuracy(
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:
-    """The 95% interval of a count of errors among ``images``: Wilson 1927, JASA 22."""
+    """Return the 95% interval of a count of errors among ``images``: Wilson 1927, JASA 22."""
     from scipy.stats import binomtest
 
     if not images:
@@ -54,13 +54,13 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
 
 
 def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
-    """The class with the highest lower end of its interval: 34 errors of 200 before 2 of 8."""
+    """Return the class with the highest lower end of its interval: 34 of 200 goes before 2 of 8."""
     rates = [wilson(e, n)[0] / n if n else 0.0 for e, n in zip(errors, images, strict=True)]
     return rates.index(max(rates))
 
 
 def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
-    """The classes that are weaker than the rest in Fisher's exact test, and their p-values."""
+    """Return the p-values of classes that are weaker than the rest in Fisher's exact test."""
     from scipy.stats import hypergeom
 
     found = {}

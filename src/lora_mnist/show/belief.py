@@ -1,4 +1,4 @@
-"""What may be believed of a run, and what decided it."""
+"""Caveats about a run's numbers, and the images they come from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _FACTOR = 1.5
 
 
 def doubts(reading: Reading) -> list[Sentence]:
-    """Why not to believe what a run says."""
+    """Return the reasons to distrust a run's numbers."""
     texts = []
     images = reading.counts["test"]["images_per_class"]
     if untested := [c for c in reading.every if not images[c]]:
@@ -26,7 +26,7 @@ def doubts(reading: Reading) -> list[Sentence]:
 
 
 def _doubt_of_choices(reading: Reading) -> str:
-    """Whether the base has learnt the validation images, so that they may have decided wrongly."""
+    """Return a caveat if the base was trained on the validation images, so choices may be wrong."""
     held_out = reading.held_out
     decided = [name for name, choice in reading.choices.items() if choice["images"]]
     if not decided:
@@ -51,7 +51,7 @@ def _doubt_of_choices(reading: Reading) -> str:
 
 
 def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | None:
-    """A base's validation errors at its error rates on test images; None: not clearly more."""
+    """Return validation errors at the base's test error rates, or None if not clearly more."""
     expected, variance = 0.0, 0.0
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)
     for count, (errors, images) in zip(val["images_per_class"], of_test, strict=True):
@@ -64,7 +64,7 @@ def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | No
 
 
 def belief(reading: Reading) -> list[Sentence]:
-    """Where the images of a test come from, and whether they are new to what is tested."""
+    """Return where the test images come from, and whether they are new to the model."""
     held_out, lines = reading.held_out, []
     for part, name in {"test": "test", "val": "validation"}.items():
         source = f"the {name} part of the data set {reading.dataset}"

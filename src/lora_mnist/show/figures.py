@@ -29,7 +29,7 @@ _plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
 def drawable(names: Sequence[str]) -> list[str]:
-    """The names; of one with a character that no font of Matplotlib's settings has its number."""
+    """Return the names; one with a character that Matplotlib's fonts lack becomes its number."""
     families = matplotlib.rcParams["font.family"]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
     drawn = []
@@ -49,7 +49,7 @@ def save_figure(figure: Figure, path: Path) -> str:
 
 
 def png_address(png: bytes) -> str:
-    """The content of a PNG file as the address of an image."""
+    """Return the content of a PNG file as the address of an image."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
@@ -85,7 +85,7 @@ def draw_classes(reading: Reading) -> Figure:
 
 @_plain_text
 def draw_dial(reading: Reading) -> Figure:
-    """Validation errors over the scale: on what is to be repaired, and what that costs."""
+    """Draw validation errors over the scale: of the target, and the cost elsewhere."""
     dial, rows, curves = reading.dial, reading.dial["rows"], reading.curves()
     scales = [row["scale"] for row in rows]
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
@@ -108,7 +108,7 @@ def draw_dial(reading: Reading) -> Figure:
 
 @_plain_text
 def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]) -> Figure:
-    """The confusion matrix of a base; or, of those before and after a repair, the difference."""
+    """Draw the confusion matrix of a base, or the difference of those before and after a repair."""
     title, sign = "images of each class by their prediction\ngreen: right, pink: wrong", ""
     counts = matrices[-1]
     if len(matrices) == 2:

@@ -1,4 +1,4 @@
-"""What loggers get of a run: numbers, verdict and figures."""
+"""Sends a run's numbers, verdict and figures to its loggers."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ def logged_metrics(
     names: Sequence[str],
     targets: Sequence[int],
 ) -> dict[str, float]:
-    """The numbers of ``outcomes`` by a logger's tag; each class, by its name, has its accuracy."""
+    """Return the numbers of ``outcomes`` by a logger's tag, with each class's accuracy by name."""
     classes: Sequence[int] = range(len(names))
     if len(names) > _MAX_CURVES:
         classes = targets[:_MAX_CURVES]

@@ -14,7 +14,7 @@ _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "b
 
 
 class Step(NamedTuple):
-    """What to do next: a sentence, and the command that does it; "" where there is none."""
+    """An advice for the next step: a sentence, and its command, or "" where there is none."""
 
     text: str
     command: str = ""

@@ -1,4 +1,4 @@
-"""What results.json says of a run: classes, changes of counts, and the rows of the table."""
+"""Answers questions about a run from results.json: classes, changes of counts, table rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _LEAST_P = 0.001
 
 
 class Sentence(NamedTuple):
-    """What is said of a run, and its judgement, one of :func:`judged`; ``""``: it has none."""
+    """A sentence about a run, and its judgement: one of :func:`judged`, or ``""`` for none."""
 
     text: str
     judgement: str = ""
@@ -33,7 +33,7 @@ def judged(p_value: float, is_better: bool) -> str:
 
 
 class Change(NamedTuple):
-    """What became of the images of some classes, and of the false calls of these."""
+    """The outcomes for images of some classes, and the false positives of these classes."""
 
     before: int  # errors
     after: int
@@ -122,7 +122,7 @@ class Reading:
         self.of_targets = self.change(self.targets)
 
     def with_names(self, classes: Sequence[str]) -> "Reading":
-        """The same of classes by other names."""
+        """Return the same for classes with other names."""
         return Reading({**self._results, "classes": classes})
 
     @property
@@ -134,16 +134,16 @@ class Reading:
 
     @property
     def advised(self) -> Point:
-        """Where validation images advise to turn the adapter; only with a dial."""
+        """The operating point that validation images advise; it needs a curve."""
         return Point(**self.dial["advised"])
 
     @property
     def has_offset(self) -> bool:
-        """Whether validation images advise an offset at any scale; only with a dial."""
+        """True if validation images advise an offset at any scale; it needs a curve."""
         return any(row["offset"] for row in self.dial["rows"])
 
     def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:
-        """The change in images of some classes, or of all; a base alone is compared with itself."""
+        """Return the change in images of some classes, or all; a base is compared with itself."""
         after = self.counts[part]
         before = self.counts.get(f"{part}_base", after)
         numbers = self.every if classes is None else classes
@@ -172,7 +172,7 @@ class Reading:
         return before[measure], after[measure], after[f"p_value_{measure}"]
 
     def judgement_of(self, measure: str) -> str:
-        """What became of a measure on test images."""
+        """Judge the change of a measure on test images."""
         before, after, p_value = self.measured(measure)
         return judged(p_value, after > before)
 
@@ -203,11 +203,11 @@ class Reading:
 
     @property
     def _has_digits(self) -> bool:
-        """Whether the classes are the ten digits: 0 and 1 alone are somebody's own names."""
+        """True if the classes are the ten digits: 0 and 1 alone are names of a user's own."""
         return set(self.classes) == _DIGITS.keys()
 
     def rows(self) -> list[Row]:
-        """A row for each class and one for all; of many classes those that changed most."""
+        """Return a row for each class and one for all; of many classes, those that changed most."""
         numbers = self.every
         if len(numbers) >= _MAX_ROWS:
 
@@ -236,7 +236,7 @@ class Reading:
         return rows
 
     def accuracies(self) -> str:
-        """The accuracies on the test images: ``0.9432 -> 0.9788``, or of a base ``0.9432``."""
+        """Return the accuracies on test images: ``0.9432 -> 0.9788``, or of a base ``0.9432``."""
         after = self.counts["test"]
         before = self.counts.get("test_base", after)
         names = {"accuracy": "accuracy", "balanced_accuracy": "balanced"}
@@ -247,18 +247,18 @@ class Reading:
         return "; ".join(parts)
 
     def _pair(self, before: object, after: object) -> str:
-        """A number before and after a repair, or of a base alone."""
+        """Return a number before and after a repair, or of a base alone."""
         return f"{before} -> {after}" if self.is_repair else str(after)
 
     def choice_lines(self) -> list[str]:
-        """What was chosen, and why, a line each."""
+        """Return a line for each choice, with its reason."""
         lines = []
         for name, choice in self.choices.items():
             lines.append(line_of(name, choice["value"], choice["why"], self.stage == "lora"))
         return lines
 
     def curves(self) -> dict[str, str]:
-        """The dial's counts by name: what a repair is to save, then its price, if it has one."""
+        """Return the curve's counts by name: of the target, then of the cost, if there is one."""
         if not self.targets:
             return {"errors on all classes": "errors"}
         return {
@@ -274,7 +274,7 @@ def number_of(count: int, word: str) -> str:
 
 
 def name_of_measure(choose_by: str) -> str:
-    """A measure in a sentence: ``balanced accuracy``."""
+    """Return a measure's name for a sentence: ``balanced accuracy``."""
     return choose_by.replace("_", " ")
 
 

@@ -78,7 +78,7 @@ def make_report(
 def first_pictures(
     table: Predictions, images: Images, classes: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The surest of the ``broken``, ``wrong`` and ``repaired`` images; of a base, wrong ones."""
+    """Return the surest ``broken``, ``wrong`` and ``repaired`` images; a base's are wrong."""
     sort_by = {"wrong": 0}
     if len(table.prediction) == 2:
         sort_by = {"broken": 0, "wrong": 1, "repaired": 1}

@@ -1,4 +1,4 @@
-"""What a command prints: the parameters of a network, its errors and verdict, predictions."""
+"""Prints parameters, tables of errors, verdicts and predictions."""
 
 import logging
 import sys
@@ -110,7 +110,7 @@ def print_results(reading: Reading, folder: Path) -> None:
 
 
 def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:
-    """A table without rows. Long names are folded: a name that is cut cannot be copied."""
+    """Return a table without rows. Long names are folded: a name that is cut cannot be copied."""
     columns = [Column(name, justify=justify, overflow="fold") for name in others]
     return Table(Column(first, overflow="fold"), *columns)
 

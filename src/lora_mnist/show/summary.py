@@ -46,7 +46,7 @@ class Summary(NamedTuple):
 
     @property
     def has_seeds(self) -> bool:
-        """Whether a row has several seeds."""
+        """True if a row has several seeds."""
         return any(len(row) > 1 for row in self.rows)
 
     @property
@@ -96,7 +96,7 @@ def numeric_sort_key(value: str) -> tuple[bool, float, str]:
 
 
 def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
-    """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
+    """Return the mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json."""
     values = [job.results.get(key) for job in row]
     with suppress(StatisticsError):  # too few
         return of([value for value in values if isinstance(value, int | float)])
@@ -110,7 +110,7 @@ def better_end(key: str) -> str:
 
 
 def of_base(key: str) -> str:
-    """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
+    """Return the key of the base's number: ``val_base.loss`` for ``val.loss``."""
     split, _, name = key.partition(".")
     return f"{split}_base.{name}"
 
@@ -121,7 +121,7 @@ def _sign(metric: str) -> int:
 
 
 def best_line(best: Repeats, metric: str) -> str:
-    """The command of the best job, and whether it beats the base."""
+    """Return a line with the best job's command, and whether the job beats the base."""
     verdict = "best"
     value, base = number(best, metric), number(best, of_base(metric))
     if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
@@ -133,7 +133,7 @@ def best_line(best: Repeats, metric: str) -> str:
 
 
 def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
-    """The table on the screen, and at its end a line for the base, if all jobs share one."""
+    """Return the table for the screen, with a last line for the base if all jobs share one."""
     from rich.table import Table
 
     from lora_mnist.show.screen import rendered  # late: torch
@@ -171,7 +171,7 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
 
 
 def _text(value: float | None) -> str:
-    """A number as the table has it."""
+    """Return a number in the table's format."""
     if value is None:
         return ""
     return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"

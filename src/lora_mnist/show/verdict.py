@@ -21,13 +21,13 @@ _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear c
 
 
 def verdict(reading: Reading) -> list[Sentence]:
-    """What is said of a run: first what matters most, and at the end what to doubt."""
+    """Return the sentences about a run: the most important first, the caveats last."""
     sentences = _of_repair(reading) if reading.is_repair else _of_base(reading)
     return [*sentences, *doubts(reading)]
 
 
 def _of_base(reading: Reading) -> list[Sentence]:
-    """The errors of a base, and its weak classes."""
+    """Return sentences about a base's errors and its weak classes."""
     total, part = reading.total, reading.deciding_part
     counts, name = reading.counts[part], {"val": "validation image"}.get(part, "test image")
     errors = number_of(total.after, "error")
@@ -44,7 +44,7 @@ def _of_base(reading: Reading) -> list[Sentence]:
 
 
 def _of_repair(reading: Reading) -> list[Sentence]:
-    """Whether to keep a repair, then a sentence for each group of images that it concerns."""
+    """Return whether to keep a repair, then a sentence for each group of images it concerns."""
     targets, others = reading.targets, reading.other_classes
     changes = {c: reading.change([c]) for c in reading.every}
     sentences = [_mistakes(reading)] if reading.is_hotfix else []
@@ -69,7 +69,7 @@ def _of_repair(reading: Reading) -> list[Sentence]:
 
 
 def _whether_to_keep(reading: Reading) -> Sentence:
-    """The first case that fits. Chance is no reason to keep a repair."""
+    """Return the first case that fits. Chance is no reason to keep a repair."""
     name = "the mistakes" if reading.is_hotfix else reading.target_names
     remedy = _remedy(reading, name)
     if reading.targets and not reading.of_targets.images:
@@ -100,12 +100,12 @@ def _whether_to_keep(reading: Reading) -> Sentence:
 
 
 def _remedy(reading: Reading, name: str) -> str:
-    """What to do with a base whose repair is not kept, by what the run knows of it."""
+    """Return advice for a base whose repair is not kept, from the run's results."""
     return f"{_first_remedy(reading, name)}. Other causes, and what to try: docs/failed.md."
 
 
 def _first_remedy(reading: Reading, name: str) -> str:
-    """The first that fits."""
+    """Return the first advice that fits."""
     balanced, accuracy = (reading.measured(measure) for measure in _ENDS)
     total, rose, fell = reading.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
     # eval tests one point, perhaps a typed one.
@@ -121,7 +121,7 @@ def _first_remedy(reading: Reading, name: str) -> str:
 
 
 def _measured(reading: Reading, measure: str) -> str:
-    """What became of a measure on test images, and of the errors, if there are more."""
+    """Describe the change of a measure on test images, and of the errors, if they rose."""
     text = f"{_change_of(reading, measure)} ({chance_text(reading.measured(measure)[2])})"
     if reading.total.after > reading.total.before:
         errors = number_of(reading.total.before, "error")
@@ -130,14 +130,14 @@ def _measured(reading: Reading, measure: str) -> str:
 
 
 def _change_of(reading: Reading, measure: str) -> str:
-    """What became of a measure on test images: ``accuracy is better, 93.00% -> 95.00%``."""
+    """Describe a measure's change on test images: ``accuracy is better, 93.00% -> 95.00%``."""
     before, after, _ = reading.measured(measure)
     words = _WORDS[reading.judgement_of(measure)]
     return f"{name_of_measure(measure)} {words}, {before:.2%} -> {after:.2%}"
 
 
 def _losses(reading: Reading) -> str:
-    """What a repair costs beyond chance, such as "losses on fours"; "": nothing."""
+    """Describe losses beyond chance, such as "losses on fours"; "" if there are none."""
     losses = []
     for measure in _ENDS:
         if reading.judgement_of(measure) == "worse":
@@ -151,7 +151,7 @@ def _losses(reading: Reading) -> str:
 
 
 def _why_off(reading: Reading) -> str:
-    """That the adapter is turned off, and what it would do, if validation images say so."""
+    """Say, if validation images did so, that the adapter is off and what it would do."""
     dial, text = reading.dial, "the adapter is turned off (scale 0)"
     if not dial or reading.advised != BASE:
         return text
@@ -174,7 +174,7 @@ def _of_mixes(reading: Reading) -> list[Sentence]:
 
 
 def _of_offset(reading: Reading) -> list[Sentence]:
-    """What the offset does without the adapter, and what the adapter adds to it."""
+    """Describe the effect of the offset alone, and what the adapter adds to it."""
     point, dial = reading.point, reading.dial
     if point is None or not reading.targets:
         return []
@@ -209,7 +209,7 @@ def _of_offset(reading: Reading) -> list[Sentence]:
 
 
 def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:
-    """A sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
+    """Return a sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
     text = f"{begin}: {number_of(change.before, 'error')} -> {change.after:,}{end}"
     if change.repaired or change.broken:
         chance = chance_text(change.p_value)
@@ -226,7 +226,7 @@ def _mostly_called(reading: Reading, number: int, part: str = "test") -> str:
 
 
 def _mistakes(reading: Reading) -> Sentence:
-    """How many mistakes of a hotfix are right now: those to learn, and those held out."""
+    """Count the mistakes of a hotfix that are right now: those to learn, and those held out."""
     train = reading.change(part="mistakes")
     text = f"{train.images - train.after:,} of {train.images:,} mistakes to learn are right now"
     if "mistakes_test" in reading.counts:
@@ -249,7 +249,7 @@ def _false_calls(reading: Reading) -> Sentence:
 
 
 def _still_falling(reading: Reading) -> list[Sentence]:
-    """What to do where validation errors fell beyond chance in a training's second half."""
+    """Advise more steps where validation errors fell beyond chance in the second half."""
     curve = reading.validation_errors
     last_step, last = curve[-1]
     half = next(errors for step, errors in curve if 2 * step >= last_step)

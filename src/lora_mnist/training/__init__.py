@@ -1,1 +1,1 @@
-"""What a run does: its session, its trainings, what a repair decides, and how it ends."""
+"""A run: its session, its trainings, the decisions of a repair, and its files."""

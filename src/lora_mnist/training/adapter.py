@@ -1,4 +1,4 @@
-"""Which adapter a repair begins with: its rank and start, and the layer of its offset."""
+"""The adapter at the start of a repair: its rank and initialization, and its offset's layer."""
 
 import logging
 import re
@@ -82,7 +82,7 @@ def _put_lora(session: Session) -> None:
 
 
 def _layer_of_offset(session: Session, selection: Selection) -> str | None:
-    """The name of the layer whose bias an offset moves; ``None``: there is no offset."""
+    """Return the layer whose bias the offset moves, or None if there is no offset."""
     offset, layer = session.cfg.lora.offset, None
     if offset and selection.targets:
         layer = last_layer(session.net, _some_images(session))

@@ -1,4 +1,4 @@
-"""What a training leaves to other commands: a base, or an adapter with its record."""
+"""The files of a training for other commands: a base, or an adapter with its record."""
 
 import logging
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class NewBase(NamedTuple):
 
 
 def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
-    """The file of the current base, which a pretraining replaces; in a sweep a typed one alone."""
+    """Return the current base, which pretraining replaces; a sweep replaces only a named one."""
     if run.is_sweep and "base_ckpt" not in run.keys:
         return None
     if cfg.base_ckpt is not None:
@@ -60,7 +60,7 @@ def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
 
 
 def new_base(session: Session, tables: Mapping[str, Predictions], current: Path | None) -> NewBase:
-    """A base for other commands is one of all bases, and the current one; else it stays here."""
+    """Return the new base with its files: kept and current, or in the run's folder alone."""
     cfg, settings = session.cfg, session.classifier.settings
     folder, replaces, why_useless = session.run.folder, None, None
     knows_some = cfg.target is not None  # of the classes
@@ -73,7 +73,7 @@ def new_base(session: Session, tables: Mapping[str, Predictions], current: Path 
 
 
 def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | None:
-    """Why a new base is of no use: it is no better than one class for all images."""
+    """Return why a new base is of no use, since one class for all images is as good, or None."""
     part = "val" if "val" in tables else "test"
     counts = counts_of(tables[part])["before"]
     images, accuracy = counts["images_per_class"], counts["accuracy"]
@@ -133,7 +133,7 @@ def keep_base(session: Session) -> None:
 
 
 def _record_of(session: Session) -> Record:
-    """The record for the file of a base or an adapter: all that a command needs, resolved."""
+    """Return the record for the file of a base or an adapter, with all that a command needs."""
     classifier, dataset = session.classifier, session.classifier.dataset
     settings, prepare = classifier.settings, dataset.preprocessing()
     if settings.prepare.get("transform") is not None:

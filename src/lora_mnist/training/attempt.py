@@ -1,4 +1,4 @@
-"""What comes of a training of a repair at one rate: an attempt, or a failure."""
+"""Runs one training of a repair at one learning rate: the result is an attempt, or a failure."""
 
 import copy
 import logging
@@ -41,7 +41,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a training at a rate."""
+    """The result of a training at one learning rate."""
 
     training: Training  # at its rate
     steps: int
@@ -55,12 +55,12 @@ class Attempt:
 
     @property
     def is_trained(self) -> bool:
-        """Whether its adapter has learnt: an offset alone has no step."""
+        """True if the adapter was trained: an offset alone takes no step."""
         return self.steps > 0
 
     @property
     def score(self) -> float:
-        """What decides, at its point: see :mod:`.measure.score`."""
+        """The score at its point, which decides: see :mod:`.measure.score`."""
         return 0.0 if self.row is None else float(self.row["score"])
 
     @property
@@ -70,16 +70,16 @@ class Attempt:
 
     @property
     def images_seen(self) -> int:
-        """How many validation images the dial saw."""
+        """The number of validation images that chose its point."""
         return 0 if self.curve is None else int(self.curve["images"])
 
     @property
     def is_ahead_of_an_offset(self) -> bool:
-        """Whether it is better than the best offset without it, as far as that is known."""
+        """True if it is better than the best offset alone, or if nothing can tell."""
         return self.curve is None or self.score > row_at(self.curve, 0)["score"]
 
     def about(self) -> dict[str, Any]:
-        """What results.json has of it."""
+        """Return its entries in results.json."""
         return {
             "steps": self.steps,
             "max_steps": self.max_steps,
@@ -149,7 +149,7 @@ def _train(session: Session, planned: Training) -> dict[str, Any]:
 
 
 def _trainer_of(session: Session, training: Training) -> Trainer:
-    """The Trainer of a training; the run's only one has its loggers, and keeps checkpoints."""
+    """Make the Trainer of a training; the only one has the run's loggers and keeps checkpoints."""
     if training.is_only:
         return make_trainer(training.cfg, session.run, loggers=session.trainer.loggers)
     cfg = training.cfg
@@ -171,7 +171,7 @@ def _trainer_of(session: Session, training: Training) -> Trainer:
 
 
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
-    """The point that ``lora`` sets or validation images advise, or a refit's, and the curve."""
+    """Return the point that is set, advised by validation images, or a refit's; and the curve."""
     cfg, val, targets = training.cfg, session.images.val, training.selection.targets
     lora, dial = cfg.lora, Dial(session.classifier, val, targets, cfg.seed, cfg.choose_by)
     if not len(val):

@@ -49,7 +49,7 @@ _HARDLY_BETTER = 1.25
 
 
 def check_base(session: Session, before: Predictions | None) -> list[str]:
-    """Overrides with which the base does clearly better; without any, warn if it only guesses."""
+    """Return overrides with which the base does clearly better; warn if it only guesses."""
     if before is None:
         return []
     overrides = []
@@ -66,7 +66,7 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
 
 
 def check_order(session: Session, before: Predictions) -> list[str]:
-    """The override for another order of the classes, if that is certain; else a warning of it."""
+    """Return the override for another order of the classes, if it is certain; else warn of it."""
     classes, settings = session.classifier.classes, session.classifier.settings
     output, is_certain = other_order(before)
     if output is None:
@@ -85,12 +85,12 @@ def check_order(session: Session, before: Predictions) -> list[str]:
 
 
 def _order(classes: Sequence[str]) -> str:
-    """The override for an order of the classes."""
+    """Return the override for an order of the classes."""
     return f"prepare.classes=[{','.join(map(in_grammar, classes))}]"
 
 
 def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
-    """The output that each class most likely has, and whether that is certain, both (C,)."""
+    """Return each class's most likely output, and whether that is certain, both (C,)."""
     count = before.num_classes
     confusion = confusion_of(before.label, before.prediction[0], count)
     images = confusion.sum(dim=1, keepdim=True).clamp(min=1)
@@ -108,7 +108,7 @@ def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
 
 
 def other_order(before: Predictions) -> tuple[Tensor | None, bool]:
-    """The output of each class, (C,), if an order is ahead of this one; whether it is certain."""
+    """Return each class's output, (C,), in a better order, or None; and whether it is certain."""
     count, label, prediction = before.num_classes, before.label, before.prediction[0]
     output, is_certain = likely_outputs(before)
     is_moved = output != torch.arange(count)

@@ -1,4 +1,4 @@
-"""How Lightning reads the batches of a plan, and the validation images."""
+"""Hands the batches of a plan, and the validation images, to Lightning."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -38,7 +38,7 @@ class ImageDataModule(LightningDataModule):
         return self.images.train.digests[indices].sort().values
 
     def loader(self, batches: Iterable[list[int]]) -> DataLoader[Batch]:
-        """This process's share of ``batches`` of the plan."""
+        """Return a loader of this process's share of ``batches``."""
         assert self.trainer is not None
         rank, processes = self.trainer.global_rank, self.plan.processes
         return self.dataset.loader(
@@ -50,12 +50,12 @@ class ImageDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> "PlannedBatches":
-        """The batches of the plan."""
+        """Return the batches of the plan."""
         assert self.trainer is not None
         return PlannedBatches(self, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """This process's share of the validation images; nothing where there are none."""
+        """Return a loader of this process's validation images, or [] if there are none."""
         if not len(self.images.val):
             return []
         assert self.trainer is not None
@@ -84,11 +84,11 @@ class PlannedBatches:
 
     @property
     def _is_one_epoch(self) -> bool:
-        """Whether steps are counted alone; a finished training may go on with more of them."""
+        """True if only steps are counted; a finished training may go on with more of them."""
         return self.trainer.max_steps != -1 and self.trainer.max_epochs == -1
 
     def __len__(self) -> int:
-        """The batches of a whole epoch, also where a part of it is done."""
+        """Return the batches of a whole epoch, also where a part of it is done."""
         if self._is_one_epoch:
             return self.trainer.max_steps * self.trainer.accumulate_grad_batches
         return self.data.plan.batches_per_epoch
@@ -106,7 +106,7 @@ class PlannedBatches:
             yield batch
 
     def _from(self, first: int) -> Iterator[list[int]]:
-        """The batches of the plan from the one with this number on."""
+        """Yield the batches of the plan from the one with this number on."""
         if self._given > first:  # they begin anew
             self._batches, self._given = self.data.plan.batches(), 0
         for batch in self._batches:

@@ -39,7 +39,7 @@ _STAND_INS = {"optimizer.lr": RATES[0], "trainer.max_steps": STEPS, "loss.target
 
 
 def data_of(session: Session, training: Training) -> ImageDataModule:
-    """The batches of a training, and its images to validate on."""
+    """Build the batches of a training, with its validation images."""
     processes = session.trainer.world_size
     cfg, images = training.cfg, training.images
     numbers = (cfg.batches.batch_size, cfg.batches.replay, cfg.batches.seed)
@@ -54,7 +54,7 @@ def data_of(session: Session, training: Training) -> ImageDataModule:
 def make_optimizer(
     cfg: DictConfig, trainer: Trainer, parameters: Iterable[nn.Parameter]
 ) -> Optimizer:
-    """The optimizer of what is trained."""
+    """Make the optimizer of the trained parameters."""
     arguments = dict(cfg.optimizer)
     if trainer.gradient_clip_val and "mixed" in trainer.precision:
         arguments.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
@@ -69,7 +69,7 @@ def make_optimizer(
 
 
 def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | None:
-    """The scheduler of the learning rate, for Lightning; ``None`` where it is constant."""
+    """Make the scheduler of the learning rate, for Lightning; None if the rate is constant."""
     arguments = dict(cfg.scheduler or {})
     interval = arguments.pop("interval", "step")
     if not arguments:
@@ -88,7 +88,7 @@ def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) ->
 
 
 def hyperparameters(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
-    """What a checkpoint says of a training, as far as it is known before images are read."""
+    """Return a checkpoint's description of a training, without what images decide."""
     base, settings = classifier.base, classifier.settings
     hparams: Any = OmegaConf.to_container(cfg, resolve=True)
     hparams |= {"net": settings.net, "prepare": settings.prepare}

@@ -1,4 +1,4 @@
-"""Which images a run has: without those that were learnt, with mistakes, and as far as limited."""
+"""Loads a run's images: excludes those trained on, adds mistakes, and limits their number."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def images_of(
     cfg: DictConfig, trainer: Trainer, classifier: Classifier
 ) -> tuple[ImageSets, Mistakes | None]:
-    """The images of a run, limited as its Trainer is, and its mistakes."""
+    """Load the images of a run, limited as its Trainer is, and its mistakes."""
     images, mistakes = classifier.images, None
     if cfg.mistakes is not None:
         mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
@@ -43,7 +43,7 @@ def images_of(
 def _mistakes_of(
     classifier: Classifier, cfg: DictConfig, device: torch.device
 ) -> tuple[Mistakes, dict[str, Any]]:
-    """The pictures in the folder ``mistakes`` that the base gets wrong, and what is left out."""
+    """Return the pictures in ``mistakes`` that the base gets wrong, and those excluded."""
     net, dataset = classifier.net, classifier.dataset
 
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
@@ -56,7 +56,7 @@ def _mistakes_of(
 
 
 def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
-    """The images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
+    """Return the images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
     batches = math.ceil(len(images) / batch_size)
     if isinstance(limit, float):
         batches = max(1, int(limit * batches)) if limit else 0

@@ -1,4 +1,4 @@
-"""How a network is trained and validated, with or without LoRA: for Lightning, in all stages."""
+"""Trains and validates a network, with or without LoRA, in Lightning, for all stages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ class Loss(nn.Module):
         self.target_weight = target_weight
 
     def forward(self, logits: Tensor, labels: Tensor, replayed: int = 0) -> Tensor:
-        """The loss, a scalar, of logits (N, num_classes) and labels, int64, (N,).
+        """Compute the loss, a scalar, of logits (N, num_classes) and labels, int64, (N,).
 
         The last ``replayed`` images of the batch are replayed.
         """

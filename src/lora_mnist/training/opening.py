@@ -1,4 +1,4 @@
-"""How the session of a run is opened, and what a run refuses before anything is computed."""
+"""Opens the session of a run, after refusing what can be refused before anything is computed."""
 
 import logging
 import time
@@ -222,6 +222,6 @@ def _check_network(classifier: Classifier, images: Images | None = None) -> None
 
 
 def _monitored(trainer: Trainer) -> str | None:
-    """What a callback of the Trainer monitors, such as val/errors; ``None``: none does."""
+    """Return the metric that a callback of the Trainer monitors, such as val/errors, or None."""
     monitors = [getattr(each, "monitor", None) for each in trainer.callbacks]  # type: ignore[attr-defined]
     return next((monitor for monitor in monitors if monitor), None)

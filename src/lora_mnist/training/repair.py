@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class Repair(NamedTuple):
-    """What a repair leaves, with its adapter on the network."""
+    """The result of a repair, with its adapter on the network."""
 
     kept: Attempt  # whose adapter it is: the best one, or its refit
     best: Attempt  # which decided; a refit has no images to decide by
@@ -58,7 +58,7 @@ class Repair(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What came of several trainings."""
+    """The results of several trainings."""
 
     attempts: list[Attempt]
     failures: list[Failure]
@@ -192,7 +192,7 @@ def _refitted(
 def _choices(
     session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
 ) -> dict[str, Choice]:
-    """What validation images chose of the trainings, by its name."""
+    """Return the choices between trainings that validation images made, by name."""
     choices = {}
     if best.is_trained and session.cfg.get("trials"):
         choices["trial"] = _trial(session, attempts, failures, best)
@@ -205,7 +205,7 @@ def _choices(
 def _trial(
     session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
 ) -> Choice:
-    """The trial that validation images measure best."""
+    """Return the choice of the trial with the highest score."""
     ahead: dict[str, Attempt] = {}  # of each trial
     for each in attempts:
         name = each.training.name
@@ -229,7 +229,7 @@ def _trial(
 
 
 def _augment(session: Session, best: Attempt) -> Choice:
-    """How the kept trial changed its images: ``auto`` is as in the base's training."""
+    """Return the choice of augmentation; ``auto`` is that of the base's training."""
     base = session.classifier.base
     assert base is not None  # open_session has loaded it
     augment = augment_of(best.training.cfg, session.classifier)
@@ -246,7 +246,7 @@ def _augment(session: Session, best: Attempt) -> Choice:
 def _rate(
     session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
 ) -> Choice:
-    """The rate of the best training, and why it is that."""
+    """Return the choice of the best training's learning rate."""
     training, rates = best.training, best.training.rates
     if session.cfg.optimizer.lr != AUTO:
         return session.as_set("optimizer.lr", training.rate)
@@ -262,7 +262,7 @@ def _rate(
 
 
 def _point(session: Session, best: Attempt) -> Choice:
-    """The point at which the adapter is saved, and why."""
+    """Return the choice of the point at which the adapter is saved."""
     curve, value, lora, reasons = best.curve, best.point._asdict(), session.cfg.lora, {}
     for knob in value:
         if lora[knob] != AUTO:

@@ -1,7 +1,7 @@
-"""How a run ends: :func:`finish` writes what it says of itself.
+"""Writes what a run leaves: :func:`finish`.
 
-Keys of results.json are made in :func:`results_of`, for each run; of a repair also in
-:meth:`.attempt.Attempt.about`, and few in the command, which knows them alone.
+:func:`results_of` makes the keys of results.json for each run, :meth:`.attempt.Attempt.about` those
+of a repair, and a command the few that it alone knows.
 """
 
 import logging
@@ -52,7 +52,7 @@ def finish(
 def results_of(
     session: Session, tables: Mapping[str, Predictions], choices: Mapping[str, Choice]
 ) -> dict[str, Any]:
-    """What results.json says of a run: on what it ran, and the counts of its predictions."""
+    """Return the content of results.json: the machine, and the counts of the predictions."""
     cfg, classifier, images = session.cfg, session.classifier, session.images
     base, dataset = classifier.base, classifier.dataset
     preprocessing = dataset.preprocessing()

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Session:
-    """What a run works with. Each training of a repair has a cfg and a Trainer of its own."""
+    """The objects that a run works with. Each training of a repair has its own cfg and Trainer."""
 
     cfg: DictConfig  # of the run
     run: Run
@@ -38,12 +38,12 @@ class Session:
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained: not where an offset alone is asked for."""
+        """True if anything is trained: not where only an offset is asked for."""
         return bool(self.cfg.stage != "lora" or self.cfg.lora.scale != 0)
 
     @property
     def mistakes_start(self) -> int:
-        """How many images to train on are the data set's: mistakes to learn stand behind them."""
+        """The number of the data set's training images: mistakes to learn come after them."""
         return len(self.images.train) - len(self.mistakes.train if self.mistakes else ())
 
     @property
@@ -55,7 +55,7 @@ class Session:
         return parts
 
     def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
-        """The table of a part; ``None`` if it has no images. ``before``: the base's, if known."""
+        """Return the predictions for a split, or None without images; ``before`` is the base's."""
         images, dataset = self.parts[part], self.classifier.dataset
         if not len(images):
             return None
@@ -69,7 +69,7 @@ class Session:
         return device
 
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
-        """The predictions for each part that has images, without ``val`` by default."""
+        """Return the predictions for each split that has images, without ``val`` by default."""
         tables = {}
         for part in self.parts:
             if part == "val" and not with_val:
@@ -79,7 +79,7 @@ class Session:
         return tables
 
     def as_set(self, key: str, value: Any) -> Choice:
-        """A value that was typed, or stands in the configuration."""
+        """Return the choice of a value from the command line or the configuration."""
         others = {"target": "digit", "batches.augment": "augment"}
         names = {key, others.get(key, key)}
         is_typed = not names.isdisjoint(self.run.keys)
@@ -87,7 +87,7 @@ class Session:
 
 
 def is_quick(cfg: DictConfig) -> bool:
-    """Whether this is a run to try things out: it leaves nothing that other commands use."""
+    """Return whether a run only tries things out, and so leaves no file for other commands."""
     return bool(cfg.debug or cfg.trainer.get("fast_dev_run"))
 
 

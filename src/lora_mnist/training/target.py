@@ -1,4 +1,4 @@
-"""Which classes a training learns, as typed or those that are weak, and which images it replays."""
+"""Chooses the target classes, as set or by their errors, and the images to learn and replay."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ WEAK = ("weakest", "weak")
 def choose_target(
     session: Session, before: Predictions | None = None
 ) -> tuple[Selection, dict[str, Choice]]:
-    """The images to learn and to replay, as ``target`` says: perhaps those of weak classes."""
+    """Choose the images to learn and to replay as ``target`` says: perhaps of weak classes."""
     cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
     if session.mistakes is not None:
@@ -41,7 +41,7 @@ def choose_target(
 
 
 def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
-    """The names of the weakest class, or of all weak ones, and why."""
+    """Return the names of the weakest class, or of all weak ones, and the reason."""
     target, classes, counts = session.cfg.target, session.classifier.classes, counts_of(before)
     errors = counts["before"]["errors_per_class"]
     numbers = counts["before"]["images_per_class"]
@@ -68,7 +68,7 @@ def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
 
 
 def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
-    """The images of a class, or of several, to learn; the others may be replayed."""
+    """Return the images of one or several classes to learn; the others may be replayed."""
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))
     selection = of_classes(labels, numbers_of(classes, target))
@@ -80,13 +80,13 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
 
 
 def of_classes(labels: Tensor, targets: list[int]) -> Selection:
-    """The images of these classes to learn, and all others to replay."""
+    """Return the images of these classes to learn, and all others to replay."""
     is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
 
 
 def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
-    """The numbers of the classes that ``target`` names, each once; 9 names the class called 9."""
+    """Return the indices of the classes in ``target``, each once; 9 names the class called 9."""
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
         # YAML reads 1.10 as 1.1, and 010 as 8.

@@ -73,7 +73,7 @@ def make_trainer(
 
 
 def _made_of(cfg: DictConfig, group: str) -> list[Any]:
-    """The parts of a group that are not switched off; ``~logger`` leaves none."""
+    """Make the parts of a group that are not switched off; ``~logger`` leaves none."""
     made = []
     for name, config in (cfg.get(group) or {}).items():
         if config is not None:

@@ -1,8 +1,8 @@
-"""Which trainings a run makes: each is a :class:`Training`, in which no ``auto`` is left to decide.
+"""Plans the trainings of a run: in each :class:`Training` every ``auto`` has a value.
 
-But for those of the adapter: ``lora.rank`` is decided in :mod:`.adapter`, before them, and
-``lora.scale`` and ``lora.offset`` by the dial, after them (:mod:`.attempt`). Whether there is a
-refit, :func:`choose_refit` says.
+Three keys are decided elsewhere: ``lora.rank`` in :mod:`.adapter`, before the trainings, and
+``lora.scale`` and ``lora.offset`` after them, by validation images (:mod:`.attempt`).
+:func:`choose_refit` decides whether there is a refit.
 """
 
 import copy
@@ -63,7 +63,7 @@ class Training:
 
     @property
     def is_only(self) -> bool:
-        """Whether it is the run's only training, at the first rate that is tried."""
+        """True if it is the run's only training, at the first rate that is tried."""
         return self.of == 1 and self.rate == self.rates[0]
 
     @property
@@ -74,22 +74,22 @@ class Training:
         return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
 
     def at(self, rate: float) -> "Training":
-        """The same at another of its rates."""
+        """Return the same training at another of its rates."""
         return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": rate}))
 
 
 def is_of_last_layer(cfg: DictConfig) -> bool:
-    """Whether the last layer alone is trained."""
+    """Return whether only the last layer is trained."""
     return bool(cfg.stage == "lora" and cfg.lora.target_modules == LAST_LINEAR)
 
 
 def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values, by their keys, whose key is ``auto``."""
+    """Return the values, by key, of those keys that are ``auto``."""
     return {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == AUTO}
 
 
 def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """What each of ``trials`` fills, by key: those that are ``auto``, and no others."""
+    """For each trial, return the values that apply: only those of keys set to ``auto``."""
     filled: dict[str, dict[str, Any]] = {}
     for name, values in (cfg.get("trials") or {}).items():
         filled[name] = where_auto(cfg, values or {})
@@ -145,7 +145,7 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
 
 
 def refit_of(session: Session, best: Training, point: Point, planned: int) -> Training:
-    """The best training once more, with the validation images among those to learn from."""
+    """Plan the best training once more, with the validation images among its training images."""
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = of_classes(train.labels, best.selection.targets)
@@ -166,7 +166,7 @@ def refit_of(session: Session, best: Training, point: Point, planned: int) -> Tr
 
 
 def choose_refit(session: Session, selection: Selection) -> Choice:
-    """Whether one more training learns the validation images as well, as ``refit`` says."""
+    """Choose whether a refit follows, as ``refit`` says."""
     refit = session.cfg.refit
     if not session.trains:
         return Choice(False, why="nothing is trained")
@@ -182,17 +182,17 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
 
 
 def is_few(session: Session, selection: Selection) -> bool:
-    """Whether classes have so few images to learn that several trainings pay."""
+    """Return whether a class has so few images to learn that several trainings pay."""
     return can_choose(session, selection) and _count_to_learn(session, selection) < FEW_IMAGES
 
 
 def can_choose(session: Session, selection: Selection) -> bool:
-    """Whether validation images can choose between trainings."""
+    """Return whether validation images can choose between trainings."""
     return bool(selection.targets) and len(session.images.val) > 0
 
 
 def _count_to_learn(session: Session, selection: Selection) -> int:
-    """How many images of the class are to be learnt; of several classes, those of the rarest."""
+    """Count the images of the class to learn; of several classes, those of the rarest."""
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
     return int(counts[selection.targets].min())
 
@@ -210,7 +210,7 @@ def _steps(session: Session, selection: Selection) -> int:
 
 
 def order_seed(cfg: DictConfig) -> int:
-    """The seed of the images' order; with ``null`` it is drawn as a plain DataLoader does."""
+    """Return the seed of the images' order; for null, draw one as a plain DataLoader does."""
     seed = cfg.batches.seed
     if seed is None:  # two numbers: for its workers, then for its sampler
         _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
@@ -243,7 +243,7 @@ def _dropout(session: Session, trial: DictConfig) -> float:
 
 
 def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
-    """What changes training images, as one transform; ``auto``: what did in the base's training."""
+    """Return the augmentation of a training as one transform; ``auto`` is the base's."""
     augment: Any = cfg.batches.augment or {}
     if cfg.batches.augmented is False:  # auto is as true, where no trial fills it
         return None
