@@ -82,17 +82,17 @@ def fenced(text: str) -> str:
 
 
 def from_line(text: str, start: str) -> str:
-    """The lines of ``text`` from the last one on that begins with ``start``."""
+    """Return the lines of ``text`` from the last one on that begins with ``start``."""
     return text[f"\n{text}".rindex(f"\n{start}") :]
 
 
 def lines_that_begin(text: str, start: tuple[str, ...]) -> str:
-    """The lines of ``text`` that begin with one of ``start``."""
+    """Return the lines of ``text`` that begin with one of ``start``."""
     return "\n".join(line for line in text.splitlines() if line.startswith(start))
 
 
 def run(command: str, here: Path) -> str:
-    """What a line of bash prints that begins with ``python``."""
+    """Return the output of a line of bash that begins with ``python``."""
     print(command, file=sys.stderr, flush=True)
     done = subprocess.run(
         ["bash", "-c", command.replace("python", sys.executable, 1)],
@@ -115,12 +115,12 @@ class Runs:
         self.outputs = folder / "outputs"
 
     def folder_of(self, name: str) -> Path:
-        """The folder that a command leaves."""
+        """Return the folder that a command leaves."""
         self.printed(name)
         return self.outputs / COMMANDS[name][0]
 
     def printed(self, name: str) -> str:
-        """The output of a command."""
+        """Return the output of a command."""
         place, command = COMMANDS[name]
         outputs = f" paths.outputs={self.outputs}"
         printed = self.folder / f"{name}.txt"
@@ -134,7 +134,7 @@ class Runs:
         return text.replace(f"{self.folder}/", "").replace(f"{PROJECT}/", "")
 
     def example(self, script: str) -> str:
-        """The output of a script in the commands of the example, which run in a copy of it."""
+        """Return the output of a script in the example's commands, which run in a copy of it."""
         here = self.folder / "example"
         if not here.exists():
             copytree(EXAMPLE, here, ignore=ignore_patterns("photos", "*.pt", "*.onnx"))
@@ -161,7 +161,7 @@ def machine() -> str:
 
 
 def repair(runs: Runs) -> str:
-    """The best recipe on the weakest class: pictures of its report, and what it prints."""
+    """Show the best recipe on the weakest class: its report's pictures, and its output."""
     text = runs.printed("repair")
     folder = runs.folder_of("repair")
     copyfile(folder / "figures" / "classes.png", PROJECT / "docs" / "repair.png")
@@ -176,7 +176,7 @@ def repair(runs: Runs) -> str:
 
 
 def lora(runs: Runs) -> str:
-    """Some of the verdict on the notebook's adapter."""
+    """Show some of the verdict on the notebook's adapter."""
     some = lines_that_begin(
         runs.printed("nines"), ("accuracy:", "On nines:", "On the other digits:")
     )
@@ -184,7 +184,7 @@ def lora(runs: Runs) -> str:
 
 
 def keys(runs: Runs) -> str:
-    """The keys of a folder of images, with the comments of their file."""
+    """Show the keys of a folder of images, with the comments of their file."""
     lines, above = ["| key | what it says |", "| --- | --- |"], ""
     for group, file in KEYS.items():
         _, _, text = f"\n{(PROJECT / file).read_text()}".rpartition(f"\n{group}:\n")
@@ -201,7 +201,7 @@ def keys(runs: Runs) -> str:
 
 
 def demo(runs: Runs) -> str:
-    """A picture of the page to draw on."""
+    """Show a picture of the page to draw on."""
     given = [f"adapter={runs.folder_of('nines')}", f"paths.outputs={runs.outputs}"]
     photograph(given, PROJECT / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
@@ -209,14 +209,14 @@ def demo(runs: Runs) -> str:
 
 
 def sweep(runs: Runs) -> str:
-    """What a sweep says below its table, and its picture."""
+    """Show the lines below a sweep's table, and its picture."""
     below = runs.printed("sweep").rpartition("┘\n")[2].partition("\nsweep: ")[0]
     copyfile(runs.folder_of("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
     return f"{fenced(below)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
 
 
 def example_train(runs: Runs) -> str:
-    """The example's repair: the class, the proof, the table and the verdict."""
+    """Show the example's repair: the class, the proof, the table and the verdict."""
     text = runs.example("train.py")
     start = lines_that_begin(text, ("target=", "trial=", "lora.", "refit:", "base unchanged:"))
     table = AFTER_VERDICT.split(text[text.rindex("┏") :])[0].splitlines()
@@ -226,7 +226,7 @@ def example_train(runs: Runs) -> str:
 
 
 def example_export(runs: Runs) -> str:
-    """The example's ONNX file: how it was checked, and what it says of some pictures."""
+    """Show how the example's ONNX file was checked, and its answers for some pictures."""
     checked = lines_that_begin(runs.example("export.py"), ("repaired.onnx",))
     some = runs.example("use_repaired.py").splitlines()[:5]
     return fenced("\n".join([checked, *some, "..."]))

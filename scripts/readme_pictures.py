@@ -18,7 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @contextmanager
 def open_page(overrides: Sequence[str], **settings: Any) -> Iterator[Any]:
-    """The page of ``python demo.py`` with these overrides, in a headless Chromium.
+    """Open the page of ``python demo.py`` with these overrides in a headless Chromium.
 
     ``settings`` are the page's: size, scale.
     """
@@ -39,7 +39,7 @@ def open_page(overrides: Sequence[str], **settings: Any) -> Iterator[Any]:
 
 @contextmanager
 def open_address(address: str, **settings: Any) -> Iterator[Any]:
-    """A page in a headless Chromium."""
+    """Open a page in a headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -68,23 +68,23 @@ class Case:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """What each class counts."""
+        """The weight of each class in the measure."""
         mix = self.labels["test"].bincount(minlength=len(self.dataset.classes))
         return class_weights(mix, self.choose_by)
 
     def measure(self, logits: Tensor) -> float:
-        """What chooses, of logits of the validation images."""
+        """Return the measure that chooses, for logits of the validation images."""
         labels, classes = self.labels["val"], len(self.dataset.classes)
         errors = labels[logits.argmax(1) != labels].bincount(minlength=classes)
         return weighted_accuracy(errors, labels.bincount(minlength=classes), self.weights)
 
     def counts(self) -> Tensor:
-        """The number of training images of each class."""
+        """Return the number of training images of each class."""
         return self.sets.train.labels.bincount(minlength=len(self.dataset.classes)).float()
 
 
 class Choice(NamedTuple):
-    """What validation images choose for twenty lines."""
+    """The hyperparameters that validation images choose for twenty lines."""
 
     rate: float
     weight: float
@@ -96,7 +96,7 @@ class Choice(NamedTuple):
 
 
 def one_number(case: Case) -> tuple[Tensor, float]:
-    """The direction and the offset, a number or tau, that validation images choose for the base."""
+    """Return the direction and the offset that validation images choose for the base."""
     offset = offset_for(case.counts(), case.targets)
     direction = offset.direction
     logits, labels, offsets = case.before["val"], case.labels["val"], offsets_to_try(offset)
@@ -105,7 +105,7 @@ def one_number(case: Case) -> tuple[Tensor, float]:
 
 
 def balanced_head(case: Case, seed: int) -> nn.Module:
-    """A copy of the base whose last layer has learnt anew, with images drawn evenly by class.
+    """Return a copy of the base with a retrained last layer, on images drawn evenly by class.
 
     This is cRT: Kang et al. 2020, arXiv:1910.09217.
     """
@@ -171,7 +171,7 @@ def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
 
 
 def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
-    """The same training once more, on training and validation images."""
+    """Repeat a training on training and validation images."""
     net = weighted(case, ["train", "val"], *choice[:3], seed)
     return between(case.net, net, choice.scale)
 
@@ -179,7 +179,7 @@ def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
 def weighted(
     case: Case, parts: Sequence[str], rate: float, weight: float, is_augmented: bool, seed: int
 ) -> nn.Module:
-    """A copy of the base after a training in which the classes' loss counts ``weight`` times."""
+    """Return the base after a training in which the classes' loss counts ``weight`` times."""
     how = " augmented" if is_augmented else ""
     log.info("fine-tuning: %d%s steps, rate %g, weight %g", case.steps, how, rate, weight)
     weights = torch.ones(len(case.dataset.classes))
@@ -198,7 +198,7 @@ def tuned(
     weights: Tensor | None = None,
     prior: Tensor | float = 0.0,
 ) -> nn.Module:
-    """A copy of the base after a training of all weights on images as common as they are."""
+    """Return the base after a training of all weights on images in their natural proportions."""
     images: Images = getattr(case.sets, parts[0])
     for part in parts[1:]:
         images = images.followed_by(getattr(case.sets, part))
@@ -230,7 +230,7 @@ def fine_tune(
 
 @torch.no_grad()
 def between(base: nn.Module, tuned: nn.Module, scale: float) -> nn.Module:
-    """``base + scale * (tuned - base)``: WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903."""
+    """Return ``base + scale * (tuned - base)``: WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903."""
     net = copy.deepcopy(tuned)
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():  # a count of batches is not
@@ -248,7 +248,7 @@ def load_case(
     targets: list[int],
     augment: Augment | None,
 ) -> Case:
-    """A base, with images to choose by and to test on, and its logits, in memory."""
+    """Load a base, images to choose by and to test on, and the base's logits, into memory."""
     images, labels, before = {}, {}, {}
     for part in ("val", "test"):
         images[part], labels[part] = in_memory(dataset, getattr(sets, part))
@@ -270,7 +270,7 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: a column of text, then columns of numbers."""
+    """Return a Markdown table: a column of text, then columns of numbers."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -18,6 +18,6 @@ class Net(nn.Module):
 
 
 def block(inputs: int, outputs: int) -> list[nn.Module]:
-    """A convolution and what follows it; height and width are halved."""
+    """Return a convolution with its activation; it halves height and width."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]

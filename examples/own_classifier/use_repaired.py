@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def prepare(file, about):
-    """The pixels of one picture, uint8, (channels, height, width), sized as the metadata say."""
+    """Return the pixels of a picture, uint8, (channels, height, width), in the metadata's size."""
     picture = Image.open(file)
     if picture.mode.startswith("I"):  # of 16 bits the upper eight; Pillow would clip them at 255
         values = numpy.asarray(picture).astype(numpy.int64) >> 8

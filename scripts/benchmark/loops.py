@@ -24,7 +24,7 @@ from lora_mnist import MLP, add_lora
 
 
 def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Steps a second of the least loop that trains ``net``, from the end of the first step on."""
+    """Return the steps a second, after the first, of the least loop that trains ``net``."""
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
     ends = []
     for images, labels in batches:
@@ -36,7 +36,7 @@ def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 def notebook(stage: str, steps: int) -> float:
-    """Steps a second in the notebook."""
+    """Return the steps a second in the notebook."""
     net, images = source_notebook.RichBoyNet(), source_notebook.load(train=True)
     if stage == "lora":
         source_notebook.add_dense_lora(net)
@@ -47,7 +47,7 @@ def notebook(stage: str, steps: int) -> float:
 
 
 def adapter(package: str, batch: int, steps: int) -> float:
-    """Steps a second with an adapter of rank 1 on all layers, ours or PEFT's, images in memory."""
+    """Return the steps a second with an adapter of rank 1 on all layers, images in memory."""
     dataset = source_notebook.load(train=True)
     pixels = (dataset.data[:10_000].unsqueeze(1) / 255 - 0.1307) / 0.3081
     chosen = torch.randint(len(pixels), (steps, batch))

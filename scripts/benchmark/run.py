@@ -1,4 +1,4 @@
-"""How fast: this project beside the source notebook and PEFT.
+"""Times this project beside the source notebook and PEFT.
 
     python scripts/benchmark/run.py                      # every row
     python scripts/benchmark/run.py --only training      # or adapters, folder, evaluation
@@ -6,9 +6,9 @@
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
-and the most. Memory is the peak here, and how much more it is than there. A folder stands beside
-half of it, an evaluation beside a plain loop with the same network; both take seconds of a core,
-the kernel's among them. Prints a Markdown table and the processor. Needs the extra ``peft`` for the
+and the most. Memory is our peak, and the difference to the other's. A folder stands beside half of
+it, an evaluation beside a plain loop with the same network; both take seconds of a core, the
+kernel's among them. Prints a Markdown table and the processor. Needs the extra ``peft`` for the
 rows that compare with PEFT.
 """
 
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def run(command: str) -> tuple[float, float]:
-    """What a Python process prints after ``measured:``, or its seconds of a core; its peak, MB."""
+    """Return a process's output after ``measured:``, or its CPU seconds; and its peak, MB."""
     process = subprocess.Popen(
         [sys.executable, *shlex.split(command)],
         cwd=PROJECT,
@@ -101,7 +101,7 @@ class Benchmark:
         return rows
 
     def folder_of_pictures(self) -> list[Row]:
-        """A folder of small pictures, made up, and half of it: a test, and a repair."""
+        """Time a test and a repair on a folder of small, made-up pictures, and on half of it."""
         sides = []
         for name, classes in (("half", 500), ("whole", 1000)):
             if self.steps == 20:  # quick
@@ -195,7 +195,7 @@ def measure(row: Row, rounds: int) -> str:
 
 
 def processor() -> str:
-    """The name of the processor."""
+    """Return the name of the processor."""
     path = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*: (.+)", path.read_text() if path.exists() else "")
     return name[1] if name else platform.machine()

@@ -72,7 +72,7 @@ def load(train: bool) -> datasets.MNIST:
 
 
 def loader(dataset: datasets.MNIST) -> DataLoader[Any]:
-    """The notebook's only kind of loader: batches of 10, shuffled."""
+    """Return the notebook's only kind of loader: batches of 10, shuffled."""
     return DataLoader(dataset, batch_size=10, shuffle=True)
 
 
@@ -145,7 +145,7 @@ def run_notebook(seed: int) -> tuple[list[int], list[int]]:
 
 
 def run_ours(seed: int) -> tuple[list[int], list[int]]:
-    """The same through ``train.py experiment=notebook``, both stages."""
+    """Run both stages through ``train.py experiment=notebook``, and return the same."""
     with TemporaryDirectory() as folder:
         for stage in ("pretrain", "lora"):
             overrides = f"stage={stage} experiment=notebook seed={seed}".split()

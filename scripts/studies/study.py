@@ -58,7 +58,7 @@ SEEDS = (20, 21)
 
 @lru_cache(maxsize=1)
 def loaded(task: Task) -> Case:
-    """A base and its images, which take half a gigabyte, and the steps of its repair."""
+    """Load a base, its images, which take half a gigabyte, and the steps of its repair."""
     file = OUTPUT / "runs" / f"{task.title}, repair {SEEDS[0]}" / "results.json"
     results = json.loads(file.read_text())
     case = task.load(results["targets"])
@@ -67,7 +67,7 @@ def loaded(task: Task) -> Case:
 
 
 def repaired(task: Task, folder: Path) -> tuple[Tensor, str]:
-    """A repair's logits of the test images, and what it chose."""
+    """Return a repair's logits of the test images, and its choices."""
     choices = json.loads((folder / "results.json").read_text())["choices"]
     case = loaded(task)
     net = load_adapter(copy.deepcopy(case.net), folder / "adapter")
@@ -93,7 +93,7 @@ def rivalled(case: Case, method: str, seed: int) -> tuple[Tensor, str]:
 
 
 def result_of(task: Task, method: str, seed: int) -> dict[str, Any]:
-    """What a run predicts of the test images: as it was left, or found now."""
+    """Return a run's predictions on test images, from its file or from a run now."""
     file = _file(task, method, seed)
     if not file.exists():
         logging.getLogger(__name__).info("%s: %s, seed %d", task.title, method, seed)
@@ -122,12 +122,12 @@ def _file(task: Task, method: str, seed: int) -> Path:
 
 
 def seeds_of(method: str) -> tuple[int, ...]:
-    """The seeds of a method's runs on a base."""
+    """Return the seeds of a method's runs on a base."""
     return SEEDS if method == "repair" else SEEDS[:1]
 
 
 def bases_of(task: Task) -> list[Task]:
-    """The same case with each of its bases."""
+    """Return the same case with each of its bases."""
     return [replace(task, seed=task.seed + n) for n in range(task.bases)]
 
 
@@ -135,7 +135,7 @@ def bases_of(task: Task) -> list[Task]:
 
 
 class Numbers(NamedTuple):
-    """Of a run: errors on the classes to repair, in all, and what else is told."""
+    """A run's errors on the classes to repair and in all, and what else is reported."""
 
     on_class: int
     in_all: int
@@ -148,7 +148,7 @@ Runs = dict[str, list[list[Numbers]]]
 
 
 def numbers_of(result: dict[str, Any]) -> Numbers:
-    """A run's numbers."""
+    """Return a run's numbers."""
     labels, predicted = torch.tensor(result["labels"]), torch.tensor(result["predicted"])
     counts = counts_of_labels(labels, predicted, len(result["classes"]), result["targets"])
     on_class, in_all = counts["errors_of_target"], counts["errors"]
@@ -156,7 +156,7 @@ def numbers_of(result: dict[str, Any]) -> Numbers:
 
 
 def runs_of(task: Task) -> Runs | None:
-    """The numbers of a case, if all its runs are there."""
+    """Return the numbers of a case if all its runs are there, else None."""
     runs: Runs = {method: [] for method in METHODS}
     for base in bases_of(task):
         for method in METHODS:
@@ -168,12 +168,12 @@ def runs_of(task: Task) -> Runs | None:
 
 
 def mean(by_base: Sequence[Sequence[float]]) -> float:
-    """The mean over bases of the mean over the runs of a base."""
+    """Return the mean over bases of the mean over the runs of a base."""
     return statistics.fmean(statistics.fmean(runs) for runs in by_base)
 
 
 def deviation(by_base: Sequence[Sequence[float]]) -> float:
-    """The standard deviation of runs on the same base, pooled over bases."""
+    """Return the standard deviation of runs on the same base, pooled over bases."""
     return math.sqrt(statistics.fmean(statistics.variance(runs) for runs in by_base))
 
 
@@ -192,9 +192,9 @@ def left(runs: Runs, method: str, name: str) -> list[list[float]]:
 
 
 def row_of(task: Task, runs: Runs) -> list[str]:
-    """What each method leaves in a case: errors on the class/in all/the balanced error.
+    """Return a case's cells: errors on the class/in all/the balanced error, by method.
 
-    The last stands where the test is a natural mix; elsewhere it is the share of errors in all.
+    The last is given where the test set has its natural class distribution.
     """
     cells = [task.name]
     for by_base in runs.values():
@@ -243,7 +243,7 @@ def claims(cases: dict[str, Runs]) -> list[list[str]]:
 
 
 def draw(cases: dict[str, Runs], file: Path) -> None:
-    """The figure: a row a case, a mark a method, errors left in percent of the base's."""
+    """Draw the figure: a row a case, a mark a method, errors left in percent of the base's."""
     from matplotlib.figure import Figure
 
     grey = "#808080"  # is read on white and on black
