@@ -29,22 +29,22 @@ from torch import Tensor, nn
 
 from lora_mnist import remove_lora
 from lora_mnist.cli.main import run_by_hydra
-from lora_mnist.config.make import classifier_of, make
-from lora_mnist.config.run import Run, key_of
+from lora_mnist.config.make import load_configured, make
+from lora_mnist.config.run import Run, override_key
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Augment, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import offset_for
 from lora_mnist.measure.class_weights import class_weights, weighted_accuracy
-from lora_mnist.measure.counts import counts_of_labels
-from lora_mnist.measure.dial import offsets_to_try
-from lora_mnist.measure.score import scores_of
-from lora_mnist.training.trials import augment_of
+from lora_mnist.measure.counts import count_labels
+from lora_mnist.measure.scale_curve import offsets_to_try
+from lora_mnist.measure.score import compute_scores
+from lora_mnist.training.trials import resolve_augment
 
 log = logging.getLogger(__name__)
 
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
-RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
+LEARNING_RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Balanced softmax.
 SOFTMAX_RATES = (0.0003, 0.001, 0.003)
 #: How much of a change of the weights is taken.
@@ -86,7 +86,7 @@ class Case:
 class Choice(NamedTuple):
     """The hyperparameters that validation images choose for twenty lines."""
 
-    rate: float
+    lr: float
     weight: float
     is_augmented: bool
     scale: float  # how far to go from the base
@@ -100,7 +100,7 @@ def one_number(case: Case) -> tuple[Tensor, float]:
     offset = offset_for(case.counts(), case.targets)
     direction = offset.direction
     logits, labels, offsets = case.before["val"], case.labels["val"], offsets_to_try(offset)
-    scores = scores_of(logits, labels, direction, offsets, case.weights)
+    scores = compute_scores(logits, labels, direction, offsets, case.weights)
     return direction, offsets[int(scores.argmax())]
 
 
@@ -139,10 +139,10 @@ def balanced_softmax(case: Case, seed: int) -> tuple[nn.Module, float]:
     """
     prior = (case.counts() / case.counts().sum()).clamp(min=1e-9).log()
     nets = {}
-    for rate in SOFTMAX_RATES:
-        log.info("balanced softmax: %d steps, rate %g", case.steps, rate)
-        nets[rate] = tuned(case, ["train"], rate, case.augment, seed, prior=prior)
-    best = max(nets, key=lambda rate: case.measure(logits_of(nets[rate], case.images["val"])))
+    for lr in SOFTMAX_RATES:
+        log.info("balanced softmax: %d steps, rate %g", case.steps, lr)
+        nets[lr] = tuned(case, ["train"], lr, case.augment, seed, prior=prior)
+    best = max(nets, key=lambda lr: case.measure(logits_of(nets[lr], case.images["val"])))
     return nets[best], best
 
 
@@ -151,22 +151,22 @@ def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
     nets: dict[tuple[float, float, bool], nn.Module] = {}
     measures: dict[Choice, float] = {}
 
-    def try_scales(rate: float, weight: float, is_augmented: bool) -> Choice:
+    def try_scales(lr: float, weight: float, is_augmented: bool) -> Choice:
         """Train once; the best choice of those that were tried until now."""
-        net = weighted(case, ["train"], rate, weight, is_augmented, seed)
-        nets[rate, weight, is_augmented] = net
+        net = weighted(case, ["train"], lr, weight, is_augmented, seed)
+        nets[lr, weight, is_augmented] = net
         for scale in SCALES:
             logits = logits_of(between(case.net, net, scale), case.images["val"])
-            measures[Choice(rate, weight, is_augmented, scale)] = case.measure(logits)
+            measures[Choice(lr, weight, is_augmented, scale)] = case.measure(logits)
         return max(measures, key=lambda choice: measures[choice])
 
     augments = case.augment is not None
-    for rate in RATES:
-        best = try_scales(rate, CLASS_WEIGHTS[0], augments)
+    for lr in LEARNING_RATES:
+        best = try_scales(lr, CLASS_WEIGHTS[0], augments)
     for weight in CLASS_WEIGHTS[1:]:
-        best = try_scales(best.rate, weight, augments)
+        best = try_scales(best.lr, weight, augments)
     if augments:
-        best = try_scales(best.rate, best.weight, False)
+        best = try_scales(best.lr, best.weight, False)
     return between(case.net, nets[best[:3]], best.scale), best
 
 
@@ -177,21 +177,21 @@ def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
 
 
 def weighted(
-    case: Case, parts: Sequence[str], rate: float, weight: float, is_augmented: bool, seed: int
+    case: Case, parts: Sequence[str], lr: float, weight: float, is_augmented: bool, seed: int
 ) -> nn.Module:
     """Return the base after a training in which the classes' loss counts ``weight`` times."""
     how = " augmented" if is_augmented else ""
-    log.info("fine-tuning: %d%s steps, rate %g, weight %g", case.steps, how, rate, weight)
+    log.info("fine-tuning: %d%s steps, rate %g, weight %g", case.steps, how, lr, weight)
     weights = torch.ones(len(case.dataset.classes))
     weights[case.targets] = weight
     augment = case.augment if is_augmented else None
-    return tuned(case, parts, rate, augment, seed, weights=weights)
+    return tuned(case, parts, lr, augment, seed, weights=weights)
 
 
 def tuned(
     case: Case,
     parts: Sequence[str],
-    rate: float,
+    lr: float,
     augment: Augment | None,
     seed: int,
     *,
@@ -211,15 +211,15 @@ def tuned(
         return F.cross_entropy(logits, labels, weight=weights)
 
     torch.manual_seed(seed)
-    fine_tune(net, loss, rate, case.steps)
+    fine_tune(net, loss, lr, case.steps)
     return net
 
 
 def fine_tune(
-    net: nn.Module, loss_of_a_step: Callable[[], Tensor], rate: float = 1e-3, steps: int = 400
+    net: nn.Module, loss_of_a_step: Callable[[], Tensor], lr: float = 1e-3, steps: int = 400
 ) -> None:
     """Plain fine-tuning: Adam on all weights, the rate falls to 0."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -277,12 +277,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
-    classifier = classifier_of(cfg)
+    classifier = load_configured(cfg)
     adapter, net = classifier.adapter, classifier.net
     if not classifier.record.targets:
         raise UserError(f"adapter={adapter}: repairs mistakes; expected one that repairs classes")
     targets = [classifier.classes.index(name) for name in classifier.record.targets]
-    augment = augment_of(cfg, classifier)
+    augment = resolve_augment(cfg, classifier)
     augment = augment and make("batches.augment", augment)
     # A refit has learnt the validation images, which choose for twenty lines as for its trials.
     val = replace(classifier, adapter=None).images.val
@@ -296,15 +296,15 @@ def rival(cfg: DictConfig, run: Run) -> None:
     if file.exists():
         repair = json.loads(file.read_text())
     case.steps = repair.get("steps", case.steps)
-    if "trainer.max_steps" in map(key_of, run.typed or ()):
+    if "trainer.max_steps" in map(override_key, run.typed or ()):
         case.steps = cfg.trainer.max_steps
 
     def row(name: str, logits: Tensor, seconds: float | None = None) -> list[str]:
         """Errors, balanced accuracy and false calls; a method's trainings in seconds."""
         labels, count = case.labels["test"], len(classifier.classes)
-        counts = counts_of_labels(labels, logits.argmax(1), count, case.targets)
+        counts = count_labels(labels, logits.argmax(1), count, case.targets)
         cells = [f"{counts['errors_of_target']:,}", f"{counts['errors']:,}"]
-        cells += [f"{counts['balanced_accuracy']:.1%}", f"{counts['false_calls_of_target']:,}"]
+        cells += [f"{counts['balanced_accuracy']:.1%}", f"{counts['false_positives_of_target']:,}"]
         return [name, *cells, "" if seconds is None else f"{seconds:.0f}"]
 
     test, before = case.images["test"], case.before["test"]
@@ -318,7 +318,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         head = balanced_head(case, cfg.seed)
         rows.append(row("last layer anew", logits_of(head, test), time.perf_counter() - started))
     started = time.perf_counter()
-    net, rate = balanced_softmax(case, cfg.seed)
+    net, lr = balanced_softmax(case, cfg.seed)
     rows.append(row("balanced softmax", logits_of(net, test), time.perf_counter() - started))
     started = time.perf_counter()
     net, choice = twenty_lines(case, cfg.seed)
@@ -338,9 +338,9 @@ def rival(cfg: DictConfig, run: Run) -> None:
     print(table(heads, rows))
     print(f"repair: {adapter}")
     how = "augmented, " if choice.is_augmented else ""
-    chosen = f"{how}rate {choice.rate:g}, weight {choice.weight:g}, scale {choice.scale:g}"
+    chosen = f"{how}rate {choice.lr:g}, weight {choice.weight:g}, scale {choice.scale:g}"
     print(f"validation images chose for twenty lines, {trainings} trainings of {case.steps} steps:")
-    print(f"{chosen}; for balanced softmax, 3 trainings: rate {rate:g}")
+    print(f"{chosen}; for balanced softmax, 3 trainings: rate {lr:g}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from composed import logged
 
-from lora_mnist.choice import Choice, line_of, tell
+from lora_mnist.choice import Choice, format_choice, log_choices
 
 
 def test_what_somebody_has_set_is_not_told():
@@ -11,6 +11,8 @@ def test_what_somebody_has_set_is_not_told():
         Choice(9, why="typed", is_set=True),
     )
     with logged("lora_mnist.choice") as log:
-        tell({"rate": decided, "target": typed})
-    assert line_of("rate", 0.1, "typed") == "optimizer.lr=0.1: typed"  # in a pretraining, too
+        log_choices({"learning_rate": decided, "target": typed})
+    assert (
+        format_choice("learning_rate", 0.1, "typed") == "optimizer.lr=0.1: typed"
+    )  # in a pretraining, too
     assert log.getvalue() == "optimizer.lr=0.003: the first that is tried\n"

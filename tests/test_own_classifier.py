@@ -22,7 +22,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.make import classifier_of
+from lora_mnist.config.make import load_configured
 from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
@@ -134,7 +134,7 @@ def test_batch_normalisation_has_the_statistics_of_the_averaged_weights(here):
     options = ("base_ckpt=averaged.ckpt", "callbacks=averaging", "batches.batch_size=16")
     with suppress(TrainingError):  # of so few steps
         train(config("train", "stage=pretrain", *FIT, *options, "optimizer.lr=0.1"))
-    classifier = classifier_of(config("eval", "base_ckpt=averaged.ckpt"))
+    classifier = load_configured(config("eval", "base_ckpt=averaged.ckpt"))
     pixels, _ = classifier.images.train.take(list(range(48)))
     outputs = classifier.net.conv(classifier.dataset.normalise(pixels))
     torch.testing.assert_close(classifier.net.norm.running_mean, outputs.mean(dim=(0, 2, 3)))
@@ -147,7 +147,7 @@ def test_which_images_are_held_out_is_each_repairs_choice(here):
     second = train(config("train", "stage=lora", "target=dog", *FIT), Run(folder))
     again = evaluated(f"adapter={folder}", "base_ckpt=null")
     assert again["test"]["images_per_class"] == second["test"]["images_per_class"]
-    assert second["learnt_unknown"] == again["learnt_unknown"] == ["base"]
+    assert second["unknown_train_digests"] == again["unknown_train_digests"] == ["base"]
 
 
 def test_what_the_classes_and_folders_say_is_refused_before_an_image_is_read(here):

@@ -230,7 +230,7 @@ def test_the_yardstick_stands_beside_the_newest_repair(yardstick):
     for name, part in {"base": "test_base", "repair": "test"}.items():
         counts = results[part]
         expected = [str(counts["errors_of_target"]), str(counts["errors"])]
-        expected += [f"{counts['balanced_accuracy']:.1%}", str(counts["false_calls_of_target"])]
+        expected += [f"{counts['balanced_accuracy']:.1%}", str(counts["false_positives_of_target"])]
         assert rows[name][:4] == expected
     trained = ["last layer anew", "balanced softmax", "twenty lines", "twenty lines, refitted"]
     base, repair, number, *others = rows

@@ -21,10 +21,10 @@ from rival import Case, load_case
 from torch import nn
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.make import classifier_of, make
+from lora_mnist.config.make import load_configured, make
 from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
-from lora_mnist.training.trials import augment_of
+from lora_mnist.training.trials import resolve_augment
 
 OUTPUT = PROJECT / "outputs" / "study"
 
@@ -199,9 +199,9 @@ class Task:
         """Its base and its images in memory, and the classes that its repair takes."""
         base = f"base_ckpt='{self.base()}'"
         cfg = composed([*self.common(), "stage=lora", base, "augment=auto"])
-        classifier = classifier_of(cfg)
+        classifier = load_configured(cfg)
         net, dataset = classifier.net, classifier.dataset
-        augment: Any = augment_of(cfg, classifier)
+        augment: Any = resolve_augment(cfg, classifier)
         augment = augment and make("batches.augment", augment)
         return load_case(net, dataset, dataset.sets, targets, augment)
 
@@ -228,8 +228,8 @@ def _cifar(name: str, target: str, most: int = 4500, **counts: Any) -> Task:
     return Task(name, "cifar", target, _RESNET, f"{_SGD}1600", most, augment=augment, **counts)
 
 
-def _chess(name: str, target: str, net: str, steps: int, rate: float, few: int = 60) -> Task:
-    cycle = f"scheduler=one_cycle batches.batch_size=50 optimizer.lr={rate}"
+def _chess(name: str, target: str, net: str, steps: int, lr: float, few: int = 60) -> Task:
+    cycle = f"scheduler=one_cycle batches.batch_size=50 optimizer.lr={lr}"
     cycle += f" trainer.max_epochs=-1 trainer.max_steps={steps}"
     return Task(f"chess, {name}", "chess", target, net, cycle, most=400, few=few, test=200)
 

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from lora_mnist import load_adapter
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.counts import counts_of_labels
+from lora_mnist.measure.counts import count_labels
 
 #: The methods, and the marks of the figure.
 METHODS = {
@@ -84,8 +84,8 @@ def rivalled(case: Case, method: str, seed: int) -> tuple[Tensor, str]:
     if method == "cRT":
         net, choice = balanced_head(case, seed), ""
     elif method == "balanced softmax":
-        net, rate = balanced_softmax(case, seed)
-        choice = str(rate)
+        net, lr = balanced_softmax(case, seed)
+        choice = str(lr)
     else:
         _, chosen = twenty_lines(case, seed)
         net, choice = refitted(case, chosen, seed), str(chosen)
@@ -150,7 +150,7 @@ Runs = dict[str, list[list[Numbers]]]
 def numbers_of(result: dict[str, Any]) -> Numbers:
     """Return a run's numbers."""
     labels, predicted = torch.tensor(result["labels"]), torch.tensor(result["predicted"])
-    counts = counts_of_labels(labels, predicted, len(result["classes"]), result["targets"])
+    counts = count_labels(labels, predicted, len(result["classes"]), result["targets"])
     on_class, in_all = counts["errors_of_target"], counts["errors"]
     return Numbers(on_class, in_all, 100 - 100 * counts["balanced_accuracy"], result["minutes"])
 

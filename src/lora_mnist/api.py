@@ -22,7 +22,7 @@ from lora_mnist.lora.model import (
     unmerge_lora,
 )
 from lora_mnist.measure.counts import compare_errors
-from lora_mnist.measure.dial import dial_curve
+from lora_mnist.measure.scale_curve import scale_curve
 
 __all__ = [
     "CNN",
@@ -32,7 +32,6 @@ __all__ = [
     "ResNet",
     "add_lora",
     "compare_errors",
-    "dial_curve",
     "huggingface",
     "load_adapter",
     "load_classifier",
@@ -41,6 +40,7 @@ __all__ = [
     "merge_lora",
     "remove_lora",
     "save_adapter",
+    "scale_curve",
     "set_lora_enabled",
     "set_lora_offset",
     "set_lora_scale",

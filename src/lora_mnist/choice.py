@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 #: The value of a key that images decide.
 AUTO = "auto"
 #: The keys that set choices of other names.
-_KEY_OF = {"rate": "optimizer.lr", "augment": "batches.augment"}
+_KEY_OF = {"learning_rate": "optimizer.lr", "augment": "batches.augment"}
 
 
 class Choice(NamedTuple):
@@ -29,18 +29,18 @@ class Choice(NamedTuple):
         return {"value": self.value, "of": self.of, "images": self.images, "why": self.why}
 
 
-def tell(choices: Mapping[str, Choice]) -> None:
+def log_choices(choices: Mapping[str, Choice]) -> None:
     """Log what was chosen, but not what somebody has set."""
     for name, choice in choices.items():
         if not choice.is_set:
-            log.info("%s", line_of(name, choice.value, choice.why, of_repair=True))
+            log.info("%s", format_choice(name, choice.value, choice.why, of_repair=True))
 
 
-def line_of(name: str, value: Any, why: str, of_repair: bool = False) -> str:
+def format_choice(name: str, value: Any, why: str, of_repair: bool = False) -> str:
     """``optimizer.lr=0.003: for 60 images``: a choice by its keys, those of a repair's run."""
     if name == "point":
         prefix = "lora." if of_repair else ""
-        keys = [f"{prefix}{knob}={number:g}" for knob, number in value.items()]
+        keys = [f"{prefix}{field}={number:g}" for field, number in value.items()]
         return f"{' '.join(keys)}: {why}"
     key = _KEY_OF.get(name, name)
     shown = ", ".join(value) if isinstance(value, list) else as_value(value)

@@ -54,7 +54,7 @@ def require_number(name: str, value: Any, least: float, most: float) -> None:
     require(is_inside, name, value, f"a number from {least:g} to {most:g}")
 
 
-def require_one_of(name: str, value: Any, choices: Iterable[str | int]) -> None:
+def require_choice(name: str, value: Any, choices: Iterable[str | int]) -> None:
     """Raise :class:`ArgumentError` unless ``value`` is one of ``choices``."""
     require(value in list(choices), name, value, f"one of {', '.join(map(str, choices))}")
 
@@ -97,7 +97,7 @@ def config_group(group: str) -> Iterator[None]:
         is_of_hydra = type(error).__name__ == "InstantiationException"
         cause = (error.__cause__ if is_of_hydra else None) or error
         if isinstance(cause, ArgumentError):
-            raise UserError(refusal_of(cause, group)) from error
+            raise UserError(format_refusal(cause, group)) from error
         if _is_of_libraries(cause):
             raise UserError(f"{group}: {type(cause).__name__}: {one_line(cause)}") from error
         # The error is in a user's own code: the traceback says more than a line.
@@ -105,7 +105,7 @@ def config_group(group: str) -> Iterator[None]:
         raise cause from cause.__cause__
 
 
-def refusal_of(error: ArgumentError, group: str = "") -> str:
+def format_refusal(error: ArgumentError, group: str = "") -> str:
     """Return the line about an argument that cannot be used, which is a key of ``group``."""
     group = "prepare" if error.name in PREPARE else group  # a data set takes both
     key = f"{group}.{error.name}".lstrip(".")

@@ -22,7 +22,7 @@ from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
-from lora_mnist.lora.base_state import changed_tensors, fingerprint
+from lora_mnist.lora.base_state import changed_tensors, hash_tensors
 
 #: Weights of two bases. No new network has them: its own lie between -1 and 1.
 STATE = {name: tensor + 2 for name, tensor in TinyNet().state_dict().items()}
@@ -30,7 +30,7 @@ OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
 
 
 def test_write_base_writes_what_base_with_sha256_finds(tmp_path):
-    sha256 = fingerprint(STATE)
+    sha256 = hash_tensors(STATE)
     own = versioned_base_path(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
     record = Record("mnist", {"_target_": "lora_mnist.MLP"}, {"mean": 0.5}, made={"seed": 1})
@@ -59,14 +59,14 @@ def test_two_networks_have_two_current_bases():
 
 
 def make_current(folder, current):
-    own = versioned_base_path(folder, "tiny", fingerprint(OTHER))
+    own = versioned_base_path(folder, "tiny", hash_tensors(OTHER))
     write_base(OTHER, own)
     set_current_base(own, current)
 
 
 def test_refuse_to_replace_what_is_not_a_current_base(tmp_path):
     """Neither before a training nor after it."""
-    own, weights = versioned_base_path(tmp_path, "mine", fingerprint(STATE)), tmp_path / "mine.pt"
+    own, weights = versioned_base_path(tmp_path, "mine", hash_tensors(STATE)), tmp_path / "mine.pt"
     write_base(STATE, own)
     torch.save({"state_dict": STATE, "sha256": "0" * 64}, weights)
     for path in (own, weights):
@@ -89,19 +89,19 @@ def test_set_current_base_names_a_command_that_goes_back(tmp_path):
     assert text.getvalue().count("go back with") == 1
     command = text.getvalue().partition("go back with: ")[2].splitlines()[0]
     subprocess.run(shlex.split(command), check=True)
-    assert read_base(target).sha256 == fingerprint(STATE)
+    assert read_base(target).sha256 == hash_tensors(STATE)
 
 
 def test_set_current_base_does_not_rely_on_a_damaged_copy(tmp_path):
     """The current base would be in no file any more."""
-    sha256 = fingerprint(STATE)
+    sha256 = hash_tensors(STATE)
     own, current = versioned_base_path(tmp_path, "tiny", sha256), tmp_path / "tiny.ckpt"
     write_base(STATE, own)
     set_current_base(own, current)
     own.write_bytes(own.read_bytes()[:1000])
     assert base_with_sha256(tmp_path, sha256) is None
     make_current(tmp_path, current)
-    assert read_base(current).sha256 == fingerprint(OTHER)
+    assert read_base(current).sha256 == hash_tensors(OTHER)
     assert base_with_sha256(tmp_path, sha256) == own
     assert changed_tensors(read_base(own).tensors, STATE) == []
 

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from lora_mnist import CNN, add_lora, save_adapter
 from lora_mnist.classifier.base import write_base
-from lora_mnist.classifier.check import check_outputs, lay_out
+from lora_mnist.classifier.check import check_outputs, use_channels_last
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import changed_tensors
 
@@ -61,7 +61,7 @@ def test_convolutions_are_laid_out_as_they_compute_fastest():
         net = make(channels=[3, 5], image_size=28 if is_last else 56)
         with torch.no_grad():
             expected, before = net(images), copy.deepcopy(net.state_dict())
-        lay_out(net, images)
+        use_channels_last(net, images)
         assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last) is is_last
         assert net.conv2.weight.is_contiguous() is not is_last
         assert changed_tensors(before, net.state_dict()) == []
@@ -73,7 +73,7 @@ def test_files_of_such_a_network_are_as_those_of_any_other(tmp_path):
     torch.manual_seed(0)
     net, plain = CNN(channels=[3, 5]), CNN(channels=[3, 5])
     plain.load_state_dict(net.state_dict())
-    lay_out(net, torch.randn(4, 1, 28, 28))
+    use_channels_last(net, torch.randn(4, 1, 28, 28))
     files = []
     for each, name in ((net, "last"), (plain, "plain")):
         write_base(each.state_dict(), tmp_path / f"{name}.ckpt")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_mnist import add_lora, remove_lora
-from lora_mnist.classifier.choose_point import Dial, turn_adapter
+from lora_mnist.classifier.choose_point import PointSearch, apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
 from lora_mnist.data import ImageDataset, Images, ImageSets
@@ -13,7 +13,7 @@ from lora_mnist.lora.model import add_offset, lora_point
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.dial import row_at
+from lora_mnist.measure.scale_curve import row_at
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     net.to = lambda *_: pytest.fail("it was moved from where its user put it")
 
     def turned(scale=None, offset=None):
-        return [*turn_adapter(classifier, {"scale": scale, "offset": offset}).value.values()]
+        return [*apply_point(classifier, {"scale": scale, "offset": offset}).value.values()]
 
     with torch.no_grad():  # owls are known again
         adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
@@ -70,22 +70,22 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     assert "is the base" not in said
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
-        turn_adapter(classifier, {"scale": None, "offset": 3})
+        apply_point(classifier, {"scale": None, "offset": 3})
 
 
 def test_an_offset_alone_is_kept_at_scale_1(classifier):
     remove_lora(classifier.net)
     add_offset(classifier.net, "1", Offset(torch.tensor([0.0, 0, 1])))
-    turn_adapter(classifier, {"scale": None, "offset": 1.5})
+    apply_point(classifier, {"scale": None, "offset": 1.5})
     for scale in (None, 0, 1):
-        choice = turn_adapter(classifier, {"scale": scale, "offset": None})
+        choice = apply_point(classifier, {"scale": scale, "offset": None})
         assert choice.value == {"scale": 0.0, "offset": 1.5}
     with pytest.raises(UserError, match=r"scale=0\.5: expected null"):
-        turn_adapter(classifier, {"scale": 0.5, "offset": None})
+        apply_point(classifier, {"scale": 0.5, "offset": None})
 
 
 def test_a_scale_that_is_set_has_the_best_offset_there(classifier):
-    dial = Dial(classifier, classifier.images.val, [2], 0, "accuracy")
+    dial = PointSearch(classifier, classifier.images.val, [2], 0, "accuracy")
     point, curve = dial.advise({"scale": 0.3, "offset": "auto"})
     assert point == (0.3, row_at(curve, 0.3)["offset"])
     point, curve = dial.advise({"scale": "auto", "offset": 0.5})

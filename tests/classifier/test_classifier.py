@@ -12,9 +12,9 @@ from lora_mnist.classifier.base import versioned_base_path, write_base
 from lora_mnist.classifier.build import build_network
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
-from lora_mnist.config.make import classifier_of
+from lora_mnist.config.make import load_configured
 from lora_mnist.files import write_json
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
@@ -25,11 +25,11 @@ def test_an_adapter_finds_its_own_base(outputs):
     """Also after another has become the current one; what is asked for wins, where it fits."""
     adapter, bases = small_adapter(outputs, "lora/nine"), outputs / "base"
     state, other = small_net(outputs).state_dict(), MLP(hidden_sizes=[16]).state_dict()
-    own = fingerprint(state)
+    own = hash_tensors(state)
     write_base(state, versioned_base_path(bases, "mnist", own))
     write_base(other, bases / "mnist.ckpt")
     load = partial(Classifier.load, net={"hidden_sizes": [16]}, bases=bases)
-    for folder, sha256 in ((adapter, own), (adapter.parent, own), (None, fingerprint(other))):
+    for folder, sha256 in ((adapter, own), (adapter.parent, own), (None, hash_tensors(other))):
         classifier = load(folder)
         assert classifier.base.sha256 == sha256
         assert not any(module.training for module in classifier.net.modules())
@@ -54,7 +54,10 @@ def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_file(tmp_path):
     path, record = tmp_path / "mine.pt", Record("mnist", {"_target_": "lora_mnist.MLP"}, {"std": 1})
     content = {"state_dict": MLP().state_dict(), "record": record.content()}
     of_record = {**content["record"], "data": 3}
-    for wrong, reason in (({"learnt": "x"}, "learnt=x"), ({"record": of_record}, "data=3")):
+    for wrong, reason in (
+        ({"train_digests": "x"}, "train_digests=x"),
+        ({"record": of_record}, "data=3"),
+    ):
         torch.save(content | wrong, path)
         assert refused(load_classifier, base=path).startswith(f"base_ckpt={path}: {reason}: ")
 
@@ -67,7 +70,7 @@ def test_an_adapter_that_contradicts_its_base_is_told_or_refused(tmp_path):
     net = build_network(network)
     data = {"_target_": "lora_mnist.data.Folder"}
     write_base(net.state_dict(), tmp_path / "mine.pt", Record("photos", network, form, data))
-    base, sha256 = tmp_path / "mine.pt", fingerprint(net.state_dict())
+    base, sha256 = tmp_path / "mine.pt", hash_tensors(net.state_dict())
     add_lora(net)
 
     def said(prepare=None, targets=("a",), **change):
@@ -90,10 +93,10 @@ def test_the_latest_is_the_newest_by_time(outputs):
     for seconds, run in enumerate(("lora/2026-b", "lora/2026-a", "lora/nines", "lora/2026-b")):
         file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
         os.utime(file, (10**9 + seconds, 10**9 + seconds))
-        assert classifier_of(cfg).adapter.parent == outputs / run
+        assert load_configured(cfg).adapter.parent == outputs / run
     ended = {"ended": "1999-12-31T12:00:00.000000+00:00"}
     write_json(outputs / run / "results.json", ended)  # it was copied here: its times are new
-    assert classifier_of(cfg).adapter.parent == outputs / "lora" / "nines"
+    assert load_configured(cfg).adapter.parent == outputs / "lora" / "nines"
 
 
 def test_scale_of_a_saved_adapter(outputs):

@@ -13,7 +13,7 @@ from helpers.stranger import take_pictures
 from PIL import Image
 
 from lora_mnist import Classifier, load_classifier
-from lora_mnist.classifier.choose_point import turn_adapter
+from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.huggingface import save_folder
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
@@ -116,7 +116,7 @@ def test_from_a_folder_to_a_repaired_folder(here, kind):
     export(composed("export", "paths.outputs=outputs", *own, "scale=1", "out=new/repaired"))
     assert sorted(path.name for path in Path("new").iterdir()) == ["repaired"]
     classifier = load_classifier("elsewhere/adapter", "elsewhere/base.safetensors")
-    turn_adapter(classifier, {"scale": 1, "offset": None})
+    apply_point(classifier, {"scale": 1, "offset": None})
     ours = classifier.predict(files)
     named, surest = labels_of("new/repaired", files)
     assert [each.label for each in ours] == named

@@ -10,7 +10,9 @@ RING["itself"] = RING
 RECORD = Record("mnist", {"_target_": "lora_mnist.MLP"}, {"mean": 0.1})
 
 
-@pytest.mark.parametrize("more", [{}, {"base_sha256": "0" * 64, "targets": ["9"], "learnt": None}])
+@pytest.mark.parametrize(
+    "more", [{}, {"base_sha256": "0" * 64, "targets": ["9"], "train_digests": None}]
+)
 def test_a_record_is_read_as_it_was_written(more):
     record = Record("mnist", RECORD.net, RECORD.prepare, made={"seed": 3, "refit": True}, **more)
     assert read_record(record.content()) == record

@@ -21,7 +21,9 @@ RECORD |= {"prepare": {"mean": 0.1}, "data": {"val_from": "train"}}
 
 
 def taken(own, **record):
-    settings = Settings.of_typed(own.get("net", {}), own.get("prepare", {}), own.get("data", {}))
+    settings = Settings.from_command_line(
+        own.get("net", {}), own.get("prepare", {}), own.get("data", {})
+    )
     return settings.with_record("the adapter", read_record({**RECORD, **record}), "adapter=a")
 
 
@@ -52,7 +54,7 @@ def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
 
 def test_what_two_records_say_together_is_refused_too():
     one = Record(net={"checkpoint_path": "gift.pth"})
-    settings = Settings.of_typed({}, {}, {}).with_record("a", one, "adapter=a")
+    settings = Settings.from_command_line({}, {}, {}).with_record("a", one, "adapter=a")
     said = refused(settings.with_record, "b", read_record({**RECORD, "net": TIMM}), "base_ckpt=b")
     assert said.startswith("base_ckpt=b: ")
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_mnist.classifier.weights_file import load_weights, outputs_key, read_base
-from lora_mnist.lora.base_state import changed_tensors, fingerprint
+from lora_mnist.lora.base_state import changed_tensors, hash_tensors
 
 #: Weights of two bases. No new network has them: its own lie between -1 and 1.
 STATE = {name: tensor + 2 for name, tensor in TinyNet().state_dict().items()}
@@ -36,7 +36,7 @@ def test_load_weights_reads_what_training_scripts_save(tmp_path):
     base = load_weights(net, file_of(content, tmp_path))
     assert list(base.tensors) == list(STATE)
     assert changed_tensors(STATE, net.state_dict()) == []
-    assert base.sha256 == fingerprint(STATE)
+    assert base.sha256 == hash_tensors(STATE)
     with torch.no_grad():
         net.linear1.weight.zero_()
     assert changed_tensors(STATE, base.tensors) == []  # the base does not follow the network
@@ -63,7 +63,7 @@ def test_load_weights_converts_another_precision(tmp_path):
     assert base.tensors["1.num_batches_tracked"] == 1
     expected = {name: saved[name].to(tensor.dtype) for name, tensor in net.state_dict().items()}
     assert changed_tensors(expected, fresh.state_dict()) == []
-    assert base.sha256 == fingerprint(expected)
+    assert base.sha256 == hash_tensors(expected)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def test_adapter_gives_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, ca
     monkeypatch.syspath_prepend(str(here))
     picture = here / "gradient.png"
     Image.linear_gradient("L").resize((53, 37)).save(picture)
-    learnt = ("trainer.max_steps=40", "batches.batch_size=40", "optimizer.lr=0.003")
-    train(composed("train", *QUICK, "stage=pretrain", *learnt, *CASES[case]))
+    train_digests = ("trainer.max_steps=40", "batches.batch_size=40", "optimizer.lr=0.003")
+    train(composed("train", *QUICK, "stage=pretrain", *train_digests, *CASES[case]))
     # From the base's file alone.
     (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
     own = [text for text in CASES[case] if text.startswith("net._target_=nets_of")]

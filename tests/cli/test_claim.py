@@ -1,7 +1,7 @@
 """The folder of a run or of a sweep: whose it is before Hydra writes into it."""
 
 import pytest
-from helpers.commands import files_of
+from helpers.commands import list_files
 from helpers.sweeping import TOY, write_job
 
 
@@ -33,7 +33,7 @@ def test_an_interrupt_before_a_folder_is_claimed_leaves_it_alone(
 ):
     """It may be that of another sweep, whose jobs are still being run."""
     write_job(tmp_path / "theirs", "0", ["x=1"], accuracy=0.5)
-    before = files_of(tmp_path)
+    before = list_files(tmp_path)
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -41,7 +41,7 @@ def test_an_interrupt_before_a_folder_is_claimed_leaves_it_alone(
     monkeypatch.setattr("lora_mnist.cli.claim._refuse_start", interrupted)
     done = cli(TOY, *sweep, f"hydra.{key}.dir={tmp_path}/theirs")
     assert (done.code, done.err) == (130, "interrupted by SIGINT\n")
-    assert files_of(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_files_of_ones_own_are_never_replaced(cli, tmp_path, key, name, sweep):
     done = cli(TOY, *sweep, folder)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"{folder}: ")
-    assert files_of(tmp_path) == {file: b"mine"}
+    assert list_files(tmp_path) == {file: b"mine"}

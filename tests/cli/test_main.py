@@ -140,7 +140,7 @@ def test_overrides_are_left_out_by_whole_keys():
     left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
     out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")
     run = Run(Path(), left + out)
-    assert run.typed_without("hydra", "sweep", "callbacks.checkpoint") == list(left)
+    assert run.overrides_without("hydra", "sweep", "callbacks.checkpoint") == list(left)
 
 
 def test_each_name_is_a_command(monkeypatch, capfd):

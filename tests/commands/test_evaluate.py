@@ -34,7 +34,7 @@ def test_eval_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
 def test_eval_takes_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
     options = (f"paths.outputs={made}", "adapter=latest", f"scale={scale}")
     results = evaluate(composed("eval", *SMALL, *options), Run(tmp_path))
-    chosen = trained["dial"]["advised"]["scale"] if scale == "auto" else float(scale)
+    chosen = trained["scale_curve"]["advised"]["scale"] if scale == "auto" else float(scale)
     assert (results["point"]["scale"], results["targets"]) == (chosen, [9])
     assert results["test_base"] == trained["test_base"]
     assert (results["test"]["broken"] == results["test"]["repaired"] == 0) == (chosen == 0)

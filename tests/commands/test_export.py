@@ -13,7 +13,7 @@ from lora_mnist import MLP, remove_lora
 from lora_mnist.commands.export import export
 from lora_mnist.data import MNIST
 from lora_mnist.errors import IncompleteError, UserError
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 
 
 def tied():
@@ -70,7 +70,7 @@ def test_export_writes_each_format(with_nine, tmp_path, ending, read, takes):
     torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(network(images[:1]), expected[:1], rtol=1e-5, atol=1e-4)
     assert metadata.items() >= returned.items()
-    assert metadata["base_sha256"] == fingerprint(small_net(with_nine).state_dict())
+    assert metadata["base_sha256"] == hash_tensors(small_net(with_nine).state_dict())
     assert json.loads(metadata["adapter"]) == "lora/nine/adapter"
     assert json.loads(metadata["net"])["hidden_sizes"] == [16]
     assert json.loads(metadata["classes"])[9].startswith("9")
@@ -87,7 +87,7 @@ def test_a_base_alone_with_tied_weights(tmp_path):
     fresh = tied()
     fresh.load_state_dict(load_file(out))
     for state in (fresh.state_dict(), net.state_dict()):
-        assert fingerprint(state) == metadata["sha256"] == metadata["base_sha256"]
+        assert hash_tensors(state) == metadata["sha256"] == metadata["base_sha256"]
 
 
 def test_export_writes_no_network_that_differs(with_nine, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from composed import QUICK, adapter_of, composed, evaluated, run, small_net
-from helpers.commands import files_of, only_run, read_results, refused
+from helpers.commands import list_files, only_run, read_results, refused
 from omegaconf import OmegaConf
 from source_notebook import RichBoyNet, fit, load, loader
 
@@ -16,10 +16,10 @@ from lora_mnist.commands.train import train
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
-from lora_mnist.measure.dial import row_at
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors, hash_tensors
+from lora_mnist.measure.scale_curve import row_at
 from lora_mnist.measure.significance import weakest
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.verdict import verdict
 
 NINES = ("stage=lora", "digit=9")
@@ -32,11 +32,11 @@ def newest(outputs):
 def test_a_base_and_a_repair_with_its_proof(made):
     results, pretrained = (read_results(only_run(made, stage)) for stage in ("lora", "pretrain"))
     assert (pretrained["stage"], pretrained["steps"], pretrained["targets"]) == ("pretrain", 30, [])
-    assert fingerprint(small_net(made).state_dict()) == pretrained["base_sha256"]
+    assert hash_tensors(small_net(made).state_dict()) == pretrained["base_sha256"]
     for split in ("val", "test"):
         before, after = results[f"{split}_base"], results[split]
         assert sum(before["images_per_class"]) == 500
-        for key in ("errors", "false_calls"):
+        for key in ("errors", "false_positives"):
             assert after[f"{key}_of_target"] == after[f"{key}_per_class"][9]
         assert before["errors_elsewhere"] == sum(before["errors_per_class"][:9])
         assert before.items() >= pretrained[split].items()
@@ -88,7 +88,7 @@ def test_a_class_is_named_once(tmp_path):
 
 def test_a_training_of_little_use_leaves_the_base_alone(outputs):
     """It diverged, or the new base knows one class, or nothing: that one stays in its folder."""
-    before = files_of(outputs / "base")
+    before = list_files(outputs / "base")
     options = ("stage=pretrain", "trainer.max_steps=10")
     with pytest.raises(TrainingError, match=r"^optimizer\.lr=1e\+25: "):
         run(outputs, *options, "optimizer.lr=1e25")
@@ -101,8 +101,8 @@ def test_a_training_of_little_use_leaves_the_base_alone(outputs):
         (base,) = folder.glob("*.ckpt")
         assert base.name == results["weights"] == f"mnist-{results['base_sha256'][:12]}.ckpt"
         state = torch.load(base, weights_only=True)["state_dict"]
-        assert fingerprint(state) == results["base_sha256"]
-    assert files_of(outputs / "base") == before
+        assert hash_tensors(state) == results["base_sha256"]
+    assert list_files(outputs / "base") == before
 
 
 def test_the_base_is_proven_unchanged(outputs):
@@ -118,11 +118,11 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     results = run(outputs, *options)
     lora_A = [A for name, A in sorted(adapter_of(newest(outputs)).items()) if "lora_A" in name]
     assert [len(A) for A in lora_A] == [16, 10]  # the full rank
-    dial = results["dial"]
-    assert dial["images"] == 500
-    assert dial["advised"] == results["point"] == results["choices"]["point"]["value"]
+    curve = results["scale_curve"]
+    assert curve["images"] == 500
+    assert curve["advised"] == results["point"] == results["choices"]["point"]["value"]
     for scale, split in ((0, "val_base"), (results["point"]["scale"], "val")):
-        row = row_at(dial, scale)
+        row = row_at(curve, scale)
         for key in ("errors", "errors_of_target"):
             assert row[key] == results[split][key]
     harmful = run(outputs, *options, "optimizer.lr=0.1")
@@ -133,10 +133,10 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
 def test_images_that_the_base_has_learnt_choose_nothing(made, tmp_path):
     """MNIST's have no files: they are known by their pixels."""
     base = f"base_ckpt={made}/base/mnist.ckpt"
-    for count, left_out in ((600, 100), (100, 0)):
+    for count, excluded in ((600, 100), (100, 0)):
         results = run(tmp_path, *NINES, base, f"data.val_size={count}")
-        assert results["validation_images"] == count - left_out
-        assert bool(results["left_out"]) == bool(left_out)
+        assert results["validation_images"] == count - excluded
+        assert bool(results["excluded"]) == bool(excluded)
 
 
 def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
@@ -176,6 +176,6 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
 def test_a_rate_that_nothing_bears_is_no_repair(outputs):
     options = ("stage=lora", "digit=4", "batches.replay=20", "lora.dropout=0.2")
     auto = run(outputs, *options, "optimizer.lr=auto")
-    assert auto["choices"]["rate"]["value"] == 0.001
+    assert auto["choices"]["learning_rate"]["value"] == 0.001
     useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
-    assert verdict(Reading(useless))[0].text.startswith("Do not keep this repair")
+    assert verdict(RunResults(useless))[0].text.startswith("Do not keep this repair")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.commands import refused
 
-from lora_mnist.config.make import device_of
+from lora_mnist.config.make import find_device
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ def test_a_device_goes_by_lightnings_word(own, devices, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(own))
     for word, expected in devices.items():
         if " " in expected:
-            line = refused(device_of, word)
+            line = refused(find_device, word)
             assert line.startswith(f"accelerator={word}: ")
             assert line.endswith(f"this machine has {expected}")
         else:
-            assert device_of(word).type == expected
+            assert find_device(word).type == expected

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from lora_mnist.classifier.base import base_name
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import settings_of
+from lora_mnist.config.make import read_settings
 from lora_mnist.config.run import Run
 from lora_mnist.training.trainer import make_trainer
 
@@ -39,7 +39,7 @@ def test_lightnings_own_arguments_stand_beside_the_presets_or_in_their_place(tmp
 def test_files_are_named_by_the_data_set_whatever_preset_it_began_with(preset, dataset):
     cfg = composed("train", "stage=pretrain", f"data={preset}", f"data.dataset={dataset}")
     assert base_name(cfg.data, {}) == dataset.lower()
-    assert Classifier.new(**settings_of(cfg)).dataset.name == dataset.lower()
+    assert Classifier.new(**read_settings(cfg)).dataset.name == dataset.lower()
 
 
 @pytest.mark.parametrize("logger", ["mlflow", "wandb"])

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import Folder, folder, known_files
-from lora_mnist.data.digests import digests_of
+from lora_mnist.data.digests import compute_digests
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import PictureError
 from lora_mnist.project import importable
@@ -380,10 +380,10 @@ def test_images_are_known_by_content_whatever_their_times_say(make_photos, monke
         os.utime(picture.with_suffix(".bmp"), ns=(1, 1))
     form = {"image_size": 8, "mean": 0, "std": 1}
     first = Folder(root, **form).sets
-    learnt, tested = root / first.train.names[0], root / first.test.names[0]
-    shutil.copy2(learnt, tested)
+    train_digests, tested = root / first.train.names[0], root / first.test.names[0]
+    shutil.copy2(train_digests, tested)
     again = Folder(root, **form).sets
-    assert again.copies == 1
+    assert again.duplicates == 1
     assert tested.relative_to(root).as_posix() not in again.test.names
 
 
@@ -399,7 +399,7 @@ def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypat
     def hashed_by():
         hashed.clear()
         sets = Folder(root, image_size=8, mean=0, std=1).sets
-        assert torch.equal(sets.test.digests, digests_of(sets.test.sources))
+        assert torch.equal(sets.test.digests, compute_digests(sets.test.sources))
         return sorted(hashed), sets.sha256
 
     monkeypatch.setattr(known_files, "examine", examine_and_note)

@@ -34,7 +34,7 @@ def dataset(train=(), val=(), test=(), on_disk=False):
     cats_and_dogs = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
     parts = {"train": train, "val": val, "test": test}
     parts = {part: greys(*levels, on_disk=on_disk) for part, levels in parts.items()}
-    cats_and_dogs.sets = ImageSets(**parts, sha256={"all": "a"}, held_out={}, copies=0)
+    cats_and_dogs.sets = ImageSets(**parts, sha256={"all": "a"}, held_out={}, duplicates=0)
     return cats_and_dogs
 
 
@@ -69,8 +69,8 @@ def test_wrong_pictures_leaves_out_what_the_base_has_right_or_nobody_can_read(tm
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     write(tmp_path, {"__MACOSX/cat/1.png": 1, ".cache/1.png": 1, "cat/._60.png": 1})
     with logged("lora_mnist.data.mistakes") as log:
-        learnt, held_out = read(tmp_path)
-    assert learnt | held_out == dict.fromkeys(range(DARK, 140), 0)
+        train_digests, held_out = read(tmp_path)
+    assert train_digests | held_out == dict.fromkeys(range(DARK, 140), 0)
     skipped, summary = log.getvalue().splitlines()
     assert skipped.startswith(f"{tmp_path}/cat/notes.txt: skipped: no readable picture")
     assert "the base has 40 of 80 pictures right already, which are left out; of the " in summary
@@ -79,11 +79,13 @@ def test_wrong_pictures_leaves_out_what_the_base_has_right_or_nobody_can_read(tm
 def test_wrong_pictures_knows_a_picture_by_its_pixels(tmp_path):
     """Neither its file, nor other pictures, nor the network has a say in what is held out."""
     greys = {f"cat/{n}.png": n for n in range(DARK, 180)}
-    learnt, held_out = read(write(tmp_path / "one", greys))
+    train_digests, held_out = read(write(tmp_path / "one", greys))
     more = write(tmp_path / "two", {name.replace("png", "bmp"): n for name, n in greys.items()})
     write(more, {**greys, **{f"dog/{n}.png": n for n in range(50)}})
     for predict in (by_darkness, neither):
-        for before, after in zip((learnt, held_out), read(more, predict=predict), strict=True):
+        for before, after in zip(
+            (train_digests, held_out), read(more, predict=predict), strict=True
+        ):
             assert before.items() < after.items()
     assert read(more, 0)[1] == {}
     assert len(read(more, 0.5)[1]) > len(held_out) + 20
@@ -118,8 +120,10 @@ def test_no_picture_is_both_learnt_and_tested(tmp_path, on_disk):
     write(tmp_path, {f"cat/{n}.png": n for n in levels})
     _, held_out = read(tmp_path)
     known, *unseen = held_out
-    learnt, still_held_out = read(tmp_path, train=(1, known), val=(2,), test=(3,), on_disk=on_disk)
-    assert known in learnt
+    train_digests, still_held_out = read(
+        tmp_path, train=(1, known), val=(2,), test=(3,), on_disk=on_disk
+    )
+    assert known in train_digests
     assert list(still_held_out) == unseen
     for part, name in (("val", "validation"), ("test", "test")):
         for level in (known, 139):

@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision import datasets
 
 from lora_mnist.data import MNIST
-from lora_mnist.data.digests import digests_of
-from lora_mnist.data.mnist import digit_of
+from lora_mnist.data.digests import compute_digests
+from lora_mnist.data.mnist import convert_to_digit
 from lora_mnist.data.pictures import open_picture
 
 RAW = ROOT / "data" / "MNIST" / "raw"
@@ -88,7 +88,7 @@ WAYS = {
 def test_digit_of_brings_back_mnists_own_image(tmp_path, way):
     for digit in DIGITS:
         WAYS[way](digit).save(tmp_path / "digit.png")
-        ours = digit_of(open_picture(tmp_path / "digit.png", keeps_alpha=True))
+        ours = convert_to_digit(open_picture(tmp_path / "digit.png", keeps_alpha=True))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
         assert likeness(ours[0], digit) > 0.9
 
@@ -106,7 +106,7 @@ def test_mnists_own_images_keep_their_digests_as_pictures(count):
         file = io.BytesIO()
         Image.fromarray(image[0].numpy()).save(file, "png")
         pictures.append(mnist.read_picture(Image.open(file)))
-    assert torch.equal(digests_of(pictures), digests_of(chosen))
+    assert torch.equal(compute_digests(pictures), compute_digests(chosen))
 
 
 def test_a_picture_with_a_black_border_is_brought_to_mnists_form():
@@ -117,10 +117,10 @@ def test_a_picture_with_a_black_border_is_brought_to_mnists_form():
     beside = digit.roll(2, 1)
     for levels in (F.pad(large, (1,) * 4), F.pad(small, (7,) * 4), beside):
         assert levels.shape == (28, 28)
-        ours = digit_of(picture_of(levels))
+        ours = convert_to_digit(picture_of(levels))
         assert not torch.equal(ours[0], levels.byte())
         assert likeness(ours[0], digit) > 0.85
-        assert torch.equal(digit_of(Image.fromarray(ours[0].numpy())), ours)
+        assert torch.equal(convert_to_digit(Image.fromarray(ours[0].numpy())), ours)
 
 
 @pytest.mark.parametrize("dataset", ["FashionMNIST", "KMNIST"])

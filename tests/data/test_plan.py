@@ -36,8 +36,8 @@ def test_images_come_in_the_recorded_order(target, expected):
 def test_of_several_classes_the_rarest_is_learnt_as_often_as_the_others():
     labels = torch.tensor([1] * 40 + [2] * 3 + [3] * 9)
     batches = islice(plan_of([1, 2], labels, batch_size=4, replay=2).batches(), 20)
-    learnt = [labels[batch[:4]].tolist() for batch in batches]
-    assert learnt == [[1, 2, 1, 2]] * 20
+    train_digests = [labels[batch[:4]].tolist() for batch in batches]
+    assert train_digests == [[1, 2, 1, 2]] * 20
 
 
 @pytest.mark.parametrize(("processes", "batch_size", "size"), [(1, 3, 5), (2, 2, 6)])

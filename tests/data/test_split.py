@@ -7,16 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mnist.data.listing import ImageFile
-from lora_mnist.data.split import split
+from lora_mnist.data.split import split_files
 
 
 def shares(val=0.1, test=0.1, seed=0):
     return {"val_size": val, "test_size": test, "split_seed": seed, "val_from": "train"}
 
 
-def files(*of_classes):
+def files(*select_classes):
     """Images of train/: so many of each class."""
-    return [ImageFile(f"{c}/{i}", c, "train") for c, n in enumerate(of_classes) for i in range(n)]
+    return [
+        ImageFile(f"{c}/{i}", c, "train") for c, n in enumerate(select_classes) for i in range(n)
+    ]
 
 
 @given(
@@ -27,9 +29,9 @@ def files(*of_classes):
 )
 def test_split_holds_its_shares_in_every_class(sizes, val, test, seed):
     images, names = files(*sizes), [f"c{i}" for i in range(len(sizes))]
-    parts, held_out = split(images, names, shares(val, test, seed))
+    parts, held_out = split_files(images, names, shares(val, test, seed))
     assert held_out == {"val": "train", "test": "train"}
-    assert parts == split(images[::-1], names, shares(val, test, seed))[0]
+    assert parts == split_files(images[::-1], names, shares(val, test, seed))[0]
     for c, count in enumerate(sizes):
         of_class = Counter(part for file, part in parts.items() if file.label == c)
         assert of_class["test"] == max(1, round(test * count))
@@ -38,9 +40,9 @@ def test_split_holds_its_shares_in_every_class(sizes, val, test, seed):
 
 def test_split_is_stable():
     images, more, names = files(200, 200), files(202, 200), ["cat", "dog"]
-    first, _ = split(images, names, shares())
-    assert split(images, names, shares(seed=1))[0] != first
-    after, _ = split(more, names, shares())
+    first, _ = split_files(images, names, shares())
+    assert split_files(images, names, shares(seed=1))[0] != first
+    after, _ = split_files(more, names, shares())
     assert len([file for file in images if after[file] != first[file]]) <= 4
     # Another choice here would test old bases on images that they were trained on.
     tested = [file.path for file in images if first[file] == "test"]
@@ -57,4 +59,4 @@ def test_split_is_stable():
 )
 def test_a_class_of_which_nothing_would_be_left_is_named(count, settings, key):
     with pytest.raises(ValueError, match=f"^{key}=.* of rare .* train, which has {count}; "):
-        split(files(99, count), ["cat", "rare"], settings)
+        split_files(files(99, count), ["cat", "rare"], settings)

@@ -56,7 +56,7 @@ def cells_of(text):
     return [[cell.strip() for cell in row] for row in rows if row]
 
 
-def files_of(folder):
+def list_files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from lora_mnist.lora.point import BASE
-from lora_mnist.measure.predictions import predictions_at
+from lora_mnist.measure.predictions import compute_predictions_at
 
 #: The last of four classes has no image, and no image is given its name.
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -14,5 +14,5 @@ AFTER = 9.0 * F.one_hot(torch.tensor([0, 0, 1, 1, 1, 2]), 4)
 
 def table_of(before, after=None):
     """The table of these logits of a base, and of base and adapter."""
-    table = predictions_at(torch.nn.Identity(), [(before, LABELS)], [BASE])
+    table = compute_predictions_at(torch.nn.Identity(), [(before, LABELS)], [BASE])
     return table if after is None else table.followed_by(table_of(after))

@@ -5,29 +5,29 @@ from dataclasses import replace
 import torch
 
 from lora_mnist.data import Images
-from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.counts import count_predictions
 from lora_mnist.measure.predictions import Predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
 
-def dial_row(scale, offset, accuracy, of_target, elsewhere, false_calls):
-    """A row of a curve of the dial."""
+def curve_row(scale, offset, accuracy, of_target, elsewhere, false_positives):
+    """A row of a scale curve."""
     return {
         **{"scale": scale, "offset": offset, "weighted_accuracy": accuracy},
         **{"errors": of_target + elsewhere, "errors_of_target": of_target},
         "errors_elsewhere": elsewhere,
-        "false_calls_of_target": false_calls,
+        "false_positives_of_target": false_positives,
     }
 
 
-DIAL = {
+CURVE = {
     **{"images": 50, "choose_by": "balanced_accuracy", "advised": {"scale": 0.5, "offset": 0}},
-    "base": dial_row(0, 0, 0.8, 9, 3, 0),
+    "base": curve_row(0, 0, 0.8, 9, 3, 0),
     "rows": [
-        dial_row(0, 0, 0.8, 9, 3, 0),
-        dial_row(0.5, 0, 0.85, 5, 5, 2),
-        dial_row(1, 0.25, 0.9, 2, 7, 4),
+        curve_row(0, 0, 0.8, 9, 3, 0),
+        curve_row(0.5, 0, 0.85, 5, 5, 2),
+        curve_row(1, 0.25, 0.9, 2, 7, 4),
     ],
 }
 
@@ -48,7 +48,7 @@ def repaired(base, broken, fixed, images=20, side="after", targets=()):
     is_wrong = (was_wrong & (place >= mended)) | (~was_wrong & (place < wrong + lost))
     other = (label + 1) % count
     sides = [torch.where(each, other, label) for each in (was_wrong, is_wrong)]
-    return counts_of(table_of(count, label, *sides), targets)[side]
+    return count_predictions(table_of(count, label, *sides), targets)[side]
 
 
 def results(stage="lora", **more):
@@ -66,9 +66,9 @@ def results(stage="lora", **more):
         "val_from": "train",
         "choose_by": "balanced_accuracy",
         "held_out": {"val": "train"},
-        "copies": 0,
-        "learnt_unknown": [],
-        "left_out": {},
+        "duplicates": 0,
+        "unknown_train_digests": [],
+        "excluded": {},
         "targets": [] if stage == "pretrain" else [1],
         "classes": CLASSES,
         "training_images_per_class": [100] * 3,

@@ -8,7 +8,7 @@ from composed import composed
 from PIL import Image
 
 from lora_mnist.classifier.build import build_network
-from lora_mnist.config.make import settings_of
+from lora_mnist.config.make import read_settings
 
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """
@@ -58,7 +58,7 @@ def move_in(folder, monkeypatch):
 
 def fresh():
     """The stranger's network with random weights."""
-    return build_network(settings_of(config("eval"))["net"])
+    return build_network(read_settings(config("eval"))["net"])
 
 
 def mine():

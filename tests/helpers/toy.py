@@ -69,7 +69,7 @@ def play(cfg, run):
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
     results = {
         "stage": cfg.stage,
-        "overrides": list(run.typed_without("hydra", "launcher", "sweep")),
+        "overrides": list(run.overrides_without("hydra", "launcher", "sweep")),
         "val": {"accuracy": 1 / (1 + missed), "errors": missed},
         "test": {"loss": 0.5},
         "worker": {"process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")},

@@ -5,14 +5,14 @@ import re
 
 import pytest
 import torch
-from helpers.commands import files_of
+from helpers.commands import list_files
 from helpers.nets import TinyNet, randomize
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_mnist.files import read_json, write_json
 from lora_mnist.lora.adapter import load_adapter, read_metadata, save_adapter
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import (
     KINDS,
@@ -41,14 +41,14 @@ def adapted():
 
 def test_save_adapter_and_load_adapter_are_a_round_trip(adapted, tmp_path):
     """The files are the same each time."""
-    metadata = {"base_sha256": fingerprint(base().state_dict()), "a": "ä", "z": [1, {"b": None}]}
+    metadata = {"base_sha256": hash_tensors(base().state_dict()), "a": "ä", "z": [1, {"b": None}]}
     save_adapter(adapted, tmp_path, metadata=metadata)
     assert read_metadata(tmp_path).items() >= metadata.items()
     assert torch.equal(load_adapter(base(), tmp_path)(X), adapted(X))
-    files = files_of(tmp_path)
+    files = list_files(tmp_path)
     assert files.keys() == {tmp_path / WEIGHTS_NAME, tmp_path / CONFIG_NAME}
     save_adapter(adapted, tmp_path, metadata=metadata)
-    assert files_of(tmp_path) == files
+    assert list_files(tmp_path) == files
 
 
 @pytest.mark.parametrize("init", KINDS)
@@ -60,9 +60,9 @@ def test_save_adapter_keeps_a_scale_and_loses_nothing(tmp_path, init, scale):
     trained = load_adapter(base(), save_adapter(adapted, tmp_path / "trained"))(X)
     set_lora_scale(adapted, scale)
     folder = save_adapter(adapted, tmp_path / "turned")
-    files, loaded = files_of(folder), load_adapter(base(), folder)
+    files, loaded = list_files(folder), load_adapter(base(), folder)
     torch.testing.assert_close(loaded(X), adapted(X))
-    assert files_of(save_adapter(loaded, folder)) == files
+    assert list_files(save_adapter(loaded, folder)) == files
     loaded = load_adapter(base(), folder)
     set_lora_scale(loaded, 1)
     assert torch.equal(loaded(X), trained)
@@ -103,7 +103,7 @@ def test_load_adapter_refuses_another_base_by_fingerprint(adapted, tmp_path, cap
     folder = save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
     other = base()
     nn.init.zeros_(other.linear1.bias)
-    here, there = (fingerprint(net.state_dict()) for net in (other, base()))
+    here, there = (hash_tensors(net.state_dict()) for net in (other, base()))
     with pytest.raises(ValueError, match=f"{there}.*{here}"):
         load_adapter(other, tmp_path)
     assert not lora_adapters(other)

@@ -21,9 +21,11 @@ def test_with_equal_numbers_of_images_all_measures_are_one(counts, images):
     np.testing.assert_allclose(every, every[0], atol=1e-12)
 
 
-def measured(errors, images, mix=None):
+def measured(errors, images, test_prior=None):
     """Each measure of some errors, by its name."""
-    weights = {name: class_weights(images if mix is None else mix, name) for name in MEASURES}
+    weights = {
+        name: class_weights(images if test_prior is None else test_prior, name) for name in MEASURES
+    }
     return {name: weighted_accuracy(errors, images, weights[name]) for name in MEASURES}
 
 

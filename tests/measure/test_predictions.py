@@ -13,7 +13,11 @@ from lora_mnist import add_lora, remove_lora, set_lora_scale
 from lora_mnist.lora.model import add_offset, lora_point, set_lora_offset
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.measure.predictions import compute_logits, predictions_at, predictions_of
+from lora_mnist.measure.predictions import (
+    compute_logits,
+    compute_predictions,
+    compute_predictions_at,
+)
 
 
 def test_the_outcome_says_what_became_of_each_image():
@@ -47,20 +51,20 @@ def test_predictions_at_each_scale(tiny):
     adapted = randomize(add_lora(tiny))
     set_lora_scale(adapted, 0.5)
     add_offset(adapted, "linear2", Offset(torch.tensor([0.5, 0, -1])))
-    base = predictions_of(remove_lora(copy.deepcopy(adapted)), batches())
+    base = compute_predictions(remove_lora(copy.deepcopy(adapted)), batches())
     points = [BASE, Point(0.3, 2.0), None, Point(1.0)]
-    table = predictions_at(adapted, batches(), points)
+    table = compute_predictions_at(adapted, batches(), points)
     assert lora_point(adapted).scale == 0.5
     for place, point in enumerate(points):
         scale, offset = point or (0.5, 0)
         set_lora_scale(adapted, scale)
         set_lora_offset(adapted, offset)
-        alone = predictions_of(adapted, batches())
+        alone = compute_predictions(adapted, batches())
         for column in ("prediction", "probability", "loss"):
             assert torch.equal(getattr(table, column)[place], getattr(alone, column)[1])
-        known = predictions_of(adapted, batches(), base)
+        known = compute_predictions(adapted, batches(), base)
         assert torch.equal(known.probability, alone.probability)
     assert len({tuple(row.tolist()) for row in table.probability}) == 4
     with pytest.raises(RuntimeError):  # images of another size
-        predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [BASE])
+        compute_predictions_at(adapted, [(torch.zeros(1, 7), torch.zeros(1).long())], [BASE])
     assert lora_point(adapted) == Point(1.0)

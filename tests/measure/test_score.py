@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lora_mnist.lora.offset import Offset
 from lora_mnist.measure.class_weights import MEASURES, class_weights
-from lora_mnist.measure.dial import offsets_to_try
-from lora_mnist.measure.score import scores_of, temperature_of
+from lora_mnist.measure.scale_curve import offsets_to_try
+from lora_mnist.measure.score import compute_scores, fit_temperature
 
 
 @given(st.data())
@@ -24,11 +24,11 @@ def test_where_a_network_is_sure_the_score_is_the_measure_with_one_image_more(da
     errors = labels[predicted != labels].bincount(minlength=3)
     for name in MEASURES:
         weights = class_weights([5, 1, 3], name)
-        (score,) = scores_of(logits, labels, torch.zeros(3), [0.0], weights)
+        (score,) = compute_scores(logits, labels, torch.zeros(3), [0.0], weights)
         unknown = (1 / 3) ** 0.25
         expected = weights @ ((images - errors + unknown) / (images + 1)).double().numpy()
         assert score.item() == pytest.approx(float(expected))
-        (of_outlier,) = scores_of(1000 * logits, labels, torch.zeros(3), [0.0], weights)
+        (of_outlier,) = compute_scores(1000 * logits, labels, torch.zeros(3), [0.0], weights)
         assert of_outlier.item() == pytest.approx(score.item())
 
 
@@ -39,10 +39,12 @@ def test_it_does_not_matter_how_sure_a_network_is(seed, factor):
     labels = torch.arange(4).repeat(8)
     logits = 1.5 * torch.randn(32, 4) + torch.nn.functional.one_hot(labels, 4)
     direction, offsets = torch.tensor([0.0, 1, 0, -0.3]), torch.tensor([0.0, 0.5, -2])
-    assume(0.5 < temperature_of(logits, labels) < 3)  # it has bounds
+    assume(0.5 < fit_temperature(logits, labels) < 3)  # it has bounds
     weights = class_weights([3, 1, 1, 1], "mean_accuracy")
-    scores = scores_of(logits, labels, direction, offsets.tolist(), weights)
-    scaled = scores_of(factor * logits, labels, direction, (factor * offsets).tolist(), weights)
+    scores = compute_scores(logits, labels, direction, offsets.tolist(), weights)
+    scaled = compute_scores(
+        factor * logits, labels, direction, (factor * offsets).tolist(), weights
+    )
     torch.testing.assert_close(scaled, scores, rtol=0, atol=1e-4)
 
 
@@ -53,7 +55,7 @@ def test_a_class_whose_few_images_are_all_right_bounds_an_offset():
     logits[:20, 1] = 2.5  # half of the other class are called as this one
     direction, offsets = torch.tensor([0.0, 1]), offsets_to_try(Offset(torch.tensor([0.0, 1])))
     weights = class_weights([1, 1], "balanced_accuracy")
-    scores = scores_of(logits, labels, direction, offsets, weights)
+    scores = compute_scores(logits, labels, direction, offsets, weights)
     assert -4 < offsets[int(scores.argmax())] < -0.5  # without it, -10, the first of all
 
 
@@ -61,8 +63,8 @@ def test_a_class_without_images_has_the_one_more_alone():
     labels, direction = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 0, 1])
     logits = 3.0 * torch.nn.functional.one_hot(labels, 3)
     weights = class_weights([1, 1, 1], "balanced_accuracy")
-    scores = scores_of(logits, labels, direction, [-3.0, 0.0], weights)
-    temperature = temperature_of(logits, labels)
+    scores = compute_scores(logits, labels, direction, [-3.0, 0.0], weights)
+    temperature = fit_temperature(logits, labels)
     unknown = (torch.tensor([[-3.0], [0.0]]) * direction / temperature).softmax(1)[:, 2] ** 0.25
     assert unknown[0] < 0.5 * unknown[1]
     assert scores[1] - scores[0] > (unknown[1] - unknown[0]) / 3 - 0.05
@@ -76,7 +78,7 @@ def test_the_temperature_is_that_of_the_least_cross_entropy():
     for size in (1.0, 2.0):
         logits = size * torch.nn.functional.one_hot(predicted, 2).float()
         expected = size / math.log(3)  # then softmax gives 3 / 4
-        assert temperature_of(logits, labels) == pytest.approx(expected, rel=1e-3)
+        assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-3)
     right = torch.nn.functional.one_hot(labels, 2).float()
-    assert temperature_of(right, labels) == pytest.approx(0.2, rel=1e-3)
-    assert temperature_of(-right, labels) == pytest.approx(8, rel=1e-3)
+    assert fit_temperature(right, labels) == pytest.approx(0.2, rel=1e-3)
+    assert fit_temperature(-right, labels) == pytest.approx(8, rel=1e-3)

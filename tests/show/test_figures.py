@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
-from helpers.runs import DIAL, results
+from helpers.runs import CURVE, results
 from PIL import Image
 
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
-    draw_dial,
+    draw_scale_curve,
     draw_sweep,
     save_figure,
 )
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 
 
 def texts(figure):
@@ -31,16 +31,16 @@ def test_draw_confusion_has_what_is_good_in_green():
 
 def test_each_class_has_its_errors_and_an_arrow_where_they_changed():
     """Of three classes two have changed: an arrow each has no text."""
-    figure = draw_classes(Reading(results()))
+    figure = draw_classes(RunResults(results()))
     assert sorted(texts(figure)) == ["", "", "", "1 → 0", "2 → 6", "9 → 2"]
-    assert sorted(texts(draw_classes(Reading(results("pretrain"))))) == ["1", "2", "9"]
+    assert sorted(texts(draw_classes(RunResults(results("pretrain"))))) == ["1", "2", "9"]
 
 
 @pytest.mark.parametrize(
     ("targets", "curves"), [([1], [[9, 5, 2], [3, 5, 7], [0, 2, 4]]), ([], [[12, 10, 9]])]
 )
 def test_the_dial_has_a_panel_for_each_count(targets, curves):
-    figure = draw_dial(Reading(results(targets=targets, dial=DIAL)))
+    figure = draw_scale_curve(RunResults(results(targets=targets, scale_curve=CURVE)))
     for axes, curve in zip(figure.axes, curves, strict=True):
         x, y = axes.lines[0].get_data()
         assert (x.tolist(), y.tolist()) == ([0, 0.5, 1], curve)

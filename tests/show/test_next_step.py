@@ -5,7 +5,7 @@ from helpers.commands import ROOT
 from helpers.runs import outcome, repaired, results
 
 from lora_mnist.show.next_step import next_step
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 
 OWN = ["data=folder", "data.data_dir=my photos", "net._target_=nets.Net", "base_ckpt=mine.pt"]
 AS_TYPED = "data=folder 'data.data_dir=my photos' net._target_=nets.Net base_ckpt=mine.pt"
@@ -35,7 +35,7 @@ NO_ADVICE = {
 
 def command_after(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    return next_step(Reading(run), folder / "run")
+    return next_step(RunResults(run), folder / "run")
 
 
 @pytest.mark.parametrize(("run", "typed", "command"), ADVICE)

@@ -7,21 +7,21 @@ import matplotlib as mpl
 import pytest
 import torch
 from composed import logged
-from helpers.runs import CLASSES, DIAL, images, predictions, results, table_of
+from helpers.runs import CLASSES, CURVE, images, predictions, results, table_of
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from lora_mnist.data import Images
-from lora_mnist.measure.counts import outcomes_by_part
+from lora_mnist.measure.counts import outcomes_by_split
 from lora_mnist.show import figures
-from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import first_pictures, make_report
+from lora_mnist.show.run_results import RunResults
 
 
 def report_of(folder, run, table=None, of=None):
     """The page on a run, and on these predictions for a set of images."""
     table = table or predictions("test_base" in run)
-    make_report(folder, Reading(run), table, of or images())
+    make_report(folder, RunResults(run), table, of or images())
     return (folder / "report.html").read_text()
 
 
@@ -48,7 +48,9 @@ def test_a_report_of_each_stage(tmp_path, stage):
 
 def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     point = {"value": {"scale": 1, "offset": 0}, "of": None, "images": 0, "why": "typed"}
-    page = " ".join(report_of(tmp_path, results(dial=DIAL, choices={"point": point})).split())
+    page = " ".join(
+        report_of(tmp_path, results(scale_curve=CURVE, choices={"point": point})).split()
+    )
     assert "advise scale 0.5 and offset 0," in page
     assert "<li>lora.scale=1 lora.offset=0: typed</li>" in page
 
@@ -83,7 +85,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
     table = table_of(300, label, base, adapted)
-    counts = outcomes_by_part({"test": table}, [0])
+    counts = outcomes_by_split({"test": table}, [0])
     run = results(targets=[0], classes=[f"class number {n}" for n in range(300)], **counts)
     noise = torch.randint(0, 255, (300, 3, 64, 64), dtype=torch.uint8)
     page = report_of(tmp_path, run, table, Images(noise, label))

@@ -12,7 +12,7 @@ from lora_mnist import CNN, add_lora
 from lora_mnist.classifier.classifier import Prediction
 from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.screen import print_parameters, print_predictions, print_results
 
 
@@ -23,7 +23,7 @@ def printed(function, *arguments, to="file"):
 
 
 def printed_results(run, to="file"):
-    return printed(print_results, Reading(run), Path(), to=to)
+    return printed(print_results, RunResults(run), Path(), to=to)
 
 
 def test_print_parameters():

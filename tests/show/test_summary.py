@@ -76,5 +76,9 @@ def test_best_job_is_none_of_a_lucky_seed(tmp_path):
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_larger_p_value_is_no_better(measure):
     assert better_end(f"val.{measure}") == better_end("test.repaired") == "max"
-    assert better_end("dial.base.weighted_accuracy") == better_end("dial.base.score") == "max"
+    assert (
+        better_end("scale_curve.base.weighted_accuracy")
+        == better_end("scale_curve.base.score")
+        == "max"
+    )
     assert better_end(f"val.p_value_{measure}") == better_end("val.errors") == "min"

@@ -3,34 +3,34 @@
 import re
 
 import pytest
-from helpers.runs import DIAL, outcome, repaired, results
+from helpers.runs import CURVE, outcome, repaired, results
 
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.verdict import verdict
 
 DIGITS = [str(number) for number in range(10)]
 OFF_POINT = {"scale": 0, "offset": 0}
-OFF = {"dial": {**DIAL, "advised": OFF_POINT}, "point": OFF_POINT}
+OFF = {"scale_curve": {**CURVE, "advised": OFF_POINT}, "point": OFF_POINT}
 
 
 def said(run):
     """The sentences, and whether the first one that judges the repair is for keeping it."""
-    sentences = verdict(Reading(run))
+    sentences = verdict(RunResults(run))
     judging = next(each.text for each in sentences if "repair" in each.text)
     return sentences, judging.startswith("Keep")
 
 
 def text_of(run):
-    return " ".join(sentence.text for sentence in verdict(Reading(run)))
+    return " ".join(sentence.text for sentence in verdict(RunResults(run)))
 
 
 def about(run, words):
     """The sentence with these words."""
-    (sentence,) = [each for each in verdict(Reading(run)) if words in each.text]
+    (sentence,) = [each for each in verdict(RunResults(run)) if words in each.text]
     return sentence
 
 
-def numbers_of(sentence):
+def class_indices(sentence):
     return re.findall(r"[\d.,]*\d%?", sentence.text)
 
 
@@ -70,7 +70,7 @@ LOSS_OF_IMAGES = run_of([30, 8, 16], [60, 0, 0], [5, 0, 12], [900, 200, 20])
 
 def test_a_verdict_in_full():
     """The measure that decides, then all images, the class, its false calls, and the others."""
-    assert [(each.judgement, numbers_of(each)) for each in verdict(Reading(GOOD))] == [
+    assert [(each.judgement, class_indices(each)) for each in verdict(RunResults(GOOD))] == [
         ("better", ["83.67%", "90.33%", "0.001"]),
         ("better", ["98", "58", "46", "6", "0.001"]),
         ("better", ["60", "20", "20", "40", "0", "0.001"]),
@@ -82,10 +82,10 @@ def test_a_verdict_in_full():
 
 def test_a_verdict_names_what_errors_are_called():
     run, called = dict(GOOD), [None, [0, 3], [1, 15]]
-    run["test"] = {**run["test"], "called_per_class": called}
+    run["test"] = {**run["test"], "top_confusion_per_class": called}
     assert about(run, "15 of them called dress")
     base = results("pretrain")
-    base["test"] |= {"called_per_class": [None, [0, 8], None]}
+    base["test"] |= {"top_confusion_per_class": [None, [0, 8], None]}
     assert about(base, "dog: 9 errors in 20 test images, 8 of them called cat.")
 
 
@@ -115,7 +115,7 @@ def test_verdict_calls_chance_what_may_be_chance_and_no_reason_to_keep(broken, f
 def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after, outcome):
     run = run_of([5, 60], [0, 0], [0, 40])
     for split, calls in (("test_base", before), ("test", after)):
-        run[split]["false_calls_per_class"][1] = run[split]["false_calls_of_target"] = calls
+        run[split]["false_positives_per_class"][1] = run[split]["false_positives_of_target"] = calls
     (first, *_), is_kept = said(run)
     assert is_kept
     assert ("21 more false calls" in first.text) == (outcome == "worse")
@@ -150,14 +150,14 @@ def test_verdict_says_whether_to_keep_it(run, is_kept, judgement):
 
 def test_a_loss_is_named_by_its_measure_and_a_keep_that_adds_errors_says_how_many():
     """Whatever decides: the loss of images that classes do not show, and the other way round."""
-    first, mixes, *_ = verdict(Reading({**CLEAR_LOSS, "choose_by": "mean_accuracy"}))
-    assert numbers_of(first) == ["70.88%", "67.22%", "0.001", "338", "410"]
+    first, mixes, *_ = verdict(RunResults({**CLEAR_LOSS, "choose_by": "mean_accuracy"}))
+    assert class_indices(first) == ["70.88%", "67.22%", "0.001", "338", "410"]
     assert "mean accuracy is worse" in first.text
-    assert numbers_of(mixes) == ["70.89%", "69.78%", "70.86%", "64.66%"]
-    first, mixes, *_ = verdict(Reading(LOSS_OF_IMAGES))
-    assert numbers_of(first)[-2:] == ["54", "97"]
-    assert numbers_of(mixes) == ["70.89%", "88.85%", "95.18%", "91.34%"]
-    unseen = verdict(Reading({**LOSS_OF_IMAGES, "choose_by": "accuracy"}))
+    assert class_indices(mixes) == ["70.89%", "69.78%", "70.86%", "64.66%"]
+    first, mixes, *_ = verdict(RunResults(LOSS_OF_IMAGES))
+    assert class_indices(first)[-2:] == ["54", "97"]
+    assert class_indices(mixes) == ["70.89%", "88.85%", "95.18%", "91.34%"]
+    unseen = verdict(RunResults({**LOSS_OF_IMAGES, "choose_by": "accuracy"}))
     assert unseen[1] == mixes
 
 
@@ -186,7 +186,7 @@ def test_a_repair_that_is_not_kept_says_what_to_do_with_the_base(run, remedy):
 
 
 def test_an_adapter_that_somebody_turns_off_needs_no_remedy():
-    (first, *_), is_kept = said({**GOOD, **OFF, "dial": None})
+    (first, *_), is_kept = said({**GOOD, **OFF, "scale_curve": None})
     assert not is_kept
     assert "turned off" in first.text
     assert "docs/failed.md" not in first.text
@@ -195,9 +195,9 @@ def test_an_adapter_that_somebody_turns_off_needs_no_remedy():
 def test_a_target_that_gets_worse_is_named_before_all_others():
     """Of two targets one gains more than the other loses."""
     run = run_of([10, 40, 90], [30, 25, 0], [0, 0, 80], targets=[1, 2])
-    first, worse, *_ = verdict(Reading(run))
+    first, worse, *_ = verdict(RunResults(run))
     assert "dress" in first.text
-    assert (worse.judgement, numbers_of(worse)[:2]) == ("worse", ["40", "65"])
+    assert (worse.judgement, class_indices(worse)[:2]) == ("worse", ["40", "65"])
     assert "dress" in worse.text
 
 
@@ -213,14 +213,16 @@ def test_a_target_that_gets_worse_is_named_before_all_others():
 def test_a_hotfix_is_judged_by_its_mistakes_first(run, is_kept, judgement):
     (mistakes, second, *_), kept = said(run)
     mended = str(10 - run["mistakes"]["errors"])
-    assert numbers_of(mistakes) == [mended, "10", "0", "10"]
+    assert class_indices(mistakes) == [mended, "10", "0", "10"]
     assert (kept, second.judgement) == (is_kept, judgement)
 
 
 def test_a_base_has_a_weakest_class():
     """It has the highest rate that chance does not explain."""
-    first, weakest = verdict(Reading(results("pretrain", test=outcome([40, 30, 2], [400, 60, 8]))))
-    assert numbers_of(first) == ["72", "468"]
+    first, weakest = verdict(
+        RunResults(results("pretrain", test=outcome([40, 30, 2], [400, 60, 8])))
+    )
+    assert class_indices(first) == ["72", "468"]
     assert "dog" in weakest.text
 
 
@@ -228,23 +230,23 @@ def test_all_weak_classes_of_a_base_are_named():
     """As a repair would choose them, by validation images where there are some."""
     test = outcome([40, 30, 100, 40], [400, 60, 200, 400])
     run = results("pretrain", test=test, classes=["cat", "dog", "owl", "cow"])
-    assert verdict(Reading(run))[-1].text.endswith("dog, owl.")
+    assert verdict(RunResults(run))[-1].text.endswith("dog, owl.")
     run["val"] = outcome([30, 15, 4, 20], [100, 18, 20, 30])
-    _, worst, others = verdict(Reading(run))
-    assert numbers_of(worst)[:2] == ["15", "18"]
+    _, worst, others = verdict(RunResults(run))
+    assert class_indices(worst)[:2] == ["15", "18"]
     assert ("dog" in worst.text, others.text.endswith("dog, cow.")) == (True, True)
 
 
 def test_a_class_without_a_test_image_is_named():
     for run in (UNTESTED, results("pretrain", test=outcome([1, 1, 0], [9, 9, 0]))):
-        assert run["classes"][2] in verdict(Reading(run))[-1].text
+        assert run["classes"][2] in verdict(RunResults(run))[-1].text
     assert "No test image" not in text_of(GOOD)
 
 
 def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
     """Validation images may have chosen it, or somebody who thought that 0 is off."""
     of_one = {**GOOD, "point": {"scale": 0, "offset": 1.5}}
-    for more in ({}, {"targets": [1, 2]}, {"dial": OFF["dial"]}):
+    for more in ({}, {"targets": [1, 2]}, {"scale_curve": OFF["scale_curve"]}):
         run = {**of_one, **more}
         assert said(run)[1]
         assert "1.5" in about(run, "scale=0 offset=0").text
@@ -253,31 +255,31 @@ def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
 
 
 def test_what_the_training_adds_to_the_offset_is_said():
-    alone, *others = DIAL["rows"]
-    dial = {**DIAL, "rows": [{**alone, "offset": 1.5}, *others]}
-    run = {**GOOD, "dial": dial, "point": {"scale": 0.5, "offset": 1}}
-    assert numbers_of(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
-    assert "offset alone" not in text_of({**GOOD, "dial": DIAL})
+    alone, *others = CURVE["rows"]
+    dial = {**CURVE, "rows": [{**alone, "offset": 1.5}, *others]}
+    run = {**GOOD, "scale_curve": dial, "point": {"scale": 0.5, "offset": 1}}
+    assert class_indices(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
+    assert "offset alone" not in text_of({**GOOD, "scale_curve": CURVE})
 
 
 def test_the_last_layer_alone_stands_beside_the_offset():
-    alone, *others = DIAL["rows"]
-    both = {**DIAL, "rows": [{**alone, "offset": 1.5}, *others]}
+    alone, *others = CURVE["rows"]
+    both = {**CURVE, "rows": [{**alone, "offset": 1.5}, *others]}
     head = {"head": {**alone, "weighted_accuracy": 0.83}, "point": {"scale": 0.5, "offset": 1}}
     for dial, numbers in (
         (both, ["80.0%", "80.0%", "83.0%", "85.0%"]),
-        (DIAL, ["80.0%", "83.0%", "85.0%"]),
+        (CURVE, ["80.0%", "83.0%", "85.0%"]),
     ):
-        sentence = about({**GOOD, **head, "dial": dial}, "ast layer alone")
-        assert numbers_of(sentence) == numbers
+        sentence = about({**GOOD, **head, "scale_curve": dial}, "ast layer alone")
+        assert class_indices(sentence) == numbers
     trial = {"value": "head", "of": ["head", "plain"], "images": 0, "why": ""}
-    kept = {**GOOD, **head, "dial": both, "choices": {"trial": trial}}
+    kept = {**GOOD, **head, "scale_curve": both, "choices": {"trial": trial}}
     assert "last layer alone" not in text_of(kept)
     assert "with the last layer 85.0%" in about(kept, "offset alone").text
 
 
 def test_a_repair_that_is_off_says_what_its_training_would_do():
-    first = verdict(Reading(nines(900, 61, **OFF, targets=[9])))[0]
-    assert numbers_of(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
-    untrained = verdict(Reading(nines(900, 61, **OFF, targets=[9], steps=0)))[0]
+    first = verdict(RunResults(nines(900, 61, **OFF, targets=[9])))[0]
+    assert class_indices(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
+    untrained = verdict(RunResults(nines(900, 61, **OFF, targets=[9], steps=0)))[0]
     assert "nothing was trained" in untrained.text

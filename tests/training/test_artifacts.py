@@ -1,8 +1,8 @@
 import pytest
 from composed import FEW, QUICK, SMALL, adapter_of, composed, run, small_base
-from helpers.commands import files_of, only_run, read_results
+from helpers.commands import list_files, only_run, read_results
 
-from lora_mnist.classifier.base import sha256_of_base
+from lora_mnist.classifier.base import read_base_sha256
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import Run
 from lora_mnist.lora.adapter import read_metadata
@@ -39,7 +39,7 @@ def test_a_new_base_is_there_whatever_fails_after_it(tmp_path, monkeypatch):
 
 
 def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_path):
-    before, mine = files_of(outputs / "base"), tmp_path / "mine.ckpt"
+    before, mine = list_files(outputs / "base"), tmp_path / "mine.ckpt"
     cfg = composed("train", "stage=pretrain", "seed=5", *QUICK, f"paths.outputs={outputs}")
     results = train(cfg, Run(tmp_path / "1", is_sweep=True))
     sha256, weights = results["base_sha256"], tmp_path / "1" / results["weights"]
@@ -50,9 +50,9 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     cfg.base_ckpt = str(outputs / "base" / "notebook.ckpt")  # as an experiment names it
     by_experiment = Run(tmp_path / "3", ("experiment=notebook",), is_sweep=True)
     train(cfg, by_experiment)
-    after = files_of(outputs / "base")
+    after = list_files(outputs / "base")
     assert after.pop(outputs / "base" / f"mnist-{sha256[:12]}.ckpt")
-    assert sha256_of_base(mine) == sha256
+    assert read_base_sha256(mine) == sha256
     assert after == before
 
 
@@ -64,8 +64,8 @@ def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_
         places = (f"paths.run={tmp_path}/{name}", f"run_name={name}", "figures=false")
         typed = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
         cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", numbers[0])
-        of_command_line = Run(tmp_path / name, typed)
-        train(cfg, of_command_line)
+        from_hydra = Run(tmp_path / name, typed)
+        train(cfg, from_hydra)
         left.append([path.read_bytes() for path in sorted((tmp_path / name).glob("adapter/*"))])
         assert read_metadata(tmp_path / name / "adapter")["made"]["overrides"] == [numbers[0]]
     assert left[0] == left[1]
@@ -73,15 +73,15 @@ def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_
 
 def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
     """Nor does one batch have to be right about more than one class."""
-    before = files_of(outputs / "base")
+    before = list_files(outputs / "base")
     options = ("digit=9", "+trainer.fast_dev_run=true", "optimizer.lr=1e3")
     for stage in ("lora", "pretrain"):
         results = run(outputs, f"stage={stage}", *options)
         assert (results["steps"], results["adapter"]) == (1, None)
-    learnt = ("+trainer.fast_dev_run=true", "optimizer.lr=0.01", "batches.batch_size=500")
-    run(outputs, "stage=pretrain", *learnt)
+    train_digests = ("+trainer.fast_dev_run=true", "optimizer.lr=0.01", "batches.batch_size=500")
+    run(outputs, "stage=pretrain", *train_digests)
     assert not list(outputs.rglob("adapter"))
-    assert files_of(outputs / "base") == before
+    assert list_files(outputs / "base") == before
 
 
 def test_a_debug_run_leaves_no_adapter_and_no_copy_of_its_base(outputs, tmp_path):

@@ -32,7 +32,7 @@ def numbered(count):
     return Images(paths, labels, reader=read_numbers, digests=torch.arange(count))
 
 
-def data_of(trainer=None, val=0, augment=None, num_workers=0):
+def build_datamodule(trainer=None, val=0, augment=None, num_workers=0):
     """93 images to learn in batches of ten."""
     options = {"mean": 0, "std": 1, "eval_batch_size": 2, "num_workers": num_workers}
     dataset = ImageDataset("toy", ["cat"], 1, **options)
@@ -57,7 +57,7 @@ def test_data_module_shares_training_and_validation_among_processes():
         place = {"global_rank": rank, "world_size": 2, "current_epoch": 0, "strategy": ON_CPU}
         limits = {"max_steps": -1, "max_epochs": 1}
         trainer = SimpleNamespace(**place, **limits, overfit_batches=0)
-        data = data_of(trainer, val=9)
+        data = build_datamodule(trainer, val=9)
         shares.append(seen(data.train_dataloader()))
         validated.append(seen(data.val_dataloader()))
     assert validated == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7]]]
@@ -66,7 +66,7 @@ def test_data_module_shares_training_and_validation_among_processes():
         assert len(first) == len(second)
         drawn |= {*whole}
     assert len(drawn) == 93
-    assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
+    assert build_datamodule(trainer).val_dataloader() == []  # Lightning's word for no validation
 
 
 def test_workers_read_for_all_validations_of_a_training_and_end_with_it(tmp_path):
@@ -84,7 +84,7 @@ def test_workers_read_for_all_validations_of_a_training_and_end_with_it(tmp_path
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    module, data = Net(), data_of(None, val=2, num_workers=1)
+    module, data = Net(), build_datamodule(None, val=2, num_workers=1)
     module.layer = torch.nn.Linear(1, 1)
     parts = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
     options = {"max_steps": 4, "val_check_interval": 2, "num_sanity_val_steps": 0}
@@ -104,7 +104,7 @@ def test_planned_batches_go_on_at_the_place_that_was_saved():
         strategy=ON_CPU,
         **{"overfit_batches": 0, "max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2},
     )
-    data = data_of(trainer)
+    data = build_datamodule(trainer)
     plan = list(islice(data.plan.batches(), 40))
     cut, goes_on = data.train_dataloader(), data.train_dataloader()
     assert seen(islice(cut, 3)) == plan[10:13]
@@ -123,7 +123,7 @@ def test_planned_batches_go_on_at_the_place_that_was_saved():
 
 def test_an_evaluation_draws_no_random_number():
     """A training would depend on what is evaluated before it, and how often it is validated."""
-    data = data_of(SimpleNamespace(global_rank=0, world_size=1, strategy=ON_CPU), val=9)
+    data = build_datamodule(SimpleNamespace(global_rank=0, world_size=1, strategy=ON_CPU), val=9)
     state = torch.get_rng_state()
     assert len(seen(data.val_dataloader())) == 5
     assert len(seen(data.dataset.batches(data.images.val))) == 5
@@ -140,12 +140,12 @@ def test_data_module_augments_each_image_by_itself(workers, monkeypatch):
     def augmented(seed, rank=0):
         monkeypatch.setattr(rank_zero_only, "rank", rank)
         one = SimpleNamespace(global_rank=0, world_size=1, strategy=ON_CPU)
-        data = data_of(one, augment=v2.RandomInvert(), num_workers=workers)
+        data = build_datamodule(one, augment=v2.RandomInvert(), num_workers=workers)
         torch.manual_seed(seed)
         return seen(data.loader(islice(data.plan.batches(), 4)))
 
     first, patterns = augmented(0), set()
-    plan = data_of().plan
+    plan = build_datamodule().plan
     for batch, original in zip(first, plan.batches(), strict=False):
         is_inverted = [new != old for new, old in zip(batch, original, strict=True)]
         expected = zip(original, is_inverted, strict=True)

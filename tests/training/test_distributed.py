@@ -24,7 +24,7 @@ def logged_in(folder, key):
 
 #: How far curves may differ: an image on the border between two classes may change sides.
 LOGGED = {"train/loss": 0, "val/loss": 0, "val/accuracy": 2 / 501}
-LOGGED |= dict.fromkeys(("val/errors", "val/errors_of_target", "val/false_calls_of_target"), 2)
+LOGGED |= dict.fromkeys(("val/errors", "val/errors_of_target", "val/false_positives_of_target"), 2)
 
 
 @pytest.mark.slow

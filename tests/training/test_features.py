@@ -8,7 +8,7 @@ from helpers.repairs import QUIET, TRIALS, changed
 
 from lora_mnist import MLP, load_classifier
 from lora_mnist.errors import UserError
-from lora_mnist.training import attempt, features, repair
+from lora_mnist.training import features, repair, run_training
 
 LAST = "lora.target_modules=last-linear"
 HEAD = (*TRIALS, "head=true", "lora.offset=auto")
@@ -27,9 +27,9 @@ def averaged(monkeypatch):
 @pytest.fixture
 def prefers_head(monkeypatch):
     """Validation images that always prefer the last layer alone."""
-    score = attempt.Attempt.score.fget
+    score = run_training.TrainingResult.score.fget
     better = property(lambda self: score(self) + (self.training.name == "head"))
-    monkeypatch.setattr(attempt.Attempt, "score", better)
+    monkeypatch.setattr(run_training.TrainingResult, "score", better)
 
 
 @pytest.mark.parametrize("epochs", [(), ("trainer.max_epochs=1", "trainer.max_steps=-1")])
@@ -41,7 +41,7 @@ def test_features_train_what_the_network_around_the_layer_trains(go, epochs):
         torch.testing.assert_close(adapter_of(folder)[key], tensor, rtol=1e-3, atol=1e-5)
     one, other = read_results(folder), read_results(through)
     assert one["steps"] == other["steps"] > 0
-    scores = [[row["score"] for row in each["dial"]["rows"]] for each in (one, other)]
+    scores = [[row["score"] for row in each["scale_curve"]["rows"]] for each in (one, other)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert one["test"] == evaluated(folder.parents[1], folder)["test"]
 
@@ -65,7 +65,7 @@ def test_an_image_of_the_batches_goes_through_the_network_once(go, monkeypatch):
         assert len(training.features) == sizes[-1]  # no image twice
         return result
 
-    monkeypatch.setattr(attempt, "on_features", remembering)
+    monkeypatch.setattr(run_training, "on_features", remembering)
     go("counted", *QUIET, LAST, *TRIALS, "refit=true")
     first, second, refit = sizes
     assert 500 < first == second < refit < 2_000  # of 4,000 images, 500 of which validate
@@ -80,7 +80,9 @@ def test_trials_are_the_same_to_the_bit_beside_a_head(go):
     assert f"{row['score']:.3f} with head" in other["choices"]["trial"]["why"]
     if other["choices"]["trial"]["value"] != "head":
         assert not changed(without, beside)
-        assert [one[key] for key in ("dial", "test")] == [other[key] for key in ("dial", "test")]
+        assert [one[key] for key in ("scale_curve", "test")] == [
+            other[key] for key in ("scale_curve", "test")
+        ]
 
 
 @pytest.mark.parametrize("refit", ["refit=false", "refit=true"])

@@ -7,7 +7,7 @@ import pytest
 from composed import FEW, SMALL, composed, small_base
 from helpers.callbacks import CRASH, Crash, Crashed
 from helpers.checkpoints import LORA, PRETRAIN
-from helpers.commands import ROOT, files_of, only_run, read_results, run_process
+from helpers.commands import ROOT, list_files, only_run, read_results, run_process
 from helpers.repairs import RECIPE, TRIALS, changed
 
 from lora_mnist.commands.train import train
@@ -38,7 +38,7 @@ def test_ckpt_path_goes_on_at_the_next_batch(start, overrides, crashes):
     for crash in crashes:
         cut = start(f"cut {crash}", *overrides, crash=crash)
         assert not (cut / "results.json").exists()
-        before = files_of(cut)
+        before = list_files(cut)
         on = start(f"on {crash}", *overrides, f"ckpt_path='{cut / LAST_CHECKPOINT}'")
         assert read_results(on)["steps"] == read_results(whole)["steps"]
         assert weights_of(on) == weights_of(whole)
@@ -47,7 +47,7 @@ def test_ckpt_path_goes_on_at_the_next_batch(start, overrides, crashes):
             curve = read_results(folder).get("validation_errors", [])
             curves.append([errors for step, errors in curve if step != crash])
         assert curves[0] == curves[1]
-        assert files_of(cut) == before
+        assert list_files(cut) == before
 
 
 def test_more_steps_go_on_at_the_next_batch(start):
@@ -61,10 +61,10 @@ def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(start, monkey
     """Its checkpoint is of the first training; the second starts again."""
     steep = (*LORA, "optimizer.lr=auto", "lora.alpha=15000", "lora.rank=8")
     whole = start("whole", *steep)
-    rate = read_results(whole)["choices"]["rate"]
+    rate = read_results(whole)["choices"]["learning_rate"]
     assert rate["value"] < rate["of"][0]
     with monkeypatch.context() as patched:
-        patched.setattr(repair, "_at_next_rate", Mock(side_effect=Crashed))
+        patched.setattr(repair, "_plan_smaller_rate", Mock(side_effect=Crashed))
         cut = start("cut", *steep, crash=99)
     on = start("on", *steep, f"ckpt_path={cut / LAST_CHECKPOINT}")
     assert weights_of(on) == weights_of(whole)
@@ -78,15 +78,15 @@ def test_a_repair_takes_the_finished_trainings_of_one_that_was_cut(start, traini
     whole = start("whole", *command)
     assert Crash.trainings == 5
     cut = start("cut", *command, crash=f"3@{training}")
-    before = files_of(cut)
+    before = list_files(cut)
     assert len(finished_trainings(cut)) == training - 1
     on = start("on", *command, f"ckpt_path={cut}")
     assert Crash.trainings == 5 - (training - 1)
     assert weights_of(on) == weights_of(whole)
     one, other = read_results(on), read_results(whole)
-    for key in ("choices", "dial", "head", "steps", "test", "val", "validation_errors"):
+    for key in ("choices", "scale_curve", "head", "steps", "test", "val", "validation_errors"):
         assert one[key] == other[key]
-    assert files_of(cut) == before
+    assert list_files(cut) == before
     assert not any((folder / FINISHED_FOLDER).exists() for folder in (on, whole))
 
 
@@ -100,7 +100,7 @@ def test_a_killed_repair_names_the_command_that_goes_on(cli, outputs, monkeypatc
     path = f"{ROOT}/tests:{ROOT}/src"
     assert run_process(*command, PYTHONPATH=path).returncode == -9
     killed = only_run(outputs, "lora")
-    files = files_of(killed)
+    files = list_files(killed)
     monkeypatch.setenv("CRASH", "3:SIGTERM")
     ended = cli(*command, f"ckpt_path={killed}", f"hydra.run.dir={outputs}/two")
     assert ended.code == 143, ended.err
@@ -108,7 +108,7 @@ def test_a_killed_repair_names_the_command_that_goes_on(cli, outputs, monkeypatc
     assert typed[-1] == f"ckpt_path={outputs}/two"
     monkeypatch.setenv("CRASH", "-1")
     cli(script, *typed, f"hydra.run.dir={outputs}/three").ok()
-    assert files_of(killed) == files
+    assert list_files(killed) == files
     cli(*command, f"hydra.run.dir={outputs}/whole").ok()
     assert not changed(outputs / "three", outputs / "whole")
 
@@ -138,7 +138,7 @@ def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch, kill):
         with pytest.raises(Crashed):
             cli(*command)
     folder = only_run(outputs, "pretrain")
-    files = files_of(folder)
+    files = list_files(folder)
     monkeypatch.setenv("CRASH", "9:SIGTERM")
     ended = cli(*command, f"ckpt_path={folder / LAST_CHECKPOINT}", f"hydra.run.dir={tmp_path}/two")
     assert ended.code == 143, ended.err
@@ -153,7 +153,7 @@ def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch, kill):
     (last,) = set((outputs / "pretrain").iterdir()) - {folder}
     assert read_results(last)["steps"] == 14
     assert base.read_bytes() != before
-    assert files_of(folder) == files
+    assert list_files(folder) == files
 
 
 @pytest.mark.parametrize(
@@ -187,12 +187,12 @@ def test_a_kill_while_results_are_written_loses_no_base(outputs, monkeypatch, wr
         patch.setattr(f"lora_mnist.training.{writer}", crash)
         train(composed("train", *options), Run(outputs / "cut"))
     assert base.read_bytes() == before
-    left, results = files_of(outputs / "cut"), read_results(outputs / "cut")
+    left, results = list_files(outputs / "cut"), read_results(outputs / "cut")
     more = (f"ckpt_path={outputs / 'cut' / LAST_CHECKPOINT}",) if goes_on else ()
     again = train(composed("train", *options, *more), Run(outputs / "on"))
     for key in ("base_sha256", "steps", "test", "val"):
         assert again[key] == results[key]
-    assert files_of(outputs / "cut") == left
+    assert list_files(outputs / "cut") == left
     names = {path.name for path in base.parent.iterdir()}
     assert f"mnist-{results['base_sha256'][:12]}.ckpt" in names
     assert len(names) == 3  # the one before is kept, too

@@ -6,13 +6,13 @@ from composed import evaluated
 from helpers.commands import read_results
 from helpers.repairs import AUTO, QUIET, TRIALS, changed
 
-from lora_mnist.classifier.learnt_file import read_learnt
+from lora_mnist.classifier.train_digests_file import read_train_digests
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure import dial
-from lora_mnist.training import attempt, trials
-from lora_mnist.training.trials import RATES
+from lora_mnist.measure import scale_curve
+from lora_mnist.training import run_training, trials
+from lora_mnist.training.trials import LEARNING_RATES
 
 
 def test_the_trial_that_is_best_on_validation_images_is_kept(go):
@@ -27,21 +27,21 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     measures = {}
     for name, typed in values.items():
         alone = go(f"alone {name}", *QUIET, *typed)
-        measures[name] = max(row["score"] for row in read_results(alone)["dial"]["rows"])
+        measures[name] = max(row["score"] for row in read_results(alone)["scale_curve"]["rows"])
         assert f"{measures[name]:.3f} with {name}" in choice["why"]
         assert (changed(alone, chosen) == []) == (name == choice["value"])
         if name == choice["value"]:
-            for key in ("val", "test", "dial"):
+            for key in ("val", "test", "scale_curve"):
                 assert read_results(alone)[key] == results[key]
     assert measures[choice["value"]] == max(measures.values())
 
 
 def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypatch):
     """A scheduler, too, reads the rate that was chosen."""
-    monkeypatch.setattr(trials, "RATES", (1e30, 0.003))
+    monkeypatch.setattr(trials, "LEARNING_RATES", (1e30, 0.003))
     options = (*QUIET, "scheduler=one_cycle", "trainer.log_every_n_steps=1")
     folder = go("steep", *options, "optimizer.lr=auto")
-    rate = read_results(folder)["choices"]["rate"]
+    rate = read_results(folder)["choices"]["learning_rate"]
     assert rate["value"] == 0.003
     assert rate["why"].startswith("optimizer.lr=1e+30: ")
     assert not changed(folder, go("less steep", *options, "optimizer.lr=0.003"))
@@ -50,27 +50,27 @@ def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypat
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeypatch, adds):
     is_ahead = property(lambda _: adds)
-    monkeypatch.setattr(attempt.Attempt, "is_ahead_of_an_offset", is_ahead)
-    rates, fit = [], attempt.fit
+    monkeypatch.setattr(run_training.TrainingResult, "beats_offset", is_ahead)
+    rates, fit = [], run_training.fit
     monkeypatch.setattr(
-        attempt,
+        run_training,
         "fit",
         lambda session, cfg, *parts: rates.append(cfg.optimizer.lr) or fit(session, cfg, *parts),
     )
     go(f"adds {adds}", *QUIET, "optimizer.lr=auto")
-    assert rates == list(RATES[: 1 if adds else 2])
+    assert rates == list(LEARNING_RATES[: 1 if adds else 2])
     rates.clear()  # also beside a trial that diverges
     steep = "+trials={steep: {optimizer.lr: 1e30}, auto: {lora.dropout: 0.1}}"
     go(f"adds {adds} beside", *QUIET, *AUTO, "trainer.log_every_n_steps=1", steep)
-    assert rates == [1e30, *RATES[: 1 if adds else 2]]
+    assert rates == [1e30, *LEARNING_RATES[: 1 if adds else 2]]
 
 
 def test_a_trial_says_how_many_images_have_decided(go, monkeypatch):
     """The dial sees some of many validation images."""
-    monkeypatch.setattr(dial, "MAX_IMAGES", 100)
+    monkeypatch.setattr(scale_curve, "MAX_IMAGES", 100)
     results = read_results(go("some", *QUIET, *TRIALS))
     assert results["validation_images"] == 500
-    assert results["dial"]["images"] == results["choices"]["trial"]["images"] == 100
+    assert results["scale_curve"]["images"] == results["choices"]["trial"]["images"] == 100
 
 
 def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
@@ -82,7 +82,7 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     assert "training 1 of 2: " in caplog.text
     assert "training 2 of 2: refit" in caplog.text
     assert results["choices"]["refit"]["value"]
-    for key in ("val", "val_base", "dial"):
+    for key in ("val", "val_base", "scale_curve"):
         assert results[key] == read_results(before)[key]
     assert changed(folder, before)
     outputs = folder.parents[1]
@@ -95,13 +95,13 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
 
 
 def test_refit_begins_where_its_trial_began(go, monkeypatch):
-    starts, fit = [], attempt.fit
+    starts, fit = [], run_training.fit
 
     def remembering(session, *parts):
         starts.append([p.clone() for each in lora_adapters(session.net) for p in each.parameters()])
         return fit(session, *parts)
 
-    monkeypatch.setattr(attempt, "fit", remembering)
+    monkeypatch.setattr(run_training, "fit", remembering)
     go("from the start", *QUIET, "refit=true")
     trial, refit = starts
     assert all(map(torch.equal, trial, refit))
@@ -110,7 +110,7 @@ def test_refit_begins_where_its_trial_began(go, monkeypatch):
 @pytest.mark.parametrize("diverges", [False, True])
 def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, diverges):
     """It tells itself by images that it has learnt; the trial is what is saved."""
-    fit = attempt.fit
+    fit = run_training.fit
 
     def ruined(session, cfg, trainer, data):
         module = fit(session, cfg, trainer, data)
@@ -121,18 +121,18 @@ def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, di
                 raise TrainingError("the loss is nan")
         return module
 
-    monkeypatch.setattr(attempt, "fit", ruined)
+    monkeypatch.setattr(run_training, "fit", ruined)
     folder, before = go(f"ruined {diverges}", "refit=true"), go("alone", *QUIET)
     results = read_results(folder)
     assert not results["choices"]["refit"]["value"]
     assert f"refit: {'the loss is nan' if diverges else 'its score is'}" in caplog.text
     assert not changed(folder, before)
-    for key in ("val", "test", "dial", "point"):
+    for key in ("val", "test", "scale_curve", "point"):
         assert results[key] == read_results(before)[key]
-    learnt = []
+    train_digests = []
     for each in (folder / "adapter", before / "adapter"):
-        learnt.append(len(read_learnt(each, read_metadata(each)["learnt"])))
-    assert learnt[0] == learnt[1]
+        train_digests.append(len(read_train_digests(each, read_metadata(each)["train_digests"])))
+    assert train_digests[0] == train_digests[1]
 
 
 def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):

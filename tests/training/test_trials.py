@@ -8,33 +8,33 @@ from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import Run
 from lora_mnist.errors import UserError
-from lora_mnist.training import attempt, trials
-from lora_mnist.training.trials import augment_of
+from lora_mnist.training import run_training, trials
+from lora_mnist.training.trials import resolve_augment
 
 
 def test_a_drawn_order_is_drawn_once(go, monkeypatch):
     """At the place where a plain DataLoader draws it, as in the notebook."""
-    seeds, data_of = [], attempt.data_of
+    seeds, build_datamodule = [], run_training.build_datamodule
 
     def kept(*arguments, **options):
-        made = data_of(*arguments, **options)
+        made = build_datamodule(*arguments, **options)
         seeds.append(made.plan.seed)
         return made
 
-    monkeypatch.setattr(attempt, "data_of", kept)
+    monkeypatch.setattr(run_training, "build_datamodule", kept)
     go("drawn", *QUIET, *TRIALS, "batches.seed=null")
     assert len(seeds) == 2
     assert len({*seeds}) == 1
 
 
 def test_a_refit_has_the_share_of_the_loss_that_its_trial_has(go, monkeypatch):
-    shares, fit = [], attempt.fit
+    shares, fit = [], run_training.fit
 
     def remembering(session, cfg, *parts):
         shares.append(cfg.loss.target_weight)
         return fit(session, cfg, *parts)
 
-    monkeypatch.setattr(attempt, "fit", remembering)
+    monkeypatch.setattr(run_training, "fit", remembering)
     heavy = ("loss=weighted", "+trials={heavy: {loss.target_weight: 0.9}}", "refit=true")
     go("heavy", *QUIET, *heavy)
     assert shares == [0.9, 0.9]
@@ -104,7 +104,7 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
 )
 def test_augmentations_are_composed_in_the_order_typed(typed, names):
     """One alone is itself."""
-    changes = augment_of(composed("train", "stage=lora", *typed), None)
+    changes = resolve_augment(composed("train", "stage=lora", *typed), None)
     if len(names) > 1:
         assert changes["_target_"] == "torchvision.transforms.v2.Compose"
         changes = changes["transforms"]
@@ -115,7 +115,7 @@ def test_augmentations_are_composed_in_the_order_typed(typed, names):
 
 def test_an_augmentation_is_no_word_but_auto():
     with pytest.raises(UserError, match=r"^batches.augment=flip: expected a transform, "):
-        augment_of(composed("train", "stage=lora", "batches.augment=flip"), None)
+        resolve_augment(composed("train", "stage=lora", "batches.augment=flip"), None)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.data import DATA_SETS, PUBLISHED, is_published
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.project import user_path
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,15 @@ def write_base(
     tensors: Mapping[str, Tensor],
     path: Path,
     record: Record = NO_RECORD,
-    learnt: Tensor | None = None,  # digests of the images that it has learnt; None: not known
+    train_digests: Tensor
+    | None = None,  # digests of the images that it has learnt; None: not known
 ) -> None:
     """Write a base, whole or not at all; equal arguments give equal files."""
     # A clone does not take along other tensors that share the memory.
     plain = {"memory_format": torch.contiguous_format}
     state = {name: each.detach().cpu().clone(**plain) for name, each in tensors.items()}
     content: dict[str, Any] = {"state_dict": state, "record": record.content()}
-    content |= {"sha256": fingerprint(state), "learnt": learnt}
+    content |= {"sha256": hash_tensors(state), "train_digests": train_digests}
     buffer = BytesIO()  # torch.save would write a file's name into it
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
@@ -77,16 +78,16 @@ def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
 def base_with_sha256(folder: Path, sha256: str) -> Path | None:
     """Return the undamaged file in ``folder`` whose base has this SHA-256, or None."""
     for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
-        if sha256_of_base(path) == sha256:
+        if read_base_sha256(path) == sha256:
             return path
     return None
 
 
-def sha256_of_base(path: Path) -> str | None:
+def read_base_sha256(path: Path) -> str | None:
     """Return the SHA-256 of a base of ours, or None if the file is damaged or none of ours."""
     with suppress(OSError, ValueError):
         file = read_base(path)
-        if file.sha256 == fingerprint(file.tensors):
+        if file.sha256 == hash_tensors(file.tensors):
             return file.sha256
     return None
 
@@ -98,7 +99,7 @@ def refuse_to_replace(path: Path) -> str | None:
     """
     if not path.exists():
         return None
-    sha256 = sha256_of_base(path)
+    sha256 = read_base_sha256(path)
     if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "

@@ -39,7 +39,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 
 
 @torch.no_grad()
-def lay_out(net: nn.Module, images: Tensor) -> None:
+def use_channels_last(net: nn.Module, images: Tensor) -> None:
     """Lay a network of convolutions out in memory as they compute fastest: channels last."""
     if sum(isinstance(module, nn.Conv2d) for module in net.modules()) < 2:
         return  # a vision transformer has one, and gains nothing

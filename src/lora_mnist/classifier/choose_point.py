@@ -1,6 +1,6 @@
 """The operating point of an adapter: set, as saved, or advised by validation images.
 
-A training saves its adapter at the point that :meth:`Dial.advise` returns; :func:`turn_adapter`
+A training saves its adapter at the point that :meth:`Dial.advise` returns; :func:`apply_point`
 moves a saved adapter to another point.
 """
 
@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lora_mnist.choice import AUTO, Choice, line_of
+from lora_mnist.choice import AUTO, Choice, format_choice
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.data.images import Images
 from lora_mnist.errors import UserError
 from lora_mnist.lora.model import lora_point, set_lora_point
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.lora.weight import adapters_on, knobs_of
-from lora_mnist.measure.dial import SCALES, dial_curve, images_of_dial, row_at
+from lora_mnist.lora.weight import adapters_on, point_fields
+from lora_mnist.measure.scale_curve import SCALES, row_at, scale_curve, select_search_images
 
 log = logging.getLogger(__name__)
 
 #: What is asked of a point by name: a number, auto or, of a saved adapter, null.
-KNOBS = Point._fields
+POINT_FIELDS = Point._fields
 
 
-class Dial(NamedTuple):
+class PointSearch(NamedTuple):
     """By which images the adapter of a classifier is turned, and for which classes."""
 
     classifier: Classifier
@@ -42,26 +42,26 @@ class Dial(NamedTuple):
         The search tries ``scales``, and the scale in ``asked`` if there is one.
         """
         classifier = self.classifier
-        some = images_of_dial(self.images.labels, self.seed)
-        numbers = {knob: float(value) for knob, value in asked.items() if value != AUTO}
+        some = select_search_images(self.images.labels, self.seed)
+        numbers = {field: float(value) for field, value in asked.items() if value != AUTO}
         scale, offset = numbers.get("scale"), numbers.get("offset")
-        if "scale" not in knobs_of(classifier.net):  # an offset alone
+        if "scale" not in point_fields(classifier.net):  # an offset alone
             scales = ()
-        curve = dial_curve(
+        curve = scale_curve(
             classifier.net.eval(),
-            classifier.dataset.batches(self.images, classifier.device, some, "dial"),
+            classifier.dataset.batches(self.images, classifier.device, some, "scale_curve"),
             self.targets,
             scales=scales if scale is None else sorted({*scales, scale}),
             offsets=None if offset is None else [offset],
             choose_by=self.choose_by,
-            mix=classifier.mix,
+            test_prior=classifier.test_prior,
         )
         row = curve["advised"] if scale is None else row_at(curve, scale)
         point = Point(row["scale"], row["offset"] if offset is None else offset)
         return point, curve
 
 
-def turn_adapter(
+def apply_point(
     classifier: Classifier, asked: Mapping[str, float | str | None], val: Images | None = None
 ) -> Choice | None:
     """Turn an adapter to numbers, to what is advised (``auto``), or leave it as saved (``None``).
@@ -71,51 +71,51 @@ def turn_adapter(
     """
     if not adapters_on(classifier.net):
         return None
-    saved, own = lora_point(classifier.net), knobs_of(classifier.net)
+    saved, own = lora_point(classifier.net), point_fields(classifier.net)
     scale, offset = asked["scale"], asked["offset"]
     if scale == AUTO:  # it asks for all that is not typed
         scale = AUTO if "scale" in own else None  # of an offset alone that is the offset
         offset = AUTO if offset is None and "offset" in own else offset
     if scale == 1 and "scale" not in own:
         scale = None  # an offset alone is as trained where it was saved
-    for knob, value in (("scale", scale), ("offset", offset)):
-        if knob not in own and value not in (None, 0):
-            raise UserError(f"{knob}={value}: expected null, since the adapter has none")
+    for field, value in (("scale", scale), ("offset", offset)):
+        if field not in own and value not in (None, 0):
+            raise UserError(f"{field}={value}: expected null, since the adapter has none")
     wanted = {
         "scale": saved.scale if scale is None else scale,
         "offset": saved.offset if offset is None else offset,
     }
-    autos = [knob for knob, value in wanted.items() if value == AUTO]
-    numbers = {knob: float(value) for knob, value in wanted.items() if knob not in autos}
+    autos = [field for field, value in wanted.items() if value == AUTO]
+    numbers = {field: float(value) for field, value in wanted.items() if field not in autos}
     point = saved._replace(**numbers)
     images, why = 0, "as saved" if point == saved else "as set"
     if autos:
         record, val = classifier.record, classifier.images.val if val is None else val
         targets = [c for c, name in enumerate(classifier.classes) if name in record.targets]
-        dial = Dial(classifier, val, targets, record.seed, record.choose_by)
-        if reason := _why_not_advised(dial, autos[0]):
+        search = PointSearch(classifier, val, targets, record.seed, record.choose_by)
+        if reason := _why_not_advised(search, autos[0]):
             why += reason
         else:
-            point, curve = dial.advise(wanted)
+            point, curve = search.advise(wanted)
             images, why = curve["images"], "advised by validation images"
     set_lora_point(classifier.net, point)
     note = "" if point.scale or point == BASE else " (scale=0 offset=0 is the base)"
-    log.info("%s", line_of("point", point._asdict(), why + note))
+    log.info("%s", format_choice("point", point._asdict(), why + note))
     return Choice(point._asdict(), None, images, why)
 
 
-def _why_not_advised(dial: Dial, key: str) -> str:
+def _why_not_advised(search: PointSearch, key: str) -> str:
     """Return why validation images may not decide, or "" if they may.
 
     Raise UserError if there are none.
     """
-    classifier = dial.classifier
+    classifier = search.classifier
     if classifier.record.is_refit:
         return ", since the adapter has learnt validation images"
-    if not len(classifier.images.val) and "val" in classifier.images.left_out:
-        return f": {classifier.images.left_out['val']['line']}"
-    refuse_undecidable(classifier, dial.images, [f"{key}=auto"])
-    numbers = [c for c in dial.targets if not (dial.images.labels == c).any()]
+    if not len(classifier.images.val) and "val" in classifier.images.excluded:
+        return f": {classifier.images.excluded['val']['line']}"
+    refuse_undecidable(classifier, search.images, [f"{key}=auto"])
+    numbers = [c for c in search.targets if not (search.images.labels == c).any()]
     unseen = [classifier.classes[c] for c in numbers]
     return f", since there are no validation images of {', '.join(unseen)}" if unseen else ""
 
@@ -126,14 +126,16 @@ def refuse_undecidable(
     """Refuse what is ``asked`` of validation images if there are none, or none of ``unseen``."""
     if not asked or (len(val) and not unseen):
         return
-    sets, learnt = classifier.images, classifier.learnt.get("base")
-    is_learnt = learnt is not None and bool(torch.isin(sets.train.digests, learnt).all())
+    sets, train_digests = classifier.images, classifier.train_digests.get("base")
+    is_trained_on = train_digests is not None and bool(
+        torch.isin(sets.train.digests, train_digests).all()
+    )
     expected = f"validation images of {', '.join(unseen)}" if unseen else "validation images"
     remedy = "a larger data.val_size, or images in val/ that are not in train/"
     if len(sets.val) and not len(val):
         remedy = "trainer.limit_val_batches > 0"
-    elif is_learnt and not len(sets.val) and sets.can_validate_on_test:
+    elif is_trained_on and not len(sets.val) and sets.can_validate_on_test:
         remedy = "data.val_from=test, since the base has learnt all others"
-    elif "val" in sets.left_out:
-        remedy += f"; {sets.left_out['val']['line']}"
+    elif "val" in sets.excluded:
+        remedy += f"; {sets.excluded['val']['line']}"
     raise UserError(f"{', '.join(asked)}: expected {expected}: {remedy}")

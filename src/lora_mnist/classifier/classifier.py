@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist.classifier.build import build_dataset, build_network
-from lora_mnist.classifier.check import check_outputs, lay_out
+from lora_mnist.classifier.check import check_outputs, use_channels_last
 from lora_mnist.classifier.find_files import find_adapter, find_base
 from lora_mnist.classifier.huggingface import from_folder
-from lora_mnist.classifier.learnt_file import read_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.classifier.settings import Settings
+from lora_mnist.classifier.train_digests_file import read_train_digests
 from lora_mnist.classifier.weights_file import Base, load_weights, read_base
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images, ImageSets
@@ -90,7 +90,7 @@ class Classifier:
             own_net, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         # 1. what is typed
         arguments, folder = from_folder(net or {})
-        settings = Settings.of_typed(arguments, prepare or {}, data or {}, folder)
+        settings = Settings.from_command_line(arguments, prepare or {}, data or {}, folder)
         # 2. the adapter's record
         adapter, record = find_adapter(adapter)
         settings = settings.with_record("the adapter", record, f"adapter={adapter}")
@@ -125,7 +125,9 @@ class Classifier:
     ) -> "Classifier":
         """Return an untrained classifier of these arguments and the defaults."""
         arguments, folder = from_folder(net)
-        settings = Settings.of_typed(arguments, prepare, data, folder).with_default_targets()
+        settings = Settings.from_command_line(
+            arguments, prepare, data, folder
+        ).with_default_targets()
         network = build_network(settings.net)
         settings = settings.with_makers_preprocessing(network)
         return cls(network, build_dataset(settings), settings)
@@ -180,14 +182,14 @@ class Classifier:
                 yield label, predictions
 
     @cached_property
-    def learnt(self) -> dict[str, Tensor | None]:
+    def train_digests(self) -> dict[str, Tensor | None]:
         """The digests of what the base and the adapter have learnt; ``None``: not known."""
-        learnt = {}
+        train_digests = {}
         if self.base is not None:
-            learnt["base"] = self.base.learnt
+            train_digests["base"] = self.base.train_digests
         if self.adapter is not None:
-            learnt["adapter"] = read_learnt(self.adapter, self.record.learnt)
-        return learnt
+            train_digests["adapter"] = read_train_digests(self.adapter, self.record.train_digests)
+        return train_digests
 
     @cached_property
     def images(self) -> ImageSets:
@@ -197,10 +199,10 @@ class Classifier:
         """
         with config_group("data"):
             sets = self.dataset.sets
-        return sets.without_learnt(self.learnt)
+        return sets.without_train_images(self.train_digests)
 
     @cached_property
-    def mix(self) -> list[int]:
+    def test_prior(self) -> list[int]:
         """The number of test images of each class: how common it is where the network is used.
 
         What a class counts follows from it (:func:`.class_weights.class_weights`); no more of the
@@ -227,4 +229,4 @@ class Classifier:
             some = torch.linspace(0, len(images) - 1, _CHECKED).long()
             batch = self.dataset.normalise(images.take(some.tolist())[0].to(self.device))
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
-        lay_out(self.net, batch)
+        use_channels_last(self.net, batch)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lora_mnist.classifier.base import base_name, base_with_sha256, sha256_of_base
+from lora_mnist.classifier.base import base_name, base_with_sha256, read_base_sha256
 from lora_mnist.classifier.huggingface import WEIGHTS
 from lora_mnist.classifier.networks import NETWORKS
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
@@ -50,7 +50,7 @@ def find_base(
     expected = record.base_sha256
     if expected is not None:
         own = base_with_sha256(bases, expected)
-        if own is None and sha256_of_base(path) != expected:
+        if own is None and read_base_sha256(path) != expected:
             raise UserError(
                 f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "
                 f"with SHA-256 {expected}"

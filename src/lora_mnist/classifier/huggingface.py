@@ -115,7 +115,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def processor_of(folder: Path) -> Any:
+def load_processor(folder: Path) -> Any:
     """Load the image processor from a network's folder."""
     from transformers import AutoImageProcessor
 

@@ -17,10 +17,10 @@ from lora_mnist.classifier.huggingface import (
     PROCESSOR,
     TARGET,
     allowed_difference,
+    load_processor,
     pictures_to_try,
-    processor_of,
 )
-from lora_mnist.data.pictures import Preparation
+from lora_mnist.data.pictures import Preprocessing
 from lora_mnist.errors import SIZING, UserError, one_line
 
 
@@ -98,7 +98,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
         pictures.append(Image.new(pictures[0].mode, (600, 400), colour))
     where = f"net.folder={folder}: {PROCESSOR}"
     try:
-        processor = processor_of(folder)
+        processor = load_processor(folder)
         inputs = processor(pictures)["pixel_values"]
         wide, tall, black, white = (torch.as_tensor(each) for each in inputs)
     except Exception as error:  # transformers has no one class for what such a file causes
@@ -124,7 +124,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
 
 def _way_to_size(
     pictures: Sequence[Image.Image], pixels: Sequence[Tensor], values: Mapping[str, Any]
-) -> Preparation | None:
+) -> Preprocessing | None:
     """Return the resizing that makes these pixels, from 0 to 1, of these pictures, or None.
 
     ``values`` are the processor's.
@@ -140,9 +140,9 @@ def _way_to_size(
         for share in shares:
             if 0.1 <= share <= 1:
                 own = (resize, round(share, 6), interpolation)
-                ways.append(Preparation(channels, (height, width), *own))
+                ways.append(Preprocessing(channels, (height, width), *own))
 
-    def difference(way: Preparation) -> float:
+    def difference(way: Preprocessing) -> float:
         """Return the largest difference of all pixels."""
         largest = 0.0
         for picture, expected in zip(pictures, pixels, strict=True):

@@ -12,7 +12,7 @@ from lora_mnist.measure.class_weights import MEASURES
 VERSION = 1
 #: The types of what is read, since a stranger may have written the file; and of what ``made`` has.
 _TYPES: dict[str, Any] = {"dataset": str, **dict.fromkeys(("net", "prepare", "data", "made"), dict)}
-_TYPES |= {"base_sha256": str | None, "targets": list | tuple, "learnt": str | None}
+_TYPES |= {"base_sha256": str | None, "targets": list | tuple, "train_digests": str | None}
 _OF_MADE = {"choose_by": str | None, "seed": int | None, "augment": dict | None}
 
 
@@ -27,7 +27,7 @@ class Record:
     made: Mapping[str, Any] = field(default_factory=dict)  # by what: overrides, choices, versions
     base_sha256: str | None = None
     targets: Sequence[str] = ()  # the names of the classes that it repairs
-    learnt: str | None = None  # the fingerprint of the digests of what it has learnt
+    train_digests: str | None = None  # the fingerprint of the digests of what it has learnt
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
@@ -36,7 +36,7 @@ class Record:
 
     @property
     def choose_by(self) -> str:
-        """The measure that decided: see :func:`.dial.dial_curve`."""
+        """The measure that decided: see :func:`.scale_curve.scale_curve`."""
         return str(self.made.get("choose_by", next(iter(MEASURES))))
 
     @property
@@ -63,7 +63,7 @@ class Record:
         """Return the content for a file, which :func:`read_record` reads."""
         content = {"version": VERSION, **vars(self)}
         if self.base_sha256 is None:  # of a base
-            del content["base_sha256"], content["targets"], content["learnt"]
+            del content["base_sha256"], content["targets"], content["train_digests"]
         return content
 
 

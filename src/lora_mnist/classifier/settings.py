@@ -48,7 +48,7 @@ class Settings:
     notes: tuple[str, ...] = ()  # what comes from where, for the log
 
     @classmethod
-    def of_typed(
+    def from_command_line(
         cls,
         net: Mapping[str, Any],
         prepare: Mapping[str, Any],

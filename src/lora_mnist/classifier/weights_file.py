@@ -17,7 +17,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from lora_mnist.classifier.huggingface import TARGET, renamed
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.errors import as_value
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.errors import check_types
 
 
@@ -27,7 +27,7 @@ class Base(NamedTuple):
     tensors: Mapping[str, Tensor]  # its state_dict; in a file of somebody else's by other names
     sha256: str  # their fingerprint, in hexadecimal; empty in a file that is not ours
     record: Record
-    learnt: Tensor | None = None  # digests of the images that it has learnt; None: not known
+    train_digests: Tensor | None = None  # digests of the images that it has learnt; None: not known
 
 
 def read_base(path: Path) -> Base:
@@ -53,14 +53,14 @@ def read_base(path: Path) -> Base:
             f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
             "safetensors writes them"
         ) from error
-    record, sha256, learnt = NO_RECORD, "", None
+    record, sha256, train_digests = NO_RECORD, "", None
     if is_ours:
-        check_types(content, {"learnt": Tensor | None})
-        record, learnt = read_record(content["record"]), content.get("learnt")
+        check_types(content, {"train_digests": Tensor | None})
+        record, train_digests = read_record(content["record"]), content.get("train_digests")
         sha256 = str(content.get("sha256"))
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return Base(tensors, sha256, record, learnt)
+    return Base(tensors, sha256, record, train_digests)
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def load_weights(
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return Base(tensors, fingerprint(tensors), file.record, file.learnt)
+    return Base(tensors, hash_tensors(tensors), file.record, file.train_digests)
 
 
 def _hint(

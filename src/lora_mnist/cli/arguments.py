@@ -45,7 +45,7 @@ def command_name() -> str:
     return name
 
 
-def as_typed() -> list[str]:
+def read_arguments() -> list[str]:
     """Return the arguments after the command."""
     typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
     return typed[2:] if typed[:1] == ["--config-name"] else typed

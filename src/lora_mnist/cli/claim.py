@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.cli.ends import PastHydra
+from lora_mnist.cli.exits import PastHydra
 from lora_mnist.cli.explain import no_stage
 from lora_mnist.cli.sweep import close_sweep, open_sweep
 from lora_mnist.errors import UserError

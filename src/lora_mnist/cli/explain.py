@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from lora_mnist.cli.arguments import as_typed, config_dir
+from lora_mnist.cli.arguments import config_dir, read_arguments
 from lora_mnist.config.keys import unknown_key
 from lora_mnist.errors import (
     ArgumentError,
     UserError,
+    format_refusal,
     nearest_to,
     one_line,
     printable,
-    refusal_of,
 )
 from lora_mnist.project import CONFIGS, command_line, install_command
 
@@ -50,12 +50,12 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return printable(error)
     if isinstance(error, ArgumentError):
-        return printable(refusal_of(error))
+        return printable(format_refusal(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_configuration(error)
     if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS):
         keys = ("out=", "paths.outputs=", "hydra.run.dir=", "hydra.sweep.dir=")
-        typed = " ".join(text for text in as_typed() if text.startswith(keys))
+        typed = " ".join(text for text in read_arguments() if text.startswith(keys))
         return f"{typed or 'paths.outputs=outputs'}: {one_line(error)}; expected room on a disk"
     return one_line(error) if isinstance(error, YAMLError) else None
 
@@ -121,7 +121,7 @@ def _no_own_file(name: str) -> str:
 
 def no_stage() -> str:
     """Return the two commands to choose from, each with the arguments that were given."""
-    typed = as_typed()
+    typed = read_arguments()
     others = [text for text in typed if not text.startswith("experiment=")]
     pretrain = command_line("train", [*typed, "stage=pretrain"])
     repair = command_line("train", [*others, "experiment=repair"])

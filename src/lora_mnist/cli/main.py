@@ -5,8 +5,8 @@ Hydra's form. Hydra composes the configuration and calls ``on_run_start`` (claim
 the folder; then it calls ``task``, which calls ``command``: keys and values are checked, torch is
 imported, and the function in ``lora_mnist.commands`` runs. A sweep begins with
 ``on_multirun_start`` and ends with ``on_multirun_end`` (claim.py); each job is a ``task``, which
-calls its command by ``run_job`` (sweep.py). Errors go on as ``PastHydra``, and ``end_of`` (ends.py)
-makes them an exit code.
+calls its command by ``run_job`` (sweep.py). Errors go on as ``PastHydra``, and ``exit_for``
+(exits.py) makes them an exit code.
 """
 
 import signal
@@ -21,7 +21,7 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from lora_mnist.cli.arguments import command_name, give_to_hydra
-from lora_mnist.cli.ends import PastHydra, end_of
+from lora_mnist.cli.exits import PastHydra, exit_for
 from lora_mnist.cli.explain import log_failure
 from lora_mnist.cli.sweep import run_job
 from lora_mnist.config.keys import resolve_configuration
@@ -46,7 +46,7 @@ def run_command(name: str) -> None:
 
 
 def run_by_hydra(command: Command, config_name: str) -> None:
-    """Run a command by Hydra's ``main``, and end it as :func:`.end_of` says."""
+    """Run a command by Hydra's ``main``, and end it as :func:`.exit_for` says."""
     signals: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -56,7 +56,7 @@ def run_by_hydra(command: Command, config_name: str) -> None:
 
     def task(cfg: DictConfig) -> float | None:
         hydra_conf, metric = HydraConfig.get(), None
-        run = Run.of_command_line(hydra_conf, Path(hydra_conf.runtime.output_dir))
+        run = Run.from_hydra(hydra_conf, Path(hydra_conf.runtime.output_dir))
         try:
             if run.is_sweep and "sweep" in cfg:
                 metric = run_job(command, cfg, run, hydra_conf)
@@ -83,4 +83,4 @@ def run_by_hydra(command: Command, config_name: str) -> None:
         error = raised.args[0] if isinstance(raised, PastHydra) else raised
     hydra_conf = HydraConfig.get() if HydraConfig.initialized() else None
     # Raised here: its traceback would begin with what carried it.
-    raise end_of(error, signals, hydra_conf)
+    raise exit_for(error, signals, hydra_conf)

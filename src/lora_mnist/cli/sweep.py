@@ -11,7 +11,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import log_failure
-from lora_mnist.config.run import Command, Run, key_of
+from lora_mnist.config.run import Command, Run, override_key
 from lora_mnist.errors import UserError, nearest_to, one_line
 from lora_mnist.files import flatten, read_json, write_json
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
@@ -77,7 +77,7 @@ def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     write_summary(summary)
     save_summary(summary)
     print(table_text(summary, cfg.sweep.columns))
-    typed = {key_of(text) for text in hydra_conf.overrides.task}
+    typed = {override_key(text) for text in hydra_conf.overrides.task}
     names = {name for row in summary.rows for job in row for name in job.results}
     for title, name in cfg.sweep.columns.items():
         if names and f"sweep.columns.{title}" in typed and name not in names:

@@ -8,17 +8,17 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lora_mnist.classifier.choose_point import turn_adapter
+from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import classifier_of, configured_point
+from lora_mnist.config.make import configured_point, load_configured
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import PictureError, one_line, require_extra
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import BASE, Point
-from lora_mnist.lora.weight import knobs_of, offset_of
+from lora_mnist.lora.weight import find_offset, point_fields
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def build_page(classifier: Classifier) -> Any:
     from torchvision.transforms.functional import to_pil_image
 
     dataset, start = classifier.dataset, lora_point(classifier.net)
-    moved = offset_of(classifier.net)
+    moved = find_offset(classifier.net)
     images = classifier.test_images()
 
     def read(picture: Any) -> tuple[Tensor | None, str]:
@@ -108,7 +108,7 @@ def build_page(classifier: Classifier) -> Any:
                     start.scale,
                     step=0.05,
                     label="Scale of the adapter",
-                    visible="scale" in knobs_of(classifier.net),  # an offset alone has none
+                    visible="scale" in point_fields(classifier.net),  # an offset alone has none
                     elem_id="scale",
                 )
                 label, reach = "Offset on the repaired class", 10
@@ -146,7 +146,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     require_extra("demo.py", "demo", "gradio")
     log.info("loading the network and its test images")
     cfg = resolve_configuration(cfg, run)
-    classifier = classifier_of(cfg)
+    classifier = load_configured(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, configured_point(cfg))
+    apply_point(classifier, configured_point(cfg))
     build_page(classifier).launch(share=False, show_error=True)

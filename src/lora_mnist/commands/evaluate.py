@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.classifier.choose_point import turn_adapter
+from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.make import configured_point
 from lora_mnist.config.run import Run
@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         session = open_session(cfg, run)
         classifier = session.classifier
         session.to_evaluate()  # also what the dial sees
-        point = turn_adapter(classifier, configured_point(cfg), session.images.val)
+        point = apply_point(classifier, configured_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
         tables = session.tables(with_val=classifier.adapter is None)
         better_preprocessing = check_base(session, tables.get("val"))  # of a base alone

@@ -16,23 +16,23 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora_mnist.classifier.choose_point import turn_adapter
+from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import (
     TARGET,
     allowed_difference,
+    load_processor,
     pictures_to_try,
-    processor_of,
     save_folder,
 )
 from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import classifier_of, configured_point
+from lora_mnist.config.make import configured_point, load_configured
 from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, require_extra
 from lora_mnist.files import atomic_write, made_folder
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.model import merge_lora
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.progress import progress
@@ -101,14 +101,14 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     refuse_unwritable(out)  # as it is, where there is a file: it may be somebody's weights
     if write is onnx_file:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
-    classifier = classifier_of(cfg)
+    classifier = load_configured(cfg)
     dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
     is_of_transformers = classifier.settings.net.get("_target_") == TARGET and transform is None
     if write is folder_of_transformers and not is_of_transformers:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
-    point = turn_adapter(classifier, configured_point(cfg))
+    choice = apply_point(classifier, configured_point(cfg))
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:
@@ -119,8 +119,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         content = json.dumps(transform)
     elif write is not onnx_file:
         dtype, content = "float32", "(pixel / 255 - mean) / std"
-    knobs = {} if point is None else point.value
-    metadata = metadata_of(classifier, plain, knobs) | {
+    point = {} if choice is None else choice.value
+    metadata = build_metadata(classifier, plain, point) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
@@ -128,8 +128,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     with write(out, FromPixels(plain, dataset), example, metadata) as written:
         deviation = compare(live, written, images, out)
     parts = "base"
-    if point is not None:
-        parts += f" and adapter at {', '.join(f'{knob} {knobs[knob]:g}' for knob in knobs)}"
+    if choice is not None:
+        parts += f" and adapter at {', '.join(f'{key} {point[key]:g}' for key in point)}"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)
     return metadata
@@ -147,8 +147,8 @@ def images_to_compare(classifier: Classifier) -> tuple[Images, str]:
     return Images(pictures, labels), "pictures of a gradient"
 
 
-def metadata_of(
-    classifier: Classifier, plain: nn.Module, knobs: Mapping[str, float]
+def build_metadata(
+    classifier: Classifier, plain: nn.Module, point: Mapping[str, float]
 ) -> dict[str, str]:
     """Return the metadata of an exported file: texts, most of them JSON."""
     base, adapter = classifier.base, classifier.adapter
@@ -157,13 +157,13 @@ def metadata_of(
         "net": classifier.settings.net,
         # Not the whole path: the file may be given away.
         "adapter": adapter and "/".join(adapter.parts[-3:]),
-        **knobs,
+        **point,
         "classes": classifier.classes,
         **classifier.dataset.preprocessing(),
     }
     return {key: json.dumps(value) for key, value in about.items()} | {
         "base_sha256": base.sha256,
-        "sha256": fingerprint(plain.state_dict()),
+        "sha256": hash_tensors(plain.state_dict()),
         "dataset": str(classifier.dataset.name),
     }
 
@@ -230,7 +230,7 @@ def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
     if preprocessing["channels"] == 3:  # of one channel, the processor converts no picture
         transparent.putalpha(128)
         pictures += [pictures[0].convert("L"), transparent]
-    processor, allowed = processor_of(folder), allowed_difference(*preprocessing["image_size"])
+    processor, allowed = load_processor(folder), allowed_difference(*preprocessing["image_size"])
     std = torch.tensor(preprocessing["std"]).reshape(-1, 1, 1)
     for picture in pictures:
         try:

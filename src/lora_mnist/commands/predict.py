@@ -10,10 +10,10 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lora_mnist.classifier.choose_point import turn_adapter
+from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import classifier_of, configured_point
+from lora_mnist.config.make import configured_point, load_configured
 from lora_mnist.config.run import Run
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
@@ -57,10 +57,10 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     files = find_pictures(cfg.images)
     if cfg.out is not None:
         refuse_unwritable(Path(str(cfg.out)))
-    classifier = classifier_of(cfg)
+    classifier = load_configured(cfg)
     classifier.make_ready()
-    turn_adapter(classifier, configured_point(cfg))
-    predictions, out = predictions_of_files(classifier, files), cfg.out
+    apply_point(classifier, configured_point(cfg))
+    predictions, out = predict_files(classifier, files), cfg.out
     printed: list[dict[str, Any]] = []
     if out is not None:
         count = write_predictions(Path(str(out)), predictions, classifier.adapter is not None)
@@ -75,7 +75,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     return printed
 
 
-def predictions_of_files(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def predict_files(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield one row of :func:`predict` for each file."""
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:

@@ -6,31 +6,31 @@ from typing import Any
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
-from lora_mnist.choice import tell
+from lora_mnist.choice import log_choices
 from lora_mnist.classifier.base import refuse_to_replace
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.adapter import put_adapter, refuse_undecided
+from lora_mnist.training.adapter import add_adapter, refuse_undecided
 from lora_mnist.training.artifacts import (
     current_base_path,
     keep_base,
-    leave_adapter,
     make_current,
     new_base,
+    write_adapter,
     write_new_base,
 )
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.finished import remove_finished
-from lora_mnist.training.fit import data_of, fit
+from lora_mnist.training.fit import build_datamodule, fit
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.repair import train_head, train_repair
 from lora_mnist.training.results import finish
 from lora_mnist.training.session import is_quick, prove_unchanged
 from lora_mnist.training.target import choose_target
 from lora_mnist.training.trainer import quiet_lightning
-from lora_mnist.training.trials import trainings_of
+from lora_mnist.training.trials import plan_trainings
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -64,19 +64,19 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         refuse_to_replace(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
-    (training,) = trainings_of(session, selection)
-    data = data_of(session, training)
+    (training,) = plan_trainings(session, selection)
+    data = build_datamodule(session, training)
     print_parameters(session.net)
     module = fit(session, training.cfg, session.trainer, data)
     if not session.trainer.is_global_zero:
         return {}
-    choices["rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
+    choices["learning_rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
     tables = session.tables(with_val=True)
     base = new_base(session, tables, current)
     about: dict[str, Any] = {"steps": module.global_step, "base_sha256": base.sha256}
     if base.replaces is None:  # the user has to name it to other commands
         about["weights"] = os.path.relpath(base.path, run.folder)
-    write_new_base(session, base, data.learnt)  # first: whatever fails after it, it is there
+    write_new_base(session, base, data.train_digests)  # first: whatever fails after it, it is there
     results = finish(session, tables, choices, about)
     make_current(base)  # last: a run that fails leaves the current one alone
     return results
@@ -88,15 +88,15 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     before = session.predictions("val")
     better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
-    tell(choices)
+    log_choices(choices)
     refuse_undecided(session, selection)
     head = train_head(session, selection)
-    put_adapter(session, selection)
+    add_adapter(session, selection)
     repair = train_repair(session, selection, before, head)
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
-    tell(repair.choices)
+    log_choices(repair.choices)
     choices |= repair.choices
     about = {
         **repair.about(),
@@ -105,7 +105,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     }
     tables = repair.tables | session.tables()
     if not is_quick(cfg):
-        leave_adapter(session, choices, repair.kept.learnt)
+        write_adapter(session, choices, repair.kept.train_digests)
         about["adapter"] = ADAPTER_FOLDER
     results = finish(session, tables, choices, about)
     if not is_quick(cfg):

@@ -57,7 +57,7 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
 def _own_keys(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
     """Return a copy with the command's own keys. Raise UserError for a key of no command."""
     content: Any = OmegaConf.to_container(cfg)
-    own, copied = keys_of(cfg.stage), cfg.copy()
+    own, copied = command_keys(cfg.stage), cfg.copy()
     # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
     for name, value in content.items():
         _refuse_unknown_keys({name: value}, own if name in own else all_keys())
@@ -106,7 +106,7 @@ def _resolve_digit(cfg: DictConfig, typed: Collection[str]) -> None:
 
 
 @cache
-def keys_of(stage: str) -> dict[str, bool]:
+def command_keys(stage: str) -> dict[str, bool]:
     """:func:`dotted` of the configuration of a command, or of a stage of train.py."""
     name, overrides = (stage, []) if stage in COMMANDS else ("train", [f"stage={stage}"])
     if (CONFIGS / "local" / "default.yaml").is_file():
@@ -134,7 +134,7 @@ def all_keys() -> dict[str, bool]:
     """Return the keys of all commands."""
     keys: dict[str, bool] = {}
     for stage in _STAGES:
-        keys |= keys_of(stage)
+        keys |= command_keys(stage)
     return keys
 
 
@@ -144,7 +144,7 @@ def unknown_key(key: str) -> str:
     name, reason = key.rpartition(".")[2], "nothing reads this key"
     nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]
     if key in keys:
-        readers = [stage for stage in _STAGES if key in keys_of(stage)]
+        readers = [stage for stage in _STAGES if key in command_keys(stage)]
         reason += f" here; it is a key of {', '.join(readers)}"
     else:
         nearest = nearest or get_close_matches(key, keys, cutoff=0)

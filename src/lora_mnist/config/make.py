@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.classifier.choose_point import KNOBS
+from lora_mnist.classifier.choose_point import POINT_FIELDS
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.project import importable
@@ -29,7 +29,7 @@ def with_values(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     return copied
 
 
-def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+def read_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """Return the resolved arguments of network, preprocessing and images in a configuration."""
     groups: dict[str, Any] = {}
     for group in ("net", "prepare", "data"):
@@ -39,26 +39,26 @@ def settings_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 def configured_point(cfg: DictConfig) -> dict[str, float | str | None]:
     """Return the scale and offset that a command sets; None means as saved."""
-    return {knob: cfg.get(knob) for knob in KNOBS}
+    return {field: cfg.get(field) for field in POINT_FIELDS}
 
 
-def classifier_of(cfg: DictConfig) -> Classifier:
+def load_configured(cfg: DictConfig) -> Classifier:
     """Load the classifier of a configuration: its base, and its adapter at the saved point."""
     adapter = cfg.get("adapter")
-    for knob, value in configured_point(cfg).items():
+    for field, value in configured_point(cfg).items():
         if adapter is None and value is not None:
-            raise UserError(f"{knob}={value}: expected null, since there is no adapter")
+            raise UserError(f"{field}={value}: expected null, since there is no adapter")
     if adapter == "latest":
         adapter = latest_adapter(cfg.paths.outputs)
-    groups = settings_of(cfg)
+    groups = read_settings(cfg)
     classifier = Classifier.load(
         adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix
     )
-    classifier.net.to(device_of(cfg.get("accelerator", "cpu")))  # a Trainer has its own
+    classifier.net.to(find_device(cfg.get("accelerator", "cpu")))  # a Trainer has its own
     return classifier
 
 
-def device_of(accelerator: str) -> torch.device:
+def find_device(accelerator: str) -> torch.device:
     """Return the device for one of Lightning's words: ``auto``, ``cpu``, ``gpu`` or ``mps``."""
     own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator == "cpu" or (accelerator == "auto" and own is None):

@@ -26,7 +26,7 @@ class Run:
     is_sweep: bool = False  # whether it is a job of a sweep
 
     @classmethod
-    def of_command_line(cls, hydra_conf: Any, folder: Path) -> "Run":
+    def from_hydra(cls, hydra_conf: Any, folder: Path) -> "Run":
         """Return the run that Hydra's own configuration describes."""
         overrides: Any = OmegaConf.to_container(hydra_conf.overrides, resolve=False)
         typed = []
@@ -40,18 +40,18 @@ class Run:
     @property
     def keys(self) -> list[str]:
         """The keys that are typed."""
-        return [key_of(text) for text in self.typed or ()]
+        return [override_key(text) for text in self.typed or ()]
 
     @property
     def overrides(self) -> list[str] | None:
         """The overrides of the command itself, without Hydra's own."""
-        return None if self.typed is None else self.typed_without("hydra", "launcher", "sweep")
+        return None if self.typed is None else self.overrides_without("hydra", "launcher", "sweep")
 
-    def typed_without(self, *groups: str) -> list[str]:
+    def overrides_without(self, *groups: str) -> list[str]:
         """Return the overrides except those of these keys and groups, and of keys in them."""
         left = []
         for text in self.typed or ():
-            key = key_of(text).replace("/", ".")  # of hydra/launcher, too
+            key = override_key(text).replace("/", ".")  # of hydra/launcher, too
             if not any(is_in(key, group) for group in groups):
                 left.append(text)
         return left
@@ -75,6 +75,6 @@ def is_in(key: str, group: str) -> bool:
     return f"{key}.".startswith(f"{group}.")
 
 
-def key_of(text: str) -> str:
+def override_key(text: str) -> str:
     """Return the key that an override sets."""
     return text.split("=", 1)[0].lstrip("+~")

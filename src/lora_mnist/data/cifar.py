@@ -15,9 +15,9 @@ from torchvision.datasets.utils import download_url, extract_archive
 
 from lora_mnist.data.dataset import Channelwise
 from lora_mnist.data.images import Batch
-from lora_mnist.data.pictures import Preparation, open_picture
+from lora_mnist.data.pictures import Preprocessing, open_picture
 from lora_mnist.data.published import Published
-from lora_mnist.errors import require_one_of
+from lora_mnist.errors import require_choice
 
 
 class _Version(NamedTuple):
@@ -74,14 +74,14 @@ class CIFAR(Published):
     def __init__(
         self, dataset: str = "CIFAR10", data_dir: str | Path = "data", **options: Any
     ) -> None:
-        require_one_of("dataset", dataset, DATASETS)
+        require_choice("dataset", dataset, DATASETS)
         self.version = DATASETS[dataset]
         classes, statistics = self.version.classes.split(), self.version.statistics
         super().__init__(dataset, classes, 3, statistics, data_dir, **options)
         self.folder = self.data_dir / self.version.folder
         self.expected = f"{_URL}{self.version.archive} there, or what it holds in {self.folder}"
 
-    def read_part(self, train: bool) -> Batch:
+    def read_split(self, train: bool) -> Batch:
         skipped = self.version.label_bytes
         size, content = skipped + 3 * _SIZE[0] * _SIZE[1], bytearray()
         for name in self.version.train if train else self.version.test:
@@ -111,5 +111,5 @@ class CIFAR(Published):
         return self.folder / f"{name}.sha256"
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        prepare = Preparation(3, _SIZE)
+        prepare = Preprocessing(3, _SIZE)
         return prepare(open_picture(picture))

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Batch, Images, ImageSets
-from lora_mnist.data.reading import ReadOnce
-from lora_mnist.errors import config_group, require, require_number, require_one_of
+from lora_mnist.data.threads import ReadOnce
+from lora_mnist.errors import config_group, require, require_choice, require_number
 from lora_mnist.progress import progress
 from lora_mnist.project import importable
 
@@ -61,7 +61,7 @@ class ImageDataset:
             is_text = can_be_printed and "${" not in each  # which OmegaConf replaces in a record
             require(is_text, "classes", repr(each), "a name without control characters or ${")
         require(len({*classes}) == len(classes), "classes", classes, "each name once")
-        require_one_of("val_from", val_from, ["train", "test"])
+        require_choice("val_from", val_from, ["train", "test"])
         for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
             numbers = value if isinstance(value, Sequence) else [value]
             if value is not None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 
-def digests_of(images: Sequence[Tensor | Path | bytes]) -> Tensor:
+def compute_digests(images: Sequence[Tensor | Path | bytes]) -> Tensor:
     """Eight bytes of the SHA-256 of each image's file or, in memory, of its pixels: int64, (N,)."""
     digests = []
     for image in images:
@@ -29,6 +29,6 @@ def digests_of(images: Sequence[Tensor | Path | bytes]) -> Tensor:
     return torch.from_numpy(numpy.frombuffer(b"".join(digests), "<i8").astype(numpy.int64))
 
 
-def sha256_of(images: Tensor, labels: Tensor) -> str:
+def hash_images(images: Tensor, labels: Tensor) -> str:
     """Return the SHA-256 of images and labels (int64), in hexadecimal."""
     return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()

@@ -21,10 +21,10 @@ from torch import Tensor
 from lora_mnist.data.dataset import Channelwise, ImageDataset
 from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.data.known_files import KnownFiles
-from lora_mnist.data.listing import PARTS, ImageFile, Listing
-from lora_mnist.data.pictures import Preparation, examine, open_picture
-from lora_mnist.data.reading import ReadOnce, in_threads
-from lora_mnist.data.split import split
+from lora_mnist.data.listing import SPLITS, ImageFile, Listing
+from lora_mnist.data.pictures import Preprocessing, examine, open_picture
+from lora_mnist.data.split import split_files
+from lora_mnist.data.threads import ReadOnce, in_threads
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
 from lora_mnist.project import user_path
@@ -101,7 +101,7 @@ class Folder(ImageDataset):
         self.split_settings |= {"split_seed": split_seed, "val_from": self.val_from}
         self._has_size_of_first = size is None
         size = tuple(size or self._size_of_the_first())
-        self.prepare = Preparation(channels, size, resize, crop_pct, interpolation, transform)
+        self.prepare = Preprocessing(channels, size, resize, crop_pct, interpolation, transform)
 
     @property
     def root(self) -> Path:
@@ -176,12 +176,12 @@ class Folder(ImageDataset):
     def sets(self) -> ImageSets:
         root = self.root
         digests = self._examine_all()
-        trained = {file.label for file in digests if file.part == "train"}
+        trained = {file.label for file in digests if file.split == "train"}
         for label, name in enumerate(self.classes):
             expected = f"images of each class; {name} has no readable one to train on"
             require(not trained or label in trained, "data_dir", root, expected)
         # The split depends on the number of images: broken ones do not count.
-        parts, held_out = split(digests, self.classes, self.split_settings)
+        splits, held_out = split_files(digests, self.classes, self.split_settings)
         whole = Images(
             [root / file.path for file in digests],
             torch.tensor([file.label for file in digests], dtype=torch.int64),
@@ -190,13 +190,14 @@ class Folder(ImageDataset):
             digests=torch.tensor(list(digests.values()), dtype=torch.int64),
         )
         sets = []
-        for part in PARTS:
-            places = [place for place, file in enumerate(digests) if parts[file] == part]
+        for split in SPLITS:
+            places = [place for place, file in enumerate(digests) if splits[file] == split]
             sets.append(whole.subset(torch.tensor(places, dtype=torch.int64)))
         sha256 = hashlib.sha256()
         for file, digest in digests.items():
             sha256.update(os.fsencode(f"{file.path} {file.label} {digest} "))
         train, val, test = sets
-        apart = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out).apart()
-        require(len(apart.test) > 0, "data_dir", root, "test images that are not trained on")
-        return apart
+        found = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out)
+        found = found.without_duplicates()
+        require(len(found.test) > 0, "data_dir", root, "test images that are not trained on")
+        return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lora_mnist.data.digests import digests_of
+from lora_mnist.data.digests import compute_digests
 from lora_mnist.errors import printable
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ class Images(Dataset[Batch]):
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
     reader: Reader | None = None  # of files
     augment: Augment | None = None  # of each image that is taken
-    digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`digests_of`
+    digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`compute_digests`
 
     def __post_init__(self) -> None:
         self.names = self.names or range(len(self))
         if self.digests is None:
-            self.digests = digests_of(self.sources)
+            self.digests = compute_digests(self.sources)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,25 +60,25 @@ class Images(Dataset[Batch]):
         labels, digests = self.labels[indices], self.digests[indices]
         return replace(self, sources=sources, labels=labels, names=names, digests=digests)
 
-    def without(self, is_left_out: Tensor) -> "Images":
+    def without(self, is_excluded: Tensor) -> "Images":
         """Return these images without some: ``is_left_out`` is bool, (N,)."""
-        return self.subset((~is_left_out).nonzero()[:, 0]) if is_left_out.any() else self
+        return self.subset((~is_excluded).nonzero()[:, 0]) if is_excluded.any() else self
 
-    def apart_from_learnt(
-        self, learnt: Mapping[str, Tensor | None], name: str
+    def without_train_images(
+        self, train_digests: Mapping[str, Tensor | None], name: str
     ) -> tuple["Images", dict[str, Any]]:
         """Return these images, called ``name``, without those trained on, and a note about them."""
-        is_learnt, owners = torch.zeros(len(self), dtype=torch.bool), []
-        for owner, digests in learnt.items():
+        is_trained_on, owners = torch.zeros(len(self), dtype=torch.bool), []
+        for owner, digests in train_digests.items():
             if digests is not None and (known := torch.isin(self.digests, digests)).any():
-                is_learnt |= known
+                is_trained_on |= known
                 owners.append(owner)
         if not owners:
             return self, {}
-        count, who = int(is_learnt.sum()), " and the ".join(owners)
+        count, who = int(is_trained_on.sum()), " and the ".join(owners)
         line = f"{count} of {len(self)} {name} are left out: the {who} "
         line += f"{'has' if len(owners) == 1 else 'have'} learnt them"
-        return self.without(is_learnt), {"images": count, "of": len(self), "line": line}
+        return self.without(is_trained_on), {"images": count, "of": len(self), "line": line}
 
     def followed_by(self, others: "Images") -> "Images":
         """Return these images followed by ``others``, which have the same size."""
@@ -100,34 +100,34 @@ class ImageSets:
     test: Images
     sha256: Mapping[str, str]  # by part, in hexadecimal; a folder has one, ``all``
     held_out: Mapping[str, str]  # for val and test: the part from which images were held out
-    copies: int = 0  # images left out, since a part before theirs has them
+    duplicates: int = 0  # images left out, since a part before theirs has them
     #: By part, the images left out since they were learnt: their number, that of all, and a line.
-    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    excluded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def can_validate_on_test(self) -> bool:
         """True if ``val_from=test`` would give other validation images, from a split of its own."""
         return "test" not in self.held_out and self.held_out.get("val") != "test"
 
-    def apart(self) -> "ImageSets":
+    def without_duplicates(self) -> "ImageSets":
         """Return the sets without duplicates: of train, val and test the first keeps an image."""
-        seen, copies, rest = self.train.digests, [], []
+        seen, duplicates, rest = self.train.digests, [], []
         for images in (self.val, self.test):
-            is_copy = torch.isin(images.digests, seen)
-            copies += [images.names[i] for i in is_copy.nonzero()[:, 0].tolist()]
-            rest.append(images.without(is_copy))
+            is_duplicate = torch.isin(images.digests, seen)
+            duplicates += [images.names[i] for i in is_duplicate.nonzero()[:, 0].tolist()]
+            rest.append(images.without(is_duplicate))
             seen = torch.cat([seen, images.digests])
-        if copies:
+        if duplicates:
             message = "%d images are left out, since another part has them: %s, ..."
-            log.warning(message, len(copies), printable(copies[0]))
-        return replace(self, val=rest[0], test=rest[1], copies=len(copies))
+            log.warning(message, len(duplicates), printable(duplicates[0]))
+        return replace(self, val=rest[0], test=rest[1], duplicates=len(duplicates))
 
-    def without_learnt(self, learnt: Mapping[str, Tensor | None]) -> "ImageSets":
+    def without_train_images(self, train_digests: Mapping[str, Tensor | None]) -> "ImageSets":
         """Return these sets without validation and test images that the model was trained on."""
-        val, of_val = self.val.apart_from_learnt(learnt, "validation images")
-        test, of_test = self.test.apart_from_learnt(learnt, "test images")
-        left_out = {part: about for part, about in (("val", of_val), ("test", of_test)) if about}
-        return replace(self, val=val, test=test, left_out=left_out)
+        val, of_val = self.val.without_train_images(train_digests, "validation images")
+        test, of_test = self.test.without_train_images(train_digests, "test images")
+        excluded = {split: about for split, about in (("val", of_val), ("test", of_test)) if about}
+        return replace(self, val=val, test=test, excluded=excluded)
 
 
 def viewable(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from lora_mnist.errors import ArgumentError, as_value, nearest_to, printable, re
 log = logging.getLogger(__name__)
 
 #: What images are for, which folders say by these names, and by others.
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 _ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -23,7 +23,7 @@ class ImageFile(NamedTuple):
 
     path: str  # below the data folder, with "/" between
     label: int
-    part: str  # train, val or test, by its folder; train where the folder holds classes alone
+    split: str  # train, val or test, by its folder; train where the folder holds classes alone
 
 
 class Listing:
@@ -33,25 +33,25 @@ class Listing:
         self.root = root
 
     @cached_property
-    def parts(self) -> dict[Path, str]:
+    def splits(self) -> dict[Path, str]:
         """The folders that hold folders of classes, and the part of the images in each."""
-        parts, others = {}, []
+        splits, others = {}, []
         for name in subfolders(self.root):
-            part = _ALSO_CALLED.get(name.lower(), name.lower())
-            if part in PARTS and subfolders(self.root / name):  # without any, train/ is a class
-                parts[self.root / name] = part
+            split = _ALSO_CALLED.get(name.lower(), name.lower())
+            if split in SPLITS and subfolders(self.root / name):  # without any, train/ is a class
+                splits[self.root / name] = split
             else:
                 others.append(name)
-        if parts and others:
+        if splits and others:
             other = printable(self.root / others[0])
             log.warning("%s is ignored, as it is no train/, val/ or test/", other)
-        return parts or {self.root: "train"}
+        return splits or {self.root: "train"}
 
     @cached_property
     def classes(self) -> list[str]:
         """The names of the folders of classes, sorted: of those in train/, if there is one."""
-        folders = [folder for folder, part in self.parts.items() if part == "train"]
-        names = {name for folder in folders or self.parts for name in subfolders(folder)}
+        folders = [folder for folder, split in self.splits.items() if split == "train"]
+        names = {name for folder in folders or self.splits for name in subfolders(folder)}
         require(len(names) > 1, "data_dir", self.root, "a folder for each of two classes")
         return sorted(names)
 
@@ -60,7 +60,7 @@ class Listing:
         expected = f"the folders of {self.root}: {as_value(self.classes)}"
         require(sorted(classes) == self.classes, "classes", classes, expected)
         files, others = [], []
-        for folder, part in self.parts.items():
+        for folder, split in self.splits.items():
             for name in subfolders(folder):
                 if name not in classes:
                     expected = f"expected the folders of train/, but {name} is none of them"
@@ -69,7 +69,7 @@ class Listing:
                 for file in files_below(folder / name):
                     path = file.relative_to(self.root).as_posix()
                     if file.name.lower().endswith(IMG_EXTENSIONS):
-                        files.append(ImageFile(path, label, part))
+                        files.append(ImageFile(path, label, split))
                     else:
                         others.append(printable(path))
         if others:

@@ -1,7 +1,7 @@
 """A folder of pictures, in a subfolder for each right class, some of which a base gets wrong.
 
 A picture is its prepared pixels here, since one that came in may have been saved anew. What was
-learnt is known by its file (:func:`.digests_of`), which takes no decoding.
+learnt is known by its file (:func:`.compute_digests`), which takes no decoding.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_mnist.data.dataset import ImageDataset
-from lora_mnist.data.digests import digests_of, sha256_of
+from lora_mnist.data.digests import compute_digests, hash_images
 from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.data.listing import files_below, subfolders
 from lora_mnist.errors import PictureError, UserError, naming, nearest_to, printable
@@ -107,21 +107,21 @@ def _refuse_those_that_judge(
     pictures: Iterable[Picture], dataset: ImageDataset, folder: Path
 ) -> None:
     """Refuse pictures that are images to validate or to test on."""
-    sets, digests = dataset.sets, digests_of([picture.image for picture in pictures]).tolist()
+    sets, digests = dataset.sets, compute_digests([picture.image for picture in pictures]).tolist()
     files = {digest: picture.path for digest, picture in zip(digests, pictures, strict=True)}
-    for part, images in (("validation", sets.val), ("test", sets.test)):
-        for name, digest in zip(images.names, _digests_of_pixels(images, dataset), strict=True):
+    for split, images in (("validation", sets.val), ("test", sets.test)):
+        for name, digest in zip(images.names, _hash_pixels(images, dataset), strict=True):
             if digest in files:
                 raise UserError(
-                    f"mistakes={folder}: {files[digest]} is {part} image {name}; expected "
+                    f"mistakes={folder}: {files[digest]} is {split} image {name}; expected "
                     "pictures from elsewhere, since these images judge what is learnt"
                 )
 
 
 def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
     """Choose the test pictures by their SHA-256, bool of shape (N,); none is a training image."""
-    known = torch.tensor(_digests_of_pixels(dataset.sets.train, dataset), dtype=torch.int64)
-    is_known = torch.isin(digests_of([picture.image for picture in pictures]), known)
+    known = torch.tensor(_hash_pixels(dataset.sets.train, dataset), dtype=torch.int64)
+    is_known = torch.isin(compute_digests([picture.image for picture in pictures]), known)
     is_below = [int(picture.sha256[:8], 16) < share * 2**32 for picture in pictures]
     return torch.tensor(is_below) & ~is_known
 
@@ -130,14 +130,14 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     """Return the images of a run with the mistakes to learn after the training images."""
     sha256 = dict(images.sha256)
     for name, pictures in (("mistakes", mistakes.train), ("mistakes_test", mistakes.test)):
-        sha256[name] = sha256_of(*pictures.take(range(len(pictures))))
+        sha256[name] = hash_images(*pictures.take(range(len(pictures))))
     return replace(images, train=images.train.followed_by(mistakes.train), sha256=sha256)
 
 
-def _digests_of_pixels(images: Images, dataset: ImageDataset) -> list[int]:
-    """:func:`.digests_of` what is read of images, batch by batch, and not of their files."""
+def _hash_pixels(images: Images, dataset: ImageDataset) -> list[int]:
+    """:func:`.compute_digests` what is read of images, batch by batch, and not of their files."""
     loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
     digests = []
     for batch, _ in progress(loader, "comparing with the mistakes", len(loader)):
-        digests += digests_of(batch).tolist()
+        digests += compute_digests(batch).tolist()
     return digests

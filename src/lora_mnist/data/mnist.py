@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from lora_mnist.data.images import Batch
-from lora_mnist.data.pictures import Preparation, open_picture
+from lora_mnist.data.pictures import Preprocessing, open_picture
 from lora_mnist.data.published import Published
-from lora_mnist.errors import PictureError, require_one_of
+from lora_mnist.errors import PictureError, require_choice
 
 #: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
 DATASETS = {
@@ -41,7 +41,7 @@ class MNIST(Published):
     def __init__(
         self, dataset: str = "MNIST", data_dir: str | Path = "data", **options: Any
     ) -> None:
-        require_one_of("dataset", dataset, DATASETS)
+        require_choice("dataset", dataset, DATASETS)
         self.of_torchvision = getattr(torchvision.datasets, dataset)
         classes = [
             name.partition(" - ")[0] for name in self.of_torchvision.classes
@@ -50,7 +50,7 @@ class MNIST(Published):
         self.folder = self.data_dir / dataset / "raw"
         self.expected = f"the .gz files of {self.of_torchvision.mirrors[0]} in {self.folder}"
 
-    def read_part(self, train: bool) -> Batch:
+    def read_split(self, train: bool) -> Batch:
         try:
             images = self.of_torchvision(self.data_dir, train=train)
         except Exception as error:  # torchvision has no class for missing and damaged files
@@ -64,13 +64,13 @@ class MNIST(Published):
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         if self.dataset == "MNIST":
-            return digit_of(open_picture(picture, upright=True, keeps_alpha=True))
+            return convert_to_digit(open_picture(picture, upright=True, keeps_alpha=True))
         # What it shows is to be light on black, as these sets' own images are.
-        prepare = Preparation(1, (_FIELD, _FIELD))
+        prepare = Preprocessing(1, (_FIELD, _FIELD))
         return prepare(open_picture(picture, upright=True))
 
 
-def digit_of(picture: Image.Image) -> Tensor:
+def convert_to_digit(picture: Image.Image) -> Tensor:
     """Convert a picture into a digit in MNIST's form, (1, 28, 28) uint8, 0 paper, 255 ink.
 
     A 28x28 picture that already has this form stays unchanged, bit by bit: its ink fits the box,
@@ -107,7 +107,7 @@ def digit_of(picture: Image.Image) -> Tensor:
 
 
 def _has_form(grey: Tensor) -> bool:
-    """Return whether a picture, (height, width), already has the form of :func:`digit_of`."""
+    """Return whether a picture, (height, width), has the form of :func:`convert_to_digit`."""
     if grey.shape != (_FIELD, _FIELD) or not grey.any():
         return False
     rows, columns = _around(grey)

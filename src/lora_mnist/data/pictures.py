@@ -22,15 +22,15 @@ from torchvision.transforms.v2.functional import (
     resize,
 )
 
-from lora_mnist.data.digests import digests_of
+from lora_mnist.data.digests import compute_digests
 from lora_mnist.data.images import Augment
 from lora_mnist.errors import (
     PictureError,
     UserError,
     printable,
     require,
+    require_choice,
     require_number,
-    require_one_of,
 )
 
 #: Other formats are left out: EPS, for one, is a program that Ghostscript would run.
@@ -94,11 +94,11 @@ def examine(path: Path) -> tuple[int, int, int]:
     open_picture(path, draft=True)
     content = path.read_bytes()
     with Image.open(BytesIO(content), formats=_FORMATS) as picture:  # a draft has another size
-        return int(digests_of([content])), picture.height, picture.width
+        return int(compute_digests([content])), picture.height, picture.width
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preprocessing:
     """A function from a picture to an image: a ``transform``, or torchvision's transforms."""
 
     channels: int
@@ -109,10 +109,10 @@ class Preparation:
     transform: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        require_one_of("channels", self.channels, [1, 3])
-        require_one_of("resize", self.resize, ["crop", "stretch"])
+        require_choice("channels", self.channels, [1, 3])
+        require_choice("resize", self.resize, ["crop", "stretch"])
         require_number("crop_pct", self.crop_pct, 0.1, 1)
-        require_one_of("interpolation", self.interpolation, [m.value for m in InterpolationMode])
+        require_choice("interpolation", self.interpolation, [m.value for m in InterpolationMode])
 
     @property
     def sizing(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from lora_mnist.data.dataset import Channelwise, ImageDataset
-from lora_mnist.data.digests import sha256_of
+from lora_mnist.data.digests import hash_images
 from lora_mnist.data.images import Batch, Images, ImageSets
 from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
 from lora_mnist.project import user_path
@@ -52,7 +52,7 @@ class Published(ImageDataset):
         self.val_size = val_size
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 
-    def read_part(self, train: bool) -> Batch:
+    def read_split(self, train: bool) -> Batch:
         """Read training or test images, uint8, and labels; OSError or ValueError if broken."""
         raise NotImplementedError
 
@@ -63,7 +63,7 @@ class Published(ImageDataset):
     def load(self, train: bool) -> Batch:
         """All training or test images, and labels; ``download`` makes and fills the folder."""
         with suppress(OSError, ValueError):
-            return self.read_part(train)
+            return self.read_split(train)
         expected = f"expected {self.expected}; some are missing or damaged"
         if not self.download:
             expected += "; they are fetched where this key is typed, without data.download=false"
@@ -74,7 +74,7 @@ class Published(ImageDataset):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
                 self.fetch()
-                return self.read_part(train)
+                return self.read_split(train)
         except (OSError, ValueError, RuntimeError, HTTPException) as error:
             with suppress(OSError):
                 if self.data_dir in new:
@@ -86,12 +86,12 @@ class Published(ImageDataset):
 
     @cached_property
     def sets(self) -> ImageSets:
-        parts, sha256 = {}, {}
-        for part in ("train", "test"):
-            images, labels = self.load(part == "train")
-            parts[part] = Images(list(images), labels)
-            sha256[part] = sha256_of(images, labels)
-        whole = parts[self.val_from]
+        splits, sha256 = {}, {}
+        for split in ("train", "test"):
+            images, labels = self.load(split == "train")
+            splits[split] = Images(list(images), labels)
+            sha256[split] = hash_images(images, labels)
+        whole = splits[self.val_from]
         count = len(whole)
         is_count = type(self.val_size) is int and 0 <= self.val_size < count
         require(is_count, "val_size", self.val_size, f"an integer from 0 to {count - 1}")
@@ -100,7 +100,9 @@ class Published(ImageDataset):
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
         sizes = [count - self.val_size, self.val_size]
         rest, val = torch.split(torch.tensor(order), sizes)
-        parts[self.val_from] = whole.subset(rest.sort().values)
-        parts["val"] = whole.subset(val)
+        splits[self.val_from] = whole.subset(rest.sort().values)
+        splits["val"] = whole.subset(val)
         held_out = {"val": self.val_from}
-        return ImageSets(parts["train"], parts["val"], parts["test"], sha256, held_out).apart()
+        return ImageSets(
+            splits["train"], splits["val"], splits["test"], sha256, held_out
+        ).without_duplicates()

@@ -6,19 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora_mnist.data.listing import PARTS, ImageFile
+from lora_mnist.data.listing import SPLITS, ImageFile
 from lora_mnist.errors import ArgumentError, require
 
 
-def split(
+def split_files(
     files: Iterable[ImageFile], classes: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[dict[ImageFile, str], dict[str, str]]:
     """Return each file's split and, for splits without a folder, the split they were taken from."""
     val_from, seed = settings["val_from"], settings["split_seed"]
-    parts = {file: file.part for file in files}
+    splits = {file: file.split for file in files}
     if val_from == "test":  # then images in val/ are trained on
-        parts = {file: "test" if part == "test" else "train" for file, part in parts.items()}
-    existing, held_out = set(parts.values()), {}
+        splits = {file: "test" if split == "test" else "train" for file, split in splits.items()}
+    existing, held_out = set(splits.values()), {}
     if "test" not in existing:
         require(val_from == "train", "val_from", val_from, "train, since there is no folder test/")
         share = settings["test_size"]
@@ -31,17 +31,17 @@ def split(
         return hashlib.sha256(os.fsencode(f"{seed} {file.path}")).digest()
 
     members: dict[tuple[int, str], list[ImageFile]] = defaultdict(list)
-    for file in sorted(parts, key=place):
-        members[file.label, parts[file]].append(file)
+    for file in sorted(splits, key=place):
+        members[file.label, splits[file]].append(file)
     for label, name in enumerate(classes):
-        counts = {part: len(members[label, part]) for part in PARTS}
-        for part, source in held_out.items():  # the test images first
-            share = settings[f"{part}_size"]
+        counts = {split: len(members[label, split]) for split in SPLITS}
+        for split, source in held_out.items():  # the test images first
+            share = settings[f"{split}_size"]
             count = max(1, round(share * counts[source])) if share else 0
-            parts |= dict.fromkeys(members[label, source][:count], part)
+            splits |= dict.fromkeys(members[label, source][:count], split)
             del members[label, source][:count]
             if counts[source] and not members[label, source]:
                 expected = f"expected an image of {name} to be left in {source}, which has "
                 expected += f"{counts[source]}; a share above 0 takes one at least"
-                raise ArgumentError(f"{part}_size", share, expected)
-    return parts, held_out
+                raise ArgumentError(f"{split}_size", share, expected)
+    return splits, held_out

@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..files import atomic_write, read_json, write_json
-from .base_state import base_state_dict, fingerprint
+from .base_state import base_state_dict, hash_tensors
 from .errors import check_types
 from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
-from .peft_files import METADATA, adapters_in, files_of
+from .peft_files import METADATA, adapters_in, build_files
 from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from .target_modules import listed
 from .weight import adapted_weights, float_parameters, lora_adapters
@@ -78,8 +78,8 @@ def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -
         about = {key: value for key, value in about.items() if other.metadata.get(key) == value}
     about |= metadata or {}
     if "base_sha256" not in about:
-        about["base_sha256"] = fingerprint(base_state_dict(model))
-    files = files_of(adapters, weights)
+        about["base_sha256"] = hash_tensors(base_state_dict(model))
+    files = build_files(adapters, weights)
     files.config["lora_dropout"] = max((each.dropout for each in loras), default=0.0)
     files = files._replace(metadata=about | files.metadata)
     adapters_in(files, weights)  # what cannot be loaded is not saved
@@ -107,7 +107,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
     try:
         if metadata:
             made_for = metadata["base_sha256"]
-            sha256 = base_sha256 or fingerprint(base_state_dict(model))
+            sha256 = base_sha256 or hash_tensors(base_state_dict(model))
             if made_for != sha256:
                 here = f"this one is {sha256}; expected the same base"
                 raise ValueError(f"made for the base {made_for}, {here}")

@@ -37,17 +37,17 @@ def _adapter_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name, module in modules if isinstance(module, Adapter))
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, over name, dtype, shape and bytes of every tensor, by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes_of(tensor).numpy().data)
+        digest.update(_tensor_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
+def _tensor_bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor, in the order of its elements, on the CPU."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
@@ -58,7 +58,7 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
         is_alike = (old.dtype, old.shape) == (new.dtype, new.shape)
-        if not (is_alike and torch.equal(_bytes_of(old), _bytes_of(new))):
+        if not (is_alike and torch.equal(_tensor_bytes(old), _tensor_bytes(new))):
             changed.add(name)
     return sorted(changed)
 

@@ -34,7 +34,7 @@ class Adapter(nn.Module):
     """An addition to a frozen tensor of the base: LoRA on a weight, or an offset on a bias."""
 
     #: The field of its point that turns it.
-    knob: ClassVar[str]
+    point_field: ClassVar[str]
     #: Whether layers compute with :meth:`LoRAParametrization.terms`; if not, with the dense sum.
     is_factored = False
 
@@ -77,7 +77,7 @@ class LoRAParametrization(Adapter):
 
     #: What ``adapter_config.json`` says of this kind.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
-    knob = "scale"
+    point_field = "scale"
     is_factored = True
     #: Whether a weight decay would move the network away from the base, and not towards it.
     forbids_decay = False

@@ -18,16 +18,16 @@ from torch.nn.utils import parametrize
 from . import dora, pissa
 from .errors import ArgumentError, is_number, require
 from .layer import Adapter, LoRAParametrization
-from .offset import Offset, bias_of
+from .offset import Offset, bias_name
 from .point import BASE, Point
-from .target_modules import by_pattern, layers_to_adapt, left_out_by_all
+from .target_modules import by_pattern, find_unadapted, layers_to_adapt
 from .weight import (
     adapted_weights,
     adapters_on,
     float_parameters,
-    knobs_of,
+    load_into,
     lora_adapters,
-    put_on,
+    point_fields,
 )
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def add_lora(
         adapters[layer] = kind(start, *options)
     attach(model, adapters)
     if target_modules == "all":
-        share, names = left_out_by_all(model)
+        share, names = find_unadapted(model)
         if share >= 0.1:
             message = "target_modules=all leaves out %.0f%% of the weights; the largest are: %s"
             log.warning(message, 100 * share, ", ".join(names[:5]))
@@ -125,18 +125,18 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
     Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError`` if no
     layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
-    _turn(model, scale=scale)
+    _set_point(model, scale=scale)
 
 
 def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
     """Put ``offset``, at 0, on the bias of the last layer of ``model``, beside LoRA or alone."""
-    name, is_alone = bias_of(layer), not adapters_on(model)
+    name, is_alone = bias_name(layer), not adapters_on(model)
     offset.point = lora_point(model)._replace(offset=0.0)
     if is_alone:
         attach(model, {name: offset})
     else:  # attach would freeze LoRA
         weight = float_parameters(model)[name]
-        put_on(weight, weight.original, [*weight.adapters, offset.to(weight.original)])
+        load_into(weight, weight.original, [*weight.adapters, offset.to(weight.original)])
     return model
 
 
@@ -146,24 +146,24 @@ def set_lora_offset(model: nn.Module, offset: float) -> None:
     With 0 it adds nothing. The scale does not change it. ``ValueError`` if no layer carries LoRA,
     the adapters are merged, or have no offset, or ``offset`` is not finite.
     """
-    _turn(model, offset=offset)
+    _set_point(model, offset=offset)
 
 
 def set_lora_point(model: nn.Module, point: Point) -> None:
     """:func:`set_lora_scale` and :func:`set_lora_offset`, all at once."""
-    _turn(model, **point._asdict())
+    _set_point(model, **point._asdict())
 
 
-def _turn(model: nn.Module, **knobs: float) -> None:
+def _set_point(model: nn.Module, **values: float) -> None:
     """Set some fields of the point of each adapter."""
-    adapters, turnable = usable_adapters(model), knobs_of(model)
-    for name, value in knobs.items():
+    adapters, turnable = usable_adapters(model), point_fields(model)
+    for name, value in values.items():
         require(is_number(value), name, value, "a finite number")
         neutral = getattr(BASE, name)
         expected = f"{neutral:g}, since the adapter has no {name}"
         require(name in turnable or value == neutral, name, value, expected)
     for adapter in adapters:
-        adapter.point = adapter.point._replace(**knobs)
+        adapter.point = adapter.point._replace(**values)
 
 
 def lora_point(model: nn.Module) -> Point:
@@ -226,7 +226,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
         registered[layer] = weight.module.parametrizations[weight.attribute]  # type: ignore[index]
         # A copy, also where an adapter is off: the kept base shares no memory with the network.
         effective = getattr(weight.module, weight.attribute).detach().clone()
-        put_on(weight, nn.Parameter(effective, requires_grad=False))
+        load_into(weight, nn.Parameter(effective, requires_grad=False))
     release_base(model)
     model.lora_merged = registered
     return model
@@ -245,7 +245,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     weights = float_parameters(model.requires_grad_(False))
     for layer, before in registered.items():
         before.to(weights[layer].original.device)
-        put_on(weights[layer], before.original, list(before))
+        load_into(weights[layer], before.original, list(before))
     for adapter in adapters_on(model):
         adapter.train(model.training)
     keep_in_eval_mode(model)
@@ -263,7 +263,7 @@ def remove_lora(model: nn.Module) -> nn.Module:
         unmerge_lora(model)
     usable_adapters(model)
     for weight in adapted_weights(model).values():
-        put_on(weight, weight.original)
+        load_into(weight, weight.original)
     release_base(model)
     return model
 
@@ -306,7 +306,7 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     model.requires_grad_(False)
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        put_on(weight, weight.original, [*weight.adapters, adapter.train(model.training)])
+        load_into(weight, weight.original, [*weight.adapters, adapter.train(model.training)])
 
 
 def keep_in_eval_mode(model: nn.Module) -> None:

@@ -17,20 +17,20 @@ from torch.func import functional_call
 from .layer import Adapter
 
 
-def bias_of(layer: str) -> str:
+def bias_name(layer: str) -> str:
     """Return the name of a layer's bias; a network that is the layer itself has the name ""."""
     return f"{layer}.bias".removeprefix(".")
 
 
-def layer_of(bias: str) -> str:
-    """Return the layer whose bias has this name: see :func:`bias_of`."""
+def layer_name(bias: str) -> str:
+    """Return the layer whose bias has this name: see :func:`bias_name`."""
     return bias.removesuffix("bias").removesuffix(".")
 
 
 class Offset(Adapter):
     """Maps the frozen bias of a network's last layer to ``bias + offset * direction``."""
 
-    knob = "offset"
+    point_field = "offset"
     direction: Tensor  # (num_classes,), as the bias
 
     def __init__(self, direction: Tensor, most: float = 10.0) -> None:
@@ -74,7 +74,7 @@ def last_layer(model: nn.Module, images: Tensor) -> str | None:
         sharing = [m for m in layers.values() if getattr(m, "bias", None) is bias]
         if not isinstance(bias, nn.Parameter) or bias.shape != shift.shape or len(sharing) > 1:
             continue
-        moved = functional_call(model, {bias_of(name): bias + shift}, (images,))
+        moved = functional_call(model, {bias_name(name): bias + shift}, (images,))
         if (moved - logits - shift).abs().max() <= max(1e-3, rounding):
             return name
     return None

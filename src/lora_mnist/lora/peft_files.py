@@ -12,8 +12,8 @@ import torch
 
 from .layer import Adapter, LoRAParametrization
 from .offset import Offset
-from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles, files_of_loras, loras_in
-from .peft_offset import files_of_offset, offset_in, zeros_for
+from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles, build_lora_files, loras_in
+from .peft_offset import build_offset_files, offset_in, zeros_for
 from .point import TRAINED, Point
 from .weight import Weight
 
@@ -30,7 +30,7 @@ megatron_core qalora_group_size eva_config bias exclude_modules
 _INITS = (True, "gaussian", "eva", "orthogonal")
 
 
-def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> AdapterFiles:
+def build_files(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> AdapterFiles:
     """Return the files' content for the adapters of one network, by the names of their tensors."""
     loras: dict[str, LoRAParametrization] = {}
     offset: tuple[str, Offset] | None = None
@@ -42,13 +42,13 @@ def files_of(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) -> 
                 raise ValueError(f"{offset[0]} and {name} carry an offset; expected one")
             offset = name, adapter
     if offset is None:
-        return files_of_loras(loras, weights)
+        return build_lora_files(loras, weights)
     for_peft = loras or zeros_for(*offset, weights)
-    files = files_of_loras(for_peft, weights)
+    files = build_lora_files(for_peft, weights)
     if not loras:
         files.metadata["trained"] = {}
     kind = type(next(iter(for_peft.values())))
-    of_offset = files_of_offset(*offset, weights, files, kind)
+    of_offset = build_offset_files(*offset, weights, files, kind)
     return AdapterFiles(*(both | its for both, its in zip(files, of_offset, strict=True)))
 
 
@@ -71,7 +71,7 @@ def adapters_in(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     for name, adapter in adapters.items():
         adapter.to(weights[name].original)
         adapter.point, adapter.metadata = point, about
-    _require_same(files, files_of(adapters, weights))
+    _require_same(files, build_files(adapters, weights))
     return adapters
 
 

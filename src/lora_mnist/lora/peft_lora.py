@@ -30,7 +30,7 @@ class AdapterFiles(NamedTuple):
     metadata: dict[str, Any]
 
 
-def files_of_loras(
+def build_lora_files(
     loras: Mapping[str, LoRAParametrization], weights: Mapping[str, Weight]
 ) -> AdapterFiles:
     """Return the files' content for LoRA on these weights: at its scale, for PEFT, and trained."""
@@ -65,7 +65,7 @@ def files_of_loras(
     factor = point.scale or 1.0  # at 0 the tensors change nothing
     pattern = {key: alpha * factor for key, alpha in alphas.items()}
     config = trained | {"lora_alpha": min(alphas.values()) * factor, "alpha_pattern": pattern}
-    metadata = {knob: float(number) for knob, number in point._asdict().items()}
+    metadata = {point_field: float(number) for point_field, number in point._asdict().items()}
     return AdapterFiles(
         tensors, config, metadata | {"trained": trained, "layer": None, "most": 0.0}
     )
@@ -84,8 +84,8 @@ def loras_in(
     layers = {}
     for name, weight in weights.items():
         can_be_adapted = weight.original.ndim > 1 and kind.names(weight.module)
-        is_left_out = is_named(name, config.get("exclude_modules") or [])
-        if can_be_adapted and is_named(name, targets) and not is_left_out:
+        is_excluded = is_named(name, config.get("exclude_modules") or [])
+        if can_be_adapted and is_named(name, targets) and not is_excluded:
             layers[name] = weight
     if not layers:
         raise ValueError(f"target_modules={targets}: expected some of: {listed(weights)}")

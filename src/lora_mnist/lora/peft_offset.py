@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layer import Adapter, LoRAParametrization, scaling_divisor
-from .offset import Offset, bias_of, layer_of
+from .offset import Offset, bias_name, layer_name
 from .peft_lora import START, AdapterFiles
 from .weight import Weight
 
@@ -21,7 +21,7 @@ def zeros_for(
     name: str, offset: Offset, weights: Mapping[str, Weight]
 ) -> dict[str, LoRAParametrization]:
     """LoRA of zeros on the layer of an offset alone, since PEFT has no offset without LoRA."""
-    layer = layer_of(name)
+    layer = layer_name(name)
     weight = weights[layer].original.detach()
     zeros = LoRAParametrization(weight.to("meta"))
     rows, columns = weight.shape
@@ -31,7 +31,7 @@ def zeros_for(
     return {layer: zeros}
 
 
-def files_of_offset(
+def build_offset_files(
     name: str,
     offset: Offset,
     weights: Mapping[str, Weight],
@@ -39,7 +39,7 @@ def files_of_offset(
     kind: type[LoRAParametrization],
 ) -> AdapterFiles:
     """Return the content for an offset on the bias ``name``, beside LoRA of this kind."""
-    layer = layer_of(name)
+    layer = layer_name(name)
     tensors, config = {_DIRECTION: offset.direction}, dict[str, Any]()
     files = AdapterFiles(tensors, config, {"layer": layer, "most": offset.most})
     if not offset.point.offset:
@@ -75,7 +75,7 @@ def offset_in(
     layer, direction = metadata.get("layer"), tensors.get(_DIRECTION)
     if layer is None:
         return {}
-    name = bias_of(layer)
+    name = bias_name(layer)
     is_bias = name in weights and isinstance(weights[name].module, nn.Linear)
     if not is_bias or direction is None or direction.shape != weights[name].original.shape:
         raise ValueError(f"layer={layer}: expected one with a bias of the size of its offset")

@@ -37,7 +37,7 @@ def layers_to_adapt(
     return {name: weight for name, weight in weights.items() if name in chosen}
 
 
-def left_out_by_all(model: nn.Module) -> tuple[float, list[str]]:
+def find_unadapted(model: nn.Module) -> tuple[float, list[str]]:
     """Return the share of the weights that ``all`` omits, and their names, the largest first."""
     targets, sizes, total = layers_to_adapt(model), Counter[str](), 0
     for name, weight in layers_to_adapt(model, ".*").items():

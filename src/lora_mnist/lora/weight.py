@@ -37,7 +37,7 @@ class Weight(NamedTuple):
         return None
 
 
-def put_on(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter] = ()) -> None:
+def load_into(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter] = ()) -> None:
     """Make ``original`` the weight, with ``adapters`` on it and nothing else."""
     module, attribute = weight.module, weight.attribute
     if parametrize.is_parametrized(module):
@@ -69,12 +69,12 @@ def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
     return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
-def knobs_of(model: nn.Module) -> set[str]:
+def point_fields(model: nn.Module) -> set[str]:
     """Return the fields of a point that the adapters on ``model`` have."""
-    return {adapter.knob for adapter in adapters_on(model)}
+    return {adapter.point_field for adapter in adapters_on(model)}
 
 
-def offset_of(model: nn.Module) -> Offset | None:
+def find_offset(model: nn.Module) -> Offset | None:
     """Return the offset of the newest adapter that has one, or None."""
     offsets = [m for m in model.modules() if isinstance(m, Offset)]
     return offsets[-1] if offsets else None

@@ -9,7 +9,7 @@ MEASURES = {"mean_accuracy": 0.5, "balanced_accuracy": 0.0, "accuracy": 1.0}
 
 
 def class_weights(
-    mix: ArrayLike | None, choose_by: str, images: ArrayLike = ()
+    test_prior: ArrayLike | None, choose_by: str, images: ArrayLike = ()
 ) -> NDArray[np.float64]:
     """Return each class's weight, ``W_c = (1 - s) / K + s m_c``, of shape (K,) and sum 1.
 
@@ -17,7 +17,7 @@ def class_weights(
     those of ``images`` where it is ``None``. ``s`` is 0 for the balanced accuracy, 1 for the
     accuracy under this prior, and 1/2 for the mean of both.
     """
-    shares, s = np.asarray(images if mix is None else mix, float), MEASURES[choose_by]
+    shares, s = np.asarray(images if test_prior is None else test_prior, float), MEASURES[choose_by]
     alike = np.full(len(shares), 1 / len(shares))
     if not shares.any():  # no image says how common a class is
         return alike

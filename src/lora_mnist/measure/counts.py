@@ -9,25 +9,25 @@ from torch import Tensor, nn
 
 from lora_mnist.lora.model import usable_adapters
 from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
-from lora_mnist.measure.predictions import Predictions, predictions_of
+from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import mcnemar, p_value_of_accuracy
 
 #: What is counted at each scale of the dial; without targets the first alone.
-OF_DIAL = ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target")
+CURVE_COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_positives_of_target")
 
 
-def confusion_of(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
     """Return the confusion matrix, labels in rows, int64, (num_classes, num_classes)."""
     counts = torch.bincount(label * num_classes + prediction, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
 
 
-def counts_of_labels(
+def count_labels(
     label: Tensor,
     prediction: Tensor,
     num_classes: int,
     targets: Sequence[int] = (),
-    mix: Sequence[int] | None = None,
+    test_prior: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Every count of predictions, (N,), with classes as common as in ``mix``, or as they are."""
     if not len(label):
@@ -35,23 +35,23 @@ def counts_of_labels(
     wrong = prediction != label
     errors = label[wrong].bincount(minlength=num_classes)
     images = label.bincount(minlength=num_classes)
-    false_calls = prediction[wrong].bincount(minlength=num_classes)
+    false_positives = prediction[wrong].bincount(minlength=num_classes)
     # A matrix of the classes would take gigabytes for ten thousand of them.
     pairs, numbers = torch.unique((label * num_classes + prediction)[wrong], return_counts=True)
-    called_per_class: list[list[int] | None] = [None] * num_classes
+    top_confusion_per_class: list[list[int] | None] = [None] * num_classes
     for pair, count in zip(pairs.tolist(), numbers.tolist(), strict=True):
         c, called = divmod(pair, num_classes)
-        most = called_per_class[c]
+        most = top_confusion_per_class[c]
         if most is None or count > most[1]:
-            called_per_class[c] = [called, count]
+            top_confusion_per_class[c] = [called, count]
     counts: dict[str, Any] = {}
     for name in MEASURES:
-        counts[name] = weighted_accuracy(errors, images, class_weights(mix, name, images))
+        counts[name] = weighted_accuracy(errors, images, class_weights(test_prior, name, images))
     counts |= {
         "errors": int(errors.sum()),
         "errors_per_class": errors.tolist(),
-        "called_per_class": called_per_class,
-        "false_calls_per_class": false_calls.tolist(),
+        "top_confusion_per_class": top_confusion_per_class,
+        "false_positives_per_class": false_positives.tolist(),
         "images_per_class": images.tolist(),
     }
     if targets:
@@ -62,12 +62,12 @@ def counts_of_labels(
         is_called, is_target = torch.isin(prediction, numbers), torch.isin(label, numbers)
         # An image of a target that is called another target is an error, and no false positive.
         false, called = int((is_called & ~is_target).sum()), int(is_called.sum())
-        counts["false_calls_of_target"] = false
+        counts["false_positives_of_target"] = false
         counts["precision_of_target"] = (called - false) / called if called else None
     return counts
 
 
-def changes_of(
+def count_changes(
     label: Tensor, before: Tensor, after: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
     """Return the numbers of repaired and of broken images of each class, (num_classes,)."""
@@ -77,20 +77,20 @@ def changes_of(
     return repaired, broken
 
 
-def counts_of(
-    predictions: Predictions, targets: Sequence[int] = (), mix: Sequence[int] | None = None
+def count_predictions(
+    predictions: Predictions, targets: Sequence[int] = (), test_prior: Sequence[int] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Every count of a table, as results.json has it: :func:`counts_of_labels` of each side."""
+    """Every count of a table, as results.json has it: :func:`count_labels` of each side."""
     label, num_classes = predictions.label, predictions.num_classes
     sides: list[dict[str, Any]] = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
         mean_loss = loss.double().mean().item()
         counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
-        sides.append(counts | counts_of_labels(label, prediction, num_classes, targets, mix))
+        sides.append(counts | count_labels(label, prediction, num_classes, targets, test_prior))
     if len(sides) == 1:
         return {"before": sides[0]}
     before, prediction = predictions.prediction
-    repaired, broken = changes_of(label, before, prediction, num_classes)
+    repaired, broken = count_changes(label, before, prediction, num_classes)
     groups = {"p_value": list(range(num_classes))}
     if targets:
         groups["p_value_of_target"] = list(targets)
@@ -106,7 +106,7 @@ def counts_of(
         after[key] = mcnemar(int(repaired[group].sum()), int(broken[group].sum()))
     images = sides[0]["images_per_class"]
     for name in MEASURES:
-        weights = class_weights(mix, name, images)
+        weights = class_weights(test_prior, name, images)
         after[f"p_value_{name}"] = p_value_of_accuracy(repaired, broken, images, weights)
     return {"before": sides[0], "after": after | sides[1]}
 
@@ -127,9 +127,9 @@ def compare_errors(
         ``before``, of the base, and ``after``. Both have ``loss``, the mean cross-entropy in nats,
         ``None`` where it is not finite; ``accuracy``; ``balanced_accuracy``, the mean over classes;
         ``mean_accuracy``, the mean of both; ``errors``; ``errors_per_class``;
-        ``called_per_class``, the class that most errors of a class are given, by number, and how
-        many, or ``None`` without errors; ``false_calls_per_class``, images of other classes that
-        are given this one's name; and ``images_per_class``.
+        ``top_confusion_per_class``, for each class the class most often predicted in error, by
+        index, and how often, or ``None`` without errors; ``false_positives_per_class``, images of
+        other classes with this prediction; and ``images_per_class``.
 
         ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
         right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
@@ -142,22 +142,24 @@ def compare_errors(
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
     """
     usable_adapters(model)
-    return counts_of(predictions_of(model, batches))
+    return count_predictions(compute_predictions(model, batches))
 
 
-def outcomes_by_part(
+def outcomes_by_split(
     tables: Mapping[str, Predictions],
     targets: Sequence[int] = (),
-    mix: Sequence[int] | None = None,
+    test_prior: Sequence[int] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the counts of several splits by results.json's keys; ``test_base`` is the base's."""
     outcomes = {}
-    for part, predictions in tables.items():
+    for split, predictions in tables.items():
         # Mistakes are not drawn from the images that a classifier meets.
-        counts = counts_of(predictions, targets, mix if part in ("val", "test") else None)
+        counts = count_predictions(
+            predictions, targets, test_prior if split in ("val", "test") else None
+        )
         if "after" in counts:
-            outcomes[part] = counts["after"]
-            outcomes[f"{part}_base"] = counts["before"]
+            outcomes[split] = counts["after"]
+            outcomes[f"{split}_base"] = counts["before"]
         else:
-            outcomes[part] = counts["before"]
+            outcomes[split] = counts["before"]
     return outcomes

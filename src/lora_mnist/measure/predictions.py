@@ -86,7 +86,7 @@ def logits_at(
         yield labels, at_points
 
 
-def predictions_at(
+def compute_predictions_at(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], points: Sequence[Point | None]
 ) -> Predictions:
     """Return the predictions for all batches at these points, as :func:`logits_at`."""
@@ -104,12 +104,12 @@ def predictions_at(
     return Predictions(logits.shape[-1], *whole)
 
 
-def predictions_of(
+def compute_predictions(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], base: Predictions | None = None
 ) -> Predictions:
     """Return the predictions of ``net``, after those of its ``base`` if they are known."""
     points: list[Point | None] = [BASE] if base is None else []
     if adapters_on(net):
         points.append(None)
-    table = predictions_at(net, batches, points)
+    table = compute_predictions_at(net, batches, points)
     return table if base is None else base.followed_by(table)

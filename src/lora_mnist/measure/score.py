@@ -37,7 +37,7 @@ _POWER = 0.25
 _TEMPERATURES = (0.2, 8.0)
 
 
-def scores_of(
+def compute_scores(
     logits: Tensor,
     label: Tensor,
     direction: Tensor,
@@ -46,7 +46,7 @@ def scores_of(
 ) -> Tensor:
     """Return the score of logits, (N, K), at each offset, float64, (O,)."""
     refuse_nan(logits.softmax(dim=1))
-    temperature = temperature_of(logits, label)
+    temperature = fit_temperature(logits, label)
     shares = (logits.double() / temperature).softmax(dim=1)
     # With an offset o a probability is p_y exp(o d_y) / sum over c of p_c exp(o d_c).
     moves = torch.outer(direction.double(), torch.tensor(offsets).double()) / temperature
@@ -59,7 +59,7 @@ def scores_of(
 
 
 @torch.no_grad()
-def temperature_of(logits: Tensor, label: Tensor) -> float:
+def fit_temperature(logits: Tensor, label: Tensor) -> float:
     """Return the temperature of the least cross-entropy."""
     from scipy.optimize import minimize_scalar
 

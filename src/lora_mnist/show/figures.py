@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
 from lora_mnist.files import atomic_write
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.summary import Summary, number, numeric_sort_key
 
 log = logging.getLogger(__name__)
@@ -54,25 +54,25 @@ def png_address(png: bytes) -> str:
 
 
 @_plain_text
-def draw_classes(reading: Reading) -> Figure:
+def draw_classes(results: RunResults) -> Figure:
     """Errors on each class: an arrow from before to after, or of a base alone a point."""
-    rows = [row for row in reading.rows() if len(row.classes) == 1]
+    rows = [row for row in results.rows() if len(row.classes) == 1]
     figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot(xlabel="errors on test images")
-    if reading.is_repair:
-        marks = ", bold: to be repaired" if reading.targets else ""
+    if results.is_repair:
+        marks = ", bold: to be repaired" if results.targets else ""
         axes.set_title(f"before → after; gray: may be chance{marks}", fontsize=10)
     axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
     for place, (row, name) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
         before, after, color = row.change.before, row.change.after, _COLORS[row.change.judgement]
         weight, width = ("bold", 3.0) if row.is_target else ("normal", 1.5)
         name.set_fontweight(weight)
-        axes.plot(before, place, "o", color=color, mfc="white" if reading.is_repair else color)
+        axes.plot(before, place, "o", color=color, mfc="white" if results.is_repair else color)
         axes.plot(after, place, "|", color=color)
         if before != after:
             arrow = {"arrowstyle": "-|>", "color": color, "lw": width, "shrinkA": 3, "shrinkB": 0}
             axes.annotate("", (after, place), (before, place), arrowprops=arrow)
-        text = f"{before:,} → {after:,}" if reading.is_repair else f"{after:,}"
+        text = f"{before:,} → {after:,}" if results.is_repair else f"{after:,}"
         style: Any = {"textcoords": "offset points", "va": "center", "weight": weight}
         axes.annotate(text, (max(before, after), place), (9, 0), fontsize=9, **style)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -84,20 +84,20 @@ def draw_classes(reading: Reading) -> Figure:
 
 
 @_plain_text
-def draw_dial(reading: Reading) -> Figure:
+def draw_scale_curve(results: RunResults) -> Figure:
     """Draw validation errors over the scale: of the target, and the cost elsewhere."""
-    dial, rows, curves = reading.dial, reading.dial["rows"], reading.curves()
+    curve, rows, curves = results.scale_curve, results.scale_curve["rows"], results.curves()
     scales = [row["scale"] for row in rows]
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
-    at_each = ", each with its best offset" if reading.has_offset else ""
-    title = f"the adapter at several scales{at_each}; {dial['images']:,} validation images"
+    at_each = ", each with its best offset" if results.has_offset else ""
+    title = f"the adapter at several scales{at_each}; {curve['images']:,} validation images"
     figure.suptitle(title)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     for axes, (name, key) in zip(panels, curves.items(), strict=True):
-        counts, of_base = [row[key] for row in rows], dial["base"][key]
+        counts, of_base = [row[key] for row in rows], curve["base"][key]
         axes.plot(scales, counts, "o-")
         axes.axhline(of_base, color="gray", lw=1, ls=":", label="base")
-        axes.axvline(reading.advised.scale, color="gray", ls="--", label="advised")
+        axes.axvline(results.advised.scale, color="gray", ls="--", label="advised")
         axes.set_title(shortened(name, 70), fontsize=10)
         axes.set_ylim(0, 1.1 * max(*counts, of_base, 1))
         axes.grid(alpha=0.3)

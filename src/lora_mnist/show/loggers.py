@@ -7,12 +7,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lora_mnist.measure.class_weights import MEASURES
-from lora_mnist.measure.counts import OF_DIAL
-from lora_mnist.show.reading import Reading
+from lora_mnist.measure.counts import CURVE_COUNTS
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.verdict import verdict
 
 #: The counts that loggers get.
-LOGGED = (*MEASURES, "loss", "repaired", "broken", *OF_DIAL, "precision_of_target")
+LOGGED = (*MEASURES, "loss", "repaired", "broken", *CURVE_COUNTS, "precision_of_target")
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
 #: The page of Custom Scalars: titles of charts, and how the tags of their curves begin.
@@ -22,13 +22,13 @@ _CHARTS = {
     "errors": "val(_base)?/errors$",
     "errors on what is to be repaired": "val(_base)?/errors_of_target$",
     "errors elsewhere": "val(_base)?/errors_elsewhere$",
-    "false calls of it": "val(_base)?/false_calls_of_target$",
+    "false calls of it": "val(_base)?/false_positives_of_target$",
     "precision of it": "val(_base)?/precision_of_target$",
     "accuracy of each class": "val/accuracy_per_class/",
 }
 #: The columns of the page of HParams.
 _HPARAMS = re.compile(
-    "test/((balanced_)?accuracy|errors|errors_of_target|false_calls_of_target|repaired|broken)"
+    "test/((balanced_)?accuracy|errors|errors_of_target|false_positives_of_target|repaired|broken)"
 )
 
 
@@ -42,30 +42,30 @@ def logged_metrics(
     if len(names) > _MAX_CURVES:
         classes = targets[:_MAX_CURVES]
     tags: dict[str, float] = {}
-    for part, outcome in outcomes.items():
+    for split, outcome in outcomes.items():
         numbers = {key: outcome.get(key) for key in LOGGED}
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
-        if part in ("val", "test", "test_base"):
+        if split in ("val", "test", "test_base"):
             for c in classes:
                 name = names[c].replace("/", "-")  # else it would begin a level of tags
                 if images[c]:
                     numbers[f"accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
         for key, number in numbers.items():
             if number is not None:
-                tags[f"{part}/{key}"] = float(number)
+                tags[f"{split}/{key}"] = float(number)
     return tags
 
 
-def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, Figure]) -> None:
+def log_results(loggers: Iterable[Any], results: RunResults, figures: Mapping[str, Figure]) -> None:
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
-    metrics = logged_metrics(reading.counts, reading.classes, reading.targets)
-    text = " ".join(sentence.text for sentence in verdict(reading))
+    metrics = logged_metrics(results.counts, results.classes, results.targets)
+    text = " ".join(sentence.text for sentence in verdict(results))
     for logger in loggers:
-        logger.log_metrics(metrics, reading.steps)
+        logger.log_metrics(metrics, results.steps)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
             writer.add_text("verdict", text)
-            _log_pages(logger, reading, metrics, figures)
+            _log_pages(logger, results, metrics, figures)
             continue
         logger.log_hyperparams({"verdict": text})
         logger.finalize("success")  # as a Trainer does it: of several trainings none has this one
@@ -74,18 +74,18 @@ def log_results(loggers: Iterable[Any], reading: Reading, figures: Mapping[str, 
 
 
 def _log_pages(
-    logger: Any, reading: Reading, metrics: Mapping[str, float], figures: Mapping[str, Figure]
+    logger: Any, results: RunResults, metrics: Mapping[str, float], figures: Mapping[str, Figure]
 ) -> None:
     """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
     writer = logger.experiment
-    curves = [*metrics, "train/loss"] if reading.steps else []
+    curves = [*metrics, "train/loss"] if results.steps else []
     charts = {}
     for title, pattern in _CHARTS.items():
         if any(re.match(pattern, tag) for tag in curves):
             charts[title] = ["Multiline", [pattern]]
     if charts:
         writer.add_custom_scalars({"training and validation": charts})
-    writer.add_text("choices", "\n".join(f"- {line}" for line in reading.choice_lines()))
+    writer.add_text("choices", "\n".join(f"- {line}" for line in results.choice_lines()))
     for name, figure in figures.items():
         writer.add_figure(f"figures/{name}", figure, close=False)
     shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}

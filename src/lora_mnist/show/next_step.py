@@ -4,10 +4,10 @@ from os.path import relpath
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_mnist.config.run import in_grammar, key_of
+from lora_mnist.config.run import in_grammar, override_key
 from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 
 #: How overrides begin that say which images, network and base: the next command repeats them.
 _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
@@ -20,47 +20,47 @@ class Step(NamedTuple):
     command: str = ""
 
 
-def next_step(reading: Reading, folder: Path) -> Step | None:
+def next_step(results: RunResults, folder: Path) -> Step | None:
     """After the test of a base in ``folder``: how to repair its weakest class, or why not yet."""
-    if reading.is_repair:
-        return _export(reading, folder)
-    total, training = reading.total, reading.training_images
+    if results.is_repair:
+        return _export(results, folder)
+    total, training = results.total, results.training_images
     # A run that was called from Python has no command line that says what it ran on.
-    is_known = reading.overrides is not None and not reading.better_preprocessing
+    is_known = results.overrides is not None and not results.better_preprocessing
     # Mending so few errors could be chance.
-    worst = reading.change([reading.weakest_class()], reading.deciding_part)
+    worst = results.change([results.weakest_class()], results.deciding_split)
     is_worth_it = sum(training) > max(training) and mcnemar(worst.after, 0) <= LEVEL
     if not (is_known and is_worth_it):
         return None
     if 2 * total.after >= total.images:
         return Step("Half of the test images are wrong: to repair one class does not mend that.")
-    if not reading.validation_images:
+    if not results.validation_images:
         keys = "data.val_size > 0, or data.val_from=test"
         return Step(
             f"A repair needs validation images, and there are none: {keys}, holds some out."
         )
-    weakest = reading.classes[reading.weakest_class()] if "val" in reading.counts else "weakest"
+    weakest = results.classes[results.weakest_class()] if "val" in results.counts else "weakest"
     overrides = ["experiment=repair", f"target={in_grammar(weakest)}"]
-    if reading.weights:  # the file of a base that is not the current one
-        overrides.append(f"base_ckpt={in_grammar(relpath(folder / reading.weights))}")
+    if results.weights:  # the file of a base that is not the current one
+        overrides.append(f"base_ckpt={in_grammar(relpath(folder / results.weights))}")
     text = "To repair the class that is weakest on validation images (with target=weak: all weak "
-    return Step(f"{text}ones):", command_line("train", _with_repeated(overrides, reading)))
+    return Step(f"{text}ones):", command_line("train", _with_repeated(overrides, results)))
 
 
-def _export(reading: Reading, folder: Path) -> Step | None:
+def _export(results: RunResults, folder: Path) -> Step | None:
     """Return how to export a repair that is kept, after its training in ``folder``."""
-    is_kept = reading.judgement_of(reading.choose_by) == "better"
-    if not is_kept or reading.adapter is None or reading.overrides is None:
+    is_kept = results.judge(results.choose_by) == "better"
+    if not is_kept or results.adapter is None or results.overrides is None:
         return None
-    adapter = in_grammar(relpath(folder / reading.adapter))
-    overrides = _with_repeated([f"adapter={adapter}", "out=repaired.onnx"], reading)
+    adapter = in_grammar(relpath(folder / results.adapter))
+    overrides = _with_repeated([f"adapter={adapter}", "out=repaired.onnx"], results)
     return Step("To export base and adapter as one network:", command_line("export", overrides))
 
 
-def _with_repeated(overrides: list[str], reading: Reading) -> list[str]:
+def _with_repeated(overrides: list[str], results: RunResults) -> list[str]:
     """Return overrides with those of the run that say which images, network and base."""
-    given, repeated = [key_of(text) for text in overrides], list[str]()
-    for text in reading.overrides or ():
-        if key_of(text).startswith(_REPEATED) and key_of(text) not in given:
+    given, repeated = [override_key(text) for text in overrides], list[str]()
+    for text in results.overrides or ():
+        if override_key(text).startswith(_REPEATED) and override_key(text) not in given:
             repeated.append(text)
     return [*overrides, *repeated]

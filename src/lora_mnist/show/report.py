@@ -13,19 +13,19 @@ from PIL import Image
 
 from lora_mnist.data.images import Images, viewable
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.counts import confusion_of
+from lora_mnist.measure.counts import confusion_matrix
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.show.belief import belief
+from lora_mnist.show.caveats import describe_test_images
 from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
-    draw_dial,
+    draw_scale_curve,
     drawable,
     png_address,
     save_figure,
     shortened,
 )
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.verdict import verdict
 
 log = logging.getLogger(__name__)
@@ -37,18 +37,18 @@ _MAX_SIDE = 64  # pixels
 
 
 def make_report(
-    folder: Path, reading: Reading, table: Predictions, images: Images
+    folder: Path, results: RunResults, table: Predictions, images: Images
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
-    names = drawable(reading.classes)
-    drawn = reading.with_names(names)
+    names = drawable(results.classes)
+    drawn = results.with_names(names)
     figures = {"classes": draw_classes(drawn)}
-    if reading.dial and len(reading.dial["rows"]) > 1:  # an offset alone has no scale
-        figures["dial"] = draw_dial(drawn)
+    if results.scale_curve and len(results.scale_curve["rows"]) > 1:  # an offset alone has no scale
+        figures["scale_curve"] = draw_scale_curve(drawn)
     if len(names) <= _MAX_IN_MATRIX:
         matrices = []
         for prediction in table.prediction:
-            matrices.append(confusion_of(table.label, prediction, table.num_classes).numpy())
+            matrices.append(confusion_matrix(table.label, prediction, table.num_classes).numpy())
         figures["confusion"] = draw_confusion(matrices, names)
     addresses = {}
     for name, figure in figures.items():
@@ -61,11 +61,11 @@ def make_report(
     environment.filters["shortened"] = shortened
     text = environment.get_template("report.html.j2").render(
         folder=folder,
-        reading=reading,
-        verdict=verdict(reading),
-        belief=belief(reading),
+        results=results,
+        verdict=verdict(results),
+        test_images=describe_test_images(results),
         figures=addresses,
-        pictures=first_pictures(table, images, reading.classes),
+        pictures=first_pictures(table, images, results.classes),
     )
     page = folder / "report.html"
     with atomic_write(page) as temporary:

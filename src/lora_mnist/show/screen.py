@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.weight import float_parameters, lora_adapters
 from lora_mnist.show.next_step import next_step
-from lora_mnist.show.reading import Reading, number_of
+from lora_mnist.show.run_results import RunResults, count_text
 from lora_mnist.show.verdict import verdict
 
 # By these names configs/hydra/default.yaml sends the tables of a command to their places.
@@ -86,12 +86,12 @@ def _shape(tensor: Any) -> str:
     return " x ".join(map(str, tensor.shape)) if isinstance(tensor, Tensor) else "-"
 
 
-def print_results(reading: Reading, folder: Path) -> None:
+def print_results(results: RunResults, folder: Path) -> None:
     """Print the table of errors, the verdict, and the next command after the run in ``folder``."""
-    rows = reading.rows()
+    rows = results.rows()
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
-    if reading.is_repair:
+    if results.is_repair:
         table.title = "test images, before -> after, * to be repaired"
     for row in rows:
         # Better is green, worse is red, and the arrow says the same without colours.
@@ -100,9 +100,9 @@ def print_results(reading: Reading, folder: Path) -> None:
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    parts: list[RenderableType] = [table, reading.accuracies()]
-    parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in verdict(reading)]
-    if step := next_step(reading, folder):
+    parts: list[RenderableType] = [table, results.accuracies()]
+    parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in verdict(results)]
+    if step := next_step(results, folder):
         parts.append(step.text)
         if step.command:
             parts.append(Text(step.command, "bold", no_wrap=True))
@@ -131,6 +131,6 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(Text(str(prediction["file"])), *cells)
     parts: list[RenderableType] = [table]
     if differing:
-        count = number_of(len(predictions), "picture")
+        count = count_text(len(predictions), "picture")
         parts.append(f"* before and after differ: {differing:,} of {count}")
     show(*parts, width=1000)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import StatisticsError, mean, stdev
 from typing import Any, NamedTuple
 
-from lora_mnist.config.run import key_of
+from lora_mnist.config.run import override_key
 from lora_mnist.files import flatten, read_json, write_csv
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE
@@ -63,7 +63,7 @@ def summarize(folder: Path, metric: str) -> Summary:
         failed = read_json(path / FAILED_FILE)  # a training that led nowhere has results, too
         results = {} if failed else read_json(path / RESULTS_FILE)
         overrides = (failed or results)["overrides"]
-        own = {key_of(text): text.partition("=")[2] for text in overrides}
+        own = {override_key(text): text.partition("=")[2] for text in overrides}
         jobs.append(Job(path, overrides, own, failed.get("error"), flatten(results)))
     swept = []
     for key in dict.fromkeys(key for job in jobs for key in job.values):
@@ -76,7 +76,7 @@ def summarize(folder: Path, metric: str) -> Summary:
     rows: dict[object, Repeats] = {}
     for job in jobs:
         if job.error is None:
-            setting = tuple(text for text in job.overrides if key_of(text) != "seed")
+            setting = tuple(text for text in job.overrides if override_key(text) != "seed")
             rows.setdefault(setting, []).append(job)
 
     def rank(row: Repeats) -> tuple[bool, float]:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO
-from lora_mnist.classifier.choose_point import KNOBS, refuse_undecidable
+from lora_mnist.classifier.choose_point import POINT_FIELDS, refuse_undecidable
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
@@ -18,7 +18,7 @@ from lora_mnist.lora.model import add_lora, add_offset, remove_lora
 from lora_mnist.lora.offset import last_layer, offset_for
 from lora_mnist.lora.target_modules import layers_to_adapt
 from lora_mnist.lora.weight import adapters_on
-from lora_mnist.show.reading import number_of
+from lora_mnist.show.run_results import count_text
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import LAST_LINEAR
 
@@ -34,7 +34,7 @@ NO_HEAD = "no nn.Linear of the network gives the logits of an image as they are"
 NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
 
 
-def put_adapter(session: Session, selection: Selection) -> None:
+def add_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says; with ``lora.scale=0`` an offset alone.
 
     It replaces the one that is there.
@@ -45,7 +45,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
     layer = _layer_of_offset(session, selection)
     net.cpu()  # where LoRA draws its first values: the same on every machine
     if session.trains:
-        _put_lora(session)
+        _add_lora(session)
     elif layer is None:
         raise UserError(f"lora.scale=0: expected another number or auto; {NO_LAYER}")
     if layer is not None:
@@ -57,7 +57,7 @@ def put_adapter(session: Session, selection: Selection) -> None:
         adapter_files(net, {"base_sha256": classifier.base.sha256})
 
 
-def _put_lora(session: Session) -> None:
+def _add_lora(session: Session) -> None:
     """Put LoRA on the layers that ``lora.target_modules`` names."""
     net = session.net
     arguments: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
@@ -126,7 +126,7 @@ def _some_images(session: Session) -> Tensor:
 
 def refuse_undecided(session: Session, selection: Selection) -> None:
     """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
-    asked = [f"lora.{knob}=auto" for knob in KNOBS if session.cfg.lora[knob] == AUTO]
+    asked = [f"lora.{field}=auto" for field in POINT_FIELDS if session.cfg.lora[field] == AUTO]
     if not asked:
         return
     classes, val = session.classifier.classes, session.images.val
@@ -135,6 +135,6 @@ def refuse_undecided(session: Session, selection: Selection) -> None:
     refuse_undecidable(session.classifier, val, asked, unseen)
     for c in selection.targets:
         if numbers[c] < _TOO_FEW_TO_DECIDE:
-            number = number_of(numbers[c], "validation image")
+            number = count_text(numbers[c], "validation image")
             few = "%s: %s has only %s, so chance decides"
             log.warning(few, ", ".join(asked), classes[c], number)

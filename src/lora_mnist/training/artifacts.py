@@ -18,19 +18,19 @@ from lora_mnist.classifier.base import (
     versioned_base_path,
     write_base,
 )
-from lora_mnist.classifier.learnt_file import write_learnt
 from lora_mnist.classifier.record import NO_RECORD, Record
+from lora_mnist.classifier.train_digests_file import write_train_digests
 from lora_mnist.config.run import Run
 from lora_mnist.data import is_published
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
-from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.measure.counts import counts_of
+from lora_mnist.lora.base_state import hash_tensors
+from lora_mnist.measure.counts import count_predictions
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.project import DATA, user_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 from lora_mnist.training.session import Session, is_quick
-from lora_mnist.training.trials import augment_of
+from lora_mnist.training.trials import resolve_augment
 
 log = logging.getLogger(__name__)
 
@@ -68,28 +68,28 @@ def new_base(session: Session, tables: Mapping[str, Predictions], current: Path 
         why_useless = _why_useless(session, tables)
         if why_useless is None:
             folder, replaces = Path(cfg.paths.bases), current
-    sha256, name = fingerprint(session.net.state_dict()), base_name(settings.data, settings.net)
+    sha256, name = hash_tensors(session.net.state_dict()), base_name(settings.data, settings.net)
     return NewBase(sha256, versioned_base_path(folder, name, sha256), replaces, why_useless)
 
 
 def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | None:
     """Return why a new base is of no use, since one class for all images is as good, or None."""
-    part = "val" if "val" in tables else "test"
-    counts = counts_of(tables[part])["before"]
+    split = "val" if "val" in tables else "test"
+    counts = count_predictions(tables[split])["before"]
     images, accuracy = counts["images_per_class"], counts["accuracy"]
     if accuracy > max(images) / sum(images):
         return None
     commonest = session.classifier.classes[images.index(max(images))]
     return (
-        f"optimizer.lr={session.cfg.optimizer.lr}: of the {part} images {accuracy:.1%} are right, "
+        f"optimizer.lr={session.cfg.optimizer.lr}: of the {split} images {accuracy:.1%} are right, "
         f"no more than by always saying {commonest}; expected more steps, or another rate; the "
         f"base stays in {session.run.folder}"
     )
 
 
-def write_new_base(session: Session, base: NewBase, learnt: Tensor) -> None:
+def write_new_base(session: Session, base: NewBase, train_digests: Tensor) -> None:
     """Write a new base to where it stays for good."""
-    write_base(session.net.state_dict(), base.path, _record_of(session), learnt)
+    write_base(session.net.state_dict(), base.path, _build_record(session), train_digests)
 
 
 def make_current(base: NewBase) -> None:
@@ -102,9 +102,9 @@ def make_current(base: NewBase) -> None:
         raise TrainingError(base.why_useless)
 
 
-def leave_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tensor) -> None:
+def write_adapter(session: Session, choices: Mapping[str, Choice], train_digests: Tensor) -> None:
     """Save the adapter with its record."""
-    base, record = session.classifier.base, _record_of(session)
+    base, record = session.classifier.base, _build_record(session)
     assert base is not None
     values = {name: choice.value for name, choice in choices.items()}
     targets = values.pop("target", [])
@@ -114,7 +114,7 @@ def leave_adapter(session: Session, choices: Mapping[str, Choice], learnt: Tenso
         made={**record.made, **values},
         base_sha256=base.sha256,
         targets=targets,
-        learnt=write_learnt(folder, learnt),  # first: no adapter is without it
+        train_digests=write_train_digests(folder, train_digests),  # first: no adapter is without it
     )
     save_adapter(session.net, folder, metadata=record.content())
 
@@ -128,11 +128,11 @@ def keep_base(session: Session) -> None:
         path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
         record = base.record
         if record == NO_RECORD:  # somebody else's: how it was trained, and on what, is not known
-            record = replace(_record_of(session), data={}, made={})
-        write_base(base.tensors, path, record, base.learnt)
+            record = replace(_build_record(session), data={}, made={})
+        write_base(base.tensors, path, record, base.train_digests)
 
 
-def _record_of(session: Session) -> Record:
+def _build_record(session: Session) -> Record:
     """Return the record for the file of a base or an adapter, with all that a command needs."""
     classifier, dataset = session.classifier, session.classifier.dataset
     settings, prepare = classifier.settings, dataset.preprocessing()
@@ -150,10 +150,10 @@ def _record_of(session: Session) -> Record:
         net.pop("pretrained", None)  # the weights are in the base's file, and prepare is resolved
     made = {
         "stage": session.cfg.stage,
-        "overrides": session.run.typed_without(*_CHANGE_NO_NUMBER),
+        "overrides": session.run.overrides_without(*_CHANGE_NO_NUMBER),
         "seed": session.cfg.seed,
         "choose_by": session.cfg.choose_by,
-        "augment": augment_of(session.cfg, classifier),
+        "augment": resolve_augment(session.cfg, classifier),
         "versions": {package: version(package) for package in ("lora-mnist", "torch")},
     }
     return Record(str(dataset.name), net, prepare, data, made)

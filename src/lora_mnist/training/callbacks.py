@@ -39,7 +39,7 @@ class TrainedAverage(Callback):
             tensors |= {name: each.to(pl_module.device) for name, each in tensors.items()}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._put(pl_module, self._trained)
+        self._load(pl_module, self._trained)
         self._trained = {}
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class TrainedAverage(Callback):
             return
         self._steps = trainer.global_step
         if not self._average:
-            self._average = self._copies()
+            self._average = self._copy_parameters()
         # One launch for all of them on a GPU.
         parameters = [self._parameters[name] for name in self._average]
         torch._foreach_lerp_([*self._average.values()], parameters, 1 - self.decay)
@@ -56,19 +56,19 @@ class TrainedAverage(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in place until the next batch: a checkpoint has what was validated."""
         if self._average and not self._trained:
-            self._trained = self._copies()
-            self._put(pl_module, self._average)
+            self._trained = self._copy_parameters()
+            self._load(pl_module, self._average)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the network, also where a checkpoint left no step to take."""
-        self._put(pl_module, self._average)
+        self._load(pl_module, self._average)
         self._average, self._trained = {}, {}
 
-    def _copies(self) -> dict[str, Tensor]:
+    def _copy_parameters(self) -> dict[str, Tensor]:
         return {name: each.detach().clone() for name, each in self._parameters.items()}
 
     @torch.no_grad()
-    def _put(self, pl_module: LightningModule, tensors: Mapping[str, Tensor]) -> None:
+    def _load(self, pl_module: LightningModule, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             pl_module.get_parameter(name).copy_(tensor)
 
@@ -108,13 +108,13 @@ class ProgressInLog(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if time.monotonic() - self.last_line_at > SECONDS_BETWEEN_LINES:
-            self.tell(trainer, "train/loss")
+            self.log_progress(trainer, "train/loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self.tell(trainer, "train/loss", "val/errors_of_target", "val/errors")
+            self.log_progress(trainer, "train/loss", "val/errors_of_target", "val/errors")
 
-    def tell(self, trainer: Trainer, *keys: str) -> None:
+    def log_progress(self, trainer: Trainer, *keys: str) -> None:
         """Log how far the training is, and the values of these keys, as far as there are any."""
         self.last_line_at = time.monotonic()
         step, steps = trainer.global_step, trainer.estimated_stepping_batches

@@ -20,8 +20,8 @@ from lora_mnist.data import Folder, Images
 from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import UserError, as_value
-from lora_mnist.measure.counts import confusion_of, counts_of
-from lora_mnist.measure.predictions import Predictions, predictions_of
+from lora_mnist.measure.counts import confusion_matrix, count_predictions
+from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import CERTAIN, CLEAR, LEVEL, mcnemar
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
@@ -57,7 +57,7 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
         overrides = check_order(session, before)
         if not overrides and session.cfg.stage == "eval":
             overrides = better_preprocessing(session, session.classifier.dataset, before)
-    share = counts_of(before)["before"]["balanced_accuracy"]
+    share = count_predictions(before)["before"]["balanced_accuracy"]
     if not overrides and share <= _HARDLY_BETTER / before.num_classes:
         text = "the base has %d of %d images right, which is hardly better than guessing: look at "
         text += "net._target_, base_ckpt and prepare (docs/failed.md)"
@@ -92,7 +92,7 @@ def _order(classes: Sequence[str]) -> str:
 def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
     """Return each class's most likely output, and whether that is certain, both (C,)."""
     count = before.num_classes
-    confusion = confusion_of(before.label, before.prediction[0], count)
+    confusion = confusion_matrix(before.label, before.prediction[0], count)
     images = confusion.sum(dim=1, keepdim=True).clamp(min=1)
     shares = confusion / images
     # This gives the highest balanced accuracy; between equal outputs a class keeps its own.
@@ -216,12 +216,12 @@ class _Search:
             return
         classifier, settings = self.session.classifier, self.session.classifier.settings
         typed = {**settings.typed["prepare"], "classes": self.dataset.classes, **way.values}
-        own = Settings.of_typed(settings.net, typed, settings.data, settings.folder)
+        own = Settings.from_command_line(settings.net, typed, settings.data, settings.folder)
         other = build_dataset(own.with_makers_preprocessing(classifier.net))
         labels = self.images.labels[places.start : places.stop]
         pictures = (other.read_picture(self.open_image(place)) for place in places)
         batches = other.stacked(zip(pictures, labels.tolist(), strict=True), self.device)
-        prediction = predictions_of(classifier.net, batches).prediction[0]
+        prediction = compute_predictions(classifier.net, batches).prediction[0]
         way.wrong = torch.cat([way.wrong, prediction != labels])
 
     def _open_image(self, place: int) -> Image.Image:

@@ -30,7 +30,7 @@ class ImageDataModule(LightningDataModule):
         self.plan, self.augment = plan, augment
 
     @property
-    def learnt(self) -> Tensor:
+    def train_digests(self) -> Tensor:
         """The digests of all images that a batch may have, sorted."""
         _, indices, others = self.plan.selection
         if self.plan.replay:

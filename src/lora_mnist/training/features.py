@@ -18,7 +18,7 @@ from lora_mnist.data import Images
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.training.fit import data_of
+from lora_mnist.training.fit import build_datamodule
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import Training
 
@@ -72,7 +72,7 @@ def on_features(session: Session, training: Training) -> tuple[Session, Training
 
 def _indices_in_batches(session: Session, training: Training) -> list[int]:
     """Return which training images are in this process's batches."""
-    plan, trainer = data_of(session, training).plan, training.cfg.trainer
+    plan, trainer = build_datamodule(session, training).plan, training.cfg.trainer
     if trainer.max_steps == -1 or trainer.max_epochs != -1:  # epochs may be cut short
         _, to_learn, to_replay = plan.selection
         return torch.cat([to_learn, to_replay]).tolist()

@@ -3,7 +3,7 @@
 A repair that is killed loses the training that is under way, and no other: ``ckpt_path=RUN`` takes
 the finished ones from its folder RUN. Each is a file in safetensors format with the adapter's
 tensors and the digests of the training images; the file's metadata has the other fields of an
-:class:`.attempt.Attempt`, as JSON, and what decided the run's trainings.
+:class:`.run_training.TrainingResult`, as JSON, and what decided the run's trainings.
 """
 
 import json
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
-from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.point import Point
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import FINISHED_FOLDER, finished_trainings
@@ -52,7 +52,7 @@ def save_finished(session: Session, training: Training, fields: Mapping[str, Any
     if not session.trainer.is_global_zero:
         return
     fields = dict(fields)
-    tensors = {_DIGESTS: fields.pop("learnt")}
+    tensors = {_DIGESTS: fields.pop("train_digests")}
     for key, tensor in fields.pop("tensors").items():
         tensors[key] = tensor.contiguous()
     content = {"run": _describe_run(session), "fields": fields}
@@ -68,7 +68,7 @@ def load_finished(session: Session, training: Training) -> dict[str, Any] | None
     content, tensors = _read(file)
     log.info("%s: %s, taken from %s", training.title, training.name, folder)
     fields: dict[str, Any] = content["fields"]
-    fields |= {"point": Point(*fields["point"]), "learnt": tensors.pop(_DIGESTS)}
+    fields |= {"point": Point(*fields["point"]), "train_digests": tensors.pop(_DIGESTS)}
     return {**fields, "tensors": tensors}
 
 
@@ -80,7 +80,7 @@ def remove_finished(session: Session) -> None:
 def _file(folder: Path, training: Training) -> Path:
     """Return the file of a training in a run's folder."""
     kind = "training" if training.of else "head"
-    return folder / FINISHED_FOLDER / f"{kind}_{training.number}_{training.rate:g}.safetensors"
+    return folder / FINISHED_FOLDER / f"{kind}_{training.number}_{training.lr:g}.safetensors"
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -101,5 +101,5 @@ def _describe_run(session: Session) -> dict[str, Any]:
     described, images = hyperparameters(session.cfg, session.classifier), dict[str, torch.Tensor]()
     for split, each in (("train", session.images.train), ("val", session.images.val)):
         images |= {f"digests of {split}": each.digests, f"labels of {split}": each.labels}
-    described["images_sha256"] = fingerprint(images)
+    described["images_sha256"] = hash_tensors(images)
     return dict(json.loads(json.dumps(described)))

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.learnt_file import fingerprint_of
+from lora_mnist.classifier.train_digests_file import hash_digests
 from lora_mnist.config.make import make, with_values
 from lora_mnist.data.plan import Plan
 from lora_mnist.errors import TrainingError, UserError, config_group
@@ -22,7 +22,7 @@ from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
-from lora_mnist.training.trials import RATES, STEPS, Training, augment_of, where_auto
+from lora_mnist.training.trials import LEARNING_RATES, STEPS, Training, resolve_augment, where_auto
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,23 @@ KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
 #: The others. The number of steps may change, unless a scheduler counts them.
 MAKE_A_TRAINING = (
     *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
-    *("refit", "learnt_sha256", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+    *(
+        "refit",
+        "train_digests_sha256",
+        "trainer.accumulate_grad_batches",
+        "trainer.gradient_clip_val",
+    ),
     "trainer.precision",
 )
 #: In place of auto, to make the parts of a training before its images are known.
-_STAND_INS = {"optimizer.lr": RATES[0], "trainer.max_steps": STEPS, "loss.target_weight": 0.25}
+_STAND_INS = {
+    "optimizer.lr": LEARNING_RATES[0],
+    "trainer.max_steps": STEPS,
+    "loss.target_weight": 0.25,
+}
 
 
-def data_of(session: Session, training: Training) -> ImageDataModule:
+def build_datamodule(session: Session, training: Training) -> ImageDataModule:
     """Build the batches of a training, with its validation images."""
     processes = session.trainer.world_size
     cfg, images = training.cfg, training.images
@@ -81,7 +90,7 @@ def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) ->
     """Make the parts of a training once: they refuse what they cannot use before it begins."""
     cfg = with_values(cfg, where_auto(cfg, _STAND_INS))
     make("loss", cfg.loss)
-    if augment := augment_of(cfg, classifier):
+    if augment := resolve_augment(cfg, classifier):
         make("batches.augment", augment)
     parameters = classifier.net.parameters()  # its maker may have frozen them
     make_scheduler(cfg, make_optimizer(cfg, trainer, parameters))
@@ -114,11 +123,11 @@ def fit(
         targets=selection.targets,
         loss=make("loss", cfg.loss),
         replay=plan.replay,
-        mix=classifier.mix,
+        test_prior=classifier.test_prior,
         compiles=cfg.compile,
     )
     hparams, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings
-    hparams |= {"target": names, "learnt_sha256": fingerprint_of(data.learnt)}
+    hparams |= {"target": names, "train_digests_sha256": hash_digests(data.train_digests)}
     hparams["data"] = {**classifier.settings.data, **split}
     if cfg.ckpt_path is not None:
         groups = (*KNOWN_AT_ONCE, *MAKE_A_TRAINING, *(f"data.{key}" for key in split))

@@ -16,23 +16,23 @@ from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
 from lora_mnist.lora.point import BASE
-from lora_mnist.measure.predictions import predictions_at
+from lora_mnist.measure.predictions import compute_predictions_at
 
 log = logging.getLogger(__name__)
 
 
-def images_of(
+def load_images(
     cfg: DictConfig, trainer: Trainer, classifier: Classifier
 ) -> tuple[ImageSets, Mistakes | None]:
     """Load the images of a run, limited as its Trainer is, and its mistakes."""
     images, mistakes = classifier.images, None
     if cfg.mistakes is not None:
-        mistakes, left_out = _mistakes_of(classifier, cfg, trainer.strategy.root_device)
-        images = replace(images, left_out={**images.left_out, **left_out})
+        mistakes, excluded = _find_mistakes(classifier, cfg, trainer.strategy.root_device)
+        images = replace(images, excluded={**images.excluded, **excluded})
         images = with_mistakes(images, mistakes)
-    for part, about in images.left_out.items():
+    for split, about in images.excluded.items():
         # A refit has learnt the validation images; who needs them is refused.
-        log.log(logging.INFO if part == "val" else logging.WARNING, "%s", about["line"])
+        log.log(logging.INFO if split == "val" else logging.WARNING, "%s", about["line"])
     size = classifier.dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
     val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
@@ -40,18 +40,18 @@ def images_of(
     return replace(images, val=val, test=test), mistakes
 
 
-def _mistakes_of(
+def _find_mistakes(
     classifier: Classifier, cfg: DictConfig, device: torch.device
 ) -> tuple[Mistakes, dict[str, Any]]:
     """Return the pictures in ``mistakes`` that the base gets wrong, and those excluded."""
     net, dataset = classifier.net, classifier.dataset
 
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-        return predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
+        return compute_predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
 
     net.eval().to(device)
     mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
-    test, about = mistakes.test.apart_from_learnt(classifier.learnt, "held-out mistakes")
+    test, about = mistakes.test.without_train_images(classifier.train_digests, "held-out mistakes")
     return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
 
 

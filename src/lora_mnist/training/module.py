@@ -14,7 +14,7 @@ from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.counts import counts_of_labels
+from lora_mnist.measure.counts import count_labels
 from lora_mnist.measure.predictions import compute_logits
 from lora_mnist.show.loggers import logged_metrics
 
@@ -62,7 +62,7 @@ class ClassifierModule(LightningModule):
         targets: Sequence[int] = (),
         loss: Loss | None = None,
         replay: int = 0,  # the last images of a batch, in all processes together
-        mix: Sequence[int] | None = None,  # the number of test images of each class
+        test_prior: Sequence[int] | None = None,  # the number of test images of each class
         compiles: bool = False,
     ) -> None:
         super().__init__()
@@ -70,7 +70,12 @@ class ClassifierModule(LightningModule):
         # Not the network itself: Dynamo takes no frame of torch's own, such as nn.Sequential's.
         self.logits_of = torch.compile(self.forward) if compiles else self.forward
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.classes, self.targets, self.replay, self.mix = classes, targets, replay, mix
+        self.classes, self.targets, self.replay, self.test_prior = (
+            classes,
+            targets,
+            replay,
+            test_prior,
+        )
         self.has_adapter = bool(lora_adapters(net))
         # Label, prediction and loss of each validation image. A confusion matrix of torchmetrics
         # takes images x classes x classes with trainer.deterministic, or on MPS.
@@ -81,8 +86,8 @@ class ClassifierModule(LightningModule):
         """Refuse to train where rounding made several processes choose another class or rate."""
         if stage != "fit":
             return
-        rate = self.optimizer.defaults["lr"]
-        chosen = {"target": [self.classes[c] for c in self.targets], "optimizer.lr": rate}
+        lr = self.optimizer.defaults["lr"]
+        chosen = {"target": [self.classes[c] for c in self.targets], "optimizer.lr": lr}
         first = self.trainer.strategy.broadcast(chosen)  # only now are they connected
         for key, value in chosen.items():
             if value != first[key]:
@@ -126,7 +131,9 @@ class ClassifierModule(LightningModule):
         """Log what all processes have counted, and start anew."""
         label, prediction, losses = self.val_rows.compute().cpu().T
         classes = len(self.classes)
-        counts = counts_of_labels(label.long(), prediction.long(), classes, self.targets, self.mix)
+        counts = count_labels(
+            label.long(), prediction.long(), classes, self.targets, self.test_prior
+        )
         counts["loss"] = losses.mean().item()
         if not self.trainer.sanity_checking:
             self.errors_by_step[self.global_step] = counts["errors"]

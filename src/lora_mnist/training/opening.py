@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from lora_mnist.choice import AUTO
 from lora_mnist.classifier.choose_point import refuse_undecidable
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.make import classifier_of, settings_of, with_values
+from lora_mnist.config.make import load_configured, read_settings, with_values
 from lora_mnist.config.run import Run
 from lora_mnist.data import Folder, Images
-from lora_mnist.errors import UserError, as_value, config_group, require_one_of
+from lora_mnist.errors import UserError, as_value, config_group, require_choice
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.target_modules import layers_to_adapt, listed
@@ -22,11 +22,11 @@ from lora_mnist.run_paths import finished_trainings, refuse_used_folder
 from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
 from lora_mnist.training.finished import refuse_other_repair
 from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
-from lora_mnist.training.images import images_of
+from lora_mnist.training.images import load_images
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import WEAK, numbers_of
+from lora_mnist.training.target import WEAK, class_indices
 from lora_mnist.training.trainer import make_trainer
-from lora_mnist.training.trials import is_of_last_layer, tell_unused, values_of_trials
+from lora_mnist.training.trials import log_unused, resolve_trials, trains_last_layer
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +39,20 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     _refuse_configuration(cfg)
     trainer = make_trainer(cfg, run)
     if cfg.stage == "pretrain":
-        classifier = Classifier.new(**settings_of(cfg))
+        classifier = Classifier.new(**read_settings(cfg))
     else:
-        classifier = classifier_of(cfg)
+        classifier = load_configured(cfg)
     _check_network(classifier)
     if cfg.stage != "eval":
         _refuse_training(cfg, trainer, classifier)
     _refuse_no_images(cfg, classifier)
-    images, mistakes = images_of(cfg, trainer, classifier)
+    images, mistakes = load_images(cfg, trainer, classifier)
     session = Session(cfg, run, trainer, classifier, images, mistakes, started)
     if cfg.stage != "eval":
         _refuse_images(session)
         refuse_other_repair(session)
     if cfg.stage == "lora":
-        _tell_doubts(session)
+        _log_caveats(session)
     if cfg.stage != "pretrain":
         _log_measured(classifier)
     return session
@@ -92,7 +92,7 @@ def _refuse_repair(cfg: DictConfig) -> None:
         raise UserError("refit=true: expected auto or false; with lora.scale=0 nothing is trained")
     if cfg.lora.scale == 0 and mistakes is not None:
         raise UserError("lora.scale=0: expected another number or auto; mistakes are learnt")
-    if is_of_last_layer(cfg) and cfg.batches.augment not in (None, {}, AUTO):
+    if trains_last_layer(cfg) and cfg.batches.augment not in (None, {}, AUTO):
         why = f"expected auto or null with lora.target_modules={cfg.lora.target_modules}, which "
         why += "computes the features of each image once"
         raise UserError(f"batches.augment={as_value(cfg.batches.augment)}: {why}")
@@ -115,20 +115,20 @@ def _refuse_repair(cfg: DictConfig) -> None:
 def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Refuse what needs the network, but no image: classes, layers, the parts of a training."""
     if cfg.target not in (None, *WEAK):
-        numbers_of(classifier.classes, cfg.target)
+        class_indices(classifier.classes, cfg.target)
     if cfg.stage == "lora":
         with config_group("lora"):
-            require_one_of("init", cfg.lora.init, KINDS)
-            if not is_of_last_layer(cfg):  # which images show: adapter.py
+            require_choice("init", cfg.lora.init, KINDS)
+            if not trains_last_layer(cfg):  # which images show: adapter.py
                 layers_to_adapt(classifier.net, cfg.lora.target_modules)
         if monitor := _monitored(trainer):
             raise UserError(
                 f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps "
                 "its last weights, or their average"
             )
-    tell_unused(cfg)
+    log_unused(cfg)
     check_training(cfg, trainer, classifier)
-    for name, values in values_of_trials(cfg).items():
+    for name, values in resolve_trials(cfg).items():
         try:
             check_training(with_values(cfg, values), trainer, classifier)
         except UserError as error:
@@ -149,7 +149,7 @@ def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
             if settings.typed["data"].get(each) is not None:
                 key = each
         raise UserError(
-            f"data.{key}={as_value(settings.data.get(key))}: {images.left_out['test']['line']}; "
+            f"data.{key}={as_value(settings.data.get(key))}: {images.excluded['test']['line']}; "
             "expected another folder, or how images were held out in its training"
         )
     if classifier.settings.prepare.get("transform") is not None:  # only images show its outputs
@@ -176,7 +176,7 @@ def _refuse_images(session: Session) -> None:
     refuse_undecidable(classifier, session.images.val, asking)
 
 
-def _tell_doubts(session: Session) -> None:
+def _log_caveats(session: Session) -> None:
     """Say what a repair does not know of its base, before it takes its minutes."""
     classifier, images = session.classifier, session.images
     assert classifier.base is not None
@@ -189,7 +189,7 @@ def _tell_doubts(session: Session) -> None:
     if unseen := [classifier.classes[c] for c, number in enumerate(numbers) if not number]:
         text = "no validation image is of %s: what these images decide knows nothing of it"
         log.warning(text, listed(unseen))
-    if images.held_out.get("val") == "train" and classifier.learnt.get("base") is None:
+    if images.held_out.get("val") == "train" and classifier.train_digests.get("base") is None:
         remedy = "; data.val_from=test takes others" if images.can_validate_on_test else ""
         log.warning(
             "validation images were held out of those to train on, and the base may have learnt "

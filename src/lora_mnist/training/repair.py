@@ -19,25 +19,25 @@ from lora_mnist.choice import AUTO, Choice
 from lora_mnist.config.make import with_values
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.lora.weight import offset_of
+from lora_mnist.lora.weight import find_offset
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.project import user_path
-from lora_mnist.show.reading import name_of_measure
+from lora_mnist.show.run_results import measure_name
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.adapter import NO_HEAD, NO_LAYER, find_last_linear, put_adapter
-from lora_mnist.training.attempt import Attempt, Failure, attempted
+from lora_mnist.training.adapter import NO_HEAD, NO_LAYER, add_adapter, find_last_linear
+from lora_mnist.training.run_training import Failure, TrainingResult, run_training
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import (
     FEW_IMAGES,
     LAST_LINEAR,
     Training,
-    augment_of,
     can_choose,
     choose_refit,
     is_few,
-    is_of_last_layer,
-    refit_of,
-    trainings_of,
+    plan_refit,
+    plan_trainings,
+    resolve_augment,
+    trains_last_layer,
 )
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 class Repair(NamedTuple):
     """The result of a repair, with its adapter on the network."""
 
-    kept: Attempt  # whose adapter it is: the best one, or its refit
-    best: Attempt  # which decided; a refit has no images to decide by
-    head: Attempt | None  # the best of the last layer alone
+    kept: TrainingResult  # whose adapter it is: the best one, or its refit
+    best: TrainingResult  # which decided; a refit has no images to decide by
+    head: TrainingResult | None  # the best of the last layer alone
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
 
@@ -60,7 +60,7 @@ class Repair(NamedTuple):
 class Trained(NamedTuple):
     """The results of several trainings."""
 
-    attempts: list[Attempt]
+    results: list[TrainingResult]
     failures: list[Failure]
 
 
@@ -72,7 +72,7 @@ def train_head(session: Session, selection: Selection) -> Trained:
     """
     cfg = session.cfg
     none = Trained([], [])
-    is_asked = cfg.head and session.trains and not is_of_last_layer(cfg)
+    is_asked = cfg.head and session.trains and not trains_last_layer(cfg)
     if not (is_asked and can_choose(session, selection)):
         return none
     if find_last_linear(session) is None:
@@ -81,8 +81,8 @@ def train_head(session: Session, selection: Selection) -> Trained:
     log.info("the last layer alone, on features that are computed once")
     own = with_values(cfg, {"lora.target_modules": LAST_LINEAR})
     with torch.random.fork_rng(devices=[]):  # other adapters start as without this one
-        put_adapter(replace(session, cfg=own), selection)
-        trainings = trainings_of(replace(session, cfg=own), selection)
+        add_adapter(replace(session, cfg=own), selection)
+        trainings = plan_trainings(replace(session, cfg=own), selection)
         heads = [replace(training, name="head") for training in trainings]
         return _train(session, heads)
 
@@ -91,34 +91,34 @@ def train_repair(
     session: Session, selection: Selection, before: Predictions | None, head: Trained
 ) -> Repair:
     """Train the adapter in each trial; keep the best one, or train it again as a refit."""
-    trainings, refit = trainings_of(session, selection), choose_refit(session, selection)
+    trainings, refit = plan_trainings(session, selection), choose_refit(session, selection)
     planned = len(trainings) + bool(refit.value)
     _refuse_several(session, planned)
     if session.trains:
         print_parameters(session.net)
     trials = _train(session, [replace(training, of=planned) for training in trainings])
-    if smaller := _at_next_rate(trials.attempts):
+    if smaller := _plan_smaller_rate(trials.results):
         line = "no training is ahead of an offset without one; the rate %g is tried"
-        log.info(line, smaller.rate)
+        log.info(line, smaller.lr)
         more = _train(session, [smaller])
-        trials = Trained(trials.attempts + more.attempts, trials.failures + more.failures)
-    attempts, failures = head.attempts + trials.attempts, head.failures + trials.failures
-    if not attempts:
+        trials = Trained(trials.results + more.results, trials.failures + more.failures)
+    results, failures = head.results + trials.results, head.failures + trials.failures
+    if not results:
         raise TrainingError("; ".join(each.why for each in failures))
-    kept = best = max(attempts, key=lambda attempt: attempt.score)
-    best.put_on(session)
+    kept = best = max(results, key=lambda result: result.score)
+    best.load_into(session)
     val = session.predictions("val", before)  # now: a refit learns these images
     if refit.value and best.point.scale == 0:
         refit = Choice(False, why="the trial adds nothing that validation images show")
     elif refit.value:
         kept, refit = _refitted(session, best, refit, planned)
-    kept.put_on(session)
+    kept.load_into(session)
     if kept.hparams is not None:
         for logger in session.trainer.loggers:
             logger.log_hyperparams(dict(kept.hparams))
-    choices = _choices(session, attempts, failures, best) | {"refit": refit}
+    choices = _choices(session, results, failures, best) | {"refit": refit}
     choices["point"] = _point(session, best)
-    best_head = max(head.attempts, key=lambda attempt: attempt.score, default=None)
+    best_head = max(head.results, key=lambda result: result.score, default=None)
     return Repair(kept, best, best_head, {} if val is None else {"val": val}, choices)
 
 
@@ -126,10 +126,10 @@ def _train(session: Session, trainings: Sequence[Training]) -> Trained:
     """Run each training at the first of its rates that does not diverge."""
     trained = Trained([], [])
     for training in trainings:
-        for rate in training.rates[training.rates.index(training.rate) :]:
-            tried = attempted(session, training.at(rate))
-            if isinstance(tried, Attempt):
-                trained.attempts.append(tried)
+        for lr in training.lrs[training.lrs.index(training.lr) :]:
+            tried = run_training(session, training.at(lr))
+            if isinstance(tried, TrainingResult):
+                trained.results.append(tried)
                 break
             trained.failures.append(tried)
     return trained
@@ -151,36 +151,36 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
-def _at_next_rate(attempts: Sequence[Attempt]) -> Training | None:
+def _plan_smaller_rate(results: Sequence[TrainingResult]) -> Training | None:
     """One more training, at the next rate, where none is ahead of the offset alone."""
     # A rate that is too large can ruin an adapter without divergence.
-    if any(attempt.is_ahead_of_an_offset for attempt in attempts):
+    if any(result.beats_offset for result in results):
         return None
-    for attempt in attempts:
-        smaller = [rate for rate in attempt.training.rates if rate < attempt.training.rate]
-        if smaller and attempt.is_trained:
-            return attempt.training.at(smaller[0])
+    for result in results:
+        smaller = [lr for lr in result.training.lrs if lr < result.training.lr]
+        if smaller and result.is_trained:
+            return result.training.at(smaller[0])
     return None
 
 
 def _refitted(
-    session: Session, best: Attempt, refit: Choice, planned: int
-) -> tuple[Attempt, Choice]:
+    session: Session, best: TrainingResult, refit: Choice, planned: int
+) -> tuple[TrainingResult, Choice]:
     """Train the best once more, with the validation images; if that is behind the base, keep it."""
     unseen = ""
     if session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
     log.info("refit: once more, with the validation images%s", unseen)
-    training = refit_of(session, best.training, best.point, planned)  # the last one
-    attempt = attempted(session, training)
-    if isinstance(attempt, Failure):
-        why, images = attempt.why, 0
+    training = plan_refit(session, best.training, best.point, planned)  # the last one
+    result = run_training(session, training)
+    if isinstance(result, Failure):
+        why, images = result.why, 0
     else:
-        assert attempt.curve is not None  # there are images, which it has learnt
-        of_base, images = attempt.curve["base"]["score"], attempt.images_seen
-        if attempt.score >= of_base:
-            return attempt, refit
-        why = f"its score is {attempt.score:.3f} on the validation images that it has learnt, and "
+        assert result.curve is not None  # there are images, which it has learnt
+        of_base, images = result.curve["base"]["score"], result.images_seen
+        if result.score >= of_base:
+            return result, refit
+        why = f"its score is {result.score:.3f} on the validation images that it has learnt, and "
         why += f"{of_base:.3f} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], images, why)
@@ -190,32 +190,38 @@ def _refitted(
 
 
 def _choices(
-    session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
+    session: Session,
+    results: Sequence[TrainingResult],
+    failures: Sequence[Failure],
+    best: TrainingResult,
 ) -> dict[str, Choice]:
     """Return the choices between trainings that validation images made, by name."""
     choices = {}
     if best.is_trained and session.cfg.get("trials"):
-        choices["trial"] = _trial(session, attempts, failures, best)
+        choices["trial"] = _trial(session, results, failures, best)
         choices["augment"] = _augment(session, best)
     if best.is_trained:
-        choices["rate"] = _rate(session, attempts, failures, best)
+        choices["learning_rate"] = _choose_learning_rate(session, results, failures, best)
     return choices
 
 
 def _trial(
-    session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
+    session: Session,
+    results: Sequence[TrainingResult],
+    failures: Sequence[Failure],
+    best: TrainingResult,
 ) -> Choice:
     """Return the choice of the trial with the highest score."""
-    ahead: dict[str, Attempt] = {}  # of each trial
-    for each in attempts:
+    ahead: dict[str, TrainingResult] = {}  # of each trial
+    for each in results:
         name = each.training.name
-        ahead[name] = max(ahead.get(name, each), each, key=lambda attempt: attempt.score)
+        ahead[name] = max(ahead.get(name, each), each, key=lambda result: result.score)
     why, images, selection = "the only one", 0, best.training.selection
     has_others = len(session.cfg.trials) > 1 and selection.targets and len(session.images.val)
     if has_others and not is_few(session, selection):
         why += f" that is trained, since no class to learn has fewer than {FEW_IMAGES} images"
     if len(ahead) > 1:
-        images, by = best.images_seen, name_of_measure(best.training.cfg.choose_by)
+        images, by = best.images_seen, measure_name(best.training.cfg.choose_by)
         scores = []
         for name, each in ahead.items():
             assert each.row is not None  # without validation images there is one trial
@@ -228,12 +234,12 @@ def _trial(
     return Choice(best.training.name, list(ahead), images, why)
 
 
-def _augment(session: Session, best: Attempt) -> Choice:
+def _augment(session: Session, best: TrainingResult) -> Choice:
     """Return the choice of augmentation; ``auto`` is that of the base's training."""
     base = session.classifier.base
     assert base is not None  # open_session has loaded it
-    augment = augment_of(best.training.cfg, session.classifier)
-    if augment != augment_of(session.cfg, session.classifier):
+    augment = resolve_augment(best.training.cfg, session.classifier)
+    if augment != resolve_augment(session.cfg, session.classifier):
         return Choice(augment, why="as the trial has it, which leaves images as they are")
     if session.cfg.batches.augment != AUTO:
         return session.as_set("batches.augment", augment)
@@ -243,45 +249,48 @@ def _augment(session: Session, best: Attempt) -> Choice:
     return Choice(augment, why="as in the base's training")
 
 
-def _rate(
-    session: Session, attempts: Sequence[Attempt], failures: Sequence[Failure], best: Attempt
+def _choose_learning_rate(
+    session: Session,
+    results: Sequence[TrainingResult],
+    failures: Sequence[Failure],
+    best: TrainingResult,
 ) -> Choice:
     """Return the choice of the best training's learning rate."""
-    training, rates = best.training, best.training.rates
+    training, lrs = best.training, best.training.lrs
     if session.cfg.optimizer.lr != AUTO:
-        return session.as_set("optimizer.lr", training.rate)
-    if len(rates) == 1:
-        return Choice(training.rate, why="as the trial has it")
+        return session.as_set("optimizer.lr", training.lr)
+    if len(lrs) == 1:
+        return Choice(training.lr, why="as the trial has it")
     whys = [each.why for each in failures if each.training.name == training.name]
     images = 0
-    for each in attempts:
+    for each in results:
         if each.training.name == training.name and each is not best:
-            whys.append(f"at {each.training.rate:g} it is behind this one")
+            whys.append(f"at {each.training.lr:g} it is behind this one")
             images = best.images_seen
-    return Choice(training.rate, rates, images, "; ".join(whys) or "the first that is tried")
+    return Choice(training.lr, lrs, images, "; ".join(whys) or "the first that is tried")
 
 
-def _point(session: Session, best: Attempt) -> Choice:
+def _point(session: Session, best: TrainingResult) -> Choice:
     """Return the choice of the point at which the adapter is saved."""
     curve, value, lora, reasons = best.curve, best.point._asdict(), session.cfg.lora, {}
-    for knob in value:
-        if lora[knob] != AUTO:
-            reasons[knob] = session.as_set(f"lora.{knob}", lora[knob]).why
-    whys = [f"the {knob} is {reason}" for knob, reason in reasons.items()]
+    for field in value:
+        if lora[field] != AUTO:
+            reasons[field] = session.as_set(f"lora.{field}", lora[field]).why
+    whys = [f"the {field} is {reason}" for field, reason in reasons.items()]
     if len(reasons) == len(value):
         is_one = len({*reasons.values()}) == 1
         why = reasons["scale"] if is_one else "; ".join(whys)
         return Choice(value, why=why, is_set=True)
     assert curve is not None  # auto needs validation images
     assert best.row is not None
-    base, by = curve["base"], name_of_measure(curve["choose_by"])
+    base, by = curve["base"], measure_name(curve["choose_by"])
     why = f"the highest score on validation images, {best.score:.3f}, and {base['score']:.3f} of "
     why += f"the base; {by} {base['weighted_accuracy']:.1%} -> {best.row['weighted_accuracy']:.1%}"
     others = [row for row in curve["rows"] if row is not best.row]
     if behind := [f"{row['scale']:g}" for row in others if row["is_behind"]]:
         why += f"; not at scale {', '.join(behind)}, where it is behind beyond chance"
     if lora.offset == AUTO:
-        offset = offset_of(session.net)
+        offset = find_offset(session.net)
         if not best.training.selection.targets:
             whys.append("no offset, since there is no class to move")
         elif offset is None:

@@ -1,7 +1,8 @@
 """Writes what a run leaves: :func:`finish`.
 
-:func:`results_of` makes the keys of results.json for each run, :meth:`.attempt.Attempt.about` those
-of a repair, and a command the few that it alone knows.
+:func:`collect_results` makes the keys of results.json for each run,
+:meth:`.run_training.TrainingResult.about` those of a repair, and a command the few that it alone
+knows.
 """
 
 import logging
@@ -13,13 +14,13 @@ from typing import Any
 from lora_mnist.choice import Choice
 from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.measure.counts import outcomes_by_part
+from lora_mnist.measure.counts import outcomes_by_split
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.run_paths import ENDED, RESULTS_FILE
 from lora_mnist.show.loggers import log_results
 from lora_mnist.show.predictions_file import write_table
-from lora_mnist.show.reading import Reading
 from lora_mnist.show.report import make_report
+from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.screen import print_results
 from lora_mnist.training.session import Session
 
@@ -34,22 +35,22 @@ def finish(
 ) -> dict[str, Any]:
     """Write results.json, predictions.csv and the report; print the verdict, and log it."""
     cfg, run = session.cfg, session.run
-    results = {**results_of(session, tables, choices), **about}
+    results = {**collect_results(session, tables, choices), **about}
     results["seconds"] = round(time.perf_counter() - session.started, 3)
     results[ENDED] = datetime.now(UTC).isoformat(timespec="microseconds")
-    table, reading = tables["test"], Reading(results)
+    table, run_results = tables["test"], RunResults(results)
     write_json(run.folder / RESULTS_FILE, results)
-    write_table(table, session.images.test.names, run.folder, reading.classes)
-    print_results(reading, run.folder)
+    write_table(table, session.images.test.names, run.folder, run_results.classes)
+    print_results(run_results, run.folder)
     figures: dict[str, Any] = {}
     if cfg.figures or (cfg.figures is None and not run.is_sweep):
-        figures = make_report(run.folder, reading, table, session.images.test)
-    log_results(session.trainer.loggers, reading, figures)
+        figures = make_report(run.folder, run_results, table, session.images.test)
+    log_results(session.trainer.loggers, run_results, figures)
     log.info("run: %s", run.folder)
     return results
 
 
-def results_of(
+def collect_results(
     session: Session, tables: Mapping[str, Predictions], choices: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """Return the content of results.json: the machine, and the counts of the predictions."""
@@ -58,7 +59,7 @@ def results_of(
     preprocessing = dataset.preprocessing()
     names = choices["target"].value if "target" in choices else classifier.record.targets
     targets = [number for number, name in enumerate(dataset.classes) if name in names]
-    unknown = [owner for owner, digests in classifier.learnt.items() if digests is None]
+    unknown = [owner for owner, digests in classifier.train_digests.items() if digests is None]
     own = images.train.labels[: session.mistakes_start]
     counts = own.bincount(minlength=len(dataset.classes))
     return {
@@ -77,13 +78,13 @@ def results_of(
         "std": preprocessing.get("std"),
         "val_from": dataset.val_from,
         "held_out": dict(images.held_out),
-        "copies": images.copies,
-        "left_out": dict(images.left_out),
+        "duplicates": images.duplicates,
+        "excluded": dict(images.excluded),
         # Somebody else's network, or adapter, may have been trained on these images.
-        "learnt_unknown": unknown,
+        "unknown_train_digests": unknown,
         "parameters": count_parameters(classifier.net),
-        "mix": classifier.mix,
-        **outcomes_by_part(tables, targets, classifier.mix),
+        "test_prior": classifier.test_prior,
+        **outcomes_by_split(tables, targets, classifier.test_prior),
         "base_sha256": base and base.sha256,
         "adapter": classifier.adapter and str(classifier.adapter),
         "point": choices["point"].value if "point" in choices else None,

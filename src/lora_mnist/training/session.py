@@ -15,7 +15,7 @@ from lora_mnist.config.run import Run
 from lora_mnist.data import Images, ImageSets
 from lora_mnist.data.mistakes import Mistakes
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
-from lora_mnist.measure.predictions import Predictions, predictions_of
+from lora_mnist.measure.predictions import Predictions, compute_predictions
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +47,20 @@ class Session:
         return len(self.images.train) - len(self.mistakes.train if self.mistakes else ())
 
     @property
-    def parts(self) -> dict[str, Images]:
+    def splits(self) -> dict[str, Images]:
         """The images of which predictions are made, by the names of their parts."""
-        parts = {"val": self.images.val, "test": self.images.test}
+        splits = {"val": self.images.val, "test": self.images.test}
         if self.mistakes is not None:
-            parts |= {"mistakes": self.mistakes.train, "mistakes_test": self.mistakes.test}
-        return parts
+            splits |= {"mistakes": self.mistakes.train, "mistakes_test": self.mistakes.test}
+        return splits
 
-    def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
+    def predictions(self, split: str, before: Predictions | None = None) -> Predictions | None:
         """Return the predictions for a split, or None without images; ``before`` is the base's."""
-        images, dataset = self.parts[part], self.classifier.dataset
+        images, dataset = self.splits[split], self.classifier.dataset
         if not len(images):
             return None
-        batches = dataset.batches(images, self.to_evaluate(), name=part)
-        return predictions_of(self.net, batches, before)
+        batches = dataset.batches(images, self.to_evaluate(), name=split)
+        return compute_predictions(self.net, batches, before)
 
     def to_evaluate(self) -> torch.device:
         """Put the network into eval mode on the Trainer's device, where it stays; return that."""
@@ -71,11 +71,11 @@ class Session:
     def tables(self, with_val: bool = False) -> dict[str, Predictions]:
         """Return the predictions for each split that has images, without ``val`` by default."""
         tables = {}
-        for part in self.parts:
-            if part == "val" and not with_val:
+        for split in self.splits:
+            if split == "val" and not with_val:
                 continue
-            if (table := self.predictions(part)) is not None:
-                tables[part] = table
+            if (table := self.predictions(split)) is not None:
+                tables[split] = table
         return tables
 
     def as_set(self, key: str, value: Any) -> Choice:

@@ -9,10 +9,10 @@ from torch import Tensor
 from lora_mnist.choice import Choice
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value, nearest_to
-from lora_mnist.measure.counts import counts_of
+from lora_mnist.measure.counts import count_predictions
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import weak, weakest
-from lora_mnist.show.reading import chance_text
+from lora_mnist.show.run_results import chance_text
 from lora_mnist.training.session import Session
 
 #: The values of target for which images decide: the weakest class, and all weak ones.
@@ -42,7 +42,11 @@ def choose_target(
 
 def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
     """Return the names of the weakest class, or of all weak ones, and the reason."""
-    target, classes, counts = session.cfg.target, session.classifier.classes, counts_of(before)
+    target, classes, counts = (
+        session.cfg.target,
+        session.classifier.classes,
+        count_predictions(before),
+    )
     errors = counts["before"]["errors_per_class"]
     numbers = counts["before"]["images_per_class"]
     if target == "weakest" and any(errors):
@@ -71,7 +75,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     """Return the images of one or several classes to learn; the others may be replayed."""
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))
-    selection = of_classes(labels, numbers_of(classes, target))
+    selection = select_classes(labels, class_indices(classes, target))
     for c in selection.targets:
         if not (labels == c).any():
             expected = f"expected classes with training images; {classes[c]} has none"
@@ -79,13 +83,13 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     return selection
 
 
-def of_classes(labels: Tensor, targets: list[int]) -> Selection:
+def select_classes(labels: Tensor, targets: list[int]) -> Selection:
     """Return the images of these classes to learn, and all others to replay."""
     is_target = torch.isin(labels, torch.tensor(targets, dtype=torch.int64))
     return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
 
 
-def numbers_of(classes: Sequence[str], target: Any) -> list[int]:
+def class_indices(classes: Sequence[str], target: Any) -> list[int]:
     """Return the indices of the classes in ``target``, each once; 9 names the class called 9."""
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:

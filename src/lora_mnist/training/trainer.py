@@ -31,8 +31,8 @@ def make_trainer(
     loggers: Sequence[Logger] | None = None,  # in place of new ones
 ) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``."""
-    callbacks = _made_of(cfg, "callbacks")
-    loggers = _made_of(cfg, "logger") if loggers is None else loggers
+    callbacks = _instantiate_group(cfg, "callbacks")
+    loggers = _instantiate_group(cfg, "logger") if loggers is None else loggers
     with importable(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         constructor = instantiate(cfg.trainer, _convert_="all", _partial_=True)
@@ -72,7 +72,7 @@ def make_trainer(
     return trainer
 
 
-def _made_of(cfg: DictConfig, group: str) -> list[Any]:
+def _instantiate_group(cfg: DictConfig, group: str) -> list[Any]:
     """Make the parts of a group that are not switched off; ``~logger`` leaves none."""
     made = []
     for name, config in (cfg.get(group) or {}).items():

@@ -1,7 +1,7 @@
 """Plans the trainings of a run: in each :class:`Training` every ``auto`` has a value.
 
 Three keys are decided elsewhere: ``lora.rank`` in :mod:`.adapter`, before the trainings, and
-``lora.scale`` and ``lora.offset`` after them, by validation images (:mod:`.attempt`).
+``lora.scale`` and ``lora.offset`` after them, by validation images (:mod:`.run_training`).
 :func:`choose_refit` decides whether there is a refit.
 """
 
@@ -27,7 +27,7 @@ from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import adapted_weights
 from lora_mnist.project import quoted
 from lora_mnist.training.session import Session
-from lora_mnist.training.target import of_classes
+from lora_mnist.training.target import select_classes
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
 STEPS, _STEPS_OF_MANY = 400, 1200
 #: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
-RATES = (0.001, 0.0003, 0.0001)
+LEARNING_RATES = (0.001, 0.0003, 0.0001)
 #: The value of lora.target_modules for trainings of the last layer alone, on features.
 LAST_LINEAR = "last-linear"
 
@@ -48,7 +48,7 @@ class Training:
     name: str  # of its trial, head or refit
     number: int  # 1 is the first of those planned
     cfg: DictConfig  # of the run, with a value in place of each auto that is decided here
-    rates: Sequence[float]  # to try; cfg has one of them, at first the first
+    lrs: Sequence[float]  # to try; cfg has one of them, at first the first
     images: ImageSets
     selection: Selection
     start: Mapping[str, Tensor]  # the adapter's tensors before it
@@ -58,13 +58,13 @@ class Training:
     of: int = 0  # how many are planned; 0: a head, which is none of them
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         return float(self.cfg.optimizer.lr)
 
     @property
     def is_only(self) -> bool:
         """True if it is the run's only training, at the first rate that is tried."""
-        return self.of == 1 and self.rate == self.rates[0]
+        return self.of == 1 and self.lr == self.lrs[0]
 
     @property
     def title(self) -> str:
@@ -73,12 +73,12 @@ class Training:
             return "the last layer alone"
         return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
 
-    def at(self, rate: float) -> "Training":
+    def at(self, lr: float) -> "Training":
         """Return the same training at another of its rates."""
-        return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": rate}))
+        return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": lr}))
 
 
-def is_of_last_layer(cfg: DictConfig) -> bool:
+def trains_last_layer(cfg: DictConfig) -> bool:
     """Return whether only the last layer is trained."""
     return bool(cfg.stage == "lora" and cfg.lora.target_modules == LAST_LINEAR)
 
@@ -88,7 +88,7 @@ def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == AUTO}
 
 
-def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+def resolve_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """For each trial, return the values that apply: only those of keys set to ``auto``."""
     filled: dict[str, dict[str, Any]] = {}
     for name, values in (cfg.get("trials") or {}).items():
@@ -96,7 +96,7 @@ def values_of_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return filled
 
 
-def tell_unused(cfg: DictConfig) -> None:
+def log_unused(cfg: DictConfig) -> None:
     """Say which values of trials are not used, since their keys are set."""
     line = "trials.%s: %s=%s is set, so %s is not used; auto leaves it to trials"
     for name, values in (cfg.get("trials") or {}).items():
@@ -106,35 +106,35 @@ def tell_unused(cfg: DictConfig) -> None:
                 log.info(line, name, key, as_value(own), as_value(value))
 
 
-def trainings_of(session: Session, selection: Selection) -> list[Training]:
+def plan_trainings(session: Session, selection: Selection) -> list[Training]:
     """Return the planned trainings without a refit; one alone where nothing can choose.
 
     The adapter is on the network of ``session``: each training starts from it.
     """
-    cfg, trials = session.cfg, values_of_trials(session.cfg)
+    cfg, trials = session.cfg, resolve_trials(session.cfg)
     layer, features = "", dict[int, Tensor]()
-    if session.trains and is_of_last_layer(cfg):
+    if session.trains and trains_last_layer(cfg):
         weights = adapted_weights(session.net).items()
         (layer,) = (name for name, weight in weights if weight.attribute == "weight")
     # A seed that is drawn is drawn once: each training has the same order.
     common = {"trainer.max_steps": _steps(session, selection), "batches.seed": order_seed(cfg)}
-    common |= _mix(session, selection)
+    common |= _batch_values(session, selection)
     planned: list[Training] = []
     start = copy.deepcopy(lora_state_dict(session.net))
     for name, values in (trials or {cfg.stage: {}}).items():
         trial = with_values(cfg, common | values)
         # An image has one feature.
-        augment = None if layer else augment_of(trial, session.classifier)
+        augment = None if layer else resolve_augment(trial, session.classifier)
         own = {"batches.augment": augment, "batches.augmented": augment is not None}
-        rates = RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
-        own["optimizer.lr"] = rates[0]
+        lrs = LEARNING_RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
+        own["optimizer.lr"] = lrs[0]
         if cfg.stage == "lora" and cfg.lora.dropout == AUTO:
             own["lora.dropout"] = _dropout(session, trial)
         trial = with_values(trial, own)
-        if all((trial, rates) != (each.cfg, each.rates) for each in planned):
+        if all((trial, lrs) != (each.cfg, each.lrs) for each in planned):
             number = len(planned) + 1
             what = (session.images, selection, start, layer, features)
-            planned.append(Training(name, number, trial, rates, *what))
+            planned.append(Training(name, number, trial, lrs, *what))
     if len(trials) > 1 and len(planned) == 1:
         log.info("trials: no two differ, so one training is made")
     # An offset alone is the same in each trial.
@@ -144,13 +144,13 @@ def trainings_of(session: Session, selection: Selection) -> list[Training]:
     return planned if pays else planned[:1]
 
 
-def refit_of(session: Session, best: Training, point: Point, planned: int) -> Training:
+def plan_refit(session: Session, best: Training, point: Point, planned: int) -> Training:
     """Plan the best training once more, with the validation images among its training images."""
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
-    selection = of_classes(train.labels, best.selection.targets)
+    selection = select_classes(train.labels, best.selection.targets)
     # There are more images to replay; the others stand in the training that it repeats.
-    replay = _mix(session, selection).get("batches.replay", best.cfg.batches.replay)
+    replay = _batch_values(session, selection).get("batches.replay", best.cfg.batches.replay)
     cfg = with_values(best.cfg, {"batches.replay": replay})
     return replace(
         best,
@@ -158,7 +158,7 @@ def refit_of(session: Session, best: Training, point: Point, planned: int) -> Tr
         number=planned,  # the last one
         of=planned,
         cfg=cfg,
-        rates=[best.rate],
+        lrs=[best.lr],
         images=replace(images, train=train, val=none),
         selection=selection,
         refit_at=point,
@@ -217,7 +217,7 @@ def order_seed(cfg: DictConfig) -> int:
     return int(seed)
 
 
-def _mix(session: Session, selection: Selection) -> dict[str, Any]:
+def _batch_values(session: Session, selection: Selection) -> dict[str, Any]:
     """``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
     cfg, processes = session.cfg, session.trainer.world_size
     # A third of all classes needs more than a tenth of a batch: docs/experiments.md. Mistakes are
@@ -242,7 +242,7 @@ def _dropout(session: Session, trial: DictConfig) -> float:
     return 0.0 if dropout == AUTO or not takes_dropout else float(dropout)
 
 
-def augment_of(cfg: DictConfig, classifier: Classifier) -> Any:
+def resolve_augment(cfg: DictConfig, classifier: Classifier) -> Any:
     """Return the augmentation of a training as one transform; ``auto`` is the base's."""
     augment: Any = cfg.batches.augment or {}
     if cfg.batches.augmented is False:  # auto is as true, where no trial fills it

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lora_mnist.choice import line_of
+from lora_mnist.choice import format_choice
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.significance import LEVEL, mcnemar, weakest, wilson
 from lora_mnist.project import command_line
@@ -40,7 +40,7 @@ class Change(NamedTuple):
     repaired: int
     broken: int
     images: int
-    false_calls: tuple[int, int]  # before and after
+    false_positives: tuple[int, int]  # before and after
 
     @property
     def p_value(self) -> float:
@@ -51,9 +51,9 @@ class Change(NamedTuple):
         return judged(self.p_value, self.repaired > self.broken)
 
     @property
-    def judgement_of_false_calls(self) -> str:
+    def judgement_of_false_positives(self) -> str:
         """As if no image were among both, which is the cautious way to compare them."""
-        before, after = self.false_calls
+        before, after = self.false_positives
         return judged(mcnemar(before, after), before > after)
 
 
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     is_target: bool
 
 
-class Reading:
+class RunResults:
     """The answers that results.json has about the test of a base, or about a repair of one."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
@@ -83,10 +83,10 @@ class Reading:
         self.dataset: str = results["dataset"]
         self.val_from: str = results["val_from"]
         self.held_out: Mapping[str, str] = results["held_out"]
-        self.copies: int = results["copies"]
-        self.left_out: Mapping[str, Mapping[str, str]] = results["left_out"]
+        self.duplicates: int = results["duplicates"]
+        self.excluded: Mapping[str, Mapping[str, str]] = results["excluded"]
         #: Which of base and adapter have learnt nobody knows what.
-        self.learnt_unknown: list[str] = results["learnt_unknown"]
+        self.unknown_train_digests: list[str] = results["unknown_train_digests"]
         self.training_images: list[int] = results["training_images_per_class"]
         self.validation_images: int = results["validation_images"]
         self.better_preprocessing: list[str] = results.get("better_preprocessing") or []
@@ -102,10 +102,10 @@ class Reading:
         #: Where the adapter stands; ``None`` for a base.
         self.point = None if results["point"] is None else Point(**results["point"])
         self.is_repair = self.point is not None
-        #: The counts of each part, as :func:`.predictions.outcomes_by_part` names them.
+        #: The counts of each part, as :func:`.predictions.outcomes_by_split` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
-        for part in ("val", "test", "mistakes", "mistakes_test"):
-            for name in (part, f"{part}_base"):
+        for split in ("val", "test", "mistakes", "mistakes_test"):
+            for name in (split, f"{split}_base"):
                 if name in results:
                     self.counts[name] = results[name]
         self.is_hotfix = "mistakes" in self.counts
@@ -115,15 +115,15 @@ class Reading:
         #: The curve's row of the last layer alone; empty if it was not trained beside others.
         self.head: Mapping[str, Any] = results.get("head") or {}
         self.is_head = self.choices.get("trial", {}).get("value") == "head"
-        #: What :func:`.dial.dial_curve` returned for validation images; empty without a dial.
-        self.dial: Mapping[str, Any] = results.get("dial") or {}
+        #: The result of :func:`.scale_curve.scale_curve` on validation images; empty without one.
+        self.scale_curve: Mapping[str, Any] = results.get("scale_curve") or {}
         self.target_names = self.named(self.targets) if self.targets else ""
         self.total = self.change()
         self.of_targets = self.change(self.targets)
 
-    def with_names(self, classes: Sequence[str]) -> "Reading":
+    def with_names(self, classes: Sequence[str]) -> "RunResults":
         """Return the same for classes with other names."""
-        return Reading({**self._results, "classes": classes})
+        return RunResults({**self._results, "classes": classes})
 
     @property
     def command(self) -> str | None:
@@ -135,27 +135,27 @@ class Reading:
     @property
     def advised(self) -> Point:
         """The operating point that validation images advise; it needs a curve."""
-        return Point(**self.dial["advised"])
+        return Point(**self.scale_curve["advised"])
 
     @property
     def has_offset(self) -> bool:
         """True if validation images advise an offset at any scale; it needs a curve."""
-        return any(row["offset"] for row in self.dial["rows"])
+        return any(row["offset"] for row in self.scale_curve["rows"])
 
-    def change(self, classes: Sequence[int] | None = None, part: str = "test") -> Change:
+    def change(self, classes: Sequence[int] | None = None, split: str = "test") -> Change:
         """Return the change in images of some classes, or all; a base is compared with itself."""
-        after = self.counts[part]
-        before = self.counts.get(f"{part}_base", after)
+        after = self.counts[split]
+        before = self.counts.get(f"{split}_base", after)
         numbers = self.every if classes is None else classes
 
         def total(counts: Mapping[str, Any], key: str) -> int:
             per_class = counts.get(f"{key}_per_class") or [0] * len(self.classes)
             return sum(per_class[c] for c in numbers)
 
-        def false_calls(counts: Mapping[str, Any]) -> int:
+        def false_positives(counts: Mapping[str, Any]) -> int:
             if len(numbers) > 1 and numbers == self.targets:  # together it is not the sum
-                return int(counts.get("false_calls_of_target", 0))
-            return total(counts, "false_calls")
+                return int(counts.get("false_positives_of_target", 0))
+            return total(counts, "false_positives")
 
         return Change(
             before=total(before, "errors"),
@@ -163,7 +163,7 @@ class Reading:
             repaired=total(after, "repaired"),
             broken=total(after, "broken"),
             images=total(after, "images"),
-            false_calls=(false_calls(before), false_calls(after)),
+            false_positives=(false_positives(before), false_positives(after)),
         )
 
     def measured(self, measure: str) -> tuple[float, float, float]:
@@ -171,19 +171,19 @@ class Reading:
         before, after = self.counts["test_base"], self.counts["test"]
         return before[measure], after[measure], after[f"p_value_{measure}"]
 
-    def judgement_of(self, measure: str) -> str:
+    def judge(self, measure: str) -> str:
         """Judge the change of a measure on test images."""
         before, after, p_value = self.measured(measure)
         return judged(p_value, after > before)
 
     @property
-    def deciding_part(self) -> str:
+    def deciding_split(self) -> str:
         """The images by which a repair would choose classes: those to validate on, if counted."""
         return "val" if "val" in self.counts else "test"
 
     def weakest_class(self) -> int:
         """Return the number of the class that a repair would choose as the weakest."""
-        counts = self.counts[self.deciding_part]
+        counts = self.counts[self.deciding_split]
         return weakest(counts["errors_per_class"], counts["images_per_class"])
 
     def named(self, numbers: Sequence[int]) -> str:
@@ -197,7 +197,7 @@ class Reading:
         return f"{', '.join(first)} and {last}" if first else last
 
     @property
-    def name_of_others(self) -> str:
+    def other_classes_name(self) -> str:
         """The words for all classes but those to repair."""
         return "the other digits" if self._has_digits else "the other classes"
 
@@ -228,7 +228,7 @@ class Reading:
                 cells |= {"repaired": change.repaired, "broken": change.broken}
             cells["false calls"] = ""
             if len(group) == 1:  # of several, some are given the name of another in the row
-                cells["false calls"] = self._pair(*change.false_calls)
+                cells["false calls"] = self._pair(*change.false_positives)
             low, high = wilson(change.after, change.images)
             cells |= {"images": change.images, "95% interval": f"{low:.0f}-{high:.0f}"}
             is_target = self.is_repair and len(group) == 1 and group[0] in self.targets
@@ -254,7 +254,7 @@ class Reading:
         """Return a line for each choice, with its reason."""
         lines = []
         for name, choice in self.choices.items():
-            lines.append(line_of(name, choice["value"], choice["why"], self.stage == "lora"))
+            lines.append(format_choice(name, choice["value"], choice["why"], self.stage == "lora"))
         return lines
 
     def curves(self) -> dict[str, str]:
@@ -263,17 +263,17 @@ class Reading:
             return {"errors on all classes": "errors"}
         return {
             f"errors on {self.target_names}": "errors_of_target",
-            f"errors on {self.name_of_others}": "errors_elsewhere",
-            f"false calls of {self.target_names}": "false_calls_of_target",
+            f"errors on {self.other_classes_name}": "errors_elsewhere",
+            f"false calls of {self.target_names}": "false_positives_of_target",
         }
 
 
-def number_of(count: int, word: str) -> str:
+def count_text(count: int, word: str) -> str:
     """``1 error``, ``2,000 errors``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-def name_of_measure(choose_by: str) -> str:
+def measure_name(choose_by: str) -> str:
     """Return a measure's name for a sentence: ``balanced accuracy``."""
     return choose_by.replace("_", " ")
 

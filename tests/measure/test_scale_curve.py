@@ -4,15 +4,15 @@ import pytest
 import torch
 from helpers.nets import batches, randomize
 
-from lora_mnist import add_lora, dial_curve, set_lora_enabled, set_lora_scale
+from lora_mnist import add_lora, scale_curve, set_lora_enabled, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import Offset, offset_for
-from lora_mnist.measure import dial
+from lora_mnist.measure import scale_curve as module
 from lora_mnist.measure.class_weights import MEASURES, class_weights
-from lora_mnist.measure.counts import counts_of
-from lora_mnist.measure.dial import offsets_to_try
-from lora_mnist.measure.predictions import predictions_of
-from lora_mnist.measure.score import temperature_of
+from lora_mnist.measure.counts import count_predictions
+from lora_mnist.measure.predictions import compute_predictions
+from lora_mnist.measure.scale_curve import offsets_to_try
+from lora_mnist.measure.score import fit_temperature
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
     add_offset(adapted, "linear2", Offset(torch.tensor(direction)))
     offsets = [-0.7, 0.0, 0.6, 1.1]
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
-    mix = [30, 2, 8]
-    weights = class_weights(mix, choose_by)
-    curve = dial_curve(adapted, batches(), [1], [0, 0.5, 1], offsets, choose_by, mix)
+    test_prior = [30, 2, 8]
+    weights = class_weights(test_prior, choose_by)
+    curve = scale_curve(adapted, batches(), [1], [0, 0.5, 1], offsets, choose_by, test_prior)
     assert curve["images"] == 50
-    base = counts_of(predictions_of(adapted, batches()), [1], mix)["before"]
+    base = count_predictions(compute_predictions(adapted, batches()), [1], test_prior)["before"]
     assert curve["base"]["weighted_accuracy"] == pytest.approx(base[choose_by])
     points = {}
     assert [row["scale"] for row in curve["rows"]] == [0, 0.5, 1]
@@ -40,10 +40,12 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         every = {}
         for offset in offsets:
             set_lora_offset(adapted, offset)
-            every[offset] = counts_of(predictions_of(adapted, batches()), [1], mix)["after"]
+            every[offset] = count_predictions(
+                compute_predictions(adapted, batches()), [1], test_prior
+            )["after"]
             set_lora_offset(adapted, 0.0)
             logits = adapted(images).double()
-            temperature = temperature_of(logits, labels)
+            temperature = fit_temperature(logits, labels)
             moved = (logits + offset * torch.tensor(direction)) / temperature
             right = moved.softmax(1).gather(1, labels[:, None])[:, 0]
             unknown = (offset * torch.tensor(direction).double() / temperature).softmax(0)
@@ -56,7 +58,7 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         assert row["offset"] == best
         assert row["score"] == pytest.approx(points[scale, best])
         assert row["weighted_accuracy"] == pytest.approx(every[best][choose_by])
-        for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
+        for key in ("errors", "errors_of_target", "errors_elsewhere", "false_positives_of_target"):
             assert row[key] == every[best][key]
     assert (curve["advised"]["scale"], curve["advised"]["offset"]) == max(points, key=points.get)
     assert curve["base"]["score"] == pytest.approx(points[0, 0.0])
@@ -67,8 +69,8 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
     [
         *({"choose_by": "f1"}, {"scales": []}, {"scales": [float("nan")]}),
         *(
-            {"mix": [1, 2]},
-            {"mix": [3, -1, 2]},
+            {"test_prior": [1, 2]},
+            {"test_prior": [3, -1, 2]},
             {"offsets": [float("inf")]},
             {"targets": [-1]},
             {"targets": [7]},
@@ -78,19 +80,19 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
 )
 def test_what_the_dial_cannot_use_is_a_value_error(adapted, wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
-        dial_curve(adapted, batches(), **wrong)
+        scale_curve(adapted, batches(), **wrong)
 
 
 @pytest.mark.parametrize("labels", [[0.0, 1.0], [0, 3], [-1, 2]])
 def test_labels_that_are_no_classes_are_a_value_error(adapted, labels):
     with pytest.raises(ValueError, match="^labels="):
-        dial_curve(adapted, [(torch.zeros(2, 6), torch.tensor(labels))])
+        scale_curve(adapted, [(torch.zeros(2, 6), torch.tensor(labels))])
 
 
 def test_logits_that_are_not_numbers_decide_nothing(adapted):
     images, labels = next(iter(batches()))
     with pytest.raises(ValueError, match="not finite"):
-        dial_curve(adapted, [(images * torch.nan, labels)], [1])
+        scale_curve(adapted, [(images * torch.nan, labels)], [1])
 
 
 def test_a_point_that_is_behind_beyond_chance_is_not_taken():
@@ -100,29 +102,29 @@ def test_a_point_that_is_behind_beyond_chance_is_not_taken():
     add_lora(net.eval(), rank=1)
     labels = torch.tensor([0, 1] * 100)
     images = torch.nn.functional.one_hot(labels, 2).float()
-    taken = dial_curve(net, [(images, labels)], scales=[0.0, 1.0])
+    taken = scale_curve(net, [(images, labels)], scales=[0.0, 1.0])
     assert taken["advised"]["scale"] == 0  # nothing was trained; equal, so the nearest to the base
     with torch.no_grad():
         adapter = net[0].parametrizations.weight[0]
         adapter.lora_A.copy_(torch.tensor([[1.0, 0]]))
         adapter.lora_B.copy_(torch.tensor([[-3.0], [0]]))
-    rows = dial_curve(net, [(images, labels)], scales=[0.0, 1.0])["rows"]
+    rows = scale_curve(net, [(images, labels)], scales=[0.0, 1.0])["rows"]
     assert [row["is_behind"] for row in rows] == [False, True]
     few = [0, 1]
-    rows = dial_curve(net, [(images[few], labels[few])], scales=[0.0, 1.0])["rows"]
+    rows = scale_curve(net, [(images[few], labels[few])], scales=[0.0, 1.0])["rows"]
     assert not any(row["is_behind"] for row in rows)  # one image may be chance
-    alone = dial_curve(net, [(images, labels)], scales=[1.0])
+    alone = scale_curve(net, [(images, labels)], scales=[1.0])
     assert alone["advised"] == {"scale": 0.0, "offset": 0.0}
 
 
 def test_an_adapter_that_is_switched_off_has_no_dial(adapted):
     set_lora_enabled(adapted, False)
     with pytest.raises(ValueError, match="switched off"):
-        dial_curve(adapted, batches())
+        scale_curve(adapted, batches())
 
 
 def test_without_an_offset_the_dial_has_scales_alone(adapted):
-    curve = dial_curve(adapted, batches(), [1])
+    curve = scale_curve(adapted, batches(), [1])
     assert {row["offset"] for row in curve["rows"]} == {0.0}
 
 
@@ -134,11 +136,11 @@ def test_the_base_itself_can_be_taken():
     margins = torch.tensor([0.5] * 9 + [-1.0] * 10 + [6, 6])
     labels = torch.tensor([1] * 9 + [0] * 12)
     images = torch.stack([0 * margins, margins], dim=1)
-    curve = dial_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
+    curve = scale_curve(net, [(images, labels)], [1], offsets=[-1.0, 0.0])
     assert curve["advised"] == {"scale": 0, "offset": 0}
     assert curve["rows"][0]["weighted_accuracy"] == curve["base"]["weighted_accuracy"]
     # An offset that is set is in each row, whatever it costs.
-    curve = dial_curve(net, [(images, labels)], [1], offsets=[8.0])
+    curve = scale_curve(net, [(images, labels)], [1], offsets=[8.0])
     assert all(row["is_behind"] and row["offset"] == 8 for row in curve["rows"])
     assert curve["advised"]["offset"] == 8
     assert curve["rows"][0]["weighted_accuracy"] < curve["base"]["weighted_accuracy"]
@@ -160,11 +162,11 @@ def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():
 
 
 def test_the_dial_takes_those_of_many_images_that_the_seed_gives(monkeypatch):
-    monkeypatch.setattr(dial, "MAX_IMAGES", 20)
+    monkeypatch.setattr(module, "MAX_IMAGES", 20)
     labels = torch.tensor([0] * 40 + [1] * 58 + [2] * 2)
-    some, same, others = (dial.images_of_dial(labels, seed) for seed in (0, 0, 1))
+    some, same, others = (module.select_search_images(labels, seed) for seed in (0, 0, 1))
     assert len(some.unique()) == 20
     assert torch.equal(some, same)
     assert not torch.equal(some, others)
     assert labels[some].bincount(minlength=3).tolist() == [9, 9, 2]
-    assert dial.images_of_dial(labels[:7], 0).tolist() == [*range(7)]
+    assert module.select_search_images(labels[:7], 0).tolist() == [*range(7)]

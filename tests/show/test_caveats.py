@@ -3,13 +3,13 @@
 import pytest
 from helpers.runs import outcome, results
 
-from lora_mnist.show.belief import belief, doubts, errors_if_new
-from lora_mnist.show.reading import Reading
+from lora_mnist.show.caveats import describe_test_images, errors_if_new, find_caveats
+from lora_mnist.show.run_results import RunResults
 
 
 def believed(run):
     """What a report says of its test."""
-    return " ".join(sentence.text for sentence in belief(Reading(run)))
+    return " ".join(sentence.text for sentence in describe_test_images(RunResults(run)))
 
 
 REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "typed"}}}
@@ -20,9 +20,9 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "t
     [
         ({}, "Each test image was compared"),
         ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
-        ({"copies": 7}, "7 identical files"),
-        ({"left_out": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
-        ({"learnt_unknown": ["base"]}, "What the base learnt elsewhere is not known"),
+        ({"duplicates": 7}, "7 identical files"),
+        ({"excluded": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
+        ({"unknown_train_digests": ["base"]}, "What the base learnt elsewhere is not known"),
         ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
         (REFIT, "learnt the validation images"),
     ],
@@ -35,43 +35,50 @@ def test_a_report_says_whether_its_test_can_be_believed(more, said):
 
 CHOICES = {
     "target": {"value": "shirt", "of": None, "images": 60, "why": "the weakest class"},
-    "rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},
+    "learning_rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},
     "point": {"value": {"scale": 1, "offset": 0}, "of": None, "images": 60, "why": "9 errors"},
 }
 #: The base makes no error on validation images, and some on test images.
 KNOWN = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}
 #: Nothing says what the base has learnt, and validation images were held out of train/.
-UNKNOWN = {"choices": CHOICES, "learnt_unknown": ["base"], "held_out": {"val": "train"}}
+UNKNOWN = {"choices": CHOICES, "unknown_train_digests": ["base"], "held_out": {"val": "train"}}
 
 
 @pytest.mark.parametrize("why", [KNOWN, UNKNOWN])
 def test_choices_are_doubted_by_images_that_the_base_may_have_learnt(why):
     """With what was decided, and the way out: test images, if there is a test/."""
-    (doubt,) = doubts(Reading(results(**why)))
+    (doubt,) = find_caveats(RunResults(results(**why)))
     assert doubt.judgement == ""  # the test images may be harder
     assert "target, point" in doubt.text
     assert "data.val_from=test" in doubt.text
-    alone = doubts(Reading(results(**why | {"held_out": {"test": "train", "val": "train"}})))
+    alone = find_caveats(
+        RunResults(results(**why | {"held_out": {"test": "train", "val": "train"}}))
+    )
     assert "data.val_from=test" not in alone[0].text
     assert "certainly new to the base" in alone[0].text
-    assert doubts(Reading(results(**why | {"choices": {"rate": CHOICES["rate"]}}))) == []
+    assert (
+        find_caveats(
+            RunResults(results(**why | {"choices": {"learning_rate": CHOICES["learning_rate"]}}))
+        )
+        == []
+    )
 
 
 def test_choices_are_not_doubted_without_a_reason():
     known = KNOWN | {"val_from": "test", "held_out": {"val": "test"}}
-    assert "data.val_from" not in doubts(Reading(results(**known)))[0].text
+    assert "data.val_from" not in find_caveats(RunResults(results(**known)))[0].text
     for more in (
         KNOWN | {"val_base": outcome([2, 9, 1])},
         UNKNOWN | {"held_out": {}},  # val/ lies beside train/
         UNKNOWN | {"held_out": {"val": "test"}},
-        UNKNOWN | {"learnt_unknown": ["adapter"]},
+        UNKNOWN | {"unknown_train_digests": ["adapter"]},
     ):
-        assert doubts(Reading(results(**more))) == []
+        assert find_caveats(RunResults(results(**more))) == []
 
 
 def test_test_images_of_a_folder_that_the_base_may_have_learnt_whole_are_doubted():
-    unknown = {"held_out": {"test": "train"}, "learnt_unknown": ["base"]}
-    assert "prove nothing" in doubts(Reading(results(**unknown)))[-1].text
+    unknown = {"held_out": {"test": "train"}, "unknown_train_digests": ["base"]}
+    assert "prove nothing" in find_caveats(RunResults(results(**unknown)))[-1].text
 
 
 def test_knows_validation_where_it_errs_far_less_on_them():

@@ -16,8 +16,12 @@ from safetensors.torch import save_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lora_mnist import MLP
-from lora_mnist.classifier.base import sha256_of_base, write_base
-from lora_mnist.classifier.learnt_file import LEARNT_FILE, read_learnt, write_learnt
+from lora_mnist.classifier.base import read_base_sha256, write_base
+from lora_mnist.classifier.train_digests_file import (
+    TRAIN_DIGESTS_FILE,
+    read_train_digests,
+    write_train_digests,
+)
 from lora_mnist.classifier.weights_file import read_base
 from lora_mnist.commands import evaluate, train
 from lora_mnist.config.run import Run
@@ -205,14 +209,14 @@ def test_what_is_left_out_is_counted_and_said(world, caplog):
     world.run("repair of a stranger's")
     assert "left out" not in caplog.text
     results = world.run("eval of latest", "data.test_size=0.5", "figures=true")
-    about = results["left_out"]["test"]
+    about = results["excluded"]["test"]
     assert about["images"] + sum(results["test"]["images_per_class"]) == about["of"] == 12
     line = f"{about['images']} of 12 test images are left out: the adapter has learnt them"
     assert line == about["line"]
     assert line in caplog.text
     (report,) = Path("outputs").rglob("report.html")
     assert line in report.read_text()
-    assert results["learnt_unknown"] == ["base"]
+    assert results["unknown_train_digests"] == ["base"]
 
 
 def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
@@ -241,19 +245,19 @@ def test_each_adapter_has_its_own_digests(world, caplog):
     """Not those of one before it in its folder, or of another; PEFT's has none."""
     world.run("repair of a stranger's")
     (adapter,) = Path("outputs").rglob("adapter")
-    sha256 = read_metadata(adapter)["learnt"]
-    digests = read_learnt(adapter, sha256)
+    sha256 = read_metadata(adapter)["train_digests"]
+    digests = read_train_digests(adapter, sha256)
     assert torch.equal(digests, world.sessions[-1].images.train.digests.sort().values)
-    assert read_learnt(adapter, None) is None
+    assert read_train_digests(adapter, None) is None
     assert "not known" not in caplog.text
-    write_learnt(adapter, digests[1:])
-    assert read_learnt(adapter, sha256) is None
-    (adapter / LEARNT_FILE).write_text("damaged")
-    assert read_learnt(adapter, sha256) is None
-    (adapter / LEARNT_FILE).unlink()
-    assert read_learnt(adapter, sha256) is None
+    write_train_digests(adapter, digests[1:])
+    assert read_train_digests(adapter, sha256) is None
+    (adapter / TRAIN_DIGESTS_FILE).write_text("damaged")
+    assert read_train_digests(adapter, sha256) is None
+    (adapter / TRAIN_DIGESTS_FILE).unlink()
+    assert read_train_digests(adapter, sha256) is None
     assert caplog.text.count("not known") == 3
-    assert world.run("eval of latest")["learnt_unknown"] == ["base", "adapter"]
+    assert world.run("eval of latest")["unknown_train_digests"] == ["base", "adapter"]
 
 
 def test_a_base_is_its_weights_alone(world, tmp_path):
@@ -261,11 +265,11 @@ def test_a_base_is_its_weights_alone(world, tmp_path):
     world.run("pretrain")
     (own,) = Path("outputs", "base").glob("*.ckpt")
     file = read_base(own)
-    assert torch.equal(file.learnt, world.sessions[-1].images.train.digests.sort().values)
-    assert torch.equal(read_base(Path("base.ckpt")).learnt, file.learnt)
+    assert torch.equal(file.train_digests, world.sessions[-1].images.train.digests.sort().values)
+    assert torch.equal(read_base(Path("base.ckpt")).train_digests, file.train_digests)
     write_base(file.tensors, tmp_path / "bare.ckpt", file.record)
-    assert read_base(tmp_path / "bare.ckpt").learnt is None
-    assert sha256_of_base(tmp_path / "bare.ckpt") == sha256_of_base(own) == file.sha256
+    assert read_base(tmp_path / "bare.ckpt").train_digests is None
+    assert read_base_sha256(tmp_path / "bare.ckpt") == read_base_sha256(own) == file.sha256
 
 
 def test_a_base_that_has_learnt_all_others_is_validated_on_test_images(tmp_path):

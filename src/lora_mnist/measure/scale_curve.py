@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lora_mnist.errors import is_number, require, require_one_of
+from lora_mnist.errors import is_number, require, require_choice
 from lora_mnist.lora.model import usable_adapters
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
-from lora_mnist.lora.weight import offset_of
+from lora_mnist.lora.weight import find_offset
 from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
-from lora_mnist.measure.counts import OF_DIAL, changes_of, counts_of_labels
+from lora_mnist.measure.counts import CURVE_COUNTS, count_changes, count_labels
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.measure.score import scores_of
+from lora_mnist.measure.score import compute_scores
 from lora_mnist.measure.significance import LEVEL, p_value_of_accuracy
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
@@ -39,14 +39,14 @@ _TAUS = [tau / 20 for tau in range(-20, 61)]
 MAX_IMAGES = 2000
 
 
-def dial_curve(
+def scale_curve(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     targets: Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
     offsets: Sequence[float] | None = None,
     choose_by: str = "mean_accuracy",
-    mix: Sequence[float] | None = None,
+    test_prior: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Evaluate an adapted network at several scales, and advise an operating point.
 
@@ -61,10 +61,10 @@ def dial_curve(
         scales: those to try: 0 is the base, 1 the adapter as trained, whatever scale it has now.
         offsets: those to try at each scale; ``None``: a range that is wide enough, or 0 alone where
             the model has no :class:`.lora.offset.Offset`.
-        choose_by: ``accuracy``, with classes as common as in ``mix``; ``balanced_accuracy``, where
-            they count alike; or ``mean_accuracy``, the mean of both.
-        mix: the test prior: how common each class is where the network is used, as numbers of
-            images or shares; ``None``: as in ``batches``.
+        choose_by: ``accuracy``, under ``test_prior``; ``balanced_accuracy``, where all classes
+            count alike; or ``mean_accuracy``, the mean of both.
+        test_prior: how common each class is where the network is used, as numbers of images or
+            shares; ``None``: as in ``batches``.
 
     Returns:
         ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
@@ -72,7 +72,7 @@ def dial_curve(
         A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
         (see :mod:`.score`), the ``weighted_accuracy`` that ``choose_by`` names, the ``errors`` and,
         with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
-        ``false_calls_of_target``. A row that ``is_behind`` the base or the offset alone in the
+        ``false_positives_of_target``. A row that ``is_behind`` the base or the offset alone in the
         weighted accuracy, beyond chance, is not advised, unless all are and 0 is not among
         ``offsets``.
 
@@ -82,8 +82,8 @@ def dial_curve(
     """
     if not all(adapter.enabled for adapter in usable_adapters(model)):
         raise ValueError("an adapter is switched off; expected set_lora_enabled(model, True)")
-    require_one_of("choose_by", choose_by, MEASURES)
-    of_model = offset_of(model)
+    require_choice("choose_by", choose_by, MEASURES)
+    of_model = find_offset(model)
     offsets = offsets_to_try(of_model) if offsets is None else list(offsets)
     for name, numbers in {"scales": scales, "offsets": offsets}.items():
         are_finite = len(numbers) > 0 and all(map(is_number, numbers))
@@ -96,10 +96,12 @@ def dial_curve(
     are_classes = label.dtype == torch.int64 and all(c in range(num_classes) for c in labels)
     require(are_classes, "labels", labels, f"{expected}, int64")
     images = torch.bincount(label, minlength=num_classes)
-    if mix is not None:
-        are_shares = len(mix) == num_classes and all(is_number(m) and m >= 0 for m in mix)
-        require(are_shares, "mix", mix, f"{num_classes} numbers >= 0, one a class")
-    weights = class_weights(mix, choose_by, images)
+    if test_prior is not None:
+        are_shares = len(test_prior) == num_classes and all(
+            is_number(m) and m >= 0 for m in test_prior
+        )
+        require(are_shares, "test_prior", test_prior, f"{num_classes} numbers >= 0, one a class")
+    weights = class_weights(test_prior, choose_by, images)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
     measured = _Measured(label, direction, weights, group)
     nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
@@ -122,12 +124,12 @@ def dial_curve(
         "choose_by": choose_by,
         "base": base_row,
         "rows": rows,
-        "advised": {knob: best[knob] for knob in Point._fields},
+        "advised": {field: best[field] for field in Point._fields},
     }
 
 
 def row_at(curve: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
-    """Return the row of a scale from the result of :func:`dial_curve`."""
+    """Return the row of a scale from the result of :func:`scale_curve`."""
     return next(row for row in curve["rows"] if row["scale"] == scale)
 
 
@@ -139,7 +141,7 @@ def offsets_to_try(offset: Offset | None) -> list[float]:
     return [each for each in tried if each <= offset.most]
 
 
-def images_of_dial(labels: Tensor, seed: int) -> Tensor:
+def select_search_images(labels: Tensor, seed: int) -> Tensor:
     """Choose at most 2,000 validation images, the first of each class in an order of the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
@@ -185,14 +187,14 @@ class _Measured:
 
     def at(self, logits: Tensor, offsets: Sequence[float]) -> _AtOffset:
         """Evaluate the network with these logits at the best of some offsets."""
-        scores = scores_of(logits, self.label, self.direction, offsets, self.weights)
+        scores = compute_scores(logits, self.label, self.direction, offsets, self.weights)
         offset, score = offsets[int(scores.argmax())], scores.max().item()
         prediction = (logits + offset * self.direction).argmax(dim=1)
-        counts = counts_of_labels(self.label, prediction, logits.shape[1], self.targets)
+        counts = count_labels(self.label, prediction, logits.shape[1], self.targets)
         errors, images = counts["errors_per_class"], counts["images_per_class"]
         numbers = {"offset": offset, "score": score}
         numbers["weighted_accuracy"] = weighted_accuracy(errors, images, self.weights)
-        numbers |= {key: counts[key] for key in OF_DIAL if key in counts}
+        numbers |= {key: counts[key] for key in CURVE_COUNTS if key in counts}
         return _AtOffset(numbers, prediction)
 
     def is_behind(self, point: _AtOffset, other: _AtOffset) -> bool:
@@ -200,6 +202,6 @@ class _Measured:
         if point.numbers["weighted_accuracy"] >= other.numbers["weighted_accuracy"]:
             return False
         num_classes = len(self.weights)
-        changes = changes_of(self.label, other.prediction, point.prediction, num_classes)
+        changes = count_changes(self.label, other.prediction, point.prediction, num_classes)
         images = self.label.bincount(minlength=num_classes)
         return p_value_of_accuracy(*changes, images, self.weights) <= LEVEL

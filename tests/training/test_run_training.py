@@ -5,13 +5,13 @@ from helpers.commands import read_csv, read_results
 from helpers.repairs import QUIET, TRIALS
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from lora_mnist.classifier.learnt_file import read_learnt
+from lora_mnist.classifier.train_digests_file import read_train_digests
 from lora_mnist.errors import UserError
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.point import Point
-from lora_mnist.measure.dial import row_at
+from lora_mnist.measure.scale_curve import row_at
 from lora_mnist.run_paths import LAST_CHECKPOINT
-from lora_mnist.training import attempt, trials
+from lora_mnist.training import run_training, trials
 
 
 def test_of_several_processes_the_first_one_advises(go, monkeypatch):
@@ -28,10 +28,10 @@ def test_without_a_training_the_offset_alone_is_saved(go):
     alone = ("lora.scale=0", "lora.offset=auto", "callbacks=none", "logger=csv")
     folder = go("an offset", *alone, "refit=auto", *TRIALS)  # of which none is trained
     results = read_results(folder)
-    assert len(results["dial"]["rows"]) == 1
+    assert len(results["scale_curve"]["rows"]) == 1
     point = results["point"]
     assert (point["scale"], results["steps"]) == (0, 0)
-    assert point["offset"] == row_at(results["dial"], 0)["offset"] != 0
+    assert point["offset"] == row_at(results["scale_curve"], 0)["offset"] != 0
     assert not results["choices"]["refit"]["value"]
     assert results["test"]["repaired"] + results["test"]["broken"]
     counts = results["parameters"]
@@ -48,7 +48,9 @@ def test_without_a_training_the_offset_alone_is_saved(go):
         go("nothing", *QUIET, "lora.scale=0", "lora.offset=0")
     with pytest.raises(UserError, match=r"^refit=true: .*lora\.scale=0"):
         go("nothing", *QUIET, "lora.scale=0", "lora.offset=auto", "refit=true")
-    assert not len(read_learnt(folder / "adapter", read_metadata(folder / "adapter")["learnt"]))
+    assert not len(
+        read_train_digests(folder / "adapter", read_metadata(folder / "adapter")["train_digests"])
+    )
 
 
 def test_of_several_trainings_no_checkpoint_is_kept_and_curves_have_their_names(go, caplog):
@@ -69,7 +71,7 @@ def test_of_several_trainings_no_checkpoint_is_kept_and_curves_have_their_names(
 
 
 def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
-    monkeypatch.setattr(trials, "RATES", (1e30, 0.003))
+    monkeypatch.setattr(trials, "LEARNING_RATES", (1e30, 0.003))
     options = ("logger=csv", "trainer.log_every_n_steps=1", "optimizer.lr=auto")
     folder = go("steep alone", *options, "+trainer.num_sanity_val_steps=1")
     curve = read_results(folder)["validation_errors"]
@@ -84,8 +86,8 @@ def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
 
 def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "score": 0.9}, {"scale": 0.0, "score": 0.8}]
-    made = attempt.Attempt(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
-    assert made.is_ahead_of_an_offset
+    made = run_training.TrainingResult(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
+    assert made.beats_offset
 
 
 def test_callbacks_that_ask_for_a_logger_find_one(go):

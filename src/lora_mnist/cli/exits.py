@@ -22,7 +22,7 @@ class PastHydra(BaseException):
     """Carries an error past Hydra, which prints a line of a task's, and warns of a callback's."""
 
 
-def end_of(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseException:
+def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseException:
     """Print the last lines of a command that failed or was stopped, and return its exit.
 
     ``hydra_conf`` is Hydra's own configuration, or None if the command has no folder yet.
@@ -30,7 +30,7 @@ def end_of(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseExc
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
         left = _finished_jobs(hydra_conf) or _how_to_go_on(hydra_conf)
-        return _told(f"interrupted by {sent.name}", left, 128 + sent)
+        return _exit(f"interrupted by {sent.name}", left, 128 + sent)
     if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
         return error
     if isinstance(error, BrokenPipeError):
@@ -46,10 +46,10 @@ def end_of(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseExc
         return error  # Python shows where
     if code == UserError.exit_code:
         _remove_if_empty(hydra_conf)
-    return _told(reason, _finished_jobs(hydra_conf), code)
+    return _exit(reason, _finished_jobs(hydra_conf), code)
 
 
-def _told(reason: str, left: str, code: int) -> SystemExit:
+def _exit(reason: str, left: str, code: int) -> SystemExit:
     """Print why a command ends and what it leaves; return its end."""
     print(f"{reason}\n{left}".rstrip(), file=sys.stderr)
     return SystemExit(code)
@@ -88,10 +88,10 @@ def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
     folder = _run_folder(hydra_conf)
     if folder is None:
         return ""
-    last, run = folder / LAST_CHECKPOINT, Run.of_command_line(hydra_conf, folder)
-    how, typed = "start again with", run.typed_without("hydra.run.dir", "hydra.mode")
+    last, run = folder / LAST_CHECKPOINT, Run.from_hydra(hydra_conf, folder)
+    how, typed = "start again with", run.overrides_without("hydra.run.dir", "hydra.mode")
     if last.is_file() or finished_trainings(folder):
-        how, typed = "go on with", run.typed_without("hydra.run.dir", "hydra.mode", "ckpt_path")
+        how, typed = "go on with", run.overrides_without("hydra.run.dir", "hydra.mode", "ckpt_path")
         path = last if last.is_file() else folder  # several trainings have no checkpoint
         typed.append(f"ckpt_path={in_grammar(path)}")
     elif is_bug:

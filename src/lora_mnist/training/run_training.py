@@ -11,20 +11,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
-from lora_mnist.classifier.choose_point import Dial
+from lora_mnist.classifier.choose_point import PointSearch
 from lora_mnist.config.make import with_values
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.dial import row_at
+from lora_mnist.measure.scale_curve import row_at
 from lora_mnist.project import user_path
-from lora_mnist.training.adapter import put_adapter
+from lora_mnist.training.adapter import add_adapter
 from lora_mnist.training.callbacks import DurationInLog
 from lora_mnist.training.features import on_features
 from lora_mnist.training.finished import load_finished, save_finished
-from lora_mnist.training.fit import data_of, fit
+from lora_mnist.training.fit import build_datamodule, fit
 from lora_mnist.training.session import Session
 from lora_mnist.training.trainer import make_trainer
 from lora_mnist.training.trials import Training
@@ -40,7 +40,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrainingResult:
     """The result of a training at one learning rate."""
 
     training: Training  # at its rate
@@ -48,7 +48,7 @@ class Attempt:
     max_steps: int  # that were asked for
     hparams: Mapping[str, Any] | None  # of a training; None: the run's loggers have them
     validation_errors: Sequence[tuple[int, int]]  # a step, and how many there were
-    learnt: Tensor  # the digests of the images that it has learnt
+    train_digests: Tensor  # the digests of the images that it has learnt
     tensors: Mapping[str, Tensor]  # the adapter's
     point: Point  # which validation images advise, or lora sets
     curve: Mapping[str, Any] | None  # of the dial; None: there are no validation images
@@ -74,7 +74,7 @@ class Attempt:
         return 0 if self.curve is None else int(self.curve["images"])
 
     @property
-    def is_ahead_of_an_offset(self) -> bool:
+    def beats_offset(self) -> bool:
         """True if it is better than the best offset alone, or if nothing can tell."""
         return self.curve is None or self.score > row_at(self.curve, 0)["score"]
 
@@ -83,17 +83,17 @@ class Attempt:
         return {
             "steps": self.steps,
             "max_steps": self.max_steps,
-            "dial": self.curve,
+            "scale_curve": self.curve,
             "validation_errors": self.validation_errors,
         }
 
-    def put_on(self, session: Session) -> None:
+    def load_into(self, session: Session) -> None:
         """Put its adapter on the network, at its point."""
-        put_tensors(session, self.training, self.tensors)
+        load_tensors(session, self.training, self.tensors)
         set_lora_point(session.net, self.point)
 
 
-def attempted(session: Session, planned: Training) -> Attempt | Failure:
+def run_training(session: Session, planned: Training) -> TrainingResult | Failure:
     """Train as ``planned`` and search for the operating point, or take the finished training.
 
     Of several trainings each is kept in the run's folder.
@@ -107,7 +107,7 @@ def attempted(session: Session, planned: Training) -> Attempt | Failure:
             return Failure(planned, str(error))
     if not planned.is_only:
         save_finished(session, planned, finished)
-    return Attempt(planned, **finished)
+    return TrainingResult(planned, **finished)
 
 
 def _train(session: Session, planned: Training) -> dict[str, Any]:
@@ -116,23 +116,23 @@ def _train(session: Session, planned: Training) -> dict[str, Any]:
     goes_on = planned.is_only and path is not None and user_path(path).is_file()
     cfg = with_values(planned.cfg, {"ckpt_path": path if goes_on else None})
     training = replace(planned, cfg=cfg)
-    trainer = _trainer_of(session, training)
+    trainer = _build_trainer(session, training)
     if training.of > 1 and training.number == 1 and not training.last_layer:
         trainer.callbacks.append(DurationInLog(training.of))  # type: ignore[attr-defined]
-    put_tensors(session, training, training.start)
+    load_tensors(session, training, training.start)
     set_lora_point(session.net, TRAINED if session.trains else BASE)
     if training.last_layer:
         session, training = on_features(session, training)
     steps, validation_errors = 0, list[tuple[int, int]]()
-    hparams, learnt = None, torch.empty(0, dtype=torch.int64)
+    hparams, train_digests = None, torch.empty(0, dtype=torch.int64)
     if session.trains:
         if training.of > 1:
             log.info("%s: %s", training.title, training.name)
-        data = data_of(session, training)
+        data = build_datamodule(session, training)
         module = fit(session, cfg, trainer, data)
         steps, validation_errors = module.global_step, list(module.errors_by_step.items())
         hparams = None if training.is_only else dict(module.hparams)
-        learnt = data.learnt
+        train_digests = data.train_digests
     tensors = copy.deepcopy(lora_state_dict(session.net))
     # What the first of several processes has chosen.
     point, curve = session.trainer.strategy.broadcast(_advised(session, training))
@@ -141,14 +141,14 @@ def _train(session: Session, planned: Training) -> dict[str, Any]:
         "max_steps": trainer.max_steps,
         "hparams": hparams,
         "validation_errors": validation_errors,
-        "learnt": learnt,
+        "train_digests": train_digests,
         "tensors": tensors,
         "point": point,
         "curve": curve,
     }
 
 
-def _trainer_of(session: Session, training: Training) -> Trainer:
+def _build_trainer(session: Session, training: Training) -> Trainer:
     """Make the Trainer of a training; the only one has the run's loggers and keeps checkpoints."""
     if training.is_only:
         return make_trainer(training.cfg, session.run, loggers=session.trainer.loggers)
@@ -173,21 +173,21 @@ def _trainer_of(session: Session, training: Training) -> Trainer:
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
     """Return the point that is set, advised by validation images, or a refit's; and the curve."""
     cfg, val, targets = training.cfg, session.images.val, training.selection.targets
-    lora, dial = cfg.lora, Dial(session.classifier, val, targets, cfg.seed, cfg.choose_by)
+    lora, search = cfg.lora, PointSearch(session.classifier, val, targets, cfg.seed, cfg.choose_by)
     if not len(val):
         return Point(float(lora.scale), float(lora.offset)), None
     log.info("dial: the adapter at several scales on validation images")
     session.to_evaluate()
     if training.refit_at is not None:
-        return dial.advise(training.refit_at._asdict(), scales=())
-    return dial.advise({"scale": lora.scale, "offset": lora.offset})
+        return search.advise(training.refit_at._asdict(), scales=())
+    return search.advise({"scale": lora.scale, "offset": lora.offset})
 
 
-def put_tensors(session: Session, training: Training, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(session: Session, training: Training, tensors: Mapping[str, Tensor]) -> None:
     """Put these tensors into the adapter of a training, which is added where it is not there."""
     net = session.net
     if lora_state_dict(net).keys() != tensors.keys():  # on other layers
-        put_adapter(replace(session, cfg=training.cfg), training.selection)
+        add_adapter(replace(session, cfg=training.cfg), training.selection)
     net.load_state_dict(tensors, strict=False)  # the base stays
     net.zero_grad()
     for adapter in lora_adapters(net):

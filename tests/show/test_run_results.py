@@ -2,11 +2,11 @@
 
 from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.reading import Reading, chance_text
+from lora_mnist.show.run_results import RunResults, chance_text
 
 
 def names_of_rows(run):
-    return [row.name for row in Reading(run).rows()]
+    return [row.name for row in RunResults(run).rows()]
 
 
 def repair_of(base, broken, fixed, classes, targets=(0,)):
@@ -18,8 +18,8 @@ def test_digits_are_the_ten_of_them():
     """Classes that are called 0 and 1 are somebody's own."""
     for classes, name, others in (("01", "0", "classes"), ("0123456789", "zeros", "digits")):
         each = [1] * len(classes)
-        reading = Reading(repair_of(each, each, each, [*classes]))
-        assert (reading.named([0]), reading.name_of_others) == (name, f"the other {others}")
+        reading = RunResults(repair_of(each, each, each, [*classes]))
+        assert (reading.named([0]), reading.other_classes_name) == (name, f"the other {others}")
 
 
 def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
