@@ -61,7 +61,7 @@ class Case:
     targets: list[int]  # the classes to repair
     images: dict[str, Tensor]  # of validation and of test, normalised
     labels: dict[str, Tensor]
-    before: dict[str, Tensor]  # the base's logits, likewise
+    before: dict[str, Tensor]  # the base's logits, by split
     augment: Augment | None  # of training images, as in the base's own training
     steps: int = 400  # of each training
     choose_by: str = "mean_accuracy"
@@ -69,8 +69,8 @@ class Case:
     @property
     def weights(self) -> NDArray[np.float64]:
         """The weight of each class in the measure."""
-        mix = self.labels["test"].bincount(minlength=len(self.dataset.classes))
-        return class_weights(mix, self.choose_by)
+        test_prior = self.labels["test"].bincount(minlength=len(self.dataset.classes))
+        return class_weights(test_prior, self.choose_by)
 
     def measure(self, logits: Tensor) -> float:
         """Return the measure that chooses, for logits of the validation images."""
@@ -284,7 +284,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
     targets = [classifier.classes.index(name) for name in classifier.record.targets]
     augment = resolve_augment(cfg, classifier)
     augment = augment and make("batches.augment", augment)
-    # A refit has learnt the validation images, which choose for twenty lines as for its trials.
+    # A refit was trained on the validation images, which choose for twenty lines as for its trials.
     val = replace(classifier, adapter=None).images.val
     if not len(val):
         raise UserError("data: expected validation images, which choose for each method")
@@ -296,11 +296,11 @@ def rival(cfg: DictConfig, run: Run) -> None:
     if file.exists():
         repair = json.loads(file.read_text())
     case.steps = repair.get("steps", case.steps)
-    if "trainer.max_steps" in map(override_key, run.typed or ()):
+    if "trainer.max_steps" in map(override_key, run.command_line or ()):
         case.steps = cfg.trainer.max_steps
 
     def row(name: str, logits: Tensor, seconds: float | None = None) -> list[str]:
-        """Errors, balanced accuracy and false calls; a method's trainings in seconds."""
+        """Return errors, balanced accuracy and false positives; a method's trainings in seconds."""
         labels, count = case.labels["test"], len(classifier.classes)
         counts = count_labels(labels, logits.argmax(1), count, case.targets)
         cells = [f"{counts['errors_of_target']:,}", f"{counts['errors']:,}"]
@@ -312,7 +312,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
     direction, offset = one_number(case)
     rows.append(row(f"one number, {offset:g}", before + offset * direction, 0))
     trainings = 6 if augment is None else 7
-    log.info("%d trainings of %d steps of all weights; each is told", trainings + 3, case.steps)
+    log.info("%d trainings of %d steps of all weights; each is logged", trainings + 3, case.steps)
     if any(isinstance(module, nn.Linear) for module in plain.modules()):
         started = time.perf_counter()
         head = balanced_head(case, cfg.seed)
@@ -332,7 +332,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         f"errors on {named}",
         "in all",
         "balanced accuracy",
-        "false calls",
+        "false positives",
         "seconds",
     ]
     print(table(heads, rows))

@@ -154,7 +154,7 @@ def test_what_the_classes_and_folders_say_is_refused_before_an_image_is_read(her
     for path in Path("photos").rglob("*.png"):
         path.write_bytes(b"no picture")
     known = ("prepare.image_size=8", "prepare.mean=0.3", "prepare.std=0.2")
-    assert refused(repaired, here, *known, "target=dgo").startswith("target=dgo: no class is")
+    assert refused(repaired, here, *known, "target=dgo").startswith("target=dgo: no class has")
     assert "data_dir" in refused(repaired, here, *known)  # which reads them
 
 

@@ -209,9 +209,9 @@ def yardstick(tmp_path, monkeypatch, capsys):
     folder = here / "outputs" / "lora" / "run"
     train(config("train", *few), Run(folder))
 
-    def printed(*typed):
-        typed = [*OPTIONS, "net._target_=my_nets.Net", "target=weakest", *typed]
-        monkeypatch.setattr(sys, "argv", ["rival.py", *typed])
+    def printed(*command_line):
+        command_line = [*OPTIONS, "net._target_=my_nets.Net", "target=weakest", *command_line]
+        monkeypatch.setattr(sys, "argv", ["rival.py", *command_line])
         capsys.readouterr()
         runpy.run_path(str(ROOT / "scripts" / "rival.py"), run_name="__main__")
         return capsys.readouterr().out

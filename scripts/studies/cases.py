@@ -90,7 +90,7 @@ class Task:
     test: int | None = None  # test images of each class, from those of training
     augment: str = "augment=none"  # in the base's training, and so in what follows it
     is_weak: bool = True  # else percents say nothing, and claims and figure leave it out
-    is_natural: bool = False  # whether the test has the training's mix, as sprites come
+    is_natural: bool = False  # the test has the training's class distribution
     base_of: str | None = None  # the case whose base it has, which learns the same images
     bases: int = 1
     seed: int = 30  # the base's
@@ -257,7 +257,9 @@ _SPRITES = Task(
 
 
 def _natural(task: Task) -> Task:
-    return replace(task, name=f"{task.name}, natural mix", is_natural=True, base_of=task.name)
+    return replace(
+        task, name=f"{task.name}, natural distribution", is_natural=True, base_of=task.name
+    )
 
 
 CASES = (
@@ -284,7 +286,7 @@ CASES = (
     ),
     _small("clothes", "clothes", "weakest", f"{_CNN}[16,32]", "60", most=140, test=300),
     _small(
-        "half trained, natural mix",
+        "half trained, natural distribution",
         "clothes",
         "weak",
         f"{_CNN}[8,16]",

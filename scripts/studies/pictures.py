@@ -93,7 +93,7 @@ def _capitals() -> Pictures:
 
 
 def _chess() -> Pictures:
-    """White chess pieces, slanted and turned, on coloured discs over scikit-learn's photographs."""
+    """White chess pieces, slanted and turned, on colored discs over scikit-learn's photographs."""
     from sklearn.datasets import load_sample_images  # of the extra
 
     fonts = [
@@ -122,7 +122,7 @@ def _chess() -> Pictures:
 
 def _sprites() -> Pictures:
     """Sprites of 32 x 32 pixels on grey, of folders that have 90 pictures and 20 names or more."""
-    images: dict[bytes, Image.Image] = {}  # no copies
+    images: dict[bytes, Image.Image] = {}  # no duplicates
     labels, names = [], []
     (package,) = Path(PROJECT, "data", "debian").glob("crawl_*.orig.tar.xz")
     with tarfile.open(package) as archive:

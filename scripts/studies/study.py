@@ -131,7 +131,7 @@ def bases_of(task: Task) -> list[Task]:
     return [replace(task, seed=task.seed + n) for n in range(task.bases)]
 
 
-# --- what is told of them ------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 
 
 class Numbers(NamedTuple):

@@ -21,7 +21,7 @@ class Choice(NamedTuple):
     of: Sequence[Any] | None = None  # the values to choose from; None: they are not listed
     images: int = 0  # the number of validation images that decided
     why: str = ""
-    is_set: bool = False  # by somebody: typed, or in the configuration
+    is_set: bool = False  # on the command line, or in the configuration
 
     @property
     def record(self) -> dict[str, Any]:

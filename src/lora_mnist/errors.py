@@ -1,4 +1,4 @@
-"""The errors that a user can cause by a key, a value or a file: each is told in one line."""
+"""Errors that a user can cause by a key, a value or a file, reported in one line each."""
 
 import re
 import sysconfig
@@ -23,7 +23,7 @@ _LIBRARIES = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
 
 
 class UserError(Exception):
-    """An error that is told in one line: key, value and what is accepted, without a traceback."""
+    """An error reported in one line with key, value and what is accepted, without a traceback."""
 
     exit_code = 2
 
@@ -39,7 +39,7 @@ class IncompleteError(UserError):
 
 
 class TrainingError(UserError):
-    """Training led nowhere: it diverged, or nothing was learnt."""
+    """Training led nowhere: it diverged, or the network is no better for it."""
 
     exit_code = 1
 
@@ -78,7 +78,7 @@ def nearest_to(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def naming(setting: str, joined: str = ": ") -> Iterator[None]:
-    """Inside the ``with`` block, an error of a file is told as one of ``setting``."""
+    """Inside the ``with`` block, an error of a file is reported as one of ``setting``."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -26,9 +26,9 @@ COMMANDS = {
 }
 
 
-def user_path(typed: object) -> Path:
+def user_path(path: object) -> Path:
     """Return a path that a user gives, relative to his folder; the name may be a number."""
-    return Path(os.path.expanduser(str(typed)))  # noqa: PTH111  # ~nobody stays as it is
+    return Path(os.path.expanduser(str(path)))  # noqa: PTH111  # ~nobody stays as it is
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
     classifier.record = Record(targets=["owl"], made={"refit": True})
     caplog.set_level("INFO")
     assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
-    assert "scale=0.5 offset=2.5: as set, since the adapter has learnt" in caplog.messages[-1]
+    assert "scale=0.5 offset=2.5: as set, since the adapter was trained on" in caplog.messages[-1]
     caplog.clear()
     assert turned(0) == [0.0, 2.5]
     (said,) = caplog.messages  # it is not off

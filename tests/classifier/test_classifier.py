@@ -101,7 +101,7 @@ def test_the_latest_is_the_newest_by_time(outputs):
 
 def test_scale_of_a_saved_adapter(outputs):
     """As it was saved, unless it is said; 0 is the base and 1 as trained, whatever was saved."""
-    record = {"version": 1, "net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}}
+    record = {"version": 2, "net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}}
     record |= {"prepare": {"mean": 0.1}, "data": {"val_from": "train"}}
     adapter = small_adapter(outputs, "lora/nine")
     turned = small_net(outputs, adapter)

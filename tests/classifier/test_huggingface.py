@@ -286,9 +286,9 @@ def test_a_folder_is_written_for_transformers_alone(here):
         "prepare.image_size=[32,48]": "prepare.image_size=[32, 48]: ",
         "out=mine": "out=mine: ",  # somebody's own
     }
-    for typed, said in refusals.items():
-        cfg = composed("export", "paths.outputs=outputs", *HERE, "out=new", typed)
-        assert refused(export, cfg).startswith(said), typed
+    for command_line, said in refusals.items():
+        cfg = composed("export", "paths.outputs=outputs", *HERE, "out=new", command_line)
+        assert refused(export, cfg).startswith(said), command_line
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), "other.pt")
     other = ("net=custom", "net._target_=torchvision.models.squeezenet1_1", "net.num_classes=3")
     options = (*HERE[:2], *other, "base_ckpt=other.pt", "prepare.image_size=32", "out=new")

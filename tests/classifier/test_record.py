@@ -23,7 +23,7 @@ def test_a_record_is_read_as_it_was_written(more):
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"version": 0}, "the version 0; expected 1"),
+        ({"version": 0}, "the version 0, of another"),
         ({"prepare": {}}, "prepare is missing"),  # images would be measured, with other numbers
         ({"net": "a text"}, "net=a text: expected dict"),
         ({"made": {"seed": "x"}}, "seed=x: expected int"),

@@ -43,8 +43,8 @@ def taken(own, **record):
 )
 def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
     """A base's file has tuples."""
-    typed = [{}, {"_target_": net["_target_"]}] if foreign != net["_target_"] else [{}]
-    for own in typed:
+    command_line = [{}, {"_target_": net["_target_"]}] if foreign != net["_target_"] else [{}]
+    for own in command_line:
         if foreign is None:
             assert taken({"net": own}, net=net).net == net
         else:
@@ -68,8 +68,8 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
     said = refused(lambda: taken({}, prepare=stored))
     assert key in said
     assert "--config-dir . classifier=NAME" in said
-    typed = {"prepare": {"transform": {"_target_": "my.Crop"}}}
-    assert taken(typed, prepare=stored).prepare == stored
+    command_line = {"prepare": {"transform": {"_target_": "my.Crop"}}}
+    assert taken(command_line, prepare=stored).prepare == stored
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,12 @@ def test_hydras_words(cli, tmp_path, command, line):
     assert (done.code, done.out, done.err) == (2, "", f"{line}\n")
 
 
-@pytest.mark.parametrize("typed", ["images=photos/test/a", "images=0", "adapter=latest"])
-def test_a_folder_that_hydra_takes_for_a_group_is_named(cli, tmp_path, typed):
+@pytest.mark.parametrize("command_line", ["images=photos/test/a", "images=0", "adapter=latest"])
+def test_a_folder_that_hydra_takes_for_a_group_is_named(cli, tmp_path, command_line):
     """Beside classifier/ it hides the key of the same name."""
-    folder = tmp_path / typed.partition("=")[0]
+    folder = tmp_path / command_line.partition("=")[0]
     folder.mkdir()
-    done = cli("predict.py", "--config-dir", str(tmp_path), typed, here=tmp_path)
+    done = cli("predict.py", "--config-dir", str(tmp_path), command_line, here=tmp_path)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert str(folder) in done.err
 

@@ -144,7 +144,7 @@ def test_overrides_are_left_out_by_whole_keys():
 
 
 def test_each_name_is_a_command(monkeypatch, capfd):
-    def typed(*arguments):
+    def command_line(*arguments):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lora-mnist", *arguments])
         code = 0
         try:
@@ -153,15 +153,15 @@ def test_each_name_is_a_command(monkeypatch, capfd):
             code = exit_.code
         return (code, *capfd.readouterr())
 
-    code, out, names = typed()
+    code, out, names = command_line()
     assert (code, out) == (2, "")
-    assert typed("--help") == (0, names, "")
-    assert typed("trian")[0] == 2
-    assert typed("--config-name") == (2, "", names)
-    assert typed("--config-name", "trian")[0] == 2
+    assert command_line("--help") == (0, names, "")
+    assert command_line("trian")[0] == 2
+    assert command_line("--config-name") == (2, "", names)
+    assert command_line("--config-name", "trian")[0] == 2
     for name in ("train", "eval", "predict", "export", "demo"):
         assert f"lora-mnist {name}" in names
-        code, out, _ = typed(name, "--cfg", "job")
+        code, out, _ = command_line(name, "--cfg", "job")
         assert code == 0
         assert f"stage: {'???' if name == 'train' else name}" in out
 

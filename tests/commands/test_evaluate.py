@@ -55,8 +55,8 @@ def test_an_offset_is_there_in_every_command_until_it_is_taken_away(outputs, tmp
     assert trained["point"] == {"scale": 0.5, "offset": 1.5}
     record = ("adapter=latest", f"paths.outputs={outputs}")
 
-    def tested(*typed):
-        return evaluate(composed("eval", *SMALL, *FEW, *record, *typed))
+    def tested(*command_line):
+        return evaluate(composed("eval", *SMALL, *FEW, *record, *command_line))
 
     assert tested()["test"] == trained["test"]
     half, number = tested("offset=0"), tested("scale=0")
@@ -69,9 +69,9 @@ def test_an_offset_is_there_in_every_command_until_it_is_taken_away(outputs, tmp
     out = tmp_path / "nine.safetensors"
     metadata = export(composed("export", SMALL[0], *FEW, *record, f"out={out}"))
     assert (metadata["scale"], metadata["offset"]) == ("0.5", "1.5")
-    for message, typed in {"offset=auto": "offset=auto", "offset=2": "offset=2"}.items():
+    for message, command_line in {"offset=auto": "offset=auto", "offset=2": "offset=2"}.items():
         with pytest.raises(UserError, match=f"{message}: expected null, since there is no adapter"):
-            evaluate(composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", typed))
+            evaluate(composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", command_line))
 
 
 def test_evaluate_of_the_base_alone_from_a_notebook(made, trained):

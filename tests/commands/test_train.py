@@ -74,8 +74,10 @@ def test_a_class_is_named_once(tmp_path):
     """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
     both = composed("train", *NINES, "target=3")
     assert refused(resolve_configuration, both).startswith("digit=9: ")
-    for typed in ("target=3", "digit=9"):  # the other one stands in a file
-        assert resolve_configuration(both, Run(tmp_path, (typed,))).target == int(typed[-1])
+    for command_line in ("target=3", "digit=9"):  # the other one stands in a file
+        assert resolve_configuration(both, Run(tmp_path, (command_line,))).target == int(
+            command_line[-1]
+        )
     both_typed = Run(tmp_path, ("digit=9", "target=3"))
     assert refused(resolve_configuration, both, both_typed).startswith("digit=9: ")
     assert composed("train", *NINES).target == 9

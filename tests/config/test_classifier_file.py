@@ -53,7 +53,7 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
 
 
 @pytest.mark.parametrize(
-    ("change", "typed", "said"),
+    ("change", "command_line", "said"),
     [
         ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
         ("data: folder", TYPED, "data: folder: "),
@@ -65,11 +65,11 @@ def test_each_command_takes_what_it_has_of_the_file(cli, here):
         ("", (*TYPED[:2], "classifier=other"), "classifier=other: no such file: classifier/other"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
+def test_what_is_wrong_with_a_file_is_said(cli, here, change, command_line, said):
     """Hydra compares what is typed with the keys that there are, and no file."""
     file = here / "classifier" / "photos.yaml"
     file.write_text(change)
-    done = cli("predict.py", *typed, "images=photos", here=here)
+    done = cli("predict.py", *command_line, "images=photos", here=here)
     assert (done.code, done.err.startswith(said.format(file=file))) == (2, True), done.err
     assert len(done.err.splitlines()) == 1
 
@@ -104,21 +104,25 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
     once = resolve_configuration(cfg, images)
     assert "seed" not in once
     assert resolve_configuration(once, images) == once
-    assert refused(resolve_configuration, cfg, Run(tmp_path, typed=("+seed=3",))).startswith(
+    assert refused(resolve_configuration, cfg, Run(tmp_path, command_line=("+seed=3",))).startswith(
         "seed: "
     )
     lora = composed("train", "stage=lora", "+adapter=latest")
-    assert "adapter" not in resolve_configuration(lora, Run(tmp_path, typed=("stage=lora",)))
-    typed = Run(tmp_path, typed=("stage=lora", "+adapter=latest"))
-    assert refused(resolve_configuration, lora, typed).startswith("adapter: nothing reads this key")
+    assert "adapter" not in resolve_configuration(lora, Run(tmp_path, command_line=("stage=lora",)))
+    command_line = Run(tmp_path, command_line=("stage=lora", "+adapter=latest"))
+    assert refused(resolve_configuration, lora, command_line).startswith(
+        "adapter: nothing reads this key"
+    )
     flipped = composed("eval", "augment=flip")
-    assert "batches" not in resolve_configuration(flipped, Run(tmp_path, typed=()))  # a file's
+    assert "batches" not in resolve_configuration(
+        flipped, Run(tmp_path, command_line=())
+    )  # a file's
     assert refused(
-        resolve_configuration, flipped, Run(tmp_path, typed=("augment=flip",))
+        resolve_configuration, flipped, Run(tmp_path, command_line=("augment=flip",))
     ).startswith("augment: ")
     misspelt = composed("predict", "images=x.png")
     OmegaConf.update(misspelt, "batches", {"repaly": 3}, force_add=True)
-    said = refused(resolve_configuration, misspelt, Run(tmp_path, typed=()))
+    said = refused(resolve_configuration, misspelt, Run(tmp_path, command_line=()))
     assert said.startswith("batches.repaly: nothing reads this key")
 
 
@@ -136,4 +140,4 @@ def test_the_file_of_the_readme_is_read(tmp_path):
     (tmp_path / "classifier" / "photos.yaml").write_text(file)
     for entry in ("eval", "predict", "export", "demo"):
         cfg = composed(entry, f"hydra.searchpath=[file://{tmp_path}]", f"{CLASSIFIER}=photos")
-        assert resolve_configuration(cfg, Run(tmp_path, typed=())).base_ckpt == "mine.pt"
+        assert resolve_configuration(cfg, Run(tmp_path, command_line=())).base_ckpt == "mine.pt"

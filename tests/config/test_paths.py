@@ -29,9 +29,11 @@ def home(tmp_path, monkeypatch):
     ],
 )
 def test_a_command_finds_it(home, entry, keys):
-    typed = ("stage=lora", "digit=9") if entry == "train" else ()
+    command_line = ("stage=lora", "digit=9") if entry == "train" else ()
     (home / "ckpt_path").touch()
-    cfg = resolve_configuration(composed(entry, *typed, *(f"{key}='~/{key}'" for key in keys)))
+    cfg = resolve_configuration(
+        composed(entry, *command_line, *(f"{key}='~/{key}'" for key in keys))
+    )
     for key in keys:
         assert OmegaConf.select(cfg, key) == f"{home}/{key}"
     if entry == "train":

@@ -300,7 +300,7 @@ def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog)
         shutil.copy(root / copied, root / copy)
     assert [sum(part) for part in counts(root)] == [19, 9, 10]
     (message,) = caplog.messages
-    assert message.startswith("4 images are left out, since another part has them: ")
+    assert message.startswith("4 images are excluded, since another split has them: ")
 
 
 def test_parts_go_by_name_in_any_case(make_photos, caplog):

@@ -73,7 +73,7 @@ def test_wrong_pictures_leaves_out_what_the_base_has_right_or_nobody_can_read(tm
     assert train_digests | held_out == dict.fromkeys(range(DARK, 140), 0)
     skipped, summary = log.getvalue().splitlines()
     assert skipped.startswith(f"{tmp_path}/cat/notes.txt: skipped: no readable picture")
-    assert "the base has 40 of 80 pictures right already, which are left out; of the " in summary
+    assert "the base has 40 of 80 pictures right already, which are excluded; of the " in summary
 
 
 def test_wrong_pictures_knows_a_picture_by_its_pixels(tmp_path):

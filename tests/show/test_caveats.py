@@ -18,13 +18,13 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "t
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({}, "Each test image was compared"),
-        ({"held_out": {"test": "train"}}, "60 test images: held out of the train part."),
+        ({}, "By content, no test image"),
+        ({"held_out": {"test": "train"}}, "60 test images: held out of the train split."),
         ({"duplicates": 7}, "7 identical files"),
         ({"excluded": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
-        ({"unknown_train_digests": ["base"]}, "What the base learnt elsewhere is not known"),
+        ({"unknown_train_digests": ["base"]}, "It is not known what the base saw elsewhere"),
         ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
-        (REFIT, "learnt the validation images"),
+        (REFIT, "trained on the validation images"),
     ],
 )
 def test_a_report_says_whether_its_test_can_be_believed(more, said):

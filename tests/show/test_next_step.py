@@ -38,9 +38,9 @@ def command_after(run, folder, monkeypatch):
     return next_step(RunResults(run), folder / "run")
 
 
-@pytest.mark.parametrize(("run", "typed", "command"), ADVICE)
-def test_a_next_step_is_a_whole_command(run, typed, command, tmp_path, monkeypatch):
-    advised = command_after({**run, "overrides": typed}, tmp_path, monkeypatch)
+@pytest.mark.parametrize(("run", "command_line", "command"), ADVICE)
+def test_a_next_step_is_a_whole_command(run, command_line, command, tmp_path, monkeypatch):
+    advised = command_after({**run, "overrides": command_line}, tmp_path, monkeypatch)
     assert advised.command == f"python {ROOT}/{command}"
 
 

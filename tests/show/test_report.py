@@ -31,7 +31,7 @@ def test_a_report_of_each_stage(tmp_path, stage):
     page = report_of(tmp_path, results(stage))
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"classes.png", "confusion.png"}
-    for text in ("Each class", "onfusion matrix", "Can the test be believed?", "farm"):
+    for text in ("Each class", "onfusion matrix", "Where the images come from", "farm"):
         assert text in page
     kinds = re.findall(r'<section id="(\w+)">', page)
     assert kinds == (["wrong"] if stage == "pretrain" else ["broken", "wrong", "repaired"])

@@ -40,7 +40,7 @@ def test_print_parameters():
 def test_many_layers_are_counted_by_kind_and_the_log_has_their_table():
     net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(14)], nn.Conv2d(4, 4, 1, groups=4))
     add_lora(net)
-    assert "layers: 14 Linear adapted, 1 Conv2d left out" in printed(
+    assert "layers: 14 Linear adapted, 1 Conv2d not adapted" in printed(
         print_parameters, net, to="screen"
     )
     assert len(cells_of(printed(print_parameters, net))) == 16
@@ -59,7 +59,7 @@ def test_print_results_of_a_repair():
     text = printed_results(results())
     assert "test images, before -> after, * to be repaired" in text
     assert cells_of(text) == [
-        ["class", "errors", "repaired", "broken", "false calls", "images", "95% interval"],
+        ["class", "errors", "repaired", "broken", "false positives", "images", "95% interval"],
         ["cat", "2 -> 6", "0", "4", "1 -> 0", "20", "3-10"],
         ["dog *", "9 -> 2", "7", "0", "2 -> 6", "20", "1-6"],
         ["<b>cow</b>", "1 -> 0", "1", "0", "9 -> 2", "20", "0-3"],
@@ -67,7 +67,10 @@ def test_print_results_of_a_repair():
     ]
     change = "0.8000 -> 0.8667"
     assert f"\naccuracy: {change}; balanced: {change}; the mean of both: {change}\n" in text
-    assert "\nOn dog: 9 errors -> 2, 2 of them called <b>cow</b> (7 repaired, 0 broken, p" in text
+    assert (
+        "\nOn dog: 9 errors -> 2, 2 of them predicted as <b>cow</b> (7 repaired, 0 broken, p"
+        in text
+    )
 
 
 def test_a_terminal_gets_its_width_and_colours(monkeypatch):
@@ -76,15 +79,15 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    typed = f"data.data_dir={'long/' * 40}"
-    run = results("pretrain", overrides=[typed], classes=["c" * 60, "[b]dog", "cow"])
+    command_line = f"data.data_dir={'long/' * 40}"
+    run = results("pretrain", overrides=[command_line], classes=["c" * 60, "[b]dog", "cow"])
     text = printed_results(run, to="screen")
     assert "\x1b[1m" in text
     assert "…" not in text
     assert "[b]dog" in text
     plain = printed_results(run)
     assert "\x1b" not in plain
-    assert plain.splitlines()[-1].endswith(f"experiment=repair target=weakest {typed}")
+    assert plain.splitlines()[-1].endswith(f"experiment=repair target=weakest {command_line}")
 
 
 def test_print_predictions_marks_those_that_differ():

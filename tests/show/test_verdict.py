@@ -69,7 +69,7 @@ LOSS_OF_IMAGES = run_of([30, 8, 16], [60, 0, 0], [5, 0, 12], [900, 200, 20])
 
 
 def test_a_verdict_in_full():
-    """The measure that decides, then all images, the class, its false calls, and the others."""
+    """The measure that decides, then all images, the class, its false positives, and the others."""
     assert [(each.judgement, class_indices(each)) for each in verdict(RunResults(GOOD))] == [
         ("better", ["83.67%", "90.33%", "0.001"]),
         ("better", ["98", "58", "46", "6", "0.001"]),
@@ -83,10 +83,10 @@ def test_a_verdict_in_full():
 def test_a_verdict_names_what_errors_are_called():
     run, called = dict(GOOD), [None, [0, 3], [1, 15]]
     run["test"] = {**run["test"], "top_confusion_per_class": called}
-    assert about(run, "15 of them called dress")
+    assert about(run, "15 of them predicted as dress")
     base = results("pretrain")
     base["test"] |= {"top_confusion_per_class": [None, [0, 8], None]}
-    assert about(base, "dog: 9 errors in 20 test images, 8 of them called cat.")
+    assert about(base, "dog: 9 errors in 20 test images, 8 of them predicted as cat.")
 
 
 @pytest.mark.parametrize(("last", "falls"), [(40, True), (60, False)])
@@ -118,8 +118,8 @@ def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after
         run[split]["false_positives_per_class"][1] = run[split]["false_positives_of_target"] = calls
     (first, *_), is_kept = said(run)
     assert is_kept
-    assert ("21 more false calls" in first.text) == (outcome == "worse")
-    assert about(run, "(false calls)").judgement == outcome
+    assert ("21 more false positives" in first.text) == (outcome == "worse")
+    assert about(run, "(false positives)").judgement == outcome
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_repair_that_is_not_kept_says_what_to_do_with_the_base(run, remedy):
 def test_an_adapter_that_somebody_turns_off_needs_no_remedy():
     (first, *_), is_kept = said({**GOOD, **OFF, "scale_curve": None})
     assert not is_kept
-    assert "turned off" in first.text
+    assert "switched off" in first.text
     assert "docs/failed.md" not in first.text
 
 

@@ -15,11 +15,11 @@ def go(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("trials")
     small_base(outputs)
 
-    def run(name, *overrides, typed=False):
+    def run(name, *overrides, command_line=False):
         folder = outputs / "lora" / name
         if not (folder / "results.json").exists():
             cfg = composed("train", *RECIPE, f"paths.outputs={outputs}", *overrides)
-            train(cfg, Run(folder, overrides if typed else None))
+            train(cfg, Run(folder, overrides if command_line else None))
         return folder
 
     return run

@@ -62,9 +62,9 @@ def test_a_record_says_what_changes_numbers_and_not_where_they_lie(outputs, tmp_
     left = []
     for name in ("one", "two"):
         places = (f"paths.run={tmp_path}/{name}", f"run_name={name}", "figures=false")
-        typed = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
+        command_line = (*places, f"hydra.run.dir={name}", "logger=none", *numbers)
         cfg = composed("train", *NINES, *QUICK, f"paths.outputs={outputs}", numbers[0])
-        from_hydra = Run(tmp_path / name, typed)
+        from_hydra = Run(tmp_path / name, command_line)
         train(cfg, from_hydra)
         left.append([path.read_bytes() for path in sorted((tmp_path / name).glob("adapter/*"))])
         assert read_metadata(tmp_path / name / "adapter")["made"]["overrides"] == [numbers[0]]

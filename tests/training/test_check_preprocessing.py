@@ -110,7 +110,7 @@ def take_pictures(here, frame, has_line=False):
 
 
 @pytest.mark.parametrize(
-    ("net", "frame", "typed", "key"),
+    ("net", "frame", "command_line", "key"),
     [
         ("grey", 0, "prepare.mean=0.3", "prepare.mean=0.5"),
         ("grey", 2, "prepare.mean=0.5", "prepare.crop_pct=0.875"),  # CenterCrop cuts off a frame
@@ -119,10 +119,10 @@ def take_pictures(here, frame, has_line=False):
         ("OfPictures", 0, "prepare.image_size=16", "prepare.image_size=[32,32]"),
     ],
 )
-def test_eval_says_unasked_how_pictures_were_prepared(tmp_path, net, frame, typed, key):
+def test_eval_says_unasked_how_pictures_were_prepared(tmp_path, net, frame, command_line, key):
     """The keys that it prints, typed, give what it promises."""
     take_pictures(tmp_path, frame)
-    better, errors, said = evaluated(tmp_path, net, typed)
+    better, errors, said = evaluated(tmp_path, net, command_line)
     assert key in better
     assert all(text in said for text in better)
     assert evaluated(tmp_path, net, *better) == ([], 0, "")
@@ -133,10 +133,10 @@ def test_eval_says_unasked_how_pictures_were_prepared(tmp_path, net, frame, type
 def test_eval_finds_the_size_from_smaller_and_larger_ones(tmp_path, side):
     """From all of these it is the same."""
     take_pictures(tmp_path, 0, has_line=True)
-    typed = ("Graded", "prepare.mean=0.5", "data.val_size=0.5")
-    better, errors, _ = evaluated(tmp_path, *typed, f"prepare.image_size={side}")
+    command_line = ("Graded", "prepare.mean=0.5", "data.val_size=0.5")
+    better, errors, _ = evaluated(tmp_path, *command_line, f"prepare.image_size={side}")
     assert "prepare.image_size=[40,40]" in better
-    assert evaluated(tmp_path, *typed, *better)[:2] == ([], 0)
+    assert evaluated(tmp_path, *command_line, *better)[:2] == ([], 0)
     assert errors > 3
 
 
@@ -174,21 +174,21 @@ def test_eval_finds_what_only_many_images_show(tmp_path):
     assert "prepare.mean=0.5" in better
 
 
-@pytest.mark.parametrize("typed", [(), ("prepare.mean=0.4",)])
-def test_eval_tells_of_values_that_nobody_set(tmp_path, typed):
+@pytest.mark.parametrize("command_line", [(), ("prepare.mean=0.4",)])
+def test_eval_tells_of_values_that_nobody_set(tmp_path, command_line):
     take_pictures(tmp_path, 0)
     files = ("figures=false", f"paths.outputs={tmp_path}/outputs")
     with logged("lora_mnist.training.opening") as log:
-        results = evaluate(composed("eval", *options(tmp_path, "grey"), *files, *typed))
+        results = evaluate(composed("eval", *options(tmp_path, "grey"), *files, *command_line))
     assert str(results["std"][0]) in log.getvalue()
-    assert ("prepare.mean" in log.getvalue()) == (not typed)
+    assert ("prepare.mean" in log.getvalue()) == (not command_line)
 
 
 def test_eval_proposes_no_key_that_may_be_ahead_by_chance(tmp_path):
     """However they are prepared, other pictures are wrong: the scaling alone is what helps."""
     take_pictures(tmp_path, 0)
-    typed = ("prepare.mean=0.3", "prepare.image_size=32", "data.val_size=0.5")
-    better, _, _ = evaluated(tmp_path, "Moody", *typed)
+    command_line = ("prepare.mean=0.3", "prepare.image_size=32", "data.val_size=0.5")
+    better, _, _ = evaluated(tmp_path, "Moody", *command_line)
     assert {key.partition("=")[0] for key in better} == {"prepare.mean", "prepare.std"}
 
 
@@ -277,8 +277,8 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
     better, here = "prepare.classes=['my dog',a]", "prepare.classes=[a,'my dog']"
     assert f'"{better}"' in str(error.value)
     assert f'"{here}"' in str(error.value)
-    for typed, advice in ((better, []), (here, [better])):
-        results = train(composed("train", *repair, typed))
+    for command_line, advice in ((better, []), (here, [better])):
+        results = train(composed("train", *repair, command_line))
         assert results["better_preprocessing"] == advice
 
 

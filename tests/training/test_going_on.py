@@ -104,10 +104,12 @@ def test_a_killed_repair_names_the_command_that_goes_on(cli, outputs, monkeypatc
     monkeypatch.setenv("CRASH", "3:SIGTERM")
     ended = cli(*command, f"ckpt_path={killed}", f"hydra.run.dir={outputs}/two")
     assert ended.code == 143, ended.err
-    script, *typed = shlex.split(ended.err.splitlines()[-1].removeprefix("go on with: python "))
-    assert typed[-1] == f"ckpt_path={outputs}/two"
+    script, *command_line = shlex.split(
+        ended.err.splitlines()[-1].removeprefix("go on with: python ")
+    )
+    assert command_line[-1] == f"ckpt_path={outputs}/two"
     monkeypatch.setenv("CRASH", "-1")
-    cli(script, *typed, f"hydra.run.dir={outputs}/three").ok()
+    cli(script, *command_line, f"hydra.run.dir={outputs}/three").ok()
     assert list_files(killed) == files
     cli(*command, f"hydra.run.dir={outputs}/whole").ok()
     assert not changed(outputs / "three", outputs / "whole")
@@ -144,12 +146,14 @@ def test_a_killed_pretraining_goes_on(cli, tmp_path, monkeypatch, kill):
     assert ended.code == 143, ended.err
     assert base.read_bytes() == before
     line = ended.err.splitlines()[-1]
-    script, *typed = shlex.split(line.removeprefix("go on with: python "))
+    script, *command_line = shlex.split(line.removeprefix("go on with: python "))
     assert script == "train.py"
-    assert typed[-1] == f"ckpt_path={tmp_path}/two/{LAST_CHECKPOINT}"
-    assert not [text for text in typed[:-1] if "ckpt_path" in text or "hydra.run.dir" in text]
+    assert command_line[-1] == f"ckpt_path={tmp_path}/two/{LAST_CHECKPOINT}"
+    assert not [
+        text for text in command_line[:-1] if "ckpt_path" in text or "hydra.run.dir" in text
+    ]
     monkeypatch.setenv("CRASH", "-1")
-    cli(script, *typed).ok()
+    cli(script, *command_line).ok()
     (last,) = set((outputs / "pretrain").iterdir()) - {folder}
     assert read_results(last)["steps"] == 14
     assert base.read_bytes() != before

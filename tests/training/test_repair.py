@@ -25,8 +25,8 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     assert results["steps"] == 12
     values = {"high": ("lora.dropout=0.3", "optimizer.lr=0.01"), "low": ("lora.dropout=0.05",)}
     measures = {}
-    for name, typed in values.items():
-        alone = go(f"alone {name}", *QUIET, *typed)
+    for name, command_line in values.items():
+        alone = go(f"alone {name}", *QUIET, *command_line)
         measures[name] = max(row["score"] for row in read_results(alone)["scale_curve"]["rows"])
         assert f"{measures[name]:.3f} with {name}" in choice["why"]
         assert (changed(alone, chosen) == []) == (name == choice["value"])
@@ -90,7 +90,7 @@ def test_refit_learns_validation_images_after_they_have_decided(go, caplog):
     auto = evaluated(outputs, folder, "scale=auto")
     assert auto["point"] == results["point"]
     assert auto["choices"]["point"]["images"] == 0  # no image has decided now
-    levels = {each.levelname for each in caplog.records if "are left out" in each.getMessage()}
+    levels = {each.levelname for each in caplog.records if "are excluded" in each.getMessage()}
     assert levels == {"INFO"}
 
 

@@ -30,11 +30,11 @@ def test_select_takes_classes_by_name():
     ("target", "message"),
     [
         (5, "target=5: expected classes with training images"),
-        ("dog", "target=dog: no class is called dog; there are 0, 1, "),
+        ("dog", "target=dog: no class has the name dog; there are 0, 1, "),
         (["weakest", 4], r"target=\[weakest,4\]: expected weakest alone"),
-        (True, "target=true: no class is called true; .* in quotes"),
-        (11, "target=11: no class is called 11; there are 0, 1, "),  # 1 is not near
-        ([10], r"target=\[10\]: no class is called 10; .* stands in quotes: 'target=\"010\"'"),
+        (True, "target=true: no class has the name true; .* in quotes"),
+        (11, "target=11: no class has the name 11; there are 0, 1, "),  # 1 is not near
+        ([10], r"target=\[10\]: no class has the name 10; .* stands in quotes: 'target=\"010\"'"),
     ],
 )
 def test_select_refuses_what_is_no_class_to_learn(target, message):

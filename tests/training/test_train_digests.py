@@ -207,11 +207,11 @@ def test_what_is_left_out_is_counted_and_said(world, caplog):
     """In the log, in results.json and in the report."""
     caplog.set_level("INFO", "lora_mnist")
     world.run("repair of a stranger's")
-    assert "left out" not in caplog.text
+    assert "excluded" not in caplog.text
     results = world.run("eval of latest", "data.test_size=0.5", "figures=true")
     about = results["excluded"]["test"]
     assert about["images"] + sum(results["test"]["images_per_class"]) == about["of"] == 12
-    line = f"{about['images']} of 12 test images are left out: the adapter has learnt them"
+    line = f"{about['images']} of 12 test images are excluded: the adapter was trained on them"
     assert line == about["line"]
     assert line in caplog.text
     (report,) = Path("outputs").rglob("report.html")
@@ -227,7 +227,7 @@ def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
         (known / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path("photos", name), known / name)
     said = refused(world.run, "eval of latest", "data.data_dir=known")
-    assert said.startswith("data.data_dir=known: 3 of 3 test images are left out: the adapter ")
+    assert said.startswith("data.data_dir=known: 3 of 3 test images are excluded: the adapter ")
     for name in CLASSES:
         (known / "train").mkdir(exist_ok=True)
         (known / name).rename(known / "train" / name)
@@ -238,7 +238,7 @@ def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
     known.rename("photos")
     results = world.run("eval of latest")
     assert results["point"]["scale"] == 0.5
-    assert "3 of 3 validation images are left out" in results["choices"]["point"]["why"]
+    assert "3 of 3 validation images are excluded" in results["choices"]["point"]["why"]
 
 
 def test_each_adapter_has_its_own_digests(world, caplog):

@@ -47,12 +47,12 @@ def test_trials_that_many_images_do_not_need_are_told(go, monkeypatch):
     assert "no class to learn has fewer" in choice["why"]
 
 
-@pytest.mark.parametrize("typed", [True, False])
-def test_a_trial_fills_what_is_auto_and_nothing_else(go, caplog, typed):
+@pytest.mark.parametrize("command_line", [True, False])
+def test_a_trial_fills_what_is_auto_and_nothing_else(go, caplog, command_line):
     """A value that is set counts for all, wherever it stands; equal trials are one."""
     caplog.set_level("INFO", "lora_mnist")
     own = ("lora.dropout=0.05", "optimizer.lr=0.003")
-    folder = go(f"set {typed}", *QUIET, *TRIALS, *own, typed=typed)
+    folder = go(f"set {command_line}", *QUIET, *TRIALS, *own, command_line=command_line)
     assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
     assert len(read_results(folder)["choices"]["trial"]["of"]) == 1
     assert "trials.high: optimizer.lr=0.003 is set, so 0.01 is not used" in caplog.text
@@ -87,7 +87,7 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("typed", "names"),
+    ("command_line", "names"),
     [
         (("augment=[shift,flip]",), ["Shift", "RandomHorizontalFlip"]),
         (("augment=[flip,shift]",), ["RandomHorizontalFlip", "Shift"]),
@@ -102,9 +102,9 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
         (("augment=none",), []),
     ],
 )
-def test_augmentations_are_composed_in_the_order_typed(typed, names):
+def test_augmentations_are_composed_in_the_order_typed(command_line, names):
     """One alone is itself."""
-    changes = resolve_augment(composed("train", "stage=lora", *typed), None)
+    changes = resolve_augment(composed("train", "stage=lora", *command_line), None)
     if len(names) > 1:
         assert changes["_target_"] == "torchvision.transforms.v2.Compose"
         changes = changes["transforms"]

@@ -35,8 +35,7 @@ def write_base(
     tensors: Mapping[str, Tensor],
     path: Path,
     record: Record = NO_RECORD,
-    train_digests: Tensor
-    | None = None,  # digests of the images that it has learnt; None: not known
+    train_digests: Tensor | None = None,  # of its training images; None: not known
 ) -> None:
     """Write a base, whole or not at all; equal arguments give equal files."""
     # A clone does not take along other tensors that share the memory.
@@ -95,7 +94,7 @@ def read_base_sha256(path: Path) -> str | None:
 def refuse_to_replace(path: Path) -> str | None:
     """Refuse a file that a new base must not replace: not ours, or where a base stays for good.
 
-    Return the fingerprint of the base that it has; ``None``: there is no file.
+    Return the SHA-256 of the base in it, or None if there is no file.
     """
     if not path.exists():
         return None

@@ -77,7 +77,7 @@ def build_dataset(settings: Settings) -> ImageDataset:
         if value is not None:
             given[key] = value
     if is_published(settings.data):
-        if settings.typed["data"].get("data_dir") != given.get("data_dir"):
+        if settings.given["data"].get("data_dir") != given.get("data_dir"):
             given["download"] = False  # where only a record names a folder, nothing is made
         given.setdefault("data_dir", str(DATA))
     with importable(), config_group("data"):

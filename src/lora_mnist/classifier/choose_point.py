@@ -1,7 +1,7 @@
 """The operating point of an adapter: set, as saved, or advised by validation images.
 
-A training saves its adapter at the point that :meth:`Dial.advise` returns; :func:`apply_point`
-moves a saved adapter to another point.
+A training saves its adapter at the point that :meth:`PointSearch.advise` returns;
+:func:`apply_point` moves a saved adapter to another point.
 """
 
 import logging
@@ -26,7 +26,7 @@ POINT_FIELDS = Point._fields
 
 
 class PointSearch(NamedTuple):
-    """By which images the adapter of a classifier is turned, and for which classes."""
+    """The images and classes by which an operating point is chosen for an adapter."""
 
     classifier: Classifier
     images: Images  # to validate on
@@ -49,7 +49,7 @@ class PointSearch(NamedTuple):
             scales = ()
         curve = scale_curve(
             classifier.net.eval(),
-            classifier.dataset.batches(self.images, classifier.device, some, "scale_curve"),
+            classifier.dataset.batches(self.images, classifier.device, some, "scales"),
             self.targets,
             scales=scales if scale is None else sorted({*scales, scale}),
             offsets=None if offset is None else [offset],
@@ -73,7 +73,7 @@ def apply_point(
         return None
     saved, own = lora_point(classifier.net), point_fields(classifier.net)
     scale, offset = asked["scale"], asked["offset"]
-    if scale == AUTO:  # it asks for all that is not typed
+    if scale == AUTO:  # it asks for all that is not set
         scale = AUTO if "scale" in own else None  # of an offset alone that is the offset
         offset = AUTO if offset is None and "offset" in own else offset
     if scale == 1 and "scale" not in own:
@@ -111,7 +111,7 @@ def _why_not_advised(search: PointSearch, key: str) -> str:
     """
     classifier = search.classifier
     if classifier.record.is_refit:
-        return ", since the adapter has learnt validation images"
+        return ", since the adapter was trained on validation images"
     if not len(classifier.images.val) and "val" in classifier.images.excluded:
         return f": {classifier.images.excluded['val']['line']}"
     refuse_undecidable(classifier, search.images, [f"{key}=auto"])
@@ -135,7 +135,7 @@ def refuse_undecidable(
     if len(sets.val) and not len(val):
         remedy = "trainer.limit_val_batches > 0"
     elif is_trained_on and not len(sets.val) and sets.can_validate_on_test:
-        remedy = "data.val_from=test, since the base has learnt all others"
+        remedy = "data.val_from=test, since the base was trained on all others"
     elif "val" in sets.excluded:
         remedy += f"; {sets.excluded['val']['line']}"
     raise UserError(f"{', '.join(asked)}: expected {expected}: {remedy}")

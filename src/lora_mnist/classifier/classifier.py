@@ -88,7 +88,7 @@ class Classifier:
         own_net = None
         if isinstance(net, nn.Module):
             own_net, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
-        # 1. what is typed
+        # 1. the command line
         arguments, folder = from_folder(net or {})
         settings = Settings.from_command_line(arguments, prepare or {}, data or {}, folder)
         # 2. the adapter's record
@@ -183,7 +183,7 @@ class Classifier:
 
     @cached_property
     def train_digests(self) -> dict[str, Tensor | None]:
-        """The digests of what the base and the adapter have learnt; ``None``: not known."""
+        """The digests of the base's and the adapter's training images; ``None``: not known."""
         train_digests = {}
         if self.base is not None:
             train_digests["base"] = self.base.train_digests
@@ -193,7 +193,7 @@ class Classifier:
 
     @cached_property
     def images(self) -> ImageSets:
-        """The images of the data set, without those to validate and to test on that were learnt.
+        """The images of the data set; none to validate or to test on was trained on.
 
         UserError, if they cannot be read.
         """
@@ -211,7 +211,7 @@ class Classifier:
         return self.images.test.labels.bincount(minlength=len(self.classes)).tolist()
 
     def test_images(self) -> Images | None:
-        """The test images, if they are here; none of them has been learnt."""
+        """Return the test images, or None; the model was trained on none of them."""
         try:
             return self.images.test if len(self.images.test) else None
         except UserError as error:

@@ -23,11 +23,11 @@ _target_ model_name num_classes in_chans img_size patch_size global_pool drop_ra
 
 
 def refuse_foreign_code(
-    group: str, arguments: Mapping[str, Any], typed: Mapping[str, Any], file: str
+    group: str, arguments: Mapping[str, Any], given: Mapping[str, Any], file: str
 ) -> None:
-    """Refuse code in the arguments of ``group`` that nobody typed; ``file`` is what named it."""
+    """Raise if ``file`` names code in the arguments of ``group`` that is not allowed."""
     for key, value in arguments.items():
-        if foreign := foreign_code(arguments, key, value, typed.get(key)):
+        if foreign := foreign_code(arguments, key, value, given.get(key)):
             line = quoted(f"{group}.{key}={as_value(value)}")
             raise UserError(
                 f"{file}: its file names {foreign}, code of its maker: {line} runs it, from where "
@@ -36,13 +36,13 @@ def refuse_foreign_code(
 
 
 def foreign_code(
-    arguments: Mapping[str, Any], name: str, value: Any, typed: Any = None
+    arguments: Mapping[str, Any], name: str, value: Any, given: Any = None
 ) -> str | None:
     """Return the value in an argument that could run code or read a file unasked, or None."""
-    if value == typed:
+    if value == given:
         return None
     if name == "transform" and isinstance(value, Mapping):
-        own = typed if isinstance(typed, Mapping) else {}  # perhaps only a part is typed
+        own = given if isinstance(given, Mapping) else {}  # perhaps only some of it is given
         for key, each in value.items():
             if foreign := foreign_code(value, key, each, own.get(key)):
                 return foreign

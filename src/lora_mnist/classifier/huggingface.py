@@ -85,7 +85,7 @@ def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tenso
     own: Any = net
     if tensors.keys() == net.state_dict().keys():
         return tensors
-    with _quiet(), suppress(RuntimeError):  # of tensors that do not fit, which are told later
+    with _quiet(), suppress(RuntimeError):  # of tensors that do not fit, which are reported later
         loaded, wrong = type(own).from_pretrained(
             None,
             config=own.config,

@@ -9,7 +9,7 @@ from lora_mnist.lora.errors import check_types
 from lora_mnist.measure.class_weights import MEASURES
 
 #: The version of the records that are written and read.
-VERSION = 1
+VERSION = 2
 #: The types of what is read, since a stranger may have written the file; and of what ``made`` has.
 _TYPES: dict[str, Any] = {"dataset": str, **dict.fromkeys(("net", "prepare", "data", "made"), dict)}
 _TYPES |= {"base_sha256": str | None, "targets": list | tuple, "train_digests": str | None}
@@ -27,11 +27,11 @@ class Record:
     made: Mapping[str, Any] = field(default_factory=dict)  # by what: overrides, choices, versions
     base_sha256: str | None = None
     targets: Sequence[str] = ()  # the names of the classes that it repairs
-    train_digests: str | None = None  # the fingerprint of the digests of what it has learnt
+    train_digests: str | None = None  # the SHA-256 of its training images' digests
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
-        """The arguments of network, preparation and images."""
+        """The arguments of network, preprocessing and images."""
         return {"net": self.net, "prepare": self.prepare, "data": self.data}
 
     @property
@@ -81,7 +81,10 @@ def read_record(content: Mapping[str, Any]) -> Record:
     record = Record(**values)
     if any(record.settings.values()):  # somebody else's file has none
         if (version := content.get("version")) != VERSION:
-            raise ValueError(f"its record has the version {version}; expected {VERSION}")
+            raise ValueError(
+                f"its record has the version {version}, of another release of lora-mnist; expected "
+                f"{VERSION}: make the file again with this release"
+            )
         for group in ("net", "prepare"):
             if not record.settings[group]:
                 raise ValueError(f"its record is damaged: {group} is missing")

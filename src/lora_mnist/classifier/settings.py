@@ -2,7 +2,7 @@
 
 The sources, in their order, in which :meth:`.Classifier.load` asks them:
 
-1. what is typed, or stands in a file of the user's own; the config.json of a folder of Hugging Face
+1. the command line and the user's own file; the config.json of a folder of Hugging Face
    stands as if it were
 2. the adapter's record
 3. the base's record
@@ -35,7 +35,7 @@ _DEFAULT_TARGETS = {"net": {"_target_": DEFAULT}, "data": {"_target_": PUBLISHED
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of network, preparation and images; ``None`` stands for one that is missing.
+    """Arguments of network, preprocessing and images; ``None`` stands for one that is missing.
 
     Each source is a method, which adds what those before it have not said.
     """
@@ -43,7 +43,7 @@ class Settings:
     net: dict[str, Any]
     prepare: dict[str, Any]
     data: dict[str, Any]
-    typed: Mapping[str, Mapping[str, Any]]  # the three as they were typed
+    given: Mapping[str, Mapping[str, Any]]  # the three as the user gave them
     folder: Path | None = None  # of Hugging Face, where the network comes from one
     notes: tuple[str, ...] = ()  # what comes from where, for the log
 
@@ -59,14 +59,14 @@ class Settings:
         prepare, size = dict(prepare), prepare.get("image_size")
         if type(size) is int:
             prepare["image_size"] = [size, size]  # as records have it
-        typed = {"net": net, "prepare": prepare, "data": data}
-        return cls(dict(net), prepare, dict(data), typed, folder)
+        given = {"net": net, "prepare": prepare, "data": data}
+        return cls(dict(net), prepare, dict(data), given, folder)
 
     def with_record(self, who: str, record: Record, file: str) -> "Settings":
         """With what a record adds; ``file`` is the override that names its file."""
         settings, taken = self._filled(record.settings)
         for group in _GROUPS:  # two records may complete one function together
-            refuse_foreign_code(group, getattr(settings, group), self.typed[group], file)
+            refuse_foreign_code(group, getattr(settings, group), self.given[group], file)
         others = []
         for key, value in record.prepare.items():
             own = self.prepare.get(key)

@@ -17,7 +17,7 @@ TRAIN_DIGESTS_FILE = "train_digests.safetensors"
 
 
 def write_train_digests(folder: Path, digests: Tensor) -> str:
-    """Write the digests into an adapter's folder; return their fingerprint, for its record."""
+    """Write the digests into an adapter's folder; return their SHA-256, for its record."""
     with atomic_write(folder / TRAIN_DIGESTS_FILE) as path:
         save_file({"digests": digests}, path)
     return hash_digests(digests)
@@ -31,7 +31,7 @@ def read_train_digests(folder: Path, sha256: str | None) -> Tensor | None:
         digests = load_file(folder / TRAIN_DIGESTS_FILE)["digests"]
         if hash_digests(digests) == sha256:
             return digests
-    message = "%s is missing, damaged or another adapter's: what this one has learnt is not known"
+    message = "%s is missing, damaged or another adapter's: its training images are not known"
     log.warning(message, folder / TRAIN_DIGESTS_FILE)
     return None
 

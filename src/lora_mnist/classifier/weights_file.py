@@ -25,9 +25,9 @@ class Base(NamedTuple):
     """A pretrained network, or what a file says of one."""
 
     tensors: Mapping[str, Tensor]  # its state_dict; in a file of somebody else's by other names
-    sha256: str  # their fingerprint, in hexadecimal; empty in a file that is not ours
+    sha256: str  # of the tensors, in hexadecimal; empty in a file that is not ours
     record: Record
-    train_digests: Tensor | None = None  # digests of the images that it has learnt; None: not known
+    train_digests: Tensor | None = None  # of its training images; None: not known
 
 
 def read_base(path: Path) -> Base:
@@ -101,7 +101,7 @@ def load_weights(
     names = ", ".join(each or "''" for each in networks) or "none"
     if prefix is None and len(networks) > 1:
         raise ValueError(f"holds {len(networks)} networks; expected base_prefix= one of {names}")
-    if prefix is None:  # such as module.; what is outside it, such as a metric's, is left out
+    if prefix is None:  # such as module.; tensors without it, such as a metric's, are ignored
         prefix = max(counts, key=lambda each: counts[each], default="")
     elif prefix not in counts:
         raise ValueError(f"base_prefix={prefix}: expected one of {names}")

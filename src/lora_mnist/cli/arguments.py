@@ -47,8 +47,8 @@ def command_name() -> str:
 
 def read_arguments() -> list[str]:
     """Return the arguments after the command."""
-    typed = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
-    return typed[2:] if typed[:1] == ["--config-name"] else typed
+    arguments = [text.replace(f"{CLASSIFIER}=", "classifier=") for text in sys.argv[1:]]
+    return arguments[2:] if arguments[:1] == ["--config-name"] else arguments
 
 
 def config_dir() -> str | None:

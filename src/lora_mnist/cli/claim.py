@@ -62,9 +62,9 @@ def _claiming(cfg: DictConfig) -> Iterator[None]:
 
 def _refuse_start(cfg: DictConfig) -> None:
     """Refuse a command without a stage, and a file in place of a folder."""
-    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    overrides: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
     swept = {*(OmegaConf.select(cfg, "hydra.sweeper.params") or {})}
-    for each in OverridesParser.create().parse_overrides(typed):
+    for each in OverridesParser.create().parse_overrides(overrides):
         if each.is_sweep_override():
             swept.add(each.key_or_group)
     if OmegaConf.is_missing(cfg, "stage") and not swept & {"stage", "experiment"}:

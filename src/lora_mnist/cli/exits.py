@@ -89,11 +89,13 @@ def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
     if folder is None:
         return ""
     last, run = folder / LAST_CHECKPOINT, Run.from_hydra(hydra_conf, folder)
-    how, typed = "start again with", run.overrides_without("hydra.run.dir", "hydra.mode")
-    if last.is_file() or finished_trainings(folder):
-        how, typed = "go on with", run.overrides_without("hydra.run.dir", "hydra.mode", "ckpt_path")
+    how, dropped = "start again with", ["hydra.run.dir", "hydra.mode"]
+    if is_resumable := last.is_file() or bool(finished_trainings(folder)):
+        how, dropped = "go on with", [*dropped, "ckpt_path"]
+    overrides = run.overrides_without(*dropped)
+    if is_resumable:
         path = last if last.is_file() else folder  # several trainings have no checkpoint
-        typed.append(f"ckpt_path={in_grammar(path)}")
+        overrides.append(f"ckpt_path={in_grammar(path)}")
     elif is_bug:
         return f"log: {folder / hydra_conf.job.name}.log"
-    return f"{how}: {command_line(str(hydra_conf.job.config_name), typed)}"
+    return f"{how}: {command_line(str(hydra_conf.job.config_name), overrides)}"

@@ -55,8 +55,8 @@ def explain(error: BaseException) -> str | None:
         return _explain_configuration(error)
     if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS):
         keys = ("out=", "paths.outputs=", "hydra.run.dir=", "hydra.sweep.dir=")
-        typed = " ".join(text for text in read_arguments() if text.startswith(keys))
-        return f"{typed or 'paths.outputs=outputs'}: {one_line(error)}; expected room on a disk"
+        arguments = " ".join(text for text in read_arguments() if text.startswith(keys))
+        return f"{arguments or 'paths.outputs=outputs'}: {one_line(error)}; expected room on a disk"
     return one_line(error) if isinstance(error, YAMLError) else None
 
 
@@ -121,9 +121,9 @@ def _no_own_file(name: str) -> str:
 
 def no_stage() -> str:
     """Return the two commands to choose from, each with the arguments that were given."""
-    typed = read_arguments()
-    others = [text for text in typed if not text.startswith("experiment=")]
-    pretrain = command_line("train", [*typed, "stage=pretrain"])
+    arguments = read_arguments()
+    others = [text for text in arguments if not text.startswith("experiment=")]
+    pretrain = command_line("train", [*arguments, "stage=pretrain"])
     repair = command_line("train", [*others, "experiment=repair"])
     return (
         "stage: missing; expected one of\n"

@@ -30,7 +30,7 @@ from lora_mnist.project import COMMANDS, CONFIGS
 
 
 def main() -> None:
-    """Run the command that is typed behind ``lora-mnist``."""
+    """Run the command that follows ``lora-mnist`` on the command line."""
     run_command(command_name())
 
 

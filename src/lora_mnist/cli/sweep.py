@@ -77,10 +77,10 @@ def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     write_summary(summary)
     save_summary(summary)
     print(table_text(summary, cfg.sweep.columns))
-    typed = {override_key(text) for text in hydra_conf.overrides.task}
+    set_keys = {override_key(text) for text in hydra_conf.overrides.task}
     names = {name for row in summary.rows for job in row for name in job.results}
     for title, name in cfg.sweep.columns.items():
-        if names and f"sweep.columns.{title}" in typed and name not in names:
+        if names and f"sweep.columns.{title}" in set_keys and name not in names:
             text = f"sweep.columns.{title}={name}: no job has it{nearest_to(str(name), names)}"
             print(text, file=sys.stderr)
     if summary.best:

@@ -20,7 +20,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed.
-        run: the folder for results.json and the loggers' files, and how the command was typed;
+        run: the folder for results.json and the loggers' files, and the command line;
             ``None`` makes a new folder, named by the time.
 
     Returns:
@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
-        session.to_evaluate()  # also what the dial sees
+        session.to_evaluate()  # also for the search for the point
         point = apply_point(classifier, configured_point(cfg), session.images.val)
         choices = {} if point is None else {"point": point}
         tables = session.tables(with_val=classifier.adapter is None)

@@ -82,7 +82,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
-        run: how the command was typed; an export leaves the one file that ``cfg`` names.
+        run: the command line; an export writes only the file that ``cfg`` names.
 
     Returns:
         The metadata in the file: how the network is made, and what input it takes.

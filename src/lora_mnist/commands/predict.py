@@ -42,7 +42,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
-        run: how the command was typed; predictions leave no file but ``cfg.out``.
+        run: the command line; predictions are written only to ``cfg.out``.
 
     Returns:
         For each picture a dictionary with its ``file``; with ``before``, the base's

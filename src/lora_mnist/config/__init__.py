@@ -1,1 +1,1 @@
-"""The configuration: its keys, what was typed, and the objects that it names."""
+"""The configuration: its keys, the command line, and the objects that it names."""

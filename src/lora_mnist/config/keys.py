@@ -41,9 +41,9 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
     ``~``. Raise UserError for a key or a value that cannot be used. A second call changes nothing:
     the command line makes one before torch is imported, and each command makes its own.
     """
-    typed = None if run is None or run.typed is None else run.keys
-    resolved = _own_keys(cfg, typed)
-    _resolve_digit(resolved, typed or ())
+    set_keys = None if run is None or run.command_line is None else run.keys
+    resolved = _own_keys(cfg, set_keys)
+    _resolve_digit(resolved, set_keys or ())
     if run is not None:
         resolved.paths.run = str(run.folder)
         OmegaConf.to_container(resolved, resolve=True)  # raises for a ${name} of nothing
@@ -54,7 +54,7 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
     return resolved
 
 
-def _own_keys(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
+def _own_keys(cfg: DictConfig, set_keys: Collection[str] | None) -> DictConfig:
     """Return a copy with the command's own keys. Raise UserError for a key of no command."""
     content: Any = OmegaConf.to_container(cfg)
     own, copied = command_keys(cfg.stage), cfg.copy()
@@ -63,8 +63,8 @@ def _own_keys(cfg: DictConfig, typed: Collection[str] | None) -> DictConfig:
         _refuse_unknown_keys({name: value}, own if name in own else all_keys())
         if name in own:
             continue
-        # A user's file may be for several commands. From Python each key is as good as typed.
-        for key in [name] if typed is None else typed:
+        # A user's file may be for several commands. From Python each key counts as set.
+        for key in [name] if set_keys is None else set_keys:
             if is_in(key, name) or (key == "augment" and name == "batches"):  # the group of it
                 raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
         with open_dict(copied):
@@ -90,16 +90,16 @@ def _refuse_unknown_keys(
             _refuse_unknown_keys(value, known, f"{key}.")
 
 
-def _resolve_digit(cfg: DictConfig, typed: Collection[str]) -> None:
-    """Make ``target`` what ``digit``, its other name, says; refuse two that say different things.
+def _resolve_digit(cfg: DictConfig, set_keys: Collection[str]) -> None:
+    """Resolve ``target`` and ``digit``, its other name; raise if they name different classes.
 
-    ``target`` is ``${digit}`` until somebody sets it: in a file of his own, or typed.
+    ``target`` is ``${digit}`` until a file of the user's or the command line sets it.
     """
     digit, target = cfg.get("digit"), cfg.get("target")
-    if "digit" in typed and "target" not in typed:
-        cfg.target = digit  # what is typed goes before a file
-    elif "digit" not in typed and ("target" in typed or digit == "weakest"):
-        return  # a target that is typed, or in a file, goes before the recipe's weakest
+    if "digit" in set_keys and "target" not in set_keys:
+        cfg.target = digit  # the command line goes before a file
+    elif "digit" not in set_keys and ("target" in set_keys or digit == "weakest"):
+        return  # a target that somebody sets goes before the recipe's weakest
     elif digit not in (None, target):
         other = f"expected no other class than target={as_value(target)}, since both mean the same"
         raise UserError(f"digit={as_value(digit)}: {other}")

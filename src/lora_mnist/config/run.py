@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-#: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
+#: Hydra's name for a group whose files set keys of all groups; users write ``classifier``.
 CLASSIFIER = "classifier@_global_"
 
 
@@ -22,35 +22,37 @@ class Run:
 
     folder: Path  # a new one, where it leaves its files
     #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
-    typed: tuple[str, ...] | None = None
+    command_line: tuple[str, ...] | None = None
     is_sweep: bool = False  # whether it is a job of a sweep
 
     @classmethod
     def from_hydra(cls, hydra_conf: Any, folder: Path) -> "Run":
         """Return the run that Hydra's own configuration describes."""
         overrides: Any = OmegaConf.to_container(hydra_conf.overrides, resolve=False)
-        typed = []
+        command_line = []
         for source in hydra_conf.runtime.config_sources:
             if source.provider == "command-line":
-                typed.append(f"--config-dir={os.path.relpath(source.path)}")
+                command_line.append(f"--config-dir={os.path.relpath(source.path)}")
         for text in (*overrides["task"], *overrides["hydra"]):
-            typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
-        return cls(folder, tuple(typed), hydra_conf.mode == RunMode.MULTIRUN)
+            command_line.append(text.replace(f"{CLASSIFIER}=", "classifier="))
+        return cls(folder, tuple(command_line), hydra_conf.mode == RunMode.MULTIRUN)
 
     @property
     def keys(self) -> list[str]:
-        """The keys that are typed."""
-        return [override_key(text) for text in self.typed or ()]
+        """The keys on the command line."""
+        return [override_key(text) for text in self.command_line or ()]
 
     @property
     def overrides(self) -> list[str] | None:
         """The overrides of the command itself, without Hydra's own."""
-        return None if self.typed is None else self.overrides_without("hydra", "launcher", "sweep")
+        if self.command_line is None:
+            return None
+        return self.overrides_without("hydra", "launcher", "sweep")
 
     def overrides_without(self, *groups: str) -> list[str]:
         """Return the overrides except those of these keys and groups, and of keys in them."""
         left = []
-        for text in self.typed or ():
+        for text in self.command_line or ():
             key = override_key(text).replace("/", ".")  # of hydra/launcher, too
             if not any(is_in(key, group) for group in groups):
                 left.append(text)

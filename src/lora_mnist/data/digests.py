@@ -5,7 +5,7 @@
 - images and labels of a split, or paths, labels and digests of a folder: ``ImageSets.sha256``
 - a picture in a folder of mistakes: the hash of its pixels, which holds some out (:mod:`.mistakes`)
 - an image file's place in the order that holds images out: the hash of its path (:mod:`.split`)
-- a base, or the digests of an adapter's training images: :func:`.lora.base_state.fingerprint`
+- a base, or the digests of an adapter's training images: :func:`.lora.base_state.hash_tensors`
 """
 
 import hashlib

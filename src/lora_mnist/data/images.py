@@ -76,8 +76,8 @@ class Images(Dataset[Batch]):
         if not owners:
             return self, {}
         count, who = int(is_trained_on.sum()), " and the ".join(owners)
-        line = f"{count} of {len(self)} {name} are left out: the {who} "
-        line += f"{'has' if len(owners) == 1 else 'have'} learnt them"
+        line = f"{count} of {len(self)} {name} are excluded: the {who} "
+        line += f"{'was' if len(owners) == 1 else 'were'} trained on them"
         return self.without(is_trained_on), {"images": count, "of": len(self), "line": line}
 
     def followed_by(self, others: "Images") -> "Images":
@@ -98,10 +98,10 @@ class ImageSets:
     train: Images
     val: Images
     test: Images
-    sha256: Mapping[str, str]  # by part, in hexadecimal; a folder has one, ``all``
-    held_out: Mapping[str, str]  # for val and test: the part from which images were held out
-    duplicates: int = 0  # images left out, since a part before theirs has them
-    #: By part, the images left out since they were learnt: their number, that of all, and a line.
+    sha256: Mapping[str, str]  # by split, in hexadecimal; a folder has one, ``all``
+    held_out: Mapping[str, str]  # for val and test: the split from which images were held out
+    duplicates: int = 0  # images excluded, since an earlier split has them
+    #: By split, the images excluded as trained on: their number, the split's, and a line.
     excluded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -118,7 +118,7 @@ class ImageSets:
             rest.append(images.without(is_duplicate))
             seen = torch.cat([seen, images.digests])
         if duplicates:
-            message = "%d images are left out, since another part has them: %s, ..."
+            message = "%d images are excluded, since another split has them: %s, ..."
             log.warning(message, len(duplicates), printable(duplicates[0]))
         return replace(self, val=rest[0], test=rest[1], duplicates=len(duplicates))
 

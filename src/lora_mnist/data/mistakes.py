@@ -66,8 +66,8 @@ def wrong_pictures(
             f"mistakes_test={test_share}: expected a smaller share, since the base "
             f"gets {len(wrong)} of {count} pictures wrong, and all of these are held out"
         )
-    message = "mistakes=%s: the base has %d of %d pictures right already, which are left out; of "
-    message += "the others %d are to be learnt, and %d are held out"
+    message = "mistakes=%s: the base has %d of %d pictures right already, which are excluded; of "
+    message += "the others %d are trained on, and %d are held out"
     log.info(message, folder, count - len(wrong), count, len(train), len(test))
     return Mistakes(train, test)
 
@@ -114,7 +114,7 @@ def _refuse_those_that_judge(
             if digest in files:
                 raise UserError(
                     f"mistakes={folder}: {files[digest]} is {split} image {name}; expected "
-                    "pictures from elsewhere, since these images judge what is learnt"
+                    "pictures from elsewhere, since these images test the repair"
                 )
 
 

@@ -33,7 +33,7 @@ from lora_mnist.errors import (
     require_number,
 )
 
-#: Other formats are left out: EPS, for one, is a program that Ghostscript would run.
+#: Other formats are not read: EPS, for one, is a program that Ghostscript would run.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 

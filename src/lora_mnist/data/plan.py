@@ -15,7 +15,7 @@ from lora_mnist.errors import require
 class Selection(NamedTuple):
     """The training images to learn, and those to replay beside them."""
 
-    targets: list[int]  # the classes to learn; empty where all are learnt, or mistakes
+    targets: list[int]  # the classes to learn; empty for all classes, or mistakes
     learn_indices: Tensor  # of the images to learn from, int64
     replay_indices: Tensor  # of those that may be replayed, int64
 
@@ -36,7 +36,7 @@ class Plan:
             is_multiple = size % self.processes == 0
             require(is_multiple, key, size, f"a multiple of {self.processes} processes")
         others = len(self.selection.replay_indices)
-        expected = f"at most {others}, the training images that are not learnt"
+        expected = f"at most {others}, the training images of other classes"
         require(self.replay <= others, "replay", self.replay, expected)
 
     @property

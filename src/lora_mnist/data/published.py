@@ -66,7 +66,7 @@ class Published(ImageDataset):
             return self.read_split(train)
         expected = f"expected {self.expected}; some are missing or damaged"
         if not self.download:
-            expected += "; they are fetched where this key is typed, without data.download=false"
+            expected += "; they are fetched if this key is set, without data.download=false"
             raise ArgumentError("data_dir", self.data_dir, expected)
         lock = self.data_dir / ".lock"
         new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]

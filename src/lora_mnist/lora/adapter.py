@@ -1,4 +1,4 @@
-"""Adapters on disk: a folder with PEFT's two files, tied to its base by a fingerprint.
+"""Adapters on disk: a folder with PEFT's two files, tied to its base by a SHA-256.
 
 :mod:`.peft_files` says what is in them.
 """
@@ -96,7 +96,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
         model: the base; changed in place, and returned, its own parameters frozen. On a model that
             carries LoRA already the adapter is stacked.
         folder: what :func:`save_adapter` or ``peft`` wrote.
-        base_sha256: the fingerprint of the base; ``None``: it is computed.
+        base_sha256: the SHA-256 of the base; ``None``: it is computed.
 
     Raises:
         ValueError: if the files are missing or damaged, ask for something that LoRA here lacks, do

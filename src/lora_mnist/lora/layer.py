@@ -33,7 +33,7 @@ def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
 class Adapter(nn.Module):
     """An addition to a frozen tensor of the base: LoRA on a weight, or an offset on a bias."""
 
-    #: The field of its point that turns it.
+    #: The field of its point that scales or shifts it.
     point_field: ClassVar[str]
     #: Whether layers compute with :meth:`LoRAParametrization.terms`; if not, with the dense sum.
     is_factored = False

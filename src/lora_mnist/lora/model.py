@@ -194,8 +194,8 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
 
     The base is in eval mode. To compare it bit for bit with the network before :func:`add_lora`,
     compute both under ``torch.no_grad()``: in grad mode, torch's attention takes another path, with
-    other rounding, once its weights are frozen. It has to be laid out alike, too: convolutions in
-    ``torch.channels_last``, as the commands lay them out, round otherwise (logits by up to 6e-6).
+    other rounding, once its weights are frozen. Both need the same memory format: convolutions in
+    ``torch.channels_last``, which the commands use, round otherwise (logits by up to 6e-6).
     ``ValueError`` if no layer carries LoRA, or the adapters are merged.
     """
     usable_adapters(model)

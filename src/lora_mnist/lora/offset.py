@@ -51,7 +51,7 @@ class Offset(Adapter):
 
 def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
     """Return an offset to repair ``targets``; ``counts`` has each class's training images."""
-    # At most 1 above what rarity asks for is tried: a few images not learnt can ask for any number.
+    # At most 1 above what rarity asks for is tried: a few unseen images can ask for any number.
     mean = counts.sum() / (counts > 0).sum()
     rarity = torch.where(counts > 0, mean / counts, 1.0).log()
     if len(targets) > 1:

@@ -1,4 +1,4 @@
-"""An operating point: all that a finished adapter is turned by, as one value. Plain Python."""
+"""An operating point: the scale and the offset of an adapter as one value. Plain Python."""
 
 from typing import NamedTuple
 
@@ -12,5 +12,5 @@ class Point(NamedTuple):
 
 #: There the network is its base, bit for bit.
 BASE = Point()
-#: There a new adapter is, and one that was trained and not turned since.
+#: The point of an adapter that was just made or trained.
 TRAINED = Point(scale=1.0)

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: The values of ``choose_by``, the default first: how much of what a class counts follows the mix
-#: of the test images.
+#: The values of ``choose_by``, the default first: how much of a class's weight follows the test
+#: prior.
 MEASURES = {"mean_accuracy": 0.5, "balanced_accuracy": 0.0, "accuracy": 1.0}
 
 
@@ -13,7 +13,7 @@ def class_weights(
 ) -> NDArray[np.float64]:
     """Return each class's weight, ``W_c = (1 - s) / K + s m_c``, of shape (K,) and sum 1.
 
-    ``m`` is the test prior: ``mix``, the number of test images of each class, as shares, or
+    ``m`` is the test prior: ``test_prior``, the number of test images of each class, as shares, or
     those of ``images`` where it is ``None``. ``s`` is 0 for the balanced accuracy, 1 for the
     accuracy under this prior, and 1/2 for the mean of both.
     """

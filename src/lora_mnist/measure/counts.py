@@ -12,7 +12,7 @@ from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_a
 from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import mcnemar, p_value_of_accuracy
 
-#: What is counted at each scale of the dial; without targets the first alone.
+#: The counts at each scale of a curve; without targets only the first.
 CURVE_COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_positives_of_target")
 
 
@@ -29,7 +29,7 @@ def count_labels(
     targets: Sequence[int] = (),
     test_prior: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Every count of predictions, (N,), with classes as common as in ``mix``, or as they are."""
+    """Count predictions, (N,), under ``test_prior``, or with classes as common as in ``label``."""
     if not len(label):
         raise ValueError("expected at least one image")
     wrong = prediction != label
@@ -40,10 +40,10 @@ def count_labels(
     pairs, numbers = torch.unique((label * num_classes + prediction)[wrong], return_counts=True)
     top_confusion_per_class: list[list[int] | None] = [None] * num_classes
     for pair, count in zip(pairs.tolist(), numbers.tolist(), strict=True):
-        c, called = divmod(pair, num_classes)
+        c, predicted = divmod(pair, num_classes)
         most = top_confusion_per_class[c]
         if most is None or count > most[1]:
-            top_confusion_per_class[c] = [called, count]
+            top_confusion_per_class[c] = [predicted, count]
     counts: dict[str, Any] = {}
     for name in MEASURES:
         counts[name] = weighted_accuracy(errors, images, class_weights(test_prior, name, images))
@@ -59,11 +59,11 @@ def count_labels(
         counts["errors_of_target"] = int(errors[group].sum())
         counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
         numbers = torch.tensor(group)
-        is_called, is_target = torch.isin(prediction, numbers), torch.isin(label, numbers)
-        # An image of a target that is called another target is an error, and no false positive.
-        false, called = int((is_called & ~is_target).sum()), int(is_called.sum())
+        is_predicted, is_target = torch.isin(prediction, numbers), torch.isin(label, numbers)
+        # An image of a target that is predicted as another target is no false positive.
+        false, predicted = int((is_predicted & ~is_target).sum()), int(is_predicted.sum())
         counts["false_positives_of_target"] = false
-        counts["precision_of_target"] = (called - false) / called if called else None
+        counts["precision_of_target"] = (predicted - false) / predicted if predicted else None
     return counts
 
 

@@ -1,4 +1,4 @@
-"""The dial of a finished adapter: its scale, and an offset beside it.
+"""The scale curve of a finished adapter, and the best offset at each scale.
 
 With the scale ``s`` LoRA's weights are ``W + s * scaling * lora_B @ lora_A``: a straight line from
 the base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and
@@ -35,7 +35,7 @@ SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: The offsets that are tried: numbers on the logit of one class, or the tau of several.
 _NUMBERS = [number / 4 for number in range(-40, 41)]
 _TAUS = [tau / 20 for tau in range(-20, 61)]
-#: The dial of a run sees this number of validation images, or fewer.
+#: The search for a point uses this number of validation images, or fewer.
 MAX_IMAGES = 2000
 
 
@@ -178,7 +178,7 @@ class _AtOffset(NamedTuple):
 
 @dataclass(frozen=True)
 class _Measured:
-    """The images of a dial, and what is measured of them."""
+    """The labels and class weights by which points are measured."""
 
     label: Tensor
     direction: Tensor

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from lora_mnist.measure.class_weights import image_weights
 
-#: A difference with a larger p-value is called neither good nor bad.
+#: A difference with a larger p-value counts as neither good nor bad.
 LEVEL = 0.05
 #: So many standard deviations are clear, or certain: about LEVEL and 0.001 by chance.
 CLEAR, CERTAIN = 2, 3.3

@@ -6,7 +6,7 @@ from typing import Any
 from lora_mnist.measure.significance import CERTAIN
 from lora_mnist.show.run_results import RunResults, Sentence, count_text
 
-#: A base has learnt images on which it errs less by this factor, and with certainty.
+#: A base was trained on images on which it certainly errs less by this factor.
 _FACTOR = 1.5
 
 
@@ -38,7 +38,7 @@ def _caveat_about_choices(results: RunResults) -> str:
         text += "test images are of a harder kind, it was trained on the others"
     elif held_out.get("val") == "train" and "base" in results.unknown_train_digests:
         text = "The validation images were held out of those to train on, and the base may have "
-        text += "learnt all of them"
+        text += "been trained on all of them"
     else:
         return ""
     text += f", and what they decided may be wrong: {', '.join(decided)}."
@@ -67,20 +67,20 @@ def describe_test_images(results: RunResults) -> list[Sentence]:
     """Return where the test images come from, and whether they are new to the model."""
     held_out, lines = results.held_out, []
     for split, name in {"test": "test", "val": "validation"}.items():
-        source = f"the {name} part of the data set {results.dataset}"
+        source = f"the {name} split of the data set {results.dataset}"
         if split in held_out:
-            source = f"held out of the {held_out[split]} part"
+            source = f"held out of the {held_out[split]} split"
         if split in results.counts:
             lines.append(f"{results.change(split=split).images:,} {name} images: {source}.")
     if results.choices.get("refit", {}).get("value"):
-        text = "The last training learnt the validation images, too. What is said here of them "
-        lines.append(f"{text}is of the training before, which had not seen them.")
+        text = "The refit was trained on the validation images, too. Their numbers here are of the "
+        lines.append(f"{text}training before it, which had not seen them.")
     text = f"{count_text(results.duplicates, 'identical file')} in two of training, validation and "
-    lines.append(f"{text}test, left out of one; similar ones were not searched for.")
+    lines.append(f"{text}test, excluded from one; similar ones were not searched for.")
     lines += [f"{about['line']}." for about in results.excluded.values()]
-    text = "Each test image was compared by content with all that was learnt: it is none of it."
+    text = "By content, no test image is among the images that were trained on."
     if unknown := results.unknown_train_digests:
-        text = f"What the {' and the '.join(unknown)} learnt elsewhere is not known: test images "
+        text = f"It is not known what the {' and the '.join(unknown)} saw elsewhere: test images "
         text += "among it prove nothing."
     lines.append(text)
     sentences = [Sentence(line) for line in lines]

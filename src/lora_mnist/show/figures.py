@@ -20,7 +20,7 @@ from lora_mnist.show.summary import Summary, number, numeric_sort_key
 
 log = logging.getLogger(__name__)
 
-#: More lines could not be told apart, and become points; more values get an axis of numbers.
+#: More lines could not be distinguished, and become points; more values get an axis of numbers.
 _MAX_LINES = 10
 _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 
@@ -161,8 +161,10 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
     if not is_axis:  # few values, or words, stand side by side
         axes.set_xticks(range(len(texts)), texts)
     for label, line in lines.items():
-        typed = [swept[across] for swept, _, _ in line]
-        x = [float(each) if is_axis else texts.index(each) for each in typed]
+        x = []
+        for swept, _, _ in line:
+            text = swept[across]
+            x.append(float(text) if is_axis else texts.index(text))
         y = [value for _, value, _ in line]
         axes.errorbar(x, y, [std or 0.0 for _, _, std in line], fmt=style, label=label)
     if len(lines) > 1:

@@ -14,7 +14,7 @@ _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nine
 _MAX_NAMES = 4
 #: A longer table would push the verdict off the screen; results.json has every class.
 _MAX_ROWS = 12
-#: A smaller p-value is not told in digits.
+#: A smaller p-value is printed as less than this.
 _LEAST_P = 0.001
 
 
@@ -77,7 +77,7 @@ class RunResults:
         self.every = list(range(len(self.classes)))
         self.other_classes = [c for c in self.every if c not in self.targets]
         self.stage: str = results["stage"]
-        #: How the command was typed; ``None``: it was called from Python.
+        #: Those of the command line; ``None``: it was called from Python.
         self.overrides: list[str] | None = results["overrides"]
         self.steps: int = results["steps"]
         self.dataset: str = results["dataset"]
@@ -85,7 +85,7 @@ class RunResults:
         self.held_out: Mapping[str, str] = results["held_out"]
         self.duplicates: int = results["duplicates"]
         self.excluded: Mapping[str, Mapping[str, str]] = results["excluded"]
-        #: Which of base and adapter have learnt nobody knows what.
+        #: Base or adapter, if its training images are not known.
         self.unknown_train_digests: list[str] = results["unknown_train_digests"]
         self.training_images: list[int] = results["training_images_per_class"]
         self.validation_images: int = results["validation_images"]
@@ -102,7 +102,7 @@ class RunResults:
         #: Where the adapter stands; ``None`` for a base.
         self.point = None if results["point"] is None else Point(**results["point"])
         self.is_repair = self.point is not None
-        #: The counts of each part, as :func:`.predictions.outcomes_by_split` names them.
+        #: The counts of each split, as :func:`.predictions.outcomes_by_split` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
         for split in ("val", "test", "mistakes", "mistakes_test"):
             for name in (split, f"{split}_base"):
@@ -226,9 +226,9 @@ class RunResults:
             cells: dict[str, Any] = {"errors": self._pair(change.before, change.after)}
             if self.is_repair:
                 cells |= {"repaired": change.repaired, "broken": change.broken}
-            cells["false calls"] = ""
+            cells["false positives"] = ""
             if len(group) == 1:  # of several, some are given the name of another in the row
-                cells["false calls"] = self._pair(*change.false_positives)
+                cells["false positives"] = self._pair(*change.false_positives)
             low, high = wilson(change.after, change.images)
             cells |= {"images": change.images, "95% interval": f"{low:.0f}-{high:.0f}"}
             is_target = self.is_repair and len(group) == 1 and group[0] in self.targets
@@ -264,7 +264,7 @@ class RunResults:
         return {
             f"errors on {self.target_names}": "errors_of_target",
             f"errors on {self.other_classes_name}": "errors_elsewhere",
-            f"false calls of {self.target_names}": "false_positives_of_target",
+            f"false positives of {self.target_names}": "false_positives_of_target",
         }
 
 

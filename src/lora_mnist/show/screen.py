@@ -61,7 +61,7 @@ def print_parameters(net: nn.Module) -> None:
             cells += [_shape(getattr(adapter, column, None)) for column in columns]
         rows.append(cells)
         kind: Any = type_before_parametrizations(weight.module)
-        state = "left out" if columns and not weight.adapters else "adapted" if columns else ""
+        state = "not adapted" if columns and not weight.adapters else "adapted" if columns else ""
         kinds[f"{kind.__name__} {state}".rstrip()] += 1
     names = Column("layer", overflow="fold")
     table = Table(names, "W", "b", *columns)

@@ -88,7 +88,7 @@ def summarize(folder: Path, metric: str) -> Summary:
 
 
 def numeric_sort_key(value: str) -> tuple[bool, float, str]:
-    """Sort key of a value that was typed: numbers by size, before everything else."""
+    """Return the sort key of an override's value: numbers by size come first."""
     try:
         return False, float(value), ""
     except ValueError:

@@ -34,11 +34,9 @@ def _describe_base(results: RunResults) -> list[Sentence]:
     sentences = [Sentence(f"{errors} in {count_text(total.images, 'test image')}.")]
     if counts["errors"]:
         worst = results.weakest_class()
-        change, called = (
-            results.change([worst], split),
-            _describe_top_confusion(results, worst, split),
-        )
-        errors = f"{count_text(change.after, 'error')} in {count_text(change.images, name)}{called}"
+        change = results.change([worst], split)
+        errors = f"{count_text(change.after, 'error')} in {count_text(change.images, name)}"
+        errors += _describe_top_confusion(results, worst, split)
         sentences.append(Sentence(f"The weakest class is {results.named([worst])}: {errors}."))
         if len(every := weak(counts["errors_per_class"], counts["images_per_class"])) > 1:
             names = ", ".join(results.classes[c] for c in every)
@@ -59,8 +57,8 @@ def _describe_repair(results: RunResults) -> list[Sentence]:
     sentences += [*_describe_accuracies(results), *_describe_offset(results)]
     sentences.append(_errors_on("On all test images", results.total))
     if results.of_targets.images:
-        called = _describe_top_confusion(results, targets[0]) if len(targets) == 1 else ""
-        sentences.append(_errors_on(f"On {results.target_names}", results.of_targets, called))
+        confusion = _describe_top_confusion(results, targets[0]) if len(targets) == 1 else ""
+        sentences.append(_errors_on(f"On {results.target_names}", results.of_targets, confusion))
         if others:
             sentences.append(_describe_false_positives(results))
     if targets and others:
@@ -78,10 +76,9 @@ def _whether_to_keep(results: RunResults) -> Sentence:
     if results.targets and not results.of_targets.images:
         return Sentence(f"Nothing judges this repair: no test image is of {name}.")
     if results.point == BASE:
-        is_typed = (
-            not results.scale_curve or results.advised != BASE
-        )  # then nothing is to be mended
-        end = "" if is_typed else f" {remedy}"
+        # A point that somebody has set needs no remedy.
+        was_set = not results.scale_curve or results.advised != BASE
+        end = "" if was_set else f" {remedy}"
         return Sentence(f"There is no repair to keep: {_why_off(results)}.{end}")
     by = _measured(results, results.choose_by)
     is_better = is_reached = results.judge(results.choose_by) == "better"
@@ -113,7 +110,7 @@ def _first_remedy(results: RunResults, name: str) -> str:
     """Return the first advice that fits."""
     balanced, accuracy = (results.measured(measure) for measure in _ENDS)
     total, rose, fell = results.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
-    # eval tests one point, perhaps a typed one.
+    # eval tests one point, perhaps a chosen one.
     has_tried = results.steps and not results.is_hotfix
     if has_tried and total.repaired + total.broken < _LEAST_CHANGED * total.before:
         return "Nothing moves this base: look at its pictures and labels, or train another one"
@@ -151,13 +148,13 @@ def _losses(results: RunResults) -> str:
         losses.append(f"losses on {results.named(worse)}")
     if results.other_classes and results.of_targets.judgement_of_false_positives == "worse":
         before, after = results.of_targets.false_positives
-        losses.append(f"{after - before:,} more false calls of {results.target_names}")
+        losses.append(f"{after - before:,} more false positives of {results.target_names}")
     return " and ".join(losses)
 
 
 def _why_off(results: RunResults) -> str:
     """Say, if validation images did so, that the adapter is off and what it would do."""
-    curve, text = results.scale_curve, "the adapter is turned off (scale 0)"
+    curve, text = results.scale_curve, "the adapter is switched off (scale 0)"
     if not curve or results.advised != BASE:
         return text
     if not results.steps:
@@ -170,7 +167,7 @@ def _why_off(results: RunResults) -> str:
 
 
 def _describe_accuracies(results: RunResults) -> list[Sentence]:
-    """For which mix of classes a repair is better or worse, where that is not the same."""
+    """Compare both accuracies, if only one of them got better or worse."""
     if len({results.judge(measure) for measure in _ENDS}) == 1:
         return []
     of_classes, of_images = (_describe_change(results, measure) for measure in _ENDS)
@@ -190,7 +187,7 @@ def _describe_offset(results: RunResults) -> list[Sentence]:
         text = "The scale is 0"
         if curve and results.advised.scale == 0 and results.steps:
             text = "The training adds nothing that validation images show"
-        return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 turns that off, too.")]
+        return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 switches that off, too.")]
     if not curve:
         return []
     key, by = "weighted_accuracy", measure_name(curve["choose_by"])
@@ -223,11 +220,11 @@ def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:
 
 
 def _describe_top_confusion(results: RunResults, number: int, split: str = "test") -> str:
-    """Return which class most errors of a class are called: ``, 32 of them called fours``."""
-    called = results.counts[split]["top_confusion_per_class"][number]
-    if called is None or called[1] < 2:
+    """Describe the most frequent wrong prediction: ``, 32 of them predicted as fours``."""
+    confusion = results.counts[split]["top_confusion_per_class"][number]
+    if confusion is None or confusion[1] < 2:
         return ""
-    return f", {called[1]:,} of them called {results.named(called[:1])}"
+    return f", {confusion[1]:,} of them predicted as {results.named(confusion[:1])}"
 
 
 def _mistakes(results: RunResults) -> Sentence:
@@ -241,14 +238,14 @@ def _mistakes(results: RunResults) -> Sentence:
 
 
 def _describe_false_positives(results: RunResults) -> Sentence:
-    """Return how many images of other classes are called one of those to repair."""
+    """Describe the change in false positives and precision of the target."""
     shares = []
     for counts in (results.counts["test_base"], results.counts["test"]):
         share = counts.get("precision_of_target")
         shares.append("none" if share is None else f"{share:.0%}")
     before, after = results.of_targets.false_positives
     names = results.target_names if len(results.targets) == 1 else "one of these classes"
-    text = f"Images wrongly called {names} (false calls): {before:,} -> "
+    text = f"Images wrongly predicted as {names} (false positives): {before:,} -> "
     text += f"{after:,}; precision {shares[0]} -> {shares[1]}."
     return Sentence(text, results.of_targets.judgement_of_false_positives)
 

@@ -21,7 +21,8 @@ class TrainedAverage(Callback):
     """Validates, and ends training, with an average of the trained parameters.
 
     After each step it is ``decay * average + (1 - decay) * parameter``. Lightning's WeightAveraging
-    copies the frozen base, twice into each checkpoint, and ends without it after no further step.
+    stores the frozen base twice per checkpoint, and loses the average when a resumed run has no
+    steps left.
     """
 
     def __init__(self, decay: float = 0.99) -> None:

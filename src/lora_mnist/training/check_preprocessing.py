@@ -215,8 +215,8 @@ class _Search:
         if not places:
             return
         classifier, settings = self.session.classifier, self.session.classifier.settings
-        typed = {**settings.typed["prepare"], "classes": self.dataset.classes, **way.values}
-        own = Settings.from_command_line(settings.net, typed, settings.data, settings.folder)
+        given = {**settings.given["prepare"], "classes": self.dataset.classes, **way.values}
+        own = Settings.from_command_line(settings.net, given, settings.data, settings.folder)
         other = build_dataset(own.with_makers_preprocessing(classifier.net))
         labels = self.images.labels[places.start : places.stop]
         pictures = (other.read_picture(self.open_image(place)) for place in places)

@@ -31,7 +31,7 @@ def load_images(
         images = replace(images, excluded={**images.excluded, **excluded})
         images = with_mistakes(images, mistakes)
     for split, about in images.excluded.items():
-        # A refit has learnt the validation images; who needs them is refused.
+        # A refit was trained on the validation images; a command that needs them is refused.
         log.log(logging.INFO if split == "val" else logging.WARNING, "%s", about["line"])
     size = classifier.dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1

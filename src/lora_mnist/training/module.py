@@ -22,8 +22,8 @@ from lora_mnist.show.loggers import logged_metrics
 class Loss(nn.Module):
     """The cross-entropy ``-log softmax(z)_y``, averaged over a batch.
 
-    With ``target_weight = w`` it is ``w * mean(learnt images) + (1 - w) * mean(replayed images)``,
-    or the plain mean where all images of a batch are of one kind.
+    With ``target_weight = w`` it is ``w * mean(to learn) + (1 - w) * mean(replayed)``, or the plain
+    mean where all images of a batch are of one kind.
 
     Args:
         target_weight: the share of the images to learn, 0 to 1; ``None``: each image counts alike.
@@ -149,7 +149,7 @@ class ClassifierModule(LightningModule):
             checkpoint["state_dict"] = {key: state[key] for key in state if key in lora}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
+        """Fill in the base, which :meth:`on_save_checkpoint` omitted, from the network."""
         self.errors_by_step = dict(checkpoint["errors_by_step"])
         if self.has_adapter:
             own, trained = self.state_dict(), checkpoint["state_dict"]

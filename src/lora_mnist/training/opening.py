@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def open_session(cfg: DictConfig, run: Run) -> Session:
     """Make the parts of a run, and refuse what cannot be used before anything is computed."""
     started = time.perf_counter()
-    if run.typed is None:  # called from Python; the folder of a command is its own: cli/claim.py
+    if run.command_line is None:  # called from Python; a command claims its folder: cli/claim.py
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     _refuse_configuration(cfg)
     trainer = make_trainer(cfg, run)
@@ -91,7 +91,7 @@ def _refuse_repair(cfg: DictConfig) -> None:
     if cfg.lora.scale == 0 and cfg.refit is True:
         raise UserError("refit=true: expected auto or false; with lora.scale=0 nothing is trained")
     if cfg.lora.scale == 0 and mistakes is not None:
-        raise UserError("lora.scale=0: expected another number or auto; mistakes are learnt")
+        raise UserError("lora.scale=0: expected another number or auto with mistakes=")
     if trains_last_layer(cfg) and cfg.batches.augment not in (None, {}, AUTO):
         why = f"expected auto or null with lora.target_modules={cfg.lora.target_modules}, which "
         why += "computes the features of each image once"
@@ -104,11 +104,11 @@ def _refuse_repair(cfg: DictConfig) -> None:
     if mistakes is None:
         return
     if target not in (None, *WEAK):
-        raise UserError(f"target={as_value(target)}: expected null; mistakes={mistakes} is learnt")
+        raise UserError(f"target={as_value(target)}: expected null with mistakes={mistakes}")
     if cfg.refit is True:
-        raise UserError(f"refit=true: expected auto or false; mistakes={mistakes} is learnt")
+        raise UserError(f"refit=true: expected auto or false with mistakes={mistakes}")
     if cfg.lora.offset not in (0, AUTO):
-        why = f"expected 0 or auto; mistakes={mistakes} is learnt, and moves no class"
+        why = f"expected 0 or auto with mistakes={mistakes}, which move no class"
         raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
 
 
@@ -146,7 +146,7 @@ def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
     if not len(images.test):
         settings, key = classifier.settings, "data_dir"
         for each in dataset.split_settings:
-            if settings.typed["data"].get(each) is not None:
+            if settings.given["data"].get(each) is not None:
                 key = each
         raise UserError(
             f"data.{key}={as_value(settings.data.get(key))}: {images.excluded['test']['line']}; "
@@ -157,7 +157,7 @@ def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
 
 
 def _refuse_images(session: Session) -> None:
-    """Refuse what the images show: a class without any, too few to decide."""
+    """Raise if there are fewer validation images than processes, or none for an ``auto`` choice."""
     cfg, trainer, classifier = session.cfg, session.trainer, session.classifier
     is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
     if 0 < len(session.images.val) < trainer.world_size:
@@ -192,7 +192,7 @@ def _log_caveats(session: Session) -> None:
     if images.held_out.get("val") == "train" and classifier.train_digests.get("base") is None:
         remedy = "; data.val_from=test takes others" if images.can_validate_on_test else ""
         log.warning(
-            "validation images were held out of those to train on, and the base may have learnt "
+            "validation images were held out of the training images, and the base may have seen "
             "all of them, so that what they decide may be wrong%s",
             remedy,
         )

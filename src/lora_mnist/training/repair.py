@@ -176,11 +176,11 @@ def _refitted(
     if isinstance(result, Failure):
         why, images = result.why, 0
     else:
-        assert result.curve is not None  # there are images, which it has learnt
+        assert result.curve is not None  # there are images, on which it was trained
         of_base, images = result.curve["base"]["score"], result.images_seen
         if result.score >= of_base:
             return result, refit
-        why = f"its score is {result.score:.3f} on the validation images that it has learnt, and "
+        why = f"its score is {result.score:.3f} on its own validation images, and "
         why += f"{of_base:.3f} of the base"
     log.warning("refit: %s; the trial is kept", why)
     return best, Choice(False, [True, False], images, why)

@@ -26,6 +26,9 @@ from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
 
+#: The version of the names in results.json.
+VERSION = 2
+
 
 def finish(
     session: Session,
@@ -63,6 +66,7 @@ def collect_results(
     own = images.train.labels[: session.mistakes_start]
     counts = own.bincount(minlength=len(dataset.classes))
     return {
+        "version": VERSION,
         "stage": cfg.stage,
         "dataset": dataset.name,
         "overrides": session.run.overrides,

@@ -48,10 +48,10 @@ class TrainingResult:
     max_steps: int  # that were asked for
     hparams: Mapping[str, Any] | None  # of a training; None: the run's loggers have them
     validation_errors: Sequence[tuple[int, int]]  # a step, and how many there were
-    train_digests: Tensor  # the digests of the images that it has learnt
+    train_digests: Tensor  # of its training images
     tensors: Mapping[str, Tensor]  # the adapter's
     point: Point  # which validation images advise, or lora sets
-    curve: Mapping[str, Any] | None  # of the dial; None: there are no validation images
+    curve: Mapping[str, Any] | None  # of scales; None: there are no validation images
 
     @property
     def is_trained(self) -> bool:
@@ -176,7 +176,7 @@ def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any
     lora, search = cfg.lora, PointSearch(session.classifier, val, targets, cfg.seed, cfg.choose_by)
     if not len(val):
         return Point(float(lora.scale), float(lora.offset)), None
-    log.info("dial: the adapter at several scales on validation images")
+    log.info("evaluating the adapter at several scales on validation images")
     session.to_evaluate()
     if training.refit_at is not None:
         return search.advise(training.refit_at._asdict(), scales=())

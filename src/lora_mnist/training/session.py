@@ -82,8 +82,8 @@ class Session:
         """Return the choice of a value from the command line or the configuration."""
         others = {"target": "digit", "batches.augment": "augment"}
         names = {key, others.get(key, key)}
-        is_typed = not names.isdisjoint(self.run.keys)
-        return Choice(value, why="typed" if is_typed else "as configured", is_set=True)
+        where = "in the configuration" if names.isdisjoint(self.run.keys) else "on the command line"
+        return Choice(value, why=f"set {where}", is_set=True)
 
 
 def is_quick(cfg: DictConfig) -> bool:

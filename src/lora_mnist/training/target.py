@@ -90,7 +90,7 @@ def select_classes(labels: Tensor, targets: list[int]) -> Selection:
 
 
 def class_indices(classes: Sequence[str], target: Any) -> list[int]:
-    """Return the indices of the classes in ``target``, each once; 9 names the class called 9."""
+    """Return the indices of the classes in ``target``, each once; 9 is the class of that name."""
     targets: list[int] = []
     for name in [target] if isinstance(target, str | int | float) else target:
         # YAML reads 1.10 as 1.1, and 010 as 8.
@@ -101,7 +101,7 @@ def class_indices(classes: Sequence[str], target: Any) -> list[int]:
             if not isinstance(name, str):
                 problem += "; a name like a number, or true, stands in quotes: 'target=\"010\"'"
             raise UserError(
-                f"target={as_value(target)}: no class is called {as_value(name)}{problem}; "
+                f"target={as_value(target)}: no class has the name {as_value(name)}{problem}; "
                 "expected a class by name, a list, weakest, weak, or null for all"
             )
         targets.append(classes.index(str(name)))

@@ -173,7 +173,7 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
     if refit != AUTO:
         return session.as_set("refit", refit)
     if session.mistakes is not None:
-        return Choice(False, why="mistakes are learnt")
+        return Choice(False, why="mistakes are trained on")
     if not len(session.images.val):
         return Choice(False, why="there are no validation images")
     pays, count = is_few(session, selection), _count_to_learn(session, selection)
