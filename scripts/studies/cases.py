@@ -258,7 +258,7 @@ _SPRITES = Task(
 
 def _natural(task: Task) -> Task:
     return replace(
-        task, name=f"{task.name}, natural distribution", is_natural=True, base_of=task.name
+        task, name=f"{task.name}, natural mix", is_natural=True, base_of=task.name
     )
 
 
@@ -286,7 +286,7 @@ CASES = (
     ),
     _small("clothes", "clothes", "weakest", f"{_CNN}[16,32]", "60", most=140, test=300),
     _small(
-        "half trained, natural distribution",
+        "half trained, natural mix",
         "clothes",
         "weak",
         f"{_CNN}[8,16]",

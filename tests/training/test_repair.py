@@ -47,6 +47,27 @@ def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypat
     assert not changed(folder, go("less steep", *options, "optimizer.lr=0.003"))
 
 
+def test_a_trial_that_has_lost_ends_and_changes_no_other(go, monkeypatch):
+    steps, fit = [], run_training.fit
+
+    def counting(*arguments):
+        module = fit(*arguments)
+        steps.append(module.global_step)
+        return module
+
+    monkeypatch.setattr(run_training, "fit", counting)
+    options = (*QUIET, "optimizer.lr=auto", "trainer.max_steps=40", "trainer.val_check_interval=10")
+    both = "+trials={plain: {optimizer.lr: 0.003}, steep: {optimizer.lr: 3}}"
+    folder = go("one has lost", *options, both)
+    alone = go("the other alone", *options, "+trials={plain: {optimizer.lr: 0.003}}")
+    assert steps[0] == steps[2] == 40
+    assert steps[1] in (20, 30)
+    choice = read_results(folder)["choices"]["trial"]
+    assert choice["value"] == "plain"
+    assert choice["why"].endswith(f"; steep ended at step {steps[1]}")
+    assert not changed(folder, alone)
+
+
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeypatch, adds):
     is_ahead = property(lambda _: adds)

@@ -86,7 +86,9 @@ def test_a_rate_after_one_that_diverged_has_curves_of_its_own(go, monkeypatch):
 
 def test_a_training_is_compared_with_the_offset_alone_also_below_scale_0():
     rows = [{"scale": -0.5, "score": 0.9}, {"scale": 0.0, "score": 0.8}]
-    made = run_training.TrainingResult(*[None] * 7, point=Point(-0.5), curve={"rows": rows})
+    made = run_training.TrainingResult(
+        *[None] * 7, point=Point(-0.5), curve={"rows": rows}, image_scores=None
+    )
     assert made.beats_offset
 
 

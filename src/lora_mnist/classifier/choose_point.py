@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lora_mnist.choice import AUTO, Choice, format_choice
 from lora_mnist.classifier.classifier import Classifier
@@ -17,7 +18,13 @@ from lora_mnist.errors import UserError
 from lora_mnist.lora.model import lora_point, set_lora_point
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import adapters_on, point_fields
-from lora_mnist.measure.scale_curve import SCALES, row_at, scale_curve, select_search_images
+from lora_mnist.measure.scale_curve import (
+    SCALES,
+    row_at,
+    scale_curve,
+    score_images,
+    select_search_images,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,21 @@ class PointSearch(NamedTuple):
         row = curve["advised"] if scale is None else row_at(curve, scale)
         point = Point(row["scale"], row["offset"] if offset is None else offset)
         return point, curve
+
+    def score_images(self, point: Point, offset: float | str) -> tuple[float, Tensor]:
+        """Return the score at the point's scale, and each image's term in it, (N,).
+
+        The offset is ``point``'s, or the best one where ``offset`` is ``auto``.
+        """
+        classifier, some = self.classifier, select_search_images(self.images.labels, self.seed)
+        return score_images(
+            classifier.net.eval(),
+            classifier.dataset.batches(self.images, classifier.device, some, "scales"),
+            point,
+            offset == AUTO,
+            self.choose_by,
+            classifier.test_prior,
+        )
 
 
 def apply_point(

@@ -27,7 +27,7 @@ from lora_mnist.lora.weight import find_offset
 from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
 from lora_mnist.measure.counts import CURVE_COUNTS, count_changes, count_labels
 from lora_mnist.measure.predictions import logits_at
-from lora_mnist.measure.score import compute_scores
+from lora_mnist.measure.score import compute_image_scores, compute_scores
 from lora_mnist.measure.significance import LEVEL, p_value_of_accuracy
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
@@ -126,6 +126,27 @@ def scale_curve(
         "rows": rows,
         "advised": {field: best[field] for field in Point._fields},
     }
+
+
+def score_images(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    point: Point,
+    finds_offset: bool,
+    choose_by: str,
+    test_prior: Sequence[float] | None,
+) -> tuple[float, Tensor]:
+    """Return the score at a point, or at its scale and the best offset, and each image's term."""
+    label, _, (logits,) = _logits(model, batches, [point.scale])
+    offset_of_model, num_classes = find_offset(model), logits.shape[1]
+    direction = torch.zeros(num_classes)
+    if offset_of_model is not None:
+        direction = offset_of_model.direction.float().cpu()
+    offsets = offsets_to_try(offset_of_model) if finds_offset else [point.offset]
+    weights = class_weights(test_prior, choose_by, label.bincount(minlength=num_classes))
+    scores = compute_scores(logits, label, direction, offsets, weights)
+    offset = offsets[int(scores.argmax())]
+    return scores.max().item(), compute_image_scores(logits, label, direction, offset, weights)
 
 
 def row_at(curve: Mapping[str, Any], scale: float) -> Mapping[str, Any]:

@@ -58,6 +58,16 @@ def compute_scores(
     return torch.from_numpy(weights) @ (sums / (images + 1)[:, None])
 
 
+def compute_image_scores(
+    logits: Tensor, label: Tensor, direction: Tensor, offset: float, weights: NDArray[np.float64]
+) -> Tensor:
+    """Return each image's term in the score of logits, (N, K), at an offset, float64, (N,)."""
+    moved = (logits.double() + offset * direction.double()) / fit_temperature(logits, label)
+    right = moved.softmax(dim=1).gather(1, label[:, None])[:, 0]
+    images = label.bincount(minlength=logits.shape[1])
+    return (torch.from_numpy(weights) / (images + 1))[label] * right**_POWER
+
+
 @torch.no_grad()
 def fit_temperature(logits: Tensor, label: Tensor) -> float:
     """Return the temperature of the least cross-entropy."""

@@ -36,7 +36,8 @@ _MAKE_A_REPAIR = (
     *MAKE_A_TRAINING,
     *("trainer", "trials", "choose_by", "images_sha256"),
 )
-_DIGESTS = "train_digests"
+#: The tensors of a result beside its adapter's.
+_TENSORS = ("train_digests", "image_scores")
 
 
 def refuse_other_repair(session: Session) -> None:
@@ -52,7 +53,7 @@ def save_finished(session: Session, training: Training, fields: Mapping[str, Any
     if not session.trainer.is_global_zero:
         return
     fields = dict(fields)
-    tensors = {_DIGESTS: fields.pop("train_digests")}
+    tensors = {key: fields.pop(key) for key in _TENSORS}
     for key, tensor in fields.pop("tensors").items():
         tensors[key] = tensor.contiguous()
     content = {"run": _describe_run(session), "fields": fields}
@@ -68,7 +69,7 @@ def load_finished(session: Session, training: Training) -> dict[str, Any] | None
     content, tensors = _read(file)
     log.info("%s: %s, taken from %s", training.title, training.name, folder)
     fields: dict[str, Any] = content["fields"]
-    fields |= {"point": Point(*fields["point"]), "train_digests": tensors.pop(_DIGESTS)}
+    fields |= {"point": Point(*fields["point"])} | {key: tensors.pop(key) for key in _TENSORS}
     return {**fields, "tensors": tensors}
 
 

@@ -84,7 +84,7 @@ def train_head(session: Session, selection: Selection) -> Trained:
         add_adapter(replace(session, cfg=own), selection)
         trainings = plan_trainings(replace(session, cfg=own), selection)
         heads = [replace(training, name="head") for training in trainings]
-        return _train(session, heads)
+        return _train(session, heads, none)
 
 
 def train_repair(
@@ -96,11 +96,11 @@ def train_repair(
     _refuse_several(session, planned)
     if session.trains:
         print_parameters(session.net)
-    trials = _train(session, [replace(training, of=planned) for training in trainings])
-    if smaller := _plan_smaller_rate(trials.results):
+    trials = _train(session, [replace(training, of=planned) for training in trainings], head)
+    if smaller := _plan_smaller_rate(trials):
         line = "no training is ahead of an offset without one; the rate %g is tried"
         log.info(line, smaller.lr)
-        more = _train(session, [smaller])
+        more = _train(session, [smaller], head)
         trials = Trained(trials.results + more.results, trials.failures + more.failures)
     results, failures = head.results + trials.results, head.failures + trials.failures
     if not results:
@@ -122,16 +122,23 @@ def train_repair(
     return Repair(kept, best, best_head, {} if val is None else {"val": val}, choices)
 
 
-def _train(session: Session, trainings: Sequence[Training]) -> Trained:
-    """Run each training at the first of its rates that does not diverge."""
+def _train(session: Session, trainings: Sequence[Training], head: Trained) -> Trained:
+    """Run each training at the first of its learning rates that does not diverge.
+
+    A training may end early if it has lost to the best one before it, ``head`` among them.
+    """
     trained = Trained([], [])
     for training in trainings:
         for lr in training.lrs[training.lrs.index(training.lr) :]:
-            tried = run_training(session, training.at(lr))
+            before = head.results + trained.results
+            best = max(before, key=lambda result: result.score, default=None)
+            tried = run_training(session, training.at(lr), best)
             if isinstance(tried, TrainingResult):
                 trained.results.append(tried)
                 break
             trained.failures.append(tried)
+            if tried.is_lost:
+                break
     return trained
 
 
@@ -151,15 +158,17 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
-def _plan_smaller_rate(results: Sequence[TrainingResult]) -> Training | None:
-    """One more training, at the next rate, where none is ahead of the offset alone."""
-    # A rate that is too large can ruin an adapter without divergence.
-    if any(result.beats_offset for result in results):
+def _plan_smaller_rate(trials: Trained) -> Training | None:
+    """Plan a training at the next learning rate if none is ahead of the offset alone."""
+    # A learning rate that is too large can ruin an adapter without divergence.
+    if any(result.beats_offset for result in trials.results):
         return None
-    for result in results:
-        smaller = [lr for lr in result.training.lrs if lr < result.training.lr]
-        if smaller and result.is_trained:
-            return result.training.at(smaller[0])
+    behind = [result.training for result in trials.results if result.is_trained]
+    behind += [failure.training for failure in trials.failures if failure.is_lost]
+    for training in behind:
+        smaller = [lr for lr in training.lrs if lr < training.lr]
+        if smaller:
+            return training.at(smaller[0])
     return None
 
 
@@ -228,9 +237,10 @@ def _trial(
             accuracy = each.row["weighted_accuracy"]
             scores.append(f"{each.score:.3f} with {name} ({by} {accuracy:.1%})")
         why = f"the highest score on validation images: {', '.join(scores)}"
-    for name in dict.fromkeys(each.training.name for each in failures):
-        if name not in ahead:
-            why += f"; {name} diverged"
+    for failure in failures:
+        if failure.training.name not in ahead:
+            end = failure.why.partition(":")[0] if failure.is_lost else "diverged"
+            why += f"; {failure.training.name} {end}"
     return Choice(best.training.name, list(ahead), images, why)
 
 

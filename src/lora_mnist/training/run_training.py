@@ -11,9 +11,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
+from lora_mnist.choice import AUTO
 from lora_mnist.classifier.choose_point import PointSearch
 from lora_mnist.config.make import with_values
-from lora_mnist.errors import TrainingError
+from lora_mnist.errors import LostError, TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
@@ -22,6 +23,7 @@ from lora_mnist.measure.scale_curve import row_at
 from lora_mnist.project import user_path
 from lora_mnist.training.adapter import add_adapter
 from lora_mnist.training.callbacks import DurationInLog
+from lora_mnist.training.end_if_lost import EndIfLost
 from lora_mnist.training.features import on_features
 from lora_mnist.training.finished import load_finished, save_finished
 from lora_mnist.training.fit import build_datamodule, fit
@@ -33,10 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
-    """A training that diverged at a rate."""
+    """A training that diverged, or that ended since it had lost."""
 
-    training: Training  # at its rate
+    training: Training  # at its learning rate
     why: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class TrainingResult:
     tensors: Mapping[str, Tensor]  # the adapter's
     point: Point  # which validation images advise, or lora sets
     curve: Mapping[str, Any] | None  # of scales; None: there are no validation images
+    image_scores: Tensor  # at the point, by which others are compared; empty if none are
 
     @property
     def is_trained(self) -> bool:
@@ -93,15 +97,21 @@ class TrainingResult:
         set_lora_point(session.net, self.point)
 
 
-def run_training(session: Session, planned: Training) -> TrainingResult | Failure:
+def run_training(
+    session: Session, planned: Training, best: TrainingResult | None = None
+) -> TrainingResult | Failure:
     """Train as ``planned`` and search for the operating point, or take the finished training.
 
-    Of several trainings each is kept in the run's folder.
+    Of several trainings each is kept in the run's folder. The training may end early if it has lost
+    to the ``best`` one before it.
     """
     finished = load_finished(session, planned)
     if finished is None:
         try:
-            finished = _train(session, planned)
+            finished = _train(session, planned, best)
+        except LostError as error:
+            log.info("%s: %s", planned.name, error)
+            return Failure(planned, str(error), is_lost=True)
         except TrainingError as error:
             log.warning("%s: %s", planned.name, error)
             return Failure(planned, str(error))
@@ -110,7 +120,7 @@ def run_training(session: Session, planned: Training) -> TrainingResult | Failur
     return TrainingResult(planned, **finished)
 
 
-def _train(session: Session, planned: Training) -> dict[str, Any]:
+def _train(session: Session, planned: Training, best: TrainingResult | None) -> dict[str, Any]:
     """Train as ``planned``; return the fields of the result, or raise TrainingError."""
     path = planned.cfg.ckpt_path
     goes_on = planned.is_only and path is not None and user_path(path).is_file()
@@ -119,6 +129,9 @@ def _train(session: Session, planned: Training) -> dict[str, Any]:
     trainer = _build_trainer(session, training)
     if training.of > 1 and training.number == 1 and not training.last_layer:
         trainer.callbacks.append(DurationInLog(training.of))  # type: ignore[attr-defined]
+    end = _end_if_lost(session, training, best)
+    if end is not None:
+        trainer.callbacks.append(end)  # type: ignore[attr-defined]
     load_tensors(session, training, training.start)
     set_lora_point(session.net, TRAINED if session.trains else BASE)
     if training.last_layer:
@@ -130,6 +143,8 @@ def _train(session: Session, planned: Training) -> dict[str, Any]:
             log.info("%s: %s", training.title, training.name)
         data = build_datamodule(session, training)
         module = fit(session, cfg, trainer, data)
+        if end is not None and end.reason:
+            raise LostError(end.reason)
         steps, validation_errors = module.global_step, list(module.errors_by_step.items())
         hparams = None if training.is_only else dict(module.hparams)
         train_digests = data.train_digests
@@ -145,6 +160,7 @@ def _train(session: Session, planned: Training) -> dict[str, Any]:
         "tensors": tensors,
         "point": point,
         "curve": curve,
+        "image_scores": _score_images(session, training, point),
     }
 
 
@@ -170,11 +186,35 @@ def _build_trainer(session: Session, training: Training) -> Trainer:
     return make_trainer(logged, run, title, keeps_checkpoints=False, loggers=loggers)
 
 
+def _end_if_lost(
+    session: Session, training: Training, best: TrainingResult | None
+) -> EndIfLost | None:
+    """Return what ends a training that has lost, or None if the training may not end early."""
+    lora = training.cfg.lora
+    if best is None or training.of <= 1 or training.refit_at or lora.scale != AUTO:
+        return None
+    search = _build_search(session, training)
+    return EndIfLost(search, lora.offset, (best.training.name, best.image_scores))
+
+
+def _score_images(session: Session, training: Training, point: Point) -> Tensor:
+    """Return the image scores at a point, by which later trainings are compared."""
+    if not len(session.images.val) or training.of == 1 or training.refit_at:
+        return torch.empty(0)
+    _, scores = _build_search(session, training).score_images(point, point.offset)
+    return scores
+
+
+def _build_search(session: Session, training: Training) -> PointSearch:
+    """Return the search for the operating point of a training."""
+    cfg, targets = training.cfg, training.selection.targets
+    return PointSearch(session.classifier, session.images.val, targets, cfg.seed, cfg.choose_by)
+
+
 def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
     """Return the point that is set, advised by validation images, or a refit's; and the curve."""
-    cfg, val, targets = training.cfg, session.images.val, training.selection.targets
-    lora, search = cfg.lora, PointSearch(session.classifier, val, targets, cfg.seed, cfg.choose_by)
-    if not len(val):
+    lora, search = training.cfg.lora, _build_search(session, training)
+    if not len(session.images.val):
         return Point(float(lora.scale), float(lora.offset)), None
     log.info("evaluating the adapter at several scales on validation images")
     session.to_evaluate()
