@@ -69,7 +69,7 @@ def photograph(overrides: Sequence[str], path: Path) -> None:
         for _ in range(300):
             page.get_by_role("button", name="A test image that the base gets wrong").click()
             page.wait_for_timeout(1000)  # both predictions follow the image
-            is_nine = re.search(r"Test image \d+, labelled 9", page.inner_text("body"))
+            is_nine = re.search(r"Test image \d+, labeled 9", page.inner_text("body"))
             if is_nine and page.inner_text("#adapted h2").strip() == "9":
                 with atomic_write(path) as temporary:
                     page.screenshot(path=temporary, type="png")

@@ -59,7 +59,7 @@ class Case:
     dataset: ImageDataset
     sets: ImageSets
     targets: list[int]  # the classes to repair
-    images: dict[str, Tensor]  # of validation and of test, normalised
+    images: dict[str, Tensor]  # of validation and of test, normalized
     labels: dict[str, Tensor]
     before: dict[str, Tensor]  # the base's logits, by split
     augment: Augment | None  # of training images, as in the base's own training
@@ -207,7 +207,7 @@ def tuned(
 
     def loss() -> Tensor:
         pixels, labels = images.take(torch.randint(len(images), (100,)).tolist())
-        logits = net(case.dataset.normalise(pixels)) + prior
+        logits = net(case.dataset.normalize(pixels)) + prior
         return F.cross_entropy(logits, labels, weight=weights)
 
     torch.manual_seed(seed)
@@ -257,9 +257,9 @@ def load_case(
 
 
 def in_memory(dataset: ImageDataset, images: Images) -> tuple[Tensor, Tensor]:
-    """All of ``images`` at once, normalised, and their labels."""
+    """All of ``images`` at once, normalized, and their labels."""
     pixels, labels = images.take(range(len(images)))
-    return dataset.normalise(pixels), labels
+    return dataset.normalize(pixels), labels
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def test_both_stages_with_the_same_numbers_twice(cli, tmp_path):
 
 #: What each part of a repair is made of, on a folder of pictures that workers read.
 REPAIRS = {
-    "batch normalisation": ("lora.init=gaussian",),
+    "batch normalization": ("lora.init=gaussian",),
     "pissa and an average": ("lora=pissa", "callbacks=[default,averaging]"),
     "bfloat16": ("lora=pissa", "trainer.precision=bf16-mixed"),
 }

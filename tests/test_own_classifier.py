@@ -77,8 +77,8 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
         assert "my_transforms.make" in file.metadata()["input"]
 
 
-def of_colours():
-    """A network of the mean of each colour."""
+def of_colors():
+    """A network of the mean of each color."""
     return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 3))
 
 
@@ -90,7 +90,7 @@ def test_a_base_that_knows_its_validation_images_gets_others_from_test(here, cap
     shutil.copytree("others/cat", "parts/test/dog")
     shutil.copytree("others/emu", "parts/test/cat")
     own = ("data.data_dir=parts", "prepare.mean=0", "prepare.std=1", "target=weakest")
-    own += (f"net._target_={__name__}.of_colours",)
+    own += (f"net._target_={__name__}.of_colors",)
     said = refused(repaired, here, *own)
     assert said.startswith("target=weakest: ")
     (key,) = re.findall(r"data\.val_from=\w+", said)
@@ -120,7 +120,7 @@ def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch
     assert said.startswith("data.val_from=test: ")
 
 
-def test_batch_normalisation_is_given_no_batch_of_one_image(here):
+def test_batch_normalization_is_given_no_batch_of_one_image(here):
     """Of 48 images; torch would refuse it in the middle of a training."""
     net = "nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, num_classes))"
     Path("flat.py").write_text(f"from torch import nn\ndef flat(num_classes=3): return {net}\n")
@@ -129,14 +129,14 @@ def test_batch_normalisation_is_given_no_batch_of_one_image(here):
     assert train(composed("train", "stage=pretrain", *PHOTOS, *options))["steps"] == 2
 
 
-def test_batch_normalisation_has_the_statistics_of_the_averaged_weights(here):
+def test_batch_normalization_has_the_statistics_of_the_averaged_weights(here):
     """And not those of the last ones, among which the average has never been."""
     options = ("base_ckpt=averaged.ckpt", "callbacks=averaging", "batches.batch_size=16")
     with suppress(TrainingError):  # of so few steps
         train(config("train", "stage=pretrain", *FIT, *options, "optimizer.lr=0.1"))
     classifier = load_configured(config("eval", "base_ckpt=averaged.ckpt"))
     pixels, _ = classifier.images.train.take(list(range(48)))
-    outputs = classifier.net.conv(classifier.dataset.normalise(pixels))
+    outputs = classifier.net.conv(classifier.dataset.normalize(pixels))
     torch.testing.assert_close(classifier.net.norm.running_mean, outputs.mean(dim=(0, 2, 3)))
 
 

@@ -1,8 +1,8 @@
-"""Make a folder of colour images, photos/{train,val,test}/CLASS/*.png, to try things on.
+"""Make a folder of color images, photos/{train,val,test}/CLASS/*.png, to try things on.
 
 scikit-learn ships 1,797 handwritten digits of 8x8 pixels and two photographs. Each digit is blended
 over a piece of a photograph, as MNIST-M is made of MNIST (Ganin et al. 2016, arXiv:1505.07818):
-|photograph - digit| in each colour.
+|photograph - digit| in each color.
 """
 
 from pathlib import Path

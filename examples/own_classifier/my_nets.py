@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """Convolutions with batch normalisation, from images, (N, 3, H, W), to logits, (N, 10)."""
+    """Convolutions with batch normalization, from images, (N, 3, H, W), to logits, (N, 10)."""
 
     def __init__(self, width: int = 8, num_classes: int = 10) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ def main(files):
     keys = ("classes", "channels", "image_size", "resize", "crop_pct", "interpolation")
     about = {key: json.loads(texts[key]) for key in keys}
     images = numpy.stack([prepare(file, about) for file in files])
-    (logits,) = session.run(["logits"], {"images": images})  # it normalises the pixels itself
+    (logits,) = session.run(["logits"], {"images": images})  # it normalizes the pixels itself
     powers = numpy.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = powers / powers.sum(axis=1, keepdims=True)
     for file, row in zip(files, probabilities, strict=True):

@@ -257,9 +257,7 @@ _SPRITES = Task(
 
 
 def _natural(task: Task) -> Task:
-    return replace(
-        task, name=f"{task.name}, natural mix", is_natural=True, base_of=task.name
-    )
+    return replace(task, name=f"{task.name}, natural mix", is_natural=True, base_of=task.name)
 
 
 CASES = (

@@ -121,7 +121,7 @@ def _chess() -> Pictures:
 
 
 def _sprites() -> Pictures:
-    """Sprites of 32 x 32 pixels on grey, of folders that have 90 pictures and 20 names or more."""
+    """Sprites of 32 x 32 pixels on gray, of folders that have 90 pictures and 20 names or more."""
     images: dict[bytes, Image.Image] = {}  # no duplicates
     labels, names = [], []
     (package,) = Path(PROJECT, "data", "debian").glob("crawl_*.orig.tar.xz")
@@ -133,7 +133,7 @@ def _sprites() -> Pictures:
                 continue
             file: Any = archive.extractfile(member)
             sprite = Image.open(file).convert("RGBA")
-            image = Image.new("RGB", (32, 32), "grey")
+            image = Image.new("RGB", (32, 32), "gray")
             left, top = (32 - sprite.width) // 2, (32 - sprite.height) // 2
             image.paste(sprite, (left, top), sprite)
             if image.tobytes() not in images:

@@ -246,21 +246,21 @@ def draw(cases: dict[str, Runs], file: Path) -> None:
     """Draw the figure: a row a case, a mark a method, errors left in percent of the base's."""
     from matplotlib.figure import Figure
 
-    grey = "#808080"  # is read on white and on black
-    colours = ["#808080", "#9467bd", "#17a2b8", "#bcbd22", "#e07b39", "#2c8fdb"]
+    gray = "#808080"  # is read on white and on black
+    colors = ["#808080", "#9467bd", "#17a2b8", "#bcbd22", "#e07b39", "#2c8fdb"]
     figure = Figure(figsize=(7, 1.3 + 0.3 * len(cases)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, (name, title) in zip(panels, MEASURES.items(), strict=True):
-        for (method, mark), colour in zip(METHODS.items(), colours, strict=True):
+        for (method, mark), color in zip(METHODS.items(), colors, strict=True):
             shares = [mean(left(runs, method, name)) for runs in cases.values()]
             size = 60 if method == "repair" else 24  # the large mark lies behind the others
-            marks = {"s": size, "color": colour, "marker": mark, "zorder": 100 - size}
+            marks = {"s": size, "color": color, "marker": mark, "zorder": 100 - size}
             panel.scatter(shares, range(len(cases)), label=method, **marks)
-        panel.set_title(f"{title}, % of the base's", fontsize=9, color=grey)
+        panel.set_title(f"{title}, % of the base's", fontsize=9, color=gray)
         panel.set_xlim(left=0)
-        panel.grid(axis="both", color=grey, alpha=0.25)
-        panel.tick_params(colors=grey, labelsize=8)
-        panel.spines[:].set_color(grey)
+        panel.grid(axis="both", color=gray, alpha=0.25)
+        panel.tick_params(colors=gray, labelsize=8)
+        panel.spines[:].set_color(gray)
         panel.patch.set_alpha(0)
     panels[0].set_yticks(range(len(cases)), cases)
     panels[0].invert_yaxis()
@@ -271,7 +271,7 @@ def draw(cases: dict[str, Runs], file: Path) -> None:
         loc="outside lower center",
         ncols=6,
         fontsize=8,
-        labelcolor=grey,
+        labelcolor=gray,
         frameon=False,
         columnspacing=1,
         handletextpad=0.1,

@@ -33,7 +33,7 @@ class PictureError(UserError, ValueError):
 
 
 class IncompleteError(UserError):
-    """The command did what it could, and named what it could not do."""
+    """The command did its part as far as possible, and named the rest."""
 
     exit_code = 1
 

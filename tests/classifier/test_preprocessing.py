@@ -13,7 +13,7 @@ def require_same(keys, transform):
     noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     picture = v2.functional.to_pil_image(noise)
     data = Folder(classes=["cat", "dog"], **keys)
-    assert torch.equal(data.normalise(data.prepare(picture)[None])[0], transform(picture))
+    assert torch.equal(data.normalize(data.prepare(picture)[None])[0], transform(picture))
 
 
 def test_a_network_names_its_own_preprocessing():
@@ -36,8 +36,8 @@ def test_a_network_of_timm_names_its_own_preprocessing():
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
     # Values that are typed go before the network's own, whose mean is of three channels. Whoever
     # types a size brings pictures to it in another way.
-    grey = own_preprocessing(net, {**settings, "in_chans": 1}, {})
-    assert (grey["image_size"], grey["channels"]) == ([224, 224], 1)
+    gray = own_preprocessing(net, {**settings, "in_chans": 1}, {})
+    assert (gray["image_size"], gray["channels"]) == ([224, 224], 1)
     assert own_preprocessing(net, settings, {"image_size": 64, "channels": 1}) == {"channels": 1}
     sized = own_preprocessing(net, settings, {"image_size": 64})
     assert sized.keys() == {"channels", "mean", "std"}

@@ -36,7 +36,7 @@ CASES = {
         *(*PHOTOS, "prepare.image_size=6", "prepare.crop_pct=0.9", "prepare.classes=[emu,cat,dog]"),
         "net._target_=nets_of_a_stranger.Net",
     ),
-    "timm in grey": (
+    "timm in gray": (
         *(*PHOTOS, "prepare.image_size=16"),
         *("net._target_=timm.create_model", "net.model_name=test_vit3", "net.in_chans=1"),
         *("net.img_size=16", "net.patch_size=4", "net.num_classes=3"),

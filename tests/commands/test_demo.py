@@ -27,7 +27,7 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
     image = classifier.test_images().sources[3]
     base, adapted = side_by_side(classifier, image, Point(0.35))
     assert list(base) == list(adapted) == [*"0123456789"]
-    x = classifier.dataset.normalise(image[None])
+    x = classifier.dataset.normalize(image[None])
     assert list(base.values()) == small_net(with_nine)(x).softmax(1)[0].tolist()
     net = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")
     set_lora_scale(net, 0.35)
@@ -40,13 +40,13 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
 def test_shows_every_image_that_the_base_gets_wrong(classifier, with_nine):
     images = classifier.test_images()
     predictions = small_net(with_nine)(
-        classifier.dataset.normalise(torch.stack(images.sources))
+        classifier.dataset.normalize(torch.stack(images.sources))
     ).argmax(1)
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
     shown = list(wrong_images(classifier, images))
     assert [number for _, _, number in shown] == wrong
     for note, image, number in shown:
-        assert note == f"Test image {number}, labelled {images.labels[number]}"
+        assert note == f"Test image {number}, labeled {images.labels[number]}"
         assert image.equal(images.sources[number])
     after_the_second = wrong_images(classifier, images, wrong[1])
     assert [number for _, _, number in after_the_second] == wrong[2:] + wrong[:2]  # again
@@ -72,7 +72,7 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     page = build_page(load_configured(config("demo", "adapter=null")))
     read, wrong_image = (page.fns[number].fn for number in (0, 1))
     assert read("photos/dog/3.png")[0].shape == (3, 8, 8)
-    assert wrong_image(-1)[0].rpartition("labelled ")[2] in CLASSES
+    assert wrong_image(-1)[0].rpartition("labeled ")[2] in CLASSES
 
 
 def test_demo_without_its_extra(cli, monkeypatch):

@@ -32,7 +32,7 @@ def read_safetensors(path):
 
 
 def read_onnx(path):
-    """Another program's way: it gives pixels to the file, which normalises them itself."""
+    """Another program's way: it gives pixels to the file, which normalizes them itself."""
     import onnx
     import onnxruntime
 

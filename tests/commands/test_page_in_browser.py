@@ -40,4 +40,4 @@ def test_draw_and_move_the_slider(tmp_path):
             expect(adapted).to_contain_text(line)
         assert base.inner_text().partition("\n")[2] == first[0]
         page.get_by_role("button", name="A test image that the base gets wrong").click()
-        expect(page.get_by_text(re.compile(r"Test image \d+, labelled \d"))).to_be_visible()
+        expect(page.get_by_text(re.compile(r"Test image \d+, labeled \d"))).to_be_visible()

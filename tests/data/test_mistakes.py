@@ -15,8 +15,8 @@ from lora_mnist.errors import UserError
 DARK = 100
 
 
-def greys(*levels, on_disk=False):
-    """Images of one grey each, in memory or read from files of that name."""
+def grays(*levels, on_disk=False):
+    """Images of one gray each, in memory or read from files of that name."""
     labels = torch.tensor([level % 2 for level in levels], dtype=torch.int64)
     images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 4, 4)
     if not on_disk:
@@ -30,10 +30,10 @@ def greys(*levels, on_disk=False):
 
 
 def dataset(train=(), val=(), test=(), on_disk=False):
-    """Cats and dogs of these greys."""
+    """Cats and dogs of these grays."""
     cats_and_dogs = Folder(classes=["cat", "dog"], image_size=4, channels=1, mean=0, std=1)
     parts = {"train": train, "val": val, "test": test}
-    parts = {part: greys(*levels, on_disk=on_disk) for part, levels in parts.items()}
+    parts = {part: grays(*levels, on_disk=on_disk) for part, levels in parts.items()}
     cats_and_dogs.sets = ImageSets(**parts, sha256={"all": "a"}, held_out={}, duplicates=0)
     return cats_and_dogs
 
@@ -48,19 +48,19 @@ def neither(pictures):
 
 
 def write(folder, names):
-    for name, grey in names.items():
+    for name, gray in names.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numpy.full((4, 4), grey, dtype=numpy.uint8)).save(path)
+        Image.fromarray(numpy.full((4, 4), gray, dtype=numpy.uint8)).save(path)
     return folder
 
 
 def read(folder, share=0.2, predict=by_darkness, **parts):
-    """Labels by grey: of the mistakes to learn from, and of those held out."""
+    """Labels by gray: of the mistakes to learn from, and of those held out."""
     mistakes, parts = wrong_pictures(predict, dataset(**parts), folder, share), []
     for images in mistakes:
-        greys = [int(pixels[0, 0, 0]) for pixels in images.take(range(len(images)))[0]]
-        parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
+        grays = [int(pixels[0, 0, 0]) for pixels in images.take(range(len(images)))[0]]
+        parts.append(dict(zip(grays, images.labels.tolist(), strict=True)))
     return parts
 
 
@@ -78,10 +78,10 @@ def test_wrong_pictures_leaves_out_what_the_base_has_right_or_nobody_can_read(tm
 
 def test_wrong_pictures_knows_a_picture_by_its_pixels(tmp_path):
     """Neither its file, nor other pictures, nor the network has a say in what is held out."""
-    greys = {f"cat/{n}.png": n for n in range(DARK, 180)}
-    train_digests, held_out = read(write(tmp_path / "one", greys))
-    more = write(tmp_path / "two", {name.replace("png", "bmp"): n for name, n in greys.items()})
-    write(more, {**greys, **{f"dog/{n}.png": n for n in range(50)}})
+    grays = {f"cat/{n}.png": n for n in range(DARK, 180)}
+    train_digests, held_out = read(write(tmp_path / "one", grays))
+    more = write(tmp_path / "two", {name.replace("png", "bmp"): n for name, n in grays.items()})
+    write(more, {**grays, **{f"dog/{n}.png": n for n in range(50)}})
     for predict in (by_darkness, neither):
         for before, after in zip(
             (train_digests, held_out), read(more, predict=predict), strict=True

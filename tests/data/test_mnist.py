@@ -69,7 +69,7 @@ def picture_of(levels):
 
 
 def likeness(ours, original):
-    """Correlation, give or take a pixel: a centre of mass between two pixels may go to either."""
+    """Correlation, give or take a pixel: a center of mass between two pixels may go to either."""
     moved = [ours.float().roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     rows = torch.stack([original, *moved]).flatten(1)
     return torch.corrcoef(rows)[0, 1:].max().item()
@@ -110,7 +110,7 @@ def test_mnists_own_images_keep_their_digests_as_pictures(count):
 
 
 def test_a_picture_with_a_black_border_is_brought_to_mnists_form():
-    """Whatever its size: a digit that is too large, too small, or beside the centre."""
+    """Whatever its size: a digit that is too large, too small, or beside the center."""
     digit = DIGITS[0]
     large = F.interpolate(digit[None, None, 3:25, 3:25], (26, 26))[0, 0]
     small = F.interpolate(digit[None, None], (14, 14), mode="area")[0, 0]

@@ -55,12 +55,12 @@ def test_a_picture_that_is_all_in_its_alpha_is_refused_where_alpha_is_dropped(tm
     drawn = Image.new("RGBA", (8, 8))
     drawn.paste((0, 0, 0, 255), (2, 2, 5, 5))
     drawn.convert(mode).save(tmp_path / "x.png")
-    with pytest.raises(PictureError, match="all of one colour without its transparency"):
+    with pytest.raises(PictureError, match="all of one color without its transparency"):
         open_picture(tmp_path / "x.png")
     assert open_picture(tmp_path / "x.png", keeps_alpha=True).has_transparency_data
     for opaque in (Image.new("RGBA", (8, 8), "red"), Image.linear_gradient("L").convert("RGBA")):
         assert open_picture(opaque) is opaque
-    drawn.paste((9, 9, 9, 255), (5, 5, 6, 6))  # and another colour
+    drawn.paste((9, 9, 9, 255), (5, 5, 6, 6))  # and another color
     assert open_picture(drawn) is drawn
 
 
@@ -80,7 +80,7 @@ def test_an_image_is_shifted_by_whole_pixels_and_the_rest_is_black():
 
 @pytest.mark.parametrize("fill", [0, 255])
 def test_a_shift_by_pixels_is_a_random_crop_with_a_border(fill):
-    """Of a tensor, and of a picture in colours."""
+    """Of a tensor, and of a picture in colors."""
     image = torch.arange(1, 193, dtype=torch.uint8).view(3, 8, 8)
     crops, seen = F.pad(image, (1, 1, 1, 1), value=fill), [set(), set()]
     picture, shift = to_pil_image(image), Shift(pixels=1, fill=fill)

@@ -65,7 +65,7 @@ def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, batch_size, si
     ],
 )
 def test_a_last_batch_of_one_image_is_left_out(count, sizes, expected):
-    """Batch normalisation refuses it. Each process's share is its batch."""
+    """Batch normalization refuses it. Each process's share is its batch."""
     plan = plan_of(9, torch.tensor([9] * count + [1, 2]), **sizes)
     assert plan.batches_per_epoch == len(expected)
     batches = plan.batches()

@@ -109,6 +109,6 @@ def predictions(pair=True):
 
 
 def images(names=()):
-    """The six images, each of one grey."""
-    greys = torch.arange(0, 60, 10, dtype=torch.uint8)
-    return Images(greys[:, None, None, None].expand(6, 1, 4, 4), predictions().label, names)
+    """The six images, each of one gray."""
+    grays = torch.arange(0, 60, 10, dtype=torch.uint8)
+    return Images(grays[:, None, None, None].expand(6, 1, 4, 4), predictions().label, names)

@@ -32,7 +32,7 @@ OPTIONS = (*PHOTOS, "base_ckpt=mine.pt", "net._target_=nets_of_a_stranger.Net")
 
 
 def take_pictures(folder, counts=None, size=(8, 8), seed=0):
-    """Noise in three colours: so many pictures in a folder for each class."""
+    """Noise in three colors: so many pictures in a folder for each class."""
     generator = numpy.random.default_rng(seed)
     width, height = size
     for label, (name, count) in enumerate((counts or dict.fromkeys(CLASSES, 20)).items()):
@@ -44,7 +44,7 @@ def take_pictures(folder, counts=None, size=(8, 8), seed=0):
 
 
 def move_in(folder, monkeypatch):
-    """Make ``folder`` the place where the stranger stands, with photos of three colours."""
+    """Make ``folder`` the place where the stranger stands, with photos of three colors."""
     take_pictures(folder / "photos")
     (folder / "nets_of_a_stranger.py").write_text(_MODULE)
     monkeypatch.chdir(folder)

@@ -73,7 +73,7 @@ def test_print_results_of_a_repair():
     )
 
 
-def test_a_terminal_gets_its_width_and_colours(monkeypatch):
+def test_a_terminal_gets_its_width_and_colors(monkeypatch):
     """Long names are folded, and commands not broken. The log stays plain."""
     monkeypatch.setattr(sys, "stdout", StringIO())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

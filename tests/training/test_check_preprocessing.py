@@ -16,7 +16,7 @@ from lora_mnist.errors import UserError
 from lora_mnist.training.check_preprocessing import likely_outputs, other_order
 
 
-def grey():
+def gray():
     """A network of the mean pixel alone."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
 
@@ -27,7 +27,7 @@ class Sized(nn.Sequential):
     SIZE = 48
 
     def __init__(self):
-        super().__init__(*grey())
+        super().__init__(*gray())
 
     def forward(self, x):
         return super().forward(x) * (x.shape[-1] == self.SIZE)
@@ -51,7 +51,7 @@ class Graded(nn.Sequential):
     """The same, trained at 40 pixels: the further from these, the less it sees of a bright line."""
 
     def __init__(self):
-        super().__init__(*grey())
+        super().__init__(*gray())
 
     def forward(self, x):
         place = x.mean(dim=(1, 2)).argmax(dim=1, keepdim=True) / x.shape[-1]
@@ -64,7 +64,7 @@ class Counted(nn.Sequential):
     batches = ()
 
     def __init__(self):
-        super().__init__(*grey())
+        super().__init__(*gray())
 
     def forward(self, x):
         self.batches.append(x.shape)
@@ -72,7 +72,7 @@ class Counted(nn.Sequential):
 
 
 def framed(width, level, random):
-    """A grey in a frame that is black or white."""
+    """A gray in a frame that is black or white."""
     pixels = numpy.full((32, 32), 255.0 * random.integers(2))
     inside = slice(width, 32 - width)
     pixels[inside, inside] = level
@@ -112,9 +112,9 @@ def take_pictures(here, frame, has_line=False):
 @pytest.mark.parametrize(
     ("net", "frame", "command_line", "key"),
     [
-        ("grey", 0, "prepare.mean=0.3", "prepare.mean=0.5"),
-        ("grey", 2, "prepare.mean=0.5", "prepare.crop_pct=0.875"),  # CenterCrop cuts off a frame
-        ("grey", 0, "prepare.classes=[b,a]", "prepare.classes=[a,b]"),
+        ("gray", 0, "prepare.mean=0.3", "prepare.mean=0.5"),
+        ("gray", 2, "prepare.mean=0.5", "prepare.crop_pct=0.875"),  # CenterCrop cuts off a frame
+        ("gray", 0, "prepare.classes=[b,a]", "prepare.classes=[a,b]"),
         ("Sized", 0, "prepare.image_size=64", "prepare.image_size=[48,48]"),
         ("OfPictures", 0, "prepare.image_size=16", "prepare.image_size=[32,32]"),
     ],
@@ -170,7 +170,7 @@ def test_eval_finds_what_only_many_images_show(tmp_path):
                 picture.save(tmp_path / "photos" / part / name / f"{number}.png")
     weight = torch.tensor([[-1.0] * 3, [1.0] * 3])
     torch.save({"2.weight": weight, "2.bias": torch.zeros(2)}, tmp_path / "mine.pt")
-    better, _, _ = evaluated(tmp_path, "grey", "prepare.mean=0.53", "prepare.std=0.5")
+    better, _, _ = evaluated(tmp_path, "gray", "prepare.mean=0.53", "prepare.std=0.5")
     assert "prepare.mean=0.5" in better
 
 
@@ -179,7 +179,7 @@ def test_eval_tells_of_values_that_nobody_set(tmp_path, command_line):
     take_pictures(tmp_path, 0)
     files = ("figures=false", f"paths.outputs={tmp_path}/outputs")
     with logged("lora_mnist.training.opening") as log:
-        results = evaluate(composed("eval", *options(tmp_path, "grey"), *files, *command_line))
+        results = evaluate(composed("eval", *options(tmp_path, "gray"), *files, *command_line))
     assert str(results["std"][0]) in log.getvalue()
     assert ("prepare.mean" in log.getvalue()) == (not command_line)
 
@@ -269,7 +269,7 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
     weights = torch.load(tmp_path / "mine.pt")
     torch.save({"2.weight": -weights["2.weight"], "2.bias": torch.zeros(2)}, tmp_path / "mine.pt")
     (tmp_path / "photos" / "b").rename(tmp_path / "photos" / "my dog")
-    repair = (*options(tmp_path, "grey"), "prepare.mean=0.5", "stage=lora", "target=a")
+    repair = (*options(tmp_path, "gray"), "prepare.mean=0.5", "stage=lora", "target=a")
     repair += ("trainer.max_steps=1", "figures=false", "logger=none", "callbacks.checkpoint=null")
     repair += (f"paths.outputs={tmp_path}/outputs",)
     with pytest.raises(UserError) as error:
@@ -284,6 +284,6 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
 
 def test_eval_tells_unasked_of_a_network_that_guesses(tmp_path):
     take_pictures(tmp_path, 0)
-    assert "guessing" not in evaluated(tmp_path, "grey", "prepare.mean=0.45")[2]
+    assert "guessing" not in evaluated(tmp_path, "gray", "prepare.mean=0.45")[2]
     torch.save({"2.weight": torch.zeros(2, 3), "2.bias": torch.zeros(2)}, tmp_path / "mine.pt")
-    assert "hardly better than guessing" in evaluated(tmp_path, "grey")[2]
+    assert "hardly better than guessing" in evaluated(tmp_path, "gray")[2]

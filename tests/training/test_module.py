@@ -97,7 +97,7 @@ def test_training_step_computes_where_the_batch_is(tmp_path, init):
     module = Recorded(net, replay=3, loss=Loss(target_weight=0.5)).to("meta")
     module.trainer = trainer(tmp_path)
     pixels = torch.empty(8, 1, 28, 28, dtype=torch.uint8, device="meta")
-    images = MNIST(data_dir=tmp_path).normalise(pixels)
+    images = MNIST(data_dir=tmp_path).normalize(pixels)
     batch = images, torch.empty(8, dtype=torch.int64, device="meta")
     ClassifierModule.training_step(module, batch, 0).backward()
     assert all(parameter.grad.is_meta for parameter in lora_parameters(net))
@@ -134,7 +134,7 @@ def test_after_the_first_step_nothing_is_copied_to_the_device_but_the_batch(tmp_
 
     def step():
         average.on_train_batch_start(module.trainer, module, None, 0)
-        loss = ClassifierModule.training_step(module, (dataset.normalise(pixels), labels), 0)
+        loss = ClassifierModule.training_step(module, (dataset.normalize(pixels), labels), 0)
         loss.backward()
         module.trainer.global_step += 1
         average.on_train_batch_end(module.trainer, module, None, None, 0)

@@ -63,7 +63,7 @@ def build_network(arguments: Mapping[str, Any]) -> nn.Module:
         net = build(arguments)
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
-    # In train mode, batch normalisation would move its running statistics.
+    # In train mode, batch normalization would move its running statistics.
     return net.eval()
 
 

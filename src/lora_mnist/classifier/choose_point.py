@@ -86,10 +86,10 @@ class PointSearch(NamedTuple):
 def apply_point(
     classifier: Classifier, asked: Mapping[str, float | str | None], val: Images | None = None
 ) -> Choice | None:
-    """Turn an adapter to numbers, to what is advised (``auto``), or leave it as saved (``None``).
+    """Set an adapter to numbers, to the advised point (``auto``), or to the saved one (``None``).
 
-    ``val`` is what a run has to validate on; ``None``: all validation images. Return the adapter's
-    point, and why; ``None`` where there is no adapter.
+    ``val`` has the run's validation images; ``None`` stands for all. Return the point with its
+    reason, or None if there is no adapter.
     """
     if not adapters_on(classifier.net):
         return None
@@ -145,7 +145,7 @@ def _why_not_advised(search: PointSearch, key: str) -> str:
 def refuse_undecidable(
     classifier: Classifier, val: Images, asked: Sequence[str], unseen: Sequence[str] = ()
 ) -> None:
-    """Refuse what is ``asked`` of validation images if there are none, or none of ``unseen``."""
+    """Raise if ``asked`` needs validation images, and there are none, or none of ``unseen``."""
     if not asked or (len(val) and not unseen):
         return
     sets, train_digests = classifier.images, classifier.train_digests.get("base")

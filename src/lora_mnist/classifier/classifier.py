@@ -147,10 +147,10 @@ class Classifier:
 
         Raise ValueError, with the reason, if the picture cannot be read.
         """
-        return self.dataset.normalise(self.read(picture)[None])[0]
+        return self.dataset.normalize(self.read(picture)[None])[0]
 
     def read(self, picture: str | Path | Image.Image) -> Tensor:
-        """:meth:`prepare` without the normalisation: a tensor of pixels, uint8."""
+        """:meth:`prepare` without the normalization: a tensor of pixels, uint8."""
         if isinstance(picture, str):
             picture = Path(picture)
         return self.dataset.read_picture(picture)
@@ -227,6 +227,6 @@ class Classifier:
             batch = torch.stack([pixels] * _CHECKED).to(self.device)
         else:
             some = torch.linspace(0, len(images) - 1, _CHECKED).long()
-            batch = self.dataset.normalise(images.take(some.tolist())[0].to(self.device))
+            batch = self.dataset.normalize(images.take(some.tolist())[0].to(self.device))
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
         use_channels_last(self.net, batch)

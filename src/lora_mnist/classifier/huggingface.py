@@ -164,10 +164,10 @@ def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.
     for key in ("mean", "std"):
         value = preprocessing[key]
         values[f"image_{key}"] = value if isinstance(value, list) else [value]
-    is_colour = preprocessing.get("channels", 1) == 3
+    is_color = preprocessing.get("channels", 1) == 3
     with _quiet():
         net.save_pretrained(folder)
-        BitImageProcessor(**values, do_convert_rgb=is_colour).save_pretrained(folder)
+        BitImageProcessor(**values, do_convert_rgb=is_color).save_pretrained(folder)
         return with_logits(
             AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
         )

@@ -94,8 +94,8 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
         return named
     # Each family of processors reads its values in another way. So this one is tried on pictures.
     pictures = pictures_to_try(channels)
-    for colour in ("black", "white"):
-        pictures.append(Image.new(pictures[0].mode, (600, 400), colour))
+    for color in ("black", "white"):
+        pictures.append(Image.new(pictures[0].mode, (600, 400), color))
     where = f"net.folder={folder}: {PROCESSOR}"
     try:
         processor = load_processor(folder)

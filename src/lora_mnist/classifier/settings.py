@@ -63,7 +63,7 @@ class Settings:
         return cls(dict(net), prepare, dict(data), given, folder)
 
     def with_record(self, who: str, record: Record, file: str) -> "Settings":
-        """With what a record adds; ``file`` is the override that names its file."""
+        """Return these settings, completed by a record from the override ``file``."""
         settings, taken = self._filled(record.settings)
         for group in _GROUPS:  # two records may complete one function together
             refuse_foreign_code(group, getattr(settings, group), self.given[group], file)
@@ -87,7 +87,7 @@ class Settings:
         return settings.noting(f"from the network: {', '.join(taken)}") if taken else settings
 
     def with_default_targets(self) -> "Settings":
-        """With what is made where nobody names anything else."""
+        """Return these settings, completed by the default classes of network and data set."""
         return self._filled(_DEFAULT_TARGETS)[0]
 
     def noting(self, note: str) -> "Settings":

@@ -50,7 +50,7 @@ def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseE
 
 
 def _exit(reason: str, left: str, code: int) -> SystemExit:
-    """Print why a command ends and what it leaves; return its end."""
+    """Print why a command ends and its next command; return its exit."""
     print(f"{reason}\n{left}".rstrip(), file=sys.stderr)
     return SystemExit(code)
 

@@ -41,14 +41,14 @@ def side_by_side(classifier: Classifier, image: Tensor, point: Point) -> list[di
 def wrong_images(
     classifier: Classifier, images: Images, shown: int = -1
 ) -> Iterator[tuple[str, Tensor, int]]:
-    """Caption, image and number of each that the base gets wrong; that of ``shown`` comes last."""
+    """Return caption, image and number of each that the base gets wrong; ``shown`` is last."""
     for step in range(1, len(images) + 1):
         number = (shown + step) % len(images)
         ((image,), (label,)) = images.take([number])
         ((_, (prediction,)),) = classifier.predict_at([(image, 0)], [BASE])
         name = classifier.classes[int(label)]
         if prediction.label != name:
-            yield f"Test image {images.names[number]}, labelled {name}", image, number
+            yield f"Test image {images.names[number]}, labeled {name}", image, number
 
 
 def build_page(classifier: Classifier) -> Any:

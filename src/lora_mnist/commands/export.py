@@ -45,14 +45,14 @@ TOLERANCE = 1e-3
 
 
 class FromPixels(nn.Module):
-    """A network with the normalisation before it: from pixels, uint8, (N, C, H, W), to logits."""
+    """A network with the normalization before it: from pixels, uint8, (N, C, H, W), to logits."""
 
     def __init__(self, net: nn.Module, dataset: ImageDataset) -> None:
         super().__init__()
         self.net, self.dataset = net, dataset
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.dataset.normalise(pixels))
+        logits: Tensor = self.net(self.dataset.normalize(pixels))
         return logits
 
 
@@ -72,7 +72,7 @@ class Onnx(nn.Module):
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
-    A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
+    A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalizes them itself;
     with a ``prepare.transform`` it takes the output of that, in the size that a test image has
     there. One that ends in ``.safetensors`` holds the weights. A name without an ending is a folder
     for ``from_pretrained`` of transformers, with a network of theirs. The written network must give
@@ -237,7 +237,7 @@ def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
             inputs = processor(picture, return_tensors="pt")["pixel_values"]
         except NotImplementedError as error:  # torchvision's, of an interpolation
             raise UserError(f"out={out}: the processor of a folder: {one_line(error)}") from error
-        expected = dataset.normalise(dataset.read_picture(picture)[None])
+        expected = dataset.normalize(dataset.read_picture(picture)[None])
         difference = ((inputs - expected) * std).abs().max().item()
         if difference > allowed and picture is not transparent:
             raise IncompleteError(
@@ -247,7 +247,7 @@ def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
             )
         if difference > allowed:
             log.warning(
-                "out=%s: its processor lays transparent pictures over a colour, where the live "
+                "out=%s: its processor lays transparent pictures over a color, where the live "
                 "classifier drops their transparency: give it Pillow's picture.convert('RGB')",
                 out,
             )

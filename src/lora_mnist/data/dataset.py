@@ -34,7 +34,7 @@ class Loader(DataLoader[Batch]):
 class ImageDataset:
     """Images of classes: a subclass says where they come from and how a picture is prepared.
 
-    Images are uint8 until :meth:`normalise` makes them the input of a network. A label is an index
+    Images are uint8 until :meth:`normalize` makes them the input of a network. A label is an index
     into ``classes``. No image is read before :attr:`sets` is asked for.
 
     Its arguments are keys of ``data`` and ``prepare``, which ``configs/`` explains.
@@ -101,7 +101,7 @@ class ImageDataset:
             std = measured[1] if std is None else std
         return mean, std
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
         mean, std = (
             torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
@@ -133,22 +133,22 @@ class ImageDataset:
         indices: Tensor | None = None,
         name: str = "images",
     ) -> Iterator[Batch]:
-        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
+        """``images``, or those at ``indices``, in order, normalized, with labels, on ``device``."""
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self.loader(images, device, batch_size=self.eval_batch_size, sampler=order)
         for batch in progress(loader, name, len(loader)):
             # Nobody waits for the copy of pinned memory.
             pixels, labels = (each.to(device, non_blocking=each.is_pinned()) for each in batch)
-            yield self.normalise(pixels), labels
+            yield self.normalize(pixels), labels
 
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Pictures of :meth:`read_picture` in batches of one size, normalised, with labels."""
+        """Pictures of :meth:`read_picture` in batches of one size, normalized, with labels."""
         for _, group in groupby(pictures, lambda picture: picture[0].shape):
             while batch := list(islice(group, self.eval_batch_size)):
                 images, labels = zip(*batch, strict=True)
-                pixels = self.normalise(torch.stack(images).to(device))
+                pixels = self.normalize(torch.stack(images).to(device))
                 yield pixels, torch.tensor(labels).to(device)
 
 

@@ -123,8 +123,8 @@ class Folder(ImageDataset):
             return prepare
         return {**prepare, **self.prepare.sizing, **super().preprocessing()}
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return super().normalise(images) if self.prepare.transform is None else images
+    def normalize(self, images: Tensor) -> Tensor:
+        return super().normalize(images) if self.prepare.transform is None else images
 
     @cached_property
     def _listing(self) -> Listing:

@@ -1,4 +1,4 @@
-"""Sets of images, in memory or on the disk, and what a classifier's images are."""
+"""Sets of images, in memory or on the disk, and the images of a classifier by split."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +93,7 @@ class Images(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class ImageSets:
-    """All images of a data set, by what they are for."""
+    """All images of a data set, by split."""
 
     train: Images
     val: Images

@@ -1,4 +1,4 @@
-"""The image files below a folder, by class and by what they are for, as their folders say."""
+"""The image files below a folder, by class and by split, as their folders say."""
 
 import logging
 import os

@@ -135,7 +135,7 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
 
 
 def _hash_pixels(images: Images, dataset: ImageDataset) -> list[int]:
-    """:func:`.compute_digests` what is read of images, batch by batch, and not of their files."""
+    """Return the digests of images' pixels, batch by batch, and not of their files."""
     loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
     digests = []
     for batch, _ in progress(loader, "comparing with the mistakes", len(loader)):

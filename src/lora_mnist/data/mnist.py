@@ -1,7 +1,7 @@
 """MNIST and its relatives, and any picture of one digit, brought to the form of MNIST.
 
 As MNIST was made, the digit is scaled to fit a box of 20x20 pixels, keeping its aspect ratio, and
-moved in a field of 28x28 until its centre of mass lies in the centre (LeCun et al. 1998,
+moved in a field of 28x28 until its center of mass lies in the center (LeCun et al. 1998,
 "Gradient-Based Learning Applied to Document Recognition", section III.A).
 """
 
@@ -27,8 +27,8 @@ DATASETS = {
     "KMNIST": (0.1918, 0.3483),
 }
 
-#: Sides of a picture and of the digit's box in it; the centre of mass of MNIST's images, rounded.
-_FIELD, _BOX, _CENTRE = 28, 20, 14
+#: Sides of a picture and of the digit's box in it; the center of mass of MNIST's images, rounded.
+_FIELD, _BOX, _CENTER = 28, 20, 14
 # Far more than the box needs, and far less than a photograph has.
 _WORKING_SIZE = 256
 # Ink below this share of the darkest, such as JPEG's noise, is paper.
@@ -80,19 +80,19 @@ def convert_to_digit(picture: Image.Image) -> Tensor:
     has_alpha = picture.has_transparency_data
     picture = picture.convert("RGBA" if has_alpha else "L")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.BILINEAR)
-    grey = torch.tensor(numpy.asarray(picture.convert("L"))).float()
+    gray = torch.tensor(numpy.asarray(picture.convert("L"))).float()
     if has_alpha:
         opacity = torch.tensor(numpy.asarray(picture.getchannel("A"))) / 255
         # The paper is transparent: take white paper for dark ink and black paper for light ink.
-        is_dark = (grey * opacity).sum() < 127.5 * opacity.sum()
-        grey = grey * opacity + (1 - opacity) * (255 if is_dark else 0)
-    if _has_form(grey):
-        return grey.round().to(torch.uint8)[None]
-    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ink = grey - border.median()  # the border shows the paper
+        is_dark = (gray * opacity).sum() < 127.5 * opacity.sum()
+        gray = gray * opacity + (1 - opacity) * (255 if is_dark else 0)
+    if _has_form(gray):
+        return gray.round().to(torch.uint8)[None]
+    border = torch.cat([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    ink = gray - border.median()  # the border shows the paper
     if -ink.min() > ink.max():  # dark on light
         ink = -ink
-    if ink.max() <= 1e-3 * max(1.0, float(grey.max())):
+    if ink.max() <= 1e-3 * max(1.0, float(gray.max())):
         raise PictureError("nothing on it")
     ink = ink / ink.max()
     ink[ink < _FAINTEST] = 0
@@ -106,12 +106,12 @@ def convert_to_digit(picture: Image.Image) -> Tensor:
     return (field * 255).round().to(torch.uint8)[None]
 
 
-def _has_form(grey: Tensor) -> bool:
+def _has_form(gray: Tensor) -> bool:
     """Return whether a picture, (height, width), has the form of :func:`convert_to_digit`."""
-    if grey.shape != (_FIELD, _FIELD) or not grey.any():
+    if gray.shape != (_FIELD, _FIELD) or not gray.any():
         return False
-    rows, columns = _around(grey)
-    box = grey[rows, columns]
+    rows, columns = _around(gray)
+    box = gray[rows, columns]
     beside = (rows.start - _corner(box.sum(1)), columns.start - _corner(box.sum(0)))
     return _BOX - 1 <= max(box.shape) <= _BOX and max(map(abs, beside)) <= 1
 
@@ -126,6 +126,6 @@ def _around(ink: Tensor) -> tuple[slice, slice]:
 
 
 def _corner(mass: Tensor) -> int:
-    """Return where a box begins on one axis of the field if its centre of mass is in the centre."""
-    centre = (mass * torch.arange(len(mass))).sum() / mass.sum()
-    return min(max(round(_CENTRE - centre.item()), 0), _FIELD - len(mass))
+    """Return where a box begins on one axis of the field if its center of mass is in the center."""
+    center = (mass * torch.arange(len(mass))).sum() / mass.sum()
+    return min(max(round(_CENTER - center.item()), 0), _FIELD - len(mass))

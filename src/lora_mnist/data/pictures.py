@@ -70,9 +70,9 @@ def open_picture(
         return Image.fromarray((numpy.asarray(image) >> (bits - 8)).astype(numpy.uint8))
     if image.has_transparency_data and not keeps_alpha:
         extrema: Any = image.convert("RGBA").getextrema()
-        *colours, (least, most) = extrema
-        if least < most and all(low == high for low, high in colours):
-            raise PictureError("all of one colour without its transparency; lay it over another")
+        *colors, (least, most) = extrema
+        if least < most and all(low == high for low, high in colors):
+            raise PictureError("all of one color without its transparency; lay it over another")
     try:
         image.crop((0, 0, 1, 1)).convert("L")
     except ValueError as error:  # LAB is one

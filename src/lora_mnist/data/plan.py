@@ -50,7 +50,7 @@ class Plan:
         of_each = math.ceil(len(self.selection.learn_indices) / self.processes)
         size = self.batch_size // self.processes
         if of_each > size > 1 and of_each % size == 1 and not self.replay:
-            of_each -= 1  # batch normalisation refuses a last batch of one image
+            of_each -= 1  # batch normalization refuses a last batch of one image
         return of_each * self.processes
 
     def batches(self) -> Iterator[list[int]]:

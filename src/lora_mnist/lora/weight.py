@@ -1,4 +1,4 @@
-"""One parameter of a network, and what is on it."""
+"""One parameter of a network, and the adapters on it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -114,7 +114,7 @@ def count_predictions(
 def compare_errors(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, dict[str, Any]]:
-    """Errors of an adapted network beside those of its base, for a loop of one's own.
+    """Count the errors of an adapted network and of its base, for a loop of your own.
 
     The network stays in its mode and on its device; call ``model.eval()`` first.
 

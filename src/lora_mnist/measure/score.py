@@ -9,7 +9,7 @@ logits z, at the offset o it is
 - The share of images that are right jumps where a class has five. With ``q = 1`` this would be what
   it is on the mean, if predictions were drawn from the probabilities; near ``q = 0`` it ranks as
   the cross-entropy does, in which a few images that are sure and wrong outweigh all others. It is
-  one less the generalised cross-entropy, but for a factor: Zhang and Sabuncu 2018,
+  one less the generalized cross-entropy, but for a factor: Zhang and Sabuncu 2018,
   arXiv:1805.07836, equation 6.
 - ``u_c`` is one image more of each class, of which the network knows nothing (all its logits are
   equal), counted as in Laplace's rule of succession: a class whose few images are right would allow

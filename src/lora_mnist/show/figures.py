@@ -118,7 +118,7 @@ def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]
     axes = figure.add_subplot(title=title, xlabel="prediction", ylabel="label")
     good = np.where(np.eye(len(counts), dtype=bool), counts, -counts)
     # On a linear scale with thousands of right predictions the few wrong ones would not be seen.
-    limit = 2 * max(int(np.abs(counts).max()), 1)  # pale colours, on which numbers can be read
+    limit = 2 * max(int(np.abs(counts).max()), 1)  # pale colors, on which numbers can be read
     axes.imshow(good, "PiYG", norm=AsinhNorm(10, vmin=-limit, vmax=limit))
     for row, column in np.argwhere(counts).tolist():
         text = f"{counts[row, column]:{sign},}"

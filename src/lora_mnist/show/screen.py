@@ -30,13 +30,13 @@ _STYLES = {"better": "green", "worse": "red"}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
-    """Show tables and texts on the screen and in the log; ``width`` is that of plain text."""
+    """Show tables and texts on the screen and in the log; ``width`` applies to plain text."""
     for logger, is_terminal in ((screen, sys.stdout.isatty()), (file, False)):
         logger.info("%s", rendered(parts, is_terminal, None if is_terminal else width))
 
 
 def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
-    """Tables and texts as lines; a terminal gets colours unless ``NO_COLOR`` is set."""
+    """Tables and texts as lines; a terminal gets colors unless ``NO_COLOR`` is set."""
     text = StringIO()
     # Names come from users and files: [/b] and :x: in them are no markup.
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
@@ -94,7 +94,7 @@ def print_results(results: RunResults, folder: Path) -> None:
     if results.is_repair:
         table.title = "test images, before -> after, * to be repaired"
     for row in rows:
-        # Better is green, worse is red, and the arrow says the same without colours.
+        # Better is green, worse is red, and the arrow says the same without colors.
         styles = {"errors": _STYLES.get(row.change.judgement, "")}
         cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
         name = f"{row.name} *" if row.is_target else row.name

@@ -1,4 +1,4 @@
-"""The verdict: whether to keep a repair, and what it did to whom; or the errors of a base."""
+"""The verdict: whether to keep a repair, with its gains and losses; or the errors of a base."""
 
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.scale_curve import row_at
@@ -153,7 +153,7 @@ def _losses(results: RunResults) -> str:
 
 
 def _why_off(results: RunResults) -> str:
-    """Say, if validation images did so, that the adapter is off and what it would do."""
+    """Return why the adapter is off, and its counts at scale 1 if validation images chose so."""
     curve, text = results.scale_curve, "the adapter is switched off (scale 0)"
     if not curve or results.advised != BASE:
         return text

@@ -121,7 +121,7 @@ def _some_images(session: Session) -> Tensor:
     images = session.images.train
     some = torch.linspace(0, len(images) - 1, 4).long().tolist()
     pixels = images.take(some)[0].to(session.to_evaluate())
-    return session.classifier.dataset.normalise(pixels)
+    return session.classifier.dataset.normalize(pixels)
 
 
 def refuse_undecided(session: Session, selection: Selection) -> None:

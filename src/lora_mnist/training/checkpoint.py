@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_hparams(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its training.
+    """Return a checkpoint's description of its training.
 
     Raises:
         UserError: if the file is no checkpoint of a training.

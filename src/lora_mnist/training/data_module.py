@@ -65,9 +65,9 @@ class ImageDataModule(LightningDataModule):
         return self.dataset.loader(share, device, batch_size=size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise a batch where it is."""
+        """Normalize a batch where it is."""
         images, labels = batch
-        return self.dataset.normalise(images), labels
+        return self.dataset.normalize(images), labels
 
 
 class PlannedBatches:

@@ -48,7 +48,7 @@ class FeatureDataset(ImageDataset):
         super().__init__(dataset.name, dataset.classes, dataset.channels)
         self.split_settings = dataset.split_settings
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         return images
 
 

@@ -87,7 +87,7 @@ def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | No
 
 
 def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
-    """Make the parts of a training once: they refuse what they cannot use before it begins."""
+    """Make the parts of a training once, so that wrong values are refused before it begins."""
     cfg = with_values(cfg, where_auto(cfg, _STAND_INS))
     make("loss", cfg.loss)
     if augment := resolve_augment(cfg, classifier):
@@ -157,8 +157,8 @@ def fit(
 
 
 def _renew_statistics(session: Session, data: ImageDataModule) -> None:
-    """Give batch normalisation those of the averaged weights: it has those of the last ones."""
+    """Compute the batch statistics of the averaged weights, in place of the last weights'."""
     device, plan = session.to_evaluate(), data.plan
     of_epoch = islice(plan.batches(), plan.batches_per_epoch)
-    batches = ([data.dataset.normalise(images.to(device))] for images, _ in data.loader(of_epoch))
+    batches = ([data.dataset.normalize(images.to(device))] for images, _ in data.loader(of_epoch))
     update_bn(batches, session.net)

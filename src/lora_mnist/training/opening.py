@@ -1,4 +1,4 @@
-"""Opens the session of a run, after refusing what can be refused before anything is computed."""
+"""Opens the session of a run, and refuses early what cannot be used."""
 
 import logging
 import time
@@ -177,7 +177,7 @@ def _refuse_images(session: Session) -> None:
 
 
 def _log_caveats(session: Session) -> None:
-    """Say what a repair does not know of its base, before it takes its minutes."""
+    """Log the unknowns about a repair's base before the trainings take their minutes."""
     classifier, images = session.classifier, session.images
     assert classifier.base is not None
     if session.cfg.batches.augment == AUTO and not classifier.base.record.knows_augment:

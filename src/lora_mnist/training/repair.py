@@ -143,7 +143,7 @@ def _train(session: Session, trainings: Sequence[Training], head: Trained) -> Tr
 
 
 def _refuse_several(session: Session, planned: int) -> None:
-    """Refuse, or say, what is for a single training, where several are planned."""
+    """Refuse options that only a single training can have, or warn of them."""
     if planned == 1:
         return
     path = session.cfg.ckpt_path
@@ -245,7 +245,7 @@ def _trial(
 
 
 def _augment(session: Session, best: TrainingResult) -> Choice:
-    """Return the choice of augmentation; ``auto`` is that of the base's training."""
+    """Return the choice of augmentation; ``auto`` repeats the base's."""
     base = session.classifier.base
     assert base is not None  # open_session has loaded it
     augment = resolve_augment(best.training.cfg, session.classifier)

@@ -92,7 +92,7 @@ def is_quick(cfg: DictConfig) -> bool:
 
 
 def prove_unchanged(session: Session) -> None:
-    """RuntimeError, unless the base in the network is what it was, bit for bit."""
+    """Raise RuntimeError unless the base in the network is unchanged, bit for bit."""
     base = session.classifier.base
     assert base is not None
     if changed := changed_tensors(base.tensors, base_state_dict(session.net)):

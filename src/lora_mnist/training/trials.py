@@ -43,7 +43,7 @@ LAST_LINEAR = "last-linear"
 
 @dataclass(frozen=True)
 class Training:
-    """A training as it is planned."""
+    """A planned training."""
 
     name: str  # of its trial, head or refit
     number: int  # 1 is the first of those planned
@@ -192,7 +192,7 @@ def can_choose(session: Session, selection: Selection) -> bool:
 
 
 def _count_to_learn(session: Session, selection: Selection) -> int:
-    """Count the images of the class to learn; of several classes, those of the rarest."""
+    """Count the training images of the target class; of several classes, take the rarest."""
     counts = session.images.train.labels.bincount(minlength=len(session.classifier.classes))
     return int(counts[selection.targets].min())
 
