@@ -114,7 +114,7 @@ class Runs:
         self.folder = folder
         self.outputs = folder / "outputs"
 
-    def folder_of(self, name: str) -> Path:
+    def find_folder(self, name: str) -> Path:
         """Return the folder that a command leaves."""
         self.printed(name)
         return self.outputs / COMMANDS[name][0]
@@ -163,7 +163,7 @@ def machine() -> str:
 def repair(runs: Runs) -> str:
     """Show the best recipe on the weakest class: its report's pictures, and its output."""
     text = runs.printed("repair")
-    folder = runs.folder_of("repair")
+    folder = runs.find_folder("repair")
     copyfile(folder / "figures" / "classes.png", PROJECT / "docs" / "repair.png")
     photograph_report(folder / "report.html", "#repaired", PROJECT / "docs" / "repaired.png")
     end = AFTER_VERDICT.split(from_line(text, "accuracy:"))[0]
@@ -202,7 +202,7 @@ def keys(runs: Runs) -> str:
 
 def demo(runs: Runs) -> str:
     """Show a picture of the page to draw on."""
-    given = [f"adapter={runs.folder_of('nines')}", f"paths.outputs={runs.outputs}"]
+    given = [f"adapter={runs.find_folder('nines')}", f"paths.outputs={runs.outputs}"]
     photograph(given, PROJECT / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
     return f"![{says}](demo.png)"
@@ -211,7 +211,7 @@ def demo(runs: Runs) -> str:
 def sweep(runs: Runs) -> str:
     """Show the lines below a sweep's table, and its picture."""
     below = runs.printed("sweep").rpartition("┘\n")[2].partition("\nsweep: ")[0]
-    copyfile(runs.folder_of("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
+    copyfile(runs.find_folder("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
     return f"{fenced(below)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
 
 

@@ -114,7 +114,7 @@ def balanced_head(case: Case, seed: int) -> nn.Module:
     inputs: list[Tensor] = []
     hook = head.register_forward_hook(lambda _, args, __: inputs.append(args[0].flatten(1)))
     images, labels = in_memory(case.dataset, case.sets.train)
-    logits_of(net, images)
+    compute_logits(net, images)
     hook.remove()
     features = torch.cat(inputs)
     torch.manual_seed(seed)
@@ -142,7 +142,7 @@ def balanced_softmax(case: Case, seed: int) -> tuple[nn.Module, float]:
     for lr in SOFTMAX_RATES:
         log.info("balanced softmax: %d steps, rate %g", case.steps, lr)
         nets[lr] = tuned(case, ["train"], lr, case.augment, seed, prior=prior)
-    best = max(nets, key=lambda lr: case.measure(logits_of(nets[lr], case.images["val"])))
+    best = max(nets, key=lambda lr: case.measure(compute_logits(nets[lr], case.images["val"])))
     return nets[best], best
 
 
@@ -156,7 +156,7 @@ def twenty_lines(case: Case, seed: int) -> tuple[nn.Module, Choice]:
         net = weighted(case, ["train"], lr, weight, is_augmented, seed)
         nets[lr, weight, is_augmented] = net
         for scale in SCALES:
-            logits = logits_of(between(case.net, net, scale), case.images["val"])
+            logits = compute_logits(between(case.net, net, scale), case.images["val"])
             measures[Choice(lr, weight, is_augmented, scale)] = case.measure(logits)
         return max(measures, key=lambda choice: measures[choice])
 
@@ -252,7 +252,7 @@ def load_case(
     images, labels, before = {}, {}, {}
     for part in ("val", "test"):
         images[part], labels[part] = in_memory(dataset, getattr(sets, part))
-        before[part] = logits_of(base, images[part])
+        before[part] = compute_logits(base, images[part])
     return Case(base, dataset, sets, targets, images, labels, before, augment)
 
 
@@ -263,7 +263,7 @@ def in_memory(dataset: ImageDataset, images: Images) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+def compute_logits(net: nn.Module, images: Tensor) -> Tensor:
     """Logits, (N, num_classes), in eval mode."""
     net.eval()
     return torch.cat([net(batch) for batch in torch.split(images, 500)])
@@ -308,7 +308,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
         return [name, *cells, "" if seconds is None else f"{seconds:.0f}"]
 
     test, before = case.images["test"], case.before["test"]
-    rows = [row("base", before), row("repair", logits_of(net, test), repair.get("seconds"))]
+    rows = [row("base", before), row("repair", compute_logits(net, test), repair.get("seconds"))]
     direction, offset = one_number(case)
     rows.append(row(f"one number, {offset:g}", before + offset * direction, 0))
     trainings = 6 if augment is None else 7
@@ -316,16 +316,18 @@ def rival(cfg: DictConfig, run: Run) -> None:
     if any(isinstance(module, nn.Linear) for module in plain.modules()):
         started = time.perf_counter()
         head = balanced_head(case, cfg.seed)
-        rows.append(row("last layer anew", logits_of(head, test), time.perf_counter() - started))
+        rows.append(
+            row("last layer anew", compute_logits(head, test), time.perf_counter() - started)
+        )
     started = time.perf_counter()
     net, lr = balanced_softmax(case, cfg.seed)
-    rows.append(row("balanced softmax", logits_of(net, test), time.perf_counter() - started))
+    rows.append(row("balanced softmax", compute_logits(net, test), time.perf_counter() - started))
     started = time.perf_counter()
     net, choice = twenty_lines(case, cfg.seed)
     for name in ("twenty lines", "twenty lines, refitted"):
         if "refitted" in name:
             net = refitted(case, choice, cfg.seed)
-        rows.append(row(name, logits_of(net, test), time.perf_counter() - started))
+        rows.append(row(name, compute_logits(net, test), time.perf_counter() - started))
     named = ", ".join(classifier.record.targets)
     heads = [
         "method",

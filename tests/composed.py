@@ -95,7 +95,7 @@ def evaluated(outputs, adapter="latest", *overrides):
     return evaluate(composed("eval", *options, *overrides))
 
 
-def adapter_of(folder):
+def load_adapter_tensors(folder):
     """The tensors of the adapter that a run has left."""
     return load_file(folder / "adapter" / WEIGHTS_NAME)
 

@@ -34,7 +34,7 @@ LATE |= dict.fromkeys(("commands.predict", "commands.export", "commands.demo"), 
 LATE["api"] = {"hydra", "omegaconf", "scipy", *HEAVY}
 
 
-def imports_of(path, at_once=False):
+def find_imports(path, at_once=False):
     """The modules that a file imports; ``at_once``: not those that its functions import."""
     modules, tree = [], ast.parse(path.read_text())
     package = ".".join(path.parent.relative_to(SOURCE.parent).parts)
@@ -50,7 +50,7 @@ def imports_of(path, at_once=False):
     return modules
 
 
-def place_of(module):
+def find_room(module):
     """The room or the file of HOUSE to which a module such as ``lora_mnist.files`` belongs."""
     return module.removeprefix("lora_mnist.").partition(".")[0]
 
@@ -62,9 +62,9 @@ def test_imports_run_downhill():
     uphill = []
     for path in set(SOURCE.rglob("*.py")) - {SOURCE / "__init__.py"}:
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
-        place = place_of(name)
-        for module in imports_of(path):
-            there = place_of(module)
+        place = find_room(name)
+        for module in find_imports(path):
+            there = find_room(module)
             if not module.startswith("lora_mnist.") or there in (place, "__version__"):
                 continue
             if rows[there] <= rows[place]:
@@ -83,14 +83,14 @@ def test_what_needs_no_heavy_package_does_not_wait_for_it(module):
         path = SOURCE.parent / name.replace(".", "/")
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if name.startswith("lora_mnist.") and path.is_file():
-            waiting += [name.rpartition(".")[0], *imports_of(path, at_once=True)]
+            waiting += [name.rpartition(".")[0], *find_imports(path, at_once=True)]
     assert {name.partition(".")[0] for name in names} & LATE[module] == set()
 
 
 def test_lora_imports_torch_safetensors_and_no_other_library():
     packages = set()
     for path in (SOURCE / "lora").glob("*.py"):
-        packages |= {name.partition(".")[0] for name in imports_of(path)}
+        packages |= {name.partition(".")[0] for name in find_imports(path)}
     assert packages - sys.stdlib_module_names == {"torch", "safetensors", "lora_mnist"}
 
 

@@ -111,7 +111,7 @@ def test_classes_of_cifar_are_as_rare_as_their_case_says(monkeypatch):
     labels = [names[n % 10] for n in range(50_000)]
     pool = pictures.Pictures(None, labels)
     own_test = pictures.Pictures(None, labels[:1000])
-    monkeypatch.setattr(cases, "pictures_of", lambda source: (pool, own_test))
+    monkeypatch.setattr(cases, "load_pictures", lambda source: (pool, own_test))
     expected = {
         "300 dogs": [4500] * 5 + [300] + [4500] * 4,
         "50 trucks": [4500] * 9 + [50],
@@ -145,7 +145,7 @@ def test_pictures_of_one_name_are_in_one_part_of_a_class(monkeypatch):
             labels += [label] * count
             names += [name] * count
     pool = pictures.Pictures(None, labels, names)
-    monkeypatch.setattr(cases, "pictures_of", lambda source: (pool, None))
+    monkeypatch.setattr(cases, "load_pictures", lambda source: (pool, None))
     parts = cases.Task("case", "", "weak", "", "", most=0).numbers()
     assert sum(map(len, parts.values())) == 84
     part_of = {}
@@ -160,7 +160,7 @@ def test_a_runs_numbers_have_the_balanced_error():
     """Of eight images of a class seven are wrong, and one of two of the other."""
     result = {"labels": [0] * 2 + [1] * 8, "predicted": [0, 1] + [0] * 7 + [1]}
     result |= {"classes": ["a", "b"], "targets": [1], "minutes": 0.5}
-    assert study.numbers_of(result) == (7, 8, pytest.approx(50 * (7 / 8 + 1 / 2)), 0.5)
+    assert study.summarize(result) == (7, 8, pytest.approx(50 * (7 / 8 + 1 / 2)), 0.5)
 
 
 def _runs(*errors):

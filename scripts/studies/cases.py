@@ -15,7 +15,7 @@ import numpy
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from pictures import PROJECT, pictures_of
+from pictures import PROJECT, load_pictures
 from PIL import Image
 from rival import Case, load_case
 from torch import nn
@@ -63,7 +63,7 @@ def huggingface_folder() -> Path:
     folder = OUTPUT / "huggingface"
     if not folder.exists():
         torch.manual_seed(0)
-        names = dict(enumerate(sorted(set(pictures_of("chess")[0].labels))))
+        names = dict(enumerate(sorted(set(load_pictures("chess")[0].labels))))
         sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
         own = {"layer_type": "basic", "downsample_in_first_stage": False, "id2label": names}
         config = ResNetConfig(**sizes, **own, label2id={name: n for n, name in names.items()})
@@ -110,7 +110,7 @@ class Task:
 
     def numbers(self) -> dict[str, list[int]]:
         """Return the indices of each split's pictures; a ninth of a class more validates."""
-        pictures, own_test = pictures_of(self.source)
+        pictures, own_test = load_pictures(self.source)
         labels, classes = numpy.array(pictures.labels), sorted(set(pictures.labels))
         order = numpy.random.default_rng(self.seed).permutation(len(labels))
         if pictures.names:
@@ -156,7 +156,7 @@ class Task:
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            pictures, own_test = pictures_of(self.source)
+            pictures, own_test = load_pictures(self.source)
             for part, numbers in self.numbers().items():
                 images, labels, _ = own_test if own_test and part == "test" else pictures
                 for number in numbers:

@@ -47,7 +47,7 @@ class Pictures(NamedTuple):
 
 
 @cache
-def pictures_of(source: str) -> tuple[Pictures, Pictures | None]:
+def load_pictures(source: str) -> tuple[Pictures, Pictures | None]:
     """Return the pictures of a source, and its own test pictures, if it has some."""
     if source == "cifar":
         return _cifar(train=True), _cifar(train=False)

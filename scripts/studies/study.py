@@ -29,7 +29,7 @@ from rival import (
     Case,
     balanced_head,
     balanced_softmax,
-    logits_of,
+    compute_logits,
     one_number,
     refitted,
     table,
@@ -71,7 +71,7 @@ def repaired(task: Task, folder: Path) -> tuple[Tensor, str]:
     choices = json.loads((folder / "results.json").read_text())["choices"]
     case = loaded(task)
     net = load_adapter(copy.deepcopy(case.net), folder / "adapter")
-    return logits_of(net, case.images["test"]), json.dumps(choices)
+    return compute_logits(net, case.images["test"]), json.dumps(choices)
 
 
 def rivalled(case: Case, method: str, seed: int) -> tuple[Tensor, str]:
@@ -89,10 +89,10 @@ def rivalled(case: Case, method: str, seed: int) -> tuple[Tensor, str]:
     else:
         _, chosen = twenty_lines(case, seed)
         net, choice = refitted(case, chosen, seed), str(chosen)
-    return logits_of(net, case.images["test"]), choice
+    return compute_logits(net, case.images["test"]), choice
 
 
-def result_of(task: Task, method: str, seed: int) -> dict[str, Any]:
+def load_result(task: Task, method: str, seed: int) -> dict[str, Any]:
     """Return a run's predictions on test images, from its file or from a run now."""
     file = _file(task, method, seed)
     if not file.exists():
@@ -121,12 +121,12 @@ def _file(task: Task, method: str, seed: int) -> Path:
     return OUTPUT / "results" / task.title / f"{method}, seed {seed}.json"
 
 
-def seeds_of(method: str) -> tuple[int, ...]:
+def choose_seeds(method: str) -> tuple[int, ...]:
     """Return the seeds of a method's runs on a base."""
     return SEEDS if method == "repair" else SEEDS[:1]
 
 
-def bases_of(task: Task) -> list[Task]:
+def list_bases(task: Task) -> list[Task]:
     """Return the same case with each of its bases."""
     return [replace(task, seed=task.seed + n) for n in range(task.bases)]
 
@@ -147,7 +147,7 @@ class Numbers(NamedTuple):
 Runs = dict[str, list[list[Numbers]]]
 
 
-def numbers_of(result: dict[str, Any]) -> Numbers:
+def summarize(result: dict[str, Any]) -> Numbers:
     """Return a run's numbers."""
     labels, predicted = torch.tensor(result["labels"]), torch.tensor(result["predicted"])
     counts = count_labels(labels, predicted, len(result["classes"]), result["targets"])
@@ -155,15 +155,15 @@ def numbers_of(result: dict[str, Any]) -> Numbers:
     return Numbers(on_class, in_all, 100 - 100 * counts["balanced_accuracy"], result["minutes"])
 
 
-def runs_of(task: Task) -> Runs | None:
+def load_runs(task: Task) -> Runs | None:
     """Return the numbers of a case if all its runs are there, else None."""
     runs: Runs = {method: [] for method in METHODS}
-    for base in bases_of(task):
+    for base in list_bases(task):
         for method in METHODS:
-            seeds = seeds_of(method)
+            seeds = choose_seeds(method)
             if not all(_file(base, method, seed).exists() for seed in seeds):
                 return None
-            runs[method].append([numbers_of(result_of(base, method, seed)) for seed in seeds])
+            runs[method].append([summarize(load_result(base, method, seed)) for seed in seeds])
     return runs
 
 
@@ -191,7 +191,7 @@ def left(runs: Runs, method: str, name: str) -> list[list[float]]:
     return shares
 
 
-def row_of(task: Task, runs: Runs) -> list[str]:
+def format_row(task: Task, runs: Runs) -> list[str]:
     """Return a case's cells: errors on the class/in all/the balanced error, by method.
 
     The last is given where the test set has its natural class distribution.
@@ -290,15 +290,15 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     tasks = [task for task in CASES if not options.cases or task.name in options.cases]
     for task in () if options.print else tasks:
-        for base in bases_of(task):
+        for base in list_bases(task):
             for method in reversed(METHODS):  # a repair's targets and steps are the others', too
-                for seed in seeds_of(method):
-                    result_of(base, method, seed)
+                for seed in choose_seeds(method):
+                    load_result(base, method, seed)
     cases, rows = {}, []
     for task in tasks:
-        runs = runs_of(task)
+        runs = load_runs(task)
         if runs:
-            rows.append(row_of(task, runs))
+            rows.append(format_row(task, runs))
             if task.is_weak:
                 cases[task.name] = runs
     print(table(["case", *METHODS, "minutes of a repair"], rows), end="\n\n")

@@ -64,7 +64,7 @@ def save_mine(kind, folder):
     PROCESSORS[kind]().save_pretrained(folder)
 
 
-def labels_of(folder, files):
+def predict_labels(folder, files):
     """What transformers alone says of pictures, and how sure it is."""
     net = transformers.AutoModelForImageClassification.from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
@@ -96,7 +96,7 @@ def test_from_a_folder_to_a_repaired_folder(here, kind):
     train(composed("train", *QUICK, *HERE, *options), Run(run.absolute()))
     rows = read_csv(run / "predictions.csv")
     files = [Path("photos", row["file"]) for row in rows]
-    named, surest = labels_of("mine", files)
+    named, surest = predict_labels("mine", files)
     assert [row["before"] for row in rows] == named
     given = [float(row["before_probability"]) for row in rows]
     assert given == pytest.approx(surest.tolist(), abs=0.02)  # pictures are resized by Pillow
@@ -118,7 +118,7 @@ def test_from_a_folder_to_a_repaired_folder(here, kind):
     classifier = load_classifier("elsewhere/adapter", "elsewhere/base.safetensors")
     apply_point(classifier, {"scale": 1, "offset": None})
     ours = classifier.predict(files)
-    named, surest = labels_of("new/repaired", files)
+    named, surest = predict_labels("new/repaired", files)
     assert [each.label for each in ours] == named
     assert [each.probability for each in ours] == pytest.approx(surest.tolist(), abs=0.02)
 

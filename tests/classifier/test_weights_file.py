@@ -21,7 +21,7 @@ def prefixed(prefix, state):
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def file_of(content, folder):
+def write_and_read(content, folder):
     """What is read of a file that holds this."""
     torch.save(content, folder / "mine.pt")
     return read_base(folder / "mine.pt")
@@ -33,7 +33,7 @@ def test_load_weights_reads_what_training_scripts_save(tmp_path):
     optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
     content = {"epoch": 3, "state_dict": tensors, "optimizer_states": [optimizer]}
     net = TinyNet()
-    base = load_weights(net, file_of(content, tmp_path))
+    base = load_weights(net, write_and_read(content, tmp_path))
     assert list(base.tensors) == list(STATE)
     assert changed_tensors(STATE, net.state_dict()) == []
     assert base.sha256 == hash_tensors(STATE)
@@ -43,7 +43,7 @@ def test_load_weights_reads_what_training_scripts_save(tmp_path):
 
 
 def test_load_weights_takes_one_of_several_networks_by_name(tmp_path):
-    file = file_of({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path)
+    file = write_and_read({**STATE, "ema": OTHER, "optimizer": {"state": {}}}, tmp_path)
     net = TinyNet()
     with pytest.raises(ValueError, match="holds 2 networks; .* of '', ema."):
         load_weights(net, file)
@@ -59,7 +59,7 @@ def test_load_weights_converts_another_precision(tmp_path):
     net, fresh = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
     net(torch.randn(8, 2))
     saved = {name: tensor.half() for name, tensor in net.state_dict().items()}
-    base = load_weights(fresh, file_of(saved, tmp_path))
+    base = load_weights(fresh, write_and_read(saved, tmp_path))
     assert base.tensors["1.num_batches_tracked"] == 1
     expected = {name: saved[name].to(tensor.dtype) for name, tensor in net.state_dict().items()}
     assert changed_tensors(expected, fresh.state_dict()) == []
@@ -89,7 +89,7 @@ def test_load_weights_converts_another_precision(tmp_path):
 def test_load_weights_refuses_other_weights(tmp_path, content, problem):
     with pytest.raises(ValueError, match=problem) as caught:
         load_weights(
-            TinyNet(), file_of(content, tmp_path), arguments={"_target_": "lora_mnist.MLP"}
+            TinyNet(), write_and_read(content, tmp_path), arguments={"_target_": "lora_mnist.MLP"}
         )
     assert "\n" not in str(caught.value)
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from composed import QUICK, adapter_of, composed, evaluated, run, small_net
+from composed import QUICK, composed, evaluated, load_adapter_tensors, run, small_net
 from helpers.commands import list_files, only_run, read_results, refused
 from omegaconf import OmegaConf
 from source_notebook import RichBoyNet, fit, load, loader
@@ -118,7 +118,8 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     ranks = ("lora=pissa", "lora.rank=auto")
     options = (*NINES, *ranks, "lora.scale=auto", "trainer.max_steps=20")
     results = run(outputs, *options)
-    lora_A = [A for name, A in sorted(adapter_of(newest(outputs)).items()) if "lora_A" in name]
+    tensors = load_adapter_tensors(newest(outputs))
+    lora_A = [A for name, A in sorted(tensors.items()) if "lora_A" in name]
     assert [len(A) for A in lora_A] == [16, 10]  # the full rank
     curve = results["scale_curve"]
     assert curve["images"] == 500
@@ -148,18 +149,18 @@ def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     counts = (results["val_base"][f"{key}_per_class"] for key in ("errors", "images"))
     (chosen,) = results["targets"]
     assert chosen == weakest(*counts)
-    adapter = adapter_of(newest(outputs))
+    adapter = load_adapter_tensors(newest(outputs))
     named = run(outputs, *same, f"digit={chosen}")
     targets = [each["choices"].pop("target") for each in (results, named)]
     assert targets[0]["value"] == targets[1]["value"]
     assert targets[0]["images"] == 500
     of_time = {key: results[key] for key in ("seconds", "ended")}
     assert {**named, **of_time} == results
-    assert not changed_tensors(adapter, adapter_of(newest(outputs)))
+    assert not changed_tensors(adapter, load_adapter_tensors(newest(outputs)))
     other = run(outputs, *same, f"digit={chosen}", "seed=1")
     assert other["test"] != results["test"]
     assert other["test_base"] == results["test_base"]
-    assert changed_tensors(adapter, adapter_of(newest(outputs)))
+    assert changed_tensors(adapter, load_adapter_tensors(newest(outputs)))
 
 
 def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from composed import FEW, SMALL, adapter_of, composed, evaluated, run
+from composed import FEW, SMALL, composed, evaluated, load_adapter_tensors, run
 from helpers.commands import only_run, read_csv, read_results, refused
 from helpers.sweeping import TOY, start
 from omegaconf import OmegaConf
@@ -93,7 +93,7 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     options = ("stage=lora", "digit=9", "trainer.val_check_interval=1")
     compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
-    adapters = [adapter_of(folder) for folder in (outputs / "lora").iterdir()]
+    adapters = [load_adapter_tensors(folder) for folder in (outputs / "lora").iterdir()]
     torch.testing.assert_close(*adapters)
     assert compiled["test"]["errors"] == pytest.approx(plain["test"]["errors"], abs=2)
     assert compiled["base_unchanged"]

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 import torch
-from composed import adapter_of, composed
+from composed import composed, load_adapter_tensors
 from helpers.commands import read_results
 
 from lora_mnist import load_classifier
@@ -140,7 +140,10 @@ def test_a_base_is_trained_and_repaired_and_its_record_says_all(tmp_path):
         folder = outputs / "lora" / str(len(repairs))
         train(composed("train", *repair, augment), Run(folder))
         repairs.append(folder)
-    tensors = [json.dumps({k: v.tolist() for k, v in adapter_of(f).items()}) for f in repairs]
+    tensors = []
+    for folder in repairs:
+        adapter = load_adapter_tensors(folder)
+        tensors.append(json.dumps({name: each.tolist() for name, each in adapter.items()}))
     assert tensors[0] == tensors[1] != tensors[2]
     assert read_results(repairs[0])["base_unchanged"]
     classifier = load_classifier(adapter=repairs[0], base=outputs / "base" / "cifar10_resnet.ckpt")

@@ -64,7 +64,7 @@ def enlarge(digit):
     return large[0, 0].clamp(0, 255)
 
 
-def picture_of(levels):
+def make_picture(levels):
     return Image.fromarray(levels.round().byte().numpy())
 
 
@@ -76,10 +76,10 @@ def likeness(ours, original):
 
 
 WAYS = {
-    "faint": lambda digit: picture_of(200 + 0.1 * enlarge(digit)),
-    "cut close": lambda digit: picture_of(255 - enlarge(digit)[12:138, 12:138]),
+    "faint": lambda digit: make_picture(200 + 0.1 * enlarge(digit)),
+    "cut close": lambda digit: make_picture(255 - enlarge(digit)[12:138, 12:138]),
     "on nothing": lambda digit: Image.merge(
-        "LA", [Image.new("L", (150, 150), 0), picture_of(enlarge(digit))]
+        "LA", [Image.new("L", (150, 150), 0), make_picture(enlarge(digit))]
     ),
 }
 
@@ -117,7 +117,7 @@ def test_a_picture_with_a_black_border_is_brought_to_mnists_form():
     beside = digit.roll(2, 1)
     for levels in (F.pad(large, (1,) * 4), F.pad(small, (7,) * 4), beside):
         assert levels.shape == (28, 28)
-        ours = convert_to_digit(picture_of(levels))
+        ours = convert_to_digit(make_picture(levels))
         assert not torch.equal(ours[0], levels.byte())
         assert likeness(ours[0], digit) > 0.85
         assert torch.equal(convert_to_digit(Image.fromarray(ours[0].numpy())), ours)

@@ -16,7 +16,7 @@ from lora_mnist.training.target import select
 DIGITS = [str(digit) for digit in range(10)]
 
 
-def plan_of(target, labels, **sizes):
+def make_plan(target, labels, **sizes):
     return Plan(select(labels, DIGITS, target), labels, **sizes)
 
 
@@ -26,7 +26,7 @@ def plan_of(target, labels, **sizes):
 def test_images_come_in_the_recorded_order(target, expected):
     """Recorded once: whoever trains with a seed may rely on it."""
     _, labels = MNIST("MNIST", ROOT / "data").load(train=True)
-    plan = plan_of(target, labels, replay=90, seed=1, processes=2)
+    plan = make_plan(target, labels, replay=90, seed=1, processes=2)
     digest = hashlib.sha256()
     for batch in islice(plan.batches(), 30):
         digest.update(bytes(str(batch), "ascii"))
@@ -35,7 +35,7 @@ def test_images_come_in_the_recorded_order(target, expected):
 
 def test_of_several_classes_the_rarest_is_learnt_as_often_as_the_others():
     labels = torch.tensor([1] * 40 + [2] * 3 + [3] * 9)
-    batches = islice(plan_of([1, 2], labels, batch_size=4, replay=2).batches(), 20)
+    batches = islice(make_plan([1, 2], labels, batch_size=4, replay=2).batches(), 20)
     train_digests = [labels[batch[:4]].tolist() for batch in batches]
     assert train_digests == [[1, 2, 1, 2]] * 20
 
@@ -43,7 +43,7 @@ def test_of_several_classes_the_rarest_is_learnt_as_often_as_the_others():
 @pytest.mark.parametrize(("processes", "batch_size", "size"), [(1, 3, 5), (2, 2, 6)])
 def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, batch_size, size):
     """Of an odd number of images two processes draw the first one twice."""
-    plan = plan_of(None, torch.zeros(5), batch_size=batch_size, seed=1, processes=processes)
+    plan = make_plan(None, torch.zeros(5), batch_size=batch_size, seed=1, processes=processes)
     sampler = RandomSampler(range(5), generator=torch.Generator().manual_seed(1))
     batches = plan.batches()
     assert plan.batches_per_epoch == math.ceil(size / batch_size)
@@ -66,7 +66,7 @@ def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, batch_size, si
 )
 def test_a_last_batch_of_one_image_is_left_out(count, sizes, expected):
     """Batch normalization refuses it. Each process's share is its batch."""
-    plan = plan_of(9, torch.tensor([9] * count + [1, 2]), **sizes)
+    plan = make_plan(9, torch.tensor([9] * count + [1, 2]), **sizes)
     assert plan.batches_per_epoch == len(expected)
     batches = plan.batches()
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_plan_replays_all_of_a_class_before_it_repeats(counts, count):
     labels = torch.cat([torch.full((60,), 9), others])
     sizes = {"batch_size": 2, "replay": 2 * count}
     drawn = []
-    both = (plan_of(9, labels, processes=processes, **sizes).batches() for processes in (1, 2))
+    both = (make_plan(9, labels, processes=processes, **sizes).batches() for processes in (1, 2))
     for alone, together in islice(zip(*both, strict=True), 30):
         assert alone == together  # each process takes every second of these
         assert set(labels[alone[:2]].tolist()) == {9}
@@ -102,4 +102,4 @@ def test_plan_replays_all_of_a_class_before_it_repeats(counts, count):
 )
 def test_plan_refuses_what_cannot_be_planned(sizes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        plan_of(9, torch.tensor([9, 9, 1, 2, 3]), **sizes)
+        make_plan(9, torch.tensor([9, 9, 1, 2, 3]), **sizes)

@@ -50,7 +50,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def cells_of(text):
+def split_cells(text):
     """The rows of a table as they are printed, without the lines between them."""
     rows = (line.replace("┃", "│").split("│")[1:-1] for line in text.splitlines())
     return [[cell.strip() for cell in row] for row in rows if row]

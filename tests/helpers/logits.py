@@ -12,7 +12,7 @@ BEFORE = 9.0 * F.one_hot(torch.tensor([0, 1, 2, 1, 0, 1]), 4)
 AFTER = 9.0 * F.one_hot(torch.tensor([0, 0, 1, 1, 1, 2]), 4)
 
 
-def table_of(before, after=None):
+def make_table(before, after=None):
     """The table of these logits of a base, and of base and adapter."""
     table = compute_predictions_at(torch.nn.Identity(), [(before, LABELS)], [BASE])
-    return table if after is None else table.followed_by(table_of(after))
+    return table if after is None else table.followed_by(make_table(after))

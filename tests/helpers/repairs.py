@@ -1,6 +1,6 @@
 """What repairs of few images are asked for, and in what two of them differ."""
 
-from composed import FEW, SMALL, adapter_of
+from composed import FEW, SMALL, load_adapter_tensors
 
 from lora_mnist.lora.base_state import changed_tensors
 
@@ -17,4 +17,4 @@ QUIET = ("callbacks=none", "logger=none")
 
 def changed(one, other):
     """The names of the tensors in which two runs' adapters differ."""
-    return changed_tensors(adapter_of(one), adapter_of(other))
+    return changed_tensors(load_adapter_tensors(one), load_adapter_tensors(other))

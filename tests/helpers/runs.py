@@ -48,7 +48,7 @@ def repaired(base, broken, fixed, images=20, side="after", targets=()):
     is_wrong = (was_wrong & (place >= mended)) | (~was_wrong & (place < wrong + lost))
     other = (label + 1) % count
     sides = [torch.where(each, other, label) for each in (was_wrong, is_wrong)]
-    return count_predictions(table_of(count, label, *sides), targets)[side]
+    return count_predictions(make_table(count, label, *sides), targets)[side]
 
 
 def results(stage="lora", **more):
@@ -82,7 +82,7 @@ def results(stage="lora", **more):
     }
 
 
-def table_of(num_classes, label, *prediction):
+def make_table(num_classes, label, *prediction):
     """A table of these predictions, each of them sure."""
     sure = torch.ones(len(prediction), len(label))
     return Predictions(num_classes, label, torch.stack(prediction), sure, torch.zeros_like(sure))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.logits import AFTER, BEFORE, LABELS, table_of
+from helpers.logits import AFTER, BEFORE, LABELS, make_table
 from helpers.nets import batches, randomize
 from helpers.runs import at
 
@@ -31,7 +31,7 @@ def test_counts_by_hand():
         "false_positives_per_class": [1, 1, 1, 0],
         "images_per_class": [3, 3, 0, 0],
     }
-    assert count_predictions(table_of(BEFORE)) == {"before": before}
+    assert count_predictions(make_table(BEFORE)) == {"before": before}
     after = {
         "loss": pytest.approx(F.cross_entropy(AFTER, LABELS).item()),
         "accuracy": pytest.approx(4 / 6),
@@ -50,7 +50,7 @@ def test_counts_by_hand():
         "repaired_per_class": [1, 1, 0, 0],
         "broken_per_class": [0, 1, 0, 0],
     }
-    table = table_of(BEFORE, AFTER)
+    table = make_table(BEFORE, AFTER)
     assert count_predictions(table) == {"before": before, "after": after}
     before |= {"errors_of_target": 1, "errors_elsewhere": 2, "false_positives_of_target": 1}
     after |= {"errors_of_target": 1, "errors_elsewhere": 1, "false_positives_of_target": 1}
@@ -76,10 +76,10 @@ def test_counts_by_hand():
 def test_counts_of_a_loss_that_is_not_finite_have_no_number():
     logits = BEFORE.clone()
     logits[1, 0], logits[1, 1] = -3e38, 3e38  # their difference is no float32
-    assert count_predictions(table_of(logits))["before"]["loss"] is None
+    assert count_predictions(make_table(logits))["before"]["loss"] is None
     logits[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="outputs are not finite"):
-        table_of(logits)
+        make_table(logits)
 
 
 def test_compare_errors_counts_base_and_adapter(tiny):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.logits import AFTER, BEFORE, table_of
+from helpers.logits import AFTER, BEFORE, make_table
 from helpers.nets import batches, randomize
 from helpers.runs import at
 from torch import nn
@@ -21,10 +21,10 @@ from lora_mnist.measure.predictions import (
 
 
 def test_the_outcome_says_what_became_of_each_image():
-    table = at(table_of(BEFORE, AFTER), torch.tensor([5, 0, 1, 2]))
+    table = at(make_table(BEFORE, AFTER), torch.tensor([5, 0, 1, 2]))
     assert table.label.tolist() == [1, 0, 0, 0]
     assert table.prediction.tolist() == [[1, 0, 1, 2], [2, 0, 0, 1]]
-    of_base = table_of(BEFORE)
+    of_base = make_table(BEFORE)
     for column in ("probability", "loss"):
         expected = getattr(of_base, column)[0, [5, 0, 1, 2]]
         assert torch.equal(getattr(table, column)[0], expected)

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from composed import logged
-from helpers.runs import CLASSES, CURVE, images, predictions, results, table_of
+from helpers.runs import CLASSES, CURVE, images, make_table, predictions, results
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
@@ -18,7 +18,7 @@ from lora_mnist.show.report import first_pictures, make_report
 from lora_mnist.show.run_results import RunResults
 
 
-def report_of(folder, run, table=None, of=None):
+def write_report(folder, run, table=None, of=None):
     """The page on a run, and on these predictions for a set of images."""
     table = table or predictions("test_base" in run)
     make_report(folder, RunResults(run), table, of or images())
@@ -28,7 +28,7 @@ def report_of(folder, run, table=None, of=None):
 @pytest.mark.parametrize("stage", ["lora", "eval", "pretrain"])
 def test_a_report_of_each_stage(tmp_path, stage):
     """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
-    page = report_of(tmp_path, results(stage))
+    page = write_report(tmp_path, results(stage))
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"classes.png", "confusion.png"}
     for text in ("Each class", "onfusion matrix", "Where the images come from", "farm"):
@@ -49,7 +49,7 @@ def test_a_report_of_each_stage(tmp_path, stage):
 def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
     point = {"value": {"scale": 1, "offset": 0}, "of": None, "images": 0, "why": "typed"}
     page = " ".join(
-        report_of(tmp_path, results(scale_curve=CURVE, choices={"point": point})).split()
+        write_report(tmp_path, results(scale_curve=CURVE, choices={"point": point})).split()
     )
     assert "advise scale 0.5 and offset 0," in page
     assert "<li>lora.scale=1 lora.offset=0: typed</li>" in page
@@ -57,7 +57,7 @@ def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
 
 def test_long_names_of_files_lose_their_middle(tmp_path):
     names = [f"test/cat/a_very_long_name_of_a_picture_{n}.png" for n in range(6)]
-    page = report_of(tmp_path, results(), of=images(names))
+    page = write_report(tmp_path, results(), of=images(names))
     assert f'<span title="{names[1]}">test/cat/…ture_1.png</span>' in page
 
 
@@ -72,7 +72,7 @@ def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, famili
         logged("lora_mnist.show.figures") as text,
         warnings.catch_warnings(action="error"),
     ):
-        page = report_of(tmp_path, results(classes=classes))
+        page = write_report(tmp_path, results(classes=classes))
         is_drawn = figures.drawable(classes) == classes
     assert f">{classes[1]}<" in page
     assert is_drawn == (len(families) == 2) == ("figures have numbers" not in text.getvalue())
@@ -84,11 +84,11 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     label = torch.arange(300)
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
-    table = table_of(300, label, base, adapted)
+    table = make_table(300, label, base, adapted)
     counts = outcomes_by_split({"test": table}, [0])
     run = results(targets=[0], classes=[f"class number {n}" for n in range(300)], **counts)
     noise = torch.randint(0, 255, (300, 3, 64, 64), dtype=torch.uint8)
-    page = report_of(tmp_path, run, table, Images(noise, label))
+    page = write_report(tmp_path, run, table, Images(noise, label))
     assert len(page) < 5e6
     assert page.count("<tr") == 13
     assert '<tr class="mark"><td>class number 0</td>' in page

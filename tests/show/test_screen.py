@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from composed import logged
-from helpers.commands import cells_of
+from helpers.commands import split_cells
 from helpers.runs import results
 from torch import nn
 
@@ -29,9 +29,9 @@ def printed_results(run, to="file"):
 def test_print_parameters():
     net = CNN()
     net.conv1.bias = None
-    assert cells_of(printed(print_parameters, net))[1] == ["conv1", "16 x 1 x 3 x 3", "-"]
+    assert split_cells(printed(print_parameters, net))[1] == ["conv1", "16 x 1 x 3 x 3", "-"]
     text = printed(print_parameters, add_lora(net, target_modules=["conv1"]))
-    rows = cells_of(text)
+    rows = split_cells(text)
     assert rows[0] == ["layer", "W", "b", "lora_A", "lora_B"]
     assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
     assert text.splitlines()[-1].endswith("trainable: 25; saved: 25")
@@ -43,7 +43,7 @@ def test_many_layers_are_counted_by_kind_and_the_log_has_their_table():
     assert "layers: 14 Linear adapted, 1 Conv2d not adapted" in printed(
         print_parameters, net, to="screen"
     )
-    assert len(cells_of(printed(print_parameters, net))) == 16
+    assert len(split_cells(printed(print_parameters, net))) == 16
 
 
 @pytest.mark.parametrize("init", ["gaussian", "pissa", "dora"])
@@ -58,7 +58,7 @@ def test_what_is_saved_is_what_the_file_has(init):
 def test_print_results_of_a_repair():
     text = printed_results(results())
     assert "test images, before -> after, * to be repaired" in text
-    assert cells_of(text) == [
+    assert split_cells(text) == [
         ["class", "errors", "repaired", "broken", "false positives", "images", "95% interval"],
         ["cat", "2 -> 6", "0", "4", "1 -> 0", "20", "3-10"],
         ["dog *", "9 -> 2", "7", "0", "2 -> 6", "20", "1-6"],
@@ -95,13 +95,13 @@ def test_print_predictions_marks_those_that_differ():
     other = {"file": "b[1].png", "before": Prediction("9", 0.98765, []), "after": four}
     same = {"file": "c.png", "before": four, "after": Prediction("4", 0.5, [])}
     text = printed(print_predictions, [other, same])
-    assert cells_of(text) == [
+    assert split_cells(text) == [
         ["picture", "before", "after"],
         ["b[1].png", "9 (0.988)", "4 (0.750) *"],
         ["c.png", "4 (0.750)", "4 (0.500)"],
     ]
     assert text.splitlines()[-1] == "* before and after differ: 1 of 2 pictures"
-    assert cells_of(printed(print_predictions, [{"file": "c.png", "before": four}])) == [
+    assert split_cells(printed(print_predictions, [{"file": "c.png", "before": four}])) == [
         ["picture", "prediction"],
         ["c.png", "4 (0.750)"],
     ]

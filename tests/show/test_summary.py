@@ -1,7 +1,7 @@
 """The summary of a sweep, from the files of jobs that never ran."""
 
 import pytest
-from helpers.commands import cells_of, read_csv
+from helpers.commands import read_csv, split_cells
 from helpers.sweeping import COLUMNS, write_job
 
 from lora_mnist.measure.class_weights import MEASURES
@@ -27,7 +27,7 @@ def test_sweeps_table(tmp_path):
         write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=accuracy, more=more)
     write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
     text = printed(tmp_path)
-    heads, *rows, base = cells_of(text)
+    heads, *rows, base = split_cells(text)
     titles = ["", "lora.rank", "val.accuracy", "val errors on target"]
     assert heads == [*titles, "test accuracy", "scale", "seconds"]
     assert rows[0] == ["1", "8", "0.9334", "4", "0.9248", "0.5000", "1.250"]

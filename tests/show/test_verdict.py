@@ -20,7 +20,7 @@ def said(run):
     return sentences, judging.startswith("Keep")
 
 
-def text_of(run):
+def write_verdict(run):
     return " ".join(sentence.text for sentence in verdict(RunResults(run)))
 
 
@@ -30,11 +30,11 @@ def about(run, words):
     return sentence
 
 
-def class_indices(sentence):
+def find_numbers(sentence):
     return re.findall(r"[\d.,]*\d%?", sentence.text)
 
 
-def run_of(base, broken, fixed, images=200, **more):
+def make_run(base, broken, fixed, images=200, **more):
     """A repair of the last class, with replayed images."""
     names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
     run = {"classes": names, "targets": [len(base) - 1], "overrides": []}
@@ -45,7 +45,7 @@ def run_of(base, broken, fixed, images=200, **more):
 
 def nines(broken, fixed, **more):
     """A repair of the nines, which breaks so many fours."""
-    run = run_of([10] * 9 + [70], [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
+    run = make_run([10] * 9 + [70], [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
     return {**run, **more}
 
 
@@ -57,20 +57,20 @@ def mending(broken, mended=9, fixed=0):
     return {**run, "mistakes_test_base": outcome(base, 1), "mistakes_test": outcome(base, 1)}
 
 
-GOOD = run_of([30, 8, 60], [2, 4, 0], [5, 1, 40])
+GOOD = make_run([30, 8, 60], [2, 4, 0], [5, 1, 40])
 #: Where the class is repaired, and the others lose as much.
-PRICE = run_of([20, 15, 96], [60, 28, 0], [31, 25, 61])
-ELSEWHERE = run_of([60, 40, 20], [0, 0, 3], [40, 30, 4])
-UNTESTED = run_of([10, 10, 0], [0, 0, 0], [8, 8, 0], [200, 200, 0])
+PRICE = make_run([20, 15, 96], [60, 28, 0], [31, 25, 61])
+ELSEWHERE = make_run([60, 40, 20], [0, 0, 3], [40, 30, 4])
+UNTESTED = make_run([10, 10, 0], [0, 0, 0], [8, 8, 0], [200, 200, 0])
 #: Of few shirts some are repaired, and of many coats more are broken: classes count as before.
-CLEAR_LOSS = run_of([300, 8, 30], [80, 0, 0], [5, 0, 3], [900, 200, 60])
+CLEAR_LOSS = make_run([300, 8, 30], [80, 0, 0], [5, 0, 3], [900, 200, 60])
 #: The same, and so many shirts are repaired that classes gain.
-LOSS_OF_IMAGES = run_of([30, 8, 16], [60, 0, 0], [5, 0, 12], [900, 200, 20])
+LOSS_OF_IMAGES = make_run([30, 8, 16], [60, 0, 0], [5, 0, 12], [900, 200, 20])
 
 
 def test_a_verdict_in_full():
     """The measure that decides, then all images, the class, its false positives, and the others."""
-    assert [(each.judgement, class_indices(each)) for each in verdict(RunResults(GOOD))] == [
+    assert [(each.judgement, find_numbers(each)) for each in verdict(RunResults(GOOD))] == [
         ("better", ["83.67%", "90.33%", "0.001"]),
         ("better", ["98", "58", "46", "6", "0.001"]),
         ("better", ["60", "20", "20", "40", "0", "0.001"]),
@@ -93,9 +93,9 @@ def test_a_verdict_names_what_errors_are_called():
 def test_more_steps_are_named_where_errors_still_fall(last, falls):
     run = {**GOOD, "validation_errors": [[100, 95], [200, 80], [300, 70], [400, last]]}
     run |= {"steps": 400, "max_steps": 400}
-    assert ("try trainer.max_steps=800." in text_of(run)) == falls
+    assert ("try trainer.max_steps=800." in write_verdict(run)) == falls
     for max_steps in (1000, -1):  # epochs have ended it
-        text = text_of(run | {"max_steps": max_steps})
+        text = write_verdict(run | {"max_steps": max_steps})
         assert ("try trainer.max_epochs=-1 " in text) == falls
 
 
@@ -104,7 +104,7 @@ def test_more_steps_are_named_where_errors_still_fall(last, falls):
     [(0, 6, "better"), (6, 0, "worse"), (0, 5, "unclear"), (5, 12, "unclear"), (0, 0, "unclear")],
 )
 def test_verdict_calls_chance_what_may_be_chance_and_no_reason_to_keep(broken, fixed, expected):
-    run = run_of([50, 50], [broken, 0], [fixed, 0], targets=[])
+    run = make_run([50, 50], [broken, 0], [fixed, 0], targets=[])
     (judgement, total, *_), is_kept = said(run)
     assert (judgement.judgement, total.judgement) == (expected, expected)
     assert is_kept == (expected == "better")
@@ -113,7 +113,7 @@ def test_verdict_calls_chance_what_may_be_chance_and_no_reason_to_keep(broken, f
 
 @pytest.mark.parametrize(("before", "after", "outcome"), [(0, 21, "worse"), (21, 0, "better")])
 def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after, outcome):
-    run = run_of([5, 60], [0, 0], [0, 40])
+    run = make_run([5, 60], [0, 0], [0, 40])
     for split, calls in (("test_base", before), ("test", after)):
         run[split]["false_positives_per_class"][1] = run[split]["false_positives_of_target"] = calls
     (first, *_), is_kept = said(run)
@@ -151,32 +151,32 @@ def test_verdict_says_whether_to_keep_it(run, is_kept, judgement):
 def test_a_loss_is_named_by_its_measure_and_a_keep_that_adds_errors_says_how_many():
     """Whatever decides: the loss of images that classes do not show, and the other way round."""
     first, mixes, *_ = verdict(RunResults({**CLEAR_LOSS, "choose_by": "mean_accuracy"}))
-    assert class_indices(first) == ["70.88%", "67.22%", "0.001", "338", "410"]
+    assert find_numbers(first) == ["70.88%", "67.22%", "0.001", "338", "410"]
     assert "mean accuracy is worse" in first.text
-    assert class_indices(mixes) == ["70.89%", "69.78%", "70.86%", "64.66%"]
+    assert find_numbers(mixes) == ["70.89%", "69.78%", "70.86%", "64.66%"]
     first, mixes, *_ = verdict(RunResults(LOSS_OF_IMAGES))
-    assert class_indices(first)[-2:] == ["54", "97"]
-    assert class_indices(mixes) == ["70.89%", "88.85%", "95.18%", "91.34%"]
+    assert find_numbers(first)[-2:] == ["54", "97"]
+    assert find_numbers(mixes) == ["70.89%", "88.85%", "95.18%", "91.34%"]
     unseen = verdict(RunResults({**LOSS_OF_IMAGES, "choose_by": "accuracy"}))
     assert unseen[1] == mixes
 
 
 #: Of rare shirts some are repaired, and of common coats more are broken.
-RARE = run_of([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_by="mean_accuracy")
+RARE = make_run([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_by="mean_accuracy")
 
 
 @pytest.mark.parametrize(
     ("run", "remedy"),
     [
-        (run_of([50, 50], [5, 0], [0, 4]), "more images of 1 "),
-        (run_of([50, 50], [0, 0], [0, 2]), "another one"),
-        (run_of([10, 10], [4, 0], [0, 4], 9000), "more images of 1 "),  # a base that is good
-        (run_of([50, 50], [40, 0], [0, 9]), "smaller scale"),
+        (make_run([50, 50], [5, 0], [0, 4]), "more images of 1 "),
+        (make_run([50, 50], [0, 0], [0, 2]), "another one"),
+        (make_run([10, 10], [4, 0], [0, 4], 9000), "more images of 1 "),  # a base that is good
+        (make_run([50, 50], [40, 0], [0, 9]), "smaller scale"),
         (RARE, "choose_by=accuracy"),
         ({**RARE, "choose_by": "accuracy"}, "smaller scale"),
         ({**GOOD, **OFF}, "docs/failed.md"),
         # What is typed in eval is no property of the base.
-        ({**run_of([50, 50], [0, 0], [0, 2]), "stage": "eval", "steps": 0}, "more images of 1 "),
+        ({**make_run([50, 50], [0, 0], [0, 2]), "stage": "eval", "steps": 0}, "more images of 1 "),
     ],
 )
 def test_a_repair_that_is_not_kept_says_what_to_do_with_the_base(run, remedy):
@@ -194,10 +194,10 @@ def test_an_adapter_that_somebody_turns_off_needs_no_remedy():
 
 def test_a_target_that_gets_worse_is_named_before_all_others():
     """Of two targets one gains more than the other loses."""
-    run = run_of([10, 40, 90], [30, 25, 0], [0, 0, 80], targets=[1, 2])
+    run = make_run([10, 40, 90], [30, 25, 0], [0, 0, 80], targets=[1, 2])
     first, worse, *_ = verdict(RunResults(run))
     assert "dress" in first.text
-    assert (worse.judgement, class_indices(worse)[:2]) == ("worse", ["40", "65"])
+    assert (worse.judgement, find_numbers(worse)[:2]) == ("worse", ["40", "65"])
     assert "dress" in worse.text
 
 
@@ -213,7 +213,7 @@ def test_a_target_that_gets_worse_is_named_before_all_others():
 def test_a_hotfix_is_judged_by_its_mistakes_first(run, is_kept, judgement):
     (mistakes, second, *_), kept = said(run)
     mended = str(10 - run["mistakes"]["errors"])
-    assert class_indices(mistakes) == [mended, "10", "0", "10"]
+    assert find_numbers(mistakes) == [mended, "10", "0", "10"]
     assert (kept, second.judgement) == (is_kept, judgement)
 
 
@@ -222,7 +222,7 @@ def test_a_base_has_a_weakest_class():
     first, weakest = verdict(
         RunResults(results("pretrain", test=outcome([40, 30, 2], [400, 60, 8])))
     )
-    assert class_indices(first) == ["72", "468"]
+    assert find_numbers(first) == ["72", "468"]
     assert "dog" in weakest.text
 
 
@@ -233,14 +233,14 @@ def test_all_weak_classes_of_a_base_are_named():
     assert verdict(RunResults(run))[-1].text.endswith("dog, owl.")
     run["val"] = outcome([30, 15, 4, 20], [100, 18, 20, 30])
     _, worst, others = verdict(RunResults(run))
-    assert class_indices(worst)[:2] == ["15", "18"]
+    assert find_numbers(worst)[:2] == ["15", "18"]
     assert ("dog" in worst.text, others.text.endswith("dog, cow.")) == (True, True)
 
 
 def test_a_class_without_a_test_image_is_named():
     for run in (UNTESTED, results("pretrain", test=outcome([1, 1, 0], [9, 9, 0]))):
         assert run["classes"][2] in verdict(RunResults(run))[-1].text
-    assert "No test image" not in text_of(GOOD)
+    assert "No test image" not in write_verdict(GOOD)
 
 
 def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
@@ -250,7 +250,7 @@ def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
         run = {**of_one, **more}
         assert said(run)[1]
         assert "1.5" in about(run, "scale=0 offset=0").text
-    assert "scale=0 offset=0" not in text_of({**of_one, "point": OFF_POINT})
+    assert "scale=0 offset=0" not in write_verdict({**of_one, "point": OFF_POINT})
     assert not said({**of_one, "point": OFF_POINT})[1]
 
 
@@ -258,8 +258,8 @@ def test_what_the_training_adds_to_the_offset_is_said():
     alone, *others = CURVE["rows"]
     dial = {**CURVE, "rows": [{**alone, "offset": 1.5}, *others]}
     run = {**GOOD, "scale_curve": dial, "point": {"scale": 0.5, "offset": 1}}
-    assert class_indices(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
-    assert "offset alone" not in text_of({**GOOD, "scale_curve": CURVE})
+    assert find_numbers(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
+    assert "offset alone" not in write_verdict({**GOOD, "scale_curve": CURVE})
 
 
 def test_the_last_layer_alone_stands_beside_the_offset():
@@ -271,15 +271,15 @@ def test_the_last_layer_alone_stands_beside_the_offset():
         (CURVE, ["80.0%", "83.0%", "85.0%"]),
     ):
         sentence = about({**GOOD, **head, "scale_curve": dial}, "ast layer alone")
-        assert class_indices(sentence) == numbers
+        assert find_numbers(sentence) == numbers
     trial = {"value": "head", "of": ["head", "plain"], "images": 0, "why": ""}
     kept = {**GOOD, **head, "scale_curve": both, "choices": {"trial": trial}}
-    assert "last layer alone" not in text_of(kept)
+    assert "last layer alone" not in write_verdict(kept)
     assert "with the last layer 85.0%" in about(kept, "offset alone").text
 
 
 def test_a_repair_that_is_off_says_what_its_training_would_do():
     first = verdict(RunResults(nines(900, 61, **OFF, targets=[9])))[0]
-    assert class_indices(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
+    assert find_numbers(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
     untrained = verdict(RunResults(nines(900, 61, **OFF, targets=[9], steps=0)))[0]
     assert "nothing was trained" in untrained.text

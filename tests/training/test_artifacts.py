@@ -1,5 +1,5 @@
 import pytest
-from composed import FEW, QUICK, SMALL, adapter_of, composed, run, small_base
+from composed import FEW, QUICK, SMALL, composed, load_adapter_tensors, run, small_base
 from helpers.commands import list_files, only_run, read_results
 
 from lora_mnist.classifier.base import read_base_sha256
@@ -18,7 +18,7 @@ def test_an_adapter_is_written_before_the_copy_of_its_base(tmp_path):
     with pytest.raises(FileExistsError, match="bases"):
         run(tmp_path / "outputs", *options)
     folder = only_run(tmp_path / "outputs", "lora")
-    assert adapter_of(folder)
+    assert load_adapter_tensors(folder)
     assert read_results(folder)["adapter"] == "adapter"
     assert (folder / "predictions.csv").is_file()
 

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 from composed import composed, logged
-from helpers.runs import table_of
+from helpers.runs import make_table
 from PIL import Image
 from torch import nn
 
@@ -199,14 +199,14 @@ def predictions(accuracy, output=(0, 1, 2, 3), seed=0):
     guess = torch.randint(4, label.shape, generator=generator)
     is_right = torch.rand(label.shape, generator=generator) < accuracy
     before = torch.tensor(output)[torch.where(is_right, label, guess)]
-    return table_of(4, label, before)
+    return make_table(4, label, before)
 
 
 def of_counts(confusion):
     """Predictions with these counts: a row is a label, a column an output."""
     cells = torch.tensor(confusion)
     label, output = cells.nonzero().repeat_interleave(cells[cells > 0], dim=0).T
-    return table_of(len(cells), label, output)
+    return make_table(len(cells), label, output)
 
 
 #: Of each class most are right: 8 of 188 of the first, of which the second's output gets 113.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed import adapter_of, evaluated
+from composed import evaluated, load_adapter_tensors
 from helpers.commands import read_results
 from helpers.repairs import QUIET, TRIALS, changed
 
@@ -14,8 +14,8 @@ LAST = "lora.target_modules=last-linear"
 HEAD = (*TRIALS, "head=true", "lora.offset=auto")
 
 
-def layers_of(folder):
-    return {key.partition(".lora_")[0] for key in adapter_of(folder) if ".lora_" in key}
+def adapted_layers(folder):
+    return {key.partition(".lora_")[0] for key in load_adapter_tensors(folder) if ".lora_" in key}
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def prefers_head(monkeypatch):
 def test_features_train_what_the_network_around_the_layer_trains(go, epochs):
     through = go(f"through {len(epochs)}", *QUIET, *epochs, "lora.target_modules=[linear2]")
     folder = go(f"features {len(epochs)}", *QUIET, *epochs, LAST)
-    assert len(layers_of(folder)) == 1
-    for key, tensor in adapter_of(through).items():
-        torch.testing.assert_close(adapter_of(folder)[key], tensor, rtol=1e-3, atol=1e-5)
+    assert len(adapted_layers(folder)) == 1
+    for key, tensor in load_adapter_tensors(through).items():
+        torch.testing.assert_close(load_adapter_tensors(folder)[key], tensor, rtol=1e-3, atol=1e-5)
     one, other = read_results(folder), read_results(through)
     assert one["steps"] == other["steps"] > 0
     scores = [[row["score"] for row in each["scale_curve"]["rows"]] for each in (one, other)]
@@ -91,7 +91,7 @@ def test_a_head_that_is_best_is_saved_with_one_layer(go, prefers_head, refit):
     results = read_results(folder)
     assert results["choices"]["trial"]["value"] == "head"
     assert results["choices"]["refit"]["value"] == (refit == "refit=true")
-    assert len(layers_of(folder)) == 1
+    assert len(adapted_layers(folder)) == 1
     outputs = folder.parents[1]
     assert evaluated(outputs, folder)["test"] == results["test"]
     classifier = load_classifier(adapter=folder / "adapter", base=outputs / "base" / "mnist.ckpt")

@@ -16,7 +16,7 @@ from lora_mnist.run_paths import FINISHED_FOLDER, LAST_CHECKPOINT, finished_trai
 from lora_mnist.training import repair
 
 
-def weights_of(folder):
+def read_weights(folder):
     """The bytes of the adapter, or of the base, that a run has left."""
     paths = [folder / "adapter" / "adapter_model.safetensors", folder / "base.ckpt"]
     return next(path for path in paths if path.exists()).read_bytes()
@@ -41,7 +41,7 @@ def test_ckpt_path_goes_on_at_the_next_batch(start, overrides, crashes):
         before = list_files(cut)
         on = start(f"on {crash}", *overrides, f"ckpt_path='{cut / LAST_CHECKPOINT}'")
         assert read_results(on)["steps"] == read_results(whole)["steps"]
-        assert weights_of(on) == weights_of(whole)
+        assert read_weights(on) == read_weights(whole)
         curves = []  # Lightning writes a checkpoint before the validation at its step
         for folder in (on, whole):
             curve = read_results(folder).get("validation_errors", [])
@@ -54,7 +54,7 @@ def test_more_steps_go_on_at_the_next_batch(start):
     first, more = start("first", *LORA), (*LORA, "trainer.max_steps=20")
     on = start("on", *more, f"ckpt_path={first / LAST_CHECKPOINT}")
     assert read_results(on)["steps"] == 20
-    assert weights_of(on) == weights_of(start("whole", *more))
+    assert read_weights(on) == read_weights(start("whole", *more))
 
 
 def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(start, monkeypatch):
@@ -67,7 +67,7 @@ def test_a_run_that_was_cut_at_a_second_rate_ends_as_it_would_have(start, monkey
         patched.setattr(repair, "_plan_smaller_rate", Mock(side_effect=Crashed))
         cut = start("cut", *steep, crash=99)
     on = start("on", *steep, f"ckpt_path={cut / LAST_CHECKPOINT}")
-    assert weights_of(on) == weights_of(whole)
+    assert read_weights(on) == read_weights(whole)
     assert read_results(on)["choices"] == read_results(whole)["choices"]
 
 
@@ -82,7 +82,7 @@ def test_a_repair_takes_the_finished_trainings_of_one_that_was_cut(start, traini
     assert len(finished_trainings(cut)) == training - 1
     on = start("on", *command, f"ckpt_path={cut}")
     assert Crash.trainings == 5 - (training - 1)
-    assert weights_of(on) == weights_of(whole)
+    assert read_weights(on) == read_weights(whole)
     one, other = read_results(on), read_results(whole)
     for key in ("choices", "scale_curve", "head", "steps", "test", "val", "validation_errors"):
         assert one[key] == other[key]

@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from composed import adapter_of, evaluated
+from composed import evaluated, load_adapter_tensors
 from helpers.commands import read_csv, read_results
 from helpers.repairs import QUIET, TRIALS
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -40,7 +40,7 @@ def test_without_a_training_the_offset_alone_is_saved(go):
     assert evaluated(outputs, folder)["test"] == results["test"]
     assert evaluated(outputs, folder, "scale=auto")["point"] == point
     assert evaluated(outputs, folder, "offset=0")["test"]["broken"] == 0
-    for key, tensor in adapter_of(folder).items():  # PEFT has no offset without LoRA
+    for key, tensor in load_adapter_tensors(folder).items():  # PEFT has no offset without LoRA
         if key.endswith(("lora_A.weight", "lora_B.weight")):
             assert ("linear2" in key) > tensor.any()
             assert 1 in tensor.shape

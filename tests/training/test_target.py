@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.runs import at, table_of
+from helpers.runs import at, make_table
 
 from lora_mnist.errors import UserError
 from lora_mnist.training.target import choose_target, select
@@ -45,7 +45,7 @@ def test_select_refuses_what_is_no_class_to_learn(target, message):
 def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
     """Its name, 10, is that of a class, and its place, 1, the name of another."""
     label = torch.tensor([0] * 9 + [1] * 9 + [2] * 9)
-    before = table_of(3, label, torch.where(label == 1, 0, label))
+    before = make_table(3, label, torch.where(label == 1, 0, label))
     train = SimpleNamespace(labels=torch.tensor([0, 1, 2, 1]))
     session = SimpleNamespace(
         cfg=SimpleNamespace(target="weakest"),

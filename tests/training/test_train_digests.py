@@ -56,7 +56,7 @@ COMMANDS = {
 }
 
 
-def pixels_of(image):
+def hash_pixels(image):
     """What an image is known by here: the hash of its pixels."""
     pixels = (image * 255).round() if image.is_floating_point() else image
     return hashlib.sha256(pixels.to(torch.uint8).numpy().tobytes()).hexdigest()
@@ -83,7 +83,7 @@ class World:
         step = ClassifierModule.training_step
 
         def step_and_note(module, batch, *arguments):
-            self.drawn |= set(map(pixels_of, batch[0]))
+            self.drawn |= set(map(hash_pixels, batch[0]))
             return step(module, batch, *arguments)
 
         monkeypatch.setattr(train, "open_session", open_and_keep)
@@ -109,7 +109,7 @@ class World:
             self.look(session.mistakes.test, known | self.drawn)
         for row in read_csv(folder / "predictions.csv"):
             with Image.open(Path("photos", row["file"])) as picture:
-                assert pixels_of(pil_to_tensor(picture)) not in known | self.drawn
+                assert hash_pixels(pil_to_tensor(picture)) not in known | self.drawn
         if command == "pretrain":
             self.seen[base] = self.drawn
         elif entry == "train":
@@ -119,7 +119,7 @@ class World:
     def look(self, images, known):
         """None of these images is known."""
         if len(images):
-            assert not known & set(map(pixels_of, images.take(range(len(images)))[0]))
+            assert not known & set(map(hash_pixels, images.take(range(len(images)))[0]))
 
     def move(self, way, number):
         """Change where images lie."""

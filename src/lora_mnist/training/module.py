@@ -68,7 +68,7 @@ class ClassifierModule(LightningModule):
         super().__init__()
         self.net, self.loss = net, loss or Loss()
         # Not the network itself: Dynamo takes no frame of torch's own, such as nn.Sequential's.
-        self.logits_of = torch.compile(self.forward) if compiles else self.forward
+        self.run_forward = torch.compile(self.forward) if compiles else self.forward
         self.optimizer, self.scheduler = optimizer, scheduler
         self.classes, self.targets, self.replay, self.test_prior = (
             classes,
@@ -108,7 +108,7 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         replayed = self.replay // self.trainer.world_size
-        loss: Tensor = self.loss(self.logits_of(images), labels, replayed)
+        loss: Tensor = self.loss(self.run_forward(images), labels, replayed)
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and step % window == 0:  # a call of log takes as long as a step of an adapter
             mean = self.trainer.strategy.reduce(loss.detach().clone())  # so all processes end alike
@@ -122,7 +122,7 @@ class ClassifierModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        logits = compute_logits(self.logits_of, images)
+        logits = compute_logits(self.run_forward, images)
         losses = F.cross_entropy(logits, labels, reduction="none")
         columns = (labels.float(), logits.argmax(dim=1).float(), losses.float())
         self.val_rows.update(torch.stack(columns, dim=1))
