@@ -44,10 +44,6 @@ class TrainingError(UserError):
     exit_code = 1
 
 
-class LostError(TrainingError):
-    """A training ended early, since another one is better."""
-
-
 class OutputsError(TrainingError, ValueError):
     """A network gives outputs that are not finite."""
 

@@ -31,43 +31,44 @@ def classifier(tmp_path):
     return Classifier(net, dataset, {}, adapter=tmp_path, record=Record(targets=["owl"]))
 
 
-def test_scale_auto_asks_the_rule_of_training(classifier, caplog):
-    """An offset, too, unless it is said; and where neither helps, both are the base's."""
+def test_scale_auto_asks_the_rule_of_training(classifier):
+    """An offset, too, unless it is set; and where neither helps, both are the base's."""
     net, (adapter,) = classifier.net, lora_adapters(classifier.net)
     net.to = lambda *_: pytest.fail("it was moved from where its user put it")
 
-    def turned(scale=None, offset=None):
-        return [*apply_point(classifier, {"scale": scale, "offset": offset}).value.values()]
+    def choose(scale=None, offset=None):
+        return apply_point(classifier, {"scale": scale, "offset": offset})["point"]
+
+    def move(scale=None, offset=None):
+        return [*choose(scale, offset).value.values()]
+
+    def codes(scale, offset=None):
+        return [reason.code for reason in choose(scale, offset).reasons]
 
     with torch.no_grad():  # owls are known again
         adapter.lora_A.copy_(torch.tensor([[0.0, 0, 1]]))
         adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
-    scale, offset = turned("auto", 0)
+    scale, offset = move("auto", 0)
     assert scale > 0.2
     assert offset == 0
-    scale, offset = turned("auto")
+    scale, offset = move("auto")
     assert scale > 0.2
     assert abs(offset) < 12
     with torch.no_grad():  # cats are owls
         adapter.lora_A.copy_(torch.tensor([[1.0, 0, 0]]))
         adapter.lora_B.copy_(torch.tensor([[0.0], [0], [30]]))
-    assert turned("auto", 0) == [0.0, 0.0]
-    assert turned(1, 0) == [1.0, 0.0]
-    assert turned(1)[0] == 1.0
+    assert move("auto", 0) == [0.0, 0.0]
+    assert move(1, 0) == [1.0, 0.0]
+    assert move(1)[0] == 1.0
     assert lora_point(net) == Point(1.0, 0.0)
-    assert turned(None, 2.5) == [1.0, 2.5]
+    assert move(None, 2.5) == [1.0, 2.5]
     classifier.record = Record(targets=["owl"], made={"refit": True})
-    caplog.set_level("INFO")
-    assert turned(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is typed stays
-    assert "scale=0.5 offset=2.5: as set, since the adapter was trained on" in caplog.messages[-1]
-    caplog.clear()
-    assert turned(0) == [0.0, 2.5]
-    (said,) = caplog.messages  # it is not off
-    assert "scale=0 offset=0 is the base" in said
-    caplog.clear()
-    assert turned(0, 0) == [0.0, 0.0]
-    (said,) = caplog.messages
-    assert "is the base" not in said
+    assert move(0.5, "auto") == [0.5, 2.5]  # nothing is advised; what is set stays
+    assert codes(1, "auto") == ["asked", "trained_on_validation_images"]
+    assert move(0) == [0.0, 2.5]
+    assert "offset_alone" in codes(0)  # it is not off
+    assert move(0, 0) == [0.0, 0.0]
+    assert "offset_alone" not in codes(0, 0)
     with pytest.raises(UserError, match=r"offset=3: expected null, since the adapter has none"):
         classifier.net = add_lora(torch.nn.Linear(3, 3))
         apply_point(classifier, {"scale": None, "offset": 3})
@@ -78,7 +79,7 @@ def test_an_offset_alone_is_kept_at_scale_1(classifier):
     add_offset(classifier.net, "1", Offset(torch.tensor([0.0, 0, 1])))
     apply_point(classifier, {"scale": None, "offset": 1.5})
     for scale in (None, 0, 1):
-        choice = apply_point(classifier, {"scale": scale, "offset": None})
+        choice = apply_point(classifier, {"scale": scale, "offset": None})["point"]
         assert choice.value == {"scale": 0.0, "offset": 1.5}
     with pytest.raises(UserError, match=r"scale=0\.5: expected null"):
         apply_point(classifier, {"scale": 0.5, "offset": None})

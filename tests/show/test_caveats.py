@@ -12,7 +12,7 @@ def believed(run):
     return " ".join(sentence.text for sentence in describe_test_images(RunResults(run)))
 
 
-REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "why": "typed"}}}
+REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "reasons": []}}}
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,9 @@ def test_a_report_says_whether_its_test_can_be_believed(more, said):
 
 
 CHOICES = {
-    "target": {"value": "shirt", "of": None, "images": 60, "why": "the weakest class"},
-    "learning_rate": {"value": 0.003, "of": None, "images": 0, "why": "typed"},
-    "point": {"value": {"scale": 1, "offset": 0}, "of": None, "images": 60, "why": "9 errors"},
+    "target": {"value": "shirt", "of": None, "images": 60, "reasons": []},
+    "learning_rate": {"value": 0.003, "of": None, "images": 0, "reasons": []},
+    "point": {"value": {"scale": 1, "offset": 0}, "of": None, "images": 60, "reasons": []},
 }
 #: The base makes no error on validation images, and some on test images.
 KNOWN = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}

@@ -47,12 +47,13 @@ def test_a_report_of_each_stage(tmp_path, stage):
 
 
 def test_the_report_says_which_scale_was_taken_and_why(tmp_path):
-    point = {"value": {"scale": 1, "offset": 0}, "of": None, "images": 0, "why": "typed"}
+    reason = {"code": "set", "key": "lora.scale", "where": "command line"}
+    point = {"value": {"scale": 1, "offset": 0}, "of": None, "images": 0, "reasons": [reason]}
     page = " ".join(
         write_report(tmp_path, results(scale_curve=CURVE, choices={"point": point})).split()
     )
     assert "advise scale 0.5 and offset 0," in page
-    assert "<li>lora.scale=1 lora.offset=0: typed</li>" in page
+    assert "<li>lora.scale=1 lora.offset=0: lora.scale is set on the command line</li>" in page
 
 
 def test_long_names_of_files_lose_their_middle(tmp_path):

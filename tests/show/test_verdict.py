@@ -272,7 +272,7 @@ def test_the_last_layer_alone_stands_beside_the_offset():
     ):
         sentence = about({**GOOD, **head, "scale_curve": dial}, "ast layer alone")
         assert find_numbers(sentence) == numbers
-    trial = {"value": "head", "of": ["head", "plain"], "images": 0, "why": ""}
+    trial = {"value": "head", "of": ["head", "plain"], "images": 0, "reasons": []}
     kept = {**GOOD, **head, "scale_curve": both, "choices": {"trial": trial}}
     assert "last layer alone" not in write_verdict(kept)
     assert "with the last layer 85.0%" in about(kept, "offset alone").text

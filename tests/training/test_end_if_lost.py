@@ -27,7 +27,7 @@ def test_a_training_ends_if_it_is_behind_and_does_not_rise(looks, ends):
     callback = EndIfLost(Mock(score_images=Mock(side_effect=looks)), "auto", ("plain", BEST))
     for _ in looks:
         callback.on_validation_end(trainer, Mock())
-    assert trainer.should_stop == bool(callback.reason) == ends
+    assert trainer.should_stop == bool(callback.lost) == ends
 
 
 def test_the_last_validation_ends_nothing():

@@ -77,7 +77,7 @@ def test_trials_are_the_same_to_the_bit_beside_a_head(go):
     assert one["head"] is None
     assert other["choices"]["trial"]["of"] == ["head", "high", "low"]
     row = other["head"]
-    assert f"{row['score']:.3f} with head" in other["choices"]["trial"]["why"]
+    assert other["choices"]["trial"]["reasons"][0]["trials"]["head"][0] == row["score"]
     if other["choices"]["trial"]["value"] != "head":
         assert not changed(without, beside)
         assert [one[key] for key in ("scale_curve", "test")] == [

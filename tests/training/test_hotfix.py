@@ -24,7 +24,7 @@ def test_from_pictures_to_an_adapter(cli, outputs, tmp_path):
     results = read_results(only_run(outputs, "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([], True)
     assert sum(results["training_images_per_class"]) == 3_500  # the data set's, no mistakes
-    assert results["choices"]["refit"]["why"] == "mistakes are trained on"
+    assert results["choices"]["refit"]["reasons"] == [{"code": "mistakes_trained_on"}]
     counts = [sum(results[split]["images_per_class"]) for split in ("mistakes", "mistakes_test")]
     assert 20 < sum(counts) < 80
     assert 0.05 < counts[1] / sum(counts) < 0.4

@@ -28,7 +28,7 @@ def test_the_trial_that_is_best_on_validation_images_is_kept(go):
     for name, command_line in values.items():
         alone = go(f"alone {name}", *QUIET, *command_line)
         measures[name] = max(row["score"] for row in read_results(alone)["scale_curve"]["rows"])
-        assert f"{measures[name]:.3f} with {name}" in choice["why"]
+        assert choice["reasons"][0]["trials"][name][0] == measures[name]
         assert (changed(alone, chosen) == []) == (name == choice["value"])
         if name == choice["value"]:
             for key in ("val", "test", "scale_curve"):
@@ -43,7 +43,8 @@ def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypat
     folder = go("steep", *options, "optimizer.lr=auto")
     rate = read_results(folder)["choices"]["learning_rate"]
     assert rate["value"] == 0.003
-    assert rate["why"].startswith("optimizer.lr=1e+30: ")
+    (reason,) = rate["reasons"]
+    assert (reason["code"], reason["rate"]) == ("diverged", 1e30)
     assert not changed(folder, go("less steep", *options, "optimizer.lr=0.003"))
 
 
@@ -64,7 +65,8 @@ def test_a_trial_that_has_lost_ends_and_changes_no_other(go, monkeypatch):
     assert steps[1] in (20, 30)
     choice = read_results(folder)["choices"]["trial"]
     assert choice["value"] == "plain"
-    assert choice["why"].endswith(f"; steep ended at step {steps[1]}")
+    *_, last = choice["reasons"]
+    assert (last["code"], last["trial"], last["step"]) == ("lost", "steep", steps[1])
     assert not changed(folder, alone)
 
 
@@ -169,7 +171,7 @@ def test_a_refit_on_test_images_says_what_is_still_unseen(go, caplog):
 def test_a_class_of_few_images_is_trained_once_without_trials(go, none):
     choices = read_results(go(none, *QUIET, none, "lora.offset=auto"))["choices"]
     assert "trial" not in choices
-    assert choices["point"]["why"].startswith("the highest score ")
+    assert choices["point"]["reasons"][0]["code"] == "best_point"
 
 
 def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
@@ -177,7 +179,8 @@ def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
     results = evaluated(folder.parents[1], folder, "scale=auto", "data.val_size=1")
     assert results["point"] == read_results(folder)["point"]
     assert results["choices"]["point"]["images"] == 0
-    assert "no validation images of 9" in results["choices"]["point"]["why"]
+    *_, last = results["choices"]["point"]["reasons"]
+    assert last == {"code": "unseen", "classes": ["9"]}
 
 
 def test_a_trial_that_diverges_loses_no_other(go, caplog):
@@ -186,7 +189,7 @@ def test_a_trial_that_diverges_loses_no_other(go, caplog):
     folder = go("one diverges", *options, high)
     choice = read_results(folder)["choices"]["trial"]
     assert choice["value"] == "low"
-    assert choice["why"] == "the only one; high diverged"
+    assert [reason["code"] for reason in choice["reasons"]] == ["only_trial", "diverged"]
     assert "high: optimizer.lr=1e+30: the loss is nan" in caplog.text
     assert not changed(folder, go("alone low", *QUIET, "lora.dropout=0.05"))
     both = high.replace("0.003", "1e30")

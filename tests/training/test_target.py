@@ -55,7 +55,7 @@ def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
     )
     selection, choices = choose_target(session, before)
     assert choices["target"].value == ["10"]
-    assert "nothing is known" not in choices["target"].why
+    assert choices["target"].reasons[0].facts["unseen"] == []
     selection, choices = choose_target(session, at(before, label > 0))
-    assert choices["target"].why.endswith("; without any, nothing is known of 1")
+    assert choices["target"].reasons[0].facts["unseen"] == ["1"]
     assert (selection.targets, selection.learn_indices.tolist()) == ([1], [1, 3])

@@ -238,7 +238,8 @@ def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
     known.rename("photos")
     results = world.run("eval of latest")
     assert results["point"]["scale"] == 0.5
-    assert "3 of 3 validation images are excluded" in results["choices"]["point"]["why"]
+    *_, last = results["choices"]["point"]["reasons"]
+    assert last == {"code": "validation_images_excluded", "images": 3, "of": 3}
 
 
 def test_each_adapter_has_its_own_digests(world, caplog):

@@ -40,11 +40,11 @@ def test_a_refit_has_the_share_of_the_loss_that_its_trial_has(go, monkeypatch):
     assert shares == [0.9, 0.9]
 
 
-def test_trials_that_many_images_do_not_need_are_told(go, monkeypatch):
+def test_the_choice_says_that_many_images_need_one_trial(go, monkeypatch):
     monkeypatch.setattr(trials, "FEW_IMAGES", 300)
     choice = read_results(go("many", *QUIET, *TRIALS))["choices"]["trial"]
     assert choice["value"] == "high"
-    assert "no class to learn has fewer" in choice["why"]
+    assert [reason["code"] for reason in choice["reasons"]] == ["many_images_one_trial"]
 
 
 @pytest.mark.parametrize("command_line", [True, False])

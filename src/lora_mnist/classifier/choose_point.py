@@ -4,14 +4,13 @@ A training saves its adapter at the point that :meth:`PointSearch.advise` return
 :func:`apply_point` moves a saved adapter to another point.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lora_mnist.choice import AUTO, Choice, format_choice
+from lora_mnist.choice import AUTO, Choice, Reason
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.data.images import Images
 from lora_mnist.errors import UserError
@@ -25,8 +24,6 @@ from lora_mnist.measure.scale_curve import (
     score_images,
     select_search_images,
 )
-
-log = logging.getLogger(__name__)
 
 #: What is asked of a point by name: a number, auto or, of a saved adapter, null.
 POINT_FIELDS = Point._fields
@@ -85,14 +82,14 @@ class PointSearch(NamedTuple):
 
 def apply_point(
     classifier: Classifier, asked: Mapping[str, float | str | None], val: Images | None = None
-) -> Choice | None:
+) -> dict[str, Choice]:
     """Set an adapter to numbers, to the advised point (``auto``), or to the saved one (``None``).
 
-    ``val`` has the run's validation images; ``None`` stands for all. Return the point with its
-    reason, or None if there is no adapter.
+    ``val`` has the run's validation images; ``None`` stands for all. Return the
+    choice ``point``; without an adapter there is none.
     """
     if not adapters_on(classifier.net):
-        return None
+        return {}
     saved, own = lora_point(classifier.net), point_fields(classifier.net)
     scale, offset = asked["scale"], asked["offset"]
     if scale == AUTO:  # it asks for all that is not set
@@ -110,36 +107,37 @@ def apply_point(
     autos = [field for field, value in wanted.items() if value == AUTO]
     numbers = {field: float(value) for field, value in wanted.items() if field not in autos}
     point = saved._replace(**numbers)
-    images, why = 0, "as saved" if point == saved else "as set"
+    images, reasons = 0, [Reason("saved" if point == saved else "asked")]
     if autos:
         record, val = classifier.record, classifier.images.val if val is None else val
         targets = [c for c, name in enumerate(classifier.classes) if name in record.targets]
         search = PointSearch(classifier, val, targets, record.seed, record.choose_by)
         if reason := _why_not_advised(search, autos[0]):
-            why += reason
+            reasons.append(reason)
         else:
             point, curve = search.advise(wanted)
-            images, why = curve["images"], "advised by validation images"
+            images, reasons = curve["images"], [Reason("advised")]
     set_lora_point(classifier.net, point)
-    note = "" if point.scale or point == BASE else " (scale=0 offset=0 is the base)"
-    log.info("%s", format_choice("point", point._asdict(), why + note))
-    return Choice(point._asdict(), None, images, why)
+    if not point.scale and point != BASE:
+        reasons.append(Reason("offset_alone"))
+    return {"point": Choice(point._asdict(), reasons, None, images)}
 
 
-def _why_not_advised(search: PointSearch, key: str) -> str:
-    """Return why validation images may not decide, or "" if they may.
+def _why_not_advised(search: PointSearch, key: str) -> Reason | None:
+    """Return the reason why validation images may not decide, or None if they may.
 
     Raise UserError if there are none.
     """
     classifier = search.classifier
     if classifier.record.is_refit:
-        return ", since the adapter was trained on validation images"
+        return Reason("trained_on_validation_images")
     if not len(classifier.images.val) and "val" in classifier.images.excluded:
-        return f": {classifier.images.excluded['val']['line']}"
+        excluded = classifier.images.excluded["val"]
+        return Reason("validation_images_excluded", images=excluded["images"], of=excluded["of"])
     refuse_undecidable(classifier, search.images, [f"{key}=auto"])
     numbers = [c for c in search.targets if not (search.images.labels == c).any()]
     unseen = [classifier.classes[c] for c in numbers]
-    return f", since there are no validation images of {', '.join(unseen)}" if unseen else ""
+    return Reason("unseen", classes=unseen) if unseen else None
 
 
 def refuse_undecidable(

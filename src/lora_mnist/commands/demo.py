@@ -19,6 +19,7 @@ from lora_mnist.errors import PictureError, one_line, require_extra
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.lora.weight import find_offset, point_fields
+from lora_mnist.show.reasons import log_choices
 
 log = logging.getLogger(__name__)
 
@@ -148,5 +149,5 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     cfg = resolve_configuration(cfg, run)
     classifier = load_configured(cfg)
     classifier.make_ready()
-    apply_point(classifier, configured_point(cfg))
+    log_choices(apply_point(classifier, configured_point(cfg)))
     build_page(classifier).launch(share=False, show_error=True)

@@ -9,6 +9,7 @@ from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.make import configured_point
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import new_run_folder
+from lora_mnist.show.reasons import log_choices
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.opening import open_session
 from lora_mnist.training.results import finish
@@ -35,8 +36,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         session = open_session(cfg, run)
         classifier = session.classifier
         session.to_evaluate()  # also for the search for the point
-        point = apply_point(classifier, configured_point(cfg), session.images.val)
-        choices = {} if point is None else {"point": point}
+        choices = apply_point(classifier, configured_point(cfg), session.images.val)
+        log_choices(choices)
         tables = session.tables(with_val=classifier.adapter is None)
         better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
         about = {"steps": 0, "better_preprocessing": better_preprocessing}

@@ -37,6 +37,7 @@ from lora_mnist.lora.model import merge_lora
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.progress import progress
 from lora_mnist.run_paths import refuse_unwritable
+from lora_mnist.show.reasons import log_choices
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
-    choice = apply_point(classifier, configured_point(cfg))
+    choices = apply_point(classifier, configured_point(cfg))
+    log_choices(choices)
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
     if classifier.adapter is not None:
@@ -119,7 +121,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         content = json.dumps(transform)
     elif write is not onnx_file:
         dtype, content = "float32", "(pixel / 255 - mean) / std"
-    point = {} if choice is None else choice.value
+    point = choices["point"].value if choices else {}
     metadata = build_metadata(classifier, plain, point) | {
         "channels": json.dumps(len(example)),
         "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
@@ -128,7 +130,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     with write(out, FromPixels(plain, dataset), example, metadata) as written:
         deviation = compare(live, written, images, out)
     parts = "base"
-    if choice is not None:
+    if point:
         parts += f" and adapter at {', '.join(f'{key} {point[key]:g}' for key in point)}"
     message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
     log.info(message, cfg.out, parts, f"{len(images):,}", name, deviation)

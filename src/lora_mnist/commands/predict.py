@@ -29,6 +29,7 @@ from lora_mnist.progress import progress
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import refuse_unwritable
 from lora_mnist.show.predictions_file import write_predictions
+from lora_mnist.show.reasons import log_choices
 from lora_mnist.show.screen import print_predictions
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         refuse_unwritable(Path(str(cfg.out)))
     classifier = load_configured(cfg)
     classifier.make_ready()
-    apply_point(classifier, configured_point(cfg))
+    log_choices(apply_point(classifier, configured_point(cfg)))
     predictions, out = predict_files(classifier, files), cfg.out
     printed: list[dict[str, Any]] = []
     if out is not None:

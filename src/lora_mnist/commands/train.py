@@ -6,11 +6,12 @@ from typing import Any
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
-from lora_mnist.choice import log_choices
+from lora_mnist.choice import Choice
 from lora_mnist.classifier.base import refuse_to_replace
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Run
 from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
+from lora_mnist.show.reasons import log_choices
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import add_adapter, refuse_undecided
 from lora_mnist.training.artifacts import (
@@ -70,7 +71,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module = fit(session, training.cfg, session.trainer, data)
     if not session.trainer.is_global_zero:
         return {}
-    choices["learning_rate"] = session.as_set("optimizer.lr", cfg.optimizer.lr)
+    choices["learning_rate"] = Choice(cfg.optimizer.lr, [session.explain_setting("optimizer.lr")])
     tables = session.tables(with_val=True)
     base = new_base(session, tables, current)
     about: dict[str, Any] = {"steps": module.global_step, "base_sha256": base.sha256}
@@ -88,7 +89,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     before = session.predictions("val")
     better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
-    log_choices(choices)
+    log_choices(choices, is_repair=True)
     refuse_undecided(session, selection)
     head = train_head(session, selection)
     add_adapter(session, selection)
@@ -96,7 +97,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     prove_unchanged(session)
     if not session.trainer.is_global_zero:
         return {}
-    log_choices(repair.choices)
+    log_choices(repair.choices, is_repair=True)
     choices |= repair.choices
     about = {
         **repair.about(),

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from lora_mnist.measure.class_weights import MEASURES
 from lora_mnist.measure.counts import CURVE_COUNTS
+from lora_mnist.show.reasons import choice_lines
 from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.verdict import verdict
 
@@ -85,7 +86,7 @@ def _log_pages(
             charts[title] = ["Multiline", [pattern]]
     if charts:
         writer.add_custom_scalars({"training and validation": charts})
-    writer.add_text("choices", "\n".join(f"- {line}" for line in results.choice_lines()))
+    writer.add_text("choices", "\n".join(f"- {line}" for line in choice_lines(results)))
     for name, figure in figures.items():
         writer.add_figure(f"figures/{name}", figure, close=False)
     shown = {tag: number for tag, number in metrics.items() if _HPARAMS.fullmatch(tag)}

@@ -25,6 +25,7 @@ from lora_mnist.show.figures import (
     save_figure,
     shortened,
 )
+from lora_mnist.show.reasons import choice_lines
 from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.verdict import verdict
 
@@ -63,6 +64,7 @@ def make_report(
         folder=folder,
         results=results,
         verdict=verdict(results),
+        choices=choice_lines(results),
         test_images=describe_test_images(results),
         figures=addresses,
         pictures=first_pictures(table, images, results.classes),

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lora_mnist.choice import format_choice
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.significance import LEVEL, mcnemar, weakest, wilson
 from lora_mnist.project import command_line
@@ -249,13 +248,6 @@ class RunResults:
     def _pair(self, before: object, after: object) -> str:
         """Return a number before and after a repair, or of a base alone."""
         return f"{before} -> {after}" if self.is_repair else str(after)
-
-    def choice_lines(self) -> list[str]:
-        """Return a line for each choice, with its reason."""
-        lines = []
-        for name, choice in self.choices.items():
-            lines.append(format_choice(name, choice["value"], choice["why"], self.stage == "lora"))
-        return lines
 
     def curves(self) -> dict[str, str]:
         """Return the curve's counts by name: of the target, then of the cost, if there is one."""

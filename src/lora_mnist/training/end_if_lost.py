@@ -1,5 +1,7 @@
 """Ends a training of a repair that has lost, which saves its other steps."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -24,7 +26,7 @@ class EndIfLost(Callback):
     def __init__(self, search: PointSearch, offset: float | str, best: tuple[str, Tensor]) -> None:
         self.search, self.offset, (self.best, self.best_scores) = search, offset, best
         self.score: float | None = None  # at the validation before
-        self.reason = ""  # of the end; "": it has not lost
+        self.lost: dict[str, Any] = {}  # the facts of the end; empty: it has not lost
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.global_step >= trainer.max_steps:
@@ -35,9 +37,6 @@ class EndIfLost(Callback):
         rises = self.score is None or score > self.score
         # Each process sees all of these images; where rounding differs, the first one decides.
         if trainer.strategy.broadcast(is_behind and not rises):
-            self.reason = (
-                f"ended at step {trainer.global_step}: its score, {score:.3f}, does not rise, "
-                f"and is behind the score with {self.best} beyond chance"
-            )
+            self.lost = {"step": trainer.global_step, "score": score, "best": self.best}
             trainer.should_stop = True
         self.score = score

@@ -67,7 +67,8 @@ def load_finished(session: Session, training: Training) -> dict[str, Any] | None
     if folder is None or not (file := _file(user_path(folder), training)).is_file():
         return None
     content, tensors = _read(file)
-    log.info("%s: %s, taken from %s", training.title, training.name, folder)
+    text = "%s: %s at learning rate %g, taken from %s"
+    log.info(text, training.title, training.name, training.lr, folder)
     fields: dict[str, Any] = content["fields"]
     fields |= {"point": Point(*fields["point"])} | {key: tensors.pop(key) for key in _TENSORS}
     return {**fields, "tensors": tensors}

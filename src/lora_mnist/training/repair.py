@@ -15,28 +15,25 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lora_mnist.choice import AUTO, Choice
+from lora_mnist.choice import Choice, Reason
 from lora_mnist.config.make import with_values
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.lora.weight import find_offset
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.project import user_path
-from lora_mnist.show.run_results import measure_name
+from lora_mnist.show.reasons import format_reason
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.adapter import NO_HEAD, NO_LAYER, add_adapter, find_last_linear
+from lora_mnist.training.adapter import NO_HEAD, add_adapter, find_last_linear
+from lora_mnist.training.explain import collect_choices, explain_point
 from lora_mnist.training.run_training import Failure, TrainingResult, run_training
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import (
-    FEW_IMAGES,
     LAST_LINEAR,
     Training,
     can_choose,
     choose_refit,
-    is_few,
     plan_refit,
     plan_trainings,
-    resolve_augment,
     trains_last_layer,
 )
 
@@ -104,20 +101,20 @@ def train_repair(
         trials = Trained(trials.results + more.results, trials.failures + more.failures)
     results, failures = head.results + trials.results, head.failures + trials.failures
     if not results:
-        raise TrainingError("; ".join(each.why for each in failures))
+        raise TrainingError("; ".join(each.reason.facts["error"] for each in failures))
     kept = best = max(results, key=lambda result: result.score)
     best.load_into(session)
     val = session.predictions("val", before)  # now: a refit learns these images
     if refit.value and best.point.scale == 0:
-        refit = Choice(False, why="the trial adds nothing that validation images show")
+        refit = Choice(False, [Reason("trial_adds_nothing")])
     elif refit.value:
-        kept, refit = _refitted(session, best, refit, planned)
+        kept, refit = _train_refit(session, best, refit, planned)
     kept.load_into(session)
     if kept.hparams is not None:
         for logger in session.trainer.loggers:
             logger.log_hyperparams(dict(kept.hparams))
-    choices = _choices(session, results, failures, best) | {"refit": refit}
-    choices["point"] = _point(session, best)
+    choices = collect_choices(session, results, failures, best) | {"refit": refit}
+    choices["point"] = explain_point(session, best)
     best_head = max(head.results, key=lambda result: result.score, default=None)
     return Repair(kept, best, best_head, {} if val is None else {"val": val}, choices)
 
@@ -172,7 +169,7 @@ def _plan_smaller_rate(trials: Trained) -> Training | None:
     return None
 
 
-def _refitted(
+def _train_refit(
     session: Session, best: TrainingResult, refit: Choice, planned: int
 ) -> tuple[TrainingResult, Choice]:
     """Train the best once more, with the validation images; if that is behind the base, keep it."""
@@ -182,129 +179,14 @@ def _refitted(
     log.info("refit: once more, with the validation images%s", unseen)
     training = plan_refit(session, best.training, best.point, planned)  # the last one
     result = run_training(session, training)
+    images = 0
     if isinstance(result, Failure):
-        why, images = result.why, 0
+        reason = result.reason
     else:
         assert result.curve is not None  # there are images, on which it was trained
         of_base, images = result.curve["base"]["score"], result.images_seen
         if result.score >= of_base:
             return result, refit
-        why = f"its score is {result.score:.3f} on its own validation images, and "
-        why += f"{of_base:.3f} of the base"
-    log.warning("refit: %s; the trial is kept", why)
-    return best, Choice(False, [True, False], images, why)
-
-
-# --- why ----------------------------------------------------------------------------------------
-
-
-def _choices(
-    session: Session,
-    results: Sequence[TrainingResult],
-    failures: Sequence[Failure],
-    best: TrainingResult,
-) -> dict[str, Choice]:
-    """Return the choices between trainings that validation images made, by name."""
-    choices = {}
-    if best.is_trained and session.cfg.get("trials"):
-        choices["trial"] = _trial(session, results, failures, best)
-        choices["augment"] = _augment(session, best)
-    if best.is_trained:
-        choices["learning_rate"] = _choose_learning_rate(session, results, failures, best)
-    return choices
-
-
-def _trial(
-    session: Session,
-    results: Sequence[TrainingResult],
-    failures: Sequence[Failure],
-    best: TrainingResult,
-) -> Choice:
-    """Return the choice of the trial with the highest score."""
-    ahead: dict[str, TrainingResult] = {}  # of each trial
-    for each in results:
-        name = each.training.name
-        ahead[name] = max(ahead.get(name, each), each, key=lambda result: result.score)
-    why, images, selection = "the only one", 0, best.training.selection
-    has_others = len(session.cfg.trials) > 1 and selection.targets and len(session.images.val)
-    if has_others and not is_few(session, selection):
-        why += f" that is trained, since no class to learn has fewer than {FEW_IMAGES} images"
-    if len(ahead) > 1:
-        images, by = best.images_seen, measure_name(best.training.cfg.choose_by)
-        scores = []
-        for name, each in ahead.items():
-            assert each.row is not None  # without validation images there is one trial
-            accuracy = each.row["weighted_accuracy"]
-            scores.append(f"{each.score:.3f} with {name} ({by} {accuracy:.1%})")
-        why = f"the highest score on validation images: {', '.join(scores)}"
-    for failure in failures:
-        if failure.training.name not in ahead:
-            end = failure.why.partition(":")[0] if failure.is_lost else "diverged"
-            why += f"; {failure.training.name} {end}"
-    return Choice(best.training.name, list(ahead), images, why)
-
-
-def _augment(session: Session, best: TrainingResult) -> Choice:
-    """Return the choice of augmentation; ``auto`` repeats the base's."""
-    base = session.classifier.base
-    assert base is not None  # open_session has loaded it
-    augment = resolve_augment(best.training.cfg, session.classifier)
-    if augment != resolve_augment(session.cfg, session.classifier):
-        return Choice(augment, why="as the trial has it, which leaves images as they are")
-    if session.cfg.batches.augment != AUTO:
-        return session.as_set("batches.augment", augment)
-    if not base.record.knows_augment:
-        why = "the base's file does not say how it was; augment= takes what its training had"
-        return Choice(augment, why=why)
-    return Choice(augment, why="as in the base's training")
-
-
-def _choose_learning_rate(
-    session: Session,
-    results: Sequence[TrainingResult],
-    failures: Sequence[Failure],
-    best: TrainingResult,
-) -> Choice:
-    """Return the choice of the best training's learning rate."""
-    training, lrs = best.training, best.training.lrs
-    if session.cfg.optimizer.lr != AUTO:
-        return session.as_set("optimizer.lr", training.lr)
-    if len(lrs) == 1:
-        return Choice(training.lr, why="as the trial has it")
-    whys = [each.why for each in failures if each.training.name == training.name]
-    images = 0
-    for each in results:
-        if each.training.name == training.name and each is not best:
-            whys.append(f"at {each.training.lr:g} it is behind this one")
-            images = best.images_seen
-    return Choice(training.lr, lrs, images, "; ".join(whys) or "the first that is tried")
-
-
-def _point(session: Session, best: TrainingResult) -> Choice:
-    """Return the choice of the point at which the adapter is saved."""
-    curve, value, lora, reasons = best.curve, best.point._asdict(), session.cfg.lora, {}
-    for field in value:
-        if lora[field] != AUTO:
-            reasons[field] = session.as_set(f"lora.{field}", lora[field]).why
-    whys = [f"the {field} is {reason}" for field, reason in reasons.items()]
-    if len(reasons) == len(value):
-        is_one = len({*reasons.values()}) == 1
-        why = reasons["scale"] if is_one else "; ".join(whys)
-        return Choice(value, why=why, is_set=True)
-    assert curve is not None  # auto needs validation images
-    assert best.row is not None
-    base, by = curve["base"], measure_name(curve["choose_by"])
-    why = f"the highest score on validation images, {best.score:.3f}, and {base['score']:.3f} of "
-    why += f"the base; {by} {base['weighted_accuracy']:.1%} -> {best.row['weighted_accuracy']:.1%}"
-    others = [row for row in curve["rows"] if row is not best.row]
-    if behind := [f"{row['scale']:g}" for row in others if row["is_behind"]]:
-        why += f"; not at scale {', '.join(behind)}, where it is behind beyond chance"
-    if lora.offset == AUTO:
-        offset = find_offset(session.net)
-        if not best.training.selection.targets:
-            whys.append("no offset, since there is no class to move")
-        elif offset is None:
-            whys.append(f"no offset, since {NO_LAYER}")
-        elif not offset.direction.any():
-            whys.append("no offset, since no class is rarer than another")
-    return Choice(value, None, curve["images"], "; ".join([why, *whys]))
+        reason = Reason("refit_behind", score=result.score, of_base=of_base)
+    log.warning("%s; the trial is kept", format_reason(reason.record))
+    return best, Choice(False, [reason], [True, False], images)

@@ -11,16 +11,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
-from lora_mnist.choice import AUTO
+from lora_mnist.choice import AUTO, Reason
 from lora_mnist.classifier.choose_point import PointSearch
 from lora_mnist.config.make import with_values
-from lora_mnist.errors import LostError, TrainingError
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.scale_curve import row_at
 from lora_mnist.project import user_path
+from lora_mnist.show.reasons import format_reason
 from lora_mnist.training.adapter import add_adapter
 from lora_mnist.training.callbacks import DurationInLog
 from lora_mnist.training.end_if_lost import EndIfLost
@@ -38,8 +39,11 @@ class Failure(NamedTuple):
     """A training that diverged, or that ended since it had lost."""
 
     training: Training  # at its learning rate
-    why: str
-    is_lost: bool = False
+    reason: Reason
+
+    @property
+    def is_lost(self) -> bool:
+        return self.reason.code == "lost"
 
 
 @dataclass(frozen=True)
@@ -105,23 +109,27 @@ def run_training(
     Of several trainings each is kept in the run's folder. The training may end early if it has lost
     to the ``best`` one before it.
     """
-    finished = load_finished(session, planned)
-    if finished is None:
-        try:
-            finished = _train(session, planned, best)
-        except LostError as error:
-            log.info("%s: %s", planned.name, error)
-            return Failure(planned, str(error), is_lost=True)
-        except TrainingError as error:
-            log.warning("%s: %s", planned.name, error)
-            return Failure(planned, str(error))
+    trained: dict[str, Any] | Reason
+    try:
+        trained = load_finished(session, planned) or _train(session, planned, best)
+    except TrainingError as error:
+        trained = Reason("diverged", trial=planned.name, rate=planned.lr, error=str(error))
+    if isinstance(trained, Reason):
+        level = logging.INFO if trained.code == "lost" else logging.WARNING
+        log.log(level, "%s", format_reason(trained.record))
+        return Failure(planned, trained)
     if not planned.is_only:
-        save_finished(session, planned, finished)
-    return TrainingResult(planned, **finished)
+        save_finished(session, planned, trained)
+    return TrainingResult(planned, **trained)
 
 
-def _train(session: Session, planned: Training, best: TrainingResult | None) -> dict[str, Any]:
-    """Train as ``planned``; return the fields of the result, or raise TrainingError."""
+def _train(
+    session: Session, planned: Training, best: TrainingResult | None
+) -> dict[str, Any] | Reason:
+    """Train as ``planned``; return the fields of the result, or the reason of an early end.
+
+    Raise TrainingError if the training diverges.
+    """
     path = planned.cfg.ckpt_path
     goes_on = planned.is_only and path is not None and user_path(path).is_file()
     cfg = with_values(planned.cfg, {"ckpt_path": path if goes_on else None})
@@ -143,8 +151,8 @@ def _train(session: Session, planned: Training, best: TrainingResult | None) -> 
             log.info("%s: %s", training.title, training.name)
         data = build_datamodule(session, training)
         module = fit(session, cfg, trainer, data)
-        if end is not None and end.reason:
-            raise LostError(end.reason)
+        if end is not None and end.lost:
+            return Reason("lost", trial=planned.name, rate=planned.lr, **end.lost)
         steps, validation_errors = module.global_step, list(module.errors_by_step.items())
         hparams = None if training.is_only else dict(module.hparams)
         train_digests = data.train_digests

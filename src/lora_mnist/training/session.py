@@ -2,14 +2,13 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import nn
 
-from lora_mnist.choice import Choice
+from lora_mnist.choice import Reason
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.run import Run
 from lora_mnist.data import Images, ImageSets
@@ -78,12 +77,12 @@ class Session:
                 tables[split] = table
         return tables
 
-    def as_set(self, key: str, value: Any) -> Choice:
-        """Return the choice of a value from the command line or the configuration."""
+    def explain_setting(self, key: str) -> Reason:
+        """Return the reason of a value that the command line or the configuration has."""
         others = {"target": "digit", "batches.augment": "augment"}
         names = {key, others.get(key, key)}
-        where = "in the configuration" if names.isdisjoint(self.run.keys) else "on the command line"
-        return Choice(value, why=f"set {where}", is_set=True)
+        where = "configuration" if names.isdisjoint(self.run.keys) else "command line"
+        return Reason("set", key=key, where=where)
 
 
 def is_quick(cfg: DictConfig) -> bool:

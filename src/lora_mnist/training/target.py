@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_mnist.choice import Choice
+from lora_mnist.choice import Choice, Reason
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, as_value, nearest_to
 from lora_mnist.measure.counts import count_predictions
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import weak, weakest
-from lora_mnist.show.run_results import chance_text
 from lora_mnist.training.session import Session
 
 #: The values of target for which images decide: the weakest class, and all weak ones.
@@ -30,38 +29,30 @@ def choose_target(
         return Selection([], indices[start:], indices[:start]), {}
     if target in WEAK:
         assert before is not None  # open_session has looked for validation images
-        names, why = _weak_ones(session, before)
-        choice = Choice(names, None, len(before), why)
+        names, reason = _find_weak(session, before)
+        choice = Choice(names, [reason], None, len(before))
         return select(labels, classes, names), {"target": choice}
     selection = select(labels, classes, target)
     if target is None:
         return selection, {}
     names = [classes[c] for c in selection.targets]
-    return selection, {"target": session.as_set("target", names)}
+    return selection, {"target": Choice(names, [session.explain_setting("target")])}
 
 
-def _weak_ones(session: Session, before: Predictions) -> tuple[list[str], str]:
+def _find_weak(session: Session, before: Predictions) -> tuple[list[str], Reason]:
     """Return the names of the weakest class, or of all weak ones, and the reason."""
-    target, classes, counts = (
-        session.cfg.target,
-        session.classifier.classes,
-        count_predictions(before),
-    )
+    target, classes = session.cfg.target, session.classifier.classes
+    counts = count_predictions(before)
     errors = counts["before"]["errors_per_class"]
     numbers = counts["before"]["images_per_class"]
     if target == "weakest" and any(errors):
         worst = weakest(errors, numbers)
-        share = f"{errors[worst]} of its {numbers[worst]} validation images are wrong"
-        share += f" ({errors[worst] / numbers[worst]:.1%})"
-        if unseen := [name for name, number in zip(classes, numbers, strict=True) if not number]:
-            share += f"; without any, nothing is known of {', '.join(unseen)}"
-        return [classes[worst]], f"the weakest class, {share}"
+        unseen = [name for name, number in zip(classes, numbers, strict=True) if not number]
+        facts = {"errors": errors[worst], "images": numbers[worst], "unseen": unseen}
+        return [classes[worst]], Reason("weakest", **facts)
     if found := weak(errors, numbers):
-        each = []
-        for c, p_value in found.items():
-            each.append(f"{classes[c]} {errors[c]} of {numbers[c]} ({chance_text(p_value)})")
-        why = "weaker than the rest beyond chance, errors of validation images: "
-        return [classes[c] for c in found], why + ", ".join(each)
+        each = {classes[c]: (errors[c], numbers[c], p_value) for c, p_value in found.items()}
+        return list(each), Reason("weak", classes=each)
     why = "no class has more errors on validation images than the rest beyond chance"
     if not any(errors):
         why = f"the base has all {len(before)} validation images right"

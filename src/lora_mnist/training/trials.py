@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from lora_mnist.choice import AUTO, Choice
+from lora_mnist.choice import AUTO, Choice, Reason
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.foreign_code import foreign_code
 from lora_mnist.config.make import with_values
@@ -169,16 +169,16 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
     """Choose whether a refit follows, as ``refit`` says."""
     refit = session.cfg.refit
     if not session.trains:
-        return Choice(False, why="nothing is trained")
+        return Choice(False, [Reason("nothing_trained")])
     if refit != AUTO:
-        return session.as_set("refit", refit)
+        return Choice(refit, [session.explain_setting("refit")])
     if session.mistakes is not None:
-        return Choice(False, why="mistakes are trained on")
+        return Choice(False, [Reason("mistakes_trained_on")])
     if not len(session.images.val):
-        return Choice(False, why="there are no validation images")
+        return Choice(False, [Reason("no_validation_images")])
     pays, count = is_few(session, selection), _count_to_learn(session, selection)
-    why = f"{count:,} images to learn, {'fewer' if pays else 'no fewer'} than {FEW_IMAGES}"
-    return Choice(pays, [True, False], why=why)
+    reason = Reason("few_images" if pays else "many_images", images=count, limit=FEW_IMAGES)
+    return Choice(pays, [reason], [True, False])
 
 
 def is_few(session: Session, selection: Selection) -> bool:
