@@ -103,7 +103,7 @@ def test_a_base_that_knows_its_validation_images_gets_others_from_test(here, cap
     assert not any(each.startswith("batches.augment=auto: ") for each in caplog.messages)
 
 
-def test_an_adapter_is_tested_on_images_that_it_has_not_learnt(here, monkeypatch):
+def test_an_adapter_is_tested_on_images_it_was_not_trained_on(here, monkeypatch):
     """Wherever the folder lies, and by whatever path it is named."""
     folder, results = repaired(here, "data.split_seed=7")
     (here / "moved").mkdir()
@@ -185,7 +185,7 @@ def test_a_name_that_is_no_text_loses_nothing(here):
     assert len(Path("p.csv").read_text().splitlines()) == 1 + 60
 
 
-def test_an_adapter_knows_a_folder_that_is_called_data(here, monkeypatch):
+def test_an_adapter_records_a_folder_named_data(here, monkeypatch):
     """There MNIST lies, where the package is installed."""
     monkeypatch.setattr(artifacts, "DATA", here / "photos")
     folder, _ = repaired(here)

@@ -5,7 +5,7 @@ from composed import logged
 from lora_mnist import progress
 
 
-def test_a_slow_loop_is_told_in_lines_of_the_log(monkeypatch, capfd):
+def test_a_slow_loop_logs_its_progress(monkeypatch, capfd):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     with logged("lora_mnist.progress") as log:
         assert list(progress.progress("abc", "letters", 3)) == ["a", "b", "c"]

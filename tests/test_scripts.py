@@ -137,7 +137,7 @@ def test_classes_of_cifar_are_as_rare_as_their_case_says(monkeypatch):
 
 
 def test_pictures_of_one_name_are_in_one_part_of_a_class(monkeypatch):
-    """A name with more pictures than a part has room for is learnt."""
+    """A name with more pictures than a split has room for is in training."""
     sprites = {"wall": {"brick": 60, "stone": 1, "iron": 19}, "item": {"a": 1, "b": 2, "c": 1}}
     labels, names = [], []
     for label, of_label in sprites.items():

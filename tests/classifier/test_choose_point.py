@@ -86,11 +86,11 @@ def test_an_offset_alone_is_kept_at_scale_1(classifier):
 
 
 def test_a_scale_that_is_set_has_the_best_offset_there(classifier):
-    dial = PointSearch(classifier, classifier.images.val, [2], 0, "accuracy")
-    point, curve = dial.advise({"scale": 0.3, "offset": "auto"})
+    search = PointSearch(classifier, classifier.images.val, [2], 0, "accuracy")
+    point, curve = search.advise({"scale": 0.3, "offset": "auto"})
     assert point == (0.3, row_at(curve, 0.3)["offset"])
-    point, curve = dial.advise({"scale": "auto", "offset": 0.5})
+    point, curve = search.advise({"scale": "auto", "offset": 0.5})
     assert {point.offset, *(row["offset"] for row in curve["rows"])} == {0.5}
     assert row_at(curve, point.scale) == max(curve["rows"], key=lambda row: row["score"])
-    point, curve = dial.advise({"scale": 0.3, "offset": 0.5}, scales=())
+    point, curve = search.advise({"scale": 0.3, "offset": 0.5}, scales=())
     assert (point, len(curve["rows"])) == ((0.3, 0.5), 1)

@@ -159,7 +159,7 @@ def test_a_processor_becomes_keys_of_prepare(here, name, options, sizes):
     assert difference < 0.05 * expected.std()
 
 
-def test_huggingface_settings_that_are_typed_go_first(here):
+def test_huggingface_settings_on_the_command_line_take_precedence(here):
     """Weights, as torch.save wrote them, the order of classes, and a size."""
     save_mine("vit", "mine")
     net = transformers.AutoModelForImageClassification.from_pretrained("mine")

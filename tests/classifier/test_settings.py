@@ -41,7 +41,7 @@ def taken(own, **record):
         ({**MLP, "sizes": ({"_target_": "os.system"},)}, "sizes=[{_target_: os.system}]"),
     ],
 )
-def test_settings_refuse_what_runs_code_where_it_is_not_typed(net, foreign):
+def test_settings_in_a_file_that_run_code_are_refused(net, foreign):
     """A base's file has tuples."""
     command_line = [{}, {"_target_": net["_target_"]}] if foreign != net["_target_"] else [{}]
     for own in command_line:
@@ -91,7 +91,7 @@ def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
         ("data", {"val_from": "test"}, {"val_size": 0}, {"val_from": "test"}),
     ],
 )
-def test_settings_that_are_typed_go_before_the_file(group, own, stored, expected):
+def test_settings_on_the_command_line_take_precedence_over_the_file(group, own, stored, expected):
     settings = taken({group: own}, **{group: stored})
     assert getattr(settings, group) == expected
 
@@ -114,7 +114,9 @@ def evil_adapter(outputs, folder, **record):
     return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=about)
 
 
-def test_code_that_a_file_names_is_run_only_where_it_is_typed(outputs, tmp_path, monkeypatch):
+def test_code_named_by_a_file_runs_only_if_the_command_line_names_it(
+    outputs, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil_net.py").write_text(EVIL + "from lora_mnist import MLP as Net\n")
     net = {"_target_": "evil_net.Net", "hidden_sizes": [16]}

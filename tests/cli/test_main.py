@@ -129,14 +129,14 @@ def test_nobody_need_read_all_that_is_printed():
     assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_a_key_of_another_command_names_those_that_are_called_so(cli):
+def test_the_error_for_another_commands_key_lists_the_commands_that_have_it(cli):
     done = cli("train.py", "stage=lora", "digit=9", "offset=1")
     assert done.err.startswith("offset: nothing reads this key here; ")
     assert "eval, predict, export, demo" in done.err
     assert done.err.endswith("the nearest: lora.offset\n")
 
 
-def test_overrides_are_left_out_by_whole_keys():
+def test_overrides_are_removed_by_whole_keys():
     left = ("hydrated=1", "+sweeper=2", "callbacks.checkpoints=1")
     out = ("hydra.run.dir=a", "hydra/launcher=joblib", "~sweep", "callbacks.checkpoint.x=1")
     run = Run(Path(), left + out)

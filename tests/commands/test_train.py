@@ -114,7 +114,7 @@ def test_the_base_is_proven_unchanged(outputs):
 
 
 def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
-    """The dial is tried on validation images; where the adapter does nothing but harm, it is 0."""
+    """Validation images choose the scale; it is 0 where the adapter only harms."""
     ranks = ("lora=pissa", "lora.rank=auto")
     options = (*NINES, *ranks, "lora.scale=auto", "trainer.max_steps=20")
     results = run(outputs, *options)
@@ -133,7 +133,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0
 
 
-def test_images_that_the_base_has_learnt_choose_nothing(made, tmp_path):
+def test_images_the_base_was_trained_on_choose_nothing(made, tmp_path):
     """MNIST's have no files: they are known by their pixels."""
     base = f"base_ckpt={made}/base/mnist.ckpt"
     for count, excluded in ((600, 100), (100, 0)):

@@ -73,7 +73,7 @@ def test_the_best_weights_of_a_pretraining_are_a_file_for_others(outputs):
     assert loaded["base_sha256"] == short["base_sha256"] != results["base_sha256"]
 
 
-def test_no_validation_where_lightning_is_told_so(outputs):
+def test_limit_val_batches_of_zero_means_no_validation(outputs):
     assert "val" not in run(outputs, "stage=lora", "digit=9", "+trainer.limit_val_batches=0")
 
 

@@ -280,13 +280,13 @@ def test_no_name_is_a_command_to_a_terminal(make_photos, caplog):
         Folder(root)
 
 
-def test_no_class_is_called_as_an_interpolation(make_photos):
+def test_a_class_named_like_an_interpolation_is_refused(make_photos):
     """A record would name other code than its maker's: OmegaConf replaces it."""
     with pytest.raises(ValueError, match=r"^classes='\$\{net\}': "):
         Folder(make_photos({"cat": 9, "${net}": 9}))
 
 
-def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog):
+def test_test_images_that_are_trained_on_are_excluded(make_photos, caplog):
     root = make_photos({"cat": 9, "dog": 9}, "train")
     make_photos({"cat": 5, "dog": 5}, "val")
     make_photos({"cat": 6, "dog": 6}, "test")

@@ -114,8 +114,8 @@ def test_a_picture_in_two_classes_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_no_picture_is_both_learnt_and_tested(tmp_path, on_disk):
-    """One that is a training image is learnt; one that judges what is learnt is refused."""
+def test_no_picture_is_both_trained_on_and_tested_on(tmp_path, on_disk):
+    """A training image among them is trained on; a validation or test image is refused."""
     levels = range(DARK, 140)
     write(tmp_path, {f"cat/{n}.png": n for n in levels})
     _, held_out = read(tmp_path)
@@ -131,7 +131,7 @@ def test_no_picture_is_both_learnt_and_tested(tmp_path, on_disk):
                 read(tmp_path, **{part: (2, level)}, on_disk=on_disk)
 
 
-def test_learnt_mistakes_stand_behind_the_training_images(tmp_path):
+def test_training_mistakes_follow_the_training_images(tmp_path):
     data = dataset(train=(1, 2), val=(3,), test=(4,))
     write(tmp_path, {f"cat/{n}.png": n for n in range(DARK, 120)})
     mistakes = wrong_pictures(by_darkness, data, tmp_path, 0.2)

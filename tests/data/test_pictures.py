@@ -33,7 +33,7 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
 
 
 def test_of_twelve_bits_the_upper_eight_are_kept(tmp_path):
-    """As the file says; Pillow writes none, so one of sixteen is told to have twelve."""
+    """As the file says; Pillow writes none, so the test sets twelve bits on one of sixteen."""
     Image.frombytes("I;16", (2, 1), b"\x12\x3f\xff\x00").save(tmp_path / "x.tif")
     entry = struct.pack("<HHIHH", 258, 3, 1, 16, 0)
     content = (tmp_path / "x.tif").read_bytes()

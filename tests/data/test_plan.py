@@ -33,7 +33,7 @@ def test_images_come_in_the_recorded_order(target, expected):
     assert digest.hexdigest()[:16] == expected
 
 
-def test_of_several_classes_the_rarest_is_learnt_as_often_as_the_others():
+def test_the_rarest_of_several_classes_is_sampled_as_often_as_the_others():
     labels = torch.tensor([1] * 40 + [2] * 3 + [3] * 9)
     batches = islice(make_plan([1, 2], labels, batch_size=4, replay=2).batches(), 20)
     train_digests = [labels[batch[:4]].tolist() for batch in batches]
@@ -64,7 +64,7 @@ def test_plan_orders_each_epoch_as_torchs_sampler_does(processes, batch_size, si
         (5, {"batch_size": 2, "replay": 1}, [3, 3, 2]),
     ],
 )
-def test_a_last_batch_of_one_image_is_left_out(count, sizes, expected):
+def test_a_last_batch_of_one_image_is_dropped(count, sizes, expected):
     """Batch normalization refuses it. Each process's share is its batch."""
     plan = make_plan(9, torch.tensor([9] * count + [1, 2]), **sizes)
     assert plan.batches_per_epoch == len(expected)

@@ -1,4 +1,4 @@
-"""The dial: what a finished adapter gains at each scale and offset, and where to turn it."""
+"""The scale curve: the score of a finished adapter at each point, and the advised point."""
 
 import pytest
 import torch
@@ -22,7 +22,9 @@ def adapted(tiny):
 
 @pytest.mark.parametrize("direction", [[0.0, 1, 0], [-0.5, 2, 0.3]])
 @pytest.mark.parametrize("choose_by", MEASURES)
-def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, direction, choose_by):
+def test_the_scale_curve_counts_the_errors_of_the_network_at_each_point(
+    adapted, direction, choose_by
+):
     add_offset(adapted, "linear2", Offset(torch.tensor(direction)))
     offsets = [-0.7, 0.0, 0.6, 1.1]
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
@@ -78,7 +80,7 @@ def test_dial_curve_counts_each_point_as_the_network_errs_there(adapted, directi
         ),
     ],
 )
-def test_what_the_dial_cannot_use_is_a_value_error(adapted, wrong):
+def test_unusable_scales_and_offsets_are_a_value_error(adapted, wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
         scale_curve(adapted, batches(), **wrong)
 
@@ -117,13 +119,13 @@ def test_a_point_that_is_behind_beyond_chance_is_not_taken():
     assert alone["advised"] == {"scale": 0.0, "offset": 0.0}
 
 
-def test_an_adapter_that_is_switched_off_has_no_dial(adapted):
+def test_an_adapter_that_is_switched_off_has_no_scale_curve(adapted):
     set_lora_enabled(adapted, False)
     with pytest.raises(ValueError, match="switched off"):
         scale_curve(adapted, batches())
 
 
-def test_without_an_offset_the_dial_has_scales_alone(adapted):
+def test_without_an_offset_the_curve_has_only_scales(adapted):
     curve = scale_curve(adapted, batches(), [1])
     assert {row["offset"] for row in curve["rows"]} == {0.0}
 
@@ -161,7 +163,7 @@ def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():
     assert offsets_to_try(offset_for(torch.tensor([9.0, 9]), [0, 1])) == [0.0]  # tau moves none
 
 
-def test_the_dial_takes_those_of_many_images_that_the_seed_gives(monkeypatch):
+def test_the_seed_selects_the_search_images(monkeypatch):
     monkeypatch.setattr(module, "MAX_IMAGES", 20)
     labels = torch.tensor([0] * 40 + [1] * 58 + [2] * 2)
     some, same, others = (module.select_search_images(labels, seed) for seed in (0, 0, 1))

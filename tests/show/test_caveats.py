@@ -40,17 +40,17 @@ CHOICES = {
 }
 #: The base makes no error on validation images, and some on test images.
 KNOWN = {"choices": CHOICES, "val_base": outcome([0, 0, 0], 9000)}
-#: Nothing says what the base has learnt, and validation images were held out of train/.
+#: Nothing says which images the base was trained on, and validation images were held out of train/.
 UNKNOWN = {"choices": CHOICES, "unknown_train_digests": ["base"], "held_out": {"val": "train"}}
 
 
 @pytest.mark.parametrize("why", [KNOWN, UNKNOWN])
-def test_choices_are_doubted_by_images_that_the_base_may_have_learnt(why):
+def test_choices_by_images_the_base_may_have_seen_get_a_caveat(why):
     """With what was decided, and the way out: test images, if there is a test/."""
-    (doubt,) = find_caveats(RunResults(results(**why)))
-    assert doubt.judgement == ""  # the test images may be harder
-    assert "target, point" in doubt.text
-    assert "data.val_from=test" in doubt.text
+    (caveat,) = find_caveats(RunResults(results(**why)))
+    assert caveat.judgement == ""  # the test images may be harder
+    assert "target, point" in caveat.text
+    assert "data.val_from=test" in caveat.text
     alone = find_caveats(
         RunResults(results(**why | {"held_out": {"test": "train", "val": "train"}}))
     )
@@ -64,7 +64,7 @@ def test_choices_are_doubted_by_images_that_the_base_may_have_learnt(why):
     )
 
 
-def test_choices_are_not_doubted_without_a_reason():
+def test_choices_without_a_reason_for_it_get_no_caveat():
     known = KNOWN | {"val_from": "test", "held_out": {"val": "test"}}
     assert "data.val_from" not in find_caveats(RunResults(results(**known)))[0].text
     for more in (
@@ -76,7 +76,7 @@ def test_choices_are_not_doubted_without_a_reason():
         assert find_caveats(RunResults(results(**more))) == []
 
 
-def test_test_images_of_a_folder_that_the_base_may_have_learnt_whole_are_doubted():
+def test_test_images_the_base_may_have_seen_get_a_caveat():
     unknown = {"held_out": {"test": "train"}, "unknown_train_digests": ["base"]}
     assert "prove nothing" in find_caveats(RunResults(results(**unknown)))[-1].text
 

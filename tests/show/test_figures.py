@@ -39,7 +39,7 @@ def test_each_class_has_its_errors_and_an_arrow_where_they_changed():
 @pytest.mark.parametrize(
     ("targets", "curves"), [([1], [[9, 5, 2], [3, 5, 7], [0, 2, 4]]), ([], [[12, 10, 9]])]
 )
-def test_the_dial_has_a_panel_for_each_count(targets, curves):
+def test_the_scale_curve_has_a_panel_for_each_count(targets, curves):
     figure = draw_scale_curve(RunResults(results(targets=targets, scale_curve=CURVE)))
     for axes, curve in zip(figure.axes, curves, strict=True):
         x, y = axes.lines[0].get_data()

@@ -18,8 +18,8 @@ def test_digits_are_the_ten_of_them():
     """Classes that are called 0 and 1 are somebody's own."""
     for classes, name, others in (("01", "0", "classes"), ("0123456789", "zeros", "digits")):
         each = [1] * len(classes)
-        reading = RunResults(make_repair(each, each, each, [*classes]))
-        assert (reading.named([0]), reading.other_classes_name) == (name, f"the other {others}")
+        run = RunResults(make_repair(each, each, each, [*classes]))
+        assert (run.named([0]), run.other_classes_name) == (name, f"the other {others}")
 
 
 def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():

@@ -80,7 +80,7 @@ def test_a_verdict_in_full():
     ]
 
 
-def test_a_verdict_names_what_errors_are_called():
+def test_a_verdict_names_the_classes_that_errors_are_predicted_as():
     run, called = dict(GOOD), [None, [0, 3], [1, 15]]
     run["test"] = {**run["test"], "top_confusion_per_class": called}
     assert about(run, "15 of them predicted as dress")
@@ -112,7 +112,7 @@ def test_verdict_calls_chance_what_may_be_chance_and_no_reason_to_keep(broken, f
 
 
 @pytest.mark.parametrize(("before", "after", "outcome"), [(0, 21, "worse"), (21, 0, "better")])
-def test_verdict_has_a_price_in_more_false_calls_than_chance_makes(before, after, outcome):
+def test_more_false_positives_than_chance_are_a_price_in_the_verdict(before, after, outcome):
     run = make_run([5, 60], [0, 0], [0, 40])
     for split, calls in (("test_base", before), ("test", after)):
         run[split]["false_positives_per_class"][1] = run[split]["false_positives_of_target"] = calls
@@ -243,7 +243,7 @@ def test_a_class_without_a_test_image_is_named():
     assert "No test image" not in write_verdict(GOOD)
 
 
-def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
+def test_the_verdict_names_an_offset_without_the_adapter_and_how_to_set_it_to_0():
     """Validation images may have chosen it, or somebody who thought that 0 is off."""
     of_one = {**GOOD, "point": {"scale": 0, "offset": 1.5}}
     for more in ({}, {"targets": [1, 2]}, {"scale_curve": OFF["scale_curve"]}):
@@ -256,8 +256,8 @@ def test_an_offset_without_the_adapter_is_told_and_how_to_turn_it_off():
 
 def test_what_the_training_adds_to_the_offset_is_said():
     alone, *others = CURVE["rows"]
-    dial = {**CURVE, "rows": [{**alone, "offset": 1.5}, *others]}
-    run = {**GOOD, "scale_curve": dial, "point": {"scale": 0.5, "offset": 1}}
+    curve = {**CURVE, "rows": [{**alone, "offset": 1.5}, *others]}
+    run = {**GOOD, "scale_curve": curve, "point": {"scale": 0.5, "offset": 1}}
     assert find_numbers(about(run, "offset alone")) == ["80.0%", "80.0%", "85.0%"]
     assert "offset alone" not in write_verdict({**GOOD, "scale_curve": CURVE})
 
@@ -266,11 +266,11 @@ def test_the_last_layer_alone_stands_beside_the_offset():
     alone, *others = CURVE["rows"]
     both = {**CURVE, "rows": [{**alone, "offset": 1.5}, *others]}
     head = {"head": {**alone, "weighted_accuracy": 0.83}, "point": {"scale": 0.5, "offset": 1}}
-    for dial, numbers in (
+    for curve, numbers in (
         (both, ["80.0%", "80.0%", "83.0%", "85.0%"]),
         (CURVE, ["80.0%", "83.0%", "85.0%"]),
     ):
-        sentence = about({**GOOD, **head, "scale_curve": dial}, "ast layer alone")
+        sentence = about({**GOOD, **head, "scale_curve": curve}, "ast layer alone")
         assert find_numbers(sentence) == numbers
     trial = {"value": "head", "of": ["head", "plain"], "images": 0, "reasons": []}
     kept = {**GOOD, **head, "scale_curve": both, "choices": {"trial": trial}}

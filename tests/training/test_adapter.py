@@ -22,7 +22,7 @@ def test_what_could_not_be_saved_is_not_trained(outputs, monkeypatch):
     assert not list(outputs.glob("lora/**/*.ckpt"))
 
 
-def test_few_validation_images_of_a_class_are_told_and_none_are_refused(go, caplog):
+def test_few_validation_images_of_a_class_are_logged_and_none_are_refused(go, caplog):
     """The last training image is a six, the one before it a nine."""
     go("one nine", *QUIET, "data.val_size=2")
     assert "lora.scale=auto: 9 has only 1 validation image, so chance decides" in caplog.text

@@ -81,7 +81,7 @@ def framed(width, level, random):
 
 
 def options(here, net):
-    """What a command is told of the pictures and of the network."""
+    """The keys of a command for the pictures and the network."""
     images = ("data=folder", f"data.data_dir={here}/photos", "data.val_size=0.25", "net=custom")
     return (*images, f"net._target_={__name__}.{net}", f"base_ckpt={here}/mine.pt", "trainer=cpu")
 
@@ -175,7 +175,7 @@ def test_eval_finds_what_only_many_images_show(tmp_path):
 
 
 @pytest.mark.parametrize("command_line", [(), ("prepare.mean=0.4",)])
-def test_eval_tells_of_values_that_nobody_set(tmp_path, command_line):
+def test_eval_names_better_values_for_keys_that_nobody_set(tmp_path, command_line):
     take_pictures(tmp_path, 0)
     files = ("figures=false", f"paths.outputs={tmp_path}/outputs")
     with logged("lora_mnist.training.opening") as log:
@@ -247,7 +247,7 @@ def test_the_outputs_of_classes_are_certain_or_not(table, outputs, certain):
         (of_counts([[6, 40, 44], [38, 7, 45], [9, 8, 83]]), [1, 0, 2], False),
     ],
 )
-def test_another_order_of_the_classes_is_told_where_it_is_ahead_beyond_chance(
+def test_another_order_of_the_classes_is_named_where_it_is_ahead_beyond_chance(
     table, outputs, is_certain
 ):
     """It is certain if most images of each class that moves are right with it."""
@@ -282,7 +282,7 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
         assert results["better_preprocessing"] == advice
 
 
-def test_eval_tells_unasked_of_a_network_that_guesses(tmp_path):
+def test_eval_warns_of_a_network_that_guesses(tmp_path):
     take_pictures(tmp_path, 0)
     assert "guessing" not in evaluated(tmp_path, "gray", "prepare.mean=0.45")[2]
     torch.save({"2.weight": torch.zeros(2, 3), "2.bias": torch.zeros(2)}, tmp_path / "mine.pt")

@@ -55,7 +55,7 @@ def test_two_processes_train_as_one(cli, outputs, tmp_path):
     assert together["point"]["offset"] == pytest.approx(alone["point"]["offset"], abs=0.25) != 0
 
 
-def trainer_told(first):
+def make_trainer(first):
     """A Trainer of a process, where the first one of several has chosen this by its rounding."""
     trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
 
@@ -73,4 +73,4 @@ def test_training_is_refused_where_the_first_process_has_chosen_otherwise(tiny, 
     module = ClassifierModule(tiny, optimizer, classes=["cat", "dog", "owl"], targets=[0])
     (key,) = first
     with pytest.raises(UserError, match=rf"^{key}: process 0 has chosen .*; expected a value"):
-        trainer_told(first).fit(module, batches())
+        make_trainer(first).fit(module, batches())

@@ -7,7 +7,7 @@ from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 
 
-def test_a_training_that_ends_before_its_steps_is_told(tmp_path):
+def test_a_training_that_ends_before_its_steps_is_logged(tmp_path):
     short = ("stage=pretrain", "+trainer.limit_train_batches=2", f"paths.outputs={tmp_path}")
     with logged("lora_mnist") as text, pytest.raises(TrainingError, match="expected more steps"):
         train(composed("train", *QUICK, *short), Run(tmp_path / "run"))

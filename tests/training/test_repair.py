@@ -89,7 +89,7 @@ def test_a_training_that_adds_nothing_to_an_offset_has_one_more_rate(go, monkeyp
 
 
 def test_a_trial_says_how_many_images_have_decided(go, monkeypatch):
-    """The dial sees some of many validation images."""
+    """The search for the point takes a sample of many validation images."""
     monkeypatch.setattr(scale_curve, "MAX_IMAGES", 100)
     results = read_results(go("some", *QUIET, *TRIALS))
     assert results["validation_images"] == 500
@@ -174,7 +174,7 @@ def test_a_class_of_few_images_is_trained_once_without_trials(go, none):
     assert choices["point"]["reasons"][0]["code"] == "best_point"
 
 
-def test_the_dial_stays_where_it_is_without_images_of_the_class(go):
+def test_the_point_is_not_searched_without_images_of_the_class(go):
     folder = go("alone low", *QUIET, "lora.dropout=0.05")
     results = evaluated(folder.parents[1], folder, "scale=auto", "data.val_size=1")
     assert results["point"] == read_results(folder)["point"]

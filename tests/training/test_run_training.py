@@ -15,16 +15,16 @@ from lora_mnist.training import run_training, trials
 
 
 def test_of_several_processes_the_first_one_advises(go, monkeypatch):
-    def told(self, value, src=0):
+    def broadcast(self, value, src=0):
         advice = isinstance(value, tuple) and isinstance(value[0], Point)
         return (Point(0.4, 0.0), value[1]) if advice else value
 
-    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", told)
-    assert read_results(go("told", *QUIET))["point"] == {"scale": 0.4, "offset": 0}
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", broadcast)
+    assert read_results(go("broadcast", *QUIET))["point"] == {"scale": 0.4, "offset": 0}
 
 
 def test_without_a_training_the_offset_alone_is_saved(go):
-    """The adapter is the base with a number on the logit; no image of the class was learnt."""
+    """The adapter is an offset on the base's logit; no image of the class was trained on."""
     alone = ("lora.scale=0", "lora.offset=auto", "callbacks=none", "logger=csv")
     folder = go("an offset", *alone, "refit=auto", *TRIALS)  # of which none is trained
     results = read_results(folder)
@@ -54,7 +54,7 @@ def test_without_a_training_the_offset_alone_is_saved(go):
 
 
 def test_of_several_trainings_no_checkpoint_is_kept_and_curves_have_their_names(go, caplog):
-    """A callback of one's own that is dropped is told."""
+    """A log line names a user's callback that is dropped."""
     own = "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelCheckpoint}"
     caplog.set_level("INFO", "lora_mnist")
     options = ("refit=true", "logger=[csv,tensorboard]", "trainer.val_check_interval=4")

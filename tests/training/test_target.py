@@ -42,7 +42,7 @@ def test_select_refuses_what_is_no_class_to_learn(target, message):
         select(torch.tensor([9, 9, 1, 2, 3]), DIGITS, target)
 
 
-def test_the_weakest_of_numbered_classes_is_the_one_that_is_learnt():
+def test_the_weakest_of_numbered_classes_is_repaired():
     """Its name, 10, is that of a class, and its place, 1, the name of another."""
     label = torch.tensor([0] * 9 + [1] * 9 + [2] * 9)
     before = make_table(3, label, torch.where(label == 1, 0, label))

@@ -1,4 +1,4 @@
-"""What was learnt is known by content: it is neither tested on nor does it choose anything."""
+"""Training images are recognized by content: they neither test nor choose anything."""
 
 import hashlib
 import shutil
@@ -184,7 +184,7 @@ def begin(request, tmp_path, monkeypatch):
 )
 @example(steps=[("refit", (), []), ("eval of latest", MORE, [])])
 @given(steps=st.lists(STEPS, min_size=2, max_size=4))
-def test_learnt_and_tested_images_never_meet(begin, steps):
+def test_no_image_is_both_trained_on_and_tested_on(begin, steps):
     """Whatever the splits, the order of the commands, and the images' ways in between."""
     world = begin()
     for command, split, moves in steps:
@@ -203,7 +203,7 @@ def world(tmp_path, monkeypatch):
     return World(tmp_path, monkeypatch, IN_MEMORY)
 
 
-def test_what_is_left_out_is_counted_and_said(world, caplog):
+def test_trained_on_images_are_counted_and_logged(world, caplog):
     """In the log, in results.json and in the report."""
     caplog.set_level("INFO", "lora_mnist")
     world.run("repair of a stranger's")
@@ -219,7 +219,7 @@ def test_what_is_left_out_is_counted_and_said(world, caplog):
     assert results["unknown_train_digests"] == ["base"]
 
 
-def test_where_all_is_learnt_nothing_is_tested_or_chosen(world):
+def test_without_unseen_images_nothing_is_tested_or_chosen(world):
     """The key that would mend it is named; the scale is the saved one."""
     world.run("repair of a stranger's", "lora.scale=0.5")
     images, known = world.sessions[-1].images, Path("known")
@@ -273,7 +273,7 @@ def test_a_base_is_its_weights_alone(world, tmp_path):
     assert read_base_sha256(tmp_path / "bare.ckpt") == read_base_sha256(own) == file.sha256
 
 
-def test_a_base_that_has_learnt_all_others_is_validated_on_test_images(tmp_path):
+def test_a_base_trained_on_all_other_images_is_validated_on_test_images(tmp_path):
     """As the notebook's: no share of the training images is new to it."""
     base = ("data.val_size=0", "batches.batch_size=200", "trainer.max_steps=20")
     run(tmp_path, "stage=pretrain", *base, "optimizer.lr=0.01")

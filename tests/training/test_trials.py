@@ -102,7 +102,7 @@ def test_images_are_changed_as_in_the_bases_training(go, tmp_path):
         (("augment=none",), []),
     ],
 )
-def test_augmentations_are_composed_in_the_order_typed(command_line, names):
+def test_augmentations_are_composed_in_the_order_given(command_line, names):
     """One alone is itself."""
     changes = resolve_augment(composed("train", "stage=lora", *command_line), None)
     if len(names) > 1:

@@ -99,7 +99,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     expected += "and no prepare.transform a folder"
     if cfg.out is None or write is None:
         raise UserError(f"out={as_value(cfg.out)}: {expected}")
-    refuse_unwritable(out)  # as it is, where there is a file: it may be somebody's weights
+    refuse_unwritable(out)  # a file there may be somebody's weights
     if write is onnx_file:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = load_configured(cfg)

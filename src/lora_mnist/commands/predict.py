@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
-    """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
+    """Print the predicted class of each picture, for the base and with ``cfg.adapter``.
 
     There may be any number of pictures. One that cannot be read, or shows nothing, is named and
     skipped.

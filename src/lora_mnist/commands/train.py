@@ -1,4 +1,4 @@
-"""Training, from a configuration to results.json: it makes a base, or a repair of one."""
+"""Training, from a configuration to results.json: a new base, or a repair of one."""
 
 import os
 from typing import Any
@@ -39,11 +39,11 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/train.yaml``; it is not changed.
-        run: the folder for results.json, checkpoints, the adapter and the loggers' files, and how
-            the command was typed; ``None``: a new folder, named by the time.
+        run: the folder for results.json, checkpoints, the adapter and the loggers' files, and the
+            command line; ``None`` makes a new folder, named by the time.
 
     Returns:
-        What results.json holds; of several processes only the first returns it.
+        The content of results.json, in the first of several processes; {} in the others.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -77,7 +77,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     about: dict[str, Any] = {"steps": module.global_step, "base_sha256": base.sha256}
     if base.replaces is None:  # the user has to name it to other commands
         about["weights"] = os.path.relpath(base.path, run.folder)
-    write_new_base(session, base, data.train_digests)  # first: whatever fails after it, it is there
+    write_new_base(session, base, data.train_digests)  # first: a later failure cannot lose it
     results = finish(session, tables, choices, about)
     make_current(base)  # last: a run that fails leaves the current one alone
     return results

@@ -38,7 +38,7 @@ def _adapter_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, over name, dtype, shape and bytes of every tensor, by name."""
+    """Return the SHA-256, in hexadecimal, of each tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]
@@ -53,7 +53,7 @@ def _tensor_bytes(tensor: Tensor) -> Tensor:
 
 
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that are not bit for bit the same in both; missing ones included."""
+    """Return the names of the tensors that differ in a bit, or are missing on one side."""
     changed = before.keys() ^ after.keys()
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]

@@ -27,7 +27,7 @@ def is_number(value: object) -> bool:
 
 
 def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """ValueError, unless a file's ``values`` have each of these keys, with a value of its type."""
+    """Raise ValueError unless a file's ``values`` have each key, with a value of its type."""
     for key, type_ in types.items():
         value = values.get(key)
         if not (is_number(value) if type_ is float else isinstance(value, type_)):

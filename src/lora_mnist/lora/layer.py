@@ -42,7 +42,7 @@ class Adapter(nn.Module):
         super().__init__()
         # If its factor is 0 there, or it is not enabled, the layer computes the base exactly.
         self.point, self.enabled = TRAINED, True
-        self.metadata: dict[str, Any] = {}  # what the file says that it was loaded from
+        self.metadata: dict[str, Any] = {}  # from the file it was loaded from
 
 
 class LoRAParametrization(Adapter):
@@ -51,10 +51,10 @@ class LoRAParametrization(Adapter):
     It is registered with :mod:`torch.nn.utils.parametrize`. ``lora_A`` starts at random and
     ``lora_B`` at zero, so at first the layer computes what it did before (Hu et al., section 4.1).
 
-    Another kind is a subclass. Each says how it starts, ``start``, and what it computes,
-    ``forward``. PiSSA says what its factors amount to, ``terms`` and ``factors``. DoRA, and any
-    kind without ``lora_A`` and ``lora_B``, says ``is_factored = False``, and what PEFT reads of it:
-    ``config``, ``names`` and ``saved``.
+    Another kind is a subclass. Each defines ``start``, which makes its parameters, and ``forward``.
+    PiSSA also defines the terms of the forward pass, ``terms`` and ``factors``. DoRA, and any kind
+    without ``lora_A`` and ``lora_B``, sets ``is_factored = False`` and defines the content of its
+    files, ``config``, ``names`` and ``saved``.
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
@@ -75,7 +75,7 @@ class LoRAParametrization(Adapter):
         ValueError: if ``rank``, ``alpha`` or ``init`` cannot be used.
     """
 
-    #: What ``adapter_config.json`` says of this kind.
+    #: The entries of ``adapter_config.json`` that name this kind.
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
     point_field = "scale"
     is_factored = True

@@ -1,4 +1,4 @@
-"""LoRA on a whole network: put adapters on its layers, switch, turn, merge and remove them.
+"""LoRA on a whole network: put adapters on its layers, switch, scale, merge and remove them.
 
 An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`` then reads as the
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
@@ -89,7 +89,7 @@ def add_lora(
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     adapters = {}
     for layer, weight in targets.items():
-        # What reads the dense weight starts from it, with the adapters that are there.
+        # A kind that reads the dense weight starts from it, earlier adapters included.
         start = weight.original if kind.is_factored else getattr(weight.module, weight.attribute)
         options = (ranks[layer], alpha, init, init_std, use_rslora, dropout)
         adapters[layer] = kind(start, *options)
@@ -118,7 +118,7 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
 
 
 def set_lora_scale(model: nn.Module, scale: float) -> None:
-    """Turn the adapters of ``model`` up or down.
+    """Set the scale of the adapters of ``model``.
 
     With LoRA ``weight = W + scale * scaling * lora_B @ lora_A``. At 1 an adapter is as trained, at
     0 the layers compute the base exactly, whatever scale it had before. It is any finite number.
@@ -129,7 +129,7 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
 
 
 def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
-    """Put ``offset``, at 0, on the bias of the last layer of ``model``, beside LoRA or alone."""
+    """Put ``offset``, at 0, on the bias of ``layer``, the last one, beside LoRA or alone."""
     name, is_alone = bias_name(layer), not adapters_on(model)
     offset.point = lora_point(model)._replace(offset=0.0)
     if is_alone:
@@ -156,12 +156,12 @@ def set_lora_point(model: nn.Module, point: Point) -> None:
 
 def _set_point(model: nn.Module, **values: float) -> None:
     """Set some fields of the point of each adapter."""
-    adapters, turnable = usable_adapters(model), point_fields(model)
+    adapters, fields = usable_adapters(model), point_fields(model)
     for name, value in values.items():
         require(is_number(value), name, value, "a finite number")
         neutral = getattr(BASE, name)
         expected = f"{neutral:g}, since the adapter has no {name}"
-        require(name in turnable or value == neutral, name, value, expected)
+        require(name in fields or value == neutral, name, value, expected)
     for adapter in adapters:
         adapter.point = adapter.point._replace(**values)
 
@@ -176,7 +176,7 @@ def lora_point(model: nn.Module) -> Point:
 
 @contextmanager
 def lora_at(model: nn.Module, point: Point | None) -> Iterator[None]:
-    """Inside the ``with`` block each adapter of ``model`` is at ``point``; ``None``: as it is."""
+    """Put each adapter of ``model`` at ``point`` inside the block; ``None`` changes nothing."""
     before = [(adapter, adapter.point) for adapter in adapters_on(model)]
     if point is not None:
         for adapter, _ in before:
@@ -190,7 +190,7 @@ def lora_at(model: nn.Module, point: Point | None) -> Iterator[None]:
 
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.
+    """Make ``model`` its base inside the block; afterwards each adapter is as before.
 
     The base is in eval mode. To compare it bit for bit with the network before :func:`add_lora`,
     compute both under ``torch.no_grad()``: in grad mode, torch's attention takes another path, with
@@ -211,8 +211,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
     ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section 4.1), to floating-point
     rounding. A switched-off adapter adds nothing. The parameters stay frozen.
 
-    The weights as they were are kept beside it, in ``model.lora_merged``, for :func:`unmerge_lora`,
-    and go with it into copies and pickles. ``del model.lora_merged`` gives the memory back.
+    The weights before the merge are kept in ``model.lora_merged``, for :func:`unmerge_lora`, and go
+    with ``model`` into copies and pickles. ``del model.lora_merged`` gives the memory back.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
@@ -233,7 +233,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 
 def unmerge_lora(model: nn.Module) -> nn.Module:
-    """Undo :func:`merge_lora`: base and adapters are again what they were, bit for bit.
+    """Undo :func:`merge_lora`: base and adapters are as before, bit for bit.
 
     The base is the one that was kept, not ``weight - scaling * lora_B @ lora_A``, which rounding
     would make another. Changes made to a merged weight are lost. ``model`` is changed in place, and
@@ -254,7 +254,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
 
 
 def remove_lora(model: nn.Module) -> nn.Module:
-    """Throw all adapters away, merged ones too: ``model`` is the plain base again, bit for bit.
+    """Remove all adapters, merged ones too: ``model`` is the plain base again, bit for bit.
 
     Its parameters are still frozen. It is changed in place, and returned. ``ValueError`` if no
     layer carries LoRA.
@@ -269,7 +269,7 @@ def remove_lora(model: nn.Module) -> nn.Module:
 
 
 def usable_adapters(model: nn.Module) -> list[Adapter]:
-    """All that is on ``model``, layer by layer; ``ValueError`` if there is none to be used."""
+    """Return the adapters of ``model``; raise ValueError if there are none, or all are merged."""
     if hasattr(model, "lora_merged"):
         raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
     adapters = adapters_on(model)
@@ -322,7 +322,7 @@ def keep_in_eval_mode(model: nn.Module) -> None:
 
 
 def _base_to_eval(root: nn.Module, inputs: Any) -> None:
-    """Put the base into eval mode, as a hook of ``root``, and leave its adapters' mode alone."""
+    """Put the base into eval mode, as a hook of ``root``; adapters keep their mode."""
     if root.training:
         for module in root.modules():
             if not isinstance(module, Adapter):

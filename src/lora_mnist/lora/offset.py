@@ -1,4 +1,4 @@
-"""An offset: what is added to the logits of the classes to repair, beside LoRA on the weights.
+"""An offset on the logits of the classes to repair, beside LoRA on the weights.
 
     logits + offset * direction
 
@@ -63,9 +63,9 @@ def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
 
 @torch.no_grad()
 def last_layer(model: nn.Module, images: Tensor) -> str | None:
-    """Return the ``nn.Linear`` whose bias moves the logits by as much, by its name, or None."""
+    """Return the name of the ``nn.Linear`` whose bias adds to the logits, or None."""
     logits = model(images)
-    # Of each class by another number, so that a softmax behind the layer is seen as well.
+    # A different number for each class shows a softmax behind the layer.
     shift = torch.linspace(1, 2, logits.shape[-1]).to(logits)
     rounding = 4 * torch.finfo(logits.dtype).eps * (1 + logits.abs().max())
     layers: dict[str, nn.Module] = dict(model.named_modules())

@@ -1,8 +1,8 @@
 """An adapter's two files, LoRA and offset together, and the adapter that they describe.
 
-PEFT computes from them the network's outputs at its point. The adapter as trained is read from the
-metadata, and from tensors ``trained.<name>`` where PEFT's are others. A stranger may have written
-the files: they are accepted if the adapter that is read from them would be written the same.
+PEFT computes from them the network's outputs at its point. The trained adapter is read from the
+metadata, and from tensors ``trained.<name>`` where they differ from PEFT's. A stranger may have
+written the files: they are accepted if their adapter would be written to the same files.
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ def adapters_in(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
 
 
 def _require_same(files: AdapterFiles, again: AdapterFiles) -> None:
-    """ValueError, unless files say what those do that were made ``again`` of their adapters."""
+    """Raise ValueError if the files differ from those written ``again`` from their adapters."""
     tensors, config, metadata = files
     for key in sorted(tensors.keys() ^ again.tensors.keys()):
         why = "belongs to no layer that can be adapted here" if key in tensors else "is missing"

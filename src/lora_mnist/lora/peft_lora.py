@@ -1,4 +1,4 @@
-"""LoRA in PEFT's two files, as PEFT reads it and as trained; and LoRA as files describe it."""
+"""LoRA in PEFT's two files, at its scale and as trained: written and read."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-#: How PEFT's names of tensors begin, and before that a tensor as trained, where PEFT's is another.
+#: The prefix of PEFT's tensors, and the prefix before it of a trained tensor that differs.
 START, _TRAINED = "base_model.model.", "trained."
 #: What LoRA is read from, and its types; ``float`` is any number.
 _CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
@@ -23,7 +23,7 @@ _CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": boo
 
 
 class AdapterFiles(NamedTuple):
-    """The content of an adapter's two files, or what LoRA or an offset gives to it."""
+    """The content of an adapter's two files, or the part of LoRA or of an offset."""
 
     tensors: dict[str, Tensor]
     config: dict[str, Any]
@@ -74,7 +74,7 @@ def build_lora_files(
 def loras_in(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], weights: Mapping[str, Weight]
 ) -> dict[str, Adapter]:
-    """LoRA as it was trained, on each layer that the config names."""
+    """Return the trained LoRA of each layer that the config names."""
     check_types(config, _CONFIG)
     kinds = [kind for kind in KINDS.values() if kind.config.items() <= config.items()]
     if not kinds:

@@ -1,6 +1,6 @@
 """An offset in PEFT's two files, and the offset that these files describe.
 
-PEFT has no offset: it reads a bias of LoRA's, or, of a kind that has none, the bias of the base.
+PEFT has no offset: it reads LoRA's bias, or the base's bias for a kind without its own.
 """
 
 import re
@@ -20,7 +20,7 @@ _DIRECTION = "offset.direction"
 def zeros_for(
     name: str, offset: Offset, weights: Mapping[str, Weight]
 ) -> dict[str, LoRAParametrization]:
-    """LoRA of zeros on the layer of an offset alone, since PEFT has no offset without LoRA."""
+    """Return LoRA of zeros on an offset's layer, since PEFT has no offset without LoRA."""
     layer = layer_name(name)
     weight = weights[layer].original.detach()
     zeros = LoRAParametrization(weight.to("meta"))

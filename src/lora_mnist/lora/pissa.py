@@ -23,8 +23,8 @@ class PiSSAParametrization(LoRAParametrization):
 
         W + scaling * (lora_B @ lora_A - start_B @ start_A)
 
-    Of a large weight the values and vectors are those of a random projection (Halko et al. 2011,
-    arXiv:0909.4061), as PEFT's ``pissa_niter_4`` takes them.
+    A large weight is first projected at random (Halko et al. 2011, arXiv:0909.4061), as PEFT's
+    ``pissa_niter_4`` does.
 
     That is plain LoRA of twice the rank, or of the full rank where that is smaller, and is saved as
     such. A rank above the smaller side of the weight as a matrix is that side. Dropout acts on the

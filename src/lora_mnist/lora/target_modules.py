@@ -76,7 +76,7 @@ def by_pattern(
 
 
 def listed(names: Collection[str]) -> str:
-    """``names`` for a message, the first twenty of them."""
+    """Return the first twenty of ``names`` as text for a message."""
     if len(names) > 20:
         return f"{', '.join(list(names)[:20])} and {len(names) - 20} more"
     return ", ".join(names) or "none"

@@ -38,7 +38,7 @@ class Weight(NamedTuple):
 
 
 def load_into(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter] = ()) -> None:
-    """Make ``original`` the weight, with ``adapters`` on it and nothing else."""
+    """Replace the parameter by ``original`` with only ``adapters`` on it."""
     module, attribute = weight.module, weight.attribute
     if parametrize.is_parametrized(module):
         # A deep copy would share torch's class for the layer, which gets another ``forward`` below.
@@ -60,12 +60,12 @@ def load_into(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter
 
 
 def adapters_on(model: nn.Module) -> list[Adapter]:
-    """Everything on the tensors of ``model``: LoRA on weights, and offsets."""
+    """Return all adapters on ``model``: LoRA on weights, and offsets."""
     return [m for m in model.modules() if isinstance(m, Adapter)]
 
 
 def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
-    """LoRA alone, of a network or of one layer, without offsets; empty without LoRA."""
+    """Return the LoRA of a network or a layer, without offsets."""
     return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
@@ -81,7 +81,7 @@ def find_offset(model: nn.Module) -> Offset | None:
 
 
 def float_parameters(model: nn.Module) -> dict[str, Weight]:
-    """Every floating-point parameter by name; a ``weight`` has its layer's name, as in PEFT."""
+    """Return floating-point parameters by name; a ``weight`` has its layer's, as in PEFT."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
     for layer, module in model.named_modules():
@@ -112,5 +112,5 @@ def float_parameters(model: nn.Module) -> dict[str, Weight]:
 
 
 def adapted_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every weight of ``model`` with an adapter, and bias with an offset, by name, in order."""
+    """Return the weights with an adapter and the biases with an offset, by name, in order."""
     return {name: w for name, w in float_parameters(model).items() if w.adapters}
