@@ -71,14 +71,14 @@ def as_value(value: Any) -> str:
 
 
 def nearest_to(name: str, names: Iterable[str]) -> str:
-    """``; the nearest is NAME``, to be put behind a name that is none of ``names``."""
+    """Return ``; the nearest is NAME``, for a message about a name that is not in ``names``."""
     nearest = get_close_matches(name, names, n=1) if len(name) > 2 else []  # 1 is not near to 11
     return f"; the nearest is {nearest[0]}" if nearest else ""
 
 
 @contextmanager
 def naming(setting: str, joined: str = ": ") -> Iterator[None]:
-    """Inside the ``with`` block, an error of a file is reported as one of ``setting``."""
+    """Report errors of a file inside the ``with`` block as errors of ``setting``."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -87,7 +87,7 @@ def naming(setting: str, joined: str = ": ") -> Iterator[None]:
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Inside the ``with`` block, what a library says of a value becomes a :class:`UserError`."""
+    """Turn a library's errors about a value into a :class:`UserError` inside the block."""
     try:
         yield
     except UserError:

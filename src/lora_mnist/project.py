@@ -33,7 +33,7 @@ def user_path(path: object) -> Path:
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Inside the ``with`` block Python also looks for modules where the user stands."""
+    """Let Python import from the current folder inside the ``with`` block."""
     path = list(sys.path)
     sys.path.append(str(Path.cwd()))  # last: a timm.py that lies there is not timm
     try:
@@ -43,7 +43,7 @@ def importable() -> Iterator[None]:
 
 
 def program(name: str) -> str:
-    """Return the command ``name`` as it is called here, such as ``python ../train.py``."""
+    """Return the command ``name`` to type here, such as ``python ../train.py``."""
     if CONFIGS.parent == _PACKAGE:
         return f"lora-mnist {name}"
     entry = PROJECT / f"{name}.py"
@@ -65,6 +65,6 @@ def command_line(name: str, arguments: Iterable[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """One argument, quoted for the shell only where it must be."""
+    """Quote one argument for the shell, where it needs quotes."""
     # Hydra's own quotes are single quotes, which shlex would break into five pieces.
     return f'"{text}"' if "'" in text and not set('"$`\\!') & set(text) else shlex.quote(text)

@@ -57,7 +57,7 @@ def latest_adapter(outputs: str | Path) -> Path:
 
 
 def _ended(config: Path) -> str:
-    """When the run of an adapter ended; without its results, as after a kill, its file's time."""
+    """Return the end time of an adapter's run; without results, as after a kill, its file's."""
     with suppress(ValueError):
         ended = read_json(config.parents[1] / RESULTS_FILE).get(ENDED)
         if isinstance(ended, str):

@@ -150,7 +150,7 @@ class Classifier:
         return self.dataset.normalize(self.read(picture)[None])[0]
 
     def read(self, picture: str | Path | Image.Image) -> Tensor:
-        """:meth:`prepare` without the normalization: a tensor of pixels, uint8."""
+        """Return a picture's pixels, uint8: :meth:`prepare` without the normalization."""
         if isinstance(picture, str):
             picture = Path(picture)
         return self.dataset.read_picture(picture)
@@ -170,7 +170,7 @@ class Classifier:
     def predict_at(
         self, images: Iterable[tuple[Tensor, int]], points: Sequence[Point | None]
     ) -> Iterator[tuple[int, list[Prediction]]]:
-        """Each image's label, which may be any number, and the prediction at each point."""
+        """Yield each image's label, which may be any number, and its prediction at each point."""
         batches = self.dataset.stacked(images, self.device)
         for labels, at_points in logits_at(self.net, batches, points):
             rows = torch.stack(at_points, dim=1).softmax(dim=2).tolist()

@@ -81,7 +81,7 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
 
 
 def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors of a file by their names in ``net``: transformers has renamed some since."""
+    """Return a file's tensors by their names in ``net``: transformers has renamed some."""
     own: Any = net
     if tensors.keys() == net.state_dict().keys():
         return tensors
@@ -101,7 +101,7 @@ def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tenso
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside the ``with`` block transformers shows no bars, and says nothing but errors."""
+    """Hide the bars and warnings of transformers inside the ``with`` block."""
     from transformers.utils import logging
 
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

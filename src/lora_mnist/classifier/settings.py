@@ -64,7 +64,7 @@ class Settings:
 
     def with_record(self, who: str, record: Record, file: str) -> "Settings":
         """Return these settings, completed by a record from the override ``file``."""
-        settings, taken = self._filled(record.settings)
+        settings, taken = self._add_missing(record.settings)
         for group in _GROUPS:  # two records may complete one function together
             refuse_foreign_code(group, getattr(settings, group), self.given[group], file)
         others = []
@@ -73,29 +73,29 @@ class Settings:
             if own is not None and settings.prepare[key] != value:
                 others.append(f"prepare.{key}={as_value(own)}")
         if taken:
-            settings = settings.noting(f"from {who}: {', '.join(taken)}")
+            settings = settings.with_note(f"from {who}: {', '.join(taken)}")
         if others:
-            settings = settings.noting(f"other than in {who}: {', '.join(others)}")
+            settings = settings.with_note(f"other than in {who}: {', '.join(others)}")
         return settings
 
     def with_makers_preprocessing(self, net: nn.Module) -> "Settings":
-        """With what the network's makers add; a published data set has a form of its own."""
+        """Add the makers' preprocessing; a published data set has a form of its own."""
         if is_published(self.data):
             return self
         own = own_preprocessing(net, self.net, self.prepare, self.folder)
-        settings, taken = self._filled({"prepare": own})
-        return settings.noting(f"from the network: {', '.join(taken)}") if taken else settings
+        settings, taken = self._add_missing({"prepare": own})
+        return settings.with_note(f"from the network: {', '.join(taken)}") if taken else settings
 
     def with_default_targets(self) -> "Settings":
         """Return these settings, completed by the default classes of network and data set."""
-        return self._filled(_DEFAULT_TARGETS)[0]
+        return self._add_missing(_DEFAULT_TARGETS)[0]
 
-    def noting(self, note: str) -> "Settings":
-        """With one more line of what comes from where, for the log."""
+    def with_note(self, note: str) -> "Settings":
+        """Add a line about the source of values, for the log."""
         return replace(self, notes=(*self.notes, note))
 
-    def _filled(self, values: Mapping[str, Any]) -> tuple["Settings", list[str]]:
-        """With those of ``values``, by group, that are missing; and which these are."""
+    def _add_missing(self, values: Mapping[str, Any]) -> tuple["Settings", list[str]]:
+        """Add missing values from ``values``, by group; return the settings and what was added."""
         groups, taken = dict[str, Any](), []
         for group in _GROUPS:
             own, stored = getattr(self, group), dict(values.get(group, {}))

@@ -64,7 +64,7 @@ def read_base(path: Path) -> Base:
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
-    """All tensors of nested dictionaries, by dotted names."""
+    """Return the tensors of nested dictionaries by dotted names."""
     if not isinstance(content, Mapping):
         return {}
     tensors, groups = {}, {}

@@ -50,7 +50,7 @@ class ClaimOutputFolder(Callback):
 
 @contextmanager
 def _claiming(cfg: DictConfig) -> Iterator[None]:
-    """Inside the ``with`` block no folder is claimed yet: what ends the command touches none."""
+    """Leave folders alone inside the ``with`` block, however the command ends there."""
     try:
         HydraConfig.instance().set_config(cfg)  # as Hydra does next, for ${hydra:...}
         _refuse_start(cfg)

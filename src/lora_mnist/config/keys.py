@@ -107,7 +107,7 @@ def _resolve_digit(cfg: DictConfig, set_keys: Collection[str]) -> None:
 
 @cache
 def command_keys(stage: str) -> dict[str, bool]:
-    """:func:`dotted` of the configuration of a command, or of a stage of train.py."""
+    """Return the :func:`dotted` keys of a command, or of a stage of train.py."""
     name, overrides = (stage, []) if stage in COMMANDS else ("train", [f"stage={stage}"])
     if (CONFIGS / "local" / "default.yaml").is_file():
         overrides.append("~local@_global_")  # the user's
@@ -120,7 +120,7 @@ def command_keys(stage: str) -> dict[str, bool]:
 
 
 def dotted(nested: Any, group: str = "") -> dict[str, bool]:
-    """All keys of a configuration, groups before what is in them, and whether each is a group."""
+    """Return each key of a configuration, groups before their keys, and whether it is a group."""
     keys = {}
     for name, value in nested.items():
         key = f"{group}{name}"

@@ -50,7 +50,7 @@ class Run:
         return self.overrides_without("hydra", "launcher", "sweep")
 
     def overrides_without(self, *groups: str) -> list[str]:
-        """Return the overrides except those of these keys and groups, and of keys in them."""
+        """Return the overrides without these keys and groups, and the keys in them."""
         left = []
         for text in self.command_line or ():
             key = override_key(text).replace("/", ".")  # of hydra/launcher, too

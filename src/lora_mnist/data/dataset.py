@@ -102,7 +102,7 @@ class ImageDataset:
         return mean, std
 
     def normalize(self, images: Tensor) -> Tensor:
-        """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
+        """Return ``(images / 255 - mean) / std``, float32; images are uint8, (N, C, H, W)."""
         mean, std = (
             torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
             for value in self.mean_and_std
@@ -112,7 +112,7 @@ class ImageDataset:
     def loader(
         self, images: Images, device: torch.device | str = "cpu", **options: Any
     ) -> DataLoader[Batch]:
-        """torch's DataLoader, with a generator of its own, unless ``options`` name one."""
+        """Return a DataLoader, with its own generator unless ``options`` name one."""
         # With torch's own, a training would depend on what was evaluated before it.
         options = {"generator": torch.Generator(), **options}
         is_in_memory = images.reader is None or isinstance(images.reader, ReadOnce)
@@ -133,7 +133,7 @@ class ImageDataset:
         indices: Tensor | None = None,
         name: str = "images",
     ) -> Iterator[Batch]:
-        """``images``, or those at ``indices``, in order, normalized, with labels, on ``device``."""
+        """Yield normalized batches with labels on ``device``, in order: of all, or ``indices``."""
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self.loader(images, device, batch_size=self.eval_batch_size, sampler=order)
         for batch in progress(loader, name, len(loader)):
@@ -144,7 +144,7 @@ class ImageDataset:
     def stacked(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Pictures of :meth:`read_picture` in batches of one size, normalized, with labels."""
+        """Yield pictures of :meth:`read_picture` in normalized batches of one size, with labels."""
         for _, group in groupby(pictures, lambda picture: picture[0].shape):
             while batch := list(islice(group, self.eval_batch_size)):
                 images, labels = zip(*batch, strict=True)
@@ -153,7 +153,7 @@ class ImageDataset:
 
 
 def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
-    """Mean and standard deviation of each channel, or of the only one, to four decimals."""
+    """Return mean and standard deviation of each channel, or the only one, to four decimals."""
     total = squares = torch.zeros(1, dtype=torch.int64)
     count = 0
     for indices in torch.split(torch.arange(len(images)), 64):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def compute_digests(images: Sequence[Tensor | Path | bytes]) -> Tensor:
-    """Eight bytes of the SHA-256 of each image's file or, in memory, of its pixels: int64, (N,)."""
+    """Hash each image's file or, in memory, its pixels: 8 bytes of the SHA-256, int64, (N,)."""
     digests = []
     for image in images:
         content: Any = image.contiguous().numpy() if isinstance(image, Tensor) else image

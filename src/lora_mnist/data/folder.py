@@ -135,7 +135,7 @@ class Folder(ImageDataset):
         return self._listing.files(self.classes)
 
     def _size_of_the_first(self) -> tuple[int, int]:
-        """Height and width of the first image; all others have to have them."""
+        """Return height and width of the first image, which all others must have."""
         for file in self._files:
             with suppress(PictureError):  # broken ones are named later, when all are read
                 _, height, width = examine(self.root / file.path)

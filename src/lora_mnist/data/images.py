@@ -131,7 +131,7 @@ class ImageSets:
 
 
 def viewable(images: Tensor) -> Tensor:
-    """Images as uint8, to be looked at; the floats of a transform are stretched from 0 to 255."""
+    """Return images as uint8 to look at; floats of a transform are stretched to 0..255."""
     if not images.is_floating_point():
         return images
     low = images.amin((-3, -2, -1), keepdim=True)

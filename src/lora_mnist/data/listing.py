@@ -27,7 +27,7 @@ class ImageFile(NamedTuple):
 
 
 class Listing:
-    """The folders of classes below ``root``: those of train/, val/ and test/, or they alone."""
+    """The folders of classes below ``root``: in train/, val/ and test/, or directly."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

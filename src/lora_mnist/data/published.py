@@ -61,7 +61,7 @@ class Published(ImageDataset):
         raise NotImplementedError
 
     def load(self, train: bool) -> Batch:
-        """All training or test images, and labels; ``download`` makes and fills the folder."""
+        """Return training or test images, and labels; ``download`` makes and fills the folder."""
         with suppress(OSError, ValueError):
             return self.read_split(train)
         expected = f"expected {self.expected}; some are missing or damaged"

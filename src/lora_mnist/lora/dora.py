@@ -52,7 +52,7 @@ class DoRAParametrization(LoRAParametrization):
         return super().saved(weight, scale) | magnitude
 
     def magnitude(self, weight: Tensor, scale: float) -> Tensor:
-        """``m(scale)``; exact at both ends, as lerp is."""
+        """Return ``m(scale)``; exact at both ends, as lerp is."""
         return _norms(weight).lerp(self.lora_magnitude_vector, scale)
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def builds_weight(adapters: Any) -> bool:
 
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
+    """Compute an adapted linear layer: (..., in_features) to (..., out_features)."""
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     if adapters.original.numel() > _SMALL and builds_weight(adapters):
         return F.linear(x, layer.weight, layer.bias)
@@ -182,7 +182,7 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``forward`` of an adapted convolution: by ``lora_A`` as its weight, then ``lora_B``, 1x1."""
+    """Compute an adapted convolution: with ``lora_A`` as its weight, then ``lora_B``, 1x1."""
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     geometry: Any = (layer.stride, layer.padding, layer.dilation)
     if builds_weight(adapters):

@@ -150,7 +150,7 @@ def set_lora_offset(model: nn.Module, offset: float) -> None:
 
 
 def set_lora_point(model: nn.Module, point: Point) -> None:
-    """:func:`set_lora_scale` and :func:`set_lora_offset`, all at once."""
+    """Set scale and offset at once: see :func:`set_lora_scale` and :func:`set_lora_offset`."""
     _set_point(model, **point._asdict())
 
 

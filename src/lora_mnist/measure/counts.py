@@ -80,7 +80,7 @@ def count_changes(
 def count_predictions(
     predictions: Predictions, targets: Sequence[int] = (), test_prior: Sequence[int] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Every count of a table, as results.json has it: :func:`count_labels` of each side."""
+    """Return the counts of a table of results.json: :func:`count_labels` of each side."""
     label, num_classes = predictions.label, predictions.num_classes
     sides: list[dict[str, Any]] = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):

@@ -40,7 +40,7 @@ class Predictions:
         return len(self.label)
 
     def followed_by(self, others: "Predictions") -> "Predictions":
-        """Return these points followed by those of ``others``, for the same images."""
+        """Return these points followed by the points of ``others``, for the same images."""
         columns: dict[str, Any] = {}
         for name in ("prediction", "probability", "loss"):
             columns[name] = torch.cat([getattr(self, name), getattr(others, name)])
@@ -107,7 +107,7 @@ def compute_predictions_at(
 def compute_predictions(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], base: Predictions | None = None
 ) -> Predictions:
-    """Return the predictions of ``net``, after those of its ``base`` if they are known."""
+    """Return the predictions of ``net``, with its ``base`` first if that is known."""
     points: list[Point | None] = [BASE] if base is None else []
     if adapters_on(net):
         points.append(None)

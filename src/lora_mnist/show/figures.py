@@ -55,7 +55,7 @@ def png_address(png: bytes) -> str:
 
 @_plain_text
 def draw_classes(results: RunResults) -> Figure:
-    """Errors on each class: an arrow from before to after, or of a base alone a point."""
+    """Draw errors on each class: an arrow from before to after, or a point for a base alone."""
     rows = [row for row in results.rows() if len(row.classes) == 1]
     figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot(xlabel="errors on test images")
@@ -143,7 +143,7 @@ def save_summary(summary: Summary) -> None:
 
 @_plain_text
 def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], metric: str) -> Figure:
-    """``metric`` over the key with most values, with a line for each combination of the others."""
+    """Draw ``metric`` over the key with most values, a line for each combination of others."""
     # A point: the swept values by key, the metric's mean over seeds, and its standard deviation.
     values = {key: {swept[key] for swept, _, _ in points} for key in points[0][0]}
     across = max(values, key=lambda key: len(values[key]))
@@ -173,6 +173,6 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
 
 
 def shortened(name: str, most: int = 17) -> str:
-    """``name`` without its middle, where it is longer than ``most`` characters."""
+    """Return ``name`` without its middle if it has more than ``most`` characters."""
     end = most // 2
     return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

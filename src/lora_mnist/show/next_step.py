@@ -21,7 +21,7 @@ class Step(NamedTuple):
 
 
 def next_step(results: RunResults, folder: Path) -> Step | None:
-    """After the test of a base in ``folder``: how to repair its weakest class, or why not yet."""
+    """Return the next command for a base or a repair, or why there is none yet, or None."""
     if results.is_repair:
         return _export(results, folder)
     total, training = results.total, results.training_images
@@ -58,7 +58,7 @@ def _export(results: RunResults, folder: Path) -> Step | None:
 
 
 def _with_repeated(overrides: list[str], results: RunResults) -> list[str]:
-    """Return overrides with those of the run that say which images, network and base."""
+    """Return overrides, followed by the run's own for images, network and base."""
     given, repeated = [override_key(text) for text in overrides], list[str]()
     for text in results.overrides or ():
         if override_key(text).startswith(_REPEATED) and override_key(text) not in given:

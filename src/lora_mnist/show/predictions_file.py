@@ -26,7 +26,7 @@ def write_table(
 def write_predictions(
     path: Path, predictions: Iterable[Mapping[str, Any]], has_adapter: bool
 ) -> int:
-    """Write those of pictures as they come; ``configs/predict.yaml`` names the columns."""
+    """Write predictions one by one; ``configs/predict.yaml`` names the columns."""
     return write_csv(path, ["file", *_titles(has_adapter)], map(_row, predictions))
 
 

@@ -28,7 +28,7 @@ def choice_lines(results: RunResults) -> list[str]:
 
 
 def format_choice(name: str, record: Mapping[str, Any], is_repair: bool = False) -> str:
-    """``optimizer.lr=0.003: the first that is tried``: a choice's key, value and reasons."""
+    """Return a choice's key, value and reasons: ``optimizer.lr=0.003: the first that is tried``."""
     value, why = record["value"], "; ".join(map(format_reason, record["reasons"]))
     if name == "point":
         prefix = "lora." if is_repair else ""

@@ -25,7 +25,7 @@ class Sentence(NamedTuple):
 
 
 def judged(p_value: float, is_better: bool) -> str:
-    """``better`` or ``worse``; ``unclear`` where the difference may be chance."""
+    """Return ``better``, ``worse`` or, where the difference may be chance, ``unclear``."""
     if p_value > LEVEL:
         return "unclear"
     return "better" if is_better else "worse"
@@ -166,7 +166,7 @@ class RunResults:
         )
 
     def measured(self, measure: str) -> tuple[float, float, float]:
-        """One of :data:`.class_weights.MEASURES` on test images before and after, and p."""
+        """Return a measure of :data:`.class_weights.MEASURES` before and after, and p."""
         before, after = self.counts["test_base"], self.counts["test"]
         return before[measure], after[measure], after[f"p_value_{measure}"]
 
@@ -186,7 +186,7 @@ class RunResults:
         return weakest(counts["errors_per_class"], counts["images_per_class"])
 
     def named(self, numbers: Sequence[int]) -> str:
-        """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
+        """Name classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
         names = [self.classes[number] for number in numbers]
         if len(names) > _MAX_NAMES:
             return f"{len(names)} classes"
@@ -206,7 +206,7 @@ class RunResults:
         return set(self.classes) == _DIGITS.keys()
 
     def rows(self) -> list[Row]:
-        """Return a row for each class and one for all; of many classes, those that changed most."""
+        """Return a row for each class, or for the most changed of many, and one for all."""
         numbers = self.every
         if len(numbers) >= _MAX_ROWS:
 
@@ -261,7 +261,7 @@ class RunResults:
 
 
 def count_text(count: int, word: str) -> str:
-    """``1 error``, ``2,000 errors``."""
+    """Return a count with its noun: ``1 error``, ``2,000 errors``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
@@ -271,7 +271,7 @@ def measure_name(choose_by: str) -> str:
 
 
 def chance_text(p_value: float) -> str:
-    """``may be chance, p = 0.65``, or ``p < 0.001``; never rounded past ``LEVEL``."""
+    """Return ``may be chance, p = 0.65`` or ``p < 0.001``; never rounded past ``LEVEL``."""
     if p_value < _LEAST_P:
         return f"p < {_LEAST_P}"
     digits = 2

@@ -36,7 +36,7 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 
 
 def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
-    """Tables and texts as lines; a terminal gets colors unless ``NO_COLOR`` is set."""
+    """Render tables and texts as lines; a terminal gets colors unless ``NO_COLOR`` is set."""
     text = StringIO()
     # Names come from users and files: [/b] and :x: in them are no markup.
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
@@ -82,7 +82,7 @@ def print_parameters(net: nn.Module) -> None:
 
 
 def _shape(tensor: Any) -> str:
-    """``1000 x 784``; a dash where a layer has no such tensor."""
+    """Return ``1000 x 784``, or a dash where a layer has no such tensor."""
     return " x ".join(map(str, tensor.shape)) if isinstance(tensor, Tensor) else "-"
 
 

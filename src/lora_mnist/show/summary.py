@@ -104,7 +104,7 @@ def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) ->
 
 
 def better_end(key: str) -> str:
-    """``max`` for accuracies, scores, precisions and repaired images, ``min`` for the others."""
+    """Return ``max`` for accuracies, scores, precisions and repaired images, else ``min``."""
     larger_is_better = r"\.((mean_|balanced_|weighted_)?accuracy|score|precision|repaired)"
     return "max" if re.search(larger_is_better, key) else "min"
 
@@ -116,7 +116,7 @@ def of_base(key: str) -> str:
 
 
 def _sign(metric: str) -> int:
-    """-1 if a larger metric is better, else 1."""
+    """Return -1 if a larger metric is better, else 1."""
     return -1 if better_end(metric) == "max" else 1
 
 

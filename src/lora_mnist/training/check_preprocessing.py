@@ -131,7 +131,7 @@ class _Way:
     wrong: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # images so far
 
     def compare(self, other: "_Way") -> tuple[int, int]:
-        """Count the images that only this way has right, and those that only the other has."""
+        """Count the images that only this way has right, and that only the other has right."""
         count = min(len(self.wrong), len(other.wrong))
         here, there = self.wrong[:count], other.wrong[:count]
         return int((there & ~here).sum()), int((here & ~there).sum())

@@ -42,12 +42,12 @@ class Session:
 
     @property
     def mistakes_start(self) -> int:
-        """The number of the data set's training images: mistakes to learn come after them."""
+        """The number of the data set's training images: training mistakes follow them."""
         return len(self.images.train) - len(self.mistakes.train if self.mistakes else ())
 
     @property
     def splits(self) -> dict[str, Images]:
-        """The images of which predictions are made, by the names of their parts."""
+        """The images to predict, by the names of their splits."""
         splits = {"val": self.images.val, "test": self.images.test}
         if self.mistakes is not None:
             splits |= {"mistakes": self.mistakes.train, "mistakes_test": self.mistakes.test}

@@ -30,7 +30,7 @@ def make_trainer(
     keeps_checkpoints: bool = True,
     loggers: Sequence[Logger] | None = None,  # in place of new ones
 ) -> Trainer:
-    """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``."""
+    """Build the Trainer of ``cfg.trainer``, with ``cfg.callbacks`` and ``cfg.logger``."""
     callbacks = _instantiate_group(cfg, "callbacks")
     loggers = _instantiate_group(cfg, "logger") if loggers is None else loggers
     with importable(), config_group("trainer"):
@@ -99,7 +99,7 @@ def _refuse_unsuitable(trainer: Trainer, run: Run, stage: str) -> None:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Inside the ``with`` block, warnings of Lightning that do not apply here are hidden."""
+    """Hide warnings of Lightning that do not apply here inside the ``with`` block."""
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk

@@ -201,7 +201,7 @@ def _count_to_learn(session: Session, selection: Selection) -> int:
 
 
 def _steps(session: Session, selection: Selection) -> int:
-    """``trainer.max_steps``."""
+    """Return ``trainer.max_steps``."""
     steps = session.cfg.trainer.max_steps
     if steps != AUTO:
         return int(steps)
@@ -218,7 +218,7 @@ def order_seed(cfg: DictConfig) -> int:
 
 
 def _batch_values(session: Session, selection: Selection) -> dict[str, Any]:
-    """``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
+    """Return ``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
     cfg, processes = session.cfg, session.trainer.world_size
     # A third of all classes needs more than a tenth of a batch: docs/experiments.md. Mistakes are
     # of no class: they have 10 images of a batch, beside 90, and 0.25 of the loss.
@@ -235,7 +235,7 @@ def _batch_values(session: Session, selection: Selection) -> dict[str, Any]:
 
 
 def _dropout(session: Session, trial: DictConfig) -> float:
-    """``lora.dropout`` of a trial; 0 where none fills it, or no layer shows LoRA its input."""
+    """Return a trial's ``lora.dropout``; 0 without one, or if no layer shows LoRA its input."""
     weights = adapted_weights(session.net).values()
     takes_dropout = any(weight.factored_forward for weight in weights)
     dropout = trial.lora.dropout
