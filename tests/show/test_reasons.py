@@ -10,7 +10,7 @@ from lora_mnist.show.reasons import WORDS, format_choice, log_choices
 
 
 def test_a_value_that_somebody_has_set_is_not_logged():
-    decided = Choice(0.003, [Reason("first_rate")])
+    decided = Choice(0.003, [Reason("first_learning_rate")])
     known = Choice(9, [Reason("set", key="target", where="command line")])
     with logged("lora_mnist.show.reasons") as log:
         log_choices({"learning_rate": decided, "target": known})

@@ -44,7 +44,7 @@ def test_a_training_that_diverges_ends_and_a_smaller_rate_is_tried(go, monkeypat
     rate = read_results(folder)["choices"]["learning_rate"]
     assert rate["value"] == 0.003
     (reason,) = rate["reasons"]
-    assert (reason["code"], reason["rate"]) == ("diverged", 1e30)
+    assert (reason["code"], reason["learning_rate"]) == ("diverged", 1e30)
     assert not changed(folder, go("less steep", *options, "optimizer.lr=0.003"))
 
 

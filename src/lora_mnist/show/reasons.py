@@ -71,10 +71,10 @@ def _best_trial(choose_by: str, trials: Mapping[str, tuple[float, float]]) -> st
 
 
 def _best_point(
-    choose_by: str, score: float, of_base: float, accuracies: tuple[float, float]
+    choose_by: str, score: float, base_score: float, accuracies: tuple[float, float]
 ) -> str:
     before, after = accuracies
-    text = f"the highest score on validation images, {score:.3f}, and {of_base:.3f} of the base"
+    text = f"the highest score on validation images, {score:.3f}, and {base_score:.3f} of the base"
     return f"{text}; {measure_name(choose_by)} {before:.1%} -> {after:.1%}"
 
 
@@ -101,9 +101,9 @@ WORDS: Mapping[str, str | Callable[..., str]] = {
     "lost": "{trial}: ended at step {step}, since its score, {score:.3f}, does not rise, and is "
     "behind the score with {best} beyond chance",
     # the learning rate
-    "first_rate": "the first that is tried",
-    "rate_of_trial": "as the trial has it",
-    "rate_behind": "at {rate:g} it is behind this one",
+    "first_learning_rate": "the first that is tried",
+    "learning_rate_of_trial": "as the trial has it",
+    "learning_rate_behind": "at {learning_rate:g} it is behind this one",
     # augmentation
     "augment_of_trial": "as the trial has it, which leaves images as they are",
     "augment_of_base": "as in the base's training",
@@ -116,8 +116,8 @@ WORDS: Mapping[str, str | Callable[..., str]] = {
     "few_images": "{images:,} images to learn, fewer than {limit}",
     "many_images": "{images:,} images to learn, no fewer than {limit}",
     "trial_adds_nothing": "the trial adds nothing that validation images show",
-    "refit_behind": "refit: its score is {score:.3f} on its own validation images, and the base's "
-    "is {of_base:.3f}",
+    "refit_behind": "its score is {score:.3f} on its own validation images, and the base's is "
+    "{base_score:.3f}",
     # the operating point
     "best_point": _best_point,
     "scales_behind": _scales_behind,

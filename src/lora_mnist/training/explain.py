@@ -76,14 +76,14 @@ def explain_learning_rate(
     if session.cfg.optimizer.lr != AUTO:
         return Choice(training.lr, [session.explain_setting("optimizer.lr")])
     if len(lrs) == 1:
-        return Choice(training.lr, [Reason("rate_of_trial")])
+        return Choice(training.lr, [Reason("learning_rate_of_trial")])
     reasons = [each.reason for each in failures if each.training.name == training.name]
     images = 0
     for each in results:
         if each.training.name == training.name and each is not best:
-            reasons.append(Reason("rate_behind", rate=each.training.lr))
+            reasons.append(Reason("learning_rate_behind", learning_rate=each.training.lr))
             images = best.images_seen
-    return Choice(training.lr, reasons or [Reason("first_rate")], lrs, images)
+    return Choice(training.lr, reasons or [Reason("first_learning_rate")], lrs, images)
 
 
 def explain_point(session: Session, best: TrainingResult) -> Choice:
@@ -99,7 +99,7 @@ def explain_point(session: Session, best: TrainingResult) -> Choice:
     assert best.row is not None
     base, row = curve["base"], best.row
     accuracies = (base["weighted_accuracy"], row["weighted_accuracy"])
-    numbers = {"score": best.score, "of_base": base["score"], "accuracies": accuracies}
+    numbers = {"score": best.score, "base_score": base["score"], "accuracies": accuracies}
     why = [Reason("best_point", choose_by=curve["choose_by"], **numbers)]
     others = [each for each in curve["rows"] if each is not row]
     if behind := [each["scale"] for each in others if each["is_behind"]]:

@@ -1,4 +1,4 @@
-"""The trainings of a repair: several attempts, the best of them, and perhaps a refit of that.
+"""The trainings of a repair: several trials, the best of them, and perhaps its refit.
 
 Where a class has few images, a training sees each of them dozens of times, and the base's own
 validation images hold much of what the base does not know. So each of ``trials`` is a complete
@@ -184,9 +184,9 @@ def _train_refit(
         reason = result.reason
     else:
         assert result.curve is not None  # there are images, on which it was trained
-        of_base, images = result.curve["base"]["score"], result.images_seen
-        if result.score >= of_base:
+        base_score, images = result.curve["base"]["score"], result.images_seen
+        if result.score >= base_score:
             return result, refit
-        reason = Reason("refit_behind", score=result.score, of_base=of_base)
-    log.warning("%s; the trial is kept", format_reason(reason.record))
+        reason = Reason("refit_behind", score=result.score, base_score=base_score)
+    log.warning("refit: %s; the trial is kept", format_reason(reason.record))
     return best, Choice(False, [reason], [True, False], images)

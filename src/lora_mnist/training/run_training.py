@@ -113,7 +113,7 @@ def run_training(
     try:
         trained = load_finished(session, planned) or _train(session, planned, best)
     except TrainingError as error:
-        trained = Reason("diverged", trial=planned.name, rate=planned.lr, error=str(error))
+        trained = Reason("diverged", trial=planned.name, learning_rate=planned.lr, error=str(error))
     if isinstance(trained, Reason):
         level = logging.INFO if trained.code == "lost" else logging.WARNING
         log.log(level, "%s", format_reason(trained.record))
@@ -152,7 +152,7 @@ def _train(
         data = build_datamodule(session, training)
         module = fit(session, cfg, trainer, data)
         if end is not None and end.lost:
-            return Reason("lost", trial=planned.name, rate=planned.lr, **end.lost)
+            return Reason("lost", trial=planned.name, learning_rate=planned.lr, **end.lost)
         steps, validation_errors = module.global_step, list(module.errors_by_step.items())
         hparams = None if training.is_only else dict(module.hparams)
         train_digests = data.train_digests
