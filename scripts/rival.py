@@ -34,7 +34,7 @@ from lora_mnist.config.run import Run, override_key
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Augment, Images, ImageSets
 from lora_mnist.errors import UserError
-from lora_mnist.lora.offset import offset_for
+from lora_mnist.lora.offset import build_offset
 from lora_mnist.measure.class_weights import class_weights, weighted_accuracy
 from lora_mnist.measure.counts import count_labels
 from lora_mnist.measure.scale_curve import offsets_to_try
@@ -97,7 +97,7 @@ class Choice(NamedTuple):
 
 def one_number(case: Case) -> tuple[Tensor, float]:
     """Return the direction and the offset that validation images choose for the base."""
-    offset = offset_for(case.counts(), case.targets)
+    offset = build_offset(case.counts(), case.targets)
     direction = offset.direction
     logits, labels, offsets = case.before["val"], case.labels["val"], offsets_to_try(offset)
     scores = compute_scores(logits, labels, direction, offsets, case.weights)

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lora_mnist.config.run import in_grammar
+from lora_mnist.config.run import quote_for_hydra
 from lora_mnist.project import command_line
 
 ARGUMENTS = [
@@ -34,5 +34,5 @@ def test_command_line_is_ready_to_paste(shell):
 @example("1.50")
 def test_override_has_a_class_or_a_path_of_any_name(name):
     for text in (name, f"/{name}"):
-        value = OverridesParser.create().parse_override(f"target={in_grammar(text)}").value()
+        value = OverridesParser.create().parse_override(f"target={quote_for_hydra(text)}").value()
         assert str(value) == text

@@ -59,25 +59,25 @@ def require_choice(name: str, value: Any, choices: Iterable[str | int]) -> None:
     require(value in list(choices), name, value, f"one of {', '.join(map(str, choices))}")
 
 
-def as_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as it is written after a key: ``[0.5,0.5]``, ``{_target_: my.Crop, a: 8}``."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {as_value(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {format_value(each)}' for key, each in value.items())}}}"
     if isinstance(value, Sequence) and not isinstance(value, str):  # OmegaConf's, too
-        return f"[{','.join(map(as_value, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
 
 
-def nearest_to(name: str, names: Iterable[str]) -> str:
+def suggest_nearest(name: str, names: Iterable[str]) -> str:
     """Return ``; the nearest is NAME``, for a message about a name that is not in ``names``."""
     nearest = get_close_matches(name, names, n=1) if len(name) > 2 else []  # 1 is not near to 11
     return f"; the nearest is {nearest[0]}" if nearest else ""
 
 
 @contextmanager
-def naming(setting: str, joined: str = ": ") -> Iterator[None]:
+def report_as(setting: str, joined: str = ": ") -> Iterator[None]:
     """Report errors of a file inside the ``with`` block as errors of ``setting``."""
     try:
         yield
@@ -109,7 +109,7 @@ def format_refusal(error: ArgumentError, group: str = "") -> str:
     """Return the line about an argument that cannot be used, which is a key of ``group``."""
     group = "prepare" if error.name in PREPARE else group  # a data set takes both
     key = f"{group}.{error.name}".lstrip(".")
-    return f"{key}={as_value(error.value)}: {error.reason}"
+    return f"{key}={format_value(error.value)}: {error.reason}"
 
 
 def _is_of_libraries(error: BaseException | None) -> bool:

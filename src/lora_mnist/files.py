@@ -15,7 +15,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write ``path`` whole or not at all, by a temporary file beside it, which is yielded."""
     # The suffix stays the last part: some writers append one of their own where it is missing.
     temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}.tmp{path.suffix}")
-    with made_folder(path.parent):
+    with make_folder(path.parent):
         try:
             yield temporary
             with temporary.open("rb+") as file:
@@ -26,7 +26,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def make_folder(folder: Path) -> Iterator[None]:
     """Make ``folder`` for the ``with`` block; what of it is new and still empty goes afterwards."""
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -68,7 +68,7 @@ def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) 
     # A picture's file may be named in Latin-1. A line is on its way to the disk when it ends.
     how: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     count = 0
-    with made_folder(path.parent), part.open("w", 1, **how) as file:
+    with make_folder(path.parent), part.open("w", 1, **how) as file:
         writer = csv.writer(file)
         writer.writerow(titles)
         for row in rows:

@@ -32,7 +32,7 @@ def user_path(path: object) -> Path:
 
 
 @contextmanager
-def importable() -> Iterator[None]:
+def import_from_here() -> Iterator[None]:
     """Let Python import from the current folder inside the ``with`` block."""
     path = list(sys.path)
     sys.path.append(str(Path.cwd()))  # last: a timm.py that lies there is not timm
@@ -61,10 +61,10 @@ def install_command(extra: str) -> str:
 
 def command_line(name: str, arguments: Iterable[str]) -> str:
     """Return a whole command, ready to paste into bash or zsh."""
-    return " ".join([program(name), *map(quoted, arguments)])
+    return " ".join([program(name), *map(quote, arguments)])
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Quote one argument for the shell, where it needs quotes."""
     # Hydra's own quotes are single quotes, which shlex would break into five pieces.
     return f'"{text}"' if "'" in text and not set('"$`\\!') & set(text) else shlex.quote(text)

@@ -4,8 +4,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lora_mnist.errors import UserError, naming
-from lora_mnist.files import made_folder, read_json
+from lora_mnist.errors import UserError, report_as
+from lora_mnist.files import make_folder, read_json
 from lora_mnist.project import program, user_path
 
 RESULTS_FILE = "results.json"
@@ -33,7 +33,7 @@ def refuse_used_folder(key: str, folder: Path) -> None:
 
 def refuse_unwritable(out: Path) -> None:
     """Refuse an ``out=`` where nothing new can be written; asked before a network is loaded."""
-    with naming(f"out={out}"), made_folder(out.parent):
+    with report_as(f"out={out}"), make_folder(out.parent):
         out.touch(exist_ok=False)
         out.unlink()
 
@@ -47,7 +47,7 @@ def latest_adapter(outputs: str | Path) -> Path:
     """Return the folder for ``adapter=latest``: the newest in ``outputs``/lora, of no sweep."""
     folder = Path(outputs, "lora")
     configs = folder.glob(f"*/{ADAPTER_FOLDER}/adapter_config.json")
-    newest = max(configs, key=lambda path: (_ended(path), path), default=None)
+    newest = max(configs, key=lambda path: (_find_end_time(path), path), default=None)
     if newest is None:
         raise UserError(
             f"adapter=latest: expected an adapter in {folder}; make one of the same data and "
@@ -56,7 +56,7 @@ def latest_adapter(outputs: str | Path) -> Path:
     return newest.parent
 
 
-def _ended(config: Path) -> str:
+def _find_end_time(config: Path) -> str:
     """Return the end time of an adapter's run; without results, as after a kill, its file's."""
     with suppress(ValueError):
         ended = read_json(config.parents[1] / RESULTS_FILE).get(ENDED)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lora_mnist.classifier.base import (
     base_name,
-    base_with_sha256,
+    find_base_by_sha256,
     refuse_to_replace,
     set_current_base,
     versioned_base_path,
@@ -43,8 +43,8 @@ def test_write_base_writes_what_base_with_sha256_finds(tmp_path):
     assert (file.sha256, file.record) == (sha256, record)
     torch.save(STATE, tmp_path / "mine.pt")
     assert read_base(tmp_path / "mine.pt")[1:3] == ("", NO_RECORD)
-    assert base_with_sha256(tmp_path, sha256) == own
-    assert base_with_sha256(tmp_path / "none", sha256) is None
+    assert find_base_by_sha256(tmp_path, sha256) == own
+    assert find_base_by_sha256(tmp_path / "none", sha256) is None
 
 
 def test_two_networks_have_two_current_bases():
@@ -99,10 +99,10 @@ def test_set_current_base_does_not_rely_on_a_damaged_copy(tmp_path):
     write_base(STATE, own)
     set_current_base(own, current)
     own.write_bytes(own.read_bytes()[:1000])
-    assert base_with_sha256(tmp_path, sha256) is None
+    assert find_base_by_sha256(tmp_path, sha256) is None
     make_current(tmp_path, current)
     assert read_base(current).sha256 == hash_tensors(OTHER)
-    assert base_with_sha256(tmp_path, sha256) == own
+    assert find_base_by_sha256(tmp_path, sha256) == own
     assert changed_tensors(read_base(own).tensors, STATE) == []
 
 

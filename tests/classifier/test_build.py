@@ -8,7 +8,7 @@ from helpers.commands import refused
 from torchvision.transforms import v2
 
 from lora_mnist.classifier.build import build, build_network
-from lora_mnist.project import importable
+from lora_mnist.project import import_from_here
 
 
 def test_build_calls_each_target_with_the_values_beside_it():
@@ -53,7 +53,7 @@ def own_code(tmp_path, monkeypatch):
 
 def test_a_transform_is_a_function_of_a_picture_or_makes_one(own_code):
     """Functions, objects, classes and functions that make one, with their other arguments."""
-    with importable():
+    with import_from_here():
         for name in ("function", "maker", "Class"):
             settings = {"_target_": f"{own_code}.{name}"}
             assert build({"transform": settings})["transform"](3) == 6
@@ -72,7 +72,7 @@ def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(own_code):
     net = build_network({"_target_": f"{own_code}.small", "width": 3})
     assert (net.in_features, net.training) == (3, False)
     assert sys.path == path
-    with pytest.raises(ZeroDivisionError), importable():
+    with pytest.raises(ZeroDivisionError), import_from_here():
         _ = 1 / 0
     assert sys.path == path
 

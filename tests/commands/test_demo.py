@@ -7,7 +7,7 @@ from helpers.stranger import CLASSES, config, move_in
 from PIL import Image
 
 from lora_mnist import set_lora_scale
-from lora_mnist.commands.demo import build_page, side_by_side, wrong_images
+from lora_mnist.commands.demo import build_page, find_wrong_images, predict_both
 from lora_mnist.config.make import load_configured
 from lora_mnist.lora.point import BASE, Point
 
@@ -25,7 +25,7 @@ def classifier(cfg):
 @torch.no_grad()
 def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
     image = classifier.test_images().sources[3]
-    base, adapted = side_by_side(classifier, image, Point(0.35))
+    base, adapted = predict_both(classifier, image, Point(0.35))
     assert list(base) == list(adapted) == [*"0123456789"]
     x = classifier.dataset.normalize(image[None])
     assert list(base.values()) == small_net(with_nine)(x).softmax(1)[0].tolist()
@@ -33,7 +33,7 @@ def test_demo_asks_the_base_and_the_adapted_network(classifier, with_nine):
     set_lora_scale(net, 0.35)
     assert list(adapted.values()) == pytest.approx(net(x).softmax(1)[0].tolist(), abs=1e-6)
     assert base != adapted
-    assert side_by_side(classifier, image, BASE) == [base, base]  # bit for bit
+    assert predict_both(classifier, image, BASE) == [base, base]  # bit for bit
 
 
 @torch.no_grad()
@@ -43,12 +43,12 @@ def test_shows_every_image_that_the_base_gets_wrong(classifier, with_nine):
         classifier.dataset.normalize(torch.stack(images.sources))
     ).argmax(1)
     wrong = (predictions != images.labels).nonzero().flatten().tolist()
-    shown = list(wrong_images(classifier, images))
+    shown = list(find_wrong_images(classifier, images))
     assert [number for _, _, number in shown] == wrong
     for note, image, number in shown:
         assert note == f"Test image {number}, labeled {images.labels[number]}"
         assert image.equal(images.sources[number])
-    after_the_second = wrong_images(classifier, images, wrong[1])
+    after_the_second = find_wrong_images(classifier, images, wrong[1])
     assert [number for _, _, number in after_the_second] == wrong[2:] + wrong[:2]  # again
 
 

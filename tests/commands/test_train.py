@@ -18,9 +18,9 @@ from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, hash_tensors
 from lora_mnist.measure.scale_curve import row_at
-from lora_mnist.measure.significance import weakest
+from lora_mnist.measure.significance import find_weakest
 from lora_mnist.show.run_results import RunResults
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.verdict import describe_run
 
 NINES = ("stage=lora", "digit=9")
 
@@ -148,7 +148,7 @@ def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     results = run(outputs, *same, "digit=weakest")
     counts = (results["val_base"][f"{key}_per_class"] for key in ("errors", "images"))
     (chosen,) = results["targets"]
-    assert chosen == weakest(*counts)
+    assert chosen == find_weakest(*counts)
     adapter = load_adapter_tensors(newest(outputs))
     named = run(outputs, *same, f"digit={chosen}")
     targets = [each["choices"].pop("target") for each in (results, named)]
@@ -181,4 +181,4 @@ def test_a_rate_that_nothing_bears_is_no_repair(outputs):
     auto = run(outputs, *options, "optimizer.lr=auto")
     assert auto["choices"]["learning_rate"]["value"] == 0.001
     useless = run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
-    assert verdict(RunResults(useless))[0].text.startswith("Do not keep this repair")
+    assert describe_run(RunResults(useless))[0].text.startswith("Do not keep this repair")

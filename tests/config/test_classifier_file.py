@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.keys import command_keys, resolve_configuration
+from lora_mnist.config.keys import list_command_keys, resolve_configuration
 from lora_mnist.config.run import CLASSIFIER, Run
 
 FILE = """
@@ -127,7 +127,7 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
 
 
 def test_the_hydra_of_a_caller_is_left_as_it_was():
-    command_keys.cache_clear()
+    list_command_keys.cache_clear()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("predict")
         resolve_configuration(cfg)

@@ -23,7 +23,7 @@ from lora_mnist.data import Folder, folder, known_files
 from lora_mnist.data.digests import compute_digests
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import PictureError
-from lora_mnist.project import importable
+from lora_mnist.project import import_from_here
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_file_is_decoded_at_the_first_pass_and_when_it_is_used(make_photos, mo
 
 
 def odd_pictures(folder):
-    """Files of all kinds that there are to be judged: of some not all can be read."""
+    """Files of all kinds that there are to judge: of some not all can be read."""
     noise = Image.effect_noise((40, 30), 80)
     noise.save(folder / "cut.jpg")
     noise.save(folder / "ends.jpg")
@@ -332,7 +332,7 @@ def test_workers_that_are_not_forked_import_what_lies_where_the_user_stands(
     (tmp_path / "transforms_for_workers.py").write_text(OWN_TRANSFORMS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "transforms_for_workers", raising=False)
-    with importable():
+    with import_from_here():
         own = import_module("transforms_for_workers")
     data = Folder(make_photos({"cat": 5, "dog": 5}), transform=own.prepare, num_workers=1)
     images = replace(data.sets.train, augment=own.augment)

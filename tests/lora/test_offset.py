@@ -15,7 +15,7 @@ from lora_mnist.lora.model import (
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.lora.offset import Offset, last_layer
+from lora_mnist.lora.offset import Offset, find_last_layer
 
 
 class Sum(nn.Module):
@@ -69,7 +69,7 @@ class Shared(Sum):
     ],
 )
 def test_last_layer_is_the_one_whose_bias_moves_the_logits_by_as_much(net, shape, expected):
-    assert last_layer(net.eval(), torch.randn(2, *shape)) == expected
+    assert find_last_layer(net.eval(), torch.randn(2, *shape)) == expected
 
 
 def test_an_offset_moves_logits_and_stays_with_any_scale(tiny):

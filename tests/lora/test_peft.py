@@ -175,7 +175,7 @@ def test_adapters_of_peft_load_here(kind, options, tmp_path, peft):
 def test_what_peft_cannot_adapt_is_named(layer, tmp_path):
     net = nn.Sequential(layer)
     add_lora(net, target_modules=".*")
-    with pytest.warns(UserWarning, match="PEFT has no adapter of this form for 0"):
+    with pytest.warns(UserWarning, match="PEFT has no such adapter for 0"):
         save_adapter(net, tmp_path)
 
 

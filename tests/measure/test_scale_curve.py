@@ -6,7 +6,7 @@ from helpers.nets import batches, randomize
 
 from lora_mnist import add_lora, scale_curve, set_lora_enabled, set_lora_scale
 from lora_mnist.lora.model import add_offset, set_lora_offset
-from lora_mnist.lora.offset import Offset, offset_for
+from lora_mnist.lora.offset import Offset, build_offset
 from lora_mnist.measure import scale_curve as module
 from lora_mnist.measure.class_weights import MEASURES, class_weights
 from lora_mnist.measure.counts import count_predictions
@@ -151,16 +151,16 @@ def test_the_base_itself_can_be_taken():
 def test_an_offset_is_tried_up_to_one_more_than_a_class_is_rarer():
     counts = torch.tensor([300.0, 300, 10, 0])
     rarity = (610 / 3 / counts[2]).log().item()
-    of_one = offset_for(counts, [2])
+    of_one = build_offset(counts, [2])
     assert of_one.direction.tolist() == [0, 0, 1, 0]
     assert max(offsets_to_try(of_one)) == pytest.approx(rarity + 1, abs=0.25)
-    assert max(offsets_to_try(offset_for(counts, [0]))) == 1
-    of_two = offset_for(counts, [1, 2])
+    assert max(offsets_to_try(build_offset(counts, [0]))) == 1
+    of_two = build_offset(counts, [1, 2])
     assert of_two.direction[2].item() == pytest.approx(rarity)
     assert of_two.direction[3] == 0
     assert max(offsets_to_try(of_two)) == 2
     assert offsets_to_try(None) == [0.0]
-    assert offsets_to_try(offset_for(torch.tensor([9.0, 9]), [0, 1])) == [0.0]  # tau moves none
+    assert offsets_to_try(build_offset(torch.tensor([9.0, 9]), [0, 1])) == [0.0]  # tau moves none
 
 
 def test_the_seed_selects_the_search_images(monkeypatch):

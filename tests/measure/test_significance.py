@@ -5,10 +5,10 @@ import pytest
 
 from lora_mnist.measure.class_weights import MEASURES, class_weights
 from lora_mnist.measure.significance import (
+    find_weak,
+    find_weakest,
     mcnemar,
     p_value_of_accuracy,
-    weak,
-    weakest,
     wilson,
 )
 
@@ -45,15 +45,15 @@ def test_the_p_value_of_a_measure_with_equal_classes_is_near_mcnemars(repaired, 
 
 
 def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain():
-    assert weakest([34, 2], [200, 8]) == 0  # 2 of 8 may be chance
-    assert weakest([40, 30, 2], [400, 60, 8]) == 1  # the commonest class has a lower rate
-    assert weakest([0, 0, 1], [9, 0, 9]) == 2
+    assert find_weakest([34, 2], [200, 8]) == 0  # 2 of 8 may be chance
+    assert find_weakest([40, 30, 2], [400, 60, 8]) == 1  # the commonest class has a lower rate
+    assert find_weakest([0, 0, 1], [9, 0, 9]) == 2
 
 
 def test_weak_classes_have_more_errors_than_the_rest_beyond_chance():
     """Also with five images of a class, where so many are wrong."""
-    assert list(weak([20, 15, 4], [500, 300, 5])) == [2]
-    assert list(weak([5, 6, 70, 60], [100] * 4)) == [2, 3]
-    assert not weak([5, 6, 7, 4], [100] * 4)
-    assert not weak([3, 0], [9, 0])
-    assert not weak([1, 0, 0, 0], [8] * 4)  # one error has to be somebody's
+    assert list(find_weak([20, 15, 4], [500, 300, 5])) == [2]
+    assert list(find_weak([5, 6, 70, 60], [100] * 4)) == [2, 3]
+    assert not find_weak([5, 6, 7, 4], [100] * 4)
+    assert not find_weak([3, 0], [9, 0])
+    assert not find_weak([1, 0, 0, 0], [8] * 4)  # one error has to be somebody's

@@ -12,7 +12,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lora_mnist.show.run_results import RunResults
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.verdict import describe_run
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_every_logger_gets_curves_verdict_figures_and_the_run_in_hparams(made):
         for key in ("accuracy", "errors", "errors_of_target"):
             value = events.Scalars(f"{split}/{key}")[-1].value
             assert value == pytest.approx(results[split][key])
-    said = " ".join(sentence.text for sentence in verdict(RunResults(results)))
+    said = " ".join(sentence.text for sentence in describe_run(RunResults(results)))
     text = events.Tensors("verdict/text_summary")[0].tensor_proto.string_val[0].decode()
     (written,) = (repair / "csv").rglob("hparams.yaml")
     assert text == yaml.safe_load(written.read_text())["verdict"] == said

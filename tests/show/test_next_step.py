@@ -4,7 +4,7 @@ import pytest
 from helpers.commands import ROOT
 from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.next_step import next_step
+from lora_mnist.show.next_step import suggest_next_step
 from lora_mnist.show.run_results import RunResults
 
 OWN = ["data=folder", "data.data_dir=my photos", "net._target_=nets.Net", "base_ckpt=mine.pt"]
@@ -26,7 +26,7 @@ NO_ADVICE = {
     "called from Python": results("pretrain", overrides=None),
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
     "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
-    "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
+    "another preprocessing first": results("pretrain", find_better_preprocessing=["x"]),
     "a repair that is not kept": results(),
     "a repair without an adapter": {**KEPT, "adapter": None},
     "a repair, tested again": {**KEPT, "stage": "eval"},
@@ -35,7 +35,7 @@ NO_ADVICE = {
 
 def command_after(run, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    return next_step(RunResults(run), folder / "run")
+    return suggest_next_step(RunResults(run), folder / "run")
 
 
 @pytest.mark.parametrize(("run", "command_line", "command"), ADVICE)

@@ -74,7 +74,7 @@ def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, famili
         warnings.catch_warnings(action="error"),
     ):
         page = write_report(tmp_path, results(classes=classes))
-        is_drawn = figures.drawable(classes) == classes
+        is_drawn = figures.make_drawable(classes) == classes
     assert f">{classes[1]}<" in page
     assert is_drawn == (len(families) == 2) == ("figures have numbers" not in text.getvalue())
 

@@ -2,7 +2,7 @@
 
 from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.run_results import RunResults, chance_text
+from lora_mnist.show.run_results import RunResults, format_p_value
 
 
 def names_of_rows(run):
@@ -19,7 +19,7 @@ def test_digits_are_the_ten_of_them():
     for classes, name, others in (("01", "0", "classes"), ("0123456789", "zeros", "digits")):
         each = [1] * len(classes)
         run = RunResults(make_repair(each, each, each, [*classes]))
-        assert (run.named([0]), run.other_classes_name) == (name, f"the other {others}")
+        assert (run.name_classes([0]), run.other_classes_name) == (name, f"the other {others}")
 
 
 def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
@@ -39,6 +39,6 @@ def test_rows_of_many_classes_show_a_dozen_that_changed_or_are_worst():
 
 
 def test_chance_text_never_rounds_a_difference_to_significance():
-    assert chance_text(1e-9) == "p < 0.001"
-    assert chance_text(0.05) == "p = 0.05"
-    assert chance_text(0.0500001) == "may be chance, p = 0.0500001"
+    assert format_p_value(1e-9) == "p < 0.001"
+    assert format_p_value(0.05) == "p = 0.05"
+    assert format_p_value(0.0500001) == "may be chance, p = 0.0500001"

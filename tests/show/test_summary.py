@@ -6,14 +6,20 @@ from helpers.sweeping import COLUMNS, write_job
 
 from lora_mnist.measure.class_weights import MEASURES
 from lora_mnist.project import command_line
-from lora_mnist.show.summary import best_line, better_end, summarize, table_text, write_summary
+from lora_mnist.show.summary import (
+    choose_direction,
+    format_best_job,
+    format_sweep_table,
+    summarize,
+    write_summary,
+)
 
 
 def printed(sweep, metric="val.accuracy"):
     """What the sweep prints at its end."""
     summary = summarize(sweep, metric)
     write_summary(summary)
-    return "\n".join([table_text(summary, COLUMNS), best_line(summary.best, metric)])
+    return "\n".join([format_sweep_table(summary, COLUMNS), format_best_job(summary.best, metric)])
 
 
 def test_sweeps_table(tmp_path):
@@ -75,10 +81,10 @@ def test_best_job_is_none_of_a_lucky_seed(tmp_path):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_larger_p_value_is_no_better(measure):
-    assert better_end(f"val.{measure}") == better_end("test.repaired") == "max"
+    assert choose_direction(f"val.{measure}") == choose_direction("test.repaired") == "max"
     assert (
-        better_end("scale_curve.base.weighted_accuracy")
-        == better_end("scale_curve.base.score")
+        choose_direction("scale_curve.base.weighted_accuracy")
+        == choose_direction("scale_curve.base.score")
         == "max"
     )
-    assert better_end(f"val.p_value_{measure}") == better_end("val.errors") == "min"
+    assert choose_direction(f"val.p_value_{measure}") == choose_direction("val.errors") == "min"

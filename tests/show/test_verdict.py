@@ -6,7 +6,7 @@ import pytest
 from helpers.runs import CURVE, outcome, repaired, results
 
 from lora_mnist.show.run_results import RunResults
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.verdict import describe_run
 
 DIGITS = [str(number) for number in range(10)]
 OFF_POINT = {"scale": 0, "offset": 0}
@@ -15,18 +15,18 @@ OFF = {"scale_curve": {**CURVE, "advised": OFF_POINT}, "point": OFF_POINT}
 
 def said(run):
     """The sentences, and whether the first one that judges the repair is for keeping it."""
-    sentences = verdict(RunResults(run))
+    sentences = describe_run(RunResults(run))
     judging = next(each.text for each in sentences if "repair" in each.text)
     return sentences, judging.startswith("Keep")
 
 
 def write_verdict(run):
-    return " ".join(sentence.text for sentence in verdict(RunResults(run)))
+    return " ".join(sentence.text for sentence in describe_run(RunResults(run)))
 
 
 def about(run, words):
     """The sentence with these words."""
-    (sentence,) = [each for each in verdict(RunResults(run)) if words in each.text]
+    (sentence,) = [each for each in describe_run(RunResults(run)) if words in each.text]
     return sentence
 
 
@@ -70,7 +70,7 @@ LOSS_OF_IMAGES = make_run([30, 8, 16], [60, 0, 0], [5, 0, 12], [900, 200, 20])
 
 def test_a_verdict_in_full():
     """The measure that decides, then all images, the class, its false positives, and the others."""
-    assert [(each.judgement, find_numbers(each)) for each in verdict(RunResults(GOOD))] == [
+    assert [(each.judgement, find_numbers(each)) for each in describe_run(RunResults(GOOD))] == [
         ("better", ["83.67%", "90.33%", "0.001"]),
         ("better", ["98", "58", "46", "6", "0.001"]),
         ("better", ["60", "20", "20", "40", "0", "0.001"]),
@@ -150,14 +150,14 @@ def test_verdict_says_whether_to_keep_it(run, is_kept, judgement):
 
 def test_a_loss_is_named_by_its_measure_and_a_keep_that_adds_errors_says_how_many():
     """Whatever decides: the loss of images that classes do not show, and the other way round."""
-    first, mixes, *_ = verdict(RunResults({**CLEAR_LOSS, "choose_by": "mean_accuracy"}))
+    first, mixes, *_ = describe_run(RunResults({**CLEAR_LOSS, "choose_by": "mean_accuracy"}))
     assert find_numbers(first) == ["70.88%", "67.22%", "0.001", "338", "410"]
     assert "mean accuracy is worse" in first.text
     assert find_numbers(mixes) == ["70.89%", "69.78%", "70.86%", "64.66%"]
-    first, mixes, *_ = verdict(RunResults(LOSS_OF_IMAGES))
+    first, mixes, *_ = describe_run(RunResults(LOSS_OF_IMAGES))
     assert find_numbers(first)[-2:] == ["54", "97"]
     assert find_numbers(mixes) == ["70.89%", "88.85%", "95.18%", "91.34%"]
-    unseen = verdict(RunResults({**LOSS_OF_IMAGES, "choose_by": "accuracy"}))
+    unseen = describe_run(RunResults({**LOSS_OF_IMAGES, "choose_by": "accuracy"}))
     assert unseen[1] == mixes
 
 
@@ -195,7 +195,7 @@ def test_an_adapter_that_somebody_turns_off_needs_no_remedy():
 def test_a_target_that_gets_worse_is_named_before_all_others():
     """Of two targets one gains more than the other loses."""
     run = make_run([10, 40, 90], [30, 25, 0], [0, 0, 80], targets=[1, 2])
-    first, worse, *_ = verdict(RunResults(run))
+    first, worse, *_ = describe_run(RunResults(run))
     assert "dress" in first.text
     assert (worse.judgement, find_numbers(worse)[:2]) == ("worse", ["40", "65"])
     assert "dress" in worse.text
@@ -219,7 +219,7 @@ def test_a_hotfix_is_judged_by_its_mistakes_first(run, is_kept, judgement):
 
 def test_a_base_has_a_weakest_class():
     """It has the highest rate that chance does not explain."""
-    first, weakest = verdict(
+    first, weakest = describe_run(
         RunResults(results("pretrain", test=outcome([40, 30, 2], [400, 60, 8])))
     )
     assert find_numbers(first) == ["72", "468"]
@@ -230,16 +230,16 @@ def test_all_weak_classes_of_a_base_are_named():
     """As a repair would choose them, by validation images where there are some."""
     test = outcome([40, 30, 100, 40], [400, 60, 200, 400])
     run = results("pretrain", test=test, classes=["cat", "dog", "owl", "cow"])
-    assert verdict(RunResults(run))[-1].text.endswith("dog, owl.")
+    assert describe_run(RunResults(run))[-1].text.endswith("dog, owl.")
     run["val"] = outcome([30, 15, 4, 20], [100, 18, 20, 30])
-    _, worst, others = verdict(RunResults(run))
+    _, worst, others = describe_run(RunResults(run))
     assert find_numbers(worst)[:2] == ["15", "18"]
     assert ("dog" in worst.text, others.text.endswith("dog, cow.")) == (True, True)
 
 
 def test_a_class_without_a_test_image_is_named():
     for run in (UNTESTED, results("pretrain", test=outcome([1, 1, 0], [9, 9, 0]))):
-        assert run["classes"][2] in verdict(RunResults(run))[-1].text
+        assert run["classes"][2] in describe_run(RunResults(run))[-1].text
     assert "No test image" not in write_verdict(GOOD)
 
 
@@ -279,7 +279,7 @@ def test_the_last_layer_alone_stands_beside_the_offset():
 
 
 def test_a_repair_that_is_off_says_what_its_training_would_do():
-    first = verdict(RunResults(nines(900, 61, **OFF, targets=[9])))[0]
+    first = describe_run(RunResults(nines(900, 61, **OFF, targets=[9])))[0]
     assert find_numbers(first) == ["0", "1", "0.25", "9", "2", "3", "7", "0", "4"]
-    untrained = verdict(RunResults(nines(900, 61, **OFF, targets=[9], steps=0)))[0]
+    untrained = describe_run(RunResults(nines(900, 61, **OFF, targets=[9], steps=0)))[0]
     assert "nothing was trained" in untrained.text

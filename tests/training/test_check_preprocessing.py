@@ -13,7 +13,7 @@ from torch import nn
 from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.train import train
 from lora_mnist.errors import UserError
-from lora_mnist.training.check_preprocessing import likely_outputs, other_order
+from lora_mnist.training.check_preprocessing import find_better_order, match_outputs
 
 
 def gray():
@@ -91,7 +91,7 @@ def evaluated(here, net, *overrides):
     files = ("figures=false", f"paths.outputs={here}/outputs")
     with logged("lora_mnist.training.check_preprocessing") as log:
         results = evaluate(composed("eval", *options(here, net), *files, *overrides))
-    return results["better_preprocessing"], results["test"]["errors"], log.getvalue()
+    return results["find_better_preprocessing"], results["test"]["errors"], log.getvalue()
 
 
 def take_pictures(here, frame, has_line=False):
@@ -229,7 +229,7 @@ RIGHT = [[8, 113, 30, 37], [3, 300, 120, 117], [5, 10, 500, 80], [9, 12, 40, 340
     ],
 )
 def test_the_outputs_of_classes_are_certain_or_not(table, outputs, certain):
-    output, is_certain = likely_outputs(table)
+    output, is_certain = match_outputs(table)
     assert outputs is None or output.tolist() == outputs
     assert is_certain.tolist() == certain
 
@@ -251,7 +251,7 @@ def test_another_order_of_the_classes_is_named_where_it_is_ahead_beyond_chance(
     table, outputs, is_certain
 ):
     """It is certain if most images of each class that moves are right with it."""
-    output, certain = other_order(table)
+    output, certain = find_better_order(table)
     assert (None if output is None else output.tolist()) == outputs
     assert certain == is_certain
 
@@ -259,8 +259,8 @@ def test_another_order_of_the_classes_is_named_where_it_is_ahead_beyond_chance(
 def test_a_network_that_guesses_has_no_output_that_is_certain():
     for seed in range(20):
         table = predictions(0, seed=seed)
-        assert not likely_outputs(table)[1].any()
-        assert other_order(table) == (None, False)
+        assert not match_outputs(table)[1].any()
+        assert find_better_order(table) == (None, False)
 
 
 def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
@@ -279,7 +279,7 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
     assert f'"{here}"' in str(error.value)
     for command_line, advice in ((better, []), (here, [better])):
         results = train(composed("train", *repair, command_line))
-        assert results["better_preprocessing"] == advice
+        assert results["find_better_preprocessing"] == advice
 
 
 def test_eval_warns_of_a_network_that_guesses(tmp_path):

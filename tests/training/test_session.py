@@ -15,6 +15,6 @@ def test_the_network_stays_on_the_device_of_the_trainer(outputs, tmp_path):
     session = open_session(resolve_configuration(cfg, run), run)
     elsewhere = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     session = replace(session, trainer=elsewhere)
-    assert session.to_evaluate().type == "meta"
+    assert session.switch_to_eval().type == "meta"
     assert all(parameter.is_meta for parameter in session.net.parameters())
     assert not any(module.training for module in session.net.modules())

@@ -74,7 +74,7 @@ def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
     return folder / f"{name}-{sha256[:12]}.ckpt"
 
 
-def base_with_sha256(folder: Path, sha256: str) -> Path | None:
+def find_base_by_sha256(folder: Path, sha256: str) -> Path | None:
     """Return the undamaged file in ``folder`` whose base has this SHA-256, or None."""
     for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
         if read_base_sha256(path) == sha256:
@@ -111,7 +111,7 @@ def set_current_base(own: Path, current: Path) -> None:
     """Make the base in ``own``, where it stays for good, the one in ``current``."""
     before = refuse_to_replace(current)
     if before is not None and not own.stem.endswith(before[:12]):
-        previous = base_with_sha256(own.parent, before)
+        previous = find_base_by_sha256(own.parent, before)
         if previous is None:  # it was made on another machine, or its own file is damaged
             previous = versioned_base_path(own.parent, current.stem, before)
             with atomic_write(previous) as temporary:

@@ -11,8 +11,8 @@ from torch import nn
 
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import ImageDataset, is_published
-from lora_mnist.errors import PREPARE, UserError, as_value, config_group, require_extra
-from lora_mnist.project import DATA, importable
+from lora_mnist.errors import PREPARE, UserError, config_group, format_value, require_extra
+from lora_mnist.project import DATA, import_from_here
 
 
 def build(arguments: Any, is_transform: bool = False) -> Any:
@@ -59,7 +59,7 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
 def build_network(arguments: Mapping[str, Any]) -> nn.Module:
     """Build the network that these arguments describe, with fresh weights, in eval mode."""
     key = f"net._target_={arguments.get('_target_')}"
-    with importable(), config_group(key):
+    with import_from_here(), config_group(key):
         net = build(arguments)
     if not isinstance(net, nn.Module):
         raise UserError(f"{key}: gives a {type(net).__name__}")
@@ -71,7 +71,7 @@ def build_dataset(settings: Settings) -> ImageDataset:
     """Build the data set of these settings; missing values are taken from its images."""
     for key, value in settings.data.items():
         if key in PREPARE and value is not None:
-            raise UserError(f"data.{key}={as_value(value)}: expected prepare.{key}")
+            raise UserError(f"data.{key}={format_value(value)}: expected prepare.{key}")
     given = {}
     for key, value in (settings.data | settings.prepare).items():
         if value is not None:
@@ -80,7 +80,7 @@ def build_dataset(settings: Settings) -> ImageDataset:
         if settings.given["data"].get("data_dir") != given.get("data_dir"):
             given["download"] = False  # where only a record names a folder, nothing is made
         given.setdefault("data_dir", str(DATA))
-    with importable(), config_group("data"):
+    with import_from_here(), config_group("data"):
         dataset = build(given)
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"data._target_={given['_target_']}: gives a {type(dataset).__name__}")

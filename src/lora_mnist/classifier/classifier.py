@@ -21,7 +21,7 @@ from lora_mnist.classifier.train_digests_file import read_train_digests
 from lora_mnist.classifier.weights_file import Base, load_weights, read_base
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images, ImageSets
-from lora_mnist.errors import UserError, as_value, config_group, naming, one_line
+from lora_mnist.errors import UserError, config_group, format_value, one_line, report_as
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
@@ -97,13 +97,13 @@ class Classifier:
         # 3. the base's record
         named = folder if base is None else base
         path = find_base(named, Path(bases), settings, adapter, record)
-        with naming(f"base_ckpt={path}"):
+        with report_as(f"base_ckpt={path}"):
             file = read_base(path)
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
         # 4. which network, where nobody names one
         settings = settings.with_default_targets()
         network = build_network(settings.net) if own_net is None else own_net
-        with naming(f"base_ckpt={path}"):
+        with report_as(f"base_ckpt={path}"):
             made_of = settings.net if own_net is None else None
             loaded = load_weights(network.eval(), file, base_prefix, made_of)
         # 5. the network's makers; 6 and 7. its own defaults, and the images
@@ -112,10 +112,10 @@ class Classifier:
         if settings.notes:
             log.info("%s", one_line("; ".join(settings.notes)))
         if unknown := [name for name in record.targets if name not in dataset.classes]:
-            why = f"its record repairs {as_value(unknown)}; expected some of the network's classes"
-            raise UserError(f"adapter={adapter}: {why}, {as_value(dataset.classes)}")
+            why = f"its record repairs {format_value(unknown)}; expected classes of the network"
+            raise UserError(f"adapter={adapter}: {why}, {format_value(dataset.classes)}")
         if adapter is not None:
-            with naming("adapter", joined="="):  # the error begins with its folder
+            with report_as("adapter", joined="="):  # the error begins with its folder
                 load_adapter(network, adapter, base_sha256=loaded.sha256).eval()
         return cls(network, dataset, settings, loaded, adapter, record)
 
@@ -171,7 +171,7 @@ class Classifier:
         self, images: Iterable[tuple[Tensor, int]], points: Sequence[Point | None]
     ) -> Iterator[tuple[int, list[Prediction]]]:
         """Yield each image's label, which may be any number, and its prediction at each point."""
-        batches = self.dataset.stacked(images, self.device)
+        batches = self.dataset.stack_pictures(images, self.device)
         for labels, at_points in logits_at(self.net, batches, points):
             rows = torch.stack(at_points, dim=1).softmax(dim=2).tolist()
             for label, of_image in zip(labels.tolist(), rows, strict=True):

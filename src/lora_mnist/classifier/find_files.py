@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from lora_mnist.classifier.base import base_name, base_with_sha256, read_base_sha256
+from lora_mnist.classifier.base import base_name, find_base_by_sha256, read_base_sha256
 from lora_mnist.classifier.huggingface import WEIGHTS
 from lora_mnist.classifier.networks import NETWORKS
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import is_published
-from lora_mnist.errors import UserError, naming
+from lora_mnist.errors import UserError, report_as
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.peft_lora import CONFIG_NAME
 from lora_mnist.project import program, user_path
@@ -27,9 +27,9 @@ def find_adapter(folder: str | Path | None) -> tuple[Path | None, Record]:
             f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
             "the run that left it, or latest"
         )
-    with naming("adapter", joined="="):
+    with report_as("adapter", joined="="):
         metadata = read_metadata(path)
-    with naming(f"adapter={path}"):
+    with report_as(f"adapter={path}"):
         return path, read_record(metadata)
 
 
@@ -49,7 +49,7 @@ def find_base(
     path = bases / f"{base_name(settings.data, settings.net)}.ckpt"
     expected = record.base_sha256
     if expected is not None:
-        own = base_with_sha256(bases, expected)
+        own = find_base_by_sha256(bases, expected)
         if own is None and read_base_sha256(path) != expected:
             raise UserError(
                 f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "

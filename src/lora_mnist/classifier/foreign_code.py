@@ -7,8 +7,8 @@ from typing import Any
 from lora_mnist.classifier.huggingface import TARGET
 from lora_mnist.classifier.networks import NETWORKS
 from lora_mnist.data import DATA_SETS
-from lora_mnist.errors import UserError, as_value
-from lora_mnist.project import quoted
+from lora_mnist.errors import UserError, format_value
+from lora_mnist.project import quote
 
 #: Functions that a record may name, ours and others'. No whole package: one has torchvision.io.os.
 _OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
@@ -27,15 +27,15 @@ def refuse_foreign_code(
 ) -> None:
     """Raise if ``file`` names code in the arguments of ``group`` that is not allowed."""
     for key, value in arguments.items():
-        if foreign := foreign_code(arguments, key, value, given.get(key)):
-            line = quoted(f"{group}.{key}={as_value(value)}")
+        if foreign := find_foreign_code(arguments, key, value, given.get(key)):
+            line = quote(f"{group}.{key}={format_value(value)}")
             raise UserError(
                 f"{file}: its file names {foreign}, code of its maker: {line} runs it, from where "
                 "you stand; so does your own file with it: --config-dir . classifier=NAME"
             )
 
 
-def foreign_code(
+def find_foreign_code(
     arguments: Mapping[str, Any], name: str, value: Any, given: Any = None
 ) -> str | None:
     """Return the value in an argument that could run code or read a file unasked, or None."""
@@ -44,12 +44,12 @@ def foreign_code(
     if name == "transform" and isinstance(value, Mapping):
         own = given if isinstance(given, Mapping) else {}  # perhaps only some of it is given
         for key, each in value.items():
-            if foreign := foreign_code(value, key, each, own.get(key)):
+            if foreign := find_foreign_code(value, key, each, own.get(key)):
                 return foreign
         return None
     if name == "transforms" and isinstance(value, list):  # of a Compose
         for each in value:
-            if foreign := foreign_code(arguments, "transform", each):
+            if foreign := find_foreign_code(arguments, "transform", each):
                 return foreign
         return None
     if name == "_target_":
@@ -61,7 +61,7 @@ def foreign_code(
             is_harmless = False
         if name == "model_name" and not re.fullmatch(r"[\w.-]+", str(value)):  # a place of a file
             is_harmless = False
-    return None if is_harmless else f"{name}={as_value(value)}"
+    return None if is_harmless else f"{name}={format_value(value)}"
 
 
 def _is_plain(value: Any) -> bool:

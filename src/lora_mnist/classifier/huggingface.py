@@ -80,7 +80,7 @@ def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     return {"_target_": TARGET, "config": config}, folder
 
 
-def renamed(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def rename_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return a file's tensors by their names in ``net``: transformers has renamed some."""
     own: Any = net
     if tensors.keys() == net.state_dict().keys():

@@ -24,7 +24,7 @@ from lora_mnist.data.pictures import Preprocessing
 from lora_mnist.errors import SIZING, UserError, one_line
 
 
-def own_preprocessing(
+def find_preprocessing(
     net: nn.Module,
     arguments: Mapping[str, Any],
     prepare: Mapping[str, Any],
@@ -34,14 +34,14 @@ def own_preprocessing(
     weights = arguments.get("weights")
     package, _, builder = str(arguments["_target_"]).rpartition(".")
     if arguments["_target_"] == TARGET:
-        return _of_huggingface(net, prepare, folder)
+        return _read_huggingface(net, prepare, folder)
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
-        named = _of_timm(net, arguments)
+        named = _read_timm(net, arguments)
     elif isinstance(weights, str) and package.startswith("torchvision.models"):
         if builder == "get_model":
             builder = str(arguments.get("name"))
         members: Any = torchvision.models.get_model_weights(builder)
-        named = _of_torchvision(members[weights.rpartition(".")[2]].transforms())
+        named = _read_torchvision(members[weights.rpartition(".")[2]].transforms())
     else:
         return {}
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
@@ -54,7 +54,7 @@ def own_preprocessing(
     return named
 
 
-def _of_timm(net: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _read_timm(net: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
     import timm.data  # here: an extra, and net has it
 
     named: dict[str, Any] = timm.data.resolve_model_data_config(net)
@@ -68,7 +68,7 @@ def _of_timm(net: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _of_torchvision(transforms: Any) -> dict[str, Any]:
+def _read_torchvision(transforms: Any) -> dict[str, Any]:
     size, scaled = transforms.crop_size[0], transforms.resize_size[0]
     return {
         "channels": 3,
@@ -81,7 +81,7 @@ def _of_torchvision(transforms: Any) -> dict[str, Any]:
     }
 
 
-def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+def _read_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return the order of the classes, and the processor's steps as far as ``prepare`` has them."""
     channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
     named: dict[str, Any] = {"channels": channels}
@@ -113,7 +113,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
     if takes_any_size or prepare.get("image_size") is not None:
         return named
     pixels = [each * std[:, None, None] + mean[:, None, None] for each in (wide, tall)]
-    way = _way_to_size(pictures[:2], pixels, values)
+    way = _find_resize(pictures[:2], pixels, values)
     if way is None:
         raise UserError(
             f"{where} prepares pictures as no keys of prepare do; expected prepare.image_size=, or "
@@ -122,7 +122,7 @@ def _of_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -
     return named | way.sizing
 
 
-def _way_to_size(
+def _find_resize(
     pictures: Sequence[Image.Image], pixels: Sequence[Tensor], values: Mapping[str, Any]
 ) -> Preprocessing | None:
     """Return the resizing that makes these pixels, from 0 to 1, of these pictures, or None.

@@ -23,10 +23,10 @@ from torch import nn
 
 from lora_mnist.classifier.foreign_code import refuse_foreign_code
 from lora_mnist.classifier.networks import DEFAULT
-from lora_mnist.classifier.preprocessing import own_preprocessing
+from lora_mnist.classifier.preprocessing import find_preprocessing
 from lora_mnist.classifier.record import Record
 from lora_mnist.data import PUBLISHED, is_published
-from lora_mnist.errors import SIZING, as_value
+from lora_mnist.errors import SIZING, format_value
 
 _GROUPS = ("net", "prepare", "data")
 #: What is made where nobody names anything else. A network is made before it can be asked.
@@ -71,7 +71,7 @@ class Settings:
         for key, value in record.prepare.items():
             own = self.prepare.get(key)
             if own is not None and settings.prepare[key] != value:
-                others.append(f"prepare.{key}={as_value(own)}")
+                others.append(f"prepare.{key}={format_value(own)}")
         if taken:
             settings = settings.with_note(f"from {who}: {', '.join(taken)}")
         if others:
@@ -82,7 +82,7 @@ class Settings:
         """Add the makers' preprocessing; a published data set has a form of its own."""
         if is_published(self.data):
             return self
-        own = own_preprocessing(net, self.net, self.prepare, self.folder)
+        own = find_preprocessing(net, self.net, self.prepare, self.folder)
         settings, taken = self._add_missing({"prepare": own})
         return settings.with_note(f"from the network: {', '.join(taken)}") if taken else settings
 
@@ -104,16 +104,16 @@ class Settings:
                     stored.pop(key, None)  # the network's input is that of the transform alone
             if own.get("val_from") == "test" and stored.get("val_size") == 0:
                 del stored["val_size"]  # it was said of the training images
-            missing = _missing(own, stored)
+            missing = _select_missing(own, stored)
             groups[group] = {**own, **missing}
             if group == "prepare":
-                taken += [f"{key}={as_value(value)}" for key, value in missing.items()]
+                taken += [f"{key}={format_value(value)}" for key, value in missing.items()]
             elif missing:
                 taken.append(group)
         return replace(self, **groups), taken
 
 
-def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+def _select_missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of ``stored`` that ``own`` lacks, nested ones too, of one function."""
     if own.get("_target_") not in (None, stored.get("_target_")):
         return {}
@@ -121,7 +121,7 @@ def _missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
     for key, value in stored.items():
         mine = own.get(key)
         if isinstance(mine, Mapping) and isinstance(value, Mapping):
-            if part := _missing(mine, value):
+            if part := _select_missing(mine, value):
                 taken[key] = {**mine, **part}
         elif mine is None and value is not None:
             taken[key] = value

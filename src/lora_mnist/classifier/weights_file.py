@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lora_mnist.classifier.huggingface import TARGET, renamed
+from lora_mnist.classifier.huggingface import TARGET, rename_tensors
 from lora_mnist.classifier.record import NO_RECORD, Record, read_record
-from lora_mnist.errors import as_value
+from lora_mnist.errors import format_value
 from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.errors import check_types
 
@@ -41,7 +41,7 @@ def read_base(path: Path) -> Base:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
         is_ours = isinstance(content, Mapping) and isinstance(content.get("record"), Mapping)
-        tensors = _tensors_in(content.get("state_dict") if is_ours else content)
+        tensors = _find_tensors(content.get("state_dict") if is_ours else content)
     except Exception as error:  # neither library has one class for what a damaged file causes
         types = []
         with suppress(Exception):  # the file is not one of torch.save's
@@ -63,7 +63,7 @@ def read_base(path: Path) -> Base:
     return Base(tensors, sha256, record, train_digests)
 
 
-def _tensors_in(content: Any) -> dict[str, Tensor]:
+def _find_tensors(content: Any) -> dict[str, Tensor]:
     """Return the tensors of nested dictionaries by dotted names."""
     if not isinstance(content, Mapping):
         return {}
@@ -71,7 +71,7 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
     for key, value in content.items():
         if isinstance(value, Tensor):
             tensors[str(key)] = value
-        elif group := _tensors_in(value):
+        elif group := _find_tensors(value):
             groups[key] = group
     if not tensors and len(groups) == 1:
         return next(iter(groups.values()))  # the one key, such as state_dict, is no part of a name
@@ -88,7 +88,7 @@ def load_weights(
 ) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit."""
     if arguments is not None and arguments["_target_"] == TARGET:
-        file = file._replace(tensors=renamed(net, file.tensors))
+        file = file._replace(tensors=rename_tensors(net, file.tensors))
     own: Any = net.state_dict()
     counts = Counter[str]()  # of the network's names in the file, by the prefix before them
     for name in file.tensors:
@@ -121,7 +121,7 @@ def load_weights(
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         lines = [textwrap.shorten(line, 200) for line in str(error).splitlines()[:4]]
-        hint = _hint(own, chosen, arguments) if arguments else ""
+        hint = _build_hint(own, chosen, arguments) if arguments else ""
         expected = f"expected the tensors of the configured net{hint}"
         raise ValueError(f"{expected}; {' '.join(lines).rstrip('.')}") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -131,14 +131,14 @@ def load_weights(
     return Base(tensors, hash_tensors(tensors), file.record, file.train_digests)
 
 
-def _hint(
+def _build_hint(
     own: Mapping[str, Tensor], stored: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> str:
     """Return the keys with which the stored tensors would fit the network, or fit none."""
     key, (name, last) = outputs_key(arguments), list(own.items())[-1]
     if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
         return f": {key}={len(stored[name])} has as many outputs"
-    keys = [f"net.{key}={as_value(value)}" for key, value in arguments.items()]
+    keys = [f"net.{key}={format_value(value)}" for key, value in arguments.items()]
     return f", or the keys of their training in place of {' '.join(keys)}"
 
 

@@ -13,8 +13,8 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
 from lora_mnist import __version__
-from lora_mnist.config.run import CLASSIFIER, in_grammar
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.config.run import CLASSIFIER, quote_for_hydra
+from lora_mnist.errors import UserError, format_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
 USAGE = f"""lora-mnist {__version__}
@@ -79,11 +79,11 @@ def _override(text: str) -> str:
     except HydraException:  # Hydra says what is wrong, but a name such as Flöte or epoch=3.ckpt
         # A list, a dictionary or a function of Hydra's is none: photo (1).png is.
         is_name = "," not in value and not re.match(r"[\[{]|\w+\(", value)
-        return f"{key}={in_grammar(value)}" if is_name else text
+        return f"{key}={quote_for_hydra(value)}" if is_name else text
     choices = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
     if key == "augment" and any(isinstance(each, list) and "auto" in each for each in choices):
         raise UserError(f"{text}: expected auto alone, or a list without it")  # Hydra would drop it
     is_group = any(Path(folder, key).is_dir() for folder in (CONFIGS, config_dir() or CONFIGS))
     if is_group and isinstance(parsed, int | float | None):
-        return f"{key}='{as_value(parsed)}'"  # of a text Hydra lists what there is
+        return f"{key}='{format_value(parsed)}'"  # of a text Hydra lists what there is
     return text

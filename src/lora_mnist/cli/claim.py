@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.exits import PastHydra
-from lora_mnist.cli.explain import no_stage
+from lora_mnist.cli.explain import explain_missing_stage
 from lora_mnist.cli.sweep import close_sweep, open_sweep
 from lora_mnist.errors import UserError
 from lora_mnist.project import user_path
@@ -26,7 +26,7 @@ class ClaimOutputFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
-        with _claiming(config):
+        with _claim(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:  # as it is in processes that Lightning starts
                 refuse_used_folder("hydra.run.dir", folder)
@@ -35,7 +35,7 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
-        with _claiming(config):
+        with _claim(config):
             if "sweep" in config:
                 open_sweep(config, config.hydra)
 
@@ -49,7 +49,7 @@ class ClaimOutputFolder(Callback):
 
 
 @contextmanager
-def _claiming(cfg: DictConfig) -> Iterator[None]:
+def _claim(cfg: DictConfig) -> Iterator[None]:
     """Leave folders alone inside the ``with`` block, however the command ends there."""
     try:
         HydraConfig.instance().set_config(cfg)  # as Hydra does next, for ${hydra:...}
@@ -68,7 +68,7 @@ def _refuse_start(cfg: DictConfig) -> None:
         if each.is_sweep_override():
             swept.add(each.key_or_group)
     if OmegaConf.is_missing(cfg, "stage") and not swept & {"stage", "experiment"}:
-        raise UserError(no_stage())
+        raise UserError(explain_missing_stage())
     for key in ("outputs", "bases"):
         if user_path(cfg.paths[key]).is_file():
             raise UserError(f"paths.{key}={cfg.paths[key]}: expected a folder, not a file")

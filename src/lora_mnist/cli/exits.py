@@ -12,7 +12,7 @@ from hydra.types import RunMode
 
 from lora_mnist.cli.explain import explain
 from lora_mnist.cli.sweep import end_early
-from lora_mnist.config.run import Run, in_grammar
+from lora_mnist.config.run import Run, quote_for_hydra
 from lora_mnist.errors import UserError
 from lora_mnist.project import command_line
 from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
@@ -29,7 +29,7 @@ def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseE
     """
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
-        left = _finished_jobs(hydra_conf) or _how_to_go_on(hydra_conf)
+        left = _describe_finished_jobs(hydra_conf) or _suggest_command(hydra_conf)
         return _exit(f"interrupted by {sent.name}", left, 128 + sent)
     if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
         return error
@@ -41,12 +41,12 @@ def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseE
             return SystemExit(128 + 13)  # as by SIGPIPE
     reason, code = explain(error), getattr(error, "exit_code", UserError.exit_code)
     if reason is None:
-        if left := _finished_jobs(hydra_conf) or _how_to_go_on(hydra_conf, is_bug=True):
+        if left := _describe_finished_jobs(hydra_conf) or _suggest_command(hydra_conf, is_bug=True):
             error.add_note(left)
         return error  # Python shows where
     if code == UserError.exit_code:
         _remove_if_empty(hydra_conf)
-    return _exit(reason, _finished_jobs(hydra_conf), code)
+    return _exit(reason, _describe_finished_jobs(hydra_conf), code)
 
 
 def _exit(reason: str, left: str, code: int) -> SystemExit:
@@ -55,7 +55,7 @@ def _exit(reason: str, left: str, code: int) -> SystemExit:
     return SystemExit(code)
 
 
-def _finished_jobs(hydra_conf: Any) -> str:
+def _describe_finished_jobs(hydra_conf: Any) -> str:
     """Return a line about the finished jobs of a sweep, or "" if this is none."""
     is_sweep = hydra_conf is not None and hydra_conf.mode == RunMode.MULTIRUN
     return end_early(Path(hydra_conf.sweep.dir)) if is_sweep else ""
@@ -83,7 +83,7 @@ def _remove_if_empty(hydra_conf: Any) -> None:
                     parent.rmdir()
 
 
-def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
+def _suggest_command(hydra_conf: Any, is_bug: bool = False) -> str:
     """Return how to go on from a run's last checkpoint, to start again, or where the log is."""
     folder = _run_folder(hydra_conf)
     if folder is None:
@@ -95,7 +95,7 @@ def _how_to_go_on(hydra_conf: Any, is_bug: bool = False) -> str:
     overrides = run.overrides_without(*dropped)
     if is_resumable:
         path = last if last.is_file() else folder  # several trainings have no checkpoint
-        overrides.append(f"ckpt_path={in_grammar(path)}")
+        overrides.append(f"ckpt_path={quote_for_hydra(path)}")
     elif is_bug:
         return f"log: {folder / hydra_conf.job.name}.log"
     return f"{how}: {command_line(str(hydra_conf.job.config_name), overrides)}"

@@ -15,14 +15,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from lora_mnist.cli.arguments import config_dir, read_arguments
-from lora_mnist.config.keys import unknown_key
+from lora_mnist.config.keys import describe_unknown_key
 from lora_mnist.errors import (
     ArgumentError,
     UserError,
     format_refusal,
-    nearest_to,
     one_line,
     printable,
+    suggest_nearest,
 )
 from lora_mnist.project import CONFIGS, command_line, install_command
 
@@ -66,10 +66,10 @@ def _explain_configuration(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause is not error:
         if OmegaConf.is_missing(cause.parent_node, "stage"):
-            return no_stage()  # which keys there are depends on it
+            return explain_missing_stage()  # which keys there are depends on it
         function = cause.parent_node.get("_target_")
         more = f"; +{cause.full_key} adds an argument of {function}" if function else ""
-        return unknown_key(str(cause.full_key)) + more
+        return describe_unknown_key(str(cause.full_key)) + more
     if isinstance(cause, OmegaConfBaseException):
         return one_line(f"{cause.full_key}: {str(cause).partition(_FULL_KEY)[0]}")
     message = one_line(str(error).partition(_SEARCH_PATH)[0])
@@ -78,30 +78,31 @@ def _explain_configuration(error: BaseException) -> str:
             message = "expected KEY=VALUE; one with spaces stands in quotes: 'KEY=A VALUE'"
         return f"{error.override}: {message}"
     if isinstance(error, MissingConfigException) and error.options is not None:
-        return _no_such_choice(str(error.missing_cfg_file), error.options)
+        return _explain_missing_choice(str(error.missing_cfg_file), error.options)
     if no_classifier := re.search(_NO_CLASSIFIER, message):
-        return _no_own_file(no_classifier[1])
+        return _explain_missing_file(no_classifier[1])
     if no_group := re.match(_NO_GROUP, message):
-        return _no_such_group(*no_group.groups())
+        return _explain_missing_group(*no_group.groups())
     return message
 
 
-def _no_such_choice(chosen: str, options: Sequence[str]) -> str:
+def _explain_missing_choice(chosen: str, options: Sequence[str]) -> str:
     """Return the options of a group in place of the missing one, or the extra that brings it."""
     group, _, name = chosen.rpartition("/")
     if group == "classifier":
-        return _no_own_file(name)
+        return _explain_missing_file(name)
     if group in ("hydra/launcher", "hydra/sweeper") and name in _EXTRAS:
         extra = _EXTRAS[name]
         return f"{group}={name}: expected the extra {extra}: {install_command(extra)}"
-    return f"{group}={name}: expected one of {', '.join(options)}{nearest_to(name, options)}"
+    return f"{group}={name}: expected one of {', '.join(options)}{suggest_nearest(name, options)}"
 
 
-def _no_such_group(file: str | None, group: str) -> str:
+def _explain_missing_group(file: str | None, group: str) -> str:
     """Name the file that overrides a group which does not exist, or the folder in a key's way."""
     if file is not None:
         groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
-        return f"{file}.yaml: override /{group}: there is no such group{nearest_to(group, groups)}"
+        nearest = suggest_nearest(group, groups)
+        return f"{file}.yaml: override /{group}: there is no such group{nearest}"
     folder = Path(config_dir() or CONFIGS, group)
     if folder.is_dir() and not (CONFIGS / group).is_dir():
         return (
@@ -111,7 +112,7 @@ def _no_such_group(file: str | None, group: str) -> str:
     return f"{group}: nothing reads this group here"
 
 
-def _no_own_file(name: str) -> str:
+def _explain_missing_file(name: str) -> str:
     """Name the file that ``classifier=NAME`` lacks, or ask for the folder that has it."""
     folder = config_dir()
     file = Path(folder or "FOLDER", "classifier", f"{name}.yaml")
@@ -119,7 +120,7 @@ def _no_own_file(name: str) -> str:
     return f"classifier={name}: {reason} {file}"
 
 
-def no_stage() -> str:
+def explain_missing_stage() -> str:
     """Return the two commands to choose from, each with the arguments that were given."""
     arguments = read_arguments()
     others = [text for text in arguments if not text.startswith("experiment=")]

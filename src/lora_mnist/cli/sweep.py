@@ -12,13 +12,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.cli.explain import log_failure
 from lora_mnist.config.run import Command, Run, override_key
-from lora_mnist.errors import UserError, nearest_to, one_line
+from lora_mnist.errors import UserError, one_line, suggest_nearest
 from lora_mnist.files import flatten, read_json, write_json
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE, refuse_used_folder
-from lora_mnist.show.summary import best_line, better_end, summarize, table_text, write_summary
+from lora_mnist.show.summary import (
+    choose_direction,
+    format_best_job,
+    format_sweep_table,
+    summarize,
+    write_summary,
+)
 
 # hydra.sweeper.direction of a search
-OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
+OmegaConf.register_new_resolver("lora_mnist.choose_direction", choose_direction, replace=True)
 
 #: How the numbers of test images begin.
 _NEVER_CHOOSE = ("test", "mistakes")
@@ -61,7 +67,7 @@ def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) 
         value = None  # a job without validation images takes no other along
     if not isinstance(value, int | float | None):  # null is a number that is not finite
         numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE) and key != metric]
-        expected = f"a number in results.json, or null{nearest_to(str(metric), numbers)}"
+        expected = f"a number in results.json, or null{suggest_nearest(str(metric), numbers)}"
         raise UserError(f"sweep.metric={metric}: expected {expected}")
     shown = "" if value is None else f"{metric} {value:.6g}, "
     print(f"#{hydra_conf.job.num}: {shown}{time.perf_counter() - started:.1f} s", flush=True)
@@ -76,15 +82,15 @@ def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     summary = summarize(folder, metric)
     write_summary(summary)
     save_summary(summary)
-    print(table_text(summary, cfg.sweep.columns))
+    print(format_sweep_table(summary, cfg.sweep.columns))
     set_keys = {override_key(text) for text in hydra_conf.overrides.task}
     names = {name for row in summary.rows for job in row for name in job.results}
     for title, name in cfg.sweep.columns.items():
         if names and f"sweep.columns.{title}" in set_keys and name not in names:
-            text = f"sweep.columns.{title}={name}: no job has it{nearest_to(str(name), names)}"
+            text = f"sweep.columns.{title}={name}: no job has it{suggest_nearest(str(name), names)}"
             print(text, file=sys.stderr)
     if summary.best:
-        print(best_line(summary.best, metric))
+        print(format_best_job(summary.best, metric))
     print(f"sweep: {folder}", flush=True)
     for job in summary.failed:
         swept = [f"{key}={job.values[key]}" for key in summary.swept]

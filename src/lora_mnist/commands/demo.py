@@ -33,13 +33,13 @@ same. The page opens with the scale and the offset that the adapter has.
 """
 
 
-def side_by_side(classifier: Classifier, image: Tensor, point: Point) -> list[dict[str, float]]:
+def predict_both(classifier: Classifier, image: Tensor, point: Point) -> list[dict[str, float]]:
     """Return the probability of each class, by name, from the base and from the adapted network."""
     ((_, predictions),) = classifier.predict_at([(image, 0)], [BASE, point])
     return [dict(zip(classifier.classes, p.probabilities, strict=True)) for p in predictions]
 
 
-def wrong_images(
+def find_wrong_images(
     classifier: Classifier, images: Images, shown: int = -1
 ) -> Iterator[tuple[str, Tensor, int]]:
     """Return caption, image and number of each that the base gets wrong; ``shown`` is last."""
@@ -71,13 +71,13 @@ def build_page(classifier: Classifier) -> Any:
             return None, f"This picture cannot be used: {one_line(error)}."
 
     def wrong_image(shown: int) -> tuple[str, Tensor | None, int]:
-        wrong = iter(()) if images is None else wrong_images(classifier, images, shown)
+        wrong = iter(()) if images is None else find_wrong_images(classifier, images, shown)
         return next(wrong, ("There is no test image that the base gets wrong.", None, shown))
 
     def ask(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
         if image is None:
             return None, None, None
-        base, adapted = side_by_side(classifier, image, start._replace(scale=scale, offset=offset))
+        base, adapted = predict_both(classifier, image, start._replace(scale=scale, offset=offset))
         return base, adapted, to_pil_image(viewable(image))
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:

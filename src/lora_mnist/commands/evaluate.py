@@ -35,10 +35,10 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
-        session.to_evaluate()  # also for the search for the point
+        session.switch_to_eval()  # also for the search for the point
         choices = apply_point(classifier, configured_point(cfg), session.images.val)
         log_choices(choices)
         tables = session.tables(with_val=classifier.adapter is None)
-        better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
-        about = {"steps": 0, "better_preprocessing": better_preprocessing}
+        find_better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
+        about = {"steps": 0, "find_better_preprocessing": find_better_preprocessing}
         return finish(session, tables, choices, about)

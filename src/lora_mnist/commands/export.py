@@ -30,8 +30,8 @@ from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.make import configured_point, load_configured
 from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
-from lora_mnist.errors import IncompleteError, UserError, as_value, one_line, require_extra
-from lora_mnist.files import atomic_write, made_folder
+from lora_mnist.errors import IncompleteError, UserError, format_value, one_line, require_extra
+from lora_mnist.files import atomic_write, make_folder
 from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.model import merge_lora
 from lora_mnist.measure.predictions import logits_at
@@ -98,7 +98,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     expected = "expected a new file that ends in .onnx or .safetensors, or with net=huggingface "
     expected += "and no prepare.transform a folder"
     if cfg.out is None or write is None:
-        raise UserError(f"out={as_value(cfg.out)}: {expected}")
+        raise UserError(f"out={format_value(cfg.out)}: {expected}")
     refuse_unwritable(out)  # a file there may be somebody's weights
     if write is onnx_file:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
@@ -106,7 +106,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
     is_of_transformers = classifier.settings.net.get("_target_") == TARGET and transform is None
     if write is folder_of_transformers and not is_of_transformers:
-        raise UserError(f"out={as_value(cfg.out)}: {expected}")
+        raise UserError(f"out={format_value(cfg.out)}: {expected}")
     images, name = images_to_compare(classifier)
     classifier.make_ready(images)
     choices = apply_point(classifier, configured_point(cfg))
@@ -211,7 +211,7 @@ def weights_file(
 @contextmanager
 def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterator[nn.Module]:
     """Write a folder for ``from_pretrained``; yield its network, read back."""
-    with made_folder(out.parent), TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as parent:
+    with make_folder(out.parent), TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as parent:
         folder = Path(parent, out.name)
         folder.mkdir()
         dataset = merged.dataset

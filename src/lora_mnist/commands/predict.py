@@ -20,7 +20,7 @@ from lora_mnist.errors import (
     IncompleteError,
     PictureError,
     UserError,
-    as_value,
+    format_value,
     one_line,
     printable,
 )
@@ -81,14 +81,12 @@ def predict_files(classifier: Classifier, files: Sequence[Path]) -> Iterator[dic
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
         points["after"] = None  # as it is
-    images = readable_pictures(classifier, files)
+    images = read_pictures(classifier, files)
     for number, of_image in classifier.predict_at(images, list(points.values())):
         yield {"file": printable(files[number]), **dict(zip(points, of_image, strict=True))}
 
 
-def readable_pictures(
-    classifier: Classifier, files: Sequence[Path]
-) -> Iterator[tuple[Tensor, int]]:
+def read_pictures(classifier: Classifier, files: Sequence[Path]) -> Iterator[tuple[Tensor, int]]:
     """Yield the image and the index of each file that can be read."""
     for number, file in enumerate(progress(files, "predict", len(files))):
         try:
@@ -116,7 +114,7 @@ def find_pictures(images: Any) -> list[Path]:
             found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
             matches += [path for path in found if path.is_file()]
         if not matches:
-            reason = ": missing" if is_missing else f"={as_value(each)}: there is no picture"
+            reason = ": missing" if is_missing else f"={format_value(each)}: there is no picture"
             raise UserError(
                 f'images{reason}; expected a file, a folder, or a pattern like "some/*.png"'
             )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_mnist.config.run import Run, is_in
 from lora_mnist.config.values import check_values
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import UserError, format_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
 #: What has keys of its own: train.py by its stages.
@@ -57,10 +57,10 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
 def _own_keys(cfg: DictConfig, set_keys: Collection[str] | None) -> DictConfig:
     """Return a copy with the command's own keys. Raise UserError for a key of no command."""
     content: Any = OmegaConf.to_container(cfg)
-    own, copied = command_keys(cfg.stage), cfg.copy()
+    own, copied = list_command_keys(cfg.stage), cfg.copy()
     # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
     for name, value in content.items():
-        _refuse_unknown_keys({name: value}, own if name in own else all_keys())
+        _refuse_unknown_keys({name: value}, own if name in own else list_all_keys())
         if name in own:
             continue
         # A user's file may be for several commands. From Python each key counts as set.
@@ -79,12 +79,12 @@ def _refuse_unknown_keys(
     for name, value in content.items():
         key = f"{group}{name}"
         if key not in known:
-            raise UserError(unknown_key(key))
+            raise UserError(describe_unknown_key(key))
         if not known[key] or (key == "trials" and value is None):
             continue
         if not isinstance(value, dict):
             chosen = f"a file chooses a group by 'defaults: [override /{key}: NAME]'"
-            raise UserError(f"{key}: {as_value(value)}: expected its keys; {chosen}")
+            raise UserError(f"{key}: {format_value(value)}: expected its keys; {chosen}")
         # A function may have more arguments than are configured.
         if key not in _OPEN and "_target_" not in value and f"{key}._target_" not in known:
             _refuse_unknown_keys(value, known, f"{key}.")
@@ -101,13 +101,15 @@ def _resolve_digit(cfg: DictConfig, set_keys: Collection[str]) -> None:
     elif "digit" not in set_keys and ("target" in set_keys or digit == "weakest"):
         return  # a target that somebody sets goes before the recipe's weakest
     elif digit not in (None, target):
-        other = f"expected no other class than target={as_value(target)}, since both mean the same"
-        raise UserError(f"digit={as_value(digit)}: {other}")
+        other = (
+            f"expected no other class than target={format_value(target)}, since both mean the same"
+        )
+        raise UserError(f"digit={format_value(digit)}: {other}")
 
 
 @cache
-def command_keys(stage: str) -> dict[str, bool]:
-    """Return the :func:`dotted` keys of a command, or of a stage of train.py."""
+def list_command_keys(stage: str) -> dict[str, bool]:
+    """Return the keys, by :func:`list_keys`, of a command, or of a stage of train.py."""
     name, overrides = (stage, []) if stage in COMMANDS else ("train", [f"stage={stage}"])
     if (CONFIGS / "local" / "default.yaml").is_file():
         overrides.append("~local@_global_")  # the user's
@@ -116,35 +118,35 @@ def command_keys(stage: str) -> dict[str, bool]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(name, overrides)
     restore_gh_from_backup(around)
-    return dotted(OmegaConf.to_container(cfg))
+    return list_keys(OmegaConf.to_container(cfg))
 
 
-def dotted(nested: Any, group: str = "") -> dict[str, bool]:
+def list_keys(nested: Any, group: str = "") -> dict[str, bool]:
     """Return each key of a configuration, groups before their keys, and whether it is a group."""
     keys = {}
     for name, value in nested.items():
         key = f"{group}{name}"
         keys[key] = isinstance(value, dict)
         if keys[key]:
-            keys |= dotted(value, f"{key}.")
+            keys |= list_keys(value, f"{key}.")
     return keys
 
 
-def all_keys() -> dict[str, bool]:
+def list_all_keys() -> dict[str, bool]:
     """Return the keys of all commands."""
     keys: dict[str, bool] = {}
     for stage in _STAGES:
-        keys |= command_keys(stage)
+        keys |= list_command_keys(stage)
     return keys
 
 
-def unknown_key(key: str) -> str:
+def describe_unknown_key(key: str) -> str:
     """Return the message about an unknown key, with the keys that are most like it."""
-    keys = [each for each in all_keys() if not is_in(each, "sweep.columns")]  # titles
+    keys = [each for each in list_all_keys() if not is_in(each, "sweep.columns")]  # titles
     name, reason = key.rpartition(".")[2], "nothing reads this key"
     nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]
     if key in keys:
-        readers = [stage for stage in _STAGES if key in command_keys(stage)]
+        readers = [stage for stage in _STAGES if key in list_command_keys(stage)]
         reason += f" here; it is a key of {', '.join(readers)}"
     else:
         nearest = nearest or get_close_matches(key, keys, cutoff=0)

@@ -10,13 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.classifier.choose_point import POINT_FIELDS
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.project import importable
+from lora_mnist.project import import_from_here
 from lora_mnist.run_paths import latest_adapter
 
 
 def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
     """Instantiate a part of the configuration by Hydra; an error names its ``key``."""
-    with importable(), config_group(key):
+    with import_from_here(), config_group(key):
         # Plain lists, for checkpoints.
         return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
 

@@ -63,7 +63,7 @@ class Run:
 Command = Callable[[DictConfig, Run], object]
 
 
-def in_grammar(value: object) -> str:
+def quote_for_hydra(value: object) -> str:
     """Return a value in Hydra's grammar; a text such as null, perhaps a class's name, is quoted."""
     text = str(value)
     is_word = re.fullmatch(r"[\w/.+-]+", text, re.ASCII)

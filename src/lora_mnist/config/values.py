@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import UserError, format_value
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
 
@@ -80,7 +80,7 @@ EXPECTED = _OF_TRIAL | {
 }
 
 
-def takes(expected: str, value: Any) -> bool:
+def accepts(expected: str, value: Any) -> bool:
     """Return whether ``value`` is of the kind ``expected`` names; nan and inf are no numbers."""
     for each in expected.split(" or "):
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
@@ -102,7 +102,7 @@ def check_values(cfg: DictConfig) -> None:
     of_trials = ", ".join(_OF_TRIAL)
     for name, values in (cfg.get("trials") or {}).items():
         if not isinstance(values, Mapping | None):
-            raise UserError(f"trials.{name}={as_value(values)}: expected some of {of_trials}")
+            raise UserError(f"trials.{name}={format_value(values)}: expected some of {of_trials}")
         for key, value in (values or {}).items():
             if key not in _OF_TRIAL:
                 raise UserError(f"trials.{name}.{key}: expected some of {of_trials}")
@@ -117,6 +117,6 @@ def check_values(cfg: DictConfig) -> None:
 
 def _check_value(key: str, value: Any, where: str = "") -> None:
     """Refuse a value that its key cannot have; a text like a number is shown as ``'-1'``."""
-    if not takes(EXPECTED[key], value):
-        shown = as_value(value) if str(value).strip("+-.e0123456789") else repr(value)
+    if not accepts(EXPECTED[key], value):
+        shown = format_value(value) if str(value).strip("+-.e0123456789") else repr(value)
         raise UserError(f"{where}{key}={shown}: expected {EXPECTED[key]}")

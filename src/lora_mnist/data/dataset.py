@@ -17,7 +17,7 @@ from lora_mnist.data.images import Batch, Images, ImageSets
 from lora_mnist.data.threads import ReadOnce
 from lora_mnist.errors import config_group, require, require_choice, require_number
 from lora_mnist.progress import progress
-from lora_mnist.project import importable
+from lora_mnist.project import import_from_here
 
 #: A number, or one for each channel.
 Channelwise = float | Sequence[float]
@@ -27,7 +27,7 @@ class Loader(DataLoader[Batch]):
     """torch's; its workers, where they are not forked, import what lies where the user stands."""
 
     def __iter__(self) -> Any:
-        with importable():  # they begin with a copy of sys.path, here
+        with import_from_here():  # they begin with a copy of sys.path, here
             return super().__iter__()
 
 
@@ -96,7 +96,7 @@ class ImageDataset:
                 expected = "mean and std, as in the network's training, since there are no "
                 expected += "training images to measure"
                 require(len(self.sets.train) > 0, "mean", None, expected)
-            measured = measured_pixels(self.sets.train)
+            measured = measure_pixels(self.sets.train)
             mean = measured[0] if mean is None else mean
             std = measured[1] if std is None else std
         return mean, std
@@ -141,7 +141,7 @@ class ImageDataset:
             pixels, labels = (each.to(device, non_blocking=each.is_pinned()) for each in batch)
             yield self.normalize(pixels), labels
 
-    def stacked(
+    def stack_pictures(
         self, pictures: Iterable[tuple[Tensor, int]], device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
         """Yield pictures of :meth:`read_picture` in normalized batches of one size, with labels."""
@@ -152,7 +152,7 @@ class ImageDataset:
                 yield pixels, torch.tensor(labels).to(device)
 
 
-def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
+def measure_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
     """Return mean and standard deviation of each channel, or the only one, to four decimals."""
     total = squares = torch.zeros(1, dtype=torch.int64)
     count = 0

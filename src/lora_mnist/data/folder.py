@@ -24,7 +24,7 @@ from lora_mnist.data.known_files import KnownFiles
 from lora_mnist.data.listing import SPLITS, ImageFile, Listing
 from lora_mnist.data.pictures import Preprocessing, examine, open_picture
 from lora_mnist.data.split import split_files
-from lora_mnist.data.threads import ReadOnce, in_threads
+from lora_mnist.data.threads import ReadOnce, map_in_threads
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
 from lora_mnist.project import user_path
@@ -159,7 +159,7 @@ class Folder(ImageDataset):
                 log.warning("%s: skipped: %s", printable(root / file.path), error)
                 return None
 
-        found = progress(in_threads(look_at, self._files), "reading", len(self._files))
+        found = progress(map_in_threads(look_at, self._files), "reading", len(self._files))
         for file, about in zip(self._files, found, strict=True):
             if about is None:
                 continue

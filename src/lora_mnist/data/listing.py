@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lora_mnist.errors import ArgumentError, as_value, nearest_to, printable, require
+from lora_mnist.errors import ArgumentError, format_value, printable, require, suggest_nearest
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,16 @@ class Listing:
 
     def files(self, classes: Sequence[str]) -> list[ImageFile]:
         """Return the image files by path, as torchvision; ``classes`` sets another order."""
-        expected = f"the folders of {self.root}: {as_value(self.classes)}"
+        expected = f"the folders of {self.root}: {format_value(self.classes)}"
         require(sorted(classes) == self.classes, "classes", classes, expected)
         files, others = [], []
         for folder, split in self.splits.items():
             for name in subfolders(folder):
                 if name not in classes:
                     expected = f"expected the folders of train/, but {name} is none of them"
-                    raise ArgumentError("data_dir", folder, expected + nearest_to(name, classes))
+                    raise ArgumentError(
+                        "data_dir", folder, expected + suggest_nearest(name, classes)
+                    )
                 label = classes.index(name)
                 for file in files_below(folder / name):
                     path = file.relative_to(self.root).as_posix()

@@ -18,7 +18,7 @@ from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.digests import compute_digests, hash_images
 from lora_mnist.data.images import Images, ImageSets
 from lora_mnist.data.listing import files_below, subfolders
-from lora_mnist.errors import PictureError, UserError, naming, nearest_to, printable
+from lora_mnist.errors import PictureError, UserError, printable, report_as, suggest_nearest
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ def wrong_pictures(
     if not wrong:
         expected = f"expected pictures that the base gets wrong; it has all {count} right"
         raise UserError(f"mistakes={folder}: {expected}")
-    _refuse_those_that_judge(wrong, dataset, folder)
+    _refuse_test_images(wrong, dataset, folder)
     # Files where those to train on are files: both are augmented before a transform.
     reader, labels = dataset.sets.train.reader, torch.tensor([each.label for each in wrong])
     sources = [each.path if reader else each.image for each in wrong]
     mistakes = Images(sources, labels, reader=reader)
-    is_held_out = _held_out(wrong, dataset, test_share)
+    is_held_out = _hold_out(wrong, dataset, test_share)
     train, test = mistakes.without(is_held_out), mistakes.without(~is_held_out)
     if not len(train):
         raise UserError(
@@ -77,7 +77,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
     root, expected = folder.expanduser(), "expected pictures, in a folder for each right class"
     if not root.is_dir():
         raise UserError(f"mistakes={folder}: no such folder; {expected}")
-    with naming(f"mistakes={folder}"):
+    with report_as(f"mistakes={folder}"):
         paths = [path for name in subfolders(root) for path in files_below(root / name)]
     pictures: dict[str, Picture] = {}
     for path in progress(paths, "mistakes", len(paths)):
@@ -85,7 +85,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
         if name not in dataset.classes:
             raise UserError(
                 f"mistakes={folder}: expected folders named after classes, such as "
-                f"{dataset.classes[0]}, not {name}{nearest_to(name, dataset.classes)}"
+                f"{dataset.classes[0]}, not {name}{suggest_nearest(name, dataset.classes)}"
             )
         try:
             image = dataset.read_picture(path)
@@ -103,9 +103,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
     return [pictures[key] for key in sorted(pictures)]
 
 
-def _refuse_those_that_judge(
-    pictures: Iterable[Picture], dataset: ImageDataset, folder: Path
-) -> None:
+def _refuse_test_images(pictures: Iterable[Picture], dataset: ImageDataset, folder: Path) -> None:
     """Refuse pictures that are images to validate or to test on."""
     sets, digests = dataset.sets, compute_digests([picture.image for picture in pictures]).tolist()
     files = {digest: picture.path for digest, picture in zip(digests, pictures, strict=True)}
@@ -118,7 +116,7 @@ def _refuse_those_that_judge(
                 )
 
 
-def _held_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
+def _hold_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
     """Choose the test pictures by their SHA-256, bool of shape (N,); none is a training image."""
     known = torch.tensor(_hash_pixels(dataset.sets.train, dataset), dtype=torch.int64)
     is_known = torch.isin(compute_digests([picture.image for picture in pictures]), known)

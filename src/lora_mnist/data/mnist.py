@@ -96,12 +96,12 @@ def convert_to_digit(picture: Image.Image) -> Tensor:
         raise PictureError("nothing on it")
     ink = ink / ink.max()
     ink[ink < _FAINTEST] = 0
-    digit = ink[_around(ink)]
+    digit = ink[_find_box(ink)]
     scale = _BOX / max(digit.shape)
     height, width = (max(1, round(side * scale)) for side in digit.shape)
     box = F.interpolate(digit[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
     field = torch.zeros(_FIELD, _FIELD)
-    top, left = _corner(box.sum(1)), _corner(box.sum(0))
+    top, left = _find_corner(box.sum(1)), _find_corner(box.sum(0))
     field[top : top + height, left : left + width] = box / box.max()
     return (field * 255).round().to(torch.uint8)[None]
 
@@ -110,13 +110,13 @@ def _has_form(gray: Tensor) -> bool:
     """Return whether a picture, (height, width), has the form of :func:`convert_to_digit`."""
     if gray.shape != (_FIELD, _FIELD) or not gray.any():
         return False
-    rows, columns = _around(gray)
+    rows, columns = _find_box(gray)
     box = gray[rows, columns]
-    beside = (rows.start - _corner(box.sum(1)), columns.start - _corner(box.sum(0)))
+    beside = (rows.start - _find_corner(box.sum(1)), columns.start - _find_corner(box.sum(0)))
     return _BOX - 1 <= max(box.shape) <= _BOX and max(map(abs, beside)) <= 1
 
 
-def _around(ink: Tensor) -> tuple[slice, slice]:
+def _find_box(ink: Tensor) -> tuple[slice, slice]:
     """Return the rows and the columns that hold all ink."""
     sides = []
     for mass in (ink.amax(1), ink.amax(0)):
@@ -125,7 +125,7 @@ def _around(ink: Tensor) -> tuple[slice, slice]:
     return sides[0], sides[1]
 
 
-def _corner(mass: Tensor) -> int:
+def _find_corner(mass: Tensor) -> int:
     """Return where a box begins on one axis of the field if its center of mass is in the center."""
     center = (mass * torch.arange(len(mass))).sum() / mass.sum()
     return min(max(round(_CENTER - center.item()), 0), _FIELD - len(mass))

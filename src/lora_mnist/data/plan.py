@@ -56,10 +56,10 @@ class Plan:
     def batches(self) -> Iterator[list[int]]:
         """Yield endless indices: to learn, as ``DataLoader(shuffle=True)`` does, then to replay."""
         generator = torch.Generator().manual_seed(self.seed)
-        replayed = self._in_turn(self.selection.replay_indices)
+        replayed = self._yield_in_turn(self.selection.replay_indices)
         indices = self.selection.learn_indices
         if len(self.selection.targets) > 1:  # the rarest as often as the others
-            in_turn = self._in_turn(indices)
+            in_turn = self._yield_in_turn(indices)
             while True:
                 yield list(islice(in_turn, self.batch_size)) + list(islice(replayed, self.replay))
         while True:
@@ -70,7 +70,7 @@ class Plan:
             for batch in torch.split(order, self.batch_size):
                 yield batch.tolist() + list(islice(replayed, self.replay))
 
-    def _in_turn(self, indices: Tensor) -> Iterator[int]:
+    def _yield_in_turn(self, indices: Tensor) -> Iterator[int]:
         """Yield indices without end: one of each class in turn, in random order."""
         generator = torch.Generator().manual_seed(self.seed)
         labels = self.labels[indices]

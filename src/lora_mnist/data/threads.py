@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 _THREADS, _FILES_AT_ONCE = min(4, os.cpu_count() or 1), 8
 
 
-def in_threads(function: Callable[[_T], _Result], items: Sequence[_T]) -> Iterator[_Result]:
+def map_in_threads(function: Callable[[_T], _Result], items: Sequence[_T]) -> Iterator[_Result]:
     """Yield ``function`` of each item, in order: Pillow lets other threads run while it decodes."""
     tasks = [items[i : i + _FILES_AT_ONCE] for i in range(0, len(items), _FILES_AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -33,7 +33,7 @@ class ReadOnce:
 
     def __call__(self, paths: Sequence[Path], augment: Augment | None = None) -> list[Tensor]:
         missing = [path for path in dict.fromkeys(paths) if path not in self._images]
-        read = in_threads(lambda path: self._read([path], None)[0], missing)
+        read = map_in_threads(lambda path: self._read([path], None)[0], missing)
         self._images |= zip(missing, read, strict=True)
         images = [self._images[path] for path in paths]
         return list(map(augment, images)) if augment else images

@@ -20,9 +20,9 @@ from .base_state import base_state_dict, hash_tensors
 from .errors import check_types
 from .layer import Adapter
 from .model import attach, lora_point, usable_adapters
-from .peft_files import METADATA, adapters_in, build_files
+from .peft_files import METADATA, build_files, read_adapters
 from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
-from .target_modules import listed
+from .target_modules import format_names
 from .weight import adapted_weights, float_parameters, lora_adapters
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -
     files = build_files(adapters, weights)
     files.config["lora_dropout"] = max((each.dropout for each in loras), default=0.0)
     files = files._replace(metadata=about | files.metadata)
-    adapters_in(files, weights)  # what cannot be loaded is not saved
+    read_adapters(files, weights)  # what cannot be loaded is not saved
     return files
 
 
@@ -115,7 +115,7 @@ def load_adapter(model: nn.Module, folder: str | Path, base_sha256: str | None =
             log.warning("the adapter does not say which base it was made for: not checked")
         tensors, config = load_file(folder / WEIGHTS_NAME), read_json(folder / CONFIG_NAME)
         files = AdapterFiles(tensors, config, metadata)
-        attach(model, adapters_in(files, float_parameters(model)))
+        attach(model, read_adapters(files, float_parameters(model)))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return model
@@ -149,6 +149,6 @@ def _warn_of_peft(model: nn.Module) -> None:
             layers.append(name)
     if layers:
         warnings.warn(
-            f"PEFT has no adapter of this form for {listed(layers)}: use the saved adapter here",
+            f"PEFT has no such adapter for {format_names(layers)}: use the saved adapter here",
             stacklevel=3,
         )

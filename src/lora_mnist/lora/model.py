@@ -20,7 +20,7 @@ from .errors import ArgumentError, is_number, require
 from .layer import Adapter, LoRAParametrization
 from .offset import Offset, bias_name
 from .point import BASE, Point
-from .target_modules import by_pattern, find_unadapted, layers_to_adapt
+from .target_modules import find_unadapted, layers_to_adapt, resolve_pattern
 from .weight import (
     adapted_weights,
     adapters_on,
@@ -86,7 +86,7 @@ def add_lora(
     kind, targets = KINDS[init], layers_to_adapt(model, target_modules)
     if dropout and not any(kind.is_factored and w.factored_forward for w in targets.values()):
         raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
-    ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
+    ranks = resolve_pattern("rank_pattern", rank_pattern, targets, rank)
     adapters = {}
     for layer, weight in targets.items():
         # A kind that reads the dense weight starts from it, earlier adapters included.

@@ -49,7 +49,7 @@ class Offset(Adapter):
         return bias + self.point.offset * self.direction
 
 
-def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
+def build_offset(counts: Tensor, targets: Sequence[int]) -> Offset:
     """Return an offset to repair ``targets``; ``counts`` has each class's training images."""
     # At most 1 above what rarity asks for is tried: a few unseen images can ask for any number.
     mean = counts.sum() / (counts > 0).sum()
@@ -62,7 +62,7 @@ def offset_for(counts: Tensor, targets: Sequence[int]) -> Offset:
 
 
 @torch.no_grad()
-def last_layer(model: nn.Module, images: Tensor) -> str | None:
+def find_last_layer(model: nn.Module, images: Tensor) -> str | None:
     """Return the name of the ``nn.Linear`` whose bias adds to the logits, or None."""
     logits = model(images)
     # A different number for each class shows a softmax behind the layer.

@@ -12,8 +12,8 @@ import torch
 
 from .layer import Adapter, LoRAParametrization
 from .offset import Offset
-from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles, build_lora_files, loras_in
-from .peft_offset import build_offset_files, offset_in, zeros_for
+from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles, build_lora_files, read_loras
+from .peft_offset import build_offset_files, make_zeros, read_offset
 from .point import TRAINED, Point
 from .weight import Weight
 
@@ -43,7 +43,7 @@ def build_files(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) 
             offset = name, adapter
     if offset is None:
         return build_lora_files(loras, weights)
-    for_peft = loras or zeros_for(*offset, weights)
+    for_peft = loras or make_zeros(*offset, weights)
     files = build_lora_files(for_peft, weights)
     if not loras:
         files.metadata["trained"] = {}
@@ -52,7 +52,7 @@ def build_files(adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]) 
     return AdapterFiles(*(both | its for both, its in zip(files, of_offset, strict=True)))
 
 
-def adapters_in(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
+def read_adapters(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str, Adapter]:
     """Return the adapters that the files describe, at their point, by their tensors' names."""
     tensors, config, metadata = files
     for key, tensor in tensors.items():
@@ -62,10 +62,10 @@ def adapters_in(files: AdapterFiles, weights: Mapping[str, Weight]) -> dict[str,
     # PEFT's adapters have no metadata: their config has them as trained.
     trained, adapters = metadata.get("trained", config), dict[str, Adapter]()
     if trained or metadata.get("layer") is None:  # else it is an offset alone
-        adapters = loras_in(tensors, trained, weights)
+        adapters = read_loras(tensors, trained, weights)
     point, about = TRAINED, {}
     if metadata:
-        adapters |= offset_in(tensors, metadata, weights)
+        adapters |= read_offset(tensors, metadata, weights)
         point = Point(float(metadata["scale"]), float(metadata["offset"]))
         about = {key: value for key, value in metadata.items() if key not in METADATA}
     for name, adapter in adapters.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import check_types
 from .layer import Adapter, LoRAParametrization, scaling_divisor
 from .model import KINDS
-from .target_modules import by_pattern, is_named, listed
+from .target_modules import format_names, is_named, resolve_pattern
 from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
@@ -71,7 +71,7 @@ def build_lora_files(
     )
 
 
-def loras_in(
+def read_loras(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], weights: Mapping[str, Weight]
 ) -> dict[str, Adapter]:
     """Return the trained LoRA of each layer that the config names."""
@@ -88,9 +88,9 @@ def loras_in(
         if can_be_adapted and is_named(name, targets) and not is_excluded:
             layers[name] = weight
     if not layers:
-        raise ValueError(f"target_modules={targets}: expected some of: {listed(weights)}")
+        raise ValueError(f"target_modules={targets}: expected some of: {format_names(weights)}")
     pattern = config.get("alpha_pattern")
-    alphas = by_pattern("alpha_pattern", pattern, layers, config["lora_alpha"])
+    alphas = resolve_pattern("alpha_pattern", pattern, layers, config["lora_alpha"])
     loras: dict[str, Adapter] = {}
     for name, weight in layers.items():
         saved = {}

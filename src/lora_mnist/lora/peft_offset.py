@@ -17,7 +17,7 @@ from .weight import Weight
 _DIRECTION = "offset.direction"
 
 
-def zeros_for(
+def make_zeros(
     name: str, offset: Offset, weights: Mapping[str, Weight]
 ) -> dict[str, LoRAParametrization]:
     """Return LoRA of zeros on an offset's layer, since PEFT has no offset without LoRA."""
@@ -68,7 +68,7 @@ def build_offset_files(
     return files
 
 
-def offset_in(
+def read_offset(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], weights: Mapping[str, Weight]
 ) -> dict[str, Adapter]:
     """Return the offset that the metadata describes, if any, by the name of its bias."""

@@ -29,10 +29,10 @@ def layers_to_adapt(
         else:
             entries = entry if isinstance(target_modules, str) else [entry]
             named = [name for name in weights if is_named(name, entries)]
-            expected = f"a layer with {entry}, of: {listed(weights)}"
+            expected = f"a layer with {entry}, of: {format_names(weights)}"
             require(len(named) > 0, "target_modules", target_modules, expected)
             chosen += named
-    expected = f"some of: {listed(weights)}"
+    expected = f"some of: {format_names(weights)}"
     require(len(chosen) > 0, "target_modules", target_modules, expected)
     return {name: weight for name, weight in weights.items() if name in chosen}
 
@@ -62,20 +62,20 @@ def is_named(name: str, target_modules: str | Collection[str]) -> bool:
     return any(is_end(end, name) for end in target_modules)
 
 
-def by_pattern(
+def resolve_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: Collection[str], default: Any
 ) -> dict[str, Any]:
     """Return the value for each name: from the first key in ``pattern`` that fits, or default."""
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]
-        expected = f"a layer's name, or its end from a dot on, of: {listed(names)}"
+        expected = f"a layer's name, or its end from a dot on, of: {format_names(names)}"
         require(len(named) > 0, argument, f"{{{key}: {value}}}", expected)
         values.update(dict.fromkeys(named, value))
     return values
 
 
-def listed(names: Collection[str]) -> str:
+def format_names(names: Collection[str]) -> str:
     """Return the first twenty of ``names`` as text for a message."""
     if len(names) > 20:
         return f"{', '.join(list(names)[:20])} and {len(names) - 20} more"

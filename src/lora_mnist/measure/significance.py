@@ -53,13 +53,13 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
     return images * float(share.low), images * float(share.high)
 
 
-def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
+def find_weakest(errors: Sequence[int], images: Sequence[int]) -> int:
     """Return the class with the highest lower end of its interval: 34 of 200 goes before 2 of 8."""
     rates = [wilson(e, n)[0] / n if n else 0.0 for e, n in zip(errors, images, strict=True)]
     return rates.index(max(rates))
 
 
-def weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
+def find_weak(errors: Sequence[int], images: Sequence[int]) -> dict[int, float]:
     """Return the p-values of classes that are weaker than the rest in Fisher's exact test."""
     from scipy.stats import hypergeom
 

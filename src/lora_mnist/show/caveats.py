@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_mnist.measure.significance import CERTAIN
-from lora_mnist.show.run_results import RunResults, Sentence, count_text
+from lora_mnist.show.run_results import RunResults, Sentence, format_count
 
 #: A base was trained on images on which it certainly errs less by this factor.
 _FACTOR = 1.5
@@ -15,7 +15,7 @@ def find_caveats(results: RunResults) -> list[Sentence]:
     texts = []
     images = results.counts["test"]["images_per_class"]
     if untested := [c for c in results.every if not images[c]]:
-        classes = results.named(untested)
+        classes = results.name_classes(untested)
         texts.append(f"No test image is of {classes}: what is said here is of other classes.")
     if text := _caveat_about_choices(results):
         texts.append(text)
@@ -33,7 +33,9 @@ def _caveat_about_choices(results: RunResults) -> str:
         return ""
     val, test = results.counts.get("val_base"), results.counts.get("test_base")
     if val and test and (expected := errors_if_new(val, test)):
-        text = f"The base has {count_text(val['errors'], 'validation image')} wrong; at its error "
+        text = (
+            f"The base has {format_count(val['errors'], 'validation image')} wrong; at its error "
+        )
         text += f"rates on test images, class by class, it would be {expected:,.0f}. Unless the "
         text += "test images are of a harder kind, it was trained on the others"
     elif held_out.get("val") == "train" and "base" in results.unknown_train_digests:
@@ -75,7 +77,9 @@ def describe_test_images(results: RunResults) -> list[Sentence]:
     if results.choices.get("refit", {}).get("value"):
         text = "The refit was trained on the validation images, too. Their numbers here are of the "
         lines.append(f"{text}training before it, which had not seen them.")
-    text = f"{count_text(results.duplicates, 'identical file')} in two of training, validation and "
+    text = (
+        f"{format_count(results.duplicates, 'identical file')} in two of training, validation and "
+    )
     lines.append(f"{text}test, excluded from one; similar ones were not searched for.")
     lines += [f"{about['line']}." for about in results.excluded.values()]
     text = "By content, no test image is among the images that were trained on."
@@ -84,7 +88,7 @@ def describe_test_images(results: RunResults) -> list[Sentence]:
         text += "among it prove nothing."
     lines.append(text)
     sentences = [Sentence(line) for line in lines]
-    if keys := results.better_preprocessing:
+    if keys := results.find_better_preprocessing:
         text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
         sentences.append(Sentence(f"{text} Test it again with that.", "worse"))
     return sentences

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lora_mnist.files import atomic_write
 from lora_mnist.show.run_results import RunResults
-from lora_mnist.show.summary import Summary, number, numeric_sort_key
+from lora_mnist.show.summary import Summary, aggregate, numeric_sort_key
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 _plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
-def drawable(names: Sequence[str]) -> list[str]:
+def make_drawable(names: Sequence[str]) -> list[str]:
     """Return the names; one with a character that Matplotlib's fonts lack becomes its number."""
     families = matplotlib.rcParams["font.family"]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
@@ -45,10 +45,10 @@ def save_figure(figure: Figure, path: Path) -> str:
     """Write a PNG file, whole or not at all; return it as the address of an image in a page."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
-    return png_address(path.read_bytes())
+    return encode_png(path.read_bytes())
 
 
-def png_address(png: bytes) -> str:
+def encode_png(png: bytes) -> str:
     """Return the content of a PNG file as the address of an image."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
@@ -62,7 +62,7 @@ def draw_classes(results: RunResults) -> Figure:
     if results.is_repair:
         marks = ", bold: to be repaired" if results.targets else ""
         axes.set_title(f"before → after; gray: may be chance{marks}", fontsize=10)
-    axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [shorten(row.name) for row in rows])
     for place, (row, name) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
         before, after, color = row.change.before, row.change.after, _COLORS[row.change.judgement]
         weight, width = ("bold", 3.0) if row.is_target else ("normal", 1.5)
@@ -98,7 +98,7 @@ def draw_scale_curve(results: RunResults) -> Figure:
         axes.plot(scales, counts, "o-")
         axes.axhline(of_base, color="gray", lw=1, ls=":", label="base")
         axes.axvline(results.advised.scale, color="gray", ls="--", label="advised")
-        axes.set_title(shortened(name, 70), fontsize=10)
+        axes.set_title(shorten(name, 70), fontsize=10)
         axes.set_ylim(0, 1.1 * max(*counts, of_base, 1))
         axes.grid(alpha=0.3)
     panels[0].legend()
@@ -123,8 +123,8 @@ def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]
     for row, column in np.argwhere(counts).tolist():
         text = f"{counts[row, column]:{sign},}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    axes.set_yticks(range(len(counts)), [shortened(name) for name in classes])
-    axes.set_xticks(range(len(counts)), [shortened(name, 6) for name in classes])
+    axes.set_yticks(range(len(counts)), [shorten(name) for name in classes])
+    axes.set_xticks(range(len(counts)), [shorten(name, 6) for name in classes])
     return figure
 
 
@@ -132,10 +132,10 @@ def save_summary(summary: Summary) -> None:
     """Write ``summary.png`` of a sweep."""
     points = []
     for row in summary.rows:
-        value = number(row, summary.metric)
+        value = aggregate(row, summary.metric)
         if value is not None:
             swept = {key: row[0].values[key] for key in summary.keys}
-            points.append((swept, value, number(row, summary.metric, stdev)))
+            points.append((swept, value, aggregate(row, summary.metric, stdev)))
     if points and summary.keys:
         metric = f"mean {summary.metric} over seeds" if summary.has_seeds else summary.metric
         save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
@@ -172,7 +172,7 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
     return figure
 
 
-def shortened(name: str, most: int = 17) -> str:
+def shorten(name: str, most: int = 17) -> str:
     """Return ``name`` without its middle if it has more than ``most`` characters."""
     end = most // 2
     return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

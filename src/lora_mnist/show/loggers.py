@@ -10,7 +10,7 @@ from lora_mnist.measure.class_weights import MEASURES
 from lora_mnist.measure.counts import CURVE_COUNTS
 from lora_mnist.show.reasons import choice_lines
 from lora_mnist.show.run_results import RunResults
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.verdict import describe_run
 
 #: The counts that loggers get.
 LOGGED = (*MEASURES, "loss", "repaired", "broken", *CURVE_COUNTS, "precision_of_target")
@@ -60,7 +60,7 @@ def logged_metrics(
 def log_results(loggers: Iterable[Any], results: RunResults, figures: Mapping[str, Figure]) -> None:
     """Give numbers, verdict and figures to the loggers of a run, and close them."""
     metrics = logged_metrics(results.counts, results.classes, results.targets)
-    text = " ".join(sentence.text for sentence in verdict(results))
+    text = " ".join(sentence.text for sentence in describe_run(results))
     for logger in loggers:
         logger.log_metrics(metrics, results.steps)
         writer: Any = getattr(logger, "experiment", None)

@@ -4,7 +4,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_mnist.config.run import in_grammar, override_key
+from lora_mnist.config.run import override_key, quote_for_hydra
 from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
 from lora_mnist.show.run_results import RunResults
@@ -20,13 +20,13 @@ class Step(NamedTuple):
     command: str = ""
 
 
-def next_step(results: RunResults, folder: Path) -> Step | None:
+def suggest_next_step(results: RunResults, folder: Path) -> Step | None:
     """Return the next command for a base or a repair, or why there is none yet, or None."""
     if results.is_repair:
-        return _export(results, folder)
+        return _suggest_export(results, folder)
     total, training = results.total, results.training_images
     # A run that was called from Python has no command line that says what it ran on.
-    is_known = results.overrides is not None and not results.better_preprocessing
+    is_known = results.overrides is not None and not results.find_better_preprocessing
     # Mending so few errors could be chance.
     worst = results.change([results.weakest_class()], results.deciding_split)
     is_worth_it = sum(training) > max(training) and mcnemar(worst.after, 0) <= LEVEL
@@ -40,19 +40,19 @@ def next_step(results: RunResults, folder: Path) -> Step | None:
             f"A repair needs validation images, and there are none: {keys}, holds some out."
         )
     weakest = results.classes[results.weakest_class()] if "val" in results.counts else "weakest"
-    overrides = ["experiment=repair", f"target={in_grammar(weakest)}"]
+    overrides = ["experiment=repair", f"target={quote_for_hydra(weakest)}"]
     if results.weights:  # the file of a base that is not the current one
-        overrides.append(f"base_ckpt={in_grammar(relpath(folder / results.weights))}")
+        overrides.append(f"base_ckpt={quote_for_hydra(relpath(folder / results.weights))}")
     text = "To repair the class that is weakest on validation images (with target=weak: all weak "
     return Step(f"{text}ones):", command_line("train", _with_repeated(overrides, results)))
 
 
-def _export(results: RunResults, folder: Path) -> Step | None:
+def _suggest_export(results: RunResults, folder: Path) -> Step | None:
     """Return how to export a repair that is kept, after its training in ``folder``."""
     is_kept = results.judge(results.choose_by) == "better"
     if not is_kept or results.adapter is None or results.overrides is None:
         return None
-    adapter = in_grammar(relpath(folder / results.adapter))
+    adapter = quote_for_hydra(relpath(folder / results.adapter))
     overrides = _with_repeated([f"adapter={adapter}", "out=repaired.onnx"], results)
     return Step("To export base and adapter as one network:", command_line("export", overrides))
 

@@ -17,8 +17,8 @@ def write_table(
     sides = table.prediction.tolist(), table.probability.tolist()
     for side, probabilities in zip(*sides, strict=True):
         columns.append([classes[c] for c in side])
-        columns.append([_shown(each) for each in probabilities])
-    titles = [title, "label", *_titles(len(table.prediction) == 2), "outcome"]
+        columns.append([_format_probability(each) for each in probabilities])
+    titles = [title, "label", *_name_columns(len(table.prediction) == 2), "outcome"]
     rows = zip(*columns, table.outcomes().tolist(), strict=True)
     write_csv(folder / "predictions.csv", titles, rows)
 
@@ -27,22 +27,22 @@ def write_predictions(
     path: Path, predictions: Iterable[Mapping[str, Any]], has_adapter: bool
 ) -> int:
     """Write predictions one by one; ``configs/predict.yaml`` names the columns."""
-    return write_csv(path, ["file", *_titles(has_adapter)], map(_row, predictions))
+    return write_csv(path, ["file", *_name_columns(has_adapter)], map(_row, predictions))
 
 
 def _row(prediction: Mapping[str, Any]) -> list[str]:
     file, *sides = prediction.values()
     row = [file]
     for side in sides:
-        row += [side.label, _shown(side.probability)]
+        row += [side.label, _format_probability(side.probability)]
     return row
 
 
-def _titles(has_adapter: bool) -> list[str]:
+def _name_columns(has_adapter: bool) -> list[str]:
     if has_adapter:
         return ["before", "before_probability", "after", "after_probability"]
     return ["prediction", "probability"]
 
 
-def _shown(probability: float) -> str:
+def _format_probability(probability: float) -> str:
     return f"{probability:.6f}"

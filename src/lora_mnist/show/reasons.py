@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora_mnist.choice import Choice
-from lora_mnist.errors import as_value
-from lora_mnist.show.run_results import RunResults, chance_text, measure_name
+from lora_mnist.errors import format_value
+from lora_mnist.show.run_results import RunResults, format_measure, format_p_value
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def format_choice(name: str, record: Mapping[str, Any], is_repair: bool = False)
         prefix = "lora." if is_repair else ""
         keys = [f"{prefix}{field}={number:g}" for field, number in value.items()]
         return f"{' '.join(keys)}: {why}"
-    shown = ", ".join(value) if isinstance(value, list) else as_value(value)
+    shown = ", ".join(value) if isinstance(value, list) else format_value(value)
     return f"{_KEYS.get(name, name)}={shown}: {why}"
 
 
@@ -59,14 +59,14 @@ def _weakest(errors: int, images: int, unseen: Sequence[str]) -> str:
 def _weak(classes: Mapping[str, tuple[int, int, float]]) -> str:
     each = []
     for name, (errors, images, p_value) in classes.items():
-        each.append(f"{name} {errors} of {images} ({chance_text(p_value)})")
+        each.append(f"{name} {errors} of {images} ({format_p_value(p_value)})")
     return f"weaker than the rest beyond chance, errors of validation images: {', '.join(each)}"
 
 
 def _best_trial(choose_by: str, trials: Mapping[str, tuple[float, float]]) -> str:
     each = []
     for name, (score, accuracy) in trials.items():
-        each.append(f"{score:.3f} with {name} ({measure_name(choose_by)} {accuracy:.1%})")
+        each.append(f"{score:.3f} with {name} ({format_measure(choose_by)} {accuracy:.1%})")
     return f"the highest score on validation images: {', '.join(each)}"
 
 
@@ -75,7 +75,7 @@ def _best_point(
 ) -> str:
     before, after = accuracies
     text = f"the highest score on validation images, {score:.3f}, and {base_score:.3f} of the base"
-    return f"{text}; {measure_name(choose_by)} {before:.1%} -> {after:.1%}"
+    return f"{text}; {format_measure(choose_by)} {before:.1%} -> {after:.1%}"
 
 
 def _scales_behind(scales: Sequence[float]) -> str:

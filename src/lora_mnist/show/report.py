@@ -20,14 +20,14 @@ from lora_mnist.show.figures import (
     draw_classes,
     draw_confusion,
     draw_scale_curve,
-    drawable,
-    png_address,
+    encode_png,
+    make_drawable,
     save_figure,
-    shortened,
+    shorten,
 )
 from lora_mnist.show.reasons import choice_lines
 from lora_mnist.show.run_results import RunResults
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.verdict import describe_run
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def make_report(
     folder: Path, results: RunResults, table: Predictions, images: Images
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
-    names = drawable(results.classes)
+    names = make_drawable(results.classes)
     drawn = results.with_names(names)
     figures = {"classes": draw_classes(drawn)}
     if results.scale_curve and len(results.scale_curve["rows"]) > 1:  # an offset alone has no scale
@@ -59,11 +59,11 @@ def make_report(
     environment = Environment(
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["shortened"] = shortened
+    environment.filters["shorten"] = shorten
     text = environment.get_template("report.html.j2").render(
         folder=folder,
         results=results,
-        verdict=verdict(results),
+        verdict=describe_run(results),
         choices=choice_lines(results),
         test_images=describe_test_images(results),
         figures=addresses,
@@ -101,7 +101,7 @@ def first_pictures(
                 "name": str(images.names[row]),
                 "label": classes[int(table.label[row])],
                 "predictions": list(zip(predicted, probabilities[:, row], strict=True)),
-                "address": png_address(png.getvalue()),
+                "address": encode_png(png.getvalue()),
             }
             pictures[outcome].append(picture)
     return pictures

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_mnist.lora.point import Point
-from lora_mnist.measure.significance import LEVEL, mcnemar, weakest, wilson
+from lora_mnist.measure.significance import LEVEL, find_weakest, mcnemar, wilson
 from lora_mnist.project import command_line
 
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
@@ -18,13 +18,13 @@ _LEAST_P = 0.001
 
 
 class Sentence(NamedTuple):
-    """A sentence about a run, and its judgement: one of :func:`judged`, or ``""`` for none."""
+    """A sentence about a run, and its judgement by :func:`judge_p_value`, or ``""``."""
 
     text: str
     judgement: str = ""
 
 
-def judged(p_value: float, is_better: bool) -> str:
+def judge_p_value(p_value: float, is_better: bool) -> str:
     """Return ``better``, ``worse`` or, where the difference may be chance, ``unclear``."""
     if p_value > LEVEL:
         return "unclear"
@@ -47,13 +47,13 @@ class Change(NamedTuple):
 
     @property
     def judgement(self) -> str:
-        return judged(self.p_value, self.repaired > self.broken)
+        return judge_p_value(self.p_value, self.repaired > self.broken)
 
     @property
     def judgement_of_false_positives(self) -> str:
         """As if no image were among both, which is the cautious way to compare them."""
         before, after = self.false_positives
-        return judged(mcnemar(before, after), before > after)
+        return judge_p_value(mcnemar(before, after), before > after)
 
 
 class Row(NamedTuple):
@@ -88,7 +88,7 @@ class RunResults:
         self.unknown_train_digests: list[str] = results["unknown_train_digests"]
         self.training_images: list[int] = results["training_images_per_class"]
         self.validation_images: int = results["validation_images"]
-        self.better_preprocessing: list[str] = results.get("better_preprocessing") or []
+        self.find_better_preprocessing: list[str] = results.get("find_better_preprocessing") or []
         #: Pairs of a step and the validation errors after it.
         self.validation_errors: list[list[int]] = results.get("validation_errors") or [[0, 0]]
         self.max_steps: int | None = results.get("max_steps")
@@ -116,7 +116,7 @@ class RunResults:
         self.is_head = self.choices.get("trial", {}).get("value") == "head"
         #: The result of :func:`.scale_curve.scale_curve` on validation images; empty without one.
         self.scale_curve: Mapping[str, Any] = results.get("scale_curve") or {}
-        self.target_names = self.named(self.targets) if self.targets else ""
+        self.target_names = self.name_classes(self.targets) if self.targets else ""
         self.total = self.change()
         self.of_targets = self.change(self.targets)
 
@@ -165,15 +165,15 @@ class RunResults:
             false_positives=(false_positives(before), false_positives(after)),
         )
 
-    def measured(self, measure: str) -> tuple[float, float, float]:
+    def compare_measure(self, measure: str) -> tuple[float, float, float]:
         """Return a measure of :data:`.class_weights.MEASURES` before and after, and p."""
         before, after = self.counts["test_base"], self.counts["test"]
         return before[measure], after[measure], after[f"p_value_{measure}"]
 
     def judge(self, measure: str) -> str:
         """Judge the change of a measure on test images."""
-        before, after, p_value = self.measured(measure)
-        return judged(p_value, after > before)
+        before, after, p_value = self.compare_measure(measure)
+        return judge_p_value(p_value, after > before)
 
     @property
     def deciding_split(self) -> str:
@@ -183,9 +183,9 @@ class RunResults:
     def weakest_class(self) -> int:
         """Return the number of the class that a repair would choose as the weakest."""
         counts = self.counts[self.deciding_split]
-        return weakest(counts["errors_per_class"], counts["images_per_class"])
+        return find_weakest(counts["errors_per_class"], counts["images_per_class"])
 
-    def named(self, numbers: Sequence[int]) -> str:
+    def name_classes(self, numbers: Sequence[int]) -> str:
         """Name classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
         names = [self.classes[number] for number in numbers]
         if len(names) > _MAX_NAMES:
@@ -260,17 +260,17 @@ class RunResults:
         }
 
 
-def count_text(count: int, word: str) -> str:
+def format_count(count: int, word: str) -> str:
     """Return a count with its noun: ``1 error``, ``2,000 errors``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-def measure_name(choose_by: str) -> str:
+def format_measure(choose_by: str) -> str:
     """Return a measure's name for a sentence: ``balanced accuracy``."""
     return choose_by.replace("_", " ")
 
 
-def chance_text(p_value: float) -> str:
+def format_p_value(p_value: float) -> str:
     """Return ``may be chance, p = 0.65`` or ``p < 0.001``; never rounded past ``LEVEL``."""
     if p_value < _LEAST_P:
         return f"p < {_LEAST_P}"

@@ -16,9 +16,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.weight import float_parameters, lora_adapters
-from lora_mnist.show.next_step import next_step
-from lora_mnist.show.run_results import RunResults, count_text
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.next_step import suggest_next_step
+from lora_mnist.show.run_results import RunResults, format_count
+from lora_mnist.show.verdict import describe_run
 
 # By these names configs/hydra/default.yaml sends the tables of a command to their places.
 screen = logging.getLogger("lora_mnist.tables.screen")
@@ -32,10 +32,10 @@ _STYLES = {"better": "green", "worse": "red"}
 def show(*parts: RenderableType, width: int = 100) -> None:
     """Show tables and texts on the screen and in the log; ``width`` applies to plain text."""
     for logger, is_terminal in ((screen, sys.stdout.isatty()), (file, False)):
-        logger.info("%s", rendered(parts, is_terminal, None if is_terminal else width))
+        logger.info("%s", render_lines(parts, is_terminal, None if is_terminal else width))
 
 
-def rendered(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
+def render_lines(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
     """Render tables and texts as lines; a terminal gets colors unless ``NO_COLOR`` is set."""
     text = StringIO()
     # Names come from users and files: [/b] and :x: in them are no markup.
@@ -69,7 +69,7 @@ def print_parameters(net: nn.Module) -> None:
         table.add_row(*row)
     layers: RenderableType = table
     if len(rows) > _MAX_LAYERS:
-        file.info("%s", rendered([table], False, 100))
+        file.info("%s", render_lines([table], False, 100))
         layers = "layers: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     total = f"parameters: {count['base']:,}"
     if count["lora"]:
@@ -101,8 +101,8 @@ def print_results(results: RunResults, folder: Path) -> None:
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
     parts: list[RenderableType] = [table, results.accuracies()]
-    parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in verdict(results)]
-    if step := next_step(results, folder):
+    parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in describe_run(results)]
+    if step := suggest_next_step(results, folder):
         parts.append(step.text)
         if step.command:
             parts.append(Text(step.command, "bold", no_wrap=True))
@@ -131,6 +131,6 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(Text(str(prediction["file"])), *cells)
     parts: list[RenderableType] = [table]
     if differing:
-        count = count_text(len(predictions), "picture")
+        count = format_count(len(predictions), "picture")
         parts.append(f"* before and after differ: {differing:,} of {count}")
     show(*parts, width=1000)

@@ -41,7 +41,7 @@ class Summary(NamedTuple):
     @property
     def best(self) -> Repeats | None:
         """The first row, if it has the metric."""
-        has_metric = self.rows and number(self.rows[0], self.metric) is not None
+        has_metric = self.rows and aggregate(self.rows[0], self.metric) is not None
         return self.rows[0] if has_metric else None
 
     @property
@@ -80,7 +80,7 @@ def summarize(folder: Path, metric: str) -> Summary:
             rows.setdefault(setting, []).append(job)
 
     def rank(row: Repeats) -> tuple[bool, float]:
-        value = number(row, metric)
+        value = aggregate(row, metric)
         return value is None, _sign(metric) * (value or 0)
 
     failed_jobs = [job for job in jobs if job.error is not None]
@@ -95,7 +95,7 @@ def numeric_sort_key(value: str) -> tuple[bool, float, str]:
         return True, 0.0, value
 
 
-def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
+def aggregate(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) -> float | None:
     """Return the mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json."""
     values = [job.results.get(key) for job in row]
     with suppress(StatisticsError):  # too few
@@ -103,13 +103,13 @@ def number(row: Repeats, key: str, of: Callable[[list[float]], float] = mean) ->
     return None
 
 
-def better_end(key: str) -> str:
+def choose_direction(key: str) -> str:
     """Return ``max`` for accuracies, scores, precisions and repaired images, else ``min``."""
     larger_is_better = r"\.((mean_|balanced_|weighted_)?accuracy|score|precision|repaired)"
     return "max" if re.search(larger_is_better, key) else "min"
 
 
-def of_base(key: str) -> str:
+def find_base_key(key: str) -> str:
     """Return the key of the base's number: ``val_base.loss`` for ``val.loss``."""
     split, _, name = key.partition(".")
     return f"{split}_base.{name}"
@@ -117,13 +117,13 @@ def of_base(key: str) -> str:
 
 def _sign(metric: str) -> int:
     """Return -1 if a larger metric is better, else 1."""
-    return -1 if better_end(metric) == "max" else 1
+    return -1 if choose_direction(metric) == "max" else 1
 
 
-def best_line(best: Repeats, metric: str) -> str:
+def format_best_job(best: Repeats, metric: str) -> str:
     """Return a line with the best job's command, and whether the job beats the base."""
     verdict = "best"
-    value, base = number(best, metric), number(best, of_base(metric))
+    value, base = aggregate(best, metric), aggregate(best, find_base_key(metric))
     if value is not None and base is not None and _sign(metric) * (value - base) >= 0:
         verdict = "no job is better than the base; the nearest"
     if len(best) > 1:
@@ -132,17 +132,17 @@ def best_line(best: Repeats, metric: str) -> str:
     return f"{verdict}: {command_line(entry, best[0].overrides)}"
 
 
-def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
+def format_sweep_table(summary: Summary, columns: Mapping[str, str]) -> str:
     """Return the table for the screen, with a last line for the base if all jobs share one."""
     from rich.table import Table
 
-    from lora_mnist.show.screen import rendered  # late: torch
+    from lora_mnist.show.screen import render_lines  # late: torch
 
     rows, metric = summary.rows, summary.metric
     title_of = {metric: metric}
     for title, key in columns.items():
         title_of[key] = title.replace("_", " ")
-    shown = [key for key in title_of if any(number(row, key) is not None for row in rows)]
+    shown = [key for key in title_of if any(aggregate(row, key) is not None for row in rows)]
     first = ["", *summary.keys]
     if summary.has_seeds:
         first.append("seeds")
@@ -154,20 +154,20 @@ def table_text(summary: Summary, columns: Mapping[str, str]) -> str:
         if summary.has_seeds:
             cells.append(str(len(row)))
         for key in shown:
-            cells.append(_text(number(row, key)))
-            deviation = number(row, key, stdev) if key == metric else None
+            cells.append(_text(aggregate(row, key)))
+            deviation = aggregate(row, key, stdev) if key == metric else None
             if deviation is not None:
                 cells[-1] += f" ± {_text(deviation)}"
         table.add_row(*cells)
     bases = []
     for key in shown:
-        of_bases = {number(row, of_base(key)) for row in rows}
+        of_bases = {aggregate(row, find_base_key(key)) for row in rows}
         bases.append(_text(of_bases.pop()) if len(of_bases) == 1 else "")
     if any(bases):
         table.add_section()
         table.add_row("base", *[""] * (len(first) - 1), *bases)
     is_terminal = sys.stdout.isatty()
-    return rendered([table], is_terminal, width=None if is_terminal else 200)
+    return render_lines([table], is_terminal, width=None if is_terminal else 200)
 
 
 def _text(value: float | None) -> str:

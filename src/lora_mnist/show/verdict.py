@@ -2,15 +2,15 @@
 
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.scale_curve import row_at
-from lora_mnist.measure.significance import CLEAR, weak
+from lora_mnist.measure.significance import CLEAR, find_weak
 from lora_mnist.show.caveats import find_caveats
 from lora_mnist.show.run_results import (
     Change,
     RunResults,
     Sentence,
-    chance_text,
-    count_text,
-    measure_name,
+    format_count,
+    format_measure,
+    format_p_value,
 )
 
 #: The two that mean_accuracy is made of: with all classes equally common, and as in the test.
@@ -20,7 +20,7 @@ _LEAST_CHANGED = 0.05
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
 
 
-def verdict(results: RunResults) -> list[Sentence]:
+def describe_run(results: RunResults) -> list[Sentence]:
     """Return the sentences about a run: the most important first, the caveats last."""
     sentences = _describe_repair(results) if results.is_repair else _describe_base(results)
     return [*sentences, *find_caveats(results)]
@@ -30,15 +30,17 @@ def _describe_base(results: RunResults) -> list[Sentence]:
     """Return sentences about a base's errors and its weak classes."""
     total, split = results.total, results.deciding_split
     counts, name = results.counts[split], {"val": "validation image"}.get(split, "test image")
-    errors = count_text(total.after, "error")
-    sentences = [Sentence(f"{errors} in {count_text(total.images, 'test image')}.")]
+    errors = format_count(total.after, "error")
+    sentences = [Sentence(f"{errors} in {format_count(total.images, 'test image')}.")]
     if counts["errors"]:
         worst = results.weakest_class()
         change = results.change([worst], split)
-        errors = f"{count_text(change.after, 'error')} in {count_text(change.images, name)}"
+        errors = f"{format_count(change.after, 'error')} in {format_count(change.images, name)}"
         errors += _describe_top_confusion(results, worst, split)
-        sentences.append(Sentence(f"The weakest class is {results.named([worst])}: {errors}."))
-        if len(every := weak(counts["errors_per_class"], counts["images_per_class"])) > 1:
+        sentences.append(
+            Sentence(f"The weakest class is {results.name_classes([worst])}: {errors}.")
+        )
+        if len(every := find_weak(counts["errors_per_class"], counts["images_per_class"])) > 1:
             names = ", ".join(results.classes[c] for c in every)
             sentences.append(Sentence(f"Weaker than the others beyond chance: {names}."))
     return sentences
@@ -48,39 +50,45 @@ def _describe_repair(results: RunResults) -> list[Sentence]:
     """Return whether to keep a repair, then a sentence for each group of images it concerns."""
     targets, others = results.targets, results.other_classes
     changes = {c: results.change([c]) for c in results.every}
-    sentences = [_mistakes(results)] if results.is_hotfix else []
-    sentences.append(_whether_to_keep(results))
+    sentences = [_describe_mistakes(results)] if results.is_hotfix else []
+    sentences.append(_judge_repair(results))
     for c in targets if len(targets) > 1 else ():
         if changes[c].judgement == "worse":
-            begin = f"On {results.named([c])}, which was to be repaired"
-            sentences.append(_errors_on(begin, changes[c]))
+            begin = f"On {results.name_classes([c])}, which was to be repaired"
+            sentences.append(_describe_errors(begin, changes[c]))
     sentences += [*_describe_accuracies(results), *_describe_offset(results)]
-    sentences.append(_errors_on("On all test images", results.total))
+    sentences.append(_describe_errors("On all test images", results.total))
     if results.of_targets.images:
         confusion = _describe_top_confusion(results, targets[0]) if len(targets) == 1 else ""
-        sentences.append(_errors_on(f"On {results.target_names}", results.of_targets, confusion))
+        sentences.append(
+            _describe_errors(f"On {results.target_names}", results.of_targets, confusion)
+        )
         if others:
             sentences.append(_describe_false_positives(results))
     if targets and others:
-        sentences.append(_errors_on(f"On {results.other_classes_name}", results.change(others)))
+        sentences.append(
+            _describe_errors(f"On {results.other_classes_name}", results.change(others))
+        )
     worst = max(others, key=lambda c: changes[c].after - changes[c].before, default=None)
     if worst is not None and others != [worst] and changes[worst].after > changes[worst].before:
-        sentences.append(_errors_on(f"Most is lost on {results.named([worst])}", changes[worst]))
-    return [*sentences, *_still_falling(results)]
+        sentences.append(
+            _describe_errors(f"Most is lost on {results.name_classes([worst])}", changes[worst])
+        )
+    return [*sentences, *_advise_more_steps(results)]
 
 
-def _whether_to_keep(results: RunResults) -> Sentence:
+def _judge_repair(results: RunResults) -> Sentence:
     """Return the first case that fits. Chance is no reason to keep a repair."""
     name = "the mistakes" if results.is_hotfix else results.target_names
-    remedy = _remedy(results, name)
+    remedy = _advise(results, name)
     if results.targets and not results.of_targets.images:
         return Sentence(f"Nothing judges this repair: no test image is of {name}.")
     if results.point == BASE:
         # A point that somebody has set needs no remedy.
         was_set = not results.scale_curve or results.advised != BASE
         end = "" if was_set else f" {remedy}"
-        return Sentence(f"There is no repair to keep: {_why_off(results)}.{end}")
-    by = _measured(results, results.choose_by)
+        return Sentence(f"There is no repair to keep: {_explain_off(results)}.{end}")
+    by = _describe_measure(results, results.choose_by)
     is_better = is_reached = results.judge(results.choose_by) == "better"
     if results.is_hotfix:
         mistakes = results.change(split="mistakes")
@@ -89,7 +97,7 @@ def _whether_to_keep(results: RunResults) -> Sentence:
         is_reached = results.of_targets.judgement == "better"
     if is_better and not is_reached:
         return Sentence(f"Keep this repair, though not for {name}: {by}.")
-    if is_better and (losses := _losses(results)):
+    if is_better and (losses := _describe_losses(results)):
         return Sentence(f"Keep this repair unless {losses} matter more: {by}.")
     if is_better:
         return Sentence(f"Keep this repair: {by}.", "better")
@@ -101,14 +109,14 @@ def _whether_to_keep(results: RunResults) -> Sentence:
     return Sentence(f"Do not keep this repair: {by}. {remedy}", judgement)
 
 
-def _remedy(results: RunResults, name: str) -> str:
+def _advise(results: RunResults, name: str) -> str:
     """Return advice for a base whose repair is not kept, from the run's results."""
-    return f"{_first_remedy(results, name)}. Other causes, and what to try: docs/failed.md."
+    return f"{_choose_advice(results, name)}. Other causes, and what to try: docs/failed.md."
 
 
-def _first_remedy(results: RunResults, name: str) -> str:
+def _choose_advice(results: RunResults, name: str) -> str:
     """Return the first advice that fits."""
-    balanced, accuracy = (results.measured(measure) for measure in _ENDS)
+    balanced, accuracy = (results.compare_measure(measure) for measure in _ENDS)
     total, rose, fell = results.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
     # eval tests one point, perhaps a chosen one.
     has_tried = results.steps and not results.is_hotfix
@@ -122,37 +130,38 @@ def _first_remedy(results: RunResults, name: str) -> str:
     return f"Too little changed to tell: more {more} help more than any key"
 
 
-def _measured(results: RunResults, measure: str) -> str:
+def _describe_measure(results: RunResults, measure: str) -> str:
     """Describe the change of a measure on test images, and of the errors, if they rose."""
-    text = f"{_describe_change(results, measure)} ({chance_text(results.measured(measure)[2])})"
+    chance = format_p_value(results.compare_measure(measure)[2])
+    text = f"{_describe_change(results, measure)} ({chance})"
     if results.total.after > results.total.before:
-        errors = count_text(results.total.before, "error")
+        errors = format_count(results.total.before, "error")
         text += f", with {errors} -> {results.total.after:,} in all"
     return text
 
 
 def _describe_change(results: RunResults, measure: str) -> str:
     """Describe a measure's change on test images: ``accuracy is better, 93.00% -> 95.00%``."""
-    before, after, _ = results.measured(measure)
+    before, after, _ = results.compare_measure(measure)
     words = _WORDS[results.judge(measure)]
-    return f"{measure_name(measure)} {words}, {before:.2%} -> {after:.2%}"
+    return f"{format_measure(measure)} {words}, {before:.2%} -> {after:.2%}"
 
 
-def _losses(results: RunResults) -> str:
+def _describe_losses(results: RunResults) -> str:
     """Describe losses beyond chance, such as "losses on fours"; "" if there are none."""
     losses = []
     for measure in _ENDS:
         if results.judge(measure) == "worse":
-            losses.append(f"losses of {measure_name(measure)}")
+            losses.append(f"losses of {format_measure(measure)}")
     if worse := [c for c in results.every if results.change([c]).judgement == "worse"]:
-        losses.append(f"losses on {results.named(worse)}")
+        losses.append(f"losses on {results.name_classes(worse)}")
     if results.other_classes and results.of_targets.judgement_of_false_positives == "worse":
         before, after = results.of_targets.false_positives
         losses.append(f"{after - before:,} more false positives of {results.target_names}")
     return " and ".join(losses)
 
 
-def _why_off(results: RunResults) -> str:
+def _explain_off(results: RunResults) -> str:
     """Return why the adapter is off, and its counts at scale 1 if validation images chose so."""
     curve, text = results.scale_curve, "the adapter is switched off (scale 0)"
     if not curve or results.advised != BASE:
@@ -190,7 +199,7 @@ def _describe_offset(results: RunResults) -> list[Sentence]:
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 switches that off, too.")]
     if not curve:
         return []
-    key, by = "weighted_accuracy", measure_name(curve["choose_by"])
+    key, by = "weighted_accuracy", format_measure(curve["choose_by"])
     alone, trained = row_at(curve, 0), f"{row_at(curve, point.scale)[key]:.1%}"
     change = f"{by} {curve['base'][key]:.1%} -> "
     others = []  # cheaper than the trainings of the trials
@@ -210,11 +219,11 @@ def _describe_offset(results: RunResults) -> list[Sentence]:
     return [Sentence(f"{'; '.join(parts)}.")]
 
 
-def _errors_on(begin: str, change: Change, end: str = "") -> Sentence:
+def _describe_errors(begin: str, change: Change, end: str = "") -> Sentence:
     """Return a sentence: ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001)``."""
-    text = f"{begin}: {count_text(change.before, 'error')} -> {change.after:,}{end}"
+    text = f"{begin}: {format_count(change.before, 'error')} -> {change.after:,}{end}"
     if change.repaired or change.broken:
-        chance = chance_text(change.p_value)
+        chance = format_p_value(change.p_value)
         text += f" ({change.repaired:,} repaired, {change.broken:,} broken, {chance})"
     return Sentence(f"{text}.", change.judgement)
 
@@ -224,10 +233,10 @@ def _describe_top_confusion(results: RunResults, number: int, split: str = "test
     confusion = results.counts[split]["top_confusion_per_class"][number]
     if confusion is None or confusion[1] < 2:
         return ""
-    return f", {confusion[1]:,} of them predicted as {results.named(confusion[:1])}"
+    return f", {confusion[1]:,} of them predicted as {results.name_classes(confusion[:1])}"
 
 
-def _mistakes(results: RunResults) -> Sentence:
+def _describe_mistakes(results: RunResults) -> Sentence:
     """Count the mistakes of a hotfix that are right now: those to learn, and those held out."""
     train = results.change(split="mistakes")
     text = f"{train.images - train.after:,} of {train.images:,} mistakes to learn are right now"
@@ -250,7 +259,7 @@ def _describe_false_positives(results: RunResults) -> Sentence:
     return Sentence(text, results.of_targets.judgement_of_false_positives)
 
 
-def _still_falling(results: RunResults) -> list[Sentence]:
+def _advise_more_steps(results: RunResults) -> list[Sentence]:
     """Advise more steps where validation errors fell beyond chance in the second half."""
     curve = results.validation_errors
     last_step, last = curve[-1]

@@ -15,10 +15,10 @@ from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.model import add_lora, add_offset, remove_lora
-from lora_mnist.lora.offset import last_layer, offset_for
+from lora_mnist.lora.offset import build_offset, find_last_layer
 from lora_mnist.lora.target_modules import layers_to_adapt
 from lora_mnist.lora.weight import adapters_on
-from lora_mnist.show.run_results import count_text
+from lora_mnist.show.run_results import format_count
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import LAST_LINEAR
 
@@ -51,7 +51,7 @@ def add_adapter(session: Session, selection: Selection) -> None:
     if layer is not None:
         labels = session.images.train.labels
         counts = labels.bincount(minlength=len(classifier.classes)).float()
-        add_offset(net, layer, offset_for(counts, selection.targets))
+        add_offset(net, layer, build_offset(counts, selection.targets))
     assert classifier.base is not None
     with config_group("lora"):  # what could not be saved is not trained
         adapter_files(net, {"base_sha256": classifier.base.sha256})
@@ -85,7 +85,7 @@ def _layer_of_offset(session: Session, selection: Selection) -> str | None:
     """Return the layer whose bias the offset moves, or None if there is no offset."""
     offset, layer = session.cfg.lora.offset, None
     if offset and selection.targets:
-        layer = last_layer(session.net, _some_images(session))
+        layer = find_last_layer(session.net, _some_images(session))
     if layer is None and offset not in (0, AUTO):
         raise UserError(f"lora.offset={offset}: expected 0 or auto; {NO_LAYER}")
     return layer
@@ -120,7 +120,7 @@ def _some_images(session: Session) -> Tensor:
     """Return four training images as the network takes them, on its device, in eval mode."""
     images = session.images.train
     some = torch.linspace(0, len(images) - 1, 4).long().tolist()
-    pixels = images.take(some)[0].to(session.to_evaluate())
+    pixels = images.take(some)[0].to(session.switch_to_eval())
     return session.classifier.dataset.normalize(pixels)
 
 
@@ -135,6 +135,6 @@ def refuse_undecided(session: Session, selection: Selection) -> None:
     refuse_undecidable(session.classifier, val, asked, unseen)
     for c in selection.targets:
         if numbers[c] < _TOO_FEW_TO_DECIDE:
-            number = count_text(numbers[c], "validation image")
+            number = format_count(numbers[c], "validation image")
             few = "%s: %s has only %s, so chance decides"
             log.warning(few, ", ".join(asked), classes[c], number)

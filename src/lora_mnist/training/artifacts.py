@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_mnist.choice import Choice
 from lora_mnist.classifier.base import (
     base_name,
-    base_with_sha256,
+    find_base_by_sha256,
     set_current_base,
     versioned_base_path,
     write_base,
@@ -124,7 +124,7 @@ def keep_base(session: Session) -> None:
     classifier, bases = session.classifier, Path(session.cfg.paths.bases)
     base, settings = classifier.base, classifier.settings
     assert base is not None
-    if base_with_sha256(bases, base.sha256) is None:
+    if find_base_by_sha256(bases, base.sha256) is None:
         path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
         record = base.record
         if record == NO_RECORD:  # somebody else's: how it was trained, and on what, is not known

@@ -15,15 +15,15 @@ from torch import Tensor
 from lora_mnist.classifier.build import build_dataset
 from lora_mnist.classifier.record import NO_RECORD
 from lora_mnist.classifier.settings import Settings
-from lora_mnist.config.run import in_grammar
+from lora_mnist.config.run import quote_for_hydra
 from lora_mnist.data import Folder, Images
-from lora_mnist.data.dataset import measured_pixels
+from lora_mnist.data.dataset import measure_pixels
 from lora_mnist.data.pictures import examine, open_picture
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import UserError, format_value
 from lora_mnist.measure.counts import confusion_matrix, count_predictions
 from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import CERTAIN, CLEAR, LEVEL, mcnemar
-from lora_mnist.project import quoted
+from lora_mnist.project import quote
 from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
     if isinstance(session.classifier.dataset, Folder):
         overrides = check_order(session, before)
         if not overrides and session.cfg.stage == "eval":
-            overrides = better_preprocessing(session, session.classifier.dataset, before)
+            overrides = find_better_preprocessing(session, session.classifier.dataset, before)
     share = count_predictions(before)["before"]["balanced_accuracy"]
     if not overrides and share <= _HARDLY_BETTER / before.num_classes:
         text = "the base has %d of %d images right, which is hardly better than guessing: look at "
@@ -68,28 +68,28 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
 def check_order(session: Session, before: Predictions) -> list[str]:
     """Return the override for another order of the classes, if it is certain; else warn of it."""
     classes, settings = session.classifier.classes, session.classifier.settings
-    output, is_certain = other_order(before)
+    output, is_certain = find_better_order(before)
     if output is None:
         return []
     label, prediction = before.label, before.prediction[0]
-    override = _order([classes[c] for c in output.argsort().tolist()])
+    override = _format_order([classes[c] for c in output.argsort().tolist()])
     text = f"the network's outputs are {'most likely' if is_certain else 'perhaps'} in another "
     text += f"order of the classes: the base has {(prediction == output[label]).sum()} of "
     text += f"{len(before)} images right instead of {(prediction == label).sum()} with: "
-    text += quoted(override)
+    text += quote(override)
     if is_certain and session.cfg.stage == "lora" and settings.prepare.get("classes") is None:
-        here = quoted(_order(classes))
+        here = quote(_format_order(classes))
         raise UserError(f"prepare.classes=null: {text}; expected an order, or {here} as it is")
     log.warning("%s", text if is_certain else f"{text}; or it is bad at these classes")
     return [override] if is_certain else []
 
 
-def _order(classes: Sequence[str]) -> str:
+def _format_order(classes: Sequence[str]) -> str:
     """Return the override for an order of the classes."""
-    return f"prepare.classes=[{','.join(map(in_grammar, classes))}]"
+    return f"prepare.classes=[{','.join(map(quote_for_hydra, classes))}]"
 
 
-def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
+def match_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
     """Return each class's most likely output, and whether that is certain, both (C,)."""
     count = before.num_classes
     confusion = confusion_matrix(before.label, before.prediction[0], count)
@@ -107,10 +107,10 @@ def likely_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
     return output, (lost > CERTAIN * deviation).fill_diagonal_(True).all(dim=1)
 
 
-def other_order(before: Predictions) -> tuple[Tensor | None, bool]:
+def find_better_order(before: Predictions) -> tuple[Tensor | None, bool]:
     """Return each class's output, (C,), in a better order, or None; and whether it is certain."""
     count, label, prediction = before.num_classes, before.label, before.prediction[0]
-    output, is_certain = likely_outputs(before)
+    output, is_certain = match_outputs(before)
     is_moved = output != torch.arange(count)
     here, there = prediction == label, prediction == output[label]
     won, lost = int((there & ~here).sum()), int((here & ~there).sum())
@@ -123,20 +123,20 @@ def other_order(before: Predictions) -> tuple[Tensor | None, bool]:
 
 
 @dataclass
-class _Way:
+class _Candidate:
     """A way to prepare pictures: values of ``prepare``, and what the base makes of it."""
 
     values: dict[str, Any]
     pixels: int  # of an image
     wrong: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # images so far
 
-    def compare(self, other: "_Way") -> tuple[int, int]:
+    def compare(self, other: "_Candidate") -> tuple[int, int]:
         """Count the images that only this way has right, and that only the other has right."""
         count = min(len(self.wrong), len(other.wrong))
         here, there = self.wrong[:count], other.wrong[:count]
         return int((there & ~here).sum()), int((here & ~there).sum())
 
-    def lead(self, other: "_Way") -> float:
+    def lead(self, other: "_Candidate") -> float:
         """Return how far this way is ahead of the other, in standard deviations of chance."""
         won, lost = self.compare(other)
         return (won - lost) / math.sqrt(max(1, won + lost))
@@ -149,30 +149,30 @@ class _Search:
     Talwalkar 2016, arXiv:1502.07943).
     """
 
-    def __init__(self, session: Session, dataset: Folder, images: Images, best: _Way) -> None:
+    def __init__(self, session: Session, dataset: Folder, images: Images, best: _Candidate) -> None:
         self.session, self.dataset, self.images, self.best = session, dataset, images, best
-        self.device, self.tried = session.to_evaluate(), [dataset.preprocessing()]
+        self.device, self.tried = session.switch_to_eval(), [dataset.preprocessing()]
         evaluated = (len(images) + len(session.images.test)) * best.pixels
         self.pixels_left = max(evaluated, _PIXELS)
         self.open_image = lru_cache(256)(self._open_image)
 
-    def run(self) -> _Way:
+    def run(self) -> _Candidate:
         """Return the best way, where each change of it is ahead beyond chance."""
-        for group in _usual_ways(self):
+        for group in _list_candidates(self):
             ways = []
             for change in group:
                 values = {**self.best.values, **change}
                 whole = {**self.dataset.preprocessing(), **values}
                 if whole not in self.tried:
                     self.tried.append(whole)
-                    ways.append(_Way(values, math.prod(whole["image_size"])))
-            winner = self._race(ways)
+                    ways.append(_Candidate(values, math.prod(whole["image_size"])))
+            winner = self._find_winner(ways)
             # Each key is ahead by itself.
             if winner and mcnemar(*winner.compare(self.best)) < LEVEL / len(self.tried):
                 self.best = winner
         return self.best
 
-    def _race(self, ways: list[_Way]) -> _Way | None:
+    def _find_winner(self, ways: list[_Candidate]) -> _Candidate | None:
         """Return the way that is ahead of the others, or None if none may beat the best one."""
         best, room = self.best, self.pixels_left // 2
         while ways:
@@ -202,14 +202,14 @@ class _Search:
                 ways.remove(ways[-1] if ways[-1] is not leader else ways[-2])
         return None
 
-    def _may_win(self, way: _Way) -> bool:
+    def _may_win(self, way: _Candidate) -> bool:
         """Return whether more images may show that a way is better than the best one."""
         if not len(way.wrong):  # it is too large to be tried on any
             return False
         hoped = (way.lead(self.best) + _LUCK) * math.sqrt(len(self.images) / len(way.wrong))
         return hoped >= CERTAIN
 
-    def _try_on(self, way: _Way, count: int) -> None:
+    def _try_on(self, way: _Candidate, count: int) -> None:
         """Find which of the first images the base gets wrong, up to ``count`` of them."""
         places = range(len(way.wrong), count)
         if not places:
@@ -220,7 +220,7 @@ class _Search:
         other = build_dataset(own.with_makers_preprocessing(classifier.net))
         labels = self.images.labels[places.start : places.stop]
         pictures = (other.read_picture(self.open_image(place)) for place in places)
-        batches = other.stacked(zip(pictures, labels.tolist(), strict=True), self.device)
+        batches = other.stack_pictures(zip(pictures, labels.tolist(), strict=True), self.device)
         prediction = compute_predictions(classifier.net, batches).prediction[0]
         way.wrong = torch.cat([way.wrong, prediction != labels])
 
@@ -232,7 +232,7 @@ class _Search:
         return picture.reduce(max(1, min(picture.size) // (2 * largest)))
 
 
-def better_preprocessing(session: Session, dataset: Folder, before: Predictions) -> list[str]:
+def find_better_preprocessing(session: Session, dataset: Folder, before: Predictions) -> list[str]:
     """Return overrides for other usual preprocessing if the base does clearly better with it."""
     base, settings, val = session.classifier.base, session.classifier.settings, session.images.val
     is_known = base is None or base.record != NO_RECORD
@@ -245,22 +245,22 @@ def better_preprocessing(session: Session, dataset: Folder, before: Predictions)
     # Measured values are fixed, or each size would be measured anew.
     keys = [key for key in ("image_size", "mean", "std") if settings.prepare.get(key) is None]
     values = {key: dataset.preprocessing()[key] for key in keys}
-    start = _Way(values, math.prod(dataset.prepare.size), wrong)
+    start = _Candidate(values, math.prod(dataset.prepare.size), wrong)
     best = _Search(session, dataset, val.subset(order), start).run()
     if best is start:
         return []
     overrides = []
     for key, value in best.values.items():
         if settings.prepare.get(key) != value:
-            overrides.append(f"prepare.{key}={as_value(value)}")
+            overrides.append(f"prepare.{key}={format_value(value)}")
     text = "the network may have been trained on images that were prepared otherwise: of %d it has "
     text += "%d wrong, and %d with: %s"
-    shown, count = " ".join(map(quoted, overrides)), len(best.wrong)
+    shown, count = " ".join(map(quote, overrides)), len(best.wrong)
     log.warning(text, count, wrong[:count].sum(), best.wrong.sum(), shown)
     return overrides
 
 
-def _usual_ways(search: _Search) -> Iterator[list[dict[str, Any]]]:
+def _list_candidates(search: _Search) -> Iterator[list[dict[str, Any]]]:
     """Yield values of ``prepare`` to try, by what they change from the best way until then."""
     dataset, images = search.dataset, search.images
     sizes = [(side, side) for side in _SIDES]
@@ -268,7 +268,7 @@ def _usual_ways(search: _Search) -> Iterator[list[dict[str, Any]]]:
     if max(own) <= max(*_SIDES, *dataset.prepare.size):  # no photograph in full size
         sizes.append((own[0], own[1]))
     yield [{"image_size": list(size)} for size in sizes]
-    measured = measured_pixels(images.subset(torch.arange(min(200, len(images)))))
+    measured = measure_pixels(images.subset(torch.arange(min(200, len(images)))))
     yield [{"mean": mean, "std": std} for mean, std in (*_SCALINGS, measured)]
     for step in (16, 8, 4):
         height, width = search.best.values.get("image_size", dataset.prepare.size)

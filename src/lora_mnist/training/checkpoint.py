@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lora_mnist.config.run import is_in
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import UserError, format_value
 from lora_mnist.files import atomic_write, flatten
 from lora_mnist.run_paths import LAST_CHECKPOINT
 
@@ -53,6 +53,6 @@ def refuse_other_training(
             one, other = now.get(key), before.get(key)
             if one != other and is_in(key, group) and key not in but:
                 raise UserError(
-                    f"ckpt_path={path}: its training had {key}={as_value(other)}, this one has "
-                    f"{as_value(one)}; expected its command once more, for the same images"
+                    f"ckpt_path={path}: its training had {key}={format_value(other)}, this one has "
+                    f"{format_value(one)}; expected its command once more, for the same images"
                 )

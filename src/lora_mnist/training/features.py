@@ -96,7 +96,7 @@ def _with_features(
 
         layer = session.net.get_submodule(training.last_layer)
         hook = layer.register_forward_pre_hook(keep_input)
-        dataset, device = session.classifier.dataset, session.to_evaluate()
+        dataset, device = session.classifier.dataset, session.switch_to_eval()
         batches = dataset.batches(images, device, torch.tensor(missing), "features")
         for _ in logits_at(session.net, batches, [BASE]):
             pass

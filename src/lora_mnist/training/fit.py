@@ -158,7 +158,7 @@ def fit(
 
 def _renew_statistics(session: Session, data: ImageDataModule) -> None:
     """Compute the batch statistics of the averaged weights, in place of the last weights'."""
-    device, plan = session.to_evaluate(), data.plan
+    device, plan = session.switch_to_eval(), data.plan
     of_epoch = islice(plan.batches(), plan.batches_per_epoch)
     batches = ([data.dataset.normalize(images.to(device))] for images, _ in data.loader(of_epoch))
     update_bn(batches, session.net)

@@ -35,8 +35,8 @@ def load_images(
         log.log(logging.INFO if split == "val" else logging.WARNING, "%s", about["line"])
     size = classifier.dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
-    val = _limited(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
-    test = _limited(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
+    val = _limit_images(images.val, dev_batches or cfg.trainer.get("limit_val_batches"), size)
+    test = _limit_images(images.test, dev_batches or cfg.trainer.get("limit_test_batches"), size)
     return replace(images, val=val, test=test), mistakes
 
 
@@ -47,7 +47,9 @@ def _find_mistakes(
     net, dataset = classifier.net, classifier.dataset
 
     def predict(pictures: Iterable[tuple[Tensor, int]]) -> Tensor:
-        return compute_predictions_at(net, dataset.stacked(pictures, device), [BASE]).prediction[0]
+        return compute_predictions_at(
+            net, dataset.stack_pictures(pictures, device), [BASE]
+        ).prediction[0]
 
     net.eval().to(device)
     mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
@@ -55,7 +57,7 @@ def _find_mistakes(
     return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
 
 
-def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
+def _limit_images(images: Images, limit: int | float | None, batch_size: int) -> Images:
     """Return the images of ``limit`` batches; a share, such as 0.1, gives one batch at least."""
     batches = math.ceil(len(images) / batch_size)
     if isinstance(limit, float):

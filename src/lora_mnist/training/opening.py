@@ -13,10 +13,10 @@ from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.make import load_configured, read_settings, with_values
 from lora_mnist.config.run import Run
 from lora_mnist.data import Folder, Images
-from lora_mnist.errors import UserError, as_value, config_group, require_choice
+from lora_mnist.errors import UserError, config_group, format_value, require_choice
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
-from lora_mnist.lora.target_modules import layers_to_adapt, listed
+from lora_mnist.lora.target_modules import format_names, layers_to_adapt
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import finished_trainings, refuse_used_folder
 from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
@@ -54,7 +54,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.stage == "lora":
         _log_caveats(session)
     if cfg.stage != "pretrain":
-        _log_measured(classifier)
+        _log_normalization(classifier)
     return session
 
 
@@ -95,7 +95,7 @@ def _refuse_repair(cfg: DictConfig) -> None:
     if trains_last_layer(cfg) and cfg.batches.augment not in (None, {}, AUTO):
         why = f"expected auto or null with lora.target_modules={cfg.lora.target_modules}, which "
         why += "computes the features of each image once"
-        raise UserError(f"batches.augment={as_value(cfg.batches.augment)}: {why}")
+        raise UserError(f"batches.augment={format_value(cfg.batches.augment)}: {why}")
     if mistakes is None and target is None:
         raise UserError(
             "target: missing; expected the class to repair, by its name, a list of them, or "
@@ -104,7 +104,7 @@ def _refuse_repair(cfg: DictConfig) -> None:
     if mistakes is None:
         return
     if target not in (None, *WEAK):
-        raise UserError(f"target={as_value(target)}: expected null with mistakes={mistakes}")
+        raise UserError(f"target={format_value(target)}: expected null with mistakes={mistakes}")
     if cfg.refit is True:
         raise UserError(f"refit=true: expected auto or false with mistakes={mistakes}")
     if cfg.lora.offset not in (0, AUTO):
@@ -121,7 +121,7 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
             require_choice("init", cfg.lora.init, KINDS)
             if not trains_last_layer(cfg):  # which images show: adapter.py
                 layers_to_adapt(classifier.net, cfg.lora.target_modules)
-        if monitor := _monitored(trainer):
+        if monitor := _find_monitor(trainer):
             raise UserError(
                 f"callbacks: one monitors {monitor}; expected none with stage=lora, which keeps "
                 "its last weights, or their average"
@@ -148,9 +148,9 @@ def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
         for each in dataset.split_settings:
             if settings.given["data"].get(each) is not None:
                 key = each
+        value, why = format_value(settings.data.get(key)), images.excluded["test"]["line"]
         raise UserError(
-            f"data.{key}={as_value(settings.data.get(key))}: {images.excluded['test']['line']}; "
-            "expected another folder, or how images were held out in its training"
+            f"data.{key}={value}: {why}; expected another folder, or the split of the training"
         )
     if classifier.settings.prepare.get("transform") is not None:  # only images show its outputs
         _check_network(classifier, images.test)
@@ -159,7 +159,7 @@ def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
 def _refuse_images(session: Session) -> None:
     """Raise if there are fewer validation images than processes, or none for an ``auto`` choice."""
     cfg, trainer, classifier = session.cfg, session.trainer, session.classifier
-    is_repair, monitor = cfg.stage == "lora", _monitored(trainer)
+    is_repair, monitor = cfg.stage == "lora", _find_monitor(trainer)
     if 0 < len(session.images.val) < trainer.world_size:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected no more processes than validation "
@@ -188,7 +188,7 @@ def _log_caveats(session: Session) -> None:
     numbers = images.val.labels.bincount(minlength=len(classifier.classes)).tolist()
     if unseen := [classifier.classes[c] for c, number in enumerate(numbers) if not number]:
         text = "no validation image is of %s: what these images decide knows nothing of it"
-        log.warning(text, listed(unseen))
+        log.warning(text, format_names(unseen))
     if images.held_out.get("val") == "train" and classifier.train_digests.get("base") is None:
         remedy = "; data.val_from=test takes others" if images.can_validate_on_test else ""
         log.warning(
@@ -198,13 +198,15 @@ def _log_caveats(session: Session) -> None:
         )
 
 
-def _log_measured(classifier: Classifier) -> None:
+def _log_normalization(classifier: Classifier) -> None:
     """Log mean and std where nobody set them: most networks are trained with ImageNet's."""
     prepare, dataset = classifier.settings.prepare, classifier.dataset
     missing = [key for key in ("mean", "std") if prepare.get(key) is None]
     if not missing or not isinstance(dataset, Folder) or dataset.prepare.transform is not None:
         return
-    measured = " and ".join(f"{key} {as_value(dataset.preprocessing()[key])}" for key in missing)
+    measured = " and ".join(
+        f"{key} {format_value(dataset.preprocessing()[key])}" for key in missing
+    )
     keys = " and ".join(f"prepare.{key}" for key in missing)
     log.info("measured on training images: %s; %s set the network's own", measured, keys)
 
@@ -221,7 +223,7 @@ def _check_network(classifier: Classifier, images: Images | None = None) -> None
         )
 
 
-def _monitored(trainer: Trainer) -> str | None:
+def _find_monitor(trainer: Trainer) -> str | None:
     """Return the metric that a callback of the Trainer monitors, such as val/errors, or None."""
     monitors = [getattr(each, "monitor", None) for each in trainer.callbacks]  # type: ignore[attr-defined]
     return next((monitor for monitor in monitors if monitor), None)

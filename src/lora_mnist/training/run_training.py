@@ -158,7 +158,7 @@ def _train(
         train_digests = data.train_digests
     tensors = copy.deepcopy(lora_state_dict(session.net))
     # What the first of several processes has chosen.
-    point, curve = session.trainer.strategy.broadcast(_advised(session, training))
+    point, curve = session.trainer.strategy.broadcast(_choose_point(session, training))
     return {
         "steps": steps,
         "max_steps": trainer.max_steps,
@@ -219,13 +219,13 @@ def _build_search(session: Session, training: Training) -> PointSearch:
     return PointSearch(session.classifier, session.images.val, targets, cfg.seed, cfg.choose_by)
 
 
-def _advised(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
+def _choose_point(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
     """Return the point that is set, advised by validation images, or a refit's; and the curve."""
     lora, search = training.cfg.lora, _build_search(session, training)
     if not len(session.images.val):
         return Point(float(lora.scale), float(lora.offset)), None
     log.info("evaluating the adapter at several scales on validation images")
-    session.to_evaluate()
+    session.switch_to_eval()
     if training.refit_at is not None:
         return search.advise(training.refit_at._asdict(), scales=())
     return search.advise({"scale": lora.scale, "offset": lora.offset})

@@ -58,10 +58,10 @@ class Session:
         images, dataset = self.splits[split], self.classifier.dataset
         if not len(images):
             return None
-        batches = dataset.batches(images, self.to_evaluate(), name=split)
+        batches = dataset.batches(images, self.switch_to_eval(), name=split)
         return compute_predictions(self.net, batches, before)
 
-    def to_evaluate(self) -> torch.device:
+    def switch_to_eval(self) -> torch.device:
         """Put the network into eval mode on the Trainer's device, where it stays; return that."""
         device = self.trainer.strategy.root_device
         self.net.eval().to(device)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lora_mnist.choice import Choice, Reason
 from lora_mnist.data.plan import Selection
-from lora_mnist.errors import UserError, as_value, nearest_to
+from lora_mnist.errors import UserError, format_value, suggest_nearest
 from lora_mnist.measure.counts import count_predictions
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.measure.significance import weak, weakest
+from lora_mnist.measure.significance import find_weak, find_weakest
 from lora_mnist.training.session import Session
 
 #: The values of target for which images decide: the weakest class, and all weak ones.
@@ -46,11 +46,11 @@ def _find_weak(session: Session, before: Predictions) -> tuple[list[str], Reason
     errors = counts["before"]["errors_per_class"]
     numbers = counts["before"]["images_per_class"]
     if target == "weakest" and any(errors):
-        worst = weakest(errors, numbers)
+        worst = find_weakest(errors, numbers)
         unseen = [name for name, number in zip(classes, numbers, strict=True) if not number]
         facts = {"errors": errors[worst], "images": numbers[worst], "unseen": unseen}
         return [classes[worst]], Reason("weakest", **facts)
-    if found := weak(errors, numbers):
+    if found := find_weak(errors, numbers):
         each = {classes[c]: (errors[c], numbers[c], p_value) for c, p_value in found.items()}
         return list(each), Reason("weak", classes=each)
     why = "no class has more errors on validation images than the rest beyond chance"
@@ -70,7 +70,7 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     for c in selection.targets:
         if not (labels == c).any():
             expected = f"expected classes with training images; {classes[c]} has none"
-            raise UserError(f"target={as_value(target)}: {expected}")
+            raise UserError(f"target={format_value(target)}: {expected}")
     return selection
 
 
@@ -87,12 +87,15 @@ def class_indices(classes: Sequence[str], target: Any) -> list[int]:
         # YAML reads 1.10 as 1.1, and 010 as 8.
         if isinstance(name, float | bool) or str(name) not in classes:
             if name in WEAK:
-                raise UserError(f"target={as_value(target)}: expected {name} alone, in no list")
-            problem = nearest_to(str(name), classes) or f"; there are {', '.join(classes[:12])}"
+                raise UserError(f"target={format_value(target)}: expected {name} alone, in no list")
+            problem = (
+                suggest_nearest(str(name), classes) or f"; there are {', '.join(classes[:12])}"
+            )
             if not isinstance(name, str):
                 problem += "; a name like a number, or true, stands in quotes: 'target=\"010\"'"
+            named = format_value(name)
             raise UserError(
-                f"target={as_value(target)}: no class has the name {as_value(name)}{problem}; "
+                f"target={format_value(target)}: no class has the name {named}{problem}; "
                 "expected a class by name, a list, weakest, weak, or null for all"
             )
         targets.append(classes.index(str(name)))

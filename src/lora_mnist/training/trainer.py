@@ -18,7 +18,7 @@ from lora_mnist.choice import AUTO
 from lora_mnist.config.make import make
 from lora_mnist.config.run import Run
 from lora_mnist.errors import ArgumentError, UserError, config_group, require_extra
-from lora_mnist.project import importable
+from lora_mnist.project import import_from_here
 from lora_mnist.training.callbacks import ProgressInLog
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
 
@@ -33,7 +33,7 @@ def make_trainer(
     """Build the Trainer of ``cfg.trainer``, with ``cfg.callbacks`` and ``cfg.logger``."""
     callbacks = _instantiate_group(cfg, "callbacks")
     loggers = _instantiate_group(cfg, "logger") if loggers is None else loggers
-    with importable(), config_group("trainer"):
+    with import_from_here(), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         constructor = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         arguments = dict(constructor.keywords)

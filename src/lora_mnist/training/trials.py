@@ -17,15 +17,15 @@ from torch import Tensor
 
 from lora_mnist.choice import AUTO, Choice, Reason
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.classifier.foreign_code import foreign_code
+from lora_mnist.classifier.foreign_code import find_foreign_code
 from lora_mnist.config.make import with_values
 from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Selection
-from lora_mnist.errors import UserError, as_value
+from lora_mnist.errors import UserError, format_value
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import adapted_weights
-from lora_mnist.project import quoted
+from lora_mnist.project import quote
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import select_classes
 
@@ -103,7 +103,7 @@ def log_unused(cfg: DictConfig) -> None:
         for key, value in (values or {}).items():
             own = OmegaConf.select(cfg, key)
             if own not in (AUTO, value):
-                log.info(line, name, key, as_value(own), as_value(value))
+                log.info(line, name, key, format_value(own), format_value(value))
 
 
 def plan_trainings(session: Session, selection: Selection) -> list[Training]:
@@ -252,7 +252,7 @@ def resolve_augment(cfg: DictConfig, classifier: Classifier) -> Any:
     if augment != AUTO:
         if not isinstance(augment, dict):
             expected = "a transform, transforms by name, auto or null; augment= takes presets"
-            raise UserError(f"batches.augment={as_value(augment)}: expected {expected}")
+            raise UserError(f"batches.augment={format_value(augment)}: expected {expected}")
         changes = [augment] if "_target_" in augment else list(augment.values())
         changes = [change for change in changes if change is not None]
         if len(changes) > 1:
@@ -261,8 +261,8 @@ def resolve_augment(cfg: DictConfig, classifier: Classifier) -> Any:
     base = classifier.base
     assert base is not None  # _refuse_configuration
     recorded = base.record.augment
-    if foreign := recorded and foreign_code({}, "transform", recorded):
-        line = quoted(f"batches.augment={as_value(recorded)}")
+    if foreign := recorded and find_foreign_code({}, "transform", recorded):
+        line = quote(f"batches.augment={format_value(recorded)}")
         raise UserError(
             f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
             "runs it, from where you stand; augment=none trains without"
