@@ -22,8 +22,8 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "reasons"
         ({"held_out": {"test": "train"}}, "60 test images: held out of the train split."),
         ({"duplicates": 7}, "7 identical files"),
         ({"excluded": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
-        ({"unknown_train_digests": ["base"]}, "It is not known what the base saw elsewhere"),
-        ({"find_better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
+        ({"unknown_train_digests": ["base"]}, "The training images of the base are unknown"),
+        ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
         (REFIT, "trained on the validation images"),
     ],
 )

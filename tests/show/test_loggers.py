@@ -35,7 +35,7 @@ def test_every_pattern_of_the_custom_page_finds_curves(made):
     losses = {f"{run}: {split}/loss" for run in (base, name) for split in ("train", "val")}
     assert charts["loss"] == losses
     curves = {f"{name}: {split}/errors_of_target" for split in ("val", "val_base")}
-    assert charts["errors on what is to be repaired"] == curves
+    assert charts["errors on the target"] == curves
     curves = {f"{run}: val/accuracy_per_class/{c}" for run in (base, name) for c in range(10)}
     assert charts["accuracy of each class"] == curves
 

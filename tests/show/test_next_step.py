@@ -26,7 +26,7 @@ NO_ADVICE = {
     "called from Python": results("pretrain", overrides=None),
     "too few errors to show a gain": results("pretrain", test=outcome([2, 1, 0], 59)),
     "no error on validation images": results("pretrain", val=outcome([0, 0, 0])),
-    "another preprocessing first": results("pretrain", find_better_preprocessing=["x"]),
+    "another preprocessing first": results("pretrain", better_preprocessing=["x"]),
     "a repair that is not kept": results(),
     "a repair without an adapter": {**KEPT, "adapter": None},
     "a repair, tested again": {**KEPT, "stage": "eval"},

@@ -14,7 +14,7 @@ def test_a_value_that_somebody_has_set_is_not_logged():
     known = Choice(9, [Reason("set", key="target", where="command line")])
     with logged("lora_mnist.show.reasons") as log:
         log_choices({"learning_rate": decided, "target": known})
-    assert log.getvalue() == "optimizer.lr=0.003: the first that is tried\n"
+    assert log.getvalue() == "optimizer.lr=0.003: the first that was tried\n"
     assert format_choice("target", known.record) == "target=9: set on the command line"
 
 

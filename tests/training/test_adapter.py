@@ -26,6 +26,6 @@ def test_few_validation_images_of_a_class_are_logged_and_none_are_refused(go, ca
     """The last training image is a six, the one before it a nine."""
     go("one nine", *QUIET, "data.val_size=2")
     assert "lora.scale=auto: 9 has only 1 validation image, so chance decides" in caplog.text
-    assert "no validation image is of 0, 1, 2, 3, 4, 5, 7, 8: " in caplog.text
+    assert "no validation images of 0, 1, 2, 3, 4, 5, 7, 8, " in caplog.text
     with pytest.raises(UserError, match=r"^lora\.scale=auto: expected validation images of 9: "):
         go("no nine", *QUIET, "data.val_size=1")

@@ -91,7 +91,7 @@ def evaluated(here, net, *overrides):
     files = ("figures=false", f"paths.outputs={here}/outputs")
     with logged("lora_mnist.training.check_preprocessing") as log:
         results = evaluate(composed("eval", *options(here, net), *files, *overrides))
-    return results["find_better_preprocessing"], results["test"]["errors"], log.getvalue()
+    return results["better_preprocessing"], results["test"]["errors"], log.getvalue()
 
 
 def take_pictures(here, frame, has_line=False):
@@ -279,7 +279,7 @@ def test_a_repair_waits_until_somebody_says_the_order_of_the_classes(tmp_path):
     assert f'"{here}"' in str(error.value)
     for command_line, advice in ((better, []), (here, [better])):
         results = train(composed("train", *repair, command_line))
-        assert results["find_better_preprocessing"] == advice
+        assert results["better_preprocessing"] == advice
 
 
 def test_eval_warns_of_a_network_that_guesses(tmp_path):

@@ -39,6 +39,6 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         choices = apply_point(classifier, configured_point(cfg), session.images.val)
         log_choices(choices)
         tables = session.tables(with_val=classifier.adapter is None)
-        find_better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
-        about = {"steps": 0, "find_better_preprocessing": find_better_preprocessing}
+        better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
+        about = {"steps": 0, "better_preprocessing": better_preprocessing}
         return finish(session, tables, choices, about)

@@ -87,7 +87,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
     before = session.predictions("val")
-    find_better_preprocessing = check_base(session, before)
+    better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
     log_choices(choices, is_repair=True)
     refuse_undecided(session, selection)
@@ -102,7 +102,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     about = {
         **repair.about(),
         "base_unchanged": True,  # or prove_unchanged has raised
-        "find_better_preprocessing": find_better_preprocessing,
+        "better_preprocessing": better_preprocessing,
     }
     tables = repair.tables | session.tables()
     if not is_quick(cfg):

@@ -11,12 +11,12 @@ _FACTOR = 1.5
 
 
 def find_caveats(results: RunResults) -> list[Sentence]:
-    """Return the reasons to distrust a run's numbers."""
+    """Return sentences with reasons to distrust a run's numbers."""
     texts = []
     images = results.counts["test"]["images_per_class"]
     if untested := [c for c in results.every if not images[c]]:
         classes = results.name_classes(untested)
-        texts.append(f"No test image is of {classes}: what is said here is of other classes.")
+        texts.append(f"No test image is of {classes}: all numbers are of other classes.")
     if text := _caveat_about_choices(results):
         texts.append(text)
     if "test" in results.held_out and "base" in results.unknown_train_digests:
@@ -37,7 +37,7 @@ def _caveat_about_choices(results: RunResults) -> str:
             f"The base has {format_count(val['errors'], 'validation image')} wrong; at its error "
         )
         text += f"rates on test images, class by class, it would be {expected:,.0f}. Unless the "
-        text += "test images are of a harder kind, it was trained on the others"
+        text += "test images are harder, it was trained on the validation images"
     elif held_out.get("val") == "train" and "base" in results.unknown_train_digests:
         text = "The validation images were held out of those to train on, and the base may have "
         text += "been trained on all of them"
@@ -84,11 +84,11 @@ def describe_test_images(results: RunResults) -> list[Sentence]:
     lines += [f"{about['line']}." for about in results.excluded.values()]
     text = "By content, no test image is among the images that were trained on."
     if unknown := results.unknown_train_digests:
-        text = f"It is not known what the {' and the '.join(unknown)} saw elsewhere: test images "
-        text += "among it prove nothing."
+        text = f"The training images of the {' and the '.join(unknown)} are unknown: test images "
+        text += "among them prove nothing."
     lines.append(text)
     sentences = [Sentence(line) for line in lines]
-    if keys := results.find_better_preprocessing:
+    if keys := results.better_preprocessing:
         text = f"The base most likely had another preprocessing in its training: {' '.join(keys)}."
         sentences.append(Sentence(f"{text} Test it again with that.", "worse"))
     return sentences

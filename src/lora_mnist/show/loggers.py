@@ -14,17 +14,17 @@ from lora_mnist.show.verdict import describe_run
 
 #: The counts that loggers get.
 LOGGED = (*MEASURES, "loss", "repaired", "broken", *CURVE_COUNTS, "precision_of_target")
-#: With more classes only those to repair have a curve of their own.
+#: With more classes only the target classes have curves of their own.
 _MAX_CURVES = 16
-#: The page of Custom Scalars: titles of charts, and how the tags of their curves begin.
+#: The page of Custom Scalars: titles of charts, and patterns of the tags of their curves.
 _CHARTS = {
     "loss": "(train|val)/loss$",
     "accuracy": "val(_base)?/accuracy$",
     "errors": "val(_base)?/errors$",
-    "errors on what is to be repaired": "val(_base)?/errors_of_target$",
+    "errors on the target": "val(_base)?/errors_of_target$",
     "errors elsewhere": "val(_base)?/errors_elsewhere$",
-    "false calls of it": "val(_base)?/false_positives_of_target$",
-    "precision of it": "val(_base)?/precision_of_target$",
+    "false positives of the target": "val(_base)?/false_positives_of_target$",
+    "precision of the target": "val(_base)?/precision_of_target$",
     "accuracy of each class": "val/accuracy_per_class/",
 }
 #: The columns of the page of HParams.

@@ -1,4 +1,4 @@
-"""The command to go on with after the test of a base."""
+"""Suggests the next command after the test of a base or a repair."""
 
 from os.path import relpath
 from pathlib import Path
@@ -9,7 +9,7 @@ from lora_mnist.measure.significance import LEVEL, mcnemar
 from lora_mnist.project import command_line
 from lora_mnist.show.run_results import RunResults
 
-#: How overrides begin that say which images, network and base: the next command repeats them.
+#: Prefixes of overrides that select images, network and base: the next command repeats them.
 _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "base_")
 
 
@@ -26,25 +26,23 @@ def suggest_next_step(results: RunResults, folder: Path) -> Step | None:
         return _suggest_export(results, folder)
     total, training = results.total, results.training_images
     # A run that was called from Python has no command line that says what it ran on.
-    is_known = results.overrides is not None and not results.find_better_preprocessing
-    # Mending so few errors could be chance.
+    is_known = results.overrides is not None and not results.better_preprocessing
+    # Repairing so few errors could be chance.
     worst = results.change([results.weakest_class()], results.deciding_split)
     is_worth_it = sum(training) > max(training) and mcnemar(worst.after, 0) <= LEVEL
     if not (is_known and is_worth_it):
         return None
     if 2 * total.after >= total.images:
-        return Step("Half of the test images are wrong: to repair one class does not mend that.")
+        return Step("Half of the test images are wrong; repairing one class does not fix that.")
     if not results.validation_images:
         keys = "data.val_size > 0, or data.val_from=test"
-        return Step(
-            f"A repair needs validation images, and there are none: {keys}, holds some out."
-        )
+        return Step(f"A repair needs validation images, and there are none: set {keys}.")
     weakest = results.classes[results.weakest_class()] if "val" in results.counts else "weakest"
     overrides = ["experiment=repair", f"target={quote_for_hydra(weakest)}"]
     if results.weights:  # the file of a base that is not the current one
         overrides.append(f"base_ckpt={quote_for_hydra(relpath(folder / results.weights))}")
-    text = "To repair the class that is weakest on validation images (with target=weak: all weak "
-    return Step(f"{text}ones):", command_line("train", _with_repeated(overrides, results)))
+    text = "To repair the weakest class on validation images (target=weak: all weak classes):"
+    return Step(text, command_line("train", _with_repeated(overrides, results)))
 
 
 def _suggest_export(results: RunResults, folder: Path) -> Step | None:

@@ -95,33 +95,31 @@ WORDS: Mapping[str, str | Callable[..., str]] = {
     # the trial, and what happened to others
     "best_trial": _best_trial,
     "only_trial": "the only one",
-    "many_images_one_trial": "the only one that is trained, since no class to learn has fewer "
-    "than {limit} images",
+    "many_images_one_trial": "the only one, since each target class has {limit} images or more",
     "diverged": "{trial}: {error}",
     "lost": "{trial}: ended at step {step}, since its score, {score:.3f}, does not rise, and is "
     "behind the score with {best} beyond chance",
     # the learning rate
-    "first_learning_rate": "the first that is tried",
-    "learning_rate_of_trial": "as the trial has it",
-    "learning_rate_behind": "at {learning_rate:g} it is behind this one",
+    "first_learning_rate": "the first that was tried",
+    "learning_rate_of_trial": "set by the trial",
+    "learning_rate_behind": "better than with {learning_rate:g}",
     # augmentation
-    "augment_of_trial": "as the trial has it, which leaves images as they are",
+    "augment_of_trial": "the trial has no augmentation",
     "augment_of_base": "as in the base's training",
-    "augment_unknown": "the base's file does not say how it was; augment= takes what its training "
-    "had",
+    "augment_unknown": "the base's file does not name one; set augment= if its training had one",
     # the refit
     "nothing_trained": "nothing is trained",
     "mistakes_trained_on": "mistakes are trained on",
     "no_validation_images": "there are no validation images",
     "few_images": "{images:,} images to learn, fewer than {limit}",
     "many_images": "{images:,} images to learn, no fewer than {limit}",
-    "trial_adds_nothing": "the trial adds nothing that validation images show",
+    "trial_adds_nothing": "the trial gains nothing on validation images",
     "refit_behind": "its score is {score:.3f} on its own validation images, and the base's is "
     "{base_score:.3f}",
     # the operating point
     "best_point": _best_point,
     "scales_behind": _scales_behind,
-    "no_class_to_move": "no offset, since there is no class to move",
+    "no_class_to_move": "no offset, since mistakes have no target class",
     "no_layer_for_offset": "no offset, since no layer of the network can take one",
     "no_rare_class": "no offset, since no class is rarer than another",
     "saved": "as saved",

@@ -44,7 +44,7 @@ def make_report(
     names = make_drawable(results.classes)
     drawn = results.with_names(names)
     figures = {"classes": draw_classes(drawn)}
-    if results.scale_curve and len(results.scale_curve["rows"]) > 1:  # an offset alone has no scale
+    if results.scale_curve and len(results.scale_curve["rows"]) > 1:  # an offset alone has no curve
         figures["scale_curve"] = draw_scale_curve(drawn)
     if len(names) <= _MAX_IN_MATRIX:
         matrices = []

@@ -51,7 +51,7 @@ class Change(NamedTuple):
 
     @property
     def judgement_of_false_positives(self) -> str:
-        """As if no image were among both, which is the cautious way to compare them."""
+        """The judgement as if no image were in both counts, which is cautious."""
         before, after = self.false_positives
         return judge_p_value(mcnemar(before, after), before > after)
 
@@ -76,7 +76,7 @@ class RunResults:
         self.every = list(range(len(self.classes)))
         self.other_classes = [c for c in self.every if c not in self.targets]
         self.stage: str = results["stage"]
-        #: Those of the command line; ``None``: it was called from Python.
+        #: The overrides of the command line; ``None``: the run was called from Python.
         self.overrides: list[str] | None = results["overrides"]
         self.steps: int = results["steps"]
         self.dataset: str = results["dataset"]
@@ -88,7 +88,7 @@ class RunResults:
         self.unknown_train_digests: list[str] = results["unknown_train_digests"]
         self.training_images: list[int] = results["training_images_per_class"]
         self.validation_images: int = results["validation_images"]
-        self.find_better_preprocessing: list[str] = results.get("find_better_preprocessing") or []
+        self.better_preprocessing: list[str] = results.get("better_preprocessing") or []
         #: Pairs of a step and the validation errors after it.
         self.validation_errors: list[list[int]] = results.get("validation_errors") or [[0, 0]]
         self.max_steps: int | None = results.get("max_steps")
@@ -109,7 +109,7 @@ class RunResults:
                     self.counts[name] = results[name]
         self.is_hotfix = "mistakes" in self.counts
         self.choices: Mapping[str, Mapping[str, Any]] = results["choices"]
-        #: What decides, and whether to keep a repair: one of :data:`.class_weights.MEASURES`.
+        #: The measure that decides and judges: one of :data:`.class_weights.MEASURES`.
         self.choose_by: str = results["choose_by"]
         #: The curve's row of the last layer alone; empty if it was not trained beside others.
         self.head: Mapping[str, Any] = results.get("head") or {}
@@ -152,7 +152,9 @@ class RunResults:
             return sum(per_class[c] for c in numbers)
 
         def false_positives(counts: Mapping[str, Any]) -> int:
-            if len(numbers) > 1 and numbers == self.targets:  # together it is not the sum
+            if (
+                len(numbers) > 1 and numbers == self.targets
+            ):  # counted together, it is not their sum
                 return int(counts.get("false_positives_of_target", 0))
             return total(counts, "false_positives")
 
@@ -177,7 +179,7 @@ class RunResults:
 
     @property
     def deciding_split(self) -> str:
-        """The images by which a repair would choose classes: those to validate on, if counted."""
+        """The split by which a repair would choose classes: ``val`` if it has images."""
         return "val" if "val" in self.counts else "test"
 
     def weakest_class(self) -> int:
@@ -226,7 +228,7 @@ class RunResults:
             if self.is_repair:
                 cells |= {"repaired": change.repaired, "broken": change.broken}
             cells["false positives"] = ""
-            if len(group) == 1:  # of several, some are given the name of another in the row
+            if len(group) == 1:  # of several, some are mistaken for each other
                 cells["false positives"] = self._pair(*change.false_positives)
             low, high = wilson(change.after, change.images)
             cells |= {"images": change.images, "95% interval": f"{low:.0f}-{high:.0f}"}

@@ -20,7 +20,7 @@ from lora_mnist.show.next_step import suggest_next_step
 from lora_mnist.show.run_results import RunResults, format_count
 from lora_mnist.show.verdict import describe_run
 
-# By these names configs/hydra/default.yaml sends the tables of a command to their places.
+# configs/hydra/default.yaml sets the handlers of these two loggers.
 screen = logging.getLogger("lora_mnist.tables.screen")
 file = logging.getLogger("lora_mnist.tables.file")
 
@@ -38,7 +38,7 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 def render_lines(parts: Sequence[RenderableType], is_terminal: bool, width: int | None) -> str:
     """Render tables and texts as lines; a terminal gets colors unless ``NO_COLOR`` is set."""
     text = StringIO()
-    # Names come from users and files: [/b] and :x: in them are no markup.
+    # Names come from users and files: [/b] and :x: in them are not markup.
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
     console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
     for part in parts:

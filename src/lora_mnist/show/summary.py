@@ -56,11 +56,11 @@ class Summary(NamedTuple):
 
 
 def summarize(folder: Path, metric: str) -> Summary:
-    """Rank the jobs of a sweep; of several seeds the mean ranks, so that no lucky one wins."""
+    """Rank the jobs of a sweep; several seeds rank by their mean, so that luck does not win."""
     jobs = []
     files = [*folder.rglob(RESULTS_FILE), *folder.rglob(FAILED_FILE)]
     for path in sorted({file.parent for file in files}):
-        failed = read_json(path / FAILED_FILE)  # a training that led nowhere has results, too
+        failed = read_json(path / FAILED_FILE)  # a useless base has results, too
         results = {} if failed else read_json(path / RESULTS_FILE)
         overrides = (failed or results)["overrides"]
         own = {override_key(text): text.partition("=")[2] for text in overrides}

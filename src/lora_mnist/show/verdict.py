@@ -13,9 +13,9 @@ from lora_mnist.show.run_results import (
     format_p_value,
 )
 
-#: The two that mean_accuracy is made of: with all classes equally common, and as in the test.
+#: The two measures whose mean is mean_accuracy.
 _ENDS = ("balanced_accuracy", "accuracy")
-#: Where fewer images change than this share of the base's errors, a repair did nothing.
+#: A repair did nothing if fewer images changed than this share of the base's errors.
 _LEAST_CHANGED = 0.05
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
 
@@ -82,9 +82,9 @@ def _judge_repair(results: RunResults) -> Sentence:
     name = "the mistakes" if results.is_hotfix else results.target_names
     remedy = _advise(results, name)
     if results.targets and not results.of_targets.images:
-        return Sentence(f"Nothing judges this repair: no test image is of {name}.")
+        return Sentence(f"This repair cannot be judged: no test image is of {name}.")
     if results.point == BASE:
-        # A point that somebody has set needs no remedy.
+        # A point that the user has set needs no advice.
         was_set = not results.scale_curve or results.advised != BASE
         end = "" if was_set else f" {remedy}"
         return Sentence(f"There is no repair to keep: {_explain_off(results)}.{end}")
@@ -121,11 +121,11 @@ def _choose_advice(results: RunResults, name: str) -> str:
     # eval tests one point, perhaps a chosen one.
     has_tried = results.steps and not results.is_hotfix
     if has_tried and total.repaired + total.broken < _LEAST_CHANGED * total.before:
-        return "Nothing moves this base: look at its pictures and labels, or train another one"
+        return "The base hardly changed: look at its pictures and labels, or train another one"
     if rose and fell and results.choose_by != "accuracy":
         return "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
     if results.judge(results.choose_by) == "worse":
-        return "It costs more than it mends; a smaller scale may not"
+        return "It breaks more than it repairs; try a smaller scale"
     more = "mistakes to learn" if results.is_hotfix else f"images of {name}"
     return f"Too little changed to tell: more {more} help more than any key"
 
@@ -195,14 +195,14 @@ def _describe_offset(results: RunResults) -> list[Sentence]:
             offset = f"logit adjustment with tau {point.offset:g}"
         text = "The scale is 0"
         if curve and results.advised.scale == 0 and results.steps:
-            text = "The training adds nothing that validation images show"
+            text = "The training gains nothing on validation images"
         return [Sentence(f"{text}: only {offset} is on. scale=0 offset=0 switches that off, too.")]
     if not curve:
         return []
     key, by = "weighted_accuracy", format_measure(curve["choose_by"])
     alone, trained = row_at(curve, 0), f"{row_at(curve, point.scale)[key]:.1%}"
     change = f"{by} {curve['base'][key]:.1%} -> "
-    others = []  # cheaper than the trainings of the trials
+    others = []  # cheaper than trials
     if alone["offset"]:
         others.append(("the offset alone", f"{alone[key]:.1%}"))
     if results.head and not results.is_head:

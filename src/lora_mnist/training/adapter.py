@@ -24,20 +24,20 @@ from lora_mnist.training.trials import LAST_LINEAR
 
 log = logging.getLogger(__name__)
 
-#: With fewer validation images of a class it is said that chance decides.
+#: With fewer validation images of a class a warning says that chance decides.
 _TOO_FEW_TO_DECIDE = 5
 #: lora.rank=auto is this, or a layer's full rank where that is smaller: docs/experiments.md.
 _AUTO_RANK = 64
-#: Why the last layer of a network is not trained alone.
-NO_HEAD = "no nn.Linear of the network gives the logits of an image as they are"
-#: Why a network has no offset.
-NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits as it is"
+#: The reason that a network's last layer is not trained alone.
+NO_HEAD = "no nn.Linear of the network returns the logits of an image unchanged"
+#: The reason that a network has no offset.
+NO_LAYER = "no nn.Linear of the network has a bias that is added to the logits unchanged"
 
 
 def add_adapter(session: Session, selection: Selection) -> None:
     """Put a new adapter on the network, as ``lora`` says; with ``lora.scale=0`` an offset alone.
 
-    It replaces the one that is there.
+    It replaces an adapter that is already there.
     """
     net, classifier = session.net, session.classifier
     if adapters_on(net):
@@ -53,7 +53,7 @@ def add_adapter(session: Session, selection: Selection) -> None:
         counts = labels.bincount(minlength=len(classifier.classes)).float()
         add_offset(net, layer, build_offset(counts, selection.targets))
     assert classifier.base is not None
-    with config_group("lora"):  # what could not be saved is not trained
+    with config_group("lora"):  # an adapter that cannot be saved is not trained
         adapter_files(net, {"base_sha256": classifier.base.sha256})
 
 
@@ -125,7 +125,7 @@ def _some_images(session: Session) -> Tensor:
 
 
 def refuse_undecided(session: Session, selection: Selection) -> None:
-    """Refuse ``auto`` of a class that no validation image is of; say where only few are."""
+    """Refuse ``auto`` for a class without validation images; warn if it has only a few."""
     asked = [f"lora.{field}=auto" for field in POINT_FIELDS if session.cfg.lora[field] == AUTO]
     if not asked:
         return

@@ -34,7 +34,7 @@ from lora_mnist.training.trials import resolve_augment
 
 log = logging.getLogger(__name__)
 
-#: Keys that the record of a base or an adapter leaves out, with those below them.
+#: Keys that the record of a base or an adapter omits, with the keys below them.
 _CHANGE_NO_NUMBER = (
     *("callbacks.checkpoint", "figures", "hydra", "launcher"),
     *("logger", "paths", "run_name", "sweep"),
@@ -42,11 +42,11 @@ _CHANGE_NO_NUMBER = (
 
 
 class NewBase(NamedTuple):
-    """The base that a pretraining leaves, and where."""
+    """The base that a pretraining has made, and its files."""
 
     sha256: str
     path: Path
-    replaces: Path | None  # the current base; None: that one stays
+    replaces: Path | None  # the current base; None: it is not replaced
     why_useless: str | None
 
 
@@ -73,7 +73,7 @@ def new_base(session: Session, tables: Mapping[str, Predictions], current: Path 
 
 
 def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | None:
-    """Return why a new base is of no use, since one class for all images is as good, or None."""
+    """Return the reason that a new base is no better than always one class, or None."""
     split = "val" if "val" in tables else "test"
     counts = count_predictions(tables[split])["before"]
     images, accuracy = counts["images_per_class"], counts["accuracy"]
@@ -81,19 +81,19 @@ def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | N
         return None
     commonest = session.classifier.classes[images.index(max(images))]
     return (
-        f"optimizer.lr={session.cfg.optimizer.lr}: of the {split} images {accuracy:.1%} are right, "
-        f"no more than by always saying {commonest}; expected more steps, or another rate; the "
-        f"base stays in {session.run.folder}"
+        f"optimizer.lr={session.cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, "
+        f"no more than if all were predicted as {commonest}; expected more steps, or another "
+        f"learning rate; the base stays in {session.run.folder}"
     )
 
 
 def write_new_base(session: Session, base: NewBase, train_digests: Tensor) -> None:
-    """Write a new base to where it stays for good."""
+    """Write a new base to its permanent file."""
     write_base(session.net.state_dict(), base.path, _build_record(session), train_digests)
 
 
 def make_current(base: NewBase) -> None:
-    """Make a new base the current one; refuse one of no use, which stays apart."""
+    """Make a new base the current one; refuse a useless one, which stays in the run's folder."""
     if base.replaces is not None:
         set_current_base(base.path, base.replaces)
     else:
@@ -114,7 +114,7 @@ def write_adapter(session: Session, choices: Mapping[str, Choice], train_digests
         made={**record.made, **values},
         base_sha256=base.sha256,
         targets=targets,
-        train_digests=write_train_digests(folder, train_digests),  # first: no adapter is without it
+        train_digests=write_train_digests(folder, train_digests),  # before the adapter
     )
     save_adapter(session.net, folder, metadata=record.content())
 
@@ -127,7 +127,7 @@ def keep_base(session: Session) -> None:
     if find_base_by_sha256(bases, base.sha256) is None:
         path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
         record = base.record
-        if record == NO_RECORD:  # somebody else's: how it was trained, and on what, is not known
+        if record == NO_RECORD:  # from elsewhere: its training is unknown
             record = replace(_build_record(session), data={}, made={})
         write_base(base.tensors, path, record, base.train_digests)
 

@@ -61,7 +61,7 @@ class TrainedAverage(Callback):
             self._load(pl_module, self._average)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the network, also where a checkpoint left no step to take."""
+        """Leave the average in the network, even if a resumed run takes no step."""
         self._load(pl_module, self._average)
         self._average, self._trained = {}, {}
 
@@ -74,7 +74,7 @@ class TrainedAverage(Callback):
             pl_module.get_parameter(name).copy_(tensor)
 
     def state_dict(self) -> dict[str, Any]:
-        # Pairs: a dictionary would be a second network to base_ckpt=.
+        # Pairs: base_ckpt= would take a dictionary for a second network.
         return {"average": [*self._average.items()], "trained": [*self._trained.items()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ class ProgressInLog(Callback):
             self.log_progress(trainer, "train/loss", "val/errors_of_target", "val/errors")
 
     def log_progress(self, trainer: Trainer, *keys: str) -> None:
-        """Log how far the training is, and the values of these keys, as far as there are any."""
+        """Log the step, the time left, and the values of those keys that have one."""
         self.last_line_at = time.monotonic()
         step, steps = trainer.global_step, trainer.estimated_stepping_batches
         line = f"step {step:,}"

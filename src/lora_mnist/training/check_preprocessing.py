@@ -1,4 +1,4 @@
-"""Checks that classes and images are prepared as in the training of the base."""
+"""Checks the order of the classes, and the preprocessing, against the base's training."""
 
 import logging
 import math
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 #: A search sends as many pixels through the network as the evaluation, or 40 images of 224 x 224.
 _PIXELS = 40 * 224 * 224
-#: How many images each way is tried on first, and the least of large ones.
+#: The number of images that a candidate is tried on first, and its minimum for large images.
 _FIRST, _FIRST_LARGE = 16, 4
-#: A way goes on if so many standard deviations of luck would make it certainly better.
+#: A candidate stays if luck of so many standard deviations would make it certainly better.
 _LUCK = 1.5
 #: With fewer errors no other preprocessing is better beyond chance.
 _FEWEST_ERRORS = 10
@@ -49,7 +49,7 @@ _HARDLY_BETTER = 1.25
 
 
 def check_base(session: Session, before: Predictions | None) -> list[str]:
-    """Return overrides with which the base does clearly better; warn if it only guesses."""
+    """Return overrides that make the base clearly better; warn if it only guesses."""
     if before is None:
         return []
     overrides = []
@@ -98,7 +98,7 @@ def match_outputs(before: Predictions) -> tuple[Tensor, Tensor]:
     # This gives the highest balanced accuracy; between equal outputs a class keeps its own.
     _, assigned = linear_sum_assignment(shares + 1e-6 * torch.eye(count), maximize=True)
     output = torch.from_numpy(assigned)
-    shares = shares[:, output]  # of each class, predicted by the output of each other
+    shares = shares[:, output]  # [a, b]: images of class a that are predicted by b's output
     variances = shares / images
     own, variance = shares.diag(), variances.diag()
     lost = own[:, None] + own - shares - shares.T
@@ -114,30 +114,30 @@ def find_better_order(before: Predictions) -> tuple[Tensor | None, bool]:
     is_moved = output != torch.arange(count)
     here, there = prediction == label, prediction == output[label]
     won, lost = int((there & ~here).sum()), int((here & ~there).sum())
-    # It is the best of about as many orders as move so many classes.
+    # A better order is found among many: Bonferroni's correction for those with as many moves.
     if won <= lost or mcnemar(won, lost) > LEVEL * float(count) ** -int(is_moved.sum()):
         return None, False
-    # A network that is bad at a class calls it by another's name, too, but not most of its images.
+    # A network that is bad at a class mistakes it for another, too, but not most of its images.
     right, images = (each.bincount(minlength=count) for each in (label[there], label))
     return output, bool((is_certain & (2 * right > images))[is_moved].all())
 
 
 @dataclass
 class _Candidate:
-    """A way to prepare pictures: values of ``prepare``, and what the base makes of it."""
+    """A candidate preprocessing: values of ``prepare``, and the images that the base gets wrong."""
 
     values: dict[str, Any]
     pixels: int  # of an image
     wrong: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # images so far
 
     def compare(self, other: "_Candidate") -> tuple[int, int]:
-        """Count the images that only this way has right, and that only the other has right."""
+        """Count the images that only this candidate has right, and those only the other has."""
         count = min(len(self.wrong), len(other.wrong))
         here, there = self.wrong[:count], other.wrong[:count]
         return int((there & ~here).sum()), int((here & ~there).sum())
 
     def lead(self, other: "_Candidate") -> float:
-        """Return how far this way is ahead of the other, in standard deviations of chance."""
+        """Return this candidate's lead over the other, in standard deviations of chance."""
         won, lost = self.compare(other)
         return (won - lost) / math.sqrt(max(1, won + lost))
 
@@ -145,8 +145,8 @@ class _Candidate:
 class _Search:
     """A search by successive halving for the preprocessing that a base was trained with.
 
-    A way that is behind is dropped, and the others are tried on twice as many images (Jamieson and
-    Talwalkar 2016, arXiv:1502.07943).
+    A candidate that is behind is dropped, and the others are tried on twice as many images
+    (Jamieson and Talwalkar 2016, arXiv:1502.07943).
     """
 
     def __init__(self, session: Session, dataset: Folder, images: Images, best: _Candidate) -> None:
@@ -157,7 +157,7 @@ class _Search:
         self.open_image = lru_cache(256)(self._open_image)
 
     def run(self) -> _Candidate:
-        """Return the best way, where each change of it is ahead beyond chance."""
+        """Return the best candidate, of which each change is ahead beyond chance."""
         for group in _list_candidates(self):
             ways = []
             for change in group:
@@ -173,7 +173,7 @@ class _Search:
         return self.best
 
     def _find_winner(self, ways: list[_Candidate]) -> _Candidate | None:
-        """Return the way that is ahead of the others, or None if none may beat the best one."""
+        """Return the candidate that is ahead of the others, or None if none can beat the best."""
         best, room = self.best, self.pixels_left // 2
         while ways:
             has_grown, share = False, room // len(ways)
@@ -198,12 +198,12 @@ class _Search:
             is_clear = leader.lead(best) > 2 * CERTAIN
             if len(ways) == 1 and (is_clear or not has_grown):
                 return ways[0]
-            if ways and not has_grown:  # the others get the share of the last
+            if ways and not has_grown:  # the others get its share of the pixels
                 ways.remove(ways[-1] if ways[-1] is not leader else ways[-2])
         return None
 
     def _may_win(self, way: _Candidate) -> bool:
-        """Return whether more images may show that a way is better than the best one."""
+        """Return whether more images could show that a candidate is better than the best."""
         if not len(way.wrong):  # it is too large to be tried on any
             return False
         hoped = (way.lead(self.best) + _LUCK) * math.sqrt(len(self.images) / len(way.wrong))
@@ -233,7 +233,7 @@ class _Search:
 
 
 def find_better_preprocessing(session: Session, dataset: Folder, before: Predictions) -> list[str]:
-    """Return overrides for other usual preprocessing if the base does clearly better with it."""
+    """Return overrides for other common preprocessing if the base is clearly better with it."""
     base, settings, val = session.classifier.base, session.classifier.settings, session.images.val
     is_known = base is None or base.record != NO_RECORD
     if is_known or session.run.is_sweep or dataset.prepare.transform is not None:
@@ -261,7 +261,7 @@ def find_better_preprocessing(session: Session, dataset: Folder, before: Predict
 
 
 def _list_candidates(search: _Search) -> Iterator[list[dict[str, Any]]]:
-    """Yield values of ``prepare`` to try, by what they change from the best way until then."""
+    """Yield groups of values of ``prepare``, each to change the best candidate until then."""
     dataset, images = search.dataset, search.images
     sizes = [(side, side) for side in _SIDES]
     _, *own = examine(dataset.root / str(images.names[0]))

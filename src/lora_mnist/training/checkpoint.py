@@ -1,4 +1,4 @@
-"""Lightning's checkpoints: written whole or not at all, and refused where they do not fit."""
+"""Lightning's checkpoints: written whole or not at all, and checked against the training."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content["hyper_parameters"])
-    except Exception as error:  # torch has no one class for what a file may hold
+    except Exception as error:  # torch has no common class for the errors of damaged files
         raise UserError(
             f"ckpt_path={path}: expected a checkpoint of a training, RUN/{LAST_CHECKPOINT} "
             f"({type(error).__name__})"
@@ -54,5 +54,5 @@ def refuse_other_training(
             if one != other and is_in(key, group) and key not in but:
                 raise UserError(
                     f"ckpt_path={path}: its training had {key}={format_value(other)}, this one has "
-                    f"{format_value(one)}; expected its command once more, for the same images"
+                    f"{format_value(one)}; expected the same command and the same images"
                 )

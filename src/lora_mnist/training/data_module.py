@@ -16,7 +16,7 @@ from lora_mnist.data.plan import Plan
 
 
 class ImageDataModule(LightningDataModule):
-    """Feeds a training by its plan, and its validation; images are uint8 up to the device."""
+    """The batches of a plan and the validation images, as uint8 until they are on the device."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ImageDataModule(LightningDataModule):
             replace(self.images.train, augment=self.augment),
             self.trainer.strategy.root_device,
             batch_sampler=(batch[rank::processes] for batch in batches),
-            generator=None,  # torch's own: each epoch, and each worker, has other numbers
+            generator=None,  # torch draws it: epochs and workers have different numbers
             worker_init_fn=pl_worker_init_function,
         )
 
@@ -65,7 +65,7 @@ class ImageDataModule(LightningDataModule):
         return self.dataset.loader(share, device, batch_size=size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalize a batch where it is."""
+        """Normalize a batch on its device."""
         images, labels = batch
         return self.dataset.normalize(images), labels
 
@@ -79,7 +79,7 @@ class PlannedBatches:
 
     def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
         self.data, self.trainer = data, trainer
-        self._epoch, self._place = 0, 0  # how many batches of the epoch have been given
+        self._epoch, self._place = 0, 0  # batches of the epoch that were yielded
         self._batches, self._given = data.plan.batches(), 0  # of the plan, which goes on
 
     @property
@@ -88,7 +88,7 @@ class PlannedBatches:
         return self.trainer.max_steps != -1 and self.trainer.max_epochs == -1
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, also where a part of it is done."""
+        """Return the batches of a whole epoch, even if a part of it is done."""
         if self._is_one_epoch:
             return self.trainer.max_steps * self.trainer.accumulate_grad_batches
         return self.data.plan.batches_per_epoch

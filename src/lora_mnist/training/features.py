@@ -1,8 +1,8 @@
-"""Features: what the last linear layer of a network gets of each image, computed once.
+"""Features: the inputs of a network's last linear layer, computed once for each image.
 
-In front of that layer the base stands still, so one pass through the network is enough for a
-training of the layer alone, whose steps then cost next to nothing: Kang et al. 2020, "Decoupling
-Representation and Classifier for Long-Tailed Recognition", arXiv:1910.09217 (cRT).
+The layers before it are frozen, so one pass through the network is enough for a training of the
+last layer alone, and its steps cost next to nothing: Kang et al. 2020, "Decoupling Representation
+and Classifier for Long-Tailed Recognition", arXiv:1910.09217 (cRT).
 """
 
 import copy
@@ -24,7 +24,7 @@ from lora_mnist.training.trials import Training
 
 
 class LastLayer(nn.Module):
-    """The last linear layer of a network, shared with it, under the name that it has there."""
+    """The last linear layer of a network, under its name in the network; both share it."""
 
     def __init__(self, net: nn.Module, name: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FeatureDataset(ImageDataset):
 
 
 def on_features(session: Session, training: Training) -> tuple[Session, Training]:
-    """Return both with the last layer in place of the network, and features in place of images."""
+    """Return both with the last layer in place of the network and features in place of images."""
     indices, images = _indices_in_batches(session, training), training.images
     train = _with_features(session, training, images.train, indices)
     val, val_of_run = (
@@ -71,7 +71,7 @@ def on_features(session: Session, training: Training) -> tuple[Session, Training
 
 
 def _indices_in_batches(session: Session, training: Training) -> list[int]:
-    """Return which training images are in this process's batches."""
+    """Return the indices of the training images in this process's batches."""
     plan, trainer = build_datamodule(session, training).plan, training.cfg.trainer
     if trainer.max_steps == -1 or trainer.max_epochs != -1:  # epochs may be cut short
         _, to_learn, to_replay = plan.selection

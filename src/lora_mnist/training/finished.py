@@ -30,7 +30,7 @@ from lora_mnist.training.trials import Training
 
 log = logging.getLogger(__name__)
 
-#: The keys that decide what the trainings of a repair find.
+#: The keys that decide the results of a repair's trainings.
 _MAKE_A_REPAIR = (
     *KNOWN_AT_ONCE,
     *MAKE_A_TRAINING,
@@ -86,7 +86,7 @@ def _file(folder: Path, training: Training) -> Path:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return what the metadata of a file holds, and its tensors."""
+    """Return a file's metadata and tensors."""
     tensors = {}
     try:
         with safe_open(file, framework="pt") as opened:
@@ -99,7 +99,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _describe_run(session: Session) -> dict[str, Any]:
-    """Return by key what decides the trainings of a run, as a file would hold it."""
+    """Return the values that decide the trainings of a run, by key, as a file stores them."""
     described, images = hyperparameters(session.cfg, session.classifier), dict[str, torch.Tensor]()
     for split, each in (("train", session.images.train), ("val", session.images.val)):
         images |= {f"digests of {split}": each.digests, f"labels of {split}": each.labels}

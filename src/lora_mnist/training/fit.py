@@ -26,9 +26,9 @@ from lora_mnist.training.trials import LEARNING_RATES, STEPS, Training, resolve_
 
 log = logging.getLogger(__name__)
 
-#: What a training which goes on has to have as before, known before images are read.
+#: Keys that a resumed training must not change, known before images are read.
 KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
-#: The others. The number of steps may change, unless a scheduler counts them.
+#: The other keys of this kind. The number of steps may change unless a scheduler counts them.
 MAKE_A_TRAINING = (
     *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
     *(
@@ -39,7 +39,7 @@ MAKE_A_TRAINING = (
     ),
     "trainer.precision",
 )
-#: In place of auto, to make the parts of a training before its images are known.
+#: Values in place of auto, to make the parts of a training before images are known.
 _STAND_INS = {
     "optimizer.lr": LEARNING_RATES[0],
     "trainer.max_steps": STEPS,
@@ -108,7 +108,7 @@ def hyperparameters(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
 def fit(
     session: Session, cfg: DictConfig, trainer: Trainer, data: ImageDataModule
 ) -> ClassifierModule:
-    """Train, from ``ckpt_path`` on if it is set."""
+    """Train; resume from ``ckpt_path`` if it is set."""
     net, classifier, plan = session.net, session.classifier, data.plan
     classes, selection = classifier.classes, plan.selection
     names = [classes[target] for target in selection.targets]

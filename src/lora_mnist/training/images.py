@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def load_images(
     cfg: DictConfig, trainer: Trainer, classifier: Classifier
 ) -> tuple[ImageSets, Mistakes | None]:
-    """Load the images of a run, limited as its Trainer is, and its mistakes."""
+    """Load the images of a run, limited like its Trainer, and its mistakes."""
     images, mistakes = classifier.images, None
     if cfg.mistakes is not None:
         mistakes, excluded = _find_mistakes(classifier, cfg, trainer.strategy.root_device)

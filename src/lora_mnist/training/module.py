@@ -23,10 +23,10 @@ class Loss(nn.Module):
     """The cross-entropy ``-log softmax(z)_y``, averaged over a batch.
 
     With ``target_weight = w`` it is ``w * mean(to learn) + (1 - w) * mean(replayed)``, or the plain
-    mean where all images of a batch are of one kind.
+    mean if a batch has images of only one kind.
 
     Args:
-        target_weight: the share of the images to learn, 0 to 1; ``None``: each image counts alike.
+        target_weight: the share of the images to learn, 0 to 1; ``None``: all images count equally.
     """
 
     def __init__(self, target_weight: float | None = None) -> None:
@@ -50,7 +50,7 @@ class Loss(nn.Module):
 
 
 class ClassifierModule(LightningModule):
-    """Trains what is trainable in ``net`` and counts what it gets wrong, class by class."""
+    """Trains the trainable parameters of ``net`` and counts its errors on each class."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class ClassifierModule(LightningModule):
         self.errors_by_step: dict[int, int] = {}  # on validation images
 
     def setup(self, stage: str) -> None:
-        """Refuse to train where rounding made several processes choose another class or rate."""
+        """Raise if rounding made the processes choose different classes or learning rates."""
         if stage != "fit":
             return
         lr = self.optimizer.defaults["lr"]
@@ -128,7 +128,7 @@ class ClassifierModule(LightningModule):
         self.val_rows.update(torch.stack(columns, dim=1))
 
     def on_validation_epoch_end(self) -> None:
-        """Log what all processes have counted, and start anew."""
+        """Log the counts of all processes, and reset them."""
         label, prediction, losses = self.val_rows.compute().cpu().T
         classes = len(self.classes)
         counts = count_labels(
@@ -141,7 +141,7 @@ class ClassifierModule(LightningModule):
         self.val_rows.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only the adapter: the base has a file of its own; and what was counted."""
+        """Save the error counts and only the adapter's tensors: the base has a file of its own."""
         checkpoint["errors_by_step"] = dict(self.errors_by_step)
         if self.has_adapter:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}

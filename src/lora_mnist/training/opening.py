@@ -1,4 +1,4 @@
-"""Opens the session of a run, and refuses early what cannot be used."""
+"""Opens the session of a run, and refuses bad keys, networks and images early."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def open_session(cfg: DictConfig, run: Run) -> Session:
-    """Make the parts of a run, and refuse what cannot be used before anything is computed."""
+    """Make the parts of a run; raise before anything is computed if one cannot be used."""
     started = time.perf_counter()
     if run.command_line is None:  # called from Python; a command claims its folder: cli/claim.py
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
@@ -59,7 +59,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
 
 
 def _refuse_configuration(cfg: DictConfig) -> None:
-    """Refuse what the configuration alone shows."""
+    """Raise if keys contradict each other: neither network nor images are loaded yet."""
     if cfg.stage == "pretrain":
         needs_base = {
             f"target={cfg.target}": cfg.target in WEAK,
@@ -81,13 +81,13 @@ def _refuse_configuration(cfg: DictConfig) -> None:
 
 
 def _refuse_repair(cfg: DictConfig) -> None:
-    """Refuse a repair that does not say of what, or says it twice, or has no end."""
+    """Raise if a repair has no target or two, no end, or nothing to train."""
     target, mistakes, trainer = cfg.target, cfg.mistakes, cfg.trainer
     has_no_end = trainer.max_steps == -1 and trainer.max_epochs in (-1, None)
     if has_no_end and not trainer.get("max_time"):
         raise UserError("trainer.max_steps=-1: expected a number, or one of trainer.max_epochs")
     if cfg.lora.scale == cfg.lora.offset == 0:
-        raise UserError("lora.scale=0 lora.offset=0: expected another of the two; this is the base")
+        raise UserError("lora.scale=0 lora.offset=0: expected others; these give the base")
     if cfg.lora.scale == 0 and cfg.refit is True:
         raise UserError("refit=true: expected auto or false; with lora.scale=0 nothing is trained")
     if cfg.lora.scale == 0 and mistakes is not None:
@@ -108,12 +108,12 @@ def _refuse_repair(cfg: DictConfig) -> None:
     if cfg.refit is True:
         raise UserError(f"refit=true: expected auto or false with mistakes={mistakes}")
     if cfg.lora.offset not in (0, AUTO):
-        why = f"expected 0 or auto with mistakes={mistakes}, which move no class"
+        why = f"expected 0 or auto with mistakes={mistakes}, which have no target class"
         raise UserError(f"lora.offset={cfg.lora.offset}: {why}")
 
 
 def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
-    """Refuse what needs the network, but no image: classes, layers, the parts of a training."""
+    """Raise if classes, layers or the parts of a training do not fit the network."""
     if cfg.target not in (None, *WEAK):
         class_indices(classifier.classes, cfg.target)
     if cfg.stage == "lora":
@@ -139,7 +139,7 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
 
 
 def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
-    """Refuse images without any to train or to test on, or that the network does not take."""
+    """Raise if there are no images to train or test on, or the network does not take them."""
     images, dataset = classifier.images, classifier.dataset
     if cfg.stage != "eval" and not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
@@ -177,29 +177,29 @@ def _refuse_images(session: Session) -> None:
 
 
 def _log_caveats(session: Session) -> None:
-    """Log the unknowns about a repair's base before the trainings take their minutes."""
+    """Warn of unknowns about a repair's base before the trainings take their minutes."""
     classifier, images = session.classifier, session.images
     assert classifier.base is not None
     if session.cfg.batches.augment == AUTO and not classifier.base.record.knows_augment:
         log.warning(
-            "batches.augment=auto: the base's file does not say how its training images were "
-            "changed, so they stay as they are; augment= takes what its training had"
+            "batches.augment=auto: the base's file does not name the augmentation of its training, "
+            "so none is used; if there was one, set augment="
         )
     numbers = images.val.labels.bincount(minlength=len(classifier.classes)).tolist()
     if unseen := [classifier.classes[c] for c, number in enumerate(numbers) if not number]:
-        text = "no validation image is of %s: what these images decide knows nothing of it"
+        text = "there are no validation images of %s, so choices ignore it"
         log.warning(text, format_names(unseen))
     if images.held_out.get("val") == "train" and classifier.train_digests.get("base") is None:
-        remedy = "; data.val_from=test takes others" if images.can_validate_on_test else ""
+        remedy = "; data.val_from=test takes them from test/" if images.can_validate_on_test else ""
         log.warning(
-            "validation images were held out of the training images, and the base may have seen "
-            "all of them, so that what they decide may be wrong%s",
+            "validation images were held out of the training images; if the base was trained on "
+            "them, choices may be wrong%s",
             remedy,
         )
 
 
 def _log_normalization(classifier: Classifier) -> None:
-    """Log mean and std where nobody set them: most networks are trained with ImageNet's."""
+    """Log mean and std if nobody set them: most networks were trained with ImageNet's."""
     prepare, dataset = classifier.settings.prepare, classifier.dataset
     missing = [key for key in ("mean", "std") if prepare.get(key) is None]
     if not missing or not isinstance(dataset, Folder) or dataset.prepare.transform is not None:
@@ -212,7 +212,7 @@ def _log_normalization(classifier: Classifier) -> None:
 
 
 def _check_network(classifier: Classifier, images: Images | None = None) -> None:
-    """Refuse a network that gives no logits, or that changes while it predicts."""
+    """Raise if the network returns no logits, or changes itself while it predicts."""
     classifier.make_ready(images)
     base = classifier.base
     if base and (changed := changed_tensors(base.tensors, base_state_dict(classifier.net))):

@@ -1,11 +1,11 @@
 """The trainings of a repair: several trials, the best of them, and perhaps its refit.
 
-Where a class has few images, a training sees each of them dozens of times, and the base's own
-validation images hold much of what the base does not know. So each of ``trials`` is a complete
-training, the one that gains most on validation images is kept (:mod:`.measure.score` is the number
-that decides), and ``refit=auto`` makes one more that learns these images, too: Kirichenko et al.
-2022, "Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations" (DFR),
-arXiv:2204.02937. docs/experiments.md has the numbers.
+If a class has few images, a training sees each of them dozens of times, and validation images show
+much that the base does not know. So each of ``trials`` is a complete training, the one with the
+highest score on validation images is kept (:mod:`.measure.score`), and ``refit=auto`` trains it
+once more with these images among its training images: Kirichenko et al. 2022, "Last Layer
+Re-Training is Sufficient for Robustness to Spurious Correlations" (DFR), arXiv:2204.02937.
+docs/experiments.md has the numbers.
 """
 
 import logging
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 class Repair(NamedTuple):
     """The result of a repair, with its adapter on the network."""
 
-    kept: TrainingResult  # whose adapter it is: the best one, or its refit
-    best: TrainingResult  # which decided; a refit has no images to decide by
+    kept: TrainingResult  # the one that is saved: the best one, or its refit
+    best: TrainingResult  # has the highest score; a refit has seen the images
     head: TrainingResult | None  # the best of the last layer alone
     tables: dict[str, Predictions]  # val, if there are such images
     choices: dict[str, Choice]
@@ -64,8 +64,7 @@ class Trained(NamedTuple):
 def train_head(session: Session, selection: Selection) -> Trained:
     """Train the last layer alone, on stored features, in each trial, if a choice may be made.
 
-    What comes of it can be chosen like a trial. The adapter of the last training stays on the
-    network.
+    The results can be chosen like a trial's. The adapter of the last training stays on the network.
     """
     cfg = session.cfg
     none = Trained([], [])
@@ -77,7 +76,7 @@ def train_head(session: Session, selection: Selection) -> Trained:
         return none
     log.info("the last layer alone, on features that are computed once")
     own = with_values(cfg, {"lora.target_modules": LAST_LINEAR})
-    with torch.random.fork_rng(devices=[]):  # other adapters start as without this one
+    with torch.random.fork_rng(devices=[]):  # other adapters start with the same random numbers
         add_adapter(replace(session, cfg=own), selection)
         trainings = plan_trainings(replace(session, cfg=own), selection)
         heads = [replace(training, name="head") for training in trainings]
@@ -95,7 +94,7 @@ def train_repair(
         print_parameters(session.net)
     trials = _train(session, [replace(training, of=planned) for training in trainings], head)
     if smaller := _plan_smaller_rate(trials):
-        line = "no training is ahead of an offset without one; the rate %g is tried"
+        line = "no training is better than an offset alone; trying learning rate %g"
         log.info(line, smaller.lr)
         more = _train(session, [smaller], head)
         trials = Trained(trials.results + more.results, trials.failures + more.failures)
@@ -104,7 +103,7 @@ def train_repair(
         raise TrainingError("; ".join(each.reason.facts["error"] for each in failures))
     kept = best = max(results, key=lambda result: result.score)
     best.load_into(session)
-    val = session.predictions("val", before)  # now: a refit learns these images
+    val = session.predictions("val", before)  # before a refit, which is trained on these images
     if refit.value and best.point.scale == 0:
         refit = Choice(False, [Reason("trial_adds_nothing")])
     elif refit.value:
@@ -176,7 +175,7 @@ def _train_refit(
     unseen = ""
     if session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
-    log.info("refit: once more, with the validation images%s", unseen)
+    log.info("refit: training once more, with the validation images%s", unseen)
     training = plan_refit(session, best.training, best.point, planned)  # the last one
     result = run_training(session, training)
     images = 0

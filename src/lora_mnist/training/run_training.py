@@ -1,4 +1,4 @@
-"""Runs one training of a repair at one learning rate: the result is an attempt, or a failure."""
+"""Runs one training of a repair at one learning rate: and returns its result or its failure."""
 
 import copy
 import logging
@@ -197,7 +197,7 @@ def _build_trainer(session: Session, training: Training) -> Trainer:
 def _end_if_lost(
     session: Session, training: Training, best: TrainingResult | None
 ) -> EndIfLost | None:
-    """Return what ends a training that has lost, or None if the training may not end early."""
+    """Return the callback that ends a lost training, or None if it may not end early."""
     lora = training.cfg.lora
     if best is None or training.of <= 1 or training.refit_at or lora.scale != AUTO:
         return None
@@ -232,7 +232,7 @@ def _choose_point(session: Session, training: Training) -> tuple[Point, dict[str
 
 
 def load_tensors(session: Session, training: Training, tensors: Mapping[str, Tensor]) -> None:
-    """Put these tensors into the adapter of a training, which is added where it is not there."""
+    """Load these tensors into the adapter of a training, which is added if it is missing."""
     net = session.net
     if lora_state_dict(net).keys() != tensors.keys():  # on other layers
         add_adapter(replace(session, cfg=training.cfg), training.selection)

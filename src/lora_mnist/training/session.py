@@ -37,7 +37,7 @@ class Session:
 
     @property
     def trains(self) -> bool:
-        """True if anything is trained: not where only an offset is asked for."""
+        """True unless only an offset is asked for."""
         return bool(self.cfg.stage != "lora" or self.cfg.lora.scale != 0)
 
     @property
@@ -86,7 +86,7 @@ class Session:
 
 
 def is_quick(cfg: DictConfig) -> bool:
-    """Return whether a run only tries things out, and so leaves no file for other commands."""
+    """Return whether a run is a quick check, which writes no file for other commands."""
     return bool(cfg.debug or cfg.trainer.get("fast_dev_run"))
 
 

@@ -21,7 +21,7 @@ WEAK = ("weakest", "weak")
 def choose_target(
     session: Session, before: Predictions | None = None
 ) -> tuple[Selection, dict[str, Choice]]:
-    """Choose the images to learn and to replay as ``target`` says: perhaps of weak classes."""
+    """Choose the classes as ``target`` says, and the images to learn and to replay."""
     cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
     if session.mistakes is not None:
@@ -87,7 +87,7 @@ def class_indices(classes: Sequence[str], target: Any) -> list[int]:
         # YAML reads 1.10 as 1.1, and 010 as 8.
         if isinstance(name, float | bool) or str(name) not in classes:
             if name in WEAK:
-                raise UserError(f"target={format_value(target)}: expected {name} alone, in no list")
+                raise UserError(f"target={format_value(target)}: expected {name} alone")
             problem = (
                 suggest_nearest(str(name), classes) or f"; there are {', '.join(classes[:12])}"
             )

@@ -67,7 +67,7 @@ def make_trainer(
             **defaults | arguments,
         )
     _refuse_unsuitable(trainer, run, cfg.stage)
-    if not trainer.is_global_zero:  # the first process says it for all
+    if not trainer.is_global_zero:  # only the first process logs it
         logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
 
@@ -84,7 +84,7 @@ def _instantiate_group(cfg: DictConfig, group: str) -> list[Any]:
 
 
 def _refuse_unsuitable(trainer: Trainer, run: Run, stage: str) -> None:
-    """Refuse a Trainer that would do something else than what results.json says."""
+    """Raise if the Trainer would compute something else than results.json reports."""
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 FEW_IMAGES = 400
 #: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
 STEPS, _STEPS_OF_MANY = 400, 1200
-#: The rates that optimizer.lr=auto tries: the next if one diverges, or is not ahead of an offset.
+#: The values that optimizer.lr=auto tries: the next one if a training diverges or is not better #:
+#: than an offset alone.
 LEARNING_RATES = (0.001, 0.0003, 0.0001)
 #: The value of lora.target_modules for trainings of the last layer alone, on features.
 LAST_LINEAR = "last-linear"
@@ -63,7 +64,7 @@ class Training:
 
     @property
     def is_only(self) -> bool:
-        """True if it is the run's only training, at the first rate that is tried."""
+        """True if it is the run's only training, at the first learning rate that is tried."""
         return self.of == 1 and self.lr == self.lrs[0]
 
     @property
@@ -74,7 +75,7 @@ class Training:
         return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
 
     def at(self, lr: float) -> "Training":
-        """Return the same training at another of its rates."""
+        """Return the same training at another of its learning rates."""
         return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": lr}))
 
 
@@ -97,7 +98,7 @@ def resolve_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 
 def log_unused(cfg: DictConfig) -> None:
-    """Say which values of trials are not used, since their keys are set."""
+    """Log the values of trials that are not used because their keys are set."""
     line = "trials.%s: %s=%s is set, so %s is not used; auto leaves it to trials"
     for name, values in (cfg.get("trials") or {}).items():
         for key, value in (values or {}).items():
@@ -107,7 +108,7 @@ def log_unused(cfg: DictConfig) -> None:
 
 
 def plan_trainings(session: Session, selection: Selection) -> list[Training]:
-    """Return the planned trainings without a refit; one alone where nothing can choose.
+    """Return the planned trainings without a refit; only one if nothing can choose.
 
     The adapter is on the network of ``session``: each training starts from it.
     """
@@ -116,7 +117,7 @@ def plan_trainings(session: Session, selection: Selection) -> list[Training]:
     if session.trains and trains_last_layer(cfg):
         weights = adapted_weights(session.net).items()
         (layer,) = (name for name, weight in weights if weight.attribute == "weight")
-    # A seed that is drawn is drawn once: each training has the same order.
+    # A random seed is drawn once: all trainings have the same order.
     common = {"trainer.max_steps": _steps(session, selection), "batches.seed": order_seed(cfg)}
     common |= _batch_values(session, selection)
     planned: list[Training] = []
@@ -149,7 +150,7 @@ def plan_refit(session: Session, best: Training, point: Point, planned: int) -> 
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = select_classes(train.labels, best.selection.targets)
-    # There are more images to replay; the others stand in the training that it repeats.
+    # There are more images to replay. Other values are those of the training that it repeats.
     replay = _batch_values(session, selection).get("batches.replay", best.cfg.batches.replay)
     cfg = with_values(best.cfg, {"batches.replay": replay})
     return replace(
@@ -182,7 +183,7 @@ def choose_refit(session: Session, selection: Selection) -> Choice:
 
 
 def is_few(session: Session, selection: Selection) -> bool:
-    """Return whether a class has so few images to learn that several trainings pay."""
+    """Return whether a class has so few images to learn that several trainings are worth it."""
     return can_choose(session, selection) and _count_to_learn(session, selection) < FEW_IMAGES
 
 
@@ -265,6 +266,6 @@ def resolve_augment(cfg: DictConfig, classifier: Classifier) -> Any:
         line = quote(f"batches.augment={format_value(recorded)}")
         raise UserError(
             f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
-            "runs it, from where you stand; augment=none trains without"
+            "runs it; augment=none trains without it"
         )
     return recorded
