@@ -1,9 +1,9 @@
-"""A choice: a value that validation images or a rule decided, or that was set, with its reasons."""
+"""Choices: values that validation images or a rule decided, or the user set, with reasons."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-#: The value of a key that images decide.
+#: The value of a key that is decided in a run.
 AUTO = "auto"
 
 

@@ -15,7 +15,7 @@ from lora_mnist.lora.errors import is_number as is_number
 from lora_mnist.lora.errors import require as require
 from lora_mnist.project import install_command
 
-#: The keys of prepare by which a picture is brought to its size, and all of its keys.
+#: The keys of prepare that resize a picture, and all keys of prepare.
 SIZING = ("image_size", "resize", "crop_pct", "interpolation")
 PREPARE = ("classes", "channels", *SIZING, "mean", "std", "transform")
 #: Where the standard library is, and this package, which may be read from a checkout.
@@ -33,13 +33,13 @@ class PictureError(UserError, ValueError):
 
 
 class IncompleteError(UserError):
-    """The command did its part as far as possible, and named the rest."""
+    """The command was done in part, and has named the rest."""
 
     exit_code = 1
 
 
 class TrainingError(UserError):
-    """Training led nowhere: it diverged, or the network is no better for it."""
+    """Training diverged, or made a useless network."""
 
     exit_code = 1
 
@@ -60,7 +60,7 @@ def require_choice(name: str, value: Any, choices: Iterable[str | int]) -> None:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as it is written after a key: ``[0.5,0.5]``, ``{_target_: my.Crop, a: 8}``."""
+    """Return a value as the command line takes it: ``[0.5,0.5]``, ``{_target_: my.Crop, a: 8}``."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {format_value(each)}' for key, each in value.items())}}}"
     if isinstance(value, Sequence) and not isinstance(value, str):  # OmegaConf's, too
@@ -71,7 +71,7 @@ def format_value(value: Any) -> str:
 
 
 def suggest_nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``; the nearest is NAME``, for a message about a name that is not in ``names``."""
+    """Return ``; the nearest is NAME``, for a message about a name that ``names`` lacks."""
     nearest = get_close_matches(name, names, n=1) if len(name) > 2 else []  # 1 is not near to 11
     return f"; the nearest is {nearest[0]}" if nearest else ""
 
@@ -113,7 +113,7 @@ def format_refusal(error: ArgumentError, group: str = "") -> str:
 
 
 def _is_of_libraries(error: BaseException | None) -> bool:
-    """Return whether the error's code is all Python's, ours or installed, and none the user's."""
+    """Return whether no code of the user's own is in the error's traceback."""
     while error is not None:
         for frame, _ in walk_tb(error.__traceback__):
             file = Path(frame.f_code.co_filename)
@@ -139,7 +139,7 @@ def printable(text: object) -> str:
 
 
 def require_extra(key: str, extra: str, *packages: str) -> None:
-    """Refuse ``key`` where the packages of an extra are not installed."""
+    """Raise an error of ``key`` if the packages of an extra are not installed."""
     for package in packages:
         if find_spec(package) is None:
             raise UserError(

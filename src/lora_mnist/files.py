@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files whole or not at all."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def make_folder(folder: Path) -> Iterator[None]:
-    """Make ``folder`` for the ``with`` block; what of it is new and still empty goes afterwards."""
+    """Make ``folder`` for the ``with`` block; afterwards, remove the new folders that are empty."""
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> int:
     """Write a CSV file, each row as it comes; no text in it is a formula to a spreadsheet.
 
-    Until the last row the file's name ends in ``.part``, which is what a kill leaves. The number of
+    Until the last row the file's name ends in ``.part``, also after a kill. The number of
     rows is returned.
     """
     part = path.with_name(f"{path.name}.part")

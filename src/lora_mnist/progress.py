@@ -1,4 +1,4 @@
-"""Progress of our own loops that take long."""
+"""Shows the progress of long loops."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
-    """Yield ``items``, ``total`` in all, and say how far it is, in a bar or lines of the log."""
+    """Yield ``items``, ``total`` in all, and show the progress in a bar or in lines of the log."""
     if sys.stderr.isatty():
         is_silent = not log.isEnabledFor(logging.WARNING)  # as all processes but the first are
         yield from tqdm(items, name, total, leave=False, delay=3, disable=is_silent)

@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def user_path(path: object) -> Path:
-    """Return a path that a user gives, relative to his folder; the name may be a number."""
+    """Return a user's path, relative to the current folder; its name may be a number."""
     return Path(os.path.expanduser(str(path)))  # noqa: PTH111  # ~nobody stays as it is
 
 

@@ -9,7 +9,7 @@ from lora_mnist.files import make_folder, read_json
 from lora_mnist.project import program, user_path
 
 RESULTS_FILE = "results.json"
-#: When a run ended, in there: a copy of its folder has later times.
+#: The end time of a run, in there: a copy of its folder has later times.
 ENDED = "ended"
 #: Of a job of a sweep that failed.
 FAILED_FILE = "failed.json"
@@ -26,13 +26,13 @@ def finished_trainings(folder: Path) -> list[Path]:
 
 
 def refuse_used_folder(key: str, folder: Path) -> None:
-    """Refuse a folder with anything in it, which a run or a sweep might replace."""
+    """Raise if a folder has anything in it, which a run or a sweep might replace."""
     for path in folder.glob("*"):
         raise UserError(f"{key}={folder}: has a {path.name} already; expected a new folder")
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Refuse an ``out=`` where nothing new can be written; asked before a network is loaded."""
+    """Raise if no new file can be written to ``out=``; checked before a network is loaded."""
     with report_as(f"out={out}"), make_folder(out.parent):
         out.touch(exist_ok=False)
         out.unlink()

@@ -75,7 +75,7 @@ def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
 
 
 def find_base_by_sha256(folder: Path, sha256: str) -> Path | None:
-    """Return the undamaged file in ``folder`` whose base has this SHA-256, or None."""
+    """Return the undamaged file of the base with this SHA-256 in ``folder``, or None."""
     for path in sorted(folder.glob(f"*-{sha256[:12]}.ckpt")):
         if read_base_sha256(path) == sha256:
             return path
@@ -83,7 +83,7 @@ def find_base_by_sha256(folder: Path, sha256: str) -> Path | None:
 
 
 def read_base_sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a base of ours, or None if the file is damaged or none of ours."""
+    """Return the SHA-256 of a base of ours, or None if the file is damaged or not ours."""
     with suppress(OSError, ValueError):
         file = read_base(path)
         if file.sha256 == hash_tensors(file.tensors):
@@ -92,7 +92,7 @@ def read_base_sha256(path: Path) -> str | None:
 
 
 def refuse_to_replace(path: Path) -> str | None:
-    """Refuse a file that a new base must not replace: not ours, or where a base stays for good.
+    """Raise if a file must not be replaced: it is not a base of ours, or a base's permanent file.
 
     Return the SHA-256 of the base in it, or None if there is no file.
     """
@@ -108,7 +108,7 @@ def refuse_to_replace(path: Path) -> str | None:
 
 
 def set_current_base(own: Path, current: Path) -> None:
-    """Make the base in ``own``, where it stays for good, the one in ``current``."""
+    """Copy the base in ``own``, its permanent file, to ``current``."""
     before = refuse_to_replace(current)
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base_by_sha256(own.parent, before)

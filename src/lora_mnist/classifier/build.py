@@ -16,7 +16,7 @@ from lora_mnist.project import DATA, import_from_here
 
 
 def build(arguments: Any, is_transform: bool = False) -> Any:
-    """Call what each ``_target_`` names, as Hydra's ``instantiate`` does, but without Hydra."""
+    """Call each ``_target_`` with its arguments, like Hydra's ``instantiate``, without Hydra."""
     if isinstance(arguments, Mapping):
         values = {}
         for key, value in arguments.items():
@@ -43,10 +43,10 @@ def build(arguments: Any, is_transform: bool = False) -> Any:
 
 
 def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
-    """Return whether ``function`` is itself a transform: a picture is its one missing argument."""
+    """Return whether ``function`` itself is a transform: it lacks one argument, the picture."""
     if isinstance(function, type):
         return False  # it makes one
-    if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
+    if isinstance(function, nn.Module):  # such as a Compose in the user's file
         return True
     missing = 0
     for name, parameter in signature(function).parameters.items():
@@ -68,7 +68,7 @@ def build_network(arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def build_dataset(settings: Settings) -> ImageDataset:
-    """Build the data set of these settings; missing values are taken from its images."""
+    """Build the data set of these settings; its images supply missing values."""
     for key, value in settings.data.items():
         if key in PREPARE and value is not None:
             raise UserError(f"data.{key}={format_value(value)}: expected prepare.{key}")

@@ -1,4 +1,4 @@
-"""A network is asked before it is used: does it take the images, and does it give logits?"""
+"""Checks a network before it is used: it has to take the images and to return logits."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lora_mnist.errors import UserError, config_group
 
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
-    """Refuse a network that cannot take these images, or does not give a logit for each class."""
+    """Raise if a network cannot take these images, or does not return a logit for each class."""
     shape = tuple(images.shape)
     with config_group(
         f"net: images of shape {shape} from {dataset}; expected another net, such as net=resnet20, "
@@ -40,7 +40,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
 
 @torch.no_grad()
 def use_channels_last(net: nn.Module, images: Tensor) -> None:
-    """Lay a network of convolutions out in memory as they compute fastest: channels last."""
+    """Change a convolutional network to the memory format channels_last, which is the fastest."""
     if sum(isinstance(module, nn.Conv2d) for module in net.modules()) < 2:
         return  # a vision transformer has one, and gains nothing
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

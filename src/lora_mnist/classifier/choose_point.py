@@ -25,7 +25,7 @@ from lora_mnist.measure.scale_curve import (
     select_search_images,
 )
 
-#: What is asked of a point by name: a number, auto or, of a saved adapter, null.
+#: The requested value of each field of a point: a number, auto or, for a saved adapter, null.
 POINT_FIELDS = Point._fields
 
 
@@ -33,9 +33,9 @@ class PointSearch(NamedTuple):
     """The images and classes by which an operating point is chosen for an adapter."""
 
     classifier: Classifier
-    images: Images  # to validate on
+    images: Images  # validation images
     targets: Sequence[int]
-    seed: int  # of which images, where there are many
+    seed: int  # selects images, if there are many
     choose_by: str
 
     def advise(
@@ -92,11 +92,11 @@ def apply_point(
         return {}
     saved, own = lora_point(classifier.net), point_fields(classifier.net)
     scale, offset = asked["scale"], asked["offset"]
-    if scale == AUTO:  # it asks for all that is not set
+    if scale == AUTO:  # auto for each field that is not set
         scale = AUTO if "scale" in own else None  # of an offset alone that is the offset
         offset = AUTO if offset is None and "offset" in own else offset
     if scale == 1 and "scale" not in own:
-        scale = None  # an offset alone is as trained where it was saved
+        scale = None  # an offset alone is as trained at its saved value
     for field, value in (("scale", scale), ("offset", offset)):
         if field not in own and value not in (None, 0):
             raise UserError(f"{field}={value}: expected null, since the adapter has none")

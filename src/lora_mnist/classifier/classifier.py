@@ -1,4 +1,4 @@
-"""A classifier: a network, its classes and its preprocessing, all that a prediction needs."""
+"""The classifier: a network, its classes and its preprocessing, all that a prediction needs."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,9 +48,9 @@ class Classifier:
     """
 
     net: nn.Module
-    dataset: ImageDataset  # prepares pictures; it reads its own images when they are asked for
+    dataset: ImageDataset  # prepares pictures; it reads its own images on demand
     settings: Settings  # resolved
-    base: Base | None = None  # what the network was before an adapter; None: still to be trained
+    base: Base | None = None  # the network's tensors before an adapter; None: untrained
     adapter: Path | None = None  # its folder
     record: Record = NO_RECORD  # of the adapter
 
@@ -100,7 +100,7 @@ class Classifier:
         with report_as(f"base_ckpt={path}"):
             file = read_base(path)
         settings = settings.with_record("the base", file.record, f"base_ckpt={path}")
-        # 4. which network, where nobody names one
+        # 4. the default network
         settings = settings.with_default_targets()
         network = build_network(settings.net) if own_net is None else own_net
         with report_as(f"base_ckpt={path}"):
@@ -150,7 +150,7 @@ class Classifier:
         return self.dataset.normalize(self.read(picture)[None])[0]
 
     def read(self, picture: str | Path | Image.Image) -> Tensor:
-        """Return a picture's pixels, uint8: :meth:`prepare` without the normalization."""
+        """Return a picture's pixels, uint8, as :meth:`prepare` without the normalization."""
         if isinstance(picture, str):
             picture = Path(picture)
         return self.dataset.read_picture(picture)
@@ -193,7 +193,7 @@ class Classifier:
 
     @cached_property
     def images(self) -> ImageSets:
-        """The images of the data set; none to validate or to test on was trained on.
+        """The images of the data set, without validation and test images that were trained on.
 
         UserError, if they cannot be read.
         """
@@ -203,15 +203,14 @@ class Classifier:
 
     @cached_property
     def test_prior(self) -> list[int]:
-        """The number of test images of each class: how common it is where the network is used.
+        """The number of test images of each class, which says how common the class is in use.
 
-        What a class counts follows from it (:func:`.class_weights.class_weights`); no more of the
-        test images decides anything.
+        Class weights follow from it (:func:`.class_weights.class_weights`), and nothing else.
         """
         return self.images.test.labels.bincount(minlength=len(self.classes)).tolist()
 
     def test_images(self) -> Images | None:
-        """Return the test images, or None; the model was trained on none of them."""
+        """Return the test images that the model was not trained on, or None."""
         try:
             return self.images.test if len(self.images.test) else None
         except UserError as error:
@@ -219,7 +218,7 @@ class Classifier:
             return None
 
     def make_ready(self, images: Images | None = None) -> None:
-        """Refuse a network that cannot take the images, or gives no logits; then lay it out."""
+        """Raise if the network does not take the images or return logits; set its memory format."""
         if images is None:  # a picture of ours is tried
             if self.settings.prepare.get("transform") is not None:
                 return  # it may keep a picture's size

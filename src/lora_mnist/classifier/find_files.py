@@ -16,7 +16,7 @@ from lora_mnist.run_paths import ADAPTER_FOLDER
 
 
 def find_adapter(folder: str | Path | None) -> tuple[Path | None, Record]:
-    """Return an adapter's folder, which a run's folder may stand for, and the adapter's record."""
+    """Return an adapter's folder, also for the folder of its run, and the adapter's record."""
     if folder is None:
         return None, NO_RECORD
     path = user_path(folder)

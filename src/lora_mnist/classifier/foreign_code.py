@@ -10,13 +10,13 @@ from lora_mnist.data import DATA_SETS
 from lora_mnist.errors import UserError, format_value
 from lora_mnist.project import quote
 
-#: Functions that a record may name, ours and others'. No whole package: one has torchvision.io.os.
+#: Functions that a record may name. No whole packages: torchvision, for one, has torchvision.io.os.
 _OURS = {TARGET, "lora_mnist.data.Shift", *NETWORKS, *DATA_SETS}
 _OF_OTHERS = re.compile(
     r"torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )
-#: Arguments of ``timm.create_model`` that read no file and fetch none; ``model_name`` may do both.
+#: Arguments of ``timm.create_model`` that may be in a record; ``model_name`` is checked as well.
 _KNOWN_ARGUMENTS = """
 _target_ model_name num_classes in_chans img_size patch_size global_pool drop_rate drop_path_rate
 """
@@ -38,11 +38,11 @@ def refuse_foreign_code(
 def find_foreign_code(
     arguments: Mapping[str, Any], name: str, value: Any, given: Any = None
 ) -> str | None:
-    """Return the value in an argument that could run code or read a file unasked, or None."""
+    """Return the value of an argument that could run code or read a file, or None."""
     if value == given:
         return None
     if name == "transform" and isinstance(value, Mapping):
-        own = given if isinstance(given, Mapping) else {}  # perhaps only some of it is given
+        own = given if isinstance(given, Mapping) else {}  # perhaps only some arguments are given
         for key, each in value.items():
             if foreign := find_foreign_code(value, key, each, own.get(key)):
                 return foreign

@@ -17,7 +17,7 @@ from lora_mnist.data.pictures import size_before_crop
 from lora_mnist.errors import UserError, one_line, require_extra
 from lora_mnist.project import user_path
 
-#: What a record calls such a network.
+#: The ``_target_`` of such a network in a record.
 TARGET = "lora_mnist.huggingface"
 #: The files of a folder.
 _CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -125,7 +125,7 @@ def load_processor(folder: Path) -> Any:
 
 
 def pictures_to_try(channels: int) -> list[Image.Image]:
-    """Draw a wide and a tall picture, both smooth, on which ways of preprocessing are compared."""
+    """Draw a wide and a tall picture, both smooth, to compare preprocessing on."""
     gradient = Image.linear_gradient("L")
     smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
     smooth = smooth.convert("RGB" if channels == 3 else "L")
@@ -133,7 +133,7 @@ def pictures_to_try(channels: int) -> list[Image.Image]:
 
 
 def allowed_difference(height: int, width: int) -> float:
-    """Return how much pixels, from 0 to 1, may differ: a crop may be off by one pixel."""
+    """Return the largest allowed difference of pixels in 0..1: a crop may be off by one pixel."""
     return 2 / min(height, width, 128)
 
 

@@ -1,4 +1,4 @@
-"""The networks of ours, which are pretrained and then repaired; anybody's others are made alike."""
+"""The networks of this project; networks of your own are made alike."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -100,7 +100,7 @@ class ResNet(nn.Sequential):
 
 
 class _Block(nn.Module):
-    """Two convolutions; their input is added, of half the size where the channels are doubled."""
+    """Two convolutions with a shortcut; where they double the channels, they halve the size."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()

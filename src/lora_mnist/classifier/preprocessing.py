@@ -46,7 +46,7 @@ def find_preprocessing(
         return {}
     named |= {"mean": list(named["mean"]), "std": list(named["std"])}
     named["channels"] = prepare.get("channels") or named["channels"]
-    if prepare.get("image_size") is not None:  # their way to a size is for their own
+    if prepare.get("image_size") is not None:  # the makers' resizing is for their own size
         for key in SIZING:
             named.pop(key, None)
     if len(named["mean"]) not in (1, named["channels"]):
@@ -82,17 +82,19 @@ def _read_torchvision(transforms: Any) -> dict[str, Any]:
 
 
 def _read_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """Return the order of the classes, and the processor's steps as far as ``prepare`` has them."""
+    """Return the order of the classes, and the keys of ``prepare`` for the processor's steps."""
     channels: int = prepare.get("channels") or int(getattr(net.config, "num_channels", 3))
     named: dict[str, Any] = {"channels": channels}
     labels = [str(net.config.id2label[number]) for number in range(net.config.num_labels)]
-    if not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):  # as nobody has named them
+    if not all(
+        re.fullmatch(r"LABEL_\d+", label) for label in labels
+    ):  # these are transformers' default names
         named["classes"] = labels
     if folder is None or not (folder / PROCESSOR).is_file():
         return named
     if prepare.get("transform") is not None:
         return named
-    # Each family of processors reads its values in another way. So this one is tried on pictures.
+    # Processors interpret their values in different ways. So this one is tried on pictures.
     pictures = pictures_to_try(channels)
     for color in ("black", "white"):
         pictures.append(Image.new(pictures[0].mode, (600, 400), color))
@@ -101,7 +103,7 @@ def _read_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None)
         processor = load_processor(folder)
         inputs = processor(pictures)["pixel_values"]
         wide, tall, black, white = (torch.as_tensor(each) for each in inputs)
-    except Exception as error:  # transformers has no one class for what such a file causes
+    except Exception as error:  # transformers has no common class for errors of this file
         raise UserError(f"{where}: {one_line(error)}") from error
     values = processor.to_dict()
     # An input is (pixel - mean) / std, of pixels from 0 to 1.

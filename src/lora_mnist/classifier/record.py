@@ -10,7 +10,7 @@ from lora_mnist.measure.class_weights import MEASURES
 
 #: The version of the records that are written and read.
 VERSION = 2
-#: The types of what is read, since a stranger may have written the file; and of what ``made`` has.
+#: The types of the entries, checked since a stranger may have written the file; then of ``made``.
 _TYPES: dict[str, Any] = {"dataset": str, **dict.fromkeys(("net", "prepare", "data", "made"), dict)}
 _TYPES |= {"base_sha256": str | None, "targets": list | tuple, "train_digests": str | None}
 _OF_MADE = {"choose_by": str | None, "seed": int | None, "augment": dict | None}
@@ -18,13 +18,15 @@ _OF_MADE = {"choose_by": str | None, "seed": int | None, "augment": dict | None}
 
 @dataclass(frozen=True)
 class Record:
-    """All that a command needs to know; the last three are of an adapter alone."""
+    """The description in the file of a base or an adapter; the last three are an adapter's."""
 
     dataset: str = ""  # its name
     net: Mapping[str, Any] = field(default_factory=dict)  # _target_ and arguments
     prepare: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)  # where images lay, how some are held out
-    made: Mapping[str, Any] = field(default_factory=dict)  # by what: overrides, choices, versions
+    data: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the folder of the images, and their split
+    made: Mapping[str, Any] = field(default_factory=dict)  # overrides, choices, versions
     base_sha256: str | None = None
     targets: Sequence[str] = ()  # the names of the classes that it repairs
     train_digests: str | None = None  # the SHA-256 of its training images' digests
@@ -67,7 +69,7 @@ class Record:
         return content
 
 
-#: Of somebody else's file.
+#: The record of a file from elsewhere.
 NO_RECORD = Record()
 
 

@@ -1,15 +1,14 @@
 """The settings of a classifier: each value comes from the first source that has it.
 
-The sources, in their order, in which :meth:`.Classifier.load` asks them:
+The sources, in the order in which :meth:`.Classifier.load` asks them:
 
-1. the command line and the user's own file; the config.json of a folder of Hugging Face
-   stands as if it were
+1. the command line, the user's own file, and the config.json of a Hugging Face folder
 2. the adapter's record
 3. the base's record
-4. which network and which data set, where nobody names them: ``_DEFAULT_TARGETS``
-5. the network, where its makers say how pictures are prepared: timm, torchvision, Hugging Face
-6. the defaults of network's and data set's own arguments
-7. the images, where the rest is found or measured: :class:`.Folder`
+4. the default network and data set: ``_DEFAULT_TARGETS``
+5. the preprocessing that the network's makers recommend: timm, torchvision, Hugging Face
+6. the defaults of the network's and the data set's arguments
+7. the images, on which missing values are found or measured: :class:`.Folder`
 
 A record may be a stranger's, and a ``_target_`` names code: :mod:`.foreign_code`.
 """
@@ -29,7 +28,7 @@ from lora_mnist.data import PUBLISHED, is_published
 from lora_mnist.errors import SIZING, format_value
 
 _GROUPS = ("net", "prepare", "data")
-#: What is made where nobody names anything else. A network is made before it can be asked.
+#: The default network and data set. A network is built before it is asked for its preprocessing.
 _DEFAULT_TARGETS = {"net": {"_target_": DEFAULT}, "data": {"_target_": PUBLISHED[0]}}
 
 
@@ -37,15 +36,15 @@ _DEFAULT_TARGETS = {"net": {"_target_": DEFAULT}, "data": {"_target_": PUBLISHED
 class Settings:
     """Arguments of network, preprocessing and images; ``None`` stands for one that is missing.
 
-    Each source is a method, which adds what those before it have not said.
+    Each source is a method that adds values which earlier sources lack.
     """
 
     net: dict[str, Any]
     prepare: dict[str, Any]
     data: dict[str, Any]
-    given: Mapping[str, Mapping[str, Any]]  # the three as the user gave them
-    folder: Path | None = None  # of Hugging Face, where the network comes from one
-    notes: tuple[str, ...] = ()  # what comes from where, for the log
+    given: Mapping[str, Mapping[str, Any]]  # all three as the user set them
+    folder: Path | None = None  # of Hugging Face, if the network is from one
+    notes: tuple[str, ...] = ()  # the sources of values, for the log
 
     @classmethod
     def from_command_line(
@@ -103,7 +102,7 @@ class Settings:
                 for key in (*SIZING, "mean", "std"):
                     stored.pop(key, None)  # the network's input is that of the transform alone
             if own.get("val_from") == "test" and stored.get("val_size") == 0:
-                del stored["val_size"]  # it was said of the training images
+                del stored["val_size"]  # it was set for the training images
             missing = _select_missing(own, stored)
             groups[group] = {**own, **missing}
             if group == "prepare":
@@ -114,7 +113,7 @@ class Settings:
 
 
 def _select_missing(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of ``stored`` that ``own`` lacks, nested ones too, of one function."""
+    """Return the values of ``stored`` that ``own`` lacks, if both have the same ``_target_``."""
     if own.get("_target_") not in (None, stored.get("_target_")):
         return {}
     taken: dict[str, Any] = {}

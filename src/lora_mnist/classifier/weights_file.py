@@ -1,4 +1,4 @@
-"""Anybody's weights in a file, ours among them: read without running anything, and loaded."""
+"""Reads and loads weights from files of any origin, without running code."""
 
 import textwrap
 from collections import Counter, OrderedDict
@@ -22,9 +22,9 @@ from lora_mnist.lora.errors import check_types
 
 
 class Base(NamedTuple):
-    """A pretrained network, or what a file says of one."""
+    """The weights in a file, and their description."""
 
-    tensors: Mapping[str, Tensor]  # its state_dict; in a file of somebody else's by other names
+    tensors: Mapping[str, Tensor]  # its state_dict; names may differ in a file from elsewhere
     sha256: str  # of the tensors, in hexadecimal; empty in a file that is not ours
     record: Record
     train_digests: Tensor | None = None  # of its training images; None: not known
@@ -42,7 +42,7 @@ def read_base(path: Path) -> Base:
             content = torch.load(path, map_location="cpu", weights_only=True)
         is_ours = isinstance(content, Mapping) and isinstance(content.get("record"), Mapping)
         tensors = _find_tensors(content.get("state_dict") if is_ours else content)
-    except Exception as error:  # neither library has one class for what a damaged file causes
+    except Exception as error:  # neither library has a common class for errors of damaged files
         types = []
         with suppress(Exception):  # the file is not one of torch.save's
             types = sorted(get_unsafe_globals_in_checkpoint(path))
@@ -74,7 +74,7 @@ def _find_tensors(content: Any) -> dict[str, Tensor]:
         elif group := _find_tensors(value):
             groups[key] = group
     if not tensors and len(groups) == 1:
-        return next(iter(groups.values()))  # the one key, such as state_dict, is no part of a name
+        return next(iter(groups.values()))  # the one key, such as state_dict, is not part of a name
     for key, group in groups.items():
         tensors |= {f"{key}.{name}": tensor for name, tensor in group.items()}
     return tensors
@@ -84,7 +84,7 @@ def load_weights(
     net: nn.Module,
     file: Base,
     prefix: str | None = None,  # of one of several networks in the file
-    arguments: Mapping[str, Any] | None = None,  # of net, if it is made of keys
+    arguments: Mapping[str, Any] | None = None,  # of net, if it was built from keys
 ) -> Base:
     """Load the weights of a file into ``net``; ``ValueError``, if they do not fit."""
     if arguments is not None and arguments["_target_"] == TARGET:
@@ -114,7 +114,7 @@ def load_weights(
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
         chosen[name] = tensor
-    # Layers convert the tensors of older versions. A file with all of today's names is of today's.
+    # Layers convert the tensors of older versions. A file with all current names is current.
     if prefix in networks:
         chosen._metadata = own._metadata
     try:
@@ -134,7 +134,7 @@ def load_weights(
 def _build_hint(
     own: Mapping[str, Tensor], stored: Mapping[str, Tensor], arguments: Mapping[str, Any]
 ) -> str:
-    """Return the keys with which the stored tensors would fit the network, or fit none."""
+    """Return a hint at the keys with which the stored tensors would fit the network."""
     key, (name, last) = outputs_key(arguments), list(own.items())[-1]
     if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
         return f": {key}={len(stored[name])} has as many outputs"

@@ -1,4 +1,4 @@
-"""The folder of a run, or of a sweep, is claimed before Hydra writes into it."""
+"""Claims the folder of a run or a sweep before Hydra writes into it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,22 +19,22 @@ from lora_mnist.run_paths import refuse_used_folder
 
 
 class ClaimOutputFolder(Callback):
-    """Hydra callback: claims the folder of a run, or of a sweep, which it also opens and closes.
+    """A Hydra callback that claims the folder of a run, and opens and closes a sweep.
 
-    What it is given has our configuration, and in it, as ``hydra``, Hydra's own.
+    Its ``config`` is our configuration with Hydra's own as ``hydra``.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
         with _claim(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
-            if subfolder is not None:  # as it is in processes that Lightning starts
+            if subfolder is not None:  # so in processes that Lightning starts
                 refuse_used_folder("hydra.run.dir", folder)
                 # If two runs start at once, the second fails here.
                 (folder / subfolder).mkdir(parents=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
+        """Open the sweep; for a command without results, Hydra only runs the jobs."""
         with _claim(config):
             if "sweep" in config:
                 open_sweep(config, config.hydra)
@@ -50,13 +50,13 @@ class ClaimOutputFolder(Callback):
 
 @contextmanager
 def _claim(cfg: DictConfig) -> Iterator[None]:
-    """Leave folders alone inside the ``with`` block, however the command ends there."""
+    """Set Hydra's configuration for the ``with`` block; after an error no folder is touched."""
     try:
         HydraConfig.instance().set_config(cfg)  # as Hydra does next, for ${hydra:...}
         _refuse_start(cfg)
         yield
     except BaseException as error:
-        HydraConfig.instance().cfg = None  # the end of the command finds no folder
+        HydraConfig.instance().cfg = None  # so exit_for finds no folder
         raise PastHydra(error) from None
 
 

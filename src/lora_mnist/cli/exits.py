@@ -1,4 +1,4 @@
-"""The end of a command: its last lines, its exit code, and the files left in its folder."""
+"""Ends a command: prints its last lines, sets the exit code, and removes an empty folder."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
 
 
 class PastHydra(BaseException):
-    """Carries an error past Hydra, which prints a line of a task's, and warns of a callback's."""
+    """Carries an error past Hydra, which prints a task's error and only warns of a callback's."""
 
 
 def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseException:
@@ -43,7 +43,7 @@ def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseE
     if reason is None:
         if left := _describe_finished_jobs(hydra_conf) or _suggest_command(hydra_conf, is_bug=True):
             error.add_note(left)
-        return error  # Python shows where
+        return error  # Python prints the traceback
     if code == UserError.exit_code:
         _remove_if_empty(hydra_conf)
     return _exit(reason, _describe_finished_jobs(hydra_conf), code)
@@ -56,7 +56,7 @@ def _exit(reason: str, left: str, code: int) -> SystemExit:
 
 
 def _describe_finished_jobs(hydra_conf: Any) -> str:
-    """Return a line about the finished jobs of a sweep, or "" if this is none."""
+    """Return a line about the finished jobs of a sweep, or "" if this is no sweep."""
     is_sweep = hydra_conf is not None and hydra_conf.mode == RunMode.MULTIRUN
     return end_early(Path(hydra_conf.sweep.dir)) if is_sweep else ""
 
@@ -84,7 +84,7 @@ def _remove_if_empty(hydra_conf: Any) -> None:
 
 
 def _suggest_command(hydra_conf: Any, is_bug: bool = False) -> str:
-    """Return how to go on from a run's last checkpoint, to start again, or where the log is."""
+    """Return the command that resumes or restarts a run, or the path of its log."""
     folder = _run_folder(hydra_conf)
     if folder is None:
         return ""

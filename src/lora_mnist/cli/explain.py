@@ -1,4 +1,4 @@
-"""Explains, in one line, an error that a key, a value or a file has caused.
+"""Explains an error that a key, a value or a file has caused, in one line.
 
 ``test_hydras_words`` in tests/cli/test_explain.py fails as soon as Hydra changes its messages.
 """
@@ -26,9 +26,9 @@ from lora_mnist.errors import (
 )
 from lora_mnist.project import CONFIGS, command_line, install_command
 
-# Hydra's words, of version 1.3, where no class and no attribute of its errors says the same.
-_SEARCH_PATH = "Config search path:"  # what follows is for programmers
-_FULL_KEY = "\n    full_key:"  # OmegaConf's, and so is what follows
+# Texts of Hydra 1.3, whose errors have neither class nor attribute for this.
+_SEARCH_PATH = "Config search path:"  # the rest is for programmers
+_FULL_KEY = "\n    full_key:"  # OmegaConf's, as the next one
 _NO_CLASSIFIER = r"=(\S+) looks .* config group 'classifier' does not exist"
 _NO_GROUP = r"(?:In '(\S+)': )?Could not \w+ '([\w/]+)'. No match"
 #: Which of our extras brings a launcher or a sweeper of Hydra's.
@@ -61,12 +61,12 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explain_configuration(error: BaseException) -> str:
-    """Return a line about a wrong override or key: Hydra's own, or a clearer one of ours."""
-    # Hydra says which override was wrong, and OmegaConf, its cause, why.
+    """Return a line about a wrong override or key: Hydra's, or a clearer one."""
+    # Hydra's error names the override; its cause, OmegaConf's, has the reason.
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause is not error:
         if OmegaConf.is_missing(cause.parent_node, "stage"):
-            return explain_missing_stage()  # which keys there are depends on it
+            return explain_missing_stage()  # the keys depend on it
         function = cause.parent_node.get("_target_")
         more = f"; +{cause.full_key} adds an argument of {function}" if function else ""
         return describe_unknown_key(str(cause.full_key)) + more
@@ -87,7 +87,7 @@ def _explain_configuration(error: BaseException) -> str:
 
 
 def _explain_missing_choice(chosen: str, options: Sequence[str]) -> str:
-    """Return the options of a group in place of the missing one, or the extra that brings it."""
+    """Return a line with the options of a group, or with the extra that has the missing one."""
     group, _, name = chosen.rpartition("/")
     if group == "classifier":
         return _explain_missing_file(name)
@@ -98,7 +98,7 @@ def _explain_missing_choice(chosen: str, options: Sequence[str]) -> str:
 
 
 def _explain_missing_group(file: str | None, group: str) -> str:
-    """Name the file that overrides a group which does not exist, or the folder in a key's way."""
+    """Return a line about a file that overrides a missing group, or a folder that hides a key."""
     if file is not None:
         groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
         nearest = suggest_nearest(group, groups)
@@ -113,7 +113,7 @@ def _explain_missing_group(file: str | None, group: str) -> str:
 
 
 def _explain_missing_file(name: str) -> str:
-    """Name the file that ``classifier=NAME`` lacks, or ask for the folder that has it."""
+    """Return a line about the missing file of ``classifier=NAME``, or its missing folder."""
     folder = config_dir()
     file = Path(folder or "FOLDER", "classifier", f"{name}.yaml")
     reason = "no such file:" if folder else "expected --config-dir FOLDER, and your file"
@@ -121,7 +121,7 @@ def _explain_missing_file(name: str) -> str:
 
 
 def explain_missing_stage() -> str:
-    """Return the two commands to choose from, each with the arguments that were given."""
+    """Return the two commands to choose from, with the arguments of this one."""
     arguments = read_arguments()
     others = [text for text in arguments if not text.startswith("experiment=")]
     pretrain = command_line("train", [*arguments, "stage=pretrain"])

@@ -1,12 +1,12 @@
-"""The main function of ``lora-mnist`` and the five entries: from a name to an exit code.
+"""The main function of ``lora-mnist`` and the five scripts: from a name to an exit code.
 
 A run goes through these steps. ``give_to_hydra`` (arguments.py) brings the command line into
 Hydra's form. Hydra composes the configuration and calls ``on_run_start`` (claim.py), which claims
 the folder; then it calls ``task``, which calls ``command``: keys and values are checked, torch is
 imported, and the function in ``lora_mnist.commands`` runs. A sweep begins with
 ``on_multirun_start`` and ends with ``on_multirun_end`` (claim.py); each job is a ``task``, which
-calls its command by ``run_job`` (sweep.py). Errors go on as ``PastHydra``, and ``exit_for``
-(exits.py) makes them an exit code.
+calls its command by ``run_job`` (sweep.py). Errors pass Hydra as ``PastHydra``, and ``exit_for``
+(exits.py) turns them into an exit code.
 """
 
 import signal
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def run_command(name: str) -> None:
-    """Run one of the five commands; a refusal, and --help, do not wait for torch."""
+    """Run one of the five commands; --help and bad keys do not import torch."""
 
     def command(cfg: DictConfig, run: Run) -> None:
         cfg = resolve_configuration(cfg, run)
@@ -50,7 +50,7 @@ def run_by_hydra(command: Command, config_name: str) -> None:
     signals: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        """End the command at a signal, as Lightning then ends the processes that it has started."""
+        """End the command at a signal; Lightning then ends the processes that it has started."""
         signals.append(number)
         raise KeyboardInterrupt
 
@@ -65,7 +65,7 @@ def run_by_hydra(command: Command, config_name: str) -> None:
         except Exception as error:
             log_failure(error)  # now: the log ends with the task
             raise PastHydra(error) from None
-        if signals:  # in a __del__ or an import, which may swallow what is raised
+        if signals:  # a __del__ or an import may swallow the exception
             raise KeyboardInterrupt
         return metric
 
@@ -73,7 +73,7 @@ def run_by_hydra(command: Command, config_name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        # Nothing else makes Hydra raise its errors: it would print them, and exit with 1.
+        # Only so does Hydra raise its errors; else it prints them, and exits with 1.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
             give_to_hydra()
             with_hydra(task)()
@@ -82,5 +82,5 @@ def run_by_hydra(command: Command, config_name: str) -> None:
     except BaseException as raised:
         error = raised.args[0] if isinstance(raised, PastHydra) else raised
     hydra_conf = HydraConfig.get() if HydraConfig.initialized() else None
-    # Raised here: its traceback would begin with what carried it.
+    # Raised here, its traceback does not begin with PastHydra's.
     raise exit_for(error, signals, hydra_conf)

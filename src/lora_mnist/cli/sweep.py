@@ -1,4 +1,4 @@
-"""Sweeps: Hydra runs the jobs, each in a folder of its own; at the end they become one table."""
+"""Runs the jobs of a sweep, each in a folder of its own, and summarizes them in one table."""
 
 import gc
 import logging
@@ -26,7 +26,7 @@ from lora_mnist.show.summary import (
 # hydra.sweeper.direction of a search
 OmegaConf.register_new_resolver("lora_mnist.choose_direction", choose_direction, replace=True)
 
-#: How the numbers of test images begin.
+#: Prefixes of the numbers of test images.
 _NEVER_CHOOSE = ("test", "mistakes")
 
 
@@ -64,7 +64,7 @@ def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) 
     results, metric = flatten(read_json(run.folder / RESULTS_FILE)), cfg.sweep.metric
     value = None if metric is None else results.get(metric, "")
     if str(metric).startswith("val") and not any(key.startswith("val.") for key in results):
-        value = None  # a job without validation images takes no other along
+        value = None  # the other jobs of the sweep go on
     if not isinstance(value, int | float | None):  # null is a number that is not finite
         numbers = [key for key in results if not key.startswith(_NEVER_CHOOSE) and key != metric]
         expected = f"a number in results.json, or null{suggest_nearest(str(metric), numbers)}"
@@ -100,7 +100,7 @@ def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
 
 
 def end_early(folder: Path) -> str:
-    """Say where the finished jobs of an interrupted sweep are; without any job it is removed."""
+    """Return a line about an interrupted sweep's finished jobs; remove a sweep without any."""
     summary = summarize(folder, "")
     if summary.rows or summary.failed:
         write_summary(summary)

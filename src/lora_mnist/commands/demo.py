@@ -24,12 +24,12 @@ from lora_mnist.show.reasons import log_choices
 log = logging.getLogger(__name__)
 
 _EXPLANATION = """
-Give the page a picture, or ask for a test image that the base gets wrong: both networks say which
-class it shows. The base is the pretrained network, and the adapted network is the same one with a
-small LoRA adapter on top. One slider scales LoRA: at 0 it is off, at 1 it acts as it was trained.
-Where the adapter has an offset, a number on the logit of the class that is repaired, or the tau of
-several, a second slider sets it: a scale of 0 leaves it on. With both at 0 the two networks are the
-same. The page opens with the scale and the offset that the adapter has.
+Give the page a picture, or ask for a test image that the base gets wrong: both networks classify
+it. The base is the pretrained network, and the adapted network is the same one with a small LoRA
+adapter on top. One slider scales LoRA: at 0 it is off, at 1 it acts as it was trained. Where the
+adapter has an offset, a number on the logit of the class that is repaired, or the tau of several, a
+second slider sets it: a scale of 0 leaves it on. With both at 0 the two networks are the same. The
+page opens with the scale and the offset that the adapter has.
 """
 
 
@@ -42,7 +42,7 @@ def predict_both(classifier: Classifier, image: Tensor, point: Point) -> list[di
 def find_wrong_images(
     classifier: Classifier, images: Images, shown: int = -1
 ) -> Iterator[tuple[str, Tensor, int]]:
-    """Return caption, image and number of each that the base gets wrong; ``shown`` is last."""
+    """Yield caption, image and number of each that the base gets wrong; ``shown`` comes last."""
     for step in range(1, len(images) + 1):
         number = (shown + step) % len(images)
         ((image,), (label,)) = images.take([number])

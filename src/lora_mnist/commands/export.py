@@ -41,7 +41,7 @@ from lora_mnist.show.reasons import log_choices
 
 log = logging.getLogger(__name__)
 
-#: How far logits may differ, as a share of their standard deviation; float32 needs a tenth of it.
+#: The largest difference of logits, as a share of their standard deviation; float32 needs a tenth.
 TOLERANCE = 1e-3
 
 
@@ -78,8 +78,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     there. One that ends in ``.safetensors`` holds the weights. A name without an ending is a folder
     for ``from_pretrained`` of transformers, with a network of theirs. The written network must give
     the predictions of the live one on the whole test set, and its logits as far as
-    :data:`TOLERANCE`; otherwise there is no file. Where the test set is not here, pictures of a
-    gradient take its place.
+    :data:`TOLERANCE`; otherwise there is no file. Without the test set, pictures of a gradient take
+    its place.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -223,7 +223,7 @@ def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterato
 
 
 def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
-    """Refuse a written processor that prepares pictures otherwise; tell it of transparent ones."""
+    """Raise if a written processor prepares pictures otherwise; warn of transparent ones."""
     preprocessing = dataset.preprocessing()
     if "image_size" not in preprocessing:  # its pictures have the size of the images
         return
@@ -255,7 +255,7 @@ def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
             )
 
 
-#: Who writes the network, and reads it back, by the ending of ``out=``.
+#: Functions that write the network and read it back, by the ending of ``out=``.
 _WRITERS: dict[str, Callable[..., AbstractContextManager[nn.Module]]] = {
     ".onnx": onnx_file,
     ".safetensors": weights_file,
@@ -264,7 +264,7 @@ _WRITERS: dict[str, Callable[..., AbstractContextManager[nn.Module]]] = {
 
 
 def compare(live: FromPixels, written: nn.Module, images: Images, out: Path) -> float:
-    """Refuse a written network that differs from the live one; return how far logits do."""
+    """Raise if a written network differs from the live one; return the largest difference."""
     both, dataset = [], live.dataset
     for net in (live, written):
         device = next(net.parameters(), torch.empty(0)).device  # a graph has none: the CPU

@@ -16,16 +16,16 @@ from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, format_value
 from lora_mnist.project import COMMANDS, CONFIGS, user_path
 
-#: What has keys of its own: train.py by its stages.
+#: Commands with keys of their own; train.py has two, by its stages.
 _STAGES = ("pretrain", "lora", *list(COMMANDS)[1:])
-#: Keys of paths, but for ``images``, which has patterns and lists, and those of one network.
+#: Keys of paths, without ``images``, which takes patterns and lists, and without networks' keys.
 _PATHS = (
     *("paths.outputs", "paths.bases", "data.data_dir"),
     *("adapter", "base_ckpt", "ckpt_path", "mistakes", "out"),
 )
 # Hydra makes folders below paths.outputs before these are resolved.
 OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(user_path(p)), replace=True)
-#: Groups in which a user may add any key: it is handed on, or a name of the user's own.
+#: Groups in which a user may add any key: an argument of a function, or a name.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
 # In a group that has any_keys among its defaults Hydra takes a new key without a + before it.
@@ -46,7 +46,7 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
     _resolve_digit(resolved, set_keys or ())
     if run is not None:
         resolved.paths.run = str(run.folder)
-        OmegaConf.to_container(resolved, resolve=True)  # raises for a ${name} of nothing
+        OmegaConf.to_container(resolved, resolve=True)  # raises for an unknown ${name}
     check_values(resolved)
     for key in _PATHS:
         if str(path := OmegaConf.select(resolved, key)).startswith("~"):
@@ -55,10 +55,10 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
 
 
 def _own_keys(cfg: DictConfig, set_keys: Collection[str] | None) -> DictConfig:
-    """Return a copy with the command's own keys. Raise UserError for a key of no command."""
+    """Return a copy with the command's own keys. Raise UserError for an unknown key."""
     content: Any = OmegaConf.to_container(cfg)
     own, copied = list_command_keys(cfg.stage), cfg.copy()
-    # Hydra finds some of what is wrong on the command line, but nothing in a user's files.
+    # Hydra finds some unknown keys on the command line, but none in a user's files.
     for name, value in content.items():
         _refuse_unknown_keys({name: value}, own if name in own else list_all_keys())
         if name in own:
@@ -75,7 +75,7 @@ def _own_keys(cfg: DictConfig, set_keys: Collection[str] | None) -> DictConfig:
 def _refuse_unknown_keys(
     content: Mapping[str, Any], known: Mapping[str, bool], group: str = ""
 ) -> None:
-    """Refuse a key that is not ``known``, and a value in place of a group."""
+    """Raise for a key that is not ``known``, and for a value in place of a group."""
     for name, value in content.items():
         key = f"{group}{name}"
         if key not in known:
@@ -97,9 +97,9 @@ def _resolve_digit(cfg: DictConfig, set_keys: Collection[str]) -> None:
     """
     digit, target = cfg.get("digit"), cfg.get("target")
     if "digit" in set_keys and "target" not in set_keys:
-        cfg.target = digit  # the command line goes before a file
+        cfg.target = digit  # the command line overrides a file
     elif "digit" not in set_keys and ("target" in set_keys or digit == "weakest"):
-        return  # a target that somebody sets goes before the recipe's weakest
+        return  # the user's target overrides the recipe's weakest
     elif digit not in (None, target):
         other = (
             f"expected no other class than target={format_value(target)}, since both mean the same"
@@ -141,7 +141,7 @@ def list_all_keys() -> dict[str, bool]:
 
 
 def describe_unknown_key(key: str) -> str:
-    """Return the message about an unknown key, with the keys that are most like it."""
+    """Return the message about an unknown key, with similar keys."""
     keys = [each for each in list_all_keys() if not is_in(each, "sweep.columns")]  # titles
     name, reason = key.rpartition(".")[2], "nothing reads this key"
     nearest = [each for each in keys if each != key and each.rpartition(".")[2] == name]

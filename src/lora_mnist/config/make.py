@@ -1,4 +1,4 @@
-"""The objects that a configuration names: a part that Hydra makes, the classifier, its device."""
+"""Makes the objects that a configuration names: parts of a training, the classifier, the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from lora_mnist.run_paths import latest_adapter
 
 
 def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
-    """Instantiate a part of the configuration by Hydra; an error names its ``key``."""
+    """Instantiate a part of the configuration by Hydra; errors name ``key``."""
     with import_from_here(), config_group(key):
         # Plain lists, for checkpoints.
         return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
@@ -38,7 +38,7 @@ def read_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 
 def configured_point(cfg: DictConfig) -> dict[str, float | str | None]:
-    """Return the scale and offset that a command sets; None means as saved."""
+    """Return the scale and offset that a command sets, or None for saved ones."""
     return {field: cfg.get(field) for field in POINT_FIELDS}
 
 

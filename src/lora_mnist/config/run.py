@@ -1,4 +1,4 @@
-"""A run's folder and command line, and Hydra's grammar of overrides."""
+"""A run's folder and command line, and functions for Hydra's overrides."""
 
 import os
 import re
@@ -18,7 +18,7 @@ CLASSIFIER = "classifier@_global_"
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a command, as the command line made it."""
+    """One call of a command: its folder, and its overrides."""
 
     folder: Path  # a new one, where it leaves its files
     #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
@@ -59,7 +59,7 @@ class Run:
         return left
 
 
-#: What the command line calls.
+#: The function of a command.
 Command = Callable[[DictConfig, Run], object]
 
 

@@ -12,9 +12,9 @@ from lora_mnist.errors import UserError, format_value
 from lora_mnist.project import user_path
 from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
 
-# What a value has to be is said in words, which messages have as they are: alternatives between
-# " or ", each a kind of _KINDS, perhaps with bounds, "a number >= 0 and < 1", or the text itself,
-# "auto". So no such text may have " or " in it.
+# Valid values are described in words that messages repeat: alternatives joined by " or ", each a
+# kind of _KINDS, perhaps with bounds ("a number >= 0 and < 1"), or a text ("auto"), which may not
+# have " or " in it.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a whole number": lambda value: type(value) is int,
     "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
@@ -30,14 +30,14 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 _SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _MISSING = object()
 _BATCHES = "a whole number >= 1 or a number > 0 and <= 1 or null"  # their number, or their share
-#: The keys that a trial may set, and what they take.
+#: The keys that a trial may set, and their valid values.
 _OF_TRIAL = {
     "optimizer.lr": "a number >= 0 or auto",
     "loss.target_weight": "a number >= 0 and <= 1 or auto or null",
     "batches.augmented": "true or false or auto",
     "lora.dropout": "a number >= 0 and < 1 or auto",
 }
-#: Keys that are checked here; values of others are refused where they are read.
+#: The valid values of these keys; other keys are checked where they are read.
 EXPECTED = _OF_TRIAL | {
     "seed": "a whole number >= 0 and <= 4294967295",
     "compile": "true or false",
@@ -81,7 +81,7 @@ EXPECTED = _OF_TRIAL | {
 
 
 def accepts(expected: str, value: Any) -> bool:
-    """Return whether ``value`` is of the kind ``expected`` names; nan and inf are no numbers."""
+    """Return whether ``value`` is of a kind in ``expected``; nan and inf are no numbers."""
     for each in expected.split(" or "):
         kind, *bounds = re.split(r" (?:and )?(?=[<>])", each)
         is_taken = _KINDS[kind](value) if kind in _KINDS else value == kind
@@ -94,7 +94,7 @@ def accepts(expected: str, value: Any) -> bool:
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse a value that its key cannot have, in the configuration or in one of its trials."""
+    """Raise for a value that its key cannot have, in the configuration or in one of its trials."""
     for key in EXPECTED:
         value = OmegaConf.select(cfg, key, default=_MISSING)
         if value is not _MISSING:
@@ -116,7 +116,7 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def _check_value(key: str, value: Any, where: str = "") -> None:
-    """Refuse a value that its key cannot have; a text like a number is shown as ``'-1'``."""
+    """Raise for a value that its key cannot have; a text like a number is shown as ``'-1'``."""
     if not accepts(EXPECTED[key], value):
         shown = format_value(value) if str(value).strip("+-.e0123456789") else repr(value)
         raise UserError(f"{where}{key}={shown}: expected {EXPECTED[key]}")

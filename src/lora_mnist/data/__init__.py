@@ -1,4 +1,4 @@
-"""Images: where they come from, how they are prepared, and which of them a training sees."""
+"""Images: data sets, preprocessing, splits, and the plan of a training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from lora_mnist.data.mnist import MNIST as MNIST
 from lora_mnist.data.pictures import Shift as Shift
 from lora_mnist.data.published import Published as Published
 
-#: The data sets, by the names that configurations and records have: no record may name another.
+#: The data sets by their names in configurations and records; a record may name no other.
 DATA_SETS = {f"lora_mnist.data.{each.__name__}": each for each in (MNIST, CIFAR, Folder)}
-#: Those that have names of their own, and lie in ``data/`` unless a path is given.
+#: Published data sets; they have fixed names, and their files are in ``data/`` by default.
 PUBLISHED = [name for name, each in DATA_SETS.items() if issubclass(each, Published)]
 
 

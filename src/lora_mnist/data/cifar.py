@@ -31,7 +31,7 @@ class _Version(NamedTuple):
     label_bytes: int  # before an image's pixels; the last one is its class
     statistics: tuple[Channelwise, Channelwise]  # mean and deviation of the pixels
     classes: str
-    images: tuple[int, int] = (10_000, 50_000)  # to test on, to train on
+    images: tuple[int, int] = (10_000, 50_000)  # numbers of test and training images
 
 
 _URL = "https://www.cs.toronto.edu/~kriz/"
@@ -98,7 +98,7 @@ class CIFAR(Published):
     def fetch(self) -> None:
         archive = self.version.archive
         download_url(_URL + archive, self.data_dir, md5=self.version.md5)
-        # A kill leaves no half of a file.
+        # A kill leaves no partial file.
         with TemporaryDirectory(dir=self.data_dir) as folder:
             extract_archive(str(self.data_dir / archive), folder)
             for file in Path(folder, self.version.folder).iterdir():
@@ -107,7 +107,7 @@ class CIFAR(Published):
                 file.replace(self.folder / file.name)
 
     def _sha256_file(self, name: str) -> Path:
-        """Return the path of the file with the SHA-256 of a file that was unpacked here."""
+        """Return the path of the file that has the SHA-256 of an unpacked file."""
         return self.folder / f"{name}.sha256"
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:

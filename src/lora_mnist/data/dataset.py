@@ -1,4 +1,4 @@
-"""A data set: classes, images, and how a picture becomes the input of a network."""
+"""The base class of data sets: classes, images, and preprocessing."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ Channelwise = float | Sequence[float]
 
 
 class Loader(DataLoader[Batch]):
-    """torch's; its workers, where they are not forked, import what lies where the user stands."""
+    """torch's DataLoader, whose workers can import modules from the current folder."""
 
     def __iter__(self) -> Any:
-        with import_from_here():  # they begin with a copy of sys.path, here
+        with import_from_here():  # workers start with a copy of sys.path
             return super().__iter__()
 
 
 class ImageDataset:
-    """Images of classes: a subclass says where they come from and how a picture is prepared.
+    """Labeled images; a subclass reads them and prepares pictures.
 
     Images are uint8 until :meth:`normalize` makes them the input of a network. A label is an index
     into ``classes``. No image is read before :attr:`sets` is asked for.
@@ -40,7 +40,7 @@ class ImageDataset:
     Its arguments are keys of ``data`` and ``prepare``, which ``configs/`` explains.
     """
 
-    split_settings: Mapping[str, Any]  # the values of data that say which images are held out
+    split_settings: Mapping[str, Any]  # the keys of data that set the split
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class ImageDataset:
         raise NotImplementedError
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
-        """Return a picture in the form of these images; raise ValueError if that fails."""
+        """Return a picture prepared like these images; raise ValueError if that fails."""
         raise NotImplementedError
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return the values of ``prepare`` with which another set prepares pictures like this."""
+        """Return values of ``prepare`` that reproduce this set's preprocessing."""
         mean, std = self.mean_and_std
         return {"mean": mean, "std": std}
 
@@ -113,7 +113,7 @@ class ImageDataset:
         self, images: Images, device: torch.device | str = "cpu", **options: Any
     ) -> DataLoader[Batch]:
         """Return a DataLoader, with its own generator unless ``options`` name one."""
-        # With torch's own, a training would depend on what was evaluated before it.
+        # With torch's global generator, a training would depend on evaluations before it.
         options = {"generator": torch.Generator(), **options}
         is_in_memory = images.reader is None or isinstance(images.reader, ReadOnce)
         workers = 0 if is_in_memory else self.num_workers  # they read files
@@ -133,11 +133,11 @@ class ImageDataset:
         indices: Tensor | None = None,
         name: str = "images",
     ) -> Iterator[Batch]:
-        """Yield normalized batches with labels on ``device``, in order: of all, or ``indices``."""
+        """Yield normalized batches on ``device``, with labels, of all images or of ``indices``."""
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self.loader(images, device, batch_size=self.eval_batch_size, sampler=order)
         for batch in progress(loader, name, len(loader)):
-            # Nobody waits for the copy of pinned memory.
+            # The copy of pinned memory is asynchronous.
             pixels, labels = (each.to(device, non_blocking=each.is_pinned()) for each in batch)
             yield self.normalize(pixels), labels
 
@@ -153,7 +153,7 @@ class ImageDataset:
 
 
 def measure_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
-    """Return mean and standard deviation of each channel, or the only one, to four decimals."""
+    """Return mean and standard deviation of each channel, or of a single one, to four decimals."""
     total = squares = torch.zeros(1, dtype=torch.int64)
     count = 0
     for indices in torch.split(torch.arange(len(images)), 64):

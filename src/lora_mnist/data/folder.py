@@ -1,7 +1,6 @@
-"""A folder of images, one folder a class: read, and prepared, as torchvision does it.
+"""A data set in a folder with a subfolder for each class, read and prepared as in torchvision.
 
-:mod:`.listing` says which files there are, :mod:`.split` what they are for, :mod:`.pictures` how
-they become images.
+:mod:`.listing` finds the files, :mod:`.split` splits them, and :mod:`.pictures` reads them.
 """
 
 import hashlib
@@ -31,17 +30,17 @@ from lora_mnist.project import user_path
 
 log = logging.getLogger(__name__)
 
-#: Decoded images up to this many bytes are held in memory; others are read when they are needed.
+#: Decoded images up to this many bytes are held in memory; more are read on demand.
 MAX_IN_MEMORY = 300_000_000
-#: Pixels of an image's side, at most: what no memory holds is no size.
+#: The largest side of an image: more would not fit into memory.
 _LONGEST_SIDE = 10_000
 
 
 class Folder(ImageDataset):
     """Images in folders, one folder a class, read as torchvision's ImageFolder does it.
 
-    The folder is looked at where ``classes``, ``image_size``, ``mean`` or ``std`` have to be found
-    there, or its images are asked for. It is not there with somebody else's adapter.
+    The folder is only read to find missing ``classes``, ``image_size``, ``mean`` or ``std``, or to
+    get images: with somebody else's adapter it does not exist.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Folder(ImageDataset):
         val_from: str = "train",
         num_workers: int = 0,
     ) -> None:
-        # On the command line a folder, a class or a set may be called 7, which is read as a number.
+        # On the command line the name 7 of a folder, a class or a set is read as a number.
         self.data_dir = None if data_dir is None else user_path(data_dir)
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
@@ -137,7 +136,7 @@ class Folder(ImageDataset):
     def _size_of_the_first(self) -> tuple[int, int]:
         """Return height and width of the first image, which all others must have."""
         for file in self._files:
-            with suppress(PictureError):  # broken ones are named later, when all are read
+            with suppress(PictureError):  # broken ones are named when all are read
                 _, height, width = examine(self.root / file.path)
                 return height, width
         raise ArgumentError("data_dir", self.data_dir, "expected images; none can be read")
@@ -149,7 +148,7 @@ class Folder(ImageDataset):
         return self.prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
     def _examine_all(self) -> dict[ImageFile, int]:
-        """Return the images that can be read, and their digests; name the others."""
+        """Return the readable images and their digests; log the others."""
         root, known, digests = self.root, KnownFiles(self.root), dict[ImageFile, int]()
 
         def look_at(file: ImageFile) -> tuple[int, int, int] | None:

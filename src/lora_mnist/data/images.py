@@ -31,7 +31,7 @@ class Images(Dataset[Batch]):
     labels: Tensor  # int64, shape (N,)
     names: Sequence[str | int] = ()  # files, below the data's folder, or numbers in the data set
     reader: Reader | None = None  # of files
-    augment: Augment | None = None  # of each image that is taken
+    augment: Augment | None = None  # of each image in a batch
     digests: Tensor = field(default=None)  # type: ignore[assignment]  # of :func:`compute_digests`
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Images(Dataset[Batch]):
     __getitems__ = take  # the name by which DataLoader calls it
 
     def subset(self, indices: Tensor) -> "Images":
-        """Return the images at ``indices``, int64, under their names."""
+        """Return the images at ``indices``, int64, with their names."""
         order = indices.tolist()
         sources, names = [self.sources[i] for i in order], [self.names[i] for i in order]
         labels, digests = self.labels[indices], self.digests[indices]
@@ -67,7 +67,7 @@ class Images(Dataset[Batch]):
     def without_train_images(
         self, train_digests: Mapping[str, Tensor | None], name: str
     ) -> tuple["Images", dict[str, Any]]:
-        """Return these images, called ``name``, without those trained on, and a note about them."""
+        """Return these images without those trained on, and a note that calls them ``name``."""
         is_trained_on, owners = torch.zeros(len(self), dtype=torch.bool), []
         for owner, digests in train_digests.items():
             if digests is not None and (known := torch.isin(self.digests, digests)).any():
@@ -101,16 +101,16 @@ class ImageSets:
     sha256: Mapping[str, str]  # by split, in hexadecimal; a folder has one, ``all``
     held_out: Mapping[str, str]  # for val and test: the split from which images were held out
     duplicates: int = 0  # images excluded, since an earlier split has them
-    #: By split, the images excluded as trained on: their number, the split's, and a line.
+    #: By split: the number of images excluded as trained on, of how many, and a line about them.
     excluded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def can_validate_on_test(self) -> bool:
-        """True if ``val_from=test`` would give other validation images, from a split of its own."""
+        """True if ``val_from=test`` could supply validation images from a folder test/."""
         return "test" not in self.held_out and self.held_out.get("val") != "test"
 
     def without_duplicates(self) -> "ImageSets":
-        """Return the sets without duplicates: of train, val and test the first keeps an image."""
+        """Return the sets without duplicates, which stay in the first of train, val and test."""
         seen, duplicates, rest = self.train.digests, [], []
         for images in (self.val, self.test):
             is_duplicate = torch.isin(images.digests, seen)

@@ -10,7 +10,7 @@ from typing import Any
 from lora_mnist.data.pictures import examine
 from lora_mnist.files import read_json, write_json
 
-#: A file that has changed within so many nanoseconds may change again at the same time.
+#: A file changed less than so many nanoseconds ago may change again without a new time.
 _IN_DOUBT = 2_000_000_000
 
 
@@ -33,7 +33,7 @@ class KnownFiles:
         """Return the digest of a file in the folder, and the height and width of its picture."""
         path = self._folder / name
         about = path.stat()
-        # Whatever writes into a file changes the second of its times, which cannot be set.
+        # Each write changes the ctime, which no program can set.
         times = (about.st_mtime_ns, about.st_ctime_ns)
         key = f"{name} {about.st_size} {about.st_ino} {times}"
         try:
@@ -45,7 +45,7 @@ class KnownFiles:
         return digest, height, width
 
     def save(self) -> None:
-        """Keep what was looked at."""
+        """Write the cache."""
         if self._now != self._before:
             with suppress(OSError, RuntimeError):  # without it a command takes longer, no more
                 write_json(self._file, self._now)

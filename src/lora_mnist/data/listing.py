@@ -1,4 +1,4 @@
-"""The image files below a folder, by class and by split, as their folders say."""
+"""Lists the image files below a folder, by class and by split."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from lora_mnist.errors import ArgumentError, format_value, printable, require, s
 
 log = logging.getLogger(__name__)
 
-#: What images are for, which folders say by these names, and by others.
+#: The splits, and other folder names for them.
 SPLITS = ("train", "val", "test")
 _ALSO_CALLED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
@@ -23,7 +23,7 @@ class ImageFile(NamedTuple):
 
     path: str  # below the data folder, with "/" between
     label: int
-    split: str  # train, val or test, by its folder; train where the folder holds classes alone
+    split: str  # train, val or test, by its folder; train without such folders
 
 
 class Listing:
@@ -34,7 +34,7 @@ class Listing:
 
     @cached_property
     def splits(self) -> dict[Path, str]:
-        """The folders that hold folders of classes, and the part of the images in each."""
+        """The folders that have folders of classes, and the split of each."""
         splits, others = {}, []
         for name in subfolders(self.root):
             split = _ALSO_CALLED.get(name.lower(), name.lower())
@@ -90,7 +90,7 @@ def files_below(root: Path) -> Iterator[Path]:
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder).resolve()
-        if here in seen:  # links may go in a circle
+        if here in seen:  # links may form a cycle
             folders.clear()
         else:
             yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))

@@ -1,7 +1,7 @@
-"""A folder of pictures, in a subfolder for each right class, some of which a base gets wrong.
+"""Reads a folder of pictures, with a subfolder for each right class, that a base may get wrong.
 
-A picture is its prepared pixels here, since one that came in may have been saved anew. What was
-learnt is known by its file (:func:`.compute_digests`), which takes no decoding.
+Pictures are compared by their prepared pixels, since an incoming one may have been saved again.
+Images that were trained on are known by their files' digests (:func:`.compute_digests`).
 """
 
 import hashlib
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Picture(NamedTuple):
-    """A picture of a folder of mistakes. Equal ones in two files are one."""
+    """A picture in a folder of mistakes; equal pictures count once."""
 
     sha256: str  # of its pixels, in hexadecimal
     label: int
@@ -55,7 +55,7 @@ def wrong_pictures(
         expected = f"expected pictures that the base gets wrong; it has all {count} right"
         raise UserError(f"mistakes={folder}: {expected}")
     _refuse_test_images(wrong, dataset, folder)
-    # Files where those to train on are files: both are augmented before a transform.
+    # Files if the training images are files: both are augmented before a transform.
     reader, labels = dataset.sets.train.reader, torch.tensor([each.label for each in wrong])
     sources = [each.path if reader else each.image for each in wrong]
     mistakes = Images(sources, labels, reader=reader)
@@ -104,7 +104,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
 
 
 def _refuse_test_images(pictures: Iterable[Picture], dataset: ImageDataset, folder: Path) -> None:
-    """Refuse pictures that are images to validate or to test on."""
+    """Raise if a picture is a validation or test image."""
     sets, digests = dataset.sets, compute_digests([picture.image for picture in pictures]).tolist()
     files = {digest: picture.path for digest, picture in zip(digests, pictures, strict=True)}
     for split, images in (("validation", sets.val), ("test", sets.test)):

@@ -1,4 +1,4 @@
-"""MNIST and its relatives, and any picture of one digit, brought to the form of MNIST.
+"""MNIST and similar data sets; converts any picture of a digit to MNIST's form.
 
 As MNIST was made, the digit is scaled to fit a box of 20x20 pixels, keeping its aspect ratio, and
 moved in a field of 28x28 until its center of mass lies in the center (LeCun et al. 1998,
@@ -58,14 +58,14 @@ class MNIST(Published):
         return images.data.unsqueeze(1), images.targets
 
     def fetch(self) -> None:
-        for archive in self.folder.glob("*.gz"):  # a kill may have left half of what is in it
+        for archive in self.folder.glob("*.gz"):  # a kill may have left it incomplete
             archive.with_suffix("").unlink(missing_ok=True)
         self.of_torchvision(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         if self.dataset == "MNIST":
             return convert_to_digit(open_picture(picture, upright=True, keeps_alpha=True))
-        # What it shows is to be light on black, as these sets' own images are.
+        # Pictures have to be light on black, like the images of these sets.
         prepare = Preprocessing(1, (_FIELD, _FIELD))
         return prepare(open_picture(picture, upright=True))
 
@@ -117,7 +117,7 @@ def _has_form(gray: Tensor) -> bool:
 
 
 def _find_box(ink: Tensor) -> tuple[slice, slice]:
-    """Return the rows and the columns that hold all ink."""
+    """Return the rows and the columns of the box around all ink."""
     sides = []
     for mass in (ink.amax(1), ink.amax(0)):
         places = mass.nonzero()
@@ -126,6 +126,6 @@ def _find_box(ink: Tensor) -> tuple[slice, slice]:
 
 
 def _find_corner(mass: Tensor) -> int:
-    """Return where a box begins on one axis of the field if its center of mass is in the center."""
+    """Return the start of a box on one axis if its center of mass is in the field's center."""
     center = (mass * torch.arange(len(mass))).sum() / mass.sum()
     return min(max(round(_CENTER - center.item()), 0), _FIELD - len(mass))

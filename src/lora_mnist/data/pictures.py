@@ -81,13 +81,13 @@ def open_picture(
 
 
 def _refuse_pipe(path: Path) -> None:
-    """Refuse what is there and is no file: whoever reads a named pipe waits for ever."""
+    """Raise if the path is no regular file: reading a named pipe would wait forever."""
     if path.exists() and not path.is_file():
         raise PictureError("no readable picture (it is no file)")
 
 
 def examine(path: Path) -> tuple[int, int, int]:
-    """Return the digest of a picture's file, its height and width, once it has been decoded.
+    """Decode a picture's file; return its digest, height and width.
 
     PictureError, if it cannot be read.
     """
@@ -116,7 +116,7 @@ class Preprocessing:
 
     @property
     def sizing(self) -> dict[str, Any]:
-        """The keys of ``prepare`` by which a picture is brought to its size."""
+        """The keys of ``prepare`` that resize a picture."""
         return {
             "image_size": list(self.size),
             "resize": self.resize,
@@ -163,7 +163,7 @@ def size_before_crop(size: Iterable[int], crop_pct: float) -> list[int]:
 
 
 class Shift:
-    """Moves an image by a random distance, of whole pixels; what becomes free is ``fill``.
+    """Moves an image by a random distance in whole pixels; free pixels become ``fill``.
 
     It does what torchvision's ``RandomAffine`` does, in a seventh of the time.
 

@@ -1,4 +1,4 @@
-"""The plan of a training: which images it learns, and its batches, as the seed gives them."""
+"""The plan of a training: its images and its batches, which follow from the seed."""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a training; of ``processes``, each takes a share of a batch."""
+    """The batches of a training; each of ``processes`` takes its share of a batch."""
 
     selection: Selection
     labels: Tensor  # the class of each training image, int64, shape (N,)

@@ -1,4 +1,4 @@
-"""Data sets as they were published: found where they lie, or fetched, and split."""
+"""The base class of published data sets, whose files are found or downloaded."""
 
 import hashlib
 from contextlib import suppress
@@ -18,7 +18,7 @@ from lora_mnist.project import user_path
 
 
 class Published(ImageDataset):
-    """Training and test images in files that everybody has; a subclass reads and fetches them.
+    """Training and test images in published files; a subclass reads and fetches them.
 
     ``statistics`` are mean and deviation of the training images, from 0 to 1.
     """
@@ -57,7 +57,7 @@ class Published(ImageDataset):
         raise NotImplementedError
 
     def fetch(self) -> None:
-        """Put the files into :attr:`folder`: from an archive that lies there, or by download."""
+        """Put the files into :attr:`folder`: from an archive in it, or by download."""
         raise NotImplementedError
 
     def load(self, train: bool) -> Batch:

@@ -27,7 +27,7 @@ def split_files(
     if "val" not in existing:
         held_out["val"] = val_from
 
-    def place(file: ImageFile) -> bytes:  # a hash: adding files changes the choice little
+    def place(file: ImageFile) -> bytes:  # by hash: new files change the split little
         return hashlib.sha256(os.fsencode(f"{seed} {file.path}")).digest()
 
     members: dict[tuple[int, str], list[ImageFile]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Files are read in several threads, and once where their images are held in memory."""
+"""Reads files in several threads, and only once if images are held in memory."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """Adapters on disk: a folder with PEFT's two files, tied to its base by a SHA-256.
 
-:mod:`.peft_files` says what is in them.
+:mod:`.peft_files` describes their content.
 """
 
 import json
@@ -34,11 +34,12 @@ _METADATA_KEY = "lora_mnist"
 def save_adapter(
     model: nn.Module, folder: str | Path, metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write the LoRA weights of ``model`` to ``folder``; without the base.
+    """Write the adapter of ``model`` to ``folder``, without the base.
 
-    In PEFT they compute what ``model`` does at its scale and offset. Loaded here, the adapter has
-    those, and ``set_lora_scale(model, 1)`` makes it as trained. One that is switched off is saved
-    as if it were on: :func:`.model.set_lora_enabled` is of a network, not of its adapter.
+    In PEFT the files compute the outputs of ``model`` at its scale and offset. Loaded here, the
+    adapter has this scale and offset, and ``set_lora_scale(model, 1)`` makes it as trained. An
+    adapter that is switched off is saved as if it were on: :func:`.model.set_lora_enabled` is of a
+    network, not of its adapter.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
@@ -136,13 +137,13 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def _warn_of_peft(model: nn.Module) -> None:
-    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word."""
+    """Warn of an adapter that PEFT would silently ignore, or compute in another way."""
     layers = []
     for name, weight in adapted_weights(model).items():
         module: Any = weight.module
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         is_usual = weight.attribute == "weight" and not is_attention
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT's know none of these
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT supports none of these
             is_plain = module.groups == 1 and module.padding_mode == "zeros"
             is_usual = is_plain and set(module.dilation) == {1}
         if weight.original.ndim > 1 and not is_usual:

@@ -1,4 +1,4 @@
-"""The base of an adapted network: its tensors, their SHA-256, and how many numbers they hold."""
+"""The base of an adapted network: its tensors, their SHA-256, and counts of parameters."""
 
 import hashlib
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def count_parameters(model: nn.Module) -> dict[str, Any]:
     """Count the numbers that the base holds, LoRA adds, its file keeps and training changes."""
     lora = sum(p.numel() for adapter in lora_adapters(model) for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
-    saved = 0  # PiSSA's start as well
+    saved = 0  # with PiSSA's start
     for weight in adapted_weights(model).values():
         for adapter in weight.adapters:
             if isinstance(adapter, LoRAParametrization):

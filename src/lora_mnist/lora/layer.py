@@ -1,4 +1,4 @@
-"""LoRA on one layer: a low-rank update of its weight, which the forward builds only if it pays.
+"""LoRA on one layer: a low-rank update of its weight, built in a forward only if that is faster.
 
 A linear layer with the frozen weight ``W``, shape (out_features, in_features), computes
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .errors import is_number, require
 from .point import TRAINED
 
-#: A linear layer of so few weights gains nothing by being built.
+#: For a linear layer of so few weights building the weight is not faster.
 _SMALL = 30_000
 
 
@@ -35,7 +35,7 @@ class Adapter(nn.Module):
 
     #: The field of its point that scales or shifts it.
     point_field: ClassVar[str]
-    #: Whether layers compute with :meth:`LoRAParametrization.terms`; if not, with the dense sum.
+    #: True if layers compute with :meth:`LoRAParametrization.terms`, False for the dense sum.
     is_factored = False
 
     def __init__(self) -> None:
@@ -79,15 +79,15 @@ class LoRAParametrization(Adapter):
     config: ClassVar[dict[str, Any]] = {"peft_type": "LORA"}
     point_field = "scale"
     is_factored = True
-    #: Whether a weight decay would move the network away from the base, and not towards it.
+    #: True if weight decay would move the network away from the base, not towards it.
     forbids_decay = False
-    #: Whether PEFT adds a bias of this kind, ``lora_B.bias``, to a layer.
+    #: True if PEFT adds a bias of this kind, ``lora_B.bias``, to a layer.
     has_bias_in_peft = True
 
     @staticmethod
     def names(module: nn.Module) -> dict[str, str]:
         """Return PEFT's name of each tensor of :meth:`saved`, the first of ``rank`` rows, or {}."""
-        if isinstance(module, nn.Embedding):  # it looks rows up: in files, both are transposed
+        if isinstance(module, nn.Embedding):  # PEFT's embedding has both factors transposed
             return {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
         return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 

@@ -122,8 +122,8 @@ def set_lora_scale(model: nn.Module, scale: float) -> None:
 
     With LoRA ``weight = W + scale * scaling * lora_B @ lora_A``. At 1 an adapter is as trained, at
     0 the layers compute the base exactly, whatever scale it had before. It is any finite number.
-    Merging uses adapters at their scales, and a saved one keeps its scale. ``ValueError`` if no
-    layer carries LoRA, the adapters are merged, or the scale is not finite.
+    Merging applies adapters at their scales, and a saved adapter keeps its scale. ``ValueError`` if
+    no layer carries LoRA, the adapters are merged, or the scale is not finite.
     """
     _set_point(model, scale=scale)
 
@@ -296,7 +296,7 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
             has = f"has {type(weight.others[0]).__name__} on its {weight.attribute}"
             remedy = f"{parametrize.__name__}.remove_parametrizations first"
             raise ValueError(f"{layer}: {has}; expected {remedy}")
-        if not weight.original.is_contiguous():  # channels last: no step lays the factors out anew
+        if not weight.original.is_contiguous():  # channels last, so no step converts the factors
             adapter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         adapter.to(weight.original)
     if not hasattr(model, "lora_hooks"):
@@ -310,10 +310,10 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
 
 
 def keep_in_eval_mode(model: nn.Module) -> None:
-    """Put the base back in eval mode before each forward pass, whatever ``model.train()`` said."""
+    """Put the base back in eval mode before each forward pass, also after ``model.train()``."""
     hooks: Any = []
     for module in model.modules():
-        # A module with buffers gets a hook of its own, for whoever calls it alone. Not every layer
+        # A module with buffers gets a hook of its own, in case it is called alone. Not every layer
         # does: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
         has_buffers = next(module.buffers(recurse=False), None) is not None
         if module is model or (has_buffers and not isinstance(module, Adapter)):

@@ -51,7 +51,7 @@ class Offset(Adapter):
 
 def build_offset(counts: Tensor, targets: Sequence[int]) -> Offset:
     """Return an offset to repair ``targets``; ``counts`` has each class's training images."""
-    # At most 1 above what rarity asks for is tried: a few unseen images can ask for any number.
+    # The maximum is 1 above the rarity's logarithm: a few images could suggest any number.
     mean = counts.sum() / (counts > 0).sum()
     rarity = torch.where(counts > 0, mean / counts, 1.0).log()
     if len(targets) > 1:
@@ -65,7 +65,7 @@ def build_offset(counts: Tensor, targets: Sequence[int]) -> Offset:
 def find_last_layer(model: nn.Module, images: Tensor) -> str | None:
     """Return the name of the ``nn.Linear`` whose bias adds to the logits, or None."""
     logits = model(images)
-    # A different number for each class shows a softmax behind the layer.
+    # A different number for each class detects a softmax behind the layer.
     shift = torch.linspace(1, 2, logits.shape[-1]).to(logits)
     rounding = 4 * torch.finfo(logits.dtype).eps * (1 + logits.abs().max())
     layers: dict[str, nn.Module] = dict(model.named_modules())

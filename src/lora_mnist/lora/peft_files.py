@@ -21,12 +21,12 @@ from .weight import Weight
 #: ``most`` are an offset's. The caller may add others.
 METADATA: dict[str, Any] = {"base_sha256": str, "scale": float, "offset": float, "trained": dict}
 METADATA |= {"layer": str | None, "most": float}
-#: PEFT's options that do not change what a finished adapter computes, or that its tensors show.
+#: PEFT's options that do not change a finished adapter's outputs, or follow from its tensors.
 _HARMLESS = """
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
 megatron_core qalora_group_size eva_config bias exclude_modules
 """
-#: With others an adapter fits only the base that they changed.
+#: Other starts change the base: the adapter fits only the changed one.
 _INITS = (True, "gaussian", "eva", "orthogonal")
 
 

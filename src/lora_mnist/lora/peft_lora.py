@@ -17,7 +17,7 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 #: The prefix of PEFT's tensors, and the prefix before it of a trained tensor that differs.
 START, _TRAINED = "base_model.model.", "trained."
-#: What LoRA is read from, and its types; ``float`` is any number.
+#: The keys that LoRA is read from, and their types; ``float`` is any number.
 _CONFIG: dict[str, Any] = {"target_modules": str | list, "exclude_modules": str | list | None}
 _CONFIG |= {"lora_alpha": float, "alpha_pattern": dict | None, "use_rslora": bool | None}
 
@@ -51,7 +51,7 @@ def build_lora_files(
                 tensors[_TRAINED + key] = _in_file(as_trained[part], end)
         rank = len(as_trained[next(iter(names))])  # PiSSA has twice its own, at the same scaling
         divisor = scaling_divisor(adapter.rank, adapter.use_rslora)
-        ranks[f"^{name}"] = rank  # with ^ PEFT takes a name for one layer's alone
+        ranks[f"^{name}"] = rank  # with ^ PEFT matches the name of a single layer
         alphas[f"^{name}"] = adapter.alpha * (scaling_divisor(rank, use_rslora) / divisor)
     trained = {
         **first.config,
@@ -110,5 +110,5 @@ def read_loras(
 
 
 def _in_file(tensor: Tensor, end: str) -> Tensor:
-    """Transpose the factors of an embedding, which looks rows up, for files; and back."""
+    """Transpose the factors of an embedding for PEFT's files, or back."""
     return tensor.t() if "embedding" in end else tensor

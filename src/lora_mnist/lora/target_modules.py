@@ -1,4 +1,4 @@
-"""The choice of the weights of a network that an argument names."""
+"""Selects the weights of a network by the argument ``target_modules``."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""One parameter of a network, and the adapters on it."""
+"""A parameter of a network with its adapters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,17 +12,17 @@ from .offset import Offset
 
 
 class Weight(NamedTuple):
-    """One parameter of a network, such as a layer's weight, and what is on it."""
+    """One parameter of a network, such as a layer's weight, with its adapters."""
 
     module: nn.Module
     attribute: str  # of the module
     original: Any  # the frozen weight; the module's own attribute reads as the dense sum
     adapters: list[Adapter]  # on the weight, first registered first
-    others: list[nn.Module]  # somebody else's parametrizations of it
+    others: list[nn.Module]  # parametrizations that are not LoRA's
 
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
-        """The forward pass that computes with the factors; ``None``: it reads the dense weight."""
+        """The forward pass that uses the factors; ``None`` if layers read the dense weight."""
         module: Any = self.module
         plain: Any = parametrize.type_before_parametrizations(module)
         if self.attribute != "weight" or not all(adapter.is_factored for adapter in self.adapters):
@@ -41,7 +41,7 @@ def load_into(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter
     """Replace the parameter by ``original`` with only ``adapters`` on it."""
     module, attribute = weight.module, weight.attribute
     if parametrize.is_parametrized(module):
-        # A deep copy would share torch's class for the layer, which gets another ``forward`` below.
+        # A deep copy shares torch's class for the layer, which gets another ``forward`` below.
         shared = type(module)
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     if parametrize.is_parametrized(module, attribute):
@@ -51,7 +51,7 @@ def load_into(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter
         is_training = adapter.training
         # unsafe: skips torch's shape check, which would build the dense product.
         parametrize.register_parametrization(module, attribute, adapter, unsafe=True)
-        adapter.train(is_training)  # registering gave it the mode of the layer
+        adapter.train(is_training)  # registering has set the layer's mode
     if attribute == "weight" and parametrize.is_parametrized(module):
         layer_class: Any = type(module)
         plain: Any = parametrize.type_before_parametrizations(module)
@@ -97,7 +97,7 @@ def float_parameters(model: nn.Module) -> dict[str, Weight]:
             stacks = dict(module.parametrizations.items())
         originals: dict[str, Any] = {}
         for attribute, stack in stacks.items():
-            # Somebody else's may keep several tensors, as weight_norm does.
+            # Other parametrizations may keep several tensors, as weight_norm does.
             originals[attribute] = stack.original if stack.is_tensor else stack.original0
         originals |= module.named_parameters(recurse=False)
         for attribute, original in originals.items():

@@ -1,1 +1,1 @@
-"""Measures predictions: one loop with a forward pass, one table, all counts of it, and p-values."""
+"""Computes predictions, and from them counts, scores, operating points and p-values."""

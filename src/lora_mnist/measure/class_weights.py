@@ -1,4 +1,4 @@
-"""The weight of each class in the measure that decides: one vector W. Plain numpy."""
+"""Computes the weight of each class in the measure that decides, as one vector W. Plain numpy."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ def class_weights(
     """
     shares, s = np.asarray(images if test_prior is None else test_prior, float), MEASURES[choose_by]
     alike = np.full(len(shares), 1 / len(shares))
-    if not shares.any():  # no image says how common a class is
+    if not shares.any():  # without images all classes are equally common
         return alike
     weights: NDArray[np.float64] = (1 - s) * alike + s * shares / shares.sum()
     return weights

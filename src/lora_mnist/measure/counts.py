@@ -1,4 +1,4 @@
-"""Every count that is made of predictions, as results.json has it."""
+"""Counts predictions for results.json: errors, accuracies, repaired and broken images."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_a
 from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import mcnemar, p_value_of_accuracy
 
-#: The counts at each scale of a curve; without targets only the first.
+#: The counts in each row of a scale curve; without targets only the first.
 CURVE_COUNTS = ("errors", "errors_of_target", "errors_elsewhere", "false_positives_of_target")
 
 
@@ -80,7 +80,7 @@ def count_changes(
 def count_predictions(
     predictions: Predictions, targets: Sequence[int] = (), test_prior: Sequence[int] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return the counts of a table of results.json: :func:`count_labels` of each side."""
+    """Return the counts before and after, each by :func:`count_labels`, for results.json."""
     label, num_classes = predictions.label, predictions.num_classes
     sides: list[dict[str, Any]] = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
@@ -153,7 +153,7 @@ def outcomes_by_split(
     """Return the counts of several splits by results.json's keys; ``test_base`` is the base's."""
     outcomes = {}
     for split, predictions in tables.items():
-        # Mistakes are not drawn from the images that a classifier meets.
+        # Mistakes are not a sample of a classifier's images, so they have no test prior.
         counts = count_predictions(
             predictions, targets, test_prior if split in ("val", "test") else None
         )

@@ -1,4 +1,4 @@
-"""One table of predictions, before and after a repair, and the loop that makes it."""
+"""Computes predictions before and after a repair, by the only loop with a forward pass."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +29,8 @@ class Predictions:
 
     num_classes: int
     label: Tensor  # the right class, (N,)
-    prediction: Tensor  # the class that is predicted, (S, N), as are the two that follow
-    probability: Tensor  # which this class is given
+    prediction: Tensor  # the predicted class, (S, N), like the next two fields
+    probability: Tensor  # of the predicted class
     loss: Tensor  # the cross-entropy, in nats
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Predictions:
 
 
 def refuse_nan(numbers: Tensor) -> None:
-    """Raise :class:`.errors.OutputsError` where numbers that logits give are NaN."""
+    """Raise :class:`.errors.OutputsError` if numbers computed from logits are NaN."""
     if numbers.isnan().any():
         raise OutputsError(
             "the network's outputs are not finite (NaN or infinity); expected logits, or in "
@@ -107,7 +107,7 @@ def compute_predictions_at(
 def compute_predictions(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], base: Predictions | None = None
 ) -> Predictions:
-    """Return the predictions of ``net``, with its ``base`` first if that is known."""
+    """Return the predictions of ``net``, after those of its base, ``before``, if they are given."""
     points: list[Point | None] = [BASE] if base is None else []
     if adapters_on(net):
         points.append(None)

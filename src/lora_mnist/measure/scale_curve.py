@@ -1,10 +1,10 @@
 """The scale curve of a finished adapter, and the best offset at each scale.
 
 With the scale ``s`` LoRA's weights are ``W + s * scaling * lora_B @ lora_A``: a straight line from
-the base to the adapter as trained. Somewhere on it a repair often keeps most of what it mends and
-loses most of what it breaks: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
-(PAINT), arXiv:2208.05592. A training also moves how often a class is predicted, whatever else it
-learns; an offset moves that back, or further: :mod:`.lora.offset`.
+the base to the adapter as trained. Between the two a repair often keeps most of its gains, and
+loses most of its costs: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022
+(PAINT), arXiv:2208.05592. A training also changes how often a class is predicted; an offset
+corrects that: :mod:`.lora.offset`.
 
 The best point is where the score is highest: :mod:`.score`.
 """
@@ -30,9 +30,9 @@ from lora_mnist.measure.predictions import logits_at
 from lora_mnist.measure.score import compute_image_scores, compute_scores
 from lora_mnist.measure.significance import LEVEL, p_value_of_accuracy
 
-#: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
+#: Denser near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
-#: The offsets that are tried: numbers on the logit of one class, or the tau of several.
+#: The offsets to try: numbers on the logit of one class, or taus of several.
 _NUMBERS = [number / 4 for number in range(-40, 41)]
 _TAUS = [tau / 20 for tau in range(-20, 61)]
 #: The search for a point uses this number of validation images, or fewer.
@@ -62,9 +62,9 @@ def scale_curve(
         offsets: those to try at each scale; ``None``: a range that is wide enough, or 0 alone where
             the model has no :class:`.lora.offset.Offset`.
         choose_by: ``accuracy``, under ``test_prior``; ``balanced_accuracy``, where all classes
-            count alike; or ``mean_accuracy``, the mean of both.
-        test_prior: how common each class is where the network is used, as numbers of images or
-            shares; ``None``: as in ``batches``.
+        count equally; or ``mean_accuracy``, the mean of both.
+        test_prior: how common each class is in use, as numbers of images or shares; ``None``: as in
+        ``batches``.
 
     Returns:
         ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
@@ -104,7 +104,7 @@ def scale_curve(
     weights = class_weights(test_prior, choose_by, images)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
     measured = _Measured(label, direction, weights, group)
-    nearest_first = sorted(offsets, key=abs)  # of equal ones the first is taken
+    nearest_first = sorted(offsets, key=abs)  # the first one, if several are equal
     of_base = measured.at(base, [0.0])
     alone = measured.at(base, nearest_first)
     if 0 in offsets and measured.is_behind(alone, of_base):
@@ -155,7 +155,7 @@ def row_at(curve: Mapping[str, Any], scale: float) -> Mapping[str, Any]:
 
 
 def offsets_to_try(offset: Offset | None) -> list[float]:
-    """Return the values of ``offset`` to try; 0 alone where they would move no class."""
+    """Return the values of ``offset`` to try; only 0 if the direction is 0."""
     if offset is None or not offset.direction.any():
         return [0.0]
     tried = _NUMBERS if offset.moves_one_class else _TAUS
@@ -170,7 +170,7 @@ def select_search_images(labels: Tensor, seed: int) -> Tensor:
     for image in order:
         turn[image] = seen[classes[image]]  # so many images of its class are before it
         seen[classes[image]] += 1
-    order.sort(key=lambda image: turn[image])  # images with the same turn stay in their order
+    order.sort(key=lambda image: turn[image])  # stable: images with the same number stay in order
     return torch.tensor(sorted(order[:MAX_IMAGES]), dtype=torch.int64)
 
 
@@ -203,7 +203,7 @@ class _Measured:
 
     label: Tensor
     direction: Tensor
-    weights: NDArray[np.float64]  # what each class counts
+    weights: NDArray[np.float64]  # the weight of each class
     targets: Sequence[int]
 
     def at(self, logits: Tensor, offsets: Sequence[float]) -> _AtOffset:

@@ -1,23 +1,22 @@
-"""The score: the one number of validation images that decides, of trials as of scale and offset.
+"""The score: the number on validation images that decides between trials, scales and offsets.
 
-Where a class c counts ``W_c`` (:func:`.class_weights.class_weights`) and has n images, with
-logits z, at the offset o it is
+For classes c of weight ``W_c`` (:func:`.class_weights.class_weights`) with n images of logits z, at
+the offset o it is
 
     sum over c of W_c * (sum over its images of p^q + u_c^q) / (n + 1)
     p = softmax((z + o * direction) / T) at c,  u_c = softmax(o * direction / T) at c,  q = 0.25
 
-- The share of images that are right jumps where a class has five. With ``q = 1`` this would be what
-  it is on the mean, if predictions were drawn from the probabilities; near ``q = 0`` it ranks as
-  the cross-entropy does, in which a few images that are sure and wrong outweigh all others. It is
-  one less the generalized cross-entropy, but for a factor: Zhang and Sabuncu 2018,
-  arXiv:1805.07836, equation 6.
-- ``u_c`` is one image more of each class, of which the network knows nothing (all its logits are
-  equal), counted as in Laplace's rule of succession: a class whose few images are right would allow
-  any offset.
+- The accuracy of a class with five images jumps. With ``q = 1`` the score would be the expected
+  accuracy of predictions drawn from the probabilities; near ``q = 0`` it ranks like the
+  cross-entropy, in which a few confident errors outweigh all other images. Up to a factor it is one
+  minus the generalized cross-entropy: Zhang and Sabuncu 2018, arXiv:1805.07836, equation 6.
+- ``u_c`` is one more image of each class, with equal logits, as in Laplace's rule of succession:
+  otherwise a class with a few right images would allow any offset.
 - ``T`` is the temperature of the least cross-entropy at this scale (Guo et al. 2017,
-  arXiv:1706.04599): else a network that is less sure, and no better, would have more.
+  arXiv:1706.04599): otherwise a less confident network would have a higher score without being
+  better.
 
-docs/experiments.md has what other numbers choose.
+docs/experiments.md compares other numbers.
 """
 
 import math
@@ -33,7 +32,7 @@ from lora_mnist.measure.predictions import refuse_nan
 
 #: q of the score.
 _POWER = 0.25
-#: The least and the largest temperature.
+#: The smallest and the largest temperature.
 _TEMPERATURES = (0.2, 8.0)
 
 
@@ -52,7 +51,7 @@ def compute_scores(
     moves = torch.outer(direction.double(), torch.tensor(offsets).double()) / temperature
     factors = (moves - moves.max(dim=0).values).exp()
     right = shares.gather(1, label[:, None]) * factors[label] / (shares @ factors)
-    unknown = factors / factors.sum(dim=0)  # of the image more of each class
+    unknown = factors / factors.sum(dim=0)  # of the additional image of each class
     sums = (unknown**_POWER).index_add(0, label, right**_POWER)
     images = label.bincount(minlength=logits.shape[1])
     return torch.from_numpy(weights) @ (sums / (images + 1)[:, None])

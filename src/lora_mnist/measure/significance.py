@@ -13,7 +13,7 @@ from lora_mnist.measure.class_weights import image_weights
 
 #: A difference with a larger p-value counts as neither good nor bad.
 LEVEL = 0.05
-#: So many standard deviations are clear, or certain: about LEVEL and 0.001 by chance.
+#: Standard deviations of a clear and of a certain difference: p is about LEVEL and 0.001.
 CLEAR, CERTAIN = 2, 3.3
 
 
@@ -31,8 +31,8 @@ def p_value_of_accuracy(
     repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, weights: ArrayLike
 ) -> float:
     """Return the two-sided p-value of a change of a weighted accuracy, by a normal distribution."""
-    # Where an image of class c counts w_c, the rise is the sum over c of w_c (repaired_c -
-    # broken_c). Where a fair coin decides, its variance is that of w_c^2 (repaired_c + broken_c).
+    # If an image of class c has the weight w_c, the rise is the sum over c of w_c (repaired_c -
+    # broken_c). If a fair coin decides, its variance is the sum of w_c^2 (repaired_c + broken_c).
     per_image = image_weights(images, weights)
     mended, lost = np.asarray(repaired), np.asarray(broken)
     saved, variance = (mended - lost) @ per_image, (mended + lost) @ per_image**2
@@ -54,7 +54,7 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
 
 
 def find_weakest(errors: Sequence[int], images: Sequence[int]) -> int:
-    """Return the class with the highest lower end of its interval: 34 of 200 goes before 2 of 8."""
+    """Return the class whose interval has the highest lower end: 34 of 200 rather than 2 of 8."""
     rates = [wilson(e, n)[0] / n if n else 0.0 for e, n in zip(errors, images, strict=True)]
     return rates.index(max(rates))
 
