@@ -120,7 +120,7 @@ SWEEP = "the extra sweep is not installed"
 
 
 @pytest.mark.nightly
-def test_optuna_searches_for_the_better_end(cli, tmp_path):
+def test_optuna_searches_in_the_right_direction(cli, tmp_path):
     """A trial that fails is left out; the same seed draws the same trials."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=SWEEP)
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
