@@ -21,7 +21,7 @@ settings.load_profile("tests")
 def pytest_collection_modifyitems(config, items):
     """Slow tests first: at the end, one alone would keep the other workers waiting.
 
-    Nightly tests are left out, unless ``-m`` names the mark.
+    Nightly tests are excluded, unless ``-m`` names the mark.
     """
     if "nightly" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]

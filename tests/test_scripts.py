@@ -220,7 +220,7 @@ def yardstick(tmp_path, monkeypatch, capsys):
 
 
 def test_the_yardstick_stands_beside_the_newest_repair(yardstick):
-    """Its steps and augmentation are those of the repair and of the base, or what is typed."""
+    """Its steps are the repair's, its augmentation the base's, unless they are set."""
     folder, printed = yardstick
     text, rows = printed(), {}
     for line in text.splitlines()[2:-3]:

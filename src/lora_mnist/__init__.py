@@ -1,6 +1,6 @@
 """LoRA adapters that repair a classifier's weak class, and proof that the base stayed untouched.
 
-The public names are those of :mod:`.api`, which is imported on first use: the command line, which
+The public names are in :mod:`.api`, which is imported on first use: the command line, which
 imports this package to answer ``--help``, does not wait for torch.
 """
 

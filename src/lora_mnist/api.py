@@ -57,7 +57,7 @@ def load_classifier(
 ) -> Classifier:
     """Load a classifier, with its adapter where one is named, ready to predict pictures.
 
-    Network, classes and preprocessing are those of the files; no image of the training is needed.
+    Network, classes and preprocessing follow from the files; no training image is needed.
     Code that a file names is run only if it is torchvision's, timm's or ours; for any other, pass
     ``net`` or ``transform``.
 
@@ -65,7 +65,7 @@ def load_classifier(
         adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
         base: the file of the base; ``None``: the one in ``outputs/base`` for which the adapter was
             made, found by its SHA-256, or the current one.
-        net: the network; its weights are replaced by those of the base. ``None``: as the files say.
+        net: the network, which gets the base's weights. ``None``: the network in the record.
         transform: from a picture of Pillow to the network's input, (channels, height, width);
             ``None``: as the files say.
 

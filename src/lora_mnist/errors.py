@@ -23,7 +23,7 @@ _LIBRARIES = (sysconfig.get_path("stdlib"), str(Path(__file__).parent))
 
 
 class UserError(Exception):
-    """An error reported in one line with key, value and what is accepted, without a traceback."""
+    """An error reported without a traceback, in one line with key, value and accepted values."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""How a point comes to be: typed, saved, or advised by validation images."""
+"""How a point comes to be: set, saved, or advised by validation images."""
 
 import pytest
 import torch

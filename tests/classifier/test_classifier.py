@@ -63,7 +63,7 @@ def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_file(tmp_path):
 
 
 def test_an_adapter_that_contradicts_its_base_is_logged_or_refused(tmp_path):
-    """What it says may be what was typed in its training; what nothing can mean is no adapter."""
+    """Its record may repeat the training's command line; other values are refused."""
     form = {"classes": ["a", "b"], "image_size": [4, 4], "channels": 1, "mean": 0.1, "std": 0.2}
     network = {"_target_": "lora_mnist.MLP", "in_features": 16, "hidden_sizes": [3]}
     network["num_classes"] = 2

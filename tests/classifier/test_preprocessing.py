@@ -34,7 +34,7 @@ def test_a_network_of_timm_names_its_own_preprocessing():
     assert "crop_pct" in keys  # which is that of the larger one
     assert small == {key: keys[key] for key in keys if key not in ("image_size", "crop_pct")}
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
-    # Values that are typed go before the network's own, whose mean is of three channels. Whoever
+    # The command line overrides the network's values, whose mean is of three channels. Whoever
     # types a size brings pictures to it in another way.
     gray = find_preprocessing(net, {**settings, "in_chans": 1}, {})
     assert (gray["image_size"], gray["channels"]) == ([224, 224], 1)

@@ -60,7 +60,7 @@ def test_what_two_records_say_together_is_refused_too():
 
 
 def test_a_transform_is_named_whole_and_its_arguments_come_from_the_file():
-    """The key ``prepare.transform`` is null, so nothing below it could be typed."""
+    """The key ``prepare.transform`` is null, so nothing below it could be set."""
     copy = {"image_size": {"_target_": "shutil.copy", "src": "a", "dst": "b"}}
     assert "shutil.copy" in refused(lambda: taken({}, prepare=copy))
     stored = {"transform": {"_target_": "my.Crop", "size": 8}}

@@ -71,7 +71,7 @@ def test_a_notebook_gets_the_results_back(outputs):
 
 
 def test_a_class_is_named_once(tmp_path):
-    """``digit`` is another name of ``target``, in a file too; what is typed goes first."""
+    """``digit`` is another name of ``target``, also in a file; the command line overrides it."""
     both = composed("train", *NINES, "target=3")
     assert refused(resolve_configuration, both).startswith("digit=9: ")
     for command_line in ("target=3", "digit=9"):  # the other one stands in a file

@@ -31,7 +31,7 @@ target: emu
 trainer:
   max_steps: 2
 """
-TYPED = ("--config-dir", ".", "classifier=photos")
+OWN_FILE = ("--config-dir", ".", "classifier=photos")
 
 
 @pytest.fixture
@@ -44,29 +44,33 @@ def here(tmp_path, monkeypatch):
 
 def test_each_command_takes_what_it_has_of_the_file(cli, here):
     """Those that follow name it, and work as they are printed: options before all overrides."""
-    done = cli("eval.py", *TYPED, "prepare.std=0.3", "figures=false", here=here).ok()
+    done = cli("eval.py", *OWN_FILE, "prepare.std=0.3", "figures=false", here=here).ok()
     results = read_results(only_run(here / "outputs", "eval"))
     assert results["overrides"][:2] == ["--config-dir=.", "classifier=photos"]
     assert (results["mean"], results["std"]) == (0.4, 0.3)
     assert "nothing reads" not in done.err
-    cli("predict.py", *TYPED, "images=photos/emu/1.png", here=here).ok()
+    cli("predict.py", *OWN_FILE, "images=photos/emu/1.png", here=here).ok()
 
 
 @pytest.mark.parametrize(
     ("change", "command_line", "said"),
     [
-        ("base_ckp: mine.pt", TYPED, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
-        ("data: folder", TYPED, "data: folder: "),
-        ("prepare:", TYPED, "prepare: "),
-        ("prepare: {men: 0.1}", TYPED, "prepare.men: "),
-        ("prepare:\n  mean: 0.4\n std: 0.2", TYPED, 'while parsing a block mapping in "{file}"'),
-        ("images: \a", TYPED, "unacceptable character "),
+        ("base_ckp: mine.pt", OWN_FILE, "base_ckp: nothing reads this key; the nearest: base_ckpt"),
+        ("data: folder", OWN_FILE, "data: folder: "),
+        ("prepare:", OWN_FILE, "prepare: "),
+        ("prepare: {men: 0.1}", OWN_FILE, "prepare.men: "),
+        ("prepare:\n  mean: 0.4\n std: 0.2", OWN_FILE, 'while parsing a block mapping in "{file}"'),
+        ("images: \a", OWN_FILE, "unacceptable character "),
         ("", ("classifier=photos",), "classifier=photos: expected --config-dir "),
-        ("", (*TYPED[:2], "classifier=other"), "classifier=other: no such file: classifier/other"),
+        (
+            "",
+            (*OWN_FILE[:2], "classifier=other"),
+            "classifier=other: no such file: classifier/other",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(cli, here, change, command_line, said):
-    """Hydra compares what is typed with the keys that there are, and no file."""
+    """Hydra checks the keys of the command line, but not those of files."""
     file = here / "classifier" / "photos.yaml"
     file.write_text(change)
     done = cli("predict.py", *command_line, "images=photos", here=here)
@@ -99,7 +103,7 @@ def test_keys_of_ones_own_are_taken_where_a_group_or_a_value_has_them():
 
 
 def test_each_command_takes_the_keys_that_it_has(tmp_path):
-    """Of ``configs/local/default.yaml``, where nobody has typed them."""
+    """Keys of ``configs/local/default.yaml`` that the command line does not set."""
     cfg, images = composed("predict", "+seed=3", "images=x.png"), Run(tmp_path, ("images=x.png",))
     once = resolve_configuration(cfg, images)
     assert "seed" not in once

@@ -121,7 +121,7 @@ SWEEP = "the extra sweep is not installed"
 
 @pytest.mark.nightly
 def test_optuna_searches_in_the_right_direction(cli, tmp_path):
-    """A trial that fails is left out; the same seed draws the same trials."""
+    """A failed trial is skipped; the same seed draws the same trials."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=SWEEP)
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
     drawn = []
@@ -154,7 +154,7 @@ def test_jobs_run_side_by_side(tmp_path, monkeypatch):
 
 
 def test_a_recipe_takes_another_loss_and_another_start(tmp_path):
-    """It chooses the groups whose keys it sets; what is typed chooses others."""
+    """The file chooses groups and sets their keys; the command line overrides it."""
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "own.yaml").write_text("_target_: my_loss.Loss")
     chosen = (f"hydra.searchpath=[file://{tmp_path}]", "loss=own", "lora=kaiming")

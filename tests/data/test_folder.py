@@ -80,7 +80,7 @@ def test_folder_reads_what_torchvision_reads(make_photos, keys, steps):
 
 @pytest.mark.parametrize("limit", [0, folder.MAX_IN_MEMORY])
 def test_a_file_is_decoded_at_the_first_pass_and_when_it_is_used(make_photos, monkeypatch, limit):
-    """At the next pass it is known. One that is broken inside is left out from the first on."""
+    """At the next pass it is known. One that is broken inside is excluded from the first on."""
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
     monkeypatch.setattr("lora_mnist.data.known_files._IN_DOUBT", 0)
     root, decoded = make_photos({"cat": 12, "dog": 12}, size=(14, 9)), []
@@ -388,7 +388,7 @@ def test_images_are_known_by_content_whatever_their_times_say(make_photos, monke
 
 
 def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypatch, tmp_path):
-    """Where images are not held in memory, in the user's cache folder; what is in doubt is read."""
+    """Digests are cached if images are not held in memory; uncertain files are read again."""
     root, cache, hashed = make_photos({"cat": 9, "dog": 9}, size=(14, 9)), tmp_path / "cache", []
     beside = sorted(root.rglob("*"))
 

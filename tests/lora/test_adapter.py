@@ -163,7 +163,7 @@ STRANGE = [None, float("nan"), 10**400, -1, "(", [3], {"x": "y"}]
 
 
 def altered(content):
-    """Each value of a JSON object is left out, or another stands there, in whatever depth."""
+    """Yield the JSON object without one of its values, or with another one, at any depth."""
     for key, value in content.items():
         others = {name: each for name, each in content.items() if name != key}
         yield others
@@ -172,7 +172,7 @@ def altered(content):
 
 
 def altered_tensors(tensors):
-    """Each tensor is left out, has another shape or type, or is there twice."""
+    """Yield the tensors without one of them, or with one of another shape, type or number."""
     for key, tensor in tensors.items():
         others = {name: each for name, each in tensors.items() if name != key}
         yield others

@@ -1,4 +1,4 @@
-"""The fingerprint of a base."""
+"""The SHA-256 of a base."""
 
 import torch
 

@@ -38,7 +38,7 @@ def test_what_a_class_counts_follows_the_tests_mix_by_half():
     assert values["balanced_accuracy"] == pytest.approx(theirs.item())
     whole = measured([5, 4], [100, 5])
     assert whole["mean_accuracy"] == pytest.approx((96 / 105 + theirs.item()) / 2)
-    # Validation images have another mix than the test, and none of the last class.
+    # Validation images have another class distribution than the test, and none of the last class.
     of_test = measured(errors, images, [10, 30, 60])
     assert of_test["accuracy"] == pytest.approx((10 * 0.95 + 30 * 0.2) / 40)
     assert of_test["balanced_accuracy"] == values["balanced_accuracy"]

@@ -21,7 +21,7 @@ REFIT = {"choices": {"refit": {"value": True, "of": None, "images": 0, "reasons"
         ({}, "By content, no test image"),
         ({"held_out": {"test": "train"}}, "60 test images: held out of the train split."),
         ({"duplicates": 7}, "7 identical files"),
-        ({"excluded": {"test": {"line": "5 of 65 test images are left out"}}}, "5 of 65 test "),
+        ({"excluded": {"test": {"line": "5 of 65 test images are excluded"}}}, "5 of 65 test "),
         ({"unknown_train_digests": ["base"]}, "The training images of the base are unknown"),
         ({"better_preprocessing": ["net.a=1", "net.b=2"]}, "net.a=1 net.b=2"),
         (REFIT, "trained on the validation images"),

@@ -175,7 +175,7 @@ RARE = make_run([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_b
         (RARE, "choose_by=accuracy"),
         ({**RARE, "choose_by": "accuracy"}, "smaller scale"),
         ({**GOOD, **OFF}, "docs/failed.md"),
-        # What is typed in eval is no property of the base.
+        # What eval's command line sets is no property of the base.
         ({**make_run([50, 50], [0, 0], [0, 2]), "stage": "eval", "steps": 0}, "more images of 1 "),
     ],
 )

@@ -42,7 +42,7 @@ class Moody(Sized):
 
 
 class OfPictures(Sized):
-    """It knows pictures in their own size alone, which is larger than the one that is typed."""
+    """It knows pictures in their own size alone, which is larger than the size that is set."""
 
     SIZE = 32
 
@@ -120,7 +120,7 @@ def take_pictures(here, frame, has_line=False):
     ],
 )
 def test_eval_says_unasked_how_pictures_were_prepared(tmp_path, net, frame, command_line, key):
-    """The keys that it prints, typed, give what it promises."""
+    """The keys that it prints give what it promises."""
     take_pictures(tmp_path, frame)
     better, errors, said = evaluated(tmp_path, net, command_line)
     assert key in better

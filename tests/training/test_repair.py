@@ -132,7 +132,7 @@ def test_refit_begins_where_its_trial_began(go, monkeypatch):
 
 @pytest.mark.parametrize("diverges", [False, True])
 def test_a_refit_that_is_behind_the_base_is_given_up(go, monkeypatch, caplog, diverges):
-    """It tells itself by images that it has learnt; the trial is what is saved."""
+    """It is judged by images that it was trained on; the trial is what is saved."""
     fit = run_training.fit
 
     def ruined(session, cfg, trainer, data):

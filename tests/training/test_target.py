@@ -1,4 +1,4 @@
-"""Which classes a training learns, as they are typed."""
+"""Which classes a training learns, as they are named."""
 
 from types import SimpleNamespace
 

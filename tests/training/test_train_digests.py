@@ -262,7 +262,7 @@ def test_each_adapter_has_its_own_digests(world, caplog):
 
 
 def test_a_base_is_its_weights_alone(world, tmp_path):
-    """Its digests go where its file goes, and the fingerprint does not know them."""
+    """Its digests go where its file goes, and its SHA-256 does not include them."""
     world.run("pretrain")
     (own,) = Path("outputs", "base").glob("*.ckpt")
     file = read_base(own)

@@ -100,7 +100,7 @@ class Settings:
             own, stored = getattr(self, group), dict(values.get(group, {}))
             if group == "prepare" and own.get("transform") is not None:
                 for key in (*SIZING, "mean", "std"):
-                    stored.pop(key, None)  # the network's input is that of the transform alone
+                    stored.pop(key, None)  # the transform alone makes the network's input
             if own.get("val_from") == "test" and stored.get("val_size") == 0:
                 del stored["val_size"]  # it was set for the training images
             missing = _select_missing(own, stored)

@@ -76,7 +76,9 @@ def _override(text: str) -> str:
     key, _, value = text.partition("=")
     try:
         parsed = OverridesParser.create().parse_override(text).value()
-    except HydraException:  # Hydra says what is wrong, but a name such as Flöte or epoch=3.ckpt
+    except (
+        HydraException
+    ):  # Hydra reports the error later, but a name such as Flöte or epoch=3.ckpt
         # A list, a dictionary or a function of Hydra's is none: photo (1).png is.
         is_name = "," not in value and not re.match(r"[\[{]|\w+\(", value)
         return f"{key}={quote_for_hydra(value)}" if is_name else text

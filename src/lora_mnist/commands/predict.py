@@ -80,7 +80,7 @@ def predict_files(classifier: Classifier, files: Sequence[Path]) -> Iterator[dic
     """Yield one row of :func:`predict` for each file."""
     points: dict[str, Point | None] = {"before": BASE}
     if classifier.adapter is not None:
-        points["after"] = None  # as it is
+        points["after"] = None  # the current point
     images = read_pictures(classifier, files)
     for number, of_image in classifier.predict_at(images, list(points.values())):
         yield {"file": printable(files[number]), **dict(zip(points, of_image, strict=True))}

@@ -87,7 +87,7 @@ class CIFAR(Published):
         for name in self.version.train if train else self.version.test:
             of_file, sha256 = (self.folder / name).read_bytes(), self._sha256_file(name)
             if sha256.exists() and sha256.read_text() != hashlib.sha256(of_file).hexdigest():
-                raise ValueError(f"{self.folder / name} is not as it was unpacked")
+                raise ValueError(f"{self.folder / name} has changed since it was unpacked")
             content += of_file
         if len(content) != size * self.version.images[train]:
             raise ValueError(f"{self.folder} has files that were cut")

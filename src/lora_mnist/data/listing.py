@@ -44,7 +44,7 @@ class Listing:
                 others.append(name)
         if splits and others:
             other = printable(self.root / others[0])
-            log.warning("%s is ignored, as it is no train/, val/ or test/", other)
+            log.warning("%s is ignored: it is not called train/, val/ or test/", other)
         return splits or {self.root: "train"}
 
     @cached_property

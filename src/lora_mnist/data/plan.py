@@ -17,7 +17,7 @@ class Selection(NamedTuple):
 
     targets: list[int]  # the classes to learn; empty for all classes, or mistakes
     learn_indices: Tensor  # of the images to learn from, int64
-    replay_indices: Tensor  # of those that may be replayed, int64
+    replay_indices: Tensor  # of images to replay, int64
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lora_mnist.data.images import Augment, Reader
 _T = TypeVar("_T")
 _Result = TypeVar("_Result")
 #: Threads that read files, and how many each takes at once: with more threads, and with one file
-#: at a time, those of small pictures wait for each other longer than they read.
+#: at a time, threads of small pictures wait for each other longer than they read.
 _THREADS, _FILES_AT_ONCE = min(4, os.cpu_count() or 1), 8
 
 

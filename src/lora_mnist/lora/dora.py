@@ -1,4 +1,4 @@
-"""DoRA: each output's weights as a magnitude and a direction, of which LoRA changes the direction.
+"""DoRA: each output's weights have a magnitude and a direction; LoRA changes the direction.
 
 Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353.
 """

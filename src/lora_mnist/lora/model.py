@@ -97,7 +97,7 @@ def add_lora(
     if target_modules == "all":
         share, names = find_unadapted(model)
         if share >= 0.1:
-            message = "target_modules=all leaves out %.0f%% of the weights; the largest are: %s"
+            message = "target_modules=all omits %.0f%% of the weights; the largest are: %s"
             log.warning(message, 100 * share, ", ".join(names[:5]))
     return model
 

@@ -47,7 +47,7 @@ def _caveat_about_choices(results: RunResults) -> str:
     if results.val_from == "train" and "test" in held_out:
         text += " No image here is certainly new to the base."
     elif results.val_from == "train":
-        text += " data.val_from=test takes them from the test images, of which fewer are left to "
+        text += " data.val_from=test takes them from the test images, so that fewer are left to "
         text += "test on."
     return text
 

@@ -74,7 +74,7 @@ def _best_point(
     choose_by: str, score: float, base_score: float, accuracies: tuple[float, float]
 ) -> str:
     before, after = accuracies
-    text = f"the highest score on validation images, {score:.3f}, and {base_score:.3f} of the base"
+    text = f"the highest score on validation images, {score:.3f} (the base: {base_score:.3f})"
     return f"{text}; {format_measure(choose_by)} {before:.1%} -> {after:.1%}"
 
 
@@ -112,7 +112,7 @@ WORDS: Mapping[str, str | Callable[..., str]] = {
     "mistakes_trained_on": "mistakes are trained on",
     "no_validation_images": "there are no validation images",
     "few_images": "{images:,} images to learn, fewer than {limit}",
-    "many_images": "{images:,} images to learn, no fewer than {limit}",
+    "many_images": "{images:,} images to learn, {limit} or more",
     "trial_adds_nothing": "the trial gains nothing on validation images",
     "refit_behind": "its score is {score:.3f} on its own validation images, and the base's is "
     "{base_score:.3f}",

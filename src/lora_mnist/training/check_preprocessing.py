@@ -44,7 +44,7 @@ _RESIZINGS = [
     {"resize": "crop", "crop_pct": 0.875},
     {"resize": "stretch", "crop_pct": 1.0},
 ]
-#: A base guesses if its balanced accuracy is at most so many times that of chance.
+#: A base guesses if its balanced accuracy is at most this multiple of chance.
 _HARDLY_BETTER = 1.25
 
 
@@ -79,7 +79,9 @@ def check_order(session: Session, before: Predictions) -> list[str]:
     text += quote(override)
     if is_certain and session.cfg.stage == "lora" and settings.prepare.get("classes") is None:
         here = quote(_format_order(classes))
-        raise UserError(f"prepare.classes=null: {text}; expected an order, or {here} as it is")
+        raise UserError(
+            f"prepare.classes=null: {text}; expected an order, or {here} for the current one"
+        )
     log.warning("%s", text if is_certain else f"{text}; or it is bad at these classes")
     return [override] if is_certain else []
 

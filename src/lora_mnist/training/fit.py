@@ -138,8 +138,8 @@ def fit(
     of_names = f" of {', '.join(names)}" if names else ""
     log.info("training on %s images%s", f"{len(selection.learn_indices):,}", of_names)
     if plan.replay:
-        of_others = f"{plan.replay:,} of {len(selection.replay_indices):,} others"
-        log.info("replay: %s beside each %d", of_others, plan.batch_size)
+        others = f"{plan.replay:,} replayed of {len(selection.replay_indices):,} others"
+        log.info("each batch: %d of these, and %s", plan.batch_size, others)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     if not module.has_adapter and any(isinstance(each, TrainedAverage) for each in callbacks):

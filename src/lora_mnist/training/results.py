@@ -1,8 +1,7 @@
-"""Writes what a run leaves: :func:`finish`.
+"""Writes the results of a run: results.json, predictions.csv and the report.
 
-:func:`collect_results` makes the keys of results.json for each run,
-:meth:`.run_training.TrainingResult.about` those of a repair, and a command the few that it alone
-knows.
+:func:`collect_results` makes the keys of results.json that all runs have,
+:meth:`.run_training.TrainingResult.about` a repair's, and each command its own.
 """
 
 import logging

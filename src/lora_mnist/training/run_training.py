@@ -50,7 +50,7 @@ class Failure(NamedTuple):
 class TrainingResult:
     """The result of a training at one learning rate."""
 
-    training: Training  # at its rate
+    training: Training  # at its learning rate
     steps: int
     max_steps: int  # that were asked for
     hparams: Mapping[str, Any] | None  # of a training; None: the run's loggers have them

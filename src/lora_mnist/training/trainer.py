@@ -73,11 +73,11 @@ def make_trainer(
 
 
 def _instantiate_group(cfg: DictConfig, group: str) -> list[Any]:
-    """Make the parts of a group that are not switched off; ``~logger`` leaves none."""
+    """Make the objects of a group that are not null; with ``~logger`` there are none."""
     made = []
     for name, config in (cfg.get(group) or {}).items():
         if config is not None:
-            if name in ("mlflow", "wandb"):  # of which Lightning names other releases
+            if name in ("mlflow", "wandb"):  # Lightning's message would name other versions
                 require_extra(f"{group}={name}", name, name)
             made.append(make(f"{group}.{name}", config))
     return made
@@ -104,7 +104,7 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*dirpath has changed.*",  # a run that goes on has a folder of its own
-            ".*to use `self.log.*sync_dist=True.*",  # torchmetrics has gathered what is logged
+            ".*to use `self.log.*sync_dist=True.*",  # torchmetrics has gathered the logged values
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
             ".*LeafSpec.* is deprecated",  # between Lightning and torch

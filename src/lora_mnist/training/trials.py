@@ -150,7 +150,7 @@ def plan_refit(session: Session, best: Training, point: Point, planned: int) -> 
     images = session.images
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = select_classes(train.labels, best.selection.targets)
-    # There are more images to replay. Other values are those of the training that it repeats.
+    # There are more images to replay. Other values are as in the training that it repeats.
     replay = _batch_values(session, selection).get("batches.replay", best.cfg.batches.replay)
     cfg = with_values(best.cfg, {"batches.replay": replay})
     return replace(
