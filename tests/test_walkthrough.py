@@ -17,7 +17,7 @@ COMMITTED = json.loads(NOTEBOOK.read_text())
 WRONG = [
     "def rank_two(weight, alpha):\n    return alpha / 2",
     "def merge(net):\n    return net",
-    "def turn(net, scale):\n    net.turn(scale)",
+    "def set_scale(net, scale):\n    net.set_scale(scale)",
     "good_starts = [['both zero']]",
     "def tamper(net):\n    net.linear2.weight[0, 0] = 0",
     "def dora(weight, A, B, magnitude):\n    return weight + B @ A",
