@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from lora_mnist import remove_lora
 from lora_mnist.cli.main import run_by_hydra
-from lora_mnist.config.make import load_configured, make
+from lora_mnist.config.make import instantiate_part, load_from_config
 from lora_mnist.config.run import Run, override_key
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Augment, Images, ImageSets
 from lora_mnist.errors import UserError
 from lora_mnist.lora.offset import build_offset
 from lora_mnist.measure.class_weights import class_weights, weighted_accuracy
-from lora_mnist.measure.counts import count_labels
+from lora_mnist.measure.counts import count_errors
 from lora_mnist.measure.scale_curve import offsets_to_try
 from lora_mnist.measure.score import compute_scores
 from lora_mnist.training.trials import resolve_augment
@@ -277,13 +277,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def rival(cfg: DictConfig, run: Run) -> None:
     """Print the errors that a base, its repair, and twenty lines leave on the test images."""
-    classifier = load_configured(cfg)
+    classifier = load_from_config(cfg)
     adapter, net = classifier.adapter, classifier.net
     if not classifier.record.targets:
         raise UserError(f"adapter={adapter}: repairs mistakes; expected one that repairs classes")
     targets = [classifier.classes.index(name) for name in classifier.record.targets]
     augment = resolve_augment(cfg, classifier)
-    augment = augment and make("batches.augment", augment)
+    augment = augment and instantiate_part("batches.augment", augment)
     # A refit was trained on the validation images, which choose for twenty lines as for its trials.
     val = replace(classifier, adapter=None).images.val
     if not len(val):
@@ -302,7 +302,7 @@ def rival(cfg: DictConfig, run: Run) -> None:
     def row(name: str, logits: Tensor, seconds: float | None = None) -> list[str]:
         """Return errors, balanced accuracy and false positives; a method's trainings in seconds."""
         labels, count = case.labels["test"], len(classifier.classes)
-        counts = count_labels(labels, logits.argmax(1), count, case.targets)
+        counts = count_errors(labels, logits.argmax(1), count, case.targets)
         cells = [f"{counts['errors_of_target']:,}", f"{counts['errors']:,}"]
         cells += [f"{counts['balanced_accuracy']:.1%}", f"{counts['false_positives_of_target']:,}"]
         return [name, *cells, "" if seconds is None else f"{seconds:.0f}"]

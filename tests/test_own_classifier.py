@@ -22,7 +22,7 @@ from lora_mnist.commands.evaluate import evaluate
 from lora_mnist.commands.export import export
 from lora_mnist.commands.predict import predict
 from lora_mnist.commands.train import train
-from lora_mnist.config.make import load_configured
+from lora_mnist.config.make import load_from_config
 from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import read_metadata
@@ -134,7 +134,7 @@ def test_batch_normalization_has_the_statistics_of_the_averaged_weights(here):
     options = ("base_ckpt=averaged.ckpt", "callbacks=averaging", "batches.batch_size=16")
     with suppress(TrainingError):  # of so few steps
         train(config("train", "stage=pretrain", *FIT, *options, "optimizer.lr=0.1"))
-    classifier = load_configured(config("eval", "base_ckpt=averaged.ckpt"))
+    classifier = load_from_config(config("eval", "base_ckpt=averaged.ckpt"))
     pixels, _ = classifier.images.train.take(list(range(48)))
     outputs = classifier.net.conv(classifier.dataset.normalize(pixels))
     torch.testing.assert_close(classifier.net.norm.running_mean, outputs.mean(dim=(0, 2, 3)))

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lora_mnist.config.run import quote_for_hydra
-from lora_mnist.project import command_line
+from lora_mnist.project import format_command
 
 ARGUMENTS = [
     "-m",
@@ -23,7 +23,7 @@ ARGUMENTS = [
 def test_command_line_is_ready_to_paste(shell):
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
-    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line('train', ARGUMENTS)}"
+    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {format_command('train', ARGUMENTS)}"
     done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\0")[:-1] == ["train.py", *ARGUMENTS]
 

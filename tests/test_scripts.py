@@ -48,9 +48,7 @@ def test_readme_quotes_the_table_of_the_study():
     """Errors in its sentences of worth are those of docs/worth.md, which the study has printed."""
     worth = (ROOT / "docs" / "worth.md").read_text()
     table = {block["name"]: block["body"] for block in readme.BLOCK.finditer(worth)}["study"]
-    text = (
-        (ROOT / "README.md").read_text().partition("## Is it worth it?")[2].partition("\n## ")[0]
-    )
+    text = (ROOT / "README.md").read_text().partition("## Is it worth it?")[2].partition("\n## ")[0]
     quoted = re.findall(r"\b\d[\d,]*\b", text.replace("CIFAR-10", ""))
     assert len(quoted) > 10
     assert not {number.replace(",", "") for number in quoted} - {*re.findall(r"\d+", table)}

@@ -21,7 +21,7 @@ from rival import Case, load_case
 from torch import nn
 
 from lora_mnist.commands.train import train
-from lora_mnist.config.make import load_configured, make
+from lora_mnist.config.make import instantiate_part, load_from_config
 from lora_mnist.config.run import Run
 from lora_mnist.errors import TrainingError
 from lora_mnist.training.trials import resolve_augment
@@ -199,10 +199,10 @@ class Task:
         """Its base and its images in memory, and the classes that its repair takes."""
         base = f"base_ckpt='{self.base()}'"
         cfg = composed([*self.common(), "stage=lora", base, "augment=auto"])
-        classifier = load_configured(cfg)
+        classifier = load_from_config(cfg)
         net, dataset = classifier.net, classifier.dataset
         augment: Any = resolve_augment(cfg, classifier)
-        augment = augment and make("batches.augment", augment)
+        augment = augment and instantiate_part("batches.augment", augment)
         return load_case(net, dataset, dataset.sets, targets, augment)
 
 

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from lora_mnist import load_adapter
 from lora_mnist.files import atomic_write
-from lora_mnist.measure.counts import count_labels
+from lora_mnist.measure.counts import count_errors
 
 #: The methods, and the marks of the figure.
 METHODS = {
@@ -150,7 +150,7 @@ Runs = dict[str, list[list[Numbers]]]
 def summarize(result: dict[str, Any]) -> Numbers:
     """Return a run's numbers."""
     labels, predicted = torch.tensor(result["labels"]), torch.tensor(result["predicted"])
-    counts = count_labels(labels, predicted, len(result["classes"]), result["targets"])
+    counts = count_errors(labels, predicted, len(result["classes"]), result["targets"])
     on_class, in_all = counts["errors_of_target"], counts["errors"]
     return Numbers(on_class, in_all, 100 - 100 * counts["balanced_accuracy"], result["minutes"])
 

@@ -74,5 +74,5 @@ def load_classifier(
     """
     prepare = {} if transform is None else {"transform": transform}
     classifier = Classifier.load(adapter, base, net=net, prepare=prepare)
-    classifier.make_ready()
+    classifier.check_network()
     return classifier

@@ -86,8 +86,8 @@ def report_as(setting: str, joined: str = ": ") -> Iterator[None]:
 
 
 @contextmanager
-def config_group(group: str) -> Iterator[None]:
-    """Turn a library's errors about a value into a :class:`UserError` inside the block."""
+def report_group_errors(group: str) -> Iterator[None]:
+    """Report a library's errors inside the block as errors of the key ``group``."""
     try:
         yield
     except UserError:

@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write ``path`` whole or not at all, by a temporary file beside it, which is yielded."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds."""
     # The suffix stays the last part: some writers append one of their own where it is missing.
     temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}.tmp{path.suffix}")
     with make_folder(path.parent):
@@ -59,7 +59,7 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Write a CSV file, each row as it comes; no text in it is a formula to a spreadsheet.
+    """Write rows to a CSV file as they come; text that looks like a formula is escaped.
 
     Until the last row the file's name ends in ``.part``, also after a kill. The number of
     rows is returned.

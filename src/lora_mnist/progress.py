@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 30
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
     """Yield ``items``, ``total`` in all, and show the progress in a bar or in lines of the log."""
     if sys.stderr.isatty():
-        is_silent = not log.isEnabledFor(logging.WARNING)  # as all processes but the first are
+        is_silent = not log.isEnabledFor(logging.WARNING)  # true in all processes but the first
         yield from tqdm(items, name, total, leave=False, delay=3, disable=is_silent)
         return
     last_line_at = time.monotonic()

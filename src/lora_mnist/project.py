@@ -26,7 +26,7 @@ COMMANDS = {
 }
 
 
-def user_path(path: object) -> Path:
+def expand_path(path: object) -> Path:
     """Return a user's path, relative to the current folder; its name may be a number."""
     return Path(os.path.expanduser(str(path)))  # noqa: PTH111  # ~nobody stays as it is
 
@@ -42,7 +42,7 @@ def import_from_here() -> Iterator[None]:
         sys.path[:] = path
 
 
-def program(name: str) -> str:
+def format_program(name: str) -> str:
     """Return the command ``name`` to type here, such as ``python ../train.py``."""
     if CONFIGS.parent == _PACKAGE:
         return f"lora-mnist {name}"
@@ -59,9 +59,9 @@ def install_command(extra: str) -> str:
     return f'pip install -e "{os.path.relpath(PROJECT)}[{extra}]"'
 
 
-def command_line(name: str, arguments: Iterable[str]) -> str:
+def format_command(name: str, arguments: Iterable[str]) -> str:
     """Return a whole command, ready to paste into bash or zsh."""
-    return " ".join([program(name), *map(quote, arguments)])
+    return " ".join([format_program(name), *map(quote, arguments)])
 
 
 def quote(text: str) -> str:

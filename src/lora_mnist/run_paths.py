@@ -6,12 +6,12 @@ from pathlib import Path
 
 from lora_mnist.errors import UserError, report_as
 from lora_mnist.files import make_folder, read_json
-from lora_mnist.project import program, user_path
+from lora_mnist.project import expand_path, format_program
 
 RESULTS_FILE = "results.json"
-#: The end time of a run, in there: a copy of its folder has later times.
+#: The key of a run's end time in results.json; copying a folder changes its files' times.
 ENDED = "ended"
-#: Of a job of a sweep that failed.
+#: The file that a failed job of a sweep writes.
 FAILED_FILE = "failed.json"
 ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which ckpt_path= goes on.
@@ -20,7 +20,7 @@ LAST_CHECKPOINT = "checkpoints/last.ckpt"
 FINISHED_FOLDER = "trainings"
 
 
-def finished_trainings(folder: Path) -> list[Path]:
+def list_finished(folder: Path) -> list[Path]:
     """Return the files of the finished trainings in a run's folder."""
     return sorted(Path(folder, FINISHED_FOLDER).glob("*.safetensors"))
 
@@ -38,12 +38,12 @@ def refuse_unwritable(out: Path) -> None:
         out.unlink()
 
 
-def new_run_folder(outputs: str | Path, stage: str) -> Path:
-    """Return a new folder, named by the time, for a run that is called from Python."""
-    return user_path(outputs) / stage / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+def plan_run_folder(outputs: str | Path, stage: str) -> Path:
+    """Return the path of a new folder, named by the time, for a run started from Python."""
+    return expand_path(outputs) / stage / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
-def latest_adapter(outputs: str | Path) -> Path:
+def find_latest_adapter(outputs: str | Path) -> Path:
     """Return the folder for ``adapter=latest``: the newest in ``outputs``/lora, of no sweep."""
     folder = Path(outputs, "lora")
     configs = folder.glob(f"*/{ADAPTER_FOLDER}/adapter_config.json")
@@ -51,13 +51,13 @@ def latest_adapter(outputs: str | Path) -> Path:
     if newest is None:
         raise UserError(
             f"adapter=latest: expected an adapter in {folder}; make one of the same data and "
-            f"net with: {program('train')} experiment=repair"
+            f"net with: {format_program('train')} experiment=repair"
         )
     return newest.parent
 
 
 def _find_end_time(config: Path) -> str:
-    """Return the end time of an adapter's run; without results, as after a kill, its file's."""
+    """Return the end time of an adapter's run, or its file's time if the run has no results."""
     with suppress(ValueError):
         ended = read_json(config.parents[1] / RESULTS_FILE).get(ENDED)
         if isinstance(ended, str):

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from lora_mnist.classifier.base import (
     base_name,
+    check_replaceable,
     find_base_by_sha256,
-    refuse_to_replace,
+    permanent_base_path,
     set_current_base,
-    versioned_base_path,
     write_base,
 )
 from lora_mnist.classifier.record import NO_RECORD, Record
@@ -31,7 +31,7 @@ OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
 
 def test_write_base_writes_what_base_with_sha256_finds(tmp_path):
     sha256 = hash_tensors(STATE)
-    own = versioned_base_path(tmp_path, "mnist", sha256)
+    own = permanent_base_path(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
     record = Record("mnist", {"_target_": "lora_mnist.MLP"}, {"mean": 0.5}, made={"seed": 1})
     write_base(STATE, own, record)
@@ -59,24 +59,24 @@ def test_two_networks_have_two_current_bases():
 
 
 def make_current(folder, current):
-    own = versioned_base_path(folder, "tiny", hash_tensors(OTHER))
+    own = permanent_base_path(folder, "tiny", hash_tensors(OTHER))
     write_base(OTHER, own)
     set_current_base(own, current)
 
 
 def test_refuse_to_replace_what_is_not_a_current_base(tmp_path):
     """Neither before a training nor after it."""
-    own, weights = versioned_base_path(tmp_path, "mine", hash_tensors(STATE)), tmp_path / "mine.pt"
+    own, weights = permanent_base_path(tmp_path, "mine", hash_tensors(STATE)), tmp_path / "mine.pt"
     write_base(STATE, own)
     torch.save({"state_dict": STATE, "sha256": "0" * 64}, weights)
     for path in (own, weights):
         before = path.read_bytes()
         with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* another file"):
-            refuse_to_replace(path)
+            check_replaceable(path)
         with pytest.raises(UserError, match="would replace it"):
             make_current(tmp_path / "base", path)
         assert path.read_bytes() == before
-    refuse_to_replace(tmp_path / "new.pt")
+    check_replaceable(tmp_path / "new.pt")
 
 
 def test_set_current_base_names_a_command_that_goes_back(tmp_path):
@@ -86,8 +86,8 @@ def test_set_current_base_names_a_command_that_goes_back(tmp_path):
     with logged("lora_mnist.classifier.base") as text:
         make_current(tmp_path / "base", target)
         make_current(tmp_path / "base", target)  # the same base: there is nothing to go back to
-    assert text.getvalue().count("go back with") == 1
-    command = text.getvalue().partition("go back with: ")[2].splitlines()[0]
+    assert text.getvalue().count("restore it with") == 1
+    command = text.getvalue().partition("restore it with: ")[2].splitlines()[0]
     subprocess.run(shlex.split(command), check=True)
     assert read_base(target).sha256 == hash_tensors(STATE)
 
@@ -95,7 +95,7 @@ def test_set_current_base_names_a_command_that_goes_back(tmp_path):
 def test_set_current_base_does_not_rely_on_a_damaged_copy(tmp_path):
     """The current base would be in no file any more."""
     sha256 = hash_tensors(STATE)
-    own, current = versioned_base_path(tmp_path, "tiny", sha256), tmp_path / "tiny.ckpt"
+    own, current = permanent_base_path(tmp_path, "tiny", sha256), tmp_path / "tiny.ckpt"
     write_base(STATE, own)
     set_current_base(own, current)
     own.write_bytes(own.read_bytes()[:1000])

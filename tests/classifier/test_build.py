@@ -80,7 +80,7 @@ def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(own_code):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"_target_": "builtins.dict"}, "gives a dict"),
+        ({"_target_": "builtins.dict"}, "returned a dict"),
         ({"_target_": "nowhere.Net"}, "ModuleNotFoundError: No module named 'nowhere'"),
         ({"_target_": "lora_mnist.MLP", "depth": 3}, "TypeError: MLP.__init__() got an unexpected"),
     ],

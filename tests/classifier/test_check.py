@@ -24,8 +24,8 @@ from lora_mnist.lora.base_state import changed_tensors
         (lambda x: x.half().float(), None),
         (lambda x: x.softmax(1), "its outputs sum to 1, as after a softmax; expected logits"),
         (lambda x: x / 0, "gives NaN or infinity"),
-        (lambda x: x.squeeze(), "gives an image another output when it is asked alone"),
-        (lambda x: x - x.mean(0), "gives an image another output"),
+        (lambda x: x.squeeze(), "an image's output depends on the rest of its batch"),
+        (lambda x: x - x.mean(0), "an image's output depends on the rest of its batch"),
         (lambda x: x[:, :2], "gives (4, 2) for images of shape (4, 1, 2, 2)"),
     ],
 )

@@ -8,17 +8,17 @@ from composed import SMALL, composed, logged, small_adapter, small_net
 from helpers.commands import refused
 
 from lora_mnist import MLP, add_lora, load_classifier, save_adapter, set_lora_scale
-from lora_mnist.classifier.base import versioned_base_path, write_base
+from lora_mnist.classifier.base import permanent_base_path, write_base
 from lora_mnist.classifier.build import build_network
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.record import Record
-from lora_mnist.config.make import load_configured
+from lora_mnist.config.make import load_from_config
 from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.model import lora_point
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.run_paths import latest_adapter
+from lora_mnist.run_paths import find_latest_adapter
 
 
 def test_an_adapter_finds_its_own_base(outputs):
@@ -26,7 +26,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     adapter, bases = small_adapter(outputs, "lora/nine"), outputs / "base"
     state, other = small_net(outputs).state_dict(), MLP(hidden_sizes=[16]).state_dict()
     own = hash_tensors(state)
-    write_base(state, versioned_base_path(bases, "mnist", own))
+    write_base(state, permanent_base_path(bases, "mnist", own))
     write_base(other, bases / "mnist.ckpt")
     load = partial(Classifier.load, net={"hidden_sizes": [16]}, bases=bases)
     for folder, sha256 in ((adapter, own), (adapter.parent, own), (None, hash_tensors(other))):
@@ -43,7 +43,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     data = {"_target_": "lora_mnist.data.MNIST", "dataset": "KMNIST"}
     said = refused(load, data=data, bases=outputs / "none")
     assert said.endswith(" of the same data and net with: python train.py stage=pretrain")
-    said = refused(latest_adapter, outputs / "none")
+    said = refused(find_latest_adapter, outputs / "none")
     assert said.endswith(": python train.py experiment=repair")  # ready to paste
     for path in bases.glob("mnist-*"):
         path.unlink()
@@ -93,10 +93,10 @@ def test_the_latest_is_the_newest_by_time(outputs):
     for seconds, run in enumerate(("lora/2026-b", "lora/2026-a", "lora/nines", "lora/2026-b")):
         file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
         os.utime(file, (10**9 + seconds, 10**9 + seconds))
-        assert load_configured(cfg).adapter.parent == outputs / run
+        assert load_from_config(cfg).adapter.parent == outputs / run
     ended = {"ended": "1999-12-31T12:00:00.000000+00:00"}
     write_json(outputs / run / "results.json", ended)  # it was copied here: its times are new
-    assert load_configured(cfg).adapter.parent == outputs / "lora" / "nines"
+    assert load_from_config(cfg).adapter.parent == outputs / "lora" / "nines"
 
 
 def test_scale_of_a_saved_adapter(outputs):

@@ -218,7 +218,7 @@ def test_huggingface_runs_no_code_of_a_folder(here):
         (
             "preprocessor_config.json",  # blue, green, red
             {"image_processor_type": "MobileViTImageProcessor", "do_normalize": False},
-            "net.folder=mine: preprocessor_config.json prepares pictures as no keys of prepare do",
+            "net.folder=mine: preprocessor_config.json prepares pictures in",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_network_is_loaded_evaluated_and_given_an_adapter(name, form, tmp_path
         data={"_target_": "lora_mnist.data.Folder", "data_dir": str(tmp_path / "photos")},
         base_prefix="model_ema." if form == "average" else None,
     )
-    classifier.make_ready()
+    classifier.check_network()
     net = classifier.net
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)  # of another layout

@@ -124,7 +124,7 @@ def test_code_named_by_a_file_runs_only_if_the_command_line_names_it(
     base = f"{outputs}/base/mnist.ckpt"
     named = (f"adapter={adapter}", f"base_ckpt={base}")
     options = (*named, *SMALL[1:], *FEW, f"paths.outputs={outputs}")
-    said = "net._target_=evil_net.Net runs it"
+    said = "to run it, set net._target_=evil_net.Net,"
     assert said in refused(evaluate, composed("eval", *options))
     assert said in refused(predict, composed("predict", *named, "images=evil_net.py"))
     assert said in refused(load_classifier, adapter, base)
@@ -148,7 +148,7 @@ def test_a_folder_that_only_a_record_names_is_not_made(outputs, tmp_path):
 def test_keys_of_hydras_in_a_record_are_refused_in_one_line(outputs, tmp_path, group):
     adapter = evil_adapter(outputs, tmp_path, **{group: {**RECORD[group], "_partial_": True}})
     options = (f"adapter={adapter}", f"base_ckpt={outputs}/base/mnist.ckpt", *SMALL)
-    assert "gives a partial" in refused(evaluate, composed("eval", *options))
+    assert "returned a partial" in refused(evaluate, composed("eval", *options))
 
 
 def test_a_name_that_a_file_gives_is_no_other_folder(outputs, tmp_path):

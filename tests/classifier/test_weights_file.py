@@ -114,7 +114,7 @@ def test_read_base_refuses_damaged_files_and_nothing_in_them_runs(tmp_path, monk
     whole = path.read_bytes()
     contents = {"trap": whole, "ring": whole, "pickle": pickle.dumps(trap, protocol=2)}
     path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
-    start = "holds " if kind == "trap" else "damaged or "
+    start = "holds " if kind == "trap" else "damaged, or "
     with pytest.raises(ValueError, match=rf"^{start}.*; expected .*weights"):
         load_weights(TinyNet(), read_base(path))
     assert not Path("trapped").exists()

@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from lora_mnist.cli.explain import explain
 from lora_mnist.commands.train import train
-from lora_mnist.config.make import make
+from lora_mnist.config.make import instantiate_part
 from lora_mnist.config.run import Run
 
 QUICK = ("trainer=cpu", "trainer.max_steps=2", "figures=false", "logger=none")
@@ -86,4 +86,7 @@ def test_what_any_installed_library_says_of_a_value_is_a_line(tmp_path, monkeypa
     installed.mkdir()
     (installed / "foreign.py").write_text("def make():\n    raise ValueError('no such size')")
     monkeypatch.syspath_prepend(str(installed))
-    assert refused(make, "net", {"_target_": "foreign.make"}) == "net: ValueError: no such size"
+    assert (
+        refused(instantiate_part, "net", {"_target_": "foreign.make"})
+        == "net: ValueError: no such size"
+    )

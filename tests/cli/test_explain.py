@@ -10,7 +10,7 @@ from hydra.errors import MissingConfigException
 from lora_mnist.cli.explain import explain
 
 RECIPES = "expected one of cifar10, notebook, repair"
-NO_GROUP = "nothing reads this group here"
+NO_GROUP = "this command has no such group of keys"
 OWN_FILE = "expected --config-dir FOLDER, and your file FOLDER/classifier/photos.yaml"
 
 

@@ -144,7 +144,7 @@ def test_overrides_are_removed_by_whole_keys():
 
 
 def test_each_name_is_a_command(monkeypatch, capfd):
-    def command_line(*arguments):
+    def format_command(*arguments):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lora-mnist", *arguments])
         code = 0
         try:
@@ -153,15 +153,15 @@ def test_each_name_is_a_command(monkeypatch, capfd):
             code = exit_.code
         return (code, *capfd.readouterr())
 
-    code, out, names = command_line()
+    code, out, names = format_command()
     assert (code, out) == (2, "")
-    assert command_line("--help") == (0, names, "")
-    assert command_line("trian")[0] == 2
-    assert command_line("--config-name") == (2, "", names)
-    assert command_line("--config-name", "trian")[0] == 2
+    assert format_command("--help") == (0, names, "")
+    assert format_command("trian")[0] == 2
+    assert format_command("--config-name") == (2, "", names)
+    assert format_command("--config-name", "trian")[0] == 2
     for name in ("train", "eval", "predict", "export", "demo"):
         assert f"lora-mnist {name}" in names
-        code, out, _ = command_line(name, "--cfg", "job")
+        code, out, _ = format_command(name, "--cfg", "job")
         assert code == 0
         assert f"stage: {'???' if name == 'train' else name}" in out
 

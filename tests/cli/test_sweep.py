@@ -7,7 +7,7 @@ import pytest
 from helpers.commands import only_run, read_csv
 from helpers.sweeping import TOY, start, write_job
 
-from lora_mnist.cli.sweep import end_early
+from lora_mnist.cli.sweep import close_interrupted_sweep
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_a_failed_job_is_none_of_the_finished_ones(tmp_path):
     write_job(tmp_path, "0", ["x=1"], accuracy=0.5)
     write_job(tmp_path, "1", ["x=2"], accuracy=0.1)
     write_job(tmp_path, "1", ["x=2"], error="training diverged")
-    assert end_early(tmp_path) == f"finished jobs: 1, in {tmp_path}/summary.csv"
+    assert close_interrupted_sweep(tmp_path) == f"finished jobs: 1, in {tmp_path}/summary.csv"
     assert [row["error"] for row in read_csv(tmp_path / "summary.csv")] == ["", "training diverged"]
 
 

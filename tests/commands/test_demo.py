@@ -8,7 +8,7 @@ from PIL import Image
 
 from lora_mnist import set_lora_scale
 from lora_mnist.commands.demo import build_page, find_wrong_images, predict_both
-from lora_mnist.config.make import load_configured
+from lora_mnist.config.make import load_from_config
 from lora_mnist.lora.point import BASE, Point
 
 
@@ -19,7 +19,7 @@ def cfg(with_nine):
 
 @pytest.fixture
 def classifier(cfg):
-    return load_configured(cfg)
+    return load_from_config(cfg)
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     """There is no pad to draw them on; a test image is called by the name of its class."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     move_in(tmp_path, monkeypatch)
-    page = build_page(load_configured(config("demo", "adapter=null")))
+    page = build_page(load_from_config(config("demo", "adapter=null")))
     read, wrong_image = (page.fns[number].fn for number in (0, 1))
     assert read("photos/dog/3.png")[0].shape == (3, 8, 8)
     assert wrong_image(-1)[0].rpartition("labeled ")[2] in CLASSES

@@ -11,7 +11,7 @@ from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.commands.predict import find_pictures
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.data import Folder
-from lora_mnist.run_paths import new_run_folder
+from lora_mnist.run_paths import plan_run_folder
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_pictures_and_files_are_found_from_python_too(home):
     assert refused(find_pictures, "~nobody/*.png").startswith("images=~nobody/*.png: ")
     assert refused(Classifier.load, base="~/mine.pt").startswith(f"base_ckpt={home}/mine.pt: ")
     assert Folder("~", classes=["a"], image_size=8, mean=0, std=1).data_dir == home
-    assert new_run_folder("~", "eval").parent == home / "eval"
+    assert plan_run_folder("~", "eval").parent == home / "eval"
 
 
 @pytest.mark.parametrize(("key", "sweep"), [("run", ()), ("sweep", ("-m",))])

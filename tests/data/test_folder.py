@@ -19,7 +19,7 @@ from PIL import Image, JpegImagePlugin
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from lora_mnist.data import Folder, folder, known_files
+from lora_mnist.data import Folder, digest_cache, folder
 from lora_mnist.data.digests import compute_digests
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import PictureError
@@ -82,7 +82,7 @@ def test_folder_reads_what_torchvision_reads(make_photos, keys, steps):
 def test_a_file_is_decoded_at_the_first_pass_and_when_it_is_used(make_photos, monkeypatch, limit):
     """At the next pass it is known. One that is broken inside is excluded from the first on."""
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
-    monkeypatch.setattr("lora_mnist.data.known_files._IN_DOUBT", 0)
+    monkeypatch.setattr("lora_mnist.data.digest_cache._IN_DOUBT", 0)
     root, decoded = make_photos({"cat": 12, "dog": 12}, size=(14, 9)), []
     for path in sorted(root.rglob("*.png")):
         Image.open(path).save(path.with_suffix(".jpg"))
@@ -372,7 +372,7 @@ def test_images_to_validate_and_to_test_need_no_others(make_photos):
 def test_images_are_known_by_content_whatever_their_times_say(make_photos, monkeypatch, limit):
     """Also where other images were laid over them by ``cp -p``; in memory, or on the disk."""
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", limit)
-    monkeypatch.setattr(known_files, "_IN_DOUBT", 0)
+    monkeypatch.setattr(digest_cache, "_IN_DOUBT", 0)
     root = make_photos({"cat": 9, "dog": 9}, size=(14, 9))
     for picture in sorted(root.rglob("*.png")):  # of one size, and of one age
         Image.open(picture).save(picture.with_suffix(".bmp"))
@@ -402,12 +402,12 @@ def test_what_files_hold_is_known_from_command_to_command(make_photos, monkeypat
         assert torch.equal(sets.test.digests, compute_digests(sets.test.sources))
         return sorted(hashed), sets.sha256
 
-    monkeypatch.setattr(known_files, "examine", examine_and_note)
+    monkeypatch.setattr(digest_cache, "examine", examine_and_note)
     pictures = sorted(path for path in root.rglob("*.png"))
     names = [path.relative_to(root).as_posix() for path in pictures]
     monkeypatch.setattr(folder, "MAX_IN_MEMORY", 0)
     assert hashed_by()[0] == hashed_by()[0] == names  # so new that they may still change
-    monkeypatch.setattr(known_files, "_IN_DOUBT", 0)
+    monkeypatch.setattr(digest_cache, "_IN_DOUBT", 0)
     first, sha256 = hashed_by()
     assert (first, hashed_by()) == (names, ([], sha256))
     pictures[2].write_bytes(pictures[1].read_bytes()[:-1] + b"x")

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lora_mnist.data import Folder, Images, ImageSets
-from lora_mnist.data.mistakes import with_mistakes, wrong_pictures
+from lora_mnist.data.mistakes import append_mistakes, find_mistakes
 from lora_mnist.errors import UserError
 
 DARK = 100
@@ -57,7 +57,7 @@ def write(folder, names):
 
 def read(folder, share=0.2, predict=by_darkness, **parts):
     """Labels by gray: of the mistakes to learn from, and of those held out."""
-    mistakes, parts = wrong_pictures(predict, dataset(**parts), folder, share), []
+    mistakes, parts = find_mistakes(predict, dataset(**parts), folder, share), []
     for images in mistakes:
         grays = [int(pixels[0, 0, 0]) for pixels in images.take(range(len(images)))[0]]
         parts.append(dict(zip(grays, images.labels.tolist(), strict=True)))
@@ -134,8 +134,8 @@ def test_no_picture_is_both_trained_on_and_tested_on(tmp_path, on_disk):
 def test_training_mistakes_follow_the_training_images(tmp_path):
     data = dataset(train=(1, 2), val=(3,), test=(4,))
     write(tmp_path, {f"cat/{n}.png": n for n in range(DARK, 120)})
-    mistakes = wrong_pictures(by_darkness, data, tmp_path, 0.2)
-    train = with_mistakes(data.sets, mistakes).train
+    mistakes = find_mistakes(by_darkness, data, tmp_path, 0.2)
+    train = append_mistakes(data.sets, mistakes).train
     assert len(train) == 2 + len(mistakes.train)
     pixels, labels = train.take(range(3))
     assert pixels[:, 0, 0, 0].tolist() == [1, 2, int(mistakes.train.sources[0][0, 0, 0])]
@@ -150,8 +150,8 @@ def test_mistakes_are_augmented_as_training_images_are(tmp_path):
     data = Folder(photos, channels=1, transform=half)
     name = data.sets.train.names[-1]
     write(incoming, {name: int(Path(name).stem)})
-    mistakes = wrong_pictures(by_darkness, data, incoming, 0)
-    train = with_mistakes(data.sets, mistakes).train
+    mistakes = find_mistakes(by_darkness, data, incoming, 0)
+    train = append_mistakes(data.sets, mistakes).train
     train.augment = v2.RandomInvert(1)
     images, labels = train.take([len(train) - 2, len(train) - 1])
     assert labels.tolist() == [1, 1]

@@ -11,13 +11,13 @@ from torch.utils.data import RandomSampler
 
 from lora_mnist.data import MNIST
 from lora_mnist.data.plan import Plan
-from lora_mnist.training.target import select
+from lora_mnist.training.target import select_images
 
 DIGITS = [str(digit) for digit in range(10)]
 
 
 def make_plan(target, labels, **sizes):
-    return Plan(select(labels, DIGITS, target), labels, **sizes)
+    return Plan(select_images(labels, DIGITS, target), labels, **sizes)
 
 
 @pytest.mark.parametrize(

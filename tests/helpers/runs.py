@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from lora_mnist.data import Images
-from lora_mnist.measure.counts import count_predictions
+from lora_mnist.measure.counts import count_both
 from lora_mnist.measure.predictions import Predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
@@ -48,7 +48,7 @@ def repaired(base, broken, fixed, images=20, side="after", targets=()):
     is_wrong = (was_wrong & (place >= mended)) | (~was_wrong & (place < wrong + lost))
     other = (label + 1) % count
     sides = [torch.where(each, other, label) for each in (was_wrong, is_wrong)]
-    return count_predictions(make_table(count, label, *sides), targets)[side]
+    return count_both(make_table(count, label, *sides), targets)[side]
 
 
 def results(stage="lora", **more):

@@ -89,8 +89,8 @@ def test_save_adapter_refuses_several_adapters_scales_or_offsets(adapted, tmp_pa
 
 def test_save_adapter_refuses_a_kind_that_does_not_save_what_it_trains(tmp_path, monkeypatch):
     class Shifted(LoRAParametrization):
-        def start(self, *options):
-            super().start(*options)
+        def init_parameters(self, *options):
+            super().init_parameters(*options)
             self.shift = nn.Parameter(torch.ones(()))
 
     monkeypatch.setitem(KINDS, "shifted", Shifted)

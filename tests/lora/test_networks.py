@@ -38,7 +38,7 @@ def test_laws_of_adapters(name, init, tmp_path):
     """
     net, x = made(name)
     layers = layers_to_adapt(net, ".*").items()
-    taken = [layer for layer, weight in layers if KINDS[init].names(weight.module)]
+    taken = [layer for layer, weight in layers if KINDS[init].peft_names(weight.module)]
     own = {"target_modules": "|".join(map(re.escape, taken)), "init": init, "use_rslora": True}
     if len(taken) < len(layers):
         with pytest.raises(ValueError, match="takes no weight of"):

@@ -9,7 +9,7 @@ from lora_mnist.lora.model import add_offset, set_lora_offset
 from lora_mnist.lora.offset import Offset, build_offset
 from lora_mnist.measure import scale_curve as module
 from lora_mnist.measure.class_weights import MEASURES, class_weights
-from lora_mnist.measure.counts import count_predictions
+from lora_mnist.measure.counts import count_both
 from lora_mnist.measure.predictions import compute_predictions
 from lora_mnist.measure.scale_curve import offsets_to_try
 from lora_mnist.measure.score import fit_temperature
@@ -32,7 +32,7 @@ def test_the_scale_curve_counts_the_errors_of_the_network_at_each_point(
     weights = class_weights(test_prior, choose_by)
     curve = scale_curve(adapted, batches(), [1], [0, 0.5, 1], offsets, choose_by, test_prior)
     assert curve["images"] == 50
-    base = count_predictions(compute_predictions(adapted, batches()), [1], test_prior)["before"]
+    base = count_both(compute_predictions(adapted, batches()), [1], test_prior)["before"]
     assert curve["base"]["weighted_accuracy"] == pytest.approx(base[choose_by])
     points = {}
     assert [row["scale"] for row in curve["rows"]] == [0, 0.5, 1]
@@ -42,9 +42,9 @@ def test_the_scale_curve_counts_the_errors_of_the_network_at_each_point(
         every = {}
         for offset in offsets:
             set_lora_offset(adapted, offset)
-            every[offset] = count_predictions(
-                compute_predictions(adapted, batches()), [1], test_prior
-            )["after"]
+            every[offset] = count_both(compute_predictions(adapted, batches()), [1], test_prior)[
+                "after"
+            ]
             set_lora_offset(adapted, 0.0)
             logits = adapted(images).double()
             temperature = fit_temperature(logits, labels)

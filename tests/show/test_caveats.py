@@ -3,7 +3,7 @@
 import pytest
 from helpers.runs import outcome, results
 
-from lora_mnist.show.caveats import describe_test_images, errors_if_new, find_caveats
+from lora_mnist.show.caveats import describe_test_images, estimate_unseen_errors, find_caveats
 from lora_mnist.show.run_results import RunResults
 
 
@@ -82,11 +82,11 @@ def test_test_images_the_base_may_have_seen_get_a_caveat():
 
 
 def test_knows_validation_where_it_errs_far_less_on_them():
-    assert errors_if_new(outcome([20, 19], 500), outcome([60, 60], 500))  # 3.9% and 12%
-    assert not errors_if_new(outcome([2, 2], 50), outcome([6, 6], 50))  # may be chance
+    assert estimate_unseen_errors(outcome([20, 19], 500), outcome([60, 60], 500))  # 3.9% and 12%
+    assert not estimate_unseen_errors(outcome([2, 2], 50), outcome([6, 6], 50))  # may be chance
     # No factor of 1.5.
-    assert not errors_if_new(outcome([500, 500], 5000), outcome([700, 700], 5000))
+    assert not estimate_unseen_errors(outcome([500, 500], 5000), outcome([700, 700], 5000))
     # A class that is hard, and rare among validation images alone, says nothing.
     test = outcome([100, 600], 1000)
-    assert not errors_if_new(outcome([90, 5], [900, 10]), test)
-    assert errors_if_new(outcome([9, 0], [900, 10]), test)
+    assert not estimate_unseen_errors(outcome([90, 5], [900, 10]), test)
+    assert estimate_unseen_errors(outcome([9, 0], [900, 10]), test)

@@ -3,13 +3,13 @@
 import pytest
 from helpers.logits import AFTER, BEFORE, make_table
 
-from lora_mnist.measure.counts import outcomes_by_split
+from lora_mnist.measure.counts import count_by_split
 from lora_mnist.show.loggers import logged_metrics
 
 
 def test_logged_metrics_of_classes():
     """Before a training its validation images have no curve of a class; many classes have none."""
-    outcomes = outcomes_by_split({"val": make_table(BEFORE, AFTER)}, [1])
+    outcomes = count_by_split({"val": make_table(BEFORE, AFTER)}, [1])
     tags = logged_metrics(outcomes, ["a/b", "c", "d", "e"], [1])
     curves = {tag for tag in tags if "per_class" in tag}
     assert curves == {"val/accuracy_per_class/a-b", "val/accuracy_per_class/c"}

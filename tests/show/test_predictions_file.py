@@ -3,11 +3,11 @@
 import torch
 from helpers.runs import CLASSES, at, images, predictions
 
-from lora_mnist.show.predictions_file import write_table
+from lora_mnist.show.predictions_file import write_test_predictions
 
 
 def write_rows(folder, table, names):
-    write_table(table, names, folder, CLASSES)
+    write_test_predictions(table, names, folder, CLASSES)
     return (folder / "predictions.csv").read_text().splitlines()
 
 

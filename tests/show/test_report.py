@@ -12,9 +12,9 @@ from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from lora_mnist.data import Images
-from lora_mnist.measure.counts import outcomes_by_split
+from lora_mnist.measure.counts import count_by_split
 from lora_mnist.show import figures
-from lora_mnist.show.report import first_pictures, make_report
+from lora_mnist.show.report import make_report, select_pictures
 from lora_mnist.show.run_results import RunResults
 
 
@@ -74,7 +74,7 @@ def test_a_name_is_written_in_a_font_that_has_it_or_is_a_number(tmp_path, famili
         warnings.catch_warnings(action="error"),
     ):
         page = write_report(tmp_path, results(classes=classes))
-        is_drawn = figures.make_drawable(classes) == classes
+        is_drawn = figures.replace_undrawable_names(classes) == classes
     assert f">{classes[1]}<" in page
     assert is_drawn == (len(families) == 2) == ("figures have numbers" not in text.getvalue())
 
@@ -86,7 +86,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
     table = make_table(300, label, base, adapted)
-    counts = outcomes_by_split({"test": table}, [0])
+    counts = count_by_split({"test": table}, [0])
     run = results(targets=[0], classes=[f"class number {n}" for n in range(300)], **counts)
     noise = torch.randint(0, 255, (300, 3, 64, 64), dtype=torch.uint8)
     page = write_report(tmp_path, run, table, Images(noise, label))
@@ -97,7 +97,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
 
 def test_first_pictures_are_the_surest_of_each_kind():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
-    shown = first_pictures(predictions(), images(), CLASSES)
+    shown = select_pictures(predictions(), images(), CLASSES)
     names = {kind: [picture["name"] for picture in pictures] for kind, pictures in shown.items()}
     assert names == {"broken": ["4", "5"], "wrong": ["1"], "repaired": ["2"]}
     first = shown["broken"][0]

@@ -6,7 +6,7 @@ from lora_mnist.show.run_results import RunResults, format_p_value
 
 
 def names_of_rows(run):
-    return [row.name for row in RunResults(run).rows()]
+    return [row.name for row in RunResults(run).build_rows()]
 
 
 def make_repair(base, broken, fixed, classes, targets=(0,)):

@@ -5,7 +5,7 @@ from helpers.commands import read_csv, split_cells
 from helpers.sweeping import COLUMNS, write_job
 
 from lora_mnist.measure.class_weights import MEASURES
-from lora_mnist.project import command_line
+from lora_mnist.project import format_command
 from lora_mnist.show.summary import (
     choose_direction,
     format_best_job,
@@ -58,7 +58,7 @@ def test_the_best_job_is_better_than_its_start(tmp_path, metric, base, verdict, 
         write_job(tmp_path, f"{number}", [f"lora.rank={number}"], accuracy=0.0, more=more)
     text = printed(tmp_path, f"val.{metric}")
     assert "│ base │ " in text
-    command = command_line("train", ["stage=lora", f"lora.rank={rank}"])
+    command = format_command("train", ["stage=lora", f"lora.rank={rank}"])
     assert text.splitlines()[-1] == f"{verdict}: {command}"
 
 
@@ -73,7 +73,7 @@ def test_best_job_is_none_of_a_lucky_seed(tmp_path):
     assert "┃ seeds ┃" in text
     assert "│ 1 │         2 │     2 │ 0.8900 ± 0.01414 │" in text
     assert "│ 2 │         1 │     3 │  0.8500 ± 0.1000 │" in text
-    command = command_line("train", ["stage=lora", "seed=0", "lora.rank=2"])
+    command = format_command("train", ["stage=lora", "seed=0", "lora.rank=2"])
     assert text.splitlines()[-1] == f"best by the mean of 2 seeds: {command}"
     rows = read_csv(tmp_path / "summary.csv")
     assert [row["lora.rank"] + row["seed"] for row in rows] == ["20", "21", "10", "11", "12", "22"]

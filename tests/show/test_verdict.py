@@ -169,7 +169,7 @@ RARE = make_run([300, 80, 12], [260, 0, 0], [0, 0, 4], [4000, 400, 40], choose_b
     ("run", "remedy"),
     [
         (make_run([50, 50], [5, 0], [0, 4]), "more images of 1 "),
-        (make_run([50, 50], [0, 0], [0, 2]), "another one"),
+        (make_run([50, 50], [0, 0], [0, 2]), "another base"),
         (make_run([10, 10], [4, 0], [0, 4], 9000), "more images of 1 "),  # a base that is good
         (make_run([50, 50], [40, 0], [0, 9]), "smaller scale"),
         (RARE, "choose_by=accuracy"),

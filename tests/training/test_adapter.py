@@ -11,8 +11,8 @@ from lora_mnist.lora.model import KINDS
 
 def test_what_could_not_be_saved_is_not_trained(outputs, monkeypatch):
     class Shifted(LoRAParametrization):
-        def start(self, *options):
-            super().start(*options)
+        def init_parameters(self, *options):
+            super().init_parameters(*options)
             self.shift = torch.nn.Parameter(torch.ones(()))
 
     monkeypatch.setitem(KINDS, "shifted", Shifted)

@@ -11,7 +11,7 @@ from helpers.repairs import RECIPE
 
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST
-from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
+from lora_mnist.run_paths import LAST_CHECKPOINT, list_finished
 from lora_mnist.training.trainer import make_trainer
 
 
@@ -104,7 +104,7 @@ def test_finished_trainings_of_another_repair_are_refused(start):
         answer = refused(start, "new", *common, *map("=".join, other.items()), f"ckpt_path={cut}")
         named = {"data.val_size": "images_sha256"}.get(key, key.lstrip("+"))
         assert answer.startswith(f"ckpt_path={cut}: its training had {named}")
-    (file,) = finished_trainings(cut)
+    (file,) = list_finished(cut)
     file.write_bytes(file.read_bytes()[:-9])
     again = (*common, *map("=".join, own.items()), f"ckpt_path={cut}")
     assert refused(start, "new", *again).startswith(f"{file}: expected a finished training")

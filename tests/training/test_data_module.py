@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.data.plan import Plan
 from lora_mnist.training.data_module import ImageDataModule
-from lora_mnist.training.target import select
+from lora_mnist.training.target import select_images
 
 ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
@@ -39,7 +39,7 @@ def build_datamodule(trainer=None, val=0, augment=None, num_workers=0):
     images = ImageSets(numbered(93), numbered(val), numbered(1), {}, {})
     processes = trainer.world_size if trainer else 1
     labels = images.train.labels
-    plan = Plan(select(labels, dataset.classes, None), labels, seed=1, processes=processes)
+    plan = Plan(select_images(labels, dataset.classes, None), labels, seed=1, processes=processes)
     data = ImageDataModule(dataset, images, plan, augment)
     data.trainer = trainer
     return data

@@ -57,15 +57,15 @@ def test_an_image_of_the_batches_goes_through_the_network_once(go, monkeypatch):
 
     monkeypatch.setattr(features, "logits_at", counting)
     sizes = []
-    on_features = features.on_features
+    use_features = features.use_features
 
     def remembering(session, training):
-        result = on_features(session, training)
+        result = use_features(session, training)
         sizes.append(sum(computed))
         assert len(training.features) == sizes[-1]  # no image twice
         return result
 
-    monkeypatch.setattr(run_training, "on_features", remembering)
+    monkeypatch.setattr(run_training, "use_features", remembering)
     go("counted", *QUIET, LAST, *TRIALS, "refit=true")
     first, second, refit = sizes
     assert 500 < first == second < refit < 2_000  # of 4,000 images, 500 of which validate

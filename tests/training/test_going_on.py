@@ -12,7 +12,7 @@ from helpers.repairs import RECIPE, TRIALS, changed
 
 from lora_mnist.commands.train import train
 from lora_mnist.config.run import Run
-from lora_mnist.run_paths import FINISHED_FOLDER, LAST_CHECKPOINT, finished_trainings
+from lora_mnist.run_paths import FINISHED_FOLDER, LAST_CHECKPOINT, list_finished
 from lora_mnist.training import repair
 
 
@@ -79,7 +79,7 @@ def test_a_repair_takes_the_finished_trainings_of_one_that_was_cut(start, traini
     assert Crash.trainings == 5
     cut = start("cut", *command, crash=f"3@{training}")
     before = list_files(cut)
-    assert len(finished_trainings(cut)) == training - 1
+    assert len(list_finished(cut)) == training - 1
     on = start("on", *command, f"ckpt_path={cut}")
     assert Crash.trainings == 5 - (training - 1)
     assert read_weights(on) == read_weights(whole)
@@ -176,7 +176,7 @@ def test_what_cannot_go_on_is_started_again(cli, outputs, monkeypatch, overrides
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "goes_on"),
-    [("results.write_table", False), ("artifacts.set_current_base", True)],
+    [("results.write_test_predictions", False), ("artifacts.set_current_base", True)],
 )
 def test_a_kill_while_results_are_written_loses_no_base(outputs, monkeypatch, writer, goes_on):
     """What was trained is there; the same command gives the same, and so does going on."""

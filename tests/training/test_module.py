@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lora_mnist import CNN, MLP, add_lora, lora_parameters
 from lora_mnist.data import MNIST
 from lora_mnist.errors import TrainingError
-from lora_mnist.measure.counts import count_predictions
+from lora_mnist.measure.counts import count_both
 from lora_mnist.measure.predictions import compute_predictions
 from lora_mnist.show.loggers import logged_metrics
 from lora_mnist.training.callbacks import TrainedAverage
@@ -70,7 +70,7 @@ def test_validation_logs_the_counts_of_the_table(tiny, tmp_path):
     """Those that an evaluation of the same network gives, and once more when it is repeated."""
     randomize(add_lora(tiny))
     module = Recorded(tiny, targets=[1])
-    counts = count_predictions(compute_predictions(tiny, batches()), [1])["after"]
+    counts = count_both(compute_predictions(tiny, batches()), [1])["after"]
     tags = logged_metrics({"val": counts}, module.classes, [1])
     tags = {tag: tags[tag] for tag in tags if tag not in ("val/repaired", "val/broken")}
     assert {"val/loss", "val/precision_of_target", "val/accuracy_per_class/dog"} <= {*tags}

@@ -73,7 +73,7 @@ def test_what_needs_no_image_is_refused_before_images_are_read(tmp_path, monkeyp
     ],
 )
 def test_a_trial_that_cannot_be_used_is_refused_before_all_else(go, monkeypatch, more, start):
-    monkeypatch.setattr(Session, "predictions", lambda *_: pytest.fail("something is computed"))
+    monkeypatch.setattr(Session, "predict_split", lambda *_: pytest.fail("something is computed"))
     with pytest.raises(UserError) as caught:
         go("refused", *QUIET, "batches.augmented=auto", "+loss.target_weight=auto", more)
     assert str(caught.value).startswith(start)

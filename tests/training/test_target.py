@@ -7,7 +7,7 @@ import torch
 from helpers.runs import at, make_table
 
 from lora_mnist.errors import UserError
-from lora_mnist.training.target import choose_target, select
+from lora_mnist.training.target import choose_target, select_images
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -19,7 +19,7 @@ def test_select_takes_classes_by_name():
         (10, ["1", "10", "2"], [1]),
         ("010", ["001", "010", "8"], [1]),
     ):
-        selection = select(torch.arange(len(classes)), classes, target)
+        selection = select_images(torch.arange(len(classes)), classes, target)
         assert selection.targets == expected
         assert selection.learn_indices.tolist() == sorted(expected)
         others = set(range(len(classes))) - set(expected)
@@ -39,7 +39,7 @@ def test_select_takes_classes_by_name():
 )
 def test_select_refuses_what_is_no_class_to_learn(target, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        select(torch.tensor([9, 9, 1, 2, 3]), DIGITS, target)
+        select_images(torch.tensor([9, 9, 1, 2, 3]), DIGITS, target)
 
 
 def test_the_weakest_of_numbered_classes_is_repaired():

@@ -26,7 +26,7 @@ from lora_mnist.data import DATA_SETS, PUBLISHED, is_published
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import hash_tensors
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
         default = signature(data_set).parameters["dataset"].default
         name = str(data.get("dataset") or default).lower()
     elif name is None:
-        path = user_path(data.get("data_dir") or "folder").resolve()
+        path = expand_path(data.get("data_dir") or "folder").resolve()
         # Two folders may have the same name.
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     target = net.get("_target_")
@@ -69,7 +69,7 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"
 
 
-def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
+def permanent_base_path(folder: Path, name: str, sha256: str) -> Path:
     """Return the path under which a base is kept for good."""
     return folder / f"{name}-{sha256[:12]}.ckpt"
 
@@ -91,7 +91,7 @@ def read_base_sha256(path: Path) -> str | None:
     return None
 
 
-def refuse_to_replace(path: Path) -> str | None:
+def check_replaceable(path: Path) -> str | None:
     """Raise if a file must not be replaced: it is not a base of ours, or a base's permanent file.
 
     Return the SHA-256 of the base in it, or None if there is no file.
@@ -102,22 +102,22 @@ def refuse_to_replace(path: Path) -> str | None:
     if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
-            "expected another file, or none, to replace the current base"
+            "expected another file; without base_ckpt the current base is replaced"
         )
     return sha256
 
 
 def set_current_base(own: Path, current: Path) -> None:
     """Copy the base in ``own``, its permanent file, to ``current``."""
-    before = refuse_to_replace(current)
+    before = check_replaceable(current)
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base_by_sha256(own.parent, before)
         if previous is None:  # it was made on another machine, or its own file is damaged
-            previous = versioned_base_path(own.parent, current.stem, before)
+            previous = permanent_base_path(own.parent, current.stem, before)
             with atomic_write(previous) as temporary:
                 shutil.copyfile(current, temporary)
         paths = shlex.quote(str(previous)), shlex.quote(str(current))
-        log.info("base: the one before is kept; go back with: cp %s %s", *paths)
+        log.info("base: the previous one is kept; restore it with: cp %s %s", *paths)
     with atomic_write(current) as temporary:
         shutil.copyfile(own, temporary)
     log.info("base: %s, kept as %s", current, own)

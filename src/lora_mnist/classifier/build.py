@@ -11,7 +11,7 @@ from torch import nn
 
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.data import ImageDataset, is_published
-from lora_mnist.errors import PREPARE, UserError, config_group, format_value, require_extra
+from lora_mnist.errors import PREPARE, UserError, format_value, report_group_errors, require_extra
 from lora_mnist.project import DATA, import_from_here
 
 
@@ -59,10 +59,10 @@ def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
 def build_network(arguments: Mapping[str, Any]) -> nn.Module:
     """Build the network that these arguments describe, with fresh weights, in eval mode."""
     key = f"net._target_={arguments.get('_target_')}"
-    with import_from_here(), config_group(key):
+    with import_from_here(), report_group_errors(key):
         net = build(arguments)
     if not isinstance(net, nn.Module):
-        raise UserError(f"{key}: gives a {type(net).__name__}")
+        raise UserError(f"{key}: returned a {type(net).__name__}")
     # In train mode, batch normalization would move its running statistics.
     return net.eval()
 
@@ -78,10 +78,10 @@ def build_dataset(settings: Settings) -> ImageDataset:
             given[key] = value
     if is_published(settings.data):
         if settings.given["data"].get("data_dir") != given.get("data_dir"):
-            given["download"] = False  # where only a record names a folder, nothing is made
+            given["download"] = False  # never create or fill a folder that only a record names
         given.setdefault("data_dir", str(DATA))
-    with import_from_here(), config_group("data"):
+    with import_from_here(), report_group_errors("data"):
         dataset = build(given)
     if not isinstance(dataset, ImageDataset):
-        raise UserError(f"data._target_={given['_target_']}: gives a {type(dataset).__name__}")
+        raise UserError(f"data._target_={given['_target_']}: returned a {type(dataset).__name__}")
     return dataset

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, report_group_errors
 
 
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
     """Raise if a network cannot take these images, or does not return a logit for each class."""
     shape = tuple(images.shape)
-    with config_group(
+    with report_group_errors(
         f"net: images of shape {shape} from {dataset}; expected another net, such as net=resnet20, "
         "other sizes of its own, or other prepare.image_size or prepare.channels"
     ):
@@ -31,7 +31,7 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
     alone = torch.cat([net(image[None]) for image in images])
     if alone.shape != output.shape or (alone - output).abs().max() > most:
         raise UserError(
-            "net: gives an image another output when it is asked alone; expected the same each time"
+            "net: an image's output depends on the rest of its batch; expected the same each time"
         )
     sums = output.sum(dim=1)
     if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:

@@ -41,7 +41,7 @@ class PointSearch(NamedTuple):
     def advise(
         self, asked: Mapping[str, float | str], scales: Sequence[float] = SCALES
     ) -> tuple[Point, dict[str, Any]]:
-        """Return the operating point, in which ``asked`` may have ``auto``, and the curve.
+        """Return the operating point, with each ``auto`` of ``asked`` resolved, and the curve.
 
         The search tries ``scales``, and the scale in ``asked`` if there is one.
         """
@@ -134,13 +134,13 @@ def _why_not_advised(search: PointSearch, key: str) -> Reason | None:
     if not len(classifier.images.val) and "val" in classifier.images.excluded:
         excluded = classifier.images.excluded["val"]
         return Reason("validation_images_excluded", images=excluded["images"], of=excluded["of"])
-    refuse_undecidable(classifier, search.images, [f"{key}=auto"])
+    require_validation_images(classifier, search.images, [f"{key}=auto"])
     numbers = [c for c in search.targets if not (search.images.labels == c).any()]
     unseen = [classifier.classes[c] for c in numbers]
     return Reason("unseen", classes=unseen) if unseen else None
 
 
-def refuse_undecidable(
+def require_validation_images(
     classifier: Classifier, val: Images, asked: Sequence[str], unseen: Sequence[str] = ()
 ) -> None:
     """Raise if ``asked`` needs validation images, and there are none, or none of ``unseen``."""

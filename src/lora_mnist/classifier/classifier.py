@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from lora_mnist.classifier.build import build_dataset, build_network
 from lora_mnist.classifier.check import check_outputs, use_channels_last
 from lora_mnist.classifier.find_files import find_adapter, find_base
-from lora_mnist.classifier.huggingface import from_folder
+from lora_mnist.classifier.huggingface import read_folder
 from lora_mnist.classifier.record import NO_RECORD, Record
 from lora_mnist.classifier.settings import Settings
 from lora_mnist.classifier.train_digests_file import read_train_digests
 from lora_mnist.classifier.weights_file import Base, load_weights, read_base
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images, ImageSets
-from lora_mnist.errors import UserError, config_group, format_value, one_line, report_as
+from lora_mnist.errors import UserError, format_value, one_line, report_as, report_group_errors
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.predictions import logits_at
@@ -89,7 +89,7 @@ class Classifier:
         if isinstance(net, nn.Module):
             own_net, net = net, {"_target_": f"{type(net).__module__}.{type(net).__qualname__}"}
         # 1. the command line
-        arguments, folder = from_folder(net or {})
+        arguments, folder = read_folder(net or {})
         settings = Settings.from_command_line(arguments, prepare or {}, data or {}, folder)
         # 2. the adapter's record
         adapter, record = find_adapter(adapter)
@@ -124,7 +124,7 @@ class Classifier:
         cls, net: Mapping[str, Any], prepare: Mapping[str, Any], data: Mapping[str, Any]
     ) -> "Classifier":
         """Return an untrained classifier of these arguments and the defaults."""
-        arguments, folder = from_folder(net)
+        arguments, folder = read_folder(net)
         settings = Settings.from_command_line(
             arguments, prepare, data, folder
         ).with_default_targets()
@@ -197,7 +197,7 @@ class Classifier:
 
         UserError, if they cannot be read.
         """
-        with config_group("data"):
+        with report_group_errors("data"):
             sets = self.dataset.sets
         return sets.without_train_images(self.train_digests)
 
@@ -217,7 +217,7 @@ class Classifier:
             log.info("no test images here (%s)", error)
             return None
 
-    def make_ready(self, images: Images | None = None) -> None:
+    def check_network(self, images: Images | None = None) -> None:
         """Raise if the network does not take the images or return logits; set its memory format."""
         if images is None:  # a picture of ours is tried
             if self.settings.prepare.get("transform") is not None:

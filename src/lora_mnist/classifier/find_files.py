@@ -11,7 +11,7 @@ from lora_mnist.data import is_published
 from lora_mnist.errors import UserError, report_as
 from lora_mnist.lora.adapter import read_metadata
 from lora_mnist.lora.peft_lora import CONFIG_NAME
-from lora_mnist.project import program, user_path
+from lora_mnist.project import expand_path, format_program
 from lora_mnist.run_paths import ADAPTER_FOLDER
 
 
@@ -19,7 +19,7 @@ def find_adapter(folder: str | Path | None) -> tuple[Path | None, Record]:
     """Return an adapter's folder, also for the folder of its run, and the adapter's record."""
     if folder is None:
         return None, NO_RECORD
-    path = user_path(folder)
+    path = expand_path(folder)
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
     if not (path / CONFIG_NAME).is_file():
@@ -41,7 +41,7 @@ def find_base(
     A folder of Hugging Face may be named. ``record`` is the adapter's.
     """
     if named is not None:
-        path = user_path(named)
+        path = expand_path(named)
         path = path / WEIGHTS if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"base_ckpt={path}: no such file ({path.absolute()})")
@@ -52,17 +52,17 @@ def find_base(
         own = find_base_by_sha256(bases, expected)
         if own is None and read_base_sha256(path) != expected:
             raise UserError(
-                f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights "
+                f"adapter={adapter}: its base was not found; expected base_ckpt=FILE, the weights "
                 f"with SHA-256 {expected}"
             )
         path = own or path
     if path.is_file():
         return path
-    images = user_path(settings.data.get("data_dir") or ".")
+    images = expand_path(settings.data.get("data_dir") or ".")
     if not is_published(settings.data) and not images.is_dir():  # path has its name
         raise UserError(f"data.data_dir={images}: no such folder ({images.absolute()})")
     advice = ""
     if settings.net.get("_target_") in (None, *NETWORKS):
         same = "" if path.stem == base_name({}, {}) else " of the same data and net"
-        advice = f"; make a base{same} with: {program('train')} stage=pretrain"
+        advice = f"; make a base{same} with: {format_program('train')} stage=pretrain"
     raise UserError(f"base_ckpt={path}: no such file ({path.absolute()}){advice}")

@@ -30,8 +30,8 @@ def refuse_foreign_code(
         if foreign := find_foreign_code(arguments, key, value, given.get(key)):
             line = quote(f"{group}.{key}={format_value(value)}")
             raise UserError(
-                f"{file}: its file names {foreign}, code of its maker: {line} runs it, from where "
-                "you stand; so does your own file with it: --config-dir . classifier=NAME"
+                f"{file}: its file names {foreign}, code of its maker; to run it, set {line}, here "
+                "or in your own file: --config-dir . classifier=NAME"
             )
 
 

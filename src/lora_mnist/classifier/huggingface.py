@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.data.pictures import size_before_crop
 from lora_mnist.errors import UserError, one_line, require_extra
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 
 #: The ``_target_`` of such a network in a record.
 TARGET = "lora_mnist.huggingface"
@@ -63,11 +63,11 @@ def _logits(net: nn.Module, images: Any, output: Any) -> Any:
     return output.logits
 
 
-def from_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+def read_folder(net: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """Return a network's arguments with a config.json's content for ``folder``, and the folder."""
     if net.get("_target_") != TARGET or net.get("folder") is None:
         return dict(net), None
-    folder = user_path(net["folder"])
+    folder = expand_path(net["folder"])
     try:
         config = json.dumps(json.loads((folder / _CONFIG).read_text()))
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def load_processor(folder: Path) -> Any:
     )
 
 
-def pictures_to_try(channels: int) -> list[Image.Image]:
+def draw_test_pictures(channels: int) -> list[Image.Image]:
     """Draw a wide and a tall picture, both smooth, to compare preprocessing on."""
     gradient = Image.linear_gradient("L")
     smooth = Image.merge("RGB", (gradient, gradient.rotate(90), Image.radial_gradient("L")))
@@ -132,7 +132,7 @@ def pictures_to_try(channels: int) -> list[Image.Image]:
     return [smooth.resize((600, 400)), smooth.resize((400, 600))]
 
 
-def allowed_difference(height: int, width: int) -> float:
+def pixel_tolerance(height: int, width: int) -> float:
     """Return the largest allowed difference of pixels in 0..1: a crop may be off by one pixel."""
     return 2 / min(height, width, 128)
 
@@ -153,7 +153,7 @@ def save_folder(net: Any, preprocessing: Mapping[str, Any], folder: Path) -> nn.
             if height != width:
                 raise UserError(
                     f"prepare.image_size={sides}: expected a square, or prepare.resize=stretch, "
-                    "since the processor of a folder says no other"
+                    "since a folder's processor has no other resizing"
                 )
         mode = preprocessing["interpolation"].removesuffix("-exact").upper()
         values = {

@@ -14,7 +14,7 @@ class MLP(nn.Sequential):
 
     Images, (N, ...) with ``in_features`` values each, give logits, (N, num_classes). With the
     default sizes it is the notebook's ``RichBoyNet``: 784-1000-2000-10, 2,807,010 parameters, far
-    larger than the task needs so that LoRA has something to be small beside.
+    larger than the task needs, so that LoRA is small by comparison.
 
     Args:
         in_features: number of input values per image, all dimensions but the first.

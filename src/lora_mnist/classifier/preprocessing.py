@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from lora_mnist.classifier.huggingface import (
     PROCESSOR,
     TARGET,
-    allowed_difference,
+    draw_test_pictures,
     load_processor,
-    pictures_to_try,
+    pixel_tolerance,
 )
 from lora_mnist.data.pictures import Preprocessing
 from lora_mnist.errors import SIZING, UserError, one_line
@@ -95,7 +95,7 @@ def _read_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None)
     if prepare.get("transform") is not None:
         return named
     # Processors interpret their values in different ways. So this one is tried on pictures.
-    pictures = pictures_to_try(channels)
+    pictures = draw_test_pictures(channels)
     for color in ("black", "white"):
         pictures.append(Image.new(pictures[0].mode, (600, 400), color))
     where = f"net.folder={folder}: {PROCESSOR}"
@@ -118,8 +118,8 @@ def _read_huggingface(net: Any, prepare: Mapping[str, Any], folder: Path | None)
     way = _find_resize(pictures[:2], pixels, values)
     if way is None:
         raise UserError(
-            f"{where} prepares pictures as no keys of prepare do; expected prepare.image_size=, or "
-            "prepare.transform, a function of your own"
+            f"{where} prepares pictures in a way that keys of prepare cannot; expected "
+            "prepare.image_size=, or prepare.transform, a function of your own"
         )
     return named | way.sizing
 
@@ -152,4 +152,4 @@ def _find_resize(
         return largest
 
     best = min(ways, key=difference)
-    return best if difference(best) <= allowed_difference(height, width) else None
+    return best if difference(best) <= pixel_tolerance(height, width) else None

@@ -46,7 +46,7 @@ def read_base(path: Path) -> Base:
         types = []
         with suppress(Exception):  # the file is not one of torch.save's
             types = sorted(get_unsafe_globals_in_checkpoint(path))
-        reason = f"damaged or something else ({type(error).__name__})"
+        reason = f"damaged, or not a weights file ({type(error).__name__})"
         if types:
             reason = f"holds {types[0]}, which is not loaded, since it could run code"
         raise ValueError(
@@ -139,7 +139,7 @@ def _build_hint(
     if key and stored.keys() == own.keys() and stored[name].shape[:1] != last.shape[:1]:
         return f": {key}={len(stored[name])} has as many outputs"
     keys = [f"net.{key}={format_value(value)}" for key, value in arguments.items()]
-    return f", or the keys of their training in place of {' '.join(keys)}"
+    return f", or the keys that it was trained with in place of {' '.join(keys)}"
 
 
 def outputs_key(arguments: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from lora_mnist import __version__
 from lora_mnist.config.run import CLASSIFIER, quote_for_hydra
 from lora_mnist.errors import UserError, format_value
-from lora_mnist.project import COMMANDS, CONFIGS, user_path
+from lora_mnist.project import COMMANDS, CONFIGS, expand_path
 
 USAGE = f"""lora-mnist {__version__}
 
@@ -31,8 +31,8 @@ lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets. Yo
 of yours, classifier/photos.yaml: lora-mnist COMMAND --config-dir . classifier=photos"""
 
 
-def command_name() -> str:
-    """Return the command in the first argument, and replace it by its configuration, for Hydra."""
+def parse_command() -> str:
+    """Return the command's name; replace it in ``sys.argv`` by Hydra's ``--config-name NAME``."""
     if sys.argv[1:2] != ["--config-name"]:  # which a process that Lightning starts has
         sys.argv.insert(1, "--config-name")
     name = sys.argv[2] if len(sys.argv) > 2 else ""
@@ -63,23 +63,23 @@ def give_to_hydra() -> None:
     overrides = get_args_parser().parse_intermixed_args(options).overrides
     for text in overrides:
         options.remove(text)
-    sys.argv[1:] = options + [_override(text) for text in overrides]
+    sys.argv[1:] = options + [_quote_override(text) for text in overrides]
 
 
-def _override(text: str) -> str:
+def _quote_override(text: str) -> str:
     """Return an override as Hydra reads it."""
     if "=" not in text:
         return text
     text = re.sub("^classifier=", f"{CLASSIFIER}=", text)
     # Bash does so behind out=, and not behind data.data_dir=.
-    text = re.sub(r"(?<=[=,[])~(?=/)", lambda _: str(user_path("~")), text)
+    text = re.sub(r"(?<=[=,[])~(?=/)", lambda _: str(expand_path("~")), text)
     key, _, value = text.partition("=")
     try:
         parsed = OverridesParser.create().parse_override(text).value()
     except (
         HydraException
     ):  # Hydra reports the error later, but a name such as Flöte or epoch=3.ckpt
-        # A list, a dictionary or a function of Hydra's is none: photo (1).png is.
+        # photo (1).png is a name, too; a list, a dictionary or a Hydra function is not.
         is_name = "," not in value and not re.match(r"[\[{]|\w+\(", value)
         return f"{key}={quote_for_hydra(value)}" if is_name else text
     choices = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
@@ -87,5 +87,5 @@ def _override(text: str) -> str:
         raise UserError(f"{text}: expected auto alone, or a list without it")  # Hydra would drop it
     is_group = any(Path(folder, key).is_dir() for folder in (CONFIGS, config_dir() or CONFIGS))
     if is_group and isinstance(parsed, int | float | None):
-        return f"{key}='{format_value(parsed)}'"  # of a text Hydra lists what there is
+        return f"{key}='{format_value(parsed)}'"  # quoted, or Hydra would not list the options
     return text

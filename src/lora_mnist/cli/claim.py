@@ -14,7 +14,7 @@ from lora_mnist.cli.exits import PastHydra
 from lora_mnist.cli.explain import explain_missing_stage
 from lora_mnist.cli.sweep import close_sweep, open_sweep
 from lora_mnist.errors import UserError
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 from lora_mnist.run_paths import refuse_used_folder
 
 
@@ -26,7 +26,7 @@ class ClaimOutputFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``."""
-        with _claim(config):
+        with _prepare_claim(config):
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:  # so in processes that Lightning starts
                 refuse_used_folder("hydra.run.dir", folder)
@@ -35,7 +35,7 @@ class ClaimOutputFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; for a command without results, Hydra only runs the jobs."""
-        with _claim(config):
+        with _prepare_claim(config):
             if "sweep" in config:
                 open_sweep(config, config.hydra)
 
@@ -49,7 +49,7 @@ class ClaimOutputFolder(Callback):
 
 
 @contextmanager
-def _claim(cfg: DictConfig) -> Iterator[None]:
+def _prepare_claim(cfg: DictConfig) -> Iterator[None]:
     """Set Hydra's configuration for the ``with`` block; after an error no folder is touched."""
     try:
         HydraConfig.instance().set_config(cfg)  # as Hydra does next, for ${hydra:...}
@@ -70,5 +70,5 @@ def _refuse_start(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg, "stage") and not swept & {"stage", "experiment"}:
         raise UserError(explain_missing_stage())
     for key in ("outputs", "bases"):
-        if user_path(cfg.paths[key]).is_file():
+        if expand_path(cfg.paths[key]).is_file():
             raise UserError(f"paths.{key}={cfg.paths[key]}: expected a folder, not a file")

@@ -11,11 +11,11 @@ from typing import Any
 from hydra.types import RunMode
 
 from lora_mnist.cli.explain import explain
-from lora_mnist.cli.sweep import end_early
+from lora_mnist.cli.sweep import close_interrupted_sweep
 from lora_mnist.config.run import Run, quote_for_hydra
 from lora_mnist.errors import UserError
-from lora_mnist.project import command_line
-from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
+from lora_mnist.project import format_command
+from lora_mnist.run_paths import LAST_CHECKPOINT, list_finished
 
 
 class PastHydra(BaseException):
@@ -30,7 +30,7 @@ def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseE
     if signals or isinstance(error, KeyboardInterrupt):  # first: Lightning makes a SystemExit of it
         sent = signal.Signals(signals[0] if signals else signal.SIGINT)
         left = _describe_finished_jobs(hydra_conf) or _suggest_command(hydra_conf)
-        return _exit(f"interrupted by {sent.name}", left, 128 + sent)
+        return _print_exit(f"interrupted by {sent.name}", left, 128 + sent)
     if isinstance(error, SystemExit):  # as after --help, or a sweep with failed jobs
         return error
     if isinstance(error, BrokenPipeError):
@@ -46,11 +46,11 @@ def exit_for(error: BaseException, signals: list[int], hydra_conf: Any) -> BaseE
         return error  # Python prints the traceback
     if code == UserError.exit_code:
         _remove_if_empty(hydra_conf)
-    return _exit(reason, _describe_finished_jobs(hydra_conf), code)
+    return _print_exit(reason, _describe_finished_jobs(hydra_conf), code)
 
 
-def _exit(reason: str, left: str, code: int) -> SystemExit:
-    """Print why a command ends and its next command; return its exit."""
+def _print_exit(reason: str, left: str, code: int) -> SystemExit:
+    """Print why a command ends, and what comes next; return the SystemExit."""
     print(f"{reason}\n{left}".rstrip(), file=sys.stderr)
     return SystemExit(code)
 
@@ -58,7 +58,7 @@ def _exit(reason: str, left: str, code: int) -> SystemExit:
 def _describe_finished_jobs(hydra_conf: Any) -> str:
     """Return a line about the finished jobs of a sweep, or "" if this is no sweep."""
     is_sweep = hydra_conf is not None and hydra_conf.mode == RunMode.MULTIRUN
-    return end_early(Path(hydra_conf.sweep.dir)) if is_sweep else ""
+    return close_interrupted_sweep(Path(hydra_conf.sweep.dir)) if is_sweep else ""
 
 
 def _run_folder(hydra_conf: Any) -> Path | None:
@@ -90,7 +90,7 @@ def _suggest_command(hydra_conf: Any, is_bug: bool = False) -> str:
         return ""
     last, run = folder / LAST_CHECKPOINT, Run.from_hydra(hydra_conf, folder)
     how, dropped = "start again with", ["hydra.run.dir", "hydra.mode"]
-    if is_resumable := last.is_file() or bool(finished_trainings(folder)):
+    if is_resumable := last.is_file() or bool(list_finished(folder)):
         how, dropped = "go on with", [*dropped, "ckpt_path"]
     overrides = run.overrides_without(*dropped)
     if is_resumable:
@@ -98,4 +98,4 @@ def _suggest_command(hydra_conf: Any, is_bug: bool = False) -> str:
         overrides.append(f"ckpt_path={quote_for_hydra(path)}")
     elif is_bug:
         return f"log: {folder / hydra_conf.job.name}.log"
-    return f"{how}: {command_line(str(hydra_conf.job.config_name), overrides)}"
+    return f"{how}: {format_command(str(hydra_conf.job.config_name), overrides)}"

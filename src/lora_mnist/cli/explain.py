@@ -24,14 +24,14 @@ from lora_mnist.errors import (
     printable,
     suggest_nearest,
 )
-from lora_mnist.project import CONFIGS, command_line, install_command
+from lora_mnist.project import CONFIGS, format_command, install_command
 
 # Texts of Hydra 1.3, whose errors have neither class nor attribute for this.
 _SEARCH_PATH = "Config search path:"  # the rest is for programmers
 _FULL_KEY = "\n    full_key:"  # OmegaConf's, as the next one
 _NO_CLASSIFIER = r"=(\S+) looks .* config group 'classifier' does not exist"
 _NO_GROUP = r"(?:In '(\S+)': )?Could not \w+ '([\w/]+)'. No match"
-#: Which of our extras brings a launcher or a sweeper of Hydra's.
+#: The extra that installs each Hydra launcher or sweeper.
 _EXTRAS = {"joblib": "sweep", "optuna": "sweep", "ray": "ray", "submitit_slurm": "slurm"}
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EROFS):
         keys = ("out=", "paths.outputs=", "hydra.run.dir=", "hydra.sweep.dir=")
         arguments = " ".join(text for text in read_arguments() if text.startswith(keys))
-        return f"{arguments or 'paths.outputs=outputs'}: {one_line(error)}; expected room on a disk"
+        return f"{arguments or 'paths.outputs=outputs'}: {one_line(error)}; free some disk space"
     return one_line(error) if isinstance(error, YAMLError) else None
 
 
@@ -109,7 +109,7 @@ def _explain_missing_group(file: str | None, group: str) -> str:
             f"{group}: Hydra takes the folder {folder} for a group of configuration files; "
             "expected another name for it, or a --config-dir that has classifier/ alone"
         )
-    return f"{group}: nothing reads this group here"
+    return f"{group}: this command has no such group of keys"
 
 
 def _explain_missing_file(name: str) -> str:
@@ -124,8 +124,8 @@ def explain_missing_stage() -> str:
     """Return the two commands to choose from, with the arguments of this one."""
     arguments = read_arguments()
     others = [text for text in arguments if not text.startswith("experiment=")]
-    pretrain = command_line("train", [*arguments, "stage=pretrain"])
-    repair = command_line("train", [*others, "experiment=repair"])
+    pretrain = format_command("train", [*arguments, "stage=pretrain"])
+    repair = format_command("train", [*others, "experiment=repair"])
     return (
         "stage: missing; expected one of\n"
         f"  {pretrain}        to train a base\n"

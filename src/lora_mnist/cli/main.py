@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
-from lora_mnist.cli.arguments import command_name, give_to_hydra
+from lora_mnist.cli.arguments import give_to_hydra, parse_command
 from lora_mnist.cli.exits import PastHydra, exit_for
 from lora_mnist.cli.explain import log_failure
 from lora_mnist.cli.sweep import run_job
@@ -31,7 +31,7 @@ from lora_mnist.project import COMMANDS, CONFIGS
 
 def main() -> None:
     """Run the command that follows ``lora-mnist`` on the command line."""
-    run_command(command_name())
+    run_command(parse_command())
 
 
 def run_command(name: str) -> None:
@@ -73,7 +73,7 @@ def run_by_hydra(command: Command, config_name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        # Only so does Hydra raise its errors; else it prints them, and exits with 1.
+        # Without this, Hydra prints its errors and exits with 1 instead of raising them.
         with env_override({"HYDRA_FULL_ERROR": "1"}):
             give_to_hydra()
             with_hydra(task)()

@@ -31,7 +31,7 @@ _NEVER_CHOOSE = ("test", "mistakes")
 
 
 def open_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
-    """Refuse to rank by test images, and a used folder."""
+    """Create the sweep's folder; raise if it is used, or if test images would rank the jobs."""
     metric = str(cfg.sweep.metric)
     if metric.startswith(_NEVER_CHOOSE):
         raise UserError(
@@ -76,17 +76,17 @@ def run_job(command: Command, cfg: DictConfig, run: Run, hydra_conf: HydraConf) 
 
 def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
     """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
-    from lora_mnist.show.figures import save_summary  # late: torch
+    from lora_mnist.show.figures import save_sweep_figure  # late: torch
 
     folder, metric = Path(hydra_conf.sweep.dir).absolute(), cfg.sweep.metric or ""
     summary = summarize(folder, metric)
     write_summary(summary)
-    save_summary(summary)
+    save_sweep_figure(summary)
     print(format_sweep_table(summary, cfg.sweep.columns))
-    set_keys = {override_key(text) for text in hydra_conf.overrides.task}
+    given_keys = {override_key(text) for text in hydra_conf.overrides.task}
     names = {name for row in summary.rows for job in row for name in job.results}
     for title, name in cfg.sweep.columns.items():
-        if names and f"sweep.columns.{title}" in set_keys and name not in names:
+        if names and f"sweep.columns.{title}" in given_keys and name not in names:
             text = f"sweep.columns.{title}={name}: no job has it{suggest_nearest(str(name), names)}"
             print(text, file=sys.stderr)
     if summary.best:
@@ -99,7 +99,7 @@ def close_sweep(cfg: DictConfig, hydra_conf: HydraConf) -> None:
         raise SystemExit(1)
 
 
-def end_early(folder: Path) -> str:
+def close_interrupted_sweep(folder: Path) -> str:
     """Return a line about an interrupted sweep's finished jobs; remove a sweep without any."""
     summary = summarize(folder, "")
     if summary.rows or summary.failed:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import configured_point, load_configured
+from lora_mnist.config.make import load_from_config, read_point
 from lora_mnist.config.run import Run
 from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
@@ -58,7 +58,7 @@ def build_page(classifier: Classifier) -> Any:
     from torchvision.transforms.functional import to_pil_image
 
     dataset, start = classifier.dataset, lora_point(classifier.net)
-    moved = find_offset(classifier.net)
+    offset_adapter = find_offset(classifier.net)
     images = classifier.test_images()
 
     def read(picture: Any) -> tuple[Tensor | None, str]:
@@ -74,7 +74,7 @@ def build_page(classifier: Classifier) -> Any:
         wrong = iter(()) if images is None else find_wrong_images(classifier, images, shown)
         return next(wrong, ("There is no test image that the base gets wrong.", None, shown))
 
-    def ask(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
+    def classify(image: Tensor | None, scale: float, offset: float) -> tuple[Any, Any, Any]:
         if image is None:
             return None, None, None
         base, adapted = predict_both(classifier, image, start._replace(scale=scale, offset=offset))
@@ -82,7 +82,7 @@ def build_page(classifier: Classifier) -> Any:
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
         gr.Markdown(_EXPLANATION)
-        image, shown = gr.State(), gr.State(-1)  # each visitor's, and the last that was asked for
+        image, shown = gr.State(), gr.State(-1)  # per visitor: the last test image that was shown
         with gr.Row():
             with gr.Column():
                 if isinstance(dataset, MNIST) and dataset.dataset == "MNIST":
@@ -113,7 +113,7 @@ def build_page(classifier: Classifier) -> Any:
                     elem_id="scale",
                 )
                 label, reach = "Offset on the repaired class", 10
-                if moved is not None and not moved.moves_one_class:
+                if offset_adapter is not None and not offset_adapter.moves_one_class:
                     label, reach = "Tau of the offset on the repaired classes", 3
                 most_offset = max(reach, abs(start.offset))
                 offset = gr.Slider(
@@ -122,7 +122,7 @@ def build_page(classifier: Classifier) -> Any:
                     start.offset,
                     step=0.05,
                     label=label,
-                    visible=moved is not None,
+                    visible=offset_adapter is not None,
                     elem_id="offset",
                 )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
@@ -132,7 +132,7 @@ def build_page(classifier: Classifier) -> Any:
         picture.change(read, [picture], [image, note])
         button.click(wrong_image, [shown], [note, image, shown], **in_turn)
         changes, outputs = [image.change, scale.change, offset.change], [base, adapted, seen]
-        gr.on(changes, ask, [image, scale, offset], outputs, show_progress="hidden", **in_turn)
+        gr.on(changes, classify, [image, scale, offset], outputs, show_progress="hidden", **in_turn)
     return page
 
 
@@ -147,7 +147,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     require_extra("demo.py", "demo", "gradio")
     log.info("loading the network and its test images")
     cfg = resolve_configuration(cfg, run)
-    classifier = load_configured(cfg)
-    classifier.make_ready()
-    log_choices(apply_point(classifier, configured_point(cfg)))
+    classifier = load_from_config(cfg)
+    classifier.check_network()
+    log_choices(apply_point(classifier, read_point(cfg)))
     build_page(classifier).launch(share=False, show_error=True)

@@ -6,9 +6,9 @@ from omegaconf import DictConfig
 
 from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import configured_point
+from lora_mnist.config.make import read_point
 from lora_mnist.config.run import Run
-from lora_mnist.run_paths import new_run_folder
+from lora_mnist.run_paths import plan_run_folder
 from lora_mnist.show.reasons import log_choices
 from lora_mnist.training.check_preprocessing import check_base
 from lora_mnist.training.opening import open_session
@@ -30,15 +30,15 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
-    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
+    run = run or Run(plan_run_folder(cfg.paths.outputs, cfg.stage))
     cfg = resolve_configuration(cfg, run)
     with quiet_lightning():
         session = open_session(cfg, run)
         classifier = session.classifier
         session.switch_to_eval()  # also for the search for the point
-        choices = apply_point(classifier, configured_point(cfg), session.images.val)
+        choices = apply_point(classifier, read_point(cfg), session.images.val)
         log_choices(choices)
-        tables = session.tables(with_val=classifier.adapter is None)
+        tables = session.predict_splits(with_val=classifier.adapter is None)
         better_preprocessing = check_base(session, tables.get("val"))  # of a base alone
         about = {"steps": 0, "better_preprocessing": better_preprocessing}
         return finish(session, tables, choices, about)

@@ -20,14 +20,14 @@ from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.huggingface import (
     TARGET,
-    allowed_difference,
+    draw_test_pictures,
     load_processor,
-    pictures_to_try,
+    pixel_tolerance,
     save_folder,
 )
 from lora_mnist.classifier.weights_file import load_weights, read_base
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import configured_point, load_configured
+from lora_mnist.config.make import load_from_config, read_point
 from lora_mnist.config.run import Run
 from lora_mnist.data import ImageDataset, Images
 from lora_mnist.errors import IncompleteError, UserError, format_value, one_line, require_extra
@@ -77,9 +77,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     with a ``prepare.transform`` it takes the output of that, in the size that a test image has
     there. One that ends in ``.safetensors`` holds the weights. A name without an ending is a folder
     for ``from_pretrained`` of transformers, with a network of theirs. The written network must give
-    the predictions of the live one on the whole test set, and its logits as far as
-    :data:`TOLERANCE`; otherwise there is no file. Without the test set, pictures of a gradient take
-    its place.
+    the predictions of the live one on the whole test set, and its logits to within
+    :data:`TOLERANCE`; otherwise no file is written. Without the test set, pictures of a gradient
+    take its place.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -100,16 +100,16 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if cfg.out is None or write is None:
         raise UserError(f"out={format_value(cfg.out)}: {expected}")
     refuse_unwritable(out)  # a file there may be somebody's weights
-    if write is onnx_file:
+    if write is write_onnx:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
-    classifier = load_configured(cfg)
+    classifier = load_from_config(cfg)
     dataset, transform = classifier.dataset, classifier.settings.prepare.get("transform")
     is_of_transformers = classifier.settings.net.get("_target_") == TARGET and transform is None
-    if write is folder_of_transformers and not is_of_transformers:
+    if write is write_transformers_folder and not is_of_transformers:
         raise UserError(f"out={format_value(cfg.out)}: {expected}")
     images, name = images_to_compare(classifier)
-    classifier.make_ready(images)
-    choices = apply_point(classifier, configured_point(cfg))
+    classifier.check_network(images)
+    choices = apply_point(classifier, read_point(cfg))
     log_choices(choices)
     plain = copy.deepcopy(classifier.net).cpu()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for safetensors
@@ -119,7 +119,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
     if transform:
         content = json.dumps(transform)
-    elif write is not onnx_file:
+    elif write is not write_onnx:
         dtype, content = "float32", "(pixel / 255 - mean) / std"
     point = choices["point"].value if choices else {}
     metadata = build_metadata(classifier, plain, point) | {
@@ -171,7 +171,7 @@ def build_metadata(
 
 
 @contextmanager
-def onnx_file(
+def write_onnx(
     out: Path, merged: FromPixels, example: Tensor, metadata: dict[str, str]
 ) -> Iterator[nn.Module]:
     """Write a graph, for any number of images like ``example``; yield it, read back."""
@@ -195,7 +195,7 @@ def onnx_file(
 
 
 @contextmanager
-def weights_file(
+def write_safetensors(
     out: Path, merged: FromPixels, _: Tensor, metadata: dict[str, str]
 ) -> Iterator[nn.Module]:
     """Write the weights; yield a copy of the network with them, read back."""
@@ -209,7 +209,7 @@ def weights_file(
 
 
 @contextmanager
-def folder_of_transformers(out: Path, merged: FromPixels, *_: object) -> Iterator[nn.Module]:
+def write_transformers_folder(out: Path, merged: FromPixels, *_: object) -> Iterator[nn.Module]:
     """Write a folder for ``from_pretrained``; yield its network, read back."""
     with make_folder(out.parent), TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as parent:
         folder = Path(parent, out.name)
@@ -227,12 +227,12 @@ def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
     preprocessing = dataset.preprocessing()
     if "image_size" not in preprocessing:  # its pictures have the size of the images
         return
-    pictures = pictures_to_try(preprocessing["channels"])
+    pictures = draw_test_pictures(preprocessing["channels"])
     transparent = pictures[0].copy()
     if preprocessing["channels"] == 3:  # of one channel, the processor converts no picture
         transparent.putalpha(128)
         pictures += [pictures[0].convert("L"), transparent]
-    processor, allowed = load_processor(folder), allowed_difference(*preprocessing["image_size"])
+    processor, allowed = load_processor(folder), pixel_tolerance(*preprocessing["image_size"])
     std = torch.tensor(preprocessing["std"]).reshape(-1, 1, 1)
     for picture in pictures:
         try:
@@ -243,23 +243,23 @@ def check_processor(folder: Path, dataset: ImageDataset, out: Path) -> None:
         difference = ((inputs - expected) * std).abs().max().item()
         if difference > allowed and picture is not transparent:
             raise IncompleteError(
-                f"out={out}: not written; its processor prepares pictures otherwise than the live "
-                f"classifier: pixels, from 0 to 1, differ by {difference:.2f}; expected at most "
-                f"{allowed:.2f}"
+                f"out={out}: not written; its processor prepares pictures differently from "
+                f"the live classifier: pixels, from 0 to 1, differ by {difference:.2f}; "
+                f"expected at most {allowed:.2f}"
             )
         if difference > allowed:
             log.warning(
-                "out=%s: its processor lays transparent pictures over a color, where the live "
-                "classifier drops their transparency: give it Pillow's picture.convert('RGB')",
+                "out=%s: its processor pastes transparent pictures onto a color, while the live "
+                "classifier drops their transparency: pass it Pillow's picture.convert('RGB')",
                 out,
             )
 
 
 #: Functions that write the network and read it back, by the ending of ``out=``.
 _WRITERS: dict[str, Callable[..., AbstractContextManager[nn.Module]]] = {
-    ".onnx": onnx_file,
-    ".safetensors": weights_file,
-    "": folder_of_transformers,
+    ".onnx": write_onnx,
+    ".safetensors": write_safetensors,
+    "": write_transformers_folder,
 }
 
 

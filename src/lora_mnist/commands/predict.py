@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from lora_mnist.classifier.choose_point import apply_point
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.config.keys import resolve_configuration
-from lora_mnist.config.make import configured_point, load_configured
+from lora_mnist.config.make import load_from_config, read_point
 from lora_mnist.config.run import Run
 from lora_mnist.data.listing import files_below
 from lora_mnist.errors import (
@@ -26,7 +26,7 @@ from lora_mnist.errors import (
 )
 from lora_mnist.lora.point import BASE, Point
 from lora_mnist.progress import progress
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 from lora_mnist.run_paths import refuse_unwritable
 from lora_mnist.show.predictions_file import write_predictions
 from lora_mnist.show.reasons import log_choices
@@ -46,9 +46,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         run: the command line; predictions are written only to ``cfg.out``.
 
     Returns:
-        For each picture a dictionary with its ``file``; with ``before``, the base's
-        :class:`.Prediction`; and where there is an adapter with ``after``, the one with it. Empty
-        with ``cfg.out``, which has them: no memory holds any number of pictures.
+        For each picture a dictionary: its ``file``; ``before``, the base's :class:`.Prediction`;
+        and, with an adapter, ``after``, the adapted network's. Empty with ``cfg.out``, whose file
+        has them: they may not fit into memory.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -58,9 +58,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     files = find_pictures(cfg.images)
     if cfg.out is not None:
         refuse_unwritable(Path(str(cfg.out)))
-    classifier = load_configured(cfg)
-    classifier.make_ready()
-    log_choices(apply_point(classifier, configured_point(cfg)))
+    classifier = load_from_config(cfg)
+    classifier.check_network()
+    log_choices(apply_point(classifier, read_point(cfg)))
     predictions, out = predict_files(classifier, files), cfg.out
     printed: list[dict[str, Any]] = []
     if out is not None:
@@ -102,7 +102,7 @@ def find_pictures(images: Any) -> list[Path]:
     named = list(images) if isinstance(images, ListConfig) else [images]
     for each in named or [None]:
         is_missing = each is None or each == ""
-        pattern = "" if is_missing else str(user_path(each))
+        pattern = "" if is_missing else str(expand_path(each))
         folder, matches = Path(pattern), []
         if pattern and folder.is_dir():
             for path in sorted(files_below(folder)):

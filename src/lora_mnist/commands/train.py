@@ -7,13 +7,13 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from lora_mnist.choice import Choice
-from lora_mnist.classifier.base import refuse_to_replace
+from lora_mnist.classifier.base import check_replaceable
 from lora_mnist.config.keys import resolve_configuration
 from lora_mnist.config.run import Run
-from lora_mnist.run_paths import ADAPTER_FOLDER, new_run_folder
+from lora_mnist.run_paths import ADAPTER_FOLDER, plan_run_folder
 from lora_mnist.show.reasons import log_choices
 from lora_mnist.show.screen import print_parameters
-from lora_mnist.training.adapter import add_adapter, refuse_undecided
+from lora_mnist.training.adapter import add_adapter, check_auto_point
 from lora_mnist.training.artifacts import (
     current_base_path,
     keep_base,
@@ -51,7 +51,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
-    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
+    run = run or Run(plan_run_folder(cfg.paths.outputs, cfg.stage))
     cfg = resolve_configuration(cfg, run)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
@@ -62,7 +62,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=pretrain``: train all weights, test, and make the result the current base."""
     current = current_base_path(cfg, run)
     if current is not None and not is_quick(cfg):
-        refuse_to_replace(current)
+        check_replaceable(current)
     session = open_session(cfg, run)
     selection, choices = choose_target(session)
     (training,) = plan_trainings(session, selection)
@@ -72,7 +72,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if not session.trainer.is_global_zero:
         return {}
     choices["learning_rate"] = Choice(cfg.optimizer.lr, [session.explain_setting("optimizer.lr")])
-    tables = session.tables(with_val=True)
+    tables = session.predict_splits(with_val=True)
     base = new_base(session, tables, current)
     about: dict[str, Any] = {"steps": module.global_step, "base_sha256": base.sha256}
     if base.replaces is None:  # the user has to name it to other commands
@@ -86,11 +86,11 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     session = open_session(cfg, run)
-    before = session.predictions("val")
+    before = session.predict_split("val")
     better_preprocessing = check_base(session, before)
     selection, choices = choose_target(session, before)
     log_choices(choices, is_repair=True)
-    refuse_undecided(session, selection)
+    check_auto_point(session, selection)
     head = train_head(session, selection)
     add_adapter(session, selection)
     repair = train_repair(session, selection, before, head)
@@ -104,12 +104,12 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         "base_unchanged": True,  # or prove_unchanged has raised
         "better_preprocessing": better_preprocessing,
     }
-    tables = repair.tables | session.tables()
+    tables = repair.tables | session.predict_splits()
     if not is_quick(cfg):
         write_adapter(session, choices, repair.kept.train_digests)
         about["adapter"] = ADAPTER_FOLDER
     results = finish(session, tables, choices, about)
     if not is_quick(cfg):
-        keep_base(session)  # last: where the disk is full, all that is smaller is there
+        keep_base(session)  # last: if this large file fills the disk, the rest is already saved
     remove_finished(session)
     return results

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lora_mnist.config.run import Run, is_in
 from lora_mnist.config.values import check_values
 from lora_mnist.errors import UserError, format_value
-from lora_mnist.project import COMMANDS, CONFIGS, user_path
+from lora_mnist.project import COMMANDS, CONFIGS, expand_path
 
 #: Commands with keys of their own; train.py has two, by its stages.
 _STAGES = ("pretrain", "lora", *list(COMMANDS)[1:])
@@ -24,7 +24,7 @@ _PATHS = (
     *("adapter", "base_ckpt", "ckpt_path", "mistakes", "out"),
 )
 # Hydra makes folders below paths.outputs before these are resolved.
-OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(user_path(p)), replace=True)
+OmegaConf.register_new_resolver("lora_mnist.at_home", lambda p: str(expand_path(p)), replace=True)
 #: Groups in which a user may add any key: an argument of a function, or a name.
 _OPEN = ("callbacks", "logger", "net", "sweep.columns", "trials")
 
@@ -41,20 +41,20 @@ def resolve_configuration(cfg: DictConfig, run: Run | None = None) -> DictConfig
     ``~``. Raise UserError for a key or a value that cannot be used. A second call changes nothing:
     the command line makes one before torch is imported, and each command makes its own.
     """
-    set_keys = None if run is None or run.command_line is None else run.keys
-    resolved = _own_keys(cfg, set_keys)
-    _resolve_digit(resolved, set_keys or ())
+    given_keys = None if run is None or run.command_line is None else run.keys
+    resolved = _own_keys(cfg, given_keys)
+    _resolve_digit(resolved, given_keys or ())
     if run is not None:
         resolved.paths.run = str(run.folder)
         OmegaConf.to_container(resolved, resolve=True)  # raises for an unknown ${name}
     check_values(resolved)
     for key in _PATHS:
         if str(path := OmegaConf.select(resolved, key)).startswith("~"):
-            OmegaConf.update(resolved, key, str(user_path(path)))
+            OmegaConf.update(resolved, key, str(expand_path(path)))
     return resolved
 
 
-def _own_keys(cfg: DictConfig, set_keys: Collection[str] | None) -> DictConfig:
+def _own_keys(cfg: DictConfig, given_keys: Collection[str] | None) -> DictConfig:
     """Return a copy with the command's own keys. Raise UserError for an unknown key."""
     content: Any = OmegaConf.to_container(cfg)
     own, copied = list_command_keys(cfg.stage), cfg.copy()
@@ -64,7 +64,7 @@ def _own_keys(cfg: DictConfig, set_keys: Collection[str] | None) -> DictConfig:
         if name in own:
             continue
         # A user's file may be for several commands. From Python each key counts as set.
-        for key in [name] if set_keys is None else set_keys:
+        for key in [name] if given_keys is None else given_keys:
             if is_in(key, name) or (key == "augment" and name == "batches"):  # the group of it
                 raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
         with open_dict(copied):
@@ -90,15 +90,15 @@ def _refuse_unknown_keys(
             _refuse_unknown_keys(value, known, f"{key}.")
 
 
-def _resolve_digit(cfg: DictConfig, set_keys: Collection[str]) -> None:
+def _resolve_digit(cfg: DictConfig, given_keys: Collection[str]) -> None:
     """Resolve ``target`` and ``digit``, its other name; raise if they name different classes.
 
     ``target`` is ``${digit}`` until a file of the user's or the command line sets it.
     """
     digit, target = cfg.get("digit"), cfg.get("target")
-    if "digit" in set_keys and "target" not in set_keys:
+    if "digit" in given_keys and "target" not in given_keys:
         cfg.target = digit  # the command line overrides a file
-    elif "digit" not in set_keys and ("target" in set_keys or digit == "weakest"):
+    elif "digit" not in given_keys and ("target" in given_keys or digit == "weakest"):
         return  # the user's target overrides the recipe's weakest
     elif digit not in (None, target):
         other = (

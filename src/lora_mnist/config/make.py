@@ -9,14 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.classifier.choose_point import POINT_FIELDS
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, report_group_errors
 from lora_mnist.project import import_from_here
-from lora_mnist.run_paths import latest_adapter
+from lora_mnist.run_paths import find_latest_adapter
 
 
-def make(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
+def instantiate_part(key: str, cfg: Any, *arguments: Any, **options: Any) -> Any:
     """Instantiate a part of the configuration by Hydra; errors name ``key``."""
-    with import_from_here(), config_group(key):
+    with import_from_here(), report_group_errors(key):
         # Plain lists, for checkpoints.
         return instantiate(cfg, *arguments, _convert_="all", _partial_=False, **options)
 
@@ -37,19 +37,19 @@ def read_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def configured_point(cfg: DictConfig) -> dict[str, float | str | None]:
+def read_point(cfg: DictConfig) -> dict[str, float | str | None]:
     """Return the scale and offset that a command sets, or None for saved ones."""
     return {field: cfg.get(field) for field in POINT_FIELDS}
 
 
-def load_configured(cfg: DictConfig) -> Classifier:
+def load_from_config(cfg: DictConfig) -> Classifier:
     """Load the classifier of a configuration: its base, and its adapter at the saved point."""
     adapter = cfg.get("adapter")
-    for field, value in configured_point(cfg).items():
+    for field, value in read_point(cfg).items():
         if adapter is None and value is not None:
             raise UserError(f"{field}={value}: expected null, since there is no adapter")
     if adapter == "latest":
-        adapter = latest_adapter(cfg.paths.outputs)
+        adapter = find_latest_adapter(cfg.paths.outputs)
     groups = read_settings(cfg)
     classifier = Classifier.load(
         adapter, cfg.base_ckpt, **groups, bases=cfg.paths.bases, base_prefix=cfg.base_prefix

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.errors import UserError, format_value
-from lora_mnist.project import user_path
-from lora_mnist.run_paths import LAST_CHECKPOINT, finished_trainings
+from lora_mnist.project import expand_path
+from lora_mnist.run_paths import LAST_CHECKPOINT, list_finished
 
 # Valid values are described in words that messages repeat: alternatives joined by " or ", each a
 # kind of _KINDS, perhaps with bounds ("a number >= 0 and < 1"), or a text ("auto"), which may not
@@ -108,7 +108,7 @@ def check_values(cfg: DictConfig) -> None:
                 raise UserError(f"trials.{name}.{key}: expected some of {of_trials}")
             _check_value(key, value, f"trials.{name}.")
     path = cfg.get("ckpt_path")
-    if path is not None and not (user_path(path).is_file() or finished_trainings(user_path(path))):
+    if path is not None and not (expand_path(path).is_file() or list_finished(expand_path(path))):
         raise UserError(
             f"ckpt_path={path}: no such file; expected a checkpoint of a training, "
             f"RUN/{LAST_CHECKPOINT}, or the folder RUN of a repair with finished trainings"

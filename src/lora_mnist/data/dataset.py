@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Batch, Images, ImageSets
 from lora_mnist.data.threads import ReadOnce
-from lora_mnist.errors import config_group, require, require_choice, require_number
+from lora_mnist.errors import report_group_errors, require, require_choice, require_number
 from lora_mnist.progress import progress
 from lora_mnist.project import import_from_here
 
@@ -92,7 +92,7 @@ class ImageDataset:
         """Mean and deviation of pixels from 0 to 1, as set or as measured on training images."""
         mean, std = self._mean, self._std
         if mean is None or std is None:
-            with config_group("data"):
+            with report_group_errors("data"):
                 expected = "mean and std, as in the network's training, since there are no "
                 expected += "training images to measure"
                 require(len(self.sets.train) > 0, "mean", None, expected)

@@ -3,7 +3,8 @@
 - an image: ``Images.digests``, the first 8 bytes of its file's hash, or of its pixels' where it has
   no file; duplicates are found by it, and the images that base and adapter were trained on
 - images and labels of a split, or paths, labels and digests of a folder: ``ImageSets.sha256``
-- a picture in a folder of mistakes: the hash of its pixels, which holds some out (:mod:`.mistakes`)
+- a picture in a folder of mistakes: the hash of its pixels, which decides if it is held out
+  (:mod:`.mistakes`)
 - an image file's place in the order that holds images out: the hash of its path (:mod:`.split`)
 - a base, or the digests of an adapter's training images: :func:`.lora.base_state.hash_tensors`
 """

@@ -18,15 +18,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lora_mnist.data.dataset import Channelwise, ImageDataset
+from lora_mnist.data.digest_cache import DigestCache
 from lora_mnist.data.images import Images, ImageSets
-from lora_mnist.data.known_files import KnownFiles
 from lora_mnist.data.listing import SPLITS, ImageFile, Listing
 from lora_mnist.data.pictures import Preprocessing, examine, open_picture
 from lora_mnist.data.split import split_files
 from lora_mnist.data.threads import ReadOnce, map_in_threads
 from lora_mnist.errors import ArgumentError, PictureError, printable, require, require_number
 from lora_mnist.progress import progress
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Folder(ImageDataset):
         num_workers: int = 0,
     ) -> None:
         # On the command line the name 7 of a folder, a class or a set is read as a number.
-        self.data_dir = None if data_dir is None else user_path(data_dir)
+        self.data_dir = None if data_dir is None else expand_path(data_dir)
         for key, share in (("val_size", val_size), ("test_size", test_size)):
             require_number(key, share, 0, 1)
         size: Any = image_size if isinstance(image_size, list | tuple | None) else [image_size] * 2
@@ -149,16 +149,16 @@ class Folder(ImageDataset):
 
     def _examine_all(self) -> dict[ImageFile, int]:
         """Return the readable images and their digests; log the others."""
-        root, known, digests = self.root, KnownFiles(self.root), dict[ImageFile, int]()
+        root, known, digests = self.root, DigestCache(self.root), dict[ImageFile, int]()
 
-        def look_at(file: ImageFile) -> tuple[int, int, int] | None:
+        def describe_file(file: ImageFile) -> tuple[int, int, int] | None:
             try:
-                return known.look_at(file.path)
+                return known.describe_file(file.path)
             except (PictureError, OSError) as error:
                 log.warning("%s: skipped: %s", printable(root / file.path), error)
                 return None
 
-        found = progress(map_in_threads(look_at, self._files), "reading", len(self._files))
+        found = progress(map_in_threads(describe_file, self._files), "reading", len(self._files))
         for file, about in zip(self._files, found, strict=True):
             if about is None:
                 continue

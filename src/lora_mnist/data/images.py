@@ -61,7 +61,7 @@ class Images(Dataset[Batch]):
         return replace(self, sources=sources, labels=labels, names=names, digests=digests)
 
     def without(self, is_excluded: Tensor) -> "Images":
-        """Return these images without some: ``is_left_out`` is bool, (N,)."""
+        """Return the images for which ``is_excluded``, bool of shape (N,), is False."""
         return self.subset((~is_excluded).nonzero()[:, 0]) if is_excluded.any() else self
 
     def without_train_images(

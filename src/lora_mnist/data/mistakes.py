@@ -40,7 +40,7 @@ class Mistakes(NamedTuple):
     test: Images  # held out
 
 
-def wrong_pictures(
+def find_mistakes(
     predict: Callable[[Iterable[tuple[Tensor, int]]], Tensor],
     dataset: ImageDataset,
     folder: Path,
@@ -81,7 +81,7 @@ def _read(folder: Path, dataset: ImageDataset) -> list[Picture]:
         paths = [path for name in subfolders(root) for path in files_below(root / name)]
     pictures: dict[str, Picture] = {}
     for path in progress(paths, "mistakes", len(paths)):
-        name = path.relative_to(root).parts[0]  # of the link, where it is one
+        name = path.relative_to(root).parts[0]  # a link counts in the folder of the link
         if name not in dataset.classes:
             raise UserError(
                 f"mistakes={folder}: expected folders named after classes, such as "
@@ -117,14 +117,14 @@ def _refuse_test_images(pictures: Iterable[Picture], dataset: ImageDataset, fold
 
 
 def _hold_out(pictures: Sequence[Picture], dataset: ImageDataset, share: float) -> Tensor:
-    """Choose the test pictures by their SHA-256, bool of shape (N,); none is a training image."""
+    """Return which pictures to hold out, by SHA-256, bool of shape (N,); never training images."""
     known = torch.tensor(_hash_pixels(dataset.sets.train, dataset), dtype=torch.int64)
     is_known = torch.isin(compute_digests([picture.image for picture in pictures]), known)
     is_below = [int(picture.sha256[:8], 16) < share * 2**32 for picture in pictures]
     return torch.tensor(is_below) & ~is_known
 
 
-def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
+def append_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     """Return the images of a run with the mistakes to learn after the training images."""
     sha256 = dict(images.sha256)
     for name, pictures in (("mistakes", mistakes.train), ("mistakes_test", mistakes.test)):

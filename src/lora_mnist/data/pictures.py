@@ -72,7 +72,7 @@ def open_picture(
         extrema: Any = image.convert("RGBA").getextrema()
         *colors, (least, most) = extrema
         if least < most and all(low == high for low, high in colors):
-            raise PictureError("all of one color without its transparency; lay it over another")
+            raise PictureError("blank without its transparency; flatten it onto a background")
     try:
         image.crop((0, 0, 1, 1)).convert("L")
     except ValueError as error:  # LAB is one
@@ -131,7 +131,7 @@ class Preprocessing:
             image = self.transform(augment(picture) if augment else picture)
             if not isinstance(image, Tensor):
                 kind = type(image).__name__
-                raise UserError(f"prepare.transform: gives a {kind}; expected a tensor")
+                raise UserError(f"prepare.transform: returned a {kind}; expected a tensor")
             return image
         height, width = size_before_crop(self.size, self.crop_pct)
         if self.resize == "crop":

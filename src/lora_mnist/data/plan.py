@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches that hold as many images to learn as there are."""
+        """The number of batches that cover the images to learn once."""
         return math.ceil(self._images_per_epoch / self.batch_size)
 
     @property
@@ -54,7 +54,7 @@ class Plan:
         return of_each * self.processes
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield endless indices: to learn, as ``DataLoader(shuffle=True)`` does, then to replay."""
+        """Yield batches without end: shuffled indices to learn, then indices to replay."""
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._yield_in_turn(self.selection.replay_indices)
         indices = self.selection.learn_indices

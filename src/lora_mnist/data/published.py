@@ -14,7 +14,7 @@ from lora_mnist.data.dataset import Channelwise, ImageDataset
 from lora_mnist.data.digests import hash_images
 from lora_mnist.data.images import Batch, Images, ImageSets
 from lora_mnist.errors import PREPARE, ArgumentError, one_line, require
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 
 
 class Published(ImageDataset):
@@ -43,12 +43,14 @@ class Published(ImageDataset):
     ) -> None:
         for key in PREPARE:
             if (value := common.pop(key, None)) is not None:
-                raise ArgumentError(key, value, f"expected null; {dataset} has a form of its own")
+                raise ArgumentError(
+                    key, value, f"expected null; {dataset} has a fixed preprocessing"
+                )
         common["mean"] = statistics[0] if mean is None else mean
         common["std"] = statistics[1] if std is None else std
         super().__init__(dataset.lower() if name is None else name, classes, channels, **common)
         self.dataset = dataset
-        self.data_dir, self.download = user_path(data_dir), download
+        self.data_dir, self.download = expand_path(data_dir), download
         self.val_size = val_size
         self.split_settings = {"val_size": val_size, "val_from": self.val_from}
 

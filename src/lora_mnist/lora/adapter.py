@@ -19,7 +19,7 @@ from ..files import atomic_write, read_json, write_json
 from .base_state import base_state_dict, hash_tensors
 from .errors import check_types
 from .layer import Adapter
-from .model import attach, lora_point, usable_adapters
+from .model import attach, lora_point, require_adapters
 from .peft_files import METADATA, build_files, read_adapters
 from .peft_lora import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 from .target_modules import format_names
@@ -64,14 +64,14 @@ def save_adapter(
 
 def adapter_files(model: nn.Module, metadata: Mapping[str, Any] | None = None) -> AdapterFiles:
     """Return the content of the files of :func:`save_adapter`; raise ValueError as it does."""
-    usable_adapters(model)
+    require_adapters(model)
     weights, adapters = float_parameters(model), dict[str, Adapter]()
     for name, weight in weights.items():
         if len(weight.adapters) > 1:
             raise ValueError(f"{name} carries {len(weight.adapters)} adapters; expected one")
         for adapter in weight.adapters:
             adapters[name] = adapter
-    lora_point(model)  # one for all
+    lora_point(model)  # raises unless all adapters have the same point
     loras = lora_adapters(model)
     first, *others = loras or adapters.values()
     about = dict(first.metadata)

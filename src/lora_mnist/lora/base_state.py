@@ -64,14 +64,14 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """Count the numbers that the base holds, LoRA adds, its file keeps and training changes."""
+    """Count the parameters of the base and of LoRA, the saved and the trainable ones."""
     lora = sum(p.numel() for adapter in lora_adapters(model) for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
     saved = 0  # with PiSSA's start
     for weight in adapted_weights(model).values():
         for adapter in weight.adapters:
             if isinstance(adapter, LoRAParametrization):
-                saved += sum(t.numel() for t in adapter.saved(weight.original, 1.0).values())
+                saved += sum(t.numel() for t in adapter.peft_tensors(weight.original, 1.0).values())
     return {
         "base": base,
         "lora": lora,

@@ -25,7 +25,7 @@ class DoRAParametrization(LoRAParametrization):
     starts as PEFT's does. In training ``||V||`` is a constant, without a gradient (section 4.3).
 
     The norm needs the sum, so layers read the effective weight, and there is no dropout. A file has
-    ``m(scale)`` for PEFT, and ``m``. PEFT's DoRA of an embedding is another, and none is here.
+    ``m(scale)`` for PEFT, and ``m``. Embeddings are refused: PEFT computes their DoRA differently.
 
     Attributes:
         lora_magnitude_vector: ``m``, shape (out_features,), in convolutions (1, out, 1, 1).
@@ -37,19 +37,19 @@ class DoRAParametrization(LoRAParametrization):
     forbids_decay = True  # the magnitudes start at the weight's
 
     @staticmethod
-    def names(module: nn.Module) -> dict[str, str]:
+    def peft_names(module: nn.Module) -> dict[str, str]:
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return {}
         magnitude = {"lora_magnitude_vector": "lora_magnitude_vector"}
-        return LoRAParametrization.names(module) | magnitude
+        return LoRAParametrization.peft_names(module) | magnitude
 
-    def start(self, weight: Tensor, init: str, init_std: float) -> None:
-        super().start(weight, "kaiming", init_std)
+    def init_parameters(self, weight: Tensor, init: str, init_std: float) -> None:
+        super().init_parameters(weight, "kaiming", init_std)
         self.lora_magnitude_vector = nn.Parameter(_norms(weight.detach()))
 
-    def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
+    def peft_tensors(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
         magnitude = {"lora_magnitude_vector": self.magnitude(weight, scale)}
-        return super().saved(weight, scale) | magnitude
+        return super().peft_tensors(weight, scale) | magnitude
 
     def magnitude(self, weight: Tensor, scale: float) -> Tensor:
         """Return ``m(scale)``; exact at both ends, as lerp is."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .errors import is_number, require
 from .point import TRAINED
 
-#: For a linear layer of so few weights building the weight is not faster.
+#: A linear layer with at most this many weights always computes with the factors.
 _SMALL = 30_000
 
 
@@ -51,10 +51,10 @@ class LoRAParametrization(Adapter):
     It is registered with :mod:`torch.nn.utils.parametrize`. ``lora_A`` starts at random and
     ``lora_B`` at zero, so at first the layer computes what it did before (Hu et al., section 4.1).
 
-    Another kind is a subclass. Each defines ``start``, which makes its parameters, and ``forward``.
+    Another kind is a subclass. Each defines ``init_parameters`` and ``forward``.
     PiSSA also defines the terms of the forward pass, ``terms`` and ``factors``. DoRA, and any kind
     without ``lora_A`` and ``lora_B``, sets ``is_factored = False`` and defines the content of its
-    files, ``config``, ``names`` and ``saved``.
+    files, ``config``, ``peft_names`` and ``peft_tensors``.
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
@@ -85,8 +85,8 @@ class LoRAParametrization(Adapter):
     has_bias_in_peft = True
 
     @staticmethod
-    def names(module: nn.Module) -> dict[str, str]:
-        """Return PEFT's name of each tensor of :meth:`saved`, the first of ``rank`` rows, or {}."""
+    def peft_names(module: nn.Module) -> dict[str, str]:
+        """Return PEFT's name of each saved tensor, ``lora_A`` first, or {} if unsupported."""
         if isinstance(module, nn.Embedding):  # PEFT's embedding has both factors transposed
             return {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
         return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
@@ -105,9 +105,9 @@ class LoRAParametrization(Adapter):
         require(type(rank) is int and rank >= 1, "rank", rank, "an integer >= 1")
         require(is_number(alpha) and alpha > 0, "alpha", alpha, "a finite number > 0")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
-        self.start(weight, init, init_std)
+        self.init_parameters(weight, init, init_std)
 
-    def start(self, weight: Tensor, init: str, init_std: float) -> None:
+    def init_parameters(self, weight: Tensor, init: str, init_std: float) -> None:
         """Make the parameters."""
         out_features, *in_features = weight.shape
         ones = [1] * (weight.ndim - 2)
@@ -137,7 +137,7 @@ class LoRAParametrization(Adapter):
         """Return ``A`` and ``B``."""
         return self.lora_A, self.lora_B
 
-    def saved(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
+    def peft_tensors(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
         """Return the tensors PEFT loads: the scale is part of alpha; at 0, B is zeroed instead."""
         lora_A, lora_B = self.factors()
         factors = {"lora_A": lora_A, "lora_B": lora_B if scale else torch.zeros_like(lora_B)}

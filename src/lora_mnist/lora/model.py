@@ -25,9 +25,9 @@ from .weight import (
     adapted_weights,
     adapters_on,
     float_parameters,
-    load_into,
     lora_adapters,
     point_fields,
+    set_parameter,
 )
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,8 @@ def add_lora(
             and the classes of the other kinds.
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); > 0.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
-        dropout: probability of zeroing each input of the adapter while training, in [0, 1). It acts
-            in ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1``; other layers read their weight,
-            and show an adapter no input.
+        dropout: probability of zeroing each input of the adapter while training, in [0, 1). Only
+        ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1`` support it.
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
 
     Raises:
@@ -85,7 +84,7 @@ def add_lora(
     require(is_share, "dropout", dropout, "a number from 0 to below 1")
     kind, targets = KINDS[init], layers_to_adapt(model, target_modules)
     if dropout and not any(kind.is_factored and w.factored_forward for w in targets.values()):
-        raise ArgumentError("dropout", dropout, "no chosen layer shows an adapter its input")
+        raise ArgumentError("dropout", dropout, "expected 0, since no chosen layer supports it")
     ranks = resolve_pattern("rank_pattern", rank_pattern, targets, rank)
     adapters = {}
     for layer, weight in targets.items():
@@ -113,7 +112,7 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
 
     ``ValueError`` if no layer carries LoRA, or the adapters are merged.
     """
-    for adapter in usable_adapters(model):
+    for adapter in require_adapters(model):
         adapter.enabled = enabled
 
 
@@ -136,7 +135,7 @@ def add_offset(model: nn.Module, layer: str, offset: Offset) -> nn.Module:
         attach(model, {name: offset})
     else:  # attach would freeze LoRA
         weight = float_parameters(model)[name]
-        load_into(weight, weight.original, [*weight.adapters, offset.to(weight.original)])
+        set_parameter(weight, weight.original, [*weight.adapters, offset.to(weight.original)])
     return model
 
 
@@ -156,7 +155,7 @@ def set_lora_point(model: nn.Module, point: Point) -> None:
 
 def _set_point(model: nn.Module, **values: float) -> None:
     """Set some fields of the point of each adapter."""
-    adapters, fields = usable_adapters(model), point_fields(model)
+    adapters, fields = require_adapters(model), point_fields(model)
     for name, value in values.items():
         require(is_number(value), name, value, "a finite number")
         neutral = getattr(BASE, name)
@@ -198,7 +197,7 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     ``torch.channels_last``, which the commands use, round otherwise (logits by up to 6e-6).
     ``ValueError`` if no layer carries LoRA, or the adapters are merged.
     """
-    usable_adapters(model)
+    require_adapters(model)
     with lora_at(model, BASE):
         yield
 
@@ -220,13 +219,13 @@ def merge_lora(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or it is merged already.
     """
-    usable_adapters(model)
+    require_adapters(model)
     registered: Any = {}
     for layer, weight in adapted_weights(model).items():
         registered[layer] = weight.module.parametrizations[weight.attribute]  # type: ignore[index]
         # A copy, also where an adapter is off: the kept base shares no memory with the network.
         effective = getattr(weight.module, weight.attribute).detach().clone()
-        load_into(weight, nn.Parameter(effective, requires_grad=False))
+        set_parameter(weight, nn.Parameter(effective, requires_grad=False))
     release_base(model)
     model.lora_merged = registered
     return model
@@ -245,7 +244,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     weights = float_parameters(model.requires_grad_(False))
     for layer, before in registered.items():
         before.to(weights[layer].original.device)
-        load_into(weights[layer], before.original, list(before))
+        set_parameter(weights[layer], before.original, list(before))
     for adapter in adapters_on(model):
         adapter.train(model.training)
     keep_in_eval_mode(model)
@@ -261,14 +260,14 @@ def remove_lora(model: nn.Module) -> nn.Module:
     """
     if hasattr(model, "lora_merged"):
         unmerge_lora(model)
-    usable_adapters(model)
+    require_adapters(model)
     for weight in adapted_weights(model).values():
-        load_into(weight, weight.original)
+        set_parameter(weight, weight.original)
     release_base(model)
     return model
 
 
-def usable_adapters(model: nn.Module) -> list[Adapter]:
+def require_adapters(model: nn.Module) -> list[Adapter]:
     """Return the adapters of ``model``; raise ValueError if there are none, or all are merged."""
     if hasattr(model, "lora_merged"):
         raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
@@ -286,10 +285,10 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
         sharing = [other for other, w in weights.items() if w.original is weight.original]
         if len(sharing) > 1:
             raise ValueError(
-                f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
-                "could not; expected none of them"
+                f"target_modules: {' and '.join(sharing)} share one weight, which merging would "
+                "untie; expected none of them"
             )
-        if isinstance(adapter, LoRAParametrization) and not adapter.names(weight.module):
+        if isinstance(adapter, LoRAParametrization) and not adapter.peft_names(weight.module):
             kind, module = type(adapter).__name__, type(weight.module).__name__
             raise ArgumentError("target_modules", layer, f"{kind} takes no weight of {module}")
         if weight.others:
@@ -306,7 +305,7 @@ def attach(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     model.requires_grad_(False)
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        load_into(weight, weight.original, [*weight.adapters, adapter.train(model.training)])
+        set_parameter(weight, weight.original, [*weight.adapters, adapter.train(model.training)])
 
 
 def keep_in_eval_mode(model: nn.Module) -> None:

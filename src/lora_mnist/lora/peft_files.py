@@ -2,7 +2,7 @@
 
 PEFT computes from them the network's outputs at its point. The trained adapter is read from the
 metadata, and from tensors ``trained.<name>`` where they differ from PEFT's. A stranger may have
-written the files: they are accepted if their adapter would be written to the same files.
+written the files: they are accepted only if saving their adapter again gives the same files.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _HARMLESS = """
 task_type auto_mapping peft_version revision base_model_name_or_path inference_mode lora_dropout
 megatron_core qalora_group_size eva_config bias exclude_modules
 """
-#: Other starts change the base: the adapter fits only the changed one.
+#: The accepted starts; with others PEFT changes the base itself.
 _INITS = (True, "gaussian", "eva", "orthogonal")
 
 

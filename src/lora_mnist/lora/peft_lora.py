@@ -40,8 +40,11 @@ def build_lora_files(
     point, use_rslora = first.point, all(adapter.use_rslora for adapter in loras.values())
     tensors, ranks, alphas = {}, {}, {}
     for name, adapter in loras.items():
-        base, names = weights[name].original.detach(), adapter.names(weights[name].module)
-        at_scale, as_trained = adapter.saved(base, point.scale), adapter.saved(base, 1.0)
+        base, names = weights[name].original.detach(), adapter.peft_names(weights[name].module)
+        at_scale, as_trained = (
+            adapter.peft_tensors(base, point.scale),
+            adapter.peft_tensors(base, 1.0),
+        )
         if lost := dict(adapter.named_parameters()).keys() - names.keys():
             raise ValueError(f"{name}: {type(adapter).__name__} does not save {', '.join(lost)}")
         for part, end in names.items():
@@ -83,7 +86,7 @@ def read_loras(
     kind, targets = max(kinds, key=lambda each: len(each.config)), config["target_modules"]
     layers = {}
     for name, weight in weights.items():
-        can_be_adapted = weight.original.ndim > 1 and kind.names(weight.module)
+        can_be_adapted = weight.original.ndim > 1 and kind.peft_names(weight.module)
         is_excluded = is_named(name, config.get("exclude_modules") or [])
         if can_be_adapted and is_named(name, targets) and not is_excluded:
             layers[name] = weight
@@ -94,7 +97,7 @@ def read_loras(
     loras: dict[str, Adapter] = {}
     for name, weight in layers.items():
         saved = {}
-        for part, end in kind.names(weight.module).items():
+        for part, end in kind.peft_names(weight.module).items():
             key = f"{START}{name}.{end}"
             if key not in tensors:
                 raise ValueError(f"{WEIGHTS_NAME}: {key} is missing")

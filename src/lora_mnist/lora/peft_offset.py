@@ -1,6 +1,6 @@
 """An offset in PEFT's two files, and the offset that these files describe.
 
-PEFT has no offset: it reads LoRA's bias, or the base's bias for a kind without its own.
+PEFT has no offset: it is saved as LoRA's bias or, for a kind without one, in the base's bias.
 """
 
 import re

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layer import LoRAParametrization
 
-#: A weight of more rows and columns together is projected to so many dimensions above the rank.
+#: Above this many rows and columns together the SVD is randomized, with this oversampling.
 _EXACT_SIDES, _OVERSAMPLING = 3000, 32
 
 
@@ -37,11 +37,11 @@ class PiSSAParametrization(LoRAParametrization):
     start_B: Tensor
     forbids_decay = True  # the factors start at the weight's principal part
 
-    def start(self, weight: Tensor, init: str, init_std: float) -> None:
+    def init_parameters(self, weight: Tensor, init: str, init_std: float) -> None:
         matrix = weight.detach().flatten(1)
         full = min(matrix.shape)
         self.rank = rank = min(self.rank, full)
-        super().start(weight, init, init_std)
+        super().init_parameters(weight, init, init_std)
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         wanted = rank + _OVERSAMPLING

@@ -37,7 +37,7 @@ class Weight(NamedTuple):
         return None
 
 
-def load_into(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter] = ()) -> None:
+def set_parameter(weight: Weight, original: nn.Parameter, adapters: Sequence[Adapter] = ()) -> None:
     """Replace the parameter by ``original`` with only ``adapters`` on it."""
     module, attribute = weight.module, weight.attribute
     if parametrize.is_parametrized(module):
@@ -81,7 +81,7 @@ def find_offset(model: nn.Module) -> Offset | None:
 
 
 def float_parameters(model: nn.Module) -> dict[str, Weight]:
-    """Return floating-point parameters by name; a ``weight`` has its layer's, as in PEFT."""
+    """Return the floating-point parameters by name; a layer's ``weight`` has the layer's name."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
     for layer, module in model.named_modules():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.lora.model import usable_adapters
+from lora_mnist.lora.model import require_adapters
 from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
 from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import mcnemar, p_value_of_accuracy
@@ -22,7 +22,7 @@ def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int) -> Ten
     return counts.view(num_classes, num_classes)
 
 
-def count_labels(
+def count_errors(
     label: Tensor,
     prediction: Tensor,
     num_classes: int,
@@ -77,16 +77,16 @@ def count_changes(
     return repaired, broken
 
 
-def count_predictions(
+def count_both(
     predictions: Predictions, targets: Sequence[int] = (), test_prior: Sequence[int] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return the counts before and after, each by :func:`count_labels`, for results.json."""
+    """Return the counts before and after, each by :func:`count_errors`, for results.json."""
     label, num_classes = predictions.label, predictions.num_classes
     sides: list[dict[str, Any]] = []
     for prediction, loss in zip(predictions.prediction, predictions.loss, strict=True):
         mean_loss = loss.double().mean().item()
         counts = {"loss": mean_loss if math.isfinite(mean_loss) else None}
-        sides.append(counts | count_labels(label, prediction, num_classes, targets, test_prior))
+        sides.append(counts | count_errors(label, prediction, num_classes, targets, test_prior))
     if len(sides) == 1:
         return {"before": sides[0]}
     before, prediction = predictions.prediction
@@ -134,18 +134,17 @@ def compare_errors(
         ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
         right; ``broken``, the reverse; both per class; ``p_value`` of the two, by McNemar's exact
         test; ``p_value_accuracy`` and so on, of the change of each accuracy, by a normal
-        distribution with a correction for continuity; and ``negative_flip_rate``, ``broken`` as a
-        share of all images (Yan et al. 2021,
-        "Positive-Congruent Training", arXiv:2011.09161).
+        approximation with continuity correction; and ``negative_flip_rate``, ``broken`` as a share
+        of all images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
     """
-    usable_adapters(model)
-    return count_predictions(compute_predictions(model, batches))
+    require_adapters(model)
+    return count_both(compute_predictions(model, batches))
 
 
-def outcomes_by_split(
+def count_by_split(
     tables: Mapping[str, Predictions],
     targets: Sequence[int] = (),
     test_prior: Sequence[int] | None = None,
@@ -154,9 +153,7 @@ def outcomes_by_split(
     outcomes = {}
     for split, predictions in tables.items():
         # Mistakes are not a sample of a classifier's images, so they have no test prior.
-        counts = count_predictions(
-            predictions, targets, test_prior if split in ("val", "test") else None
-        )
+        counts = count_both(predictions, targets, test_prior if split in ("val", "test") else None)
         if "after" in counts:
             outcomes[split] = counts["after"]
             outcomes[f"{split}_base"] = counts["before"]

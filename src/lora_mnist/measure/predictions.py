@@ -107,7 +107,7 @@ def compute_predictions_at(
 def compute_predictions(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], base: Predictions | None = None
 ) -> Predictions:
-    """Return the predictions of ``net``, after those of its base, ``before``, if they are given."""
+    """Return the predictions of ``net``, after the base's if they are given."""
     points: list[Point | None] = [BASE] if base is None else []
     if adapters_on(net):
         points.append(None)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lora_mnist.errors import is_number, require, require_choice
-from lora_mnist.lora.model import usable_adapters
+from lora_mnist.lora.model import require_adapters
 from lora_mnist.lora.offset import Offset
 from lora_mnist.lora.point import Point
 from lora_mnist.lora.weight import find_offset
 from lora_mnist.measure.class_weights import MEASURES, class_weights, weighted_accuracy
-from lora_mnist.measure.counts import CURVE_COUNTS, count_changes, count_labels
+from lora_mnist.measure.counts import CURVE_COUNTS, count_changes, count_errors
 from lora_mnist.measure.predictions import logits_at
 from lora_mnist.measure.score import compute_image_scores, compute_scores
 from lora_mnist.measure.significance import LEVEL, p_value_of_accuracy
@@ -72,15 +72,15 @@ def scale_curve(
         A row has its ``scale``, the best ``offset`` there, the ``score``, which decides
         (see :mod:`.score`), the ``weighted_accuracy`` that ``choose_by`` names, the ``errors`` and,
         with ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and
-        ``false_positives_of_target``. A row that ``is_behind`` the base or the offset alone in the
-        weighted accuracy, beyond chance, is not advised, unless all are and 0 is not among
-        ``offsets``.
+        ``false_positives_of_target``. ``is_behind`` is true if its weighted accuracy is lower,
+        beyond chance, than that of the base or of the offset alone. Such a row is not advised,
+        unless all are behind and 0 is not among ``offsets``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, an adapter is switched off, there is no
             batch, an argument is out of range, or a logit is NaN.
     """
-    if not all(adapter.enabled for adapter in usable_adapters(model)):
+    if not all(adapter.enabled for adapter in require_adapters(model)):
         raise ValueError("an adapter is switched off; expected set_lora_enabled(model, True)")
     require_choice("choose_by", choose_by, MEASURES)
     of_model = find_offset(model)
@@ -103,15 +103,15 @@ def scale_curve(
         require(are_shares, "test_prior", test_prior, f"{num_classes} numbers >= 0, one a class")
     weights = class_weights(test_prior, choose_by, images)
     direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
-    measured = _Measured(label, direction, weights, group)
+    measured = _Evaluator(label, direction, weights, group)
     nearest_first = sorted(offsets, key=abs)  # the first one, if several are equal
-    of_base = measured.at(base, [0.0])
-    alone = measured.at(base, nearest_first)
+    of_base = measured.evaluate(base, [0.0])
+    alone = measured.evaluate(base, nearest_first)
     if 0 in offsets and measured.is_behind(alone, of_base):
         alone = of_base
     rows = []
     for scale, logits in zip(scales, at_scales, strict=True):
-        point = measured.at(logits, nearest_first) if scale else alone
+        point = measured.evaluate(logits, nearest_first) if scale else alone
         is_behind = measured.is_behind(point, of_base) or measured.is_behind(point, alone)
         rows.append({"scale": scale, **point.numbers, "is_behind": is_behind})
     base_row = {"scale": 0.0, **of_base.numbers, "is_behind": False}
@@ -163,7 +163,7 @@ def offsets_to_try(offset: Offset | None) -> list[float]:
 
 
 def select_search_images(labels: Tensor, seed: int) -> Tensor:
-    """Choose at most 2,000 validation images, the first of each class in an order of the seed."""
+    """Return the indices of at most 2,000 images: of each class the first ones, in random order."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
     classes, seen, turn = labels.tolist(), Counter[int](), {}
@@ -190,7 +190,7 @@ def _logits(
     return torch.cat(labels), whole[0.0], [whole[scale] for scale in scales]
 
 
-class _AtOffset(NamedTuple):
+class _Evaluation(NamedTuple):
     """A network at its best offset."""
 
     numbers: dict[str, Any]  # of a row
@@ -198,7 +198,7 @@ class _AtOffset(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Evaluator:
     """The labels and class weights by which points are measured."""
 
     label: Tensor
@@ -206,19 +206,19 @@ class _Measured:
     weights: NDArray[np.float64]  # the weight of each class
     targets: Sequence[int]
 
-    def at(self, logits: Tensor, offsets: Sequence[float]) -> _AtOffset:
+    def evaluate(self, logits: Tensor, offsets: Sequence[float]) -> _Evaluation:
         """Evaluate the network with these logits at the best of some offsets."""
         scores = compute_scores(logits, self.label, self.direction, offsets, self.weights)
         offset, score = offsets[int(scores.argmax())], scores.max().item()
         prediction = (logits + offset * self.direction).argmax(dim=1)
-        counts = count_labels(self.label, prediction, logits.shape[1], self.targets)
+        counts = count_errors(self.label, prediction, logits.shape[1], self.targets)
         errors, images = counts["errors_per_class"], counts["images_per_class"]
         numbers = {"offset": offset, "score": score}
         numbers["weighted_accuracy"] = weighted_accuracy(errors, images, self.weights)
         numbers |= {key: counts[key] for key in CURVE_COUNTS if key in counts}
-        return _AtOffset(numbers, prediction)
+        return _Evaluation(numbers, prediction)
 
-    def is_behind(self, point: _AtOffset, other: _AtOffset) -> bool:
+    def is_behind(self, point: _Evaluation, other: _Evaluation) -> bool:
         """Return whether its weighted accuracy is lower than the other's, beyond chance."""
         if point.numbers["weighted_accuracy"] >= other.numbers["weighted_accuracy"]:
             return False

@@ -12,7 +12,7 @@ the offset o it is
   minus the generalized cross-entropy: Zhang and Sabuncu 2018, arXiv:1805.07836, equation 6.
 - ``u_c`` is one more image of each class, with equal logits, as in Laplace's rule of succession:
   otherwise a class with a few right images would allow any offset.
-- ``T`` is the temperature of the least cross-entropy at this scale (Guo et al. 2017,
+- ``T`` is the temperature that minimizes the cross-entropy at this scale (Guo et al. 2017,
   arXiv:1706.04599): otherwise a less confident network would have a higher score without being
   better.
 
@@ -69,7 +69,7 @@ def compute_image_scores(
 
 @torch.no_grad()
 def fit_temperature(logits: Tensor, label: Tensor) -> float:
-    """Return the temperature of the least cross-entropy."""
+    """Return the temperature that minimizes the cross-entropy."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:

@@ -30,7 +30,7 @@ def mcnemar(repaired: int, broken: int) -> float:
 def p_value_of_accuracy(
     repaired: ArrayLike, broken: ArrayLike, images: ArrayLike, weights: ArrayLike
 ) -> float:
-    """Return the two-sided p-value of a change of a weighted accuracy, by a normal distribution."""
+    """Return the two-sided p-value of a weighted accuracy's change, by a normal approximation."""
     # If an image of class c has the weight w_c, the rise is the sum over c of w_c (repaired_c -
     # broken_c). If a fair coin decides, its variance is the sum of w_c^2 (repaired_c + broken_c).
     per_image = image_weights(images, weights)

@@ -6,7 +6,7 @@ from typing import Any
 from lora_mnist.measure.significance import CERTAIN
 from lora_mnist.show.run_results import RunResults, Sentence, format_count
 
-#: A base was trained on images on which it certainly errs less by this factor.
+#: The ratio of expected to actual errors that shows that a base was trained on images.
 _FACTOR = 1.5
 
 
@@ -32,7 +32,7 @@ def _caveat_about_choices(results: RunResults) -> str:
     if not decided:
         return ""
     val, test = results.counts.get("val_base"), results.counts.get("test_base")
-    if val and test and (expected := errors_if_new(val, test)):
+    if val and test and (expected := estimate_unseen_errors(val, test)):
         text = (
             f"The base has {format_count(val['errors'], 'validation image')} wrong; at its error "
         )
@@ -52,7 +52,7 @@ def _caveat_about_choices(results: RunResults) -> str:
     return text
 
 
-def errors_if_new(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | None:
+def estimate_unseen_errors(val: Mapping[str, Any], test: Mapping[str, Any]) -> float | None:
     """Return validation errors at the base's test error rates, or None if not clearly more."""
     expected, variance = 0.0, 0.0
     of_test = zip(test["errors_per_class"], test["images_per_class"], strict=True)

@@ -20,7 +20,7 @@ from lora_mnist.show.summary import Summary, aggregate, numeric_sort_key
 
 log = logging.getLogger(__name__)
 
-#: More lines could not be distinguished, and become points; more values get an axis of numbers.
+#: Above this, points replace lines; above the second, values get a numeric axis.
 _MAX_LINES = 10
 _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 
@@ -28,7 +28,7 @@ _COLORS = {"better": "#1c7c46", "worse": "#b8324a", "unclear": "gray"}
 _plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
-def make_drawable(names: Sequence[str]) -> list[str]:
+def replace_undrawable_names(names: Sequence[str]) -> list[str]:
     """Return the names; one with a character that Matplotlib's fonts lack becomes its number."""
     families = matplotlib.rcParams["font.family"]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
@@ -56,7 +56,7 @@ def encode_png(png: bytes) -> str:
 @_plain_text
 def draw_classes(results: RunResults) -> Figure:
     """Draw errors on each class: an arrow from before to after, or a point for a base alone."""
-    rows = [row for row in results.rows() if len(row.classes) == 1]
+    rows = [row for row in results.build_rows() if len(row.classes) == 1]
     figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot(xlabel="errors on test images")
     if results.is_repair:
@@ -86,7 +86,7 @@ def draw_classes(results: RunResults) -> Figure:
 @_plain_text
 def draw_scale_curve(results: RunResults) -> Figure:
     """Draw validation errors over the scale: of the target, and the cost elsewhere."""
-    curve, rows, curves = results.scale_curve, results.scale_curve["rows"], results.curves()
+    curve, rows, curves = results.scale_curve, results.scale_curve["rows"], results.name_curves()
     scales = [row["scale"] for row in rows]
     figure = Figure(figsize=(7, 1 + 2 * len(curves)), layout="constrained")
     at_each = ", each with its best offset" if results.has_offset else ""
@@ -128,7 +128,7 @@ def draw_confusion(matrices: Sequence[NDArray[np.int64]], classes: Sequence[str]
     return figure
 
 
-def save_summary(summary: Summary) -> None:
+def save_sweep_figure(summary: Summary) -> None:
     """Write ``summary.png`` of a sweep."""
     points = []
     for row in summary.rows:

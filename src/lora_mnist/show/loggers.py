@@ -69,7 +69,7 @@ def log_results(loggers: Iterable[Any], results: RunResults, figures: Mapping[st
             _log_pages(logger, results, metrics, figures)
             continue
         logger.log_hyperparams({"verdict": text})
-        logger.finalize("success")  # as a Trainer does it: of several trainings none has this one
+        logger.finalize("success")  # as a Trainer does; with several trainings no Trainer closes it
         if hasattr(writer, "finish"):  # W&B's: in a sweep the next job has its own
             writer.finish()
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lora_mnist.config.run import override_key, quote_for_hydra
 from lora_mnist.measure.significance import LEVEL, mcnemar
-from lora_mnist.project import command_line
+from lora_mnist.project import format_command
 from lora_mnist.show.run_results import RunResults
 
 #: Prefixes of overrides that select images, network and base: the next command repeats them.
@@ -14,7 +14,7 @@ _REPEATED = ("--config-dir", "classifier", "data", "prepare", "net", "paths", "b
 
 
 class Step(NamedTuple):
-    """An advice for the next step: a sentence, and its command, or "" where there is none."""
+    """A suggested next step: a sentence, and its command, or ""."""
 
     text: str
     command: str = ""
@@ -24,7 +24,7 @@ def suggest_next_step(results: RunResults, folder: Path) -> Step | None:
     """Return the next command for a base or a repair, or why there is none yet, or None."""
     if results.is_repair:
         return _suggest_export(results, folder)
-    total, training = results.total, results.training_images
+    total, training = results.total_change, results.training_images
     # A run that was called from Python has no command line that says what it ran on.
     is_known = results.overrides is not None and not results.better_preprocessing
     # Repairing so few errors could be chance.
@@ -34,7 +34,7 @@ def suggest_next_step(results: RunResults, folder: Path) -> Step | None:
         return None
     if 2 * total.after >= total.images:
         return Step("Half of the test images are wrong; repairing one class does not fix that.")
-    if not results.validation_images:
+    if not results.num_validation_images:
         keys = "data.val_size > 0, or data.val_from=test"
         return Step(f"A repair needs validation images, and there are none: set {keys}.")
     weakest = results.classes[results.weakest_class()] if "val" in results.counts else "weakest"
@@ -42,7 +42,7 @@ def suggest_next_step(results: RunResults, folder: Path) -> Step | None:
     if results.weights:  # the file of a base that is not the current one
         overrides.append(f"base_ckpt={quote_for_hydra(relpath(folder / results.weights))}")
     text = "To repair the weakest class on validation images (target=weak: all weak classes):"
-    return Step(text, command_line("train", _with_repeated(overrides, results)))
+    return Step(text, format_command("train", _with_repeated(overrides, results)))
 
 
 def _suggest_export(results: RunResults, folder: Path) -> Step | None:
@@ -52,7 +52,7 @@ def _suggest_export(results: RunResults, folder: Path) -> Step | None:
         return None
     adapter = quote_for_hydra(relpath(folder / results.adapter))
     overrides = _with_repeated([f"adapter={adapter}", "out=repaired.onnx"], results)
-    return Step("To export base and adapter as one network:", command_line("export", overrides))
+    return Step("To export base and adapter as one network:", format_command("export", overrides))
 
 
 def _with_repeated(overrides: list[str], results: RunResults) -> list[str]:

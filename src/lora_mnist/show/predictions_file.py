@@ -8,7 +8,7 @@ from lora_mnist.files import write_csv
 from lora_mnist.measure.predictions import Predictions
 
 
-def write_table(
+def write_test_predictions(
     table: Predictions, names: Sequence[str | int], folder: Path, classes: Sequence[str]
 ) -> None:
     """Write ``predictions.csv`` into a run's folder; ``names`` are the images' files or numbers."""

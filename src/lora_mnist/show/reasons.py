@@ -79,7 +79,7 @@ def _best_point(
 
 
 def _scales_behind(scales: Sequence[float]) -> str:
-    return f"not at scale {', '.join(f'{scale:g}' for scale in scales)}, behind beyond chance"
+    return f"worse beyond chance at scale {', '.join(f'{scale:g}' for scale in scales)}"
 
 
 def _unseen(classes: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from lora_mnist.show.figures import (
     draw_confusion,
     draw_scale_curve,
     encode_png,
-    make_drawable,
+    replace_undrawable_names,
     save_figure,
     shorten,
 )
@@ -41,7 +41,7 @@ def make_report(
     folder: Path, results: RunResults, table: Predictions, images: Images
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures."""
-    names = make_drawable(results.classes)
+    names = replace_undrawable_names(results.classes)
     drawn = results.with_names(names)
     figures = {"classes": draw_classes(drawn)}
     if results.scale_curve and len(results.scale_curve["rows"]) > 1:  # an offset alone has no curve
@@ -67,7 +67,7 @@ def make_report(
         choices=choice_lines(results),
         test_images=describe_test_images(results),
         figures=addresses,
-        pictures=first_pictures(table, images, results.classes),
+        pictures=select_pictures(table, images, results.classes),
     )
     page = folder / "report.html"
     with atomic_write(page) as temporary:
@@ -77,7 +77,7 @@ def make_report(
     return figures
 
 
-def first_pictures(
+def select_pictures(
     table: Predictions, images: Images, classes: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the surest ``broken``, ``wrong`` and ``repaired`` images; a base's are wrong."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lora_mnist.lora.point import Point
 from lora_mnist.measure.significance import LEVEL, find_weakest, mcnemar, wilson
-from lora_mnist.project import command_line
+from lora_mnist.project import format_command
 
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
@@ -51,7 +51,7 @@ class Change(NamedTuple):
 
     @property
     def judgement_of_false_positives(self) -> str:
-        """The judgement as if no image were in both counts, which is cautious."""
+        """The judgement, conservatively as if no image were in both counts."""
         before, after = self.false_positives
         return judge_p_value(mcnemar(before, after), before > after)
 
@@ -87,7 +87,7 @@ class RunResults:
         #: Base or adapter, if its training images are not known.
         self.unknown_train_digests: list[str] = results["unknown_train_digests"]
         self.training_images: list[int] = results["training_images_per_class"]
-        self.validation_images: int = results["validation_images"]
+        self.num_validation_images: int = results["validation_images"]
         self.better_preprocessing: list[str] = results.get("better_preprocessing") or []
         #: Pairs of a step and the validation errors after it.
         self.validation_errors: list[list[int]] = results.get("validation_errors") or [[0, 0]]
@@ -101,7 +101,7 @@ class RunResults:
         #: Where the adapter stands; ``None`` for a base.
         self.point = None if results["point"] is None else Point(**results["point"])
         self.is_repair = self.point is not None
-        #: The counts of each split, as :func:`.predictions.outcomes_by_split` names them.
+        #: The counts of each split, as :func:`.predictions.count_by_split` names them.
         self.counts: dict[str, Mapping[str, Any]] = {}
         for split in ("val", "test", "mistakes", "mistakes_test"):
             for name in (split, f"{split}_base"):
@@ -117,8 +117,8 @@ class RunResults:
         #: The result of :func:`.scale_curve.scale_curve` on validation images; empty without one.
         self.scale_curve: Mapping[str, Any] = results.get("scale_curve") or {}
         self.target_names = self.name_classes(self.targets) if self.targets else ""
-        self.total = self.change()
-        self.of_targets = self.change(self.targets)
+        self.total_change = self.change()
+        self.target_change = self.change(self.targets)
 
     def with_names(self, classes: Sequence[str]) -> "RunResults":
         """Return the same for classes with other names."""
@@ -129,7 +129,7 @@ class RunResults:
         """The run's command; ``None``: it was called from Python."""
         if self.overrides is None:
             return None
-        return command_line("eval" if self.stage == "eval" else "train", self.overrides)
+        return format_command("eval" if self.stage == "eval" else "train", self.overrides)
 
     @property
     def advised(self) -> Point:
@@ -154,7 +154,7 @@ class RunResults:
         def false_positives(counts: Mapping[str, Any]) -> int:
             if (
                 len(numbers) > 1 and numbers == self.targets
-            ):  # counted together, it is not their sum
+            ):  # not the sum: it omits confusions between targets
                 return int(counts.get("false_positives_of_target", 0))
             return total(counts, "false_positives")
 
@@ -207,7 +207,7 @@ class RunResults:
         """True if the classes are the ten digits: 0 and 1 alone are names of a user's own."""
         return set(self.classes) == _DIGITS.keys()
 
-    def rows(self) -> list[Row]:
+    def build_rows(self) -> list[Row]:
         """Return a row for each class, or for the most changed of many, and one for all."""
         numbers = self.every
         if len(numbers) >= _MAX_ROWS:
@@ -236,7 +236,7 @@ class RunResults:
             rows.append(Row(name, group, change, cells, is_target))
         return rows
 
-    def accuracies(self) -> str:
+    def format_accuracies(self) -> str:
         """Return the accuracies on test images: ``0.9432 -> 0.9788``, or of a base ``0.9432``."""
         after = self.counts["test"]
         before = self.counts.get("test_base", after)
@@ -251,7 +251,7 @@ class RunResults:
         """Return a number before and after a repair, or of a base alone."""
         return f"{before} -> {after}" if self.is_repair else str(after)
 
-    def curves(self) -> dict[str, str]:
+    def name_curves(self) -> dict[str, str]:
         """Return the curve's counts by name: of the target, then of the cost, if there is one."""
         if not self.targets:
             return {"errors on all classes": "errors"}

@@ -88,7 +88,7 @@ def _shape(tensor: Any) -> str:
 
 def print_results(results: RunResults, folder: Path) -> None:
     """Print the table of errors, the verdict, and the next command after the run in ``folder``."""
-    rows = results.rows()
+    rows = results.build_rows()
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
     if results.is_repair:
@@ -100,7 +100,7 @@ def print_results(results: RunResults, folder: Path) -> None:
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    parts: list[RenderableType] = [table, results.accuracies()]
+    parts: list[RenderableType] = [table, results.format_accuracies()]
     parts += [Text(each.text, _STYLES.get(each.judgement, "")) for each in describe_run(results)]
     if step := suggest_next_step(results, folder):
         parts.append(step.text)

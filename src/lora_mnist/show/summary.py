@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lora_mnist.config.run import override_key
 from lora_mnist.files import flatten, read_json, write_csv
-from lora_mnist.project import command_line
+from lora_mnist.project import format_command
 from lora_mnist.run_paths import FAILED_FILE, RESULTS_FILE
 
 
@@ -129,7 +129,7 @@ def format_best_job(best: Repeats, metric: str) -> str:
     if len(best) > 1:
         verdict += f" by the mean of {len(best)} seeds"
     entry = "eval" if best[0].results["stage"] == "eval" else "train"
-    return f"{verdict}: {command_line(entry, best[0].overrides)}"
+    return f"{verdict}: {format_command(entry, best[0].overrides)}"
 
 
 def format_sweep_table(summary: Summary, columns: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from lora_mnist.show.run_results import (
 )
 
 #: The two measures whose mean is mean_accuracy.
-_ENDS = ("balanced_accuracy", "accuracy")
+_BOTH_ACCURACIES = ("balanced_accuracy", "accuracy")
 #: A repair did nothing if fewer images changed than this share of the base's errors.
 _LEAST_CHANGED = 0.05
 _WORDS = {"better": "is better", "worse": "is worse", "unclear": "has no clear change"}
@@ -28,7 +28,7 @@ def describe_run(results: RunResults) -> list[Sentence]:
 
 def _describe_base(results: RunResults) -> list[Sentence]:
     """Return sentences about a base's errors and its weak classes."""
-    total, split = results.total, results.deciding_split
+    total, split = results.total_change, results.deciding_split
     counts, name = results.counts[split], {"val": "validation image"}.get(split, "test image")
     errors = format_count(total.after, "error")
     sentences = [Sentence(f"{errors} in {format_count(total.images, 'test image')}.")]
@@ -57,11 +57,11 @@ def _describe_repair(results: RunResults) -> list[Sentence]:
             begin = f"On {results.name_classes([c])}, which was to be repaired"
             sentences.append(_describe_errors(begin, changes[c]))
     sentences += [*_describe_accuracies(results), *_describe_offset(results)]
-    sentences.append(_describe_errors("On all test images", results.total))
-    if results.of_targets.images:
+    sentences.append(_describe_errors("On all test images", results.total_change))
+    if results.target_change.images:
         confusion = _describe_top_confusion(results, targets[0]) if len(targets) == 1 else ""
         sentences.append(
-            _describe_errors(f"On {results.target_names}", results.of_targets, confusion)
+            _describe_errors(f"On {results.target_names}", results.target_change, confusion)
         )
         if others:
             sentences.append(_describe_false_positives(results))
@@ -81,7 +81,7 @@ def _judge_repair(results: RunResults) -> Sentence:
     """Return the first case that fits. Chance is no reason to keep a repair."""
     name = "the mistakes" if results.is_hotfix else results.target_names
     remedy = _advise(results, name)
-    if results.targets and not results.of_targets.images:
+    if results.targets and not results.target_change.images:
         return Sentence(f"This repair cannot be judged: no test image is of {name}.")
     if results.point == BASE:
         # A point that the user has set needs no advice.
@@ -94,9 +94,9 @@ def _judge_repair(results: RunResults) -> Sentence:
         mistakes = results.change(split="mistakes")
         is_reached = 2 * mistakes.after <= mistakes.images
     elif results.targets:
-        is_reached = results.of_targets.judgement == "better"
+        is_reached = results.target_change.judgement == "better"
     if is_better and not is_reached:
-        return Sentence(f"Keep this repair, though not for {name}: {by}.")
+        return Sentence(f"Keep this repair, though {name} shows no clear gain: {by}.")
     if is_better and (losses := _describe_losses(results)):
         return Sentence(f"Keep this repair unless {losses} matter more: {by}.")
     if is_better:
@@ -116,12 +116,12 @@ def _advise(results: RunResults, name: str) -> str:
 
 def _choose_advice(results: RunResults, name: str) -> str:
     """Return the first advice that fits."""
-    balanced, accuracy = (results.compare_measure(measure) for measure in _ENDS)
-    total, rose, fell = results.total, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
+    balanced, accuracy = (results.compare_measure(measure) for measure in _BOTH_ACCURACIES)
+    total, rose, fell = results.total_change, balanced[1] > balanced[0], accuracy[1] < accuracy[0]
     # eval tests one point, perhaps a chosen one.
     has_tried = results.steps and not results.is_hotfix
     if has_tried and total.repaired + total.broken < _LEAST_CHANGED * total.before:
-        return "The base hardly changed: look at its pictures and labels, or train another one"
+        return "Hardly any prediction changed: look at pictures and labels, or train another base"
     if rose and fell and results.choose_by != "accuracy":
         return "Rare classes gain what common ones lose: choose_by=accuracy spares the common ones"
     if results.judge(results.choose_by) == "worse":
@@ -134,9 +134,9 @@ def _describe_measure(results: RunResults, measure: str) -> str:
     """Describe the change of a measure on test images, and of the errors, if they rose."""
     chance = format_p_value(results.compare_measure(measure)[2])
     text = f"{_describe_change(results, measure)} ({chance})"
-    if results.total.after > results.total.before:
-        errors = format_count(results.total.before, "error")
-        text += f", with {errors} -> {results.total.after:,} in all"
+    if results.total_change.after > results.total_change.before:
+        errors = format_count(results.total_change.before, "error")
+        text += f", with {errors} -> {results.total_change.after:,} in all"
     return text
 
 
@@ -150,13 +150,13 @@ def _describe_change(results: RunResults, measure: str) -> str:
 def _describe_losses(results: RunResults) -> str:
     """Describe losses beyond chance, such as "losses on fours"; "" if there are none."""
     losses = []
-    for measure in _ENDS:
+    for measure in _BOTH_ACCURACIES:
         if results.judge(measure) == "worse":
             losses.append(f"losses of {format_measure(measure)}")
     if worse := [c for c in results.every if results.change([c]).judgement == "worse"]:
         losses.append(f"losses on {results.name_classes(worse)}")
-    if results.other_classes and results.of_targets.judgement_of_false_positives == "worse":
-        before, after = results.of_targets.false_positives
+    if results.other_classes and results.target_change.judgement_of_false_positives == "worse":
+        before, after = results.target_change.false_positives
         losses.append(f"{after - before:,} more false positives of {results.target_names}")
     return " and ".join(losses)
 
@@ -169,7 +169,7 @@ def _explain_off(results: RunResults) -> str:
     if not results.steps:
         return "nothing was trained (lora.scale=0), and the offset is 0"
     row, counts = row_at(curve, 1), []
-    for name, key in results.curves().items():
+    for name, key in results.name_curves().items():
         counts.append(f"{name} {curve['base'][key]:,} -> {row[key]:,}")
     text += ", since it gains nothing on validation images; at scale 1 with the offset "
     return f"{text}{row['offset']:g}: {', '.join(counts)}"
@@ -177,9 +177,9 @@ def _explain_off(results: RunResults) -> str:
 
 def _describe_accuracies(results: RunResults) -> list[Sentence]:
     """Compare both accuracies, if only one of them got better or worse."""
-    if len({results.judge(measure) for measure in _ENDS}) == 1:
+    if len({results.judge(measure) for measure in _BOTH_ACCURACIES}) == 1:
         return []
-    of_classes, of_images = (_describe_change(results, measure) for measure in _ENDS)
+    of_classes, of_images = (_describe_change(results, measure) for measure in _BOTH_ACCURACIES)
     text = f"With all classes equally common: {of_classes}; with classes as common as among the "
     return [Sentence(f"{text}test images: {of_images}.")]
 
@@ -215,7 +215,7 @@ def _describe_offset(results: RunResults) -> list[Sentence]:
     parts[0] = parts[0].capitalize() + " on validation images"
     parts.append(f"with the {'last layer' if results.is_head else 'training'} {trained}")
     if trained in dict(others).values():
-        parts[-1] += ", at a higher score, which decides"
+        parts[-1] += ", chosen by its higher score"
     return [Sentence(f"{'; '.join(parts)}.")]
 
 
@@ -239,7 +239,8 @@ def _describe_top_confusion(results: RunResults, number: int, split: str = "test
 def _describe_mistakes(results: RunResults) -> Sentence:
     """Count the mistakes of a hotfix that are right now: those to learn, and those held out."""
     train = results.change(split="mistakes")
-    text = f"{train.images - train.after:,} of {train.images:,} mistakes to learn are right now"
+    right = f"{train.images - train.after:,} of {train.images:,}"
+    text = f"{right} mistakes that were trained on are right now"
     if "mistakes_test" in results.counts:
         test = results.change(split="mistakes_test")
         text += f", and {test.images - test.after:,} of {test.images:,} held out"
@@ -252,11 +253,11 @@ def _describe_false_positives(results: RunResults) -> Sentence:
     for counts in (results.counts["test_base"], results.counts["test"]):
         share = counts.get("precision_of_target")
         shares.append("none" if share is None else f"{share:.0%}")
-    before, after = results.of_targets.false_positives
+    before, after = results.target_change.false_positives
     names = results.target_names if len(results.targets) == 1 else "one of these classes"
     text = f"Images wrongly predicted as {names} (false positives): {before:,} -> "
     text += f"{after:,}; precision {shares[0]} -> {shares[1]}."
-    return Sentence(text, results.of_targets.judgement_of_false_positives)
+    return Sentence(text, results.target_change.judgement_of_false_positives)
 
 
 def _advise_more_steps(results: RunResults) -> list[Sentence]:

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.choice import AUTO
-from lora_mnist.classifier.choose_point import POINT_FIELDS, refuse_undecidable
+from lora_mnist.classifier.choose_point import POINT_FIELDS, require_validation_images
 from lora_mnist.data.plan import Selection
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, report_group_errors
 from lora_mnist.lora.adapter import adapter_files
 from lora_mnist.lora.model import add_lora, add_offset, remove_lora
 from lora_mnist.lora.offset import build_offset, find_last_layer
@@ -42,7 +42,7 @@ def add_adapter(session: Session, selection: Selection) -> None:
     net, classifier = session.net, session.classifier
     if adapters_on(net):
         remove_lora(net)
-    layer = _layer_of_offset(session, selection)
+    layer = _find_offset_layer(session, selection)
     net.cpu()  # where LoRA draws its first values: the same on every machine
     if session.trains:
         _add_lora(session)
@@ -53,7 +53,7 @@ def add_adapter(session: Session, selection: Selection) -> None:
         counts = labels.bincount(minlength=len(classifier.classes)).float()
         add_offset(net, layer, build_offset(counts, selection.targets))
     assert classifier.base is not None
-    with config_group("lora"):  # an adapter that cannot be saved is not trained
+    with report_group_errors("lora"):  # an adapter that cannot be saved is not trained
         adapter_files(net, {"base_sha256": classifier.base.sha256})
 
 
@@ -72,7 +72,7 @@ def _add_lora(session: Session) -> None:
     is_auto = arguments["rank"] == AUTO
     if is_auto:
         arguments["rank"] = _AUTO_RANK
-    with config_group("lora"):
+    with report_group_errors("lora"):
         ranks = {}
         for name, weight in layers_to_adapt(net, arguments["target_modules"]).items():
             full = min(weight.original.flatten(1).shape)
@@ -81,7 +81,7 @@ def _add_lora(session: Session) -> None:
         add_lora(net, **arguments, rank_pattern=ranks)
 
 
-def _layer_of_offset(session: Session, selection: Selection) -> str | None:
+def _find_offset_layer(session: Session, selection: Selection) -> str | None:
     """Return the layer whose bias the offset moves, or None if there is no offset."""
     offset, layer = session.cfg.lora.offset, None
     if offset and selection.targets:
@@ -124,7 +124,7 @@ def _some_images(session: Session) -> Tensor:
     return session.classifier.dataset.normalize(pixels)
 
 
-def refuse_undecided(session: Session, selection: Selection) -> None:
+def check_auto_point(session: Session, selection: Selection) -> None:
     """Refuse ``auto`` for a class without validation images; warn if it has only a few."""
     asked = [f"lora.{field}=auto" for field in POINT_FIELDS if session.cfg.lora[field] == AUTO]
     if not asked:
@@ -132,7 +132,7 @@ def refuse_undecided(session: Session, selection: Selection) -> None:
     classes, val = session.classifier.classes, session.images.val
     numbers = val.labels.bincount(minlength=len(classes)).tolist()
     unseen = [classes[c] for c in selection.targets if not numbers[c]]
-    refuse_undecidable(session.classifier, val, asked, unseen)
+    require_validation_images(session.classifier, val, asked, unseen)
     for c in selection.targets:
         if numbers[c] < _TOO_FEW_TO_DECIDE:
             number = format_count(numbers[c], "validation image")

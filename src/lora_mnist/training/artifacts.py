@@ -14,8 +14,8 @@ from lora_mnist.choice import Choice
 from lora_mnist.classifier.base import (
     base_name,
     find_base_by_sha256,
+    permanent_base_path,
     set_current_base,
-    versioned_base_path,
     write_base,
 )
 from lora_mnist.classifier.record import NO_RECORD, Record
@@ -25,9 +25,9 @@ from lora_mnist.data import is_published
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import hash_tensors
-from lora_mnist.measure.counts import count_predictions
+from lora_mnist.measure.counts import count_both
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.project import DATA, user_path
+from lora_mnist.project import DATA, expand_path
 from lora_mnist.run_paths import ADAPTER_FOLDER
 from lora_mnist.training.session import Session, is_quick
 from lora_mnist.training.trials import resolve_augment
@@ -35,7 +35,7 @@ from lora_mnist.training.trials import resolve_augment
 log = logging.getLogger(__name__)
 
 #: Keys that the record of a base or an adapter omits, with the keys below them.
-_CHANGE_NO_NUMBER = (
+_OMITTED_KEYS = (
     *("callbacks.checkpoint", "figures", "hydra", "launcher"),
     *("logger", "paths", "run_name", "sweep"),
 )
@@ -55,7 +55,7 @@ def current_base_path(cfg: DictConfig, run: Run) -> Path | None:
     if run.is_sweep and "base_ckpt" not in run.keys:
         return None
     if cfg.base_ckpt is not None:
-        return user_path(cfg.base_ckpt)
+        return expand_path(cfg.base_ckpt)
     return Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
 
 
@@ -69,13 +69,13 @@ def new_base(session: Session, tables: Mapping[str, Predictions], current: Path 
         if why_useless is None:
             folder, replaces = Path(cfg.paths.bases), current
     sha256, name = hash_tensors(session.net.state_dict()), base_name(settings.data, settings.net)
-    return NewBase(sha256, versioned_base_path(folder, name, sha256), replaces, why_useless)
+    return NewBase(sha256, permanent_base_path(folder, name, sha256), replaces, why_useless)
 
 
 def _why_useless(session: Session, tables: Mapping[str, Predictions]) -> str | None:
     """Return the reason that a new base is no better than always one class, or None."""
     split = "val" if "val" in tables else "test"
-    counts = count_predictions(tables[split])["before"]
+    counts = count_both(tables[split])["before"]
     images, accuracy = counts["images_per_class"], counts["accuracy"]
     if accuracy > max(images) / sum(images):
         return None
@@ -125,7 +125,7 @@ def keep_base(session: Session) -> None:
     base, settings = classifier.base, classifier.settings
     assert base is not None
     if find_base_by_sha256(bases, base.sha256) is None:
-        path = versioned_base_path(bases, base_name(settings.data, settings.net), base.sha256)
+        path = permanent_base_path(bases, base_name(settings.data, settings.net), base.sha256)
         record = base.record
         if record == NO_RECORD:  # from elsewhere: its training is unknown
             record = replace(_build_record(session), data={}, made={})
@@ -142,7 +142,7 @@ def _build_record(session: Session) -> Record:
     data |= dataset.split_settings
     for key in ("num_workers", "eval_batch_size"):  # a machine's own
         data.pop(key, None)
-    folder = user_path(data.pop("data_dir", DATA)).absolute()
+    folder = expand_path(data.pop("data_dir", DATA)).absolute()
     if folder != DATA or not is_published(data):  # else each machine has it
         data["data_dir"] = str(folder)
     net = dict(settings.net)
@@ -150,7 +150,7 @@ def _build_record(session: Session) -> Record:
         net.pop("pretrained", None)  # the weights are in the base's file, and prepare is resolved
     made = {
         "stage": session.cfg.stage,
-        "overrides": session.run.overrides_without(*_CHANGE_NO_NUMBER),
+        "overrides": session.run.overrides_without(*_OMITTED_KEYS),
         "seed": session.cfg.seed,
         "choose_by": session.cfg.choose_by,
         "augment": resolve_augment(session.cfg, classifier),

@@ -82,7 +82,7 @@ class TrainedAverage(Callback):
 
 
 class DurationInLog(Callback):
-    """Logs once, after the first steps of the first training, how long all trainings will take."""
+    """Logs an estimate of the time for all trainings, once, early in the first one."""
 
     def __init__(self, trainings: int) -> None:
         self.trainings, self.at = trainings, dict[int, float]()  # seconds, at the end of a step

@@ -20,7 +20,7 @@ from lora_mnist.data import Folder, Images
 from lora_mnist.data.dataset import measure_pixels
 from lora_mnist.data.pictures import examine, open_picture
 from lora_mnist.errors import UserError, format_value
-from lora_mnist.measure.counts import confusion_matrix, count_predictions
+from lora_mnist.measure.counts import confusion_matrix, count_both
 from lora_mnist.measure.predictions import Predictions, compute_predictions
 from lora_mnist.measure.significance import CERTAIN, CLEAR, LEVEL, mcnemar
 from lora_mnist.project import quote
@@ -28,11 +28,11 @@ from lora_mnist.training.session import Session
 
 log = logging.getLogger(__name__)
 
-#: A search sends as many pixels through the network as the evaluation, or 40 images of 224 x 224.
+#: A search's budget in pixels, if the evaluation took fewer: 40 images of 224 x 224.
 _PIXELS = 40 * 224 * 224
 #: The number of images that a candidate is tried on first, and its minimum for large images.
 _FIRST, _FIRST_LARGE = 16, 4
-#: A candidate stays if luck of so many standard deviations would make it certainly better.
+#: A candidate stays if a lead this many standard deviations larger could win.
 _LUCK = 1.5
 #: With fewer errors no other preprocessing is better beyond chance.
 _FEWEST_ERRORS = 10
@@ -57,7 +57,7 @@ def check_base(session: Session, before: Predictions | None) -> list[str]:
         overrides = check_order(session, before)
         if not overrides and session.cfg.stage == "eval":
             overrides = find_better_preprocessing(session, session.classifier.dataset, before)
-    share = count_predictions(before)["before"]["balanced_accuracy"]
+    share = count_both(before)["before"]["balanced_accuracy"]
     if not overrides and share <= _HARDLY_BETTER / before.num_classes:
         text = "the base has %d of %d images right, which is hardly better than guessing: look at "
         text += "net._target_, base_ckpt and prepare (docs/failed.md)"
@@ -161,70 +161,74 @@ class _Search:
     def run(self) -> _Candidate:
         """Return the best candidate, of which each change is ahead beyond chance."""
         for group in _list_candidates(self):
-            ways = []
+            candidates = []
             for change in group:
                 values = {**self.best.values, **change}
                 whole = {**self.dataset.preprocessing(), **values}
                 if whole not in self.tried:
                     self.tried.append(whole)
-                    ways.append(_Candidate(values, math.prod(whole["image_size"])))
-            winner = self._find_winner(ways)
+                    candidates.append(_Candidate(values, math.prod(whole["image_size"])))
+            winner = self._find_winner(candidates)
             # Each key is ahead by itself.
             if winner and mcnemar(*winner.compare(self.best)) < LEVEL / len(self.tried):
                 self.best = winner
         return self.best
 
-    def _find_winner(self, ways: list[_Candidate]) -> _Candidate | None:
+    def _find_winner(self, candidates: list[_Candidate]) -> _Candidate | None:
         """Return the candidate that is ahead of the others, or None if none can beat the best."""
-        best, room = self.best, self.pixels_left // 2
-        while ways:
-            has_grown, share = False, room // len(ways)
-            for way in [*ways]:
-                first = max(_FIRST_LARGE, min(_FIRST, _FIRST * best.pixels // way.pixels))
-                count = min(2 * len(way.wrong) or first, len(self.images))
-                cost = (count - len(way.wrong)) * way.pixels
+        best, budget = self.best, self.pixels_left // 2
+        while candidates:
+            has_grown, share = False, budget // len(candidates)
+            for each in [*candidates]:
+                first = max(_FIRST_LARGE, min(_FIRST, _FIRST * best.pixels // each.pixels))
+                count = min(2 * len(each.wrong) or first, len(self.images))
+                cost = (count - len(each.wrong)) * each.pixels
                 cost += max(0, count - len(best.wrong)) * best.pixels
                 if not 0 < cost <= share:
                     continue
                 try:
-                    self._try_on(way, count)
-                except Exception:  # whatever a network raises that does not take such images
-                    ways.remove(way)
+                    self._evaluate(each, count)
+                except Exception:  # any error of a network that cannot take such images
+                    candidates.remove(each)
                     continue
-                self._try_on(best, count)
-                has_grown, room, self.pixels_left = True, room - cost, self.pixels_left - cost
-            ways = [way for way in ways if self._may_win(way)]
-            ways.sort(key=lambda way: way.lead(best), reverse=True)
-            leader = reduce(lambda one, other: other if other.lead(one) > 0 else one, ways, best)
-            ways = [way for way in ways if leader.lead(way) <= CLEAR]
+                self._evaluate(best, count)
+                has_grown, budget, self.pixels_left = True, budget - cost, self.pixels_left - cost
+            candidates = [each for each in candidates if self._may_win(each)]
+            candidates.sort(key=lambda each: each.lead(best), reverse=True)
+            leader = reduce(
+                lambda one, other: other if other.lead(one) > 0 else one, candidates, best
+            )
+            candidates = [each for each in candidates if leader.lead(each) <= CLEAR]
             is_clear = leader.lead(best) > 2 * CERTAIN
-            if len(ways) == 1 and (is_clear or not has_grown):
-                return ways[0]
-            if ways and not has_grown:  # the others get its share of the pixels
-                ways.remove(ways[-1] if ways[-1] is not leader else ways[-2])
+            if len(candidates) == 1 and (is_clear or not has_grown):
+                return candidates[0]
+            if candidates and not has_grown:  # the others get its share of the pixels
+                candidates.remove(
+                    candidates[-1] if candidates[-1] is not leader else candidates[-2]
+                )
         return None
 
-    def _may_win(self, way: _Candidate) -> bool:
+    def _may_win(self, each: _Candidate) -> bool:
         """Return whether more images could show that a candidate is better than the best."""
-        if not len(way.wrong):  # it is too large to be tried on any
+        if not len(each.wrong):  # its images are too large for the budget
             return False
-        hoped = (way.lead(self.best) + _LUCK) * math.sqrt(len(self.images) / len(way.wrong))
+        hoped = (each.lead(self.best) + _LUCK) * math.sqrt(len(self.images) / len(each.wrong))
         return hoped >= CERTAIN
 
-    def _try_on(self, way: _Candidate, count: int) -> None:
+    def _evaluate(self, candidate: _Candidate, count: int) -> None:
         """Find which of the first images the base gets wrong, up to ``count`` of them."""
-        places = range(len(way.wrong), count)
+        places = range(len(candidate.wrong), count)
         if not places:
             return
         classifier, settings = self.session.classifier, self.session.classifier.settings
-        given = {**settings.given["prepare"], "classes": self.dataset.classes, **way.values}
+        given = {**settings.given["prepare"], "classes": self.dataset.classes, **candidate.values}
         own = Settings.from_command_line(settings.net, given, settings.data, settings.folder)
         other = build_dataset(own.with_makers_preprocessing(classifier.net))
         labels = self.images.labels[places.start : places.stop]
         pictures = (other.read_picture(self.open_image(place)) for place in places)
         batches = other.stack_pictures(zip(pictures, labels.tolist(), strict=True), self.device)
         prediction = compute_predictions(classifier.net, batches).prediction[0]
-        way.wrong = torch.cat([way.wrong, prediction != labels])
+        candidate.wrong = torch.cat([candidate.wrong, prediction != labels])
 
     def _open_image(self, place: int) -> Image.Image:
         """Open the picture of an image, a photograph in about twice the largest size tried."""
@@ -263,7 +267,7 @@ def find_better_preprocessing(session: Session, dataset: Folder, before: Predict
 
 
 def _list_candidates(search: _Search) -> Iterator[list[dict[str, Any]]]:
-    """Yield groups of values of ``prepare``, each to change the best candidate until then."""
+    """Yield groups of changes to ``prepare``, each to be tried on the best candidate so far."""
     dataset, images = search.dataset, search.images
     sizes = [(side, side) for side in _SIDES]
     _, *own = examine(dataset.root / str(images.names[0]))

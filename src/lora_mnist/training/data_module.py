@@ -45,7 +45,7 @@ class ImageDataModule(LightningDataModule):
             replace(self.images.train, augment=self.augment),
             self.trainer.strategy.root_device,
             batch_sampler=(batch[rank::processes] for batch in batches),
-            generator=None,  # torch draws it: epochs and workers have different numbers
+            generator=None,  # torch seeds each epoch and worker differently
             worker_init_fn=pl_worker_init_function,
         )
 
@@ -84,7 +84,7 @@ class PlannedBatches:
 
     @property
     def _is_one_epoch(self) -> bool:
-        """True if only steps are counted; a finished training may go on with more of them."""
+        """True if only max_steps ends a training, so that it may be resumed with more steps."""
         return self.trainer.max_steps != -1 and self.trainer.max_epochs == -1
 
     def __len__(self) -> int:

@@ -52,15 +52,15 @@ class FeatureDataset(ImageDataset):
         return images
 
 
-def on_features(session: Session, training: Training) -> tuple[Session, Training]:
-    """Return both with the last layer in place of the network and features in place of images."""
+def use_features(session: Session, training: Training) -> tuple[Session, Training]:
+    """Return copies of both that train the last layer on features, not the network on images."""
     indices, images = _indices_in_batches(session, training), training.images
-    train = _with_features(session, training, images.train, indices)
+    train = _add_features(session, training, images.train, indices)
     val, val_of_run = (
-        _with_features(session, training, each, range(len(each)))
+        _add_features(session, training, each, range(len(each)))
         for each in (images.val, session.images.val)
     )
-    classifier = copy.copy(session.classifier)  # how common its classes are is known
+    classifier = copy.copy(session.classifier)  # keeps the cached test prior
     classifier.net = LastLayer(session.net, training.last_layer)
     classifier.dataset = FeatureDataset(session.classifier.dataset)
     of_run = replace(session.images, val=val_of_run)
@@ -82,7 +82,7 @@ def _indices_in_batches(session: Session, training: Training) -> list[int]:
     return sorted(used)
 
 
-def _with_features(
+def _add_features(
     session: Session, training: Training, images: Images, indices: Iterable[int]
 ) -> Images:
     """Return ``images`` with the features of those at ``indices`` in their place."""

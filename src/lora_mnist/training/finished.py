@@ -21,10 +21,10 @@ from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora.base_state import hash_tensors
 from lora_mnist.lora.point import Point
-from lora_mnist.project import user_path
-from lora_mnist.run_paths import FINISHED_FOLDER, finished_trainings
+from lora_mnist.project import expand_path
+from lora_mnist.run_paths import FINISHED_FOLDER, list_finished
 from lora_mnist.training.checkpoint import refuse_other_training
-from lora_mnist.training.fit import KNOWN_AT_ONCE, MAKE_A_TRAINING, hyperparameters
+from lora_mnist.training.fit import EARLY_RESUME_KEYS, LATE_RESUME_KEYS, build_hparams
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import Training
 
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 #: The keys that decide the results of a repair's trainings.
 _MAKE_A_REPAIR = (
-    *KNOWN_AT_ONCE,
-    *MAKE_A_TRAINING,
+    *EARLY_RESUME_KEYS,
+    *LATE_RESUME_KEYS,
     *("trainer", "trials", "choose_by", "images_sha256"),
 )
 #: The tensors of a result beside its adapter's.
@@ -43,7 +43,7 @@ _TENSORS = ("train_digests", "image_scores")
 def refuse_other_repair(session: Session) -> None:
     """Raise if ``ckpt_path`` is the folder of another repair, or has a damaged file."""
     folder = session.cfg.ckpt_path
-    for file in finished_trainings(user_path(folder)) if folder is not None else ():
+    for file in list_finished(expand_path(folder)) if folder is not None else ():
         its, _ = _read(file)
         refuse_other_training(folder, its["run"], _describe_run(session), _MAKE_A_REPAIR)
 
@@ -64,7 +64,7 @@ def save_finished(session: Session, training: Training, fields: Mapping[str, Any
 def load_finished(session: Session, training: Training) -> dict[str, Any] | None:
     """Return the fields of a training's result from the folder ``ckpt_path``, or None."""
     folder = session.cfg.ckpt_path
-    if folder is None or not (file := _file(user_path(folder), training)).is_file():
+    if folder is None or not (file := _file(expand_path(folder), training)).is_file():
         return None
     content, tensors = _read(file)
     text = "%s: %s at learning rate %g, taken from %s"
@@ -94,13 +94,16 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
                 tensors[key] = opened.get_tensor(key)
             return dict(json.loads(opened.metadata()["content"])), tensors
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        line = f"{file}: expected a finished training ({error}); without it, it is repeated"
+        line = f"{file}: expected a finished training ({error}); delete it to repeat the training"
         raise UserError(line) from error
 
 
 def _describe_run(session: Session) -> dict[str, Any]:
     """Return the values that decide the trainings of a run, by key, as a file stores them."""
-    described, images = hyperparameters(session.cfg, session.classifier), dict[str, torch.Tensor]()
+    described, images = (
+        build_hparams(session.cfg, session.classifier),
+        dict[str, torch.Tensor](),
+    )
     for split, each in (("train", session.images.train), ("val", session.images.val)):
         images |= {f"digests of {split}": each.digests, f"labels of {split}": each.labels}
     described["images_sha256"] = hash_tensors(images)

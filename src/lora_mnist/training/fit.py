@@ -13,23 +13,23 @@ from torch.optim.swa_utils import update_bn
 
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.classifier.train_digests_file import hash_digests
-from lora_mnist.config.make import make, with_values
+from lora_mnist.config.make import instantiate_part, with_values
 from lora_mnist.data.plan import Plan
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, report_group_errors
 from lora_mnist.lora.model import KINDS
 from lora_mnist.training.callbacks import TrainedAverage
 from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
 from lora_mnist.training.data_module import ImageDataModule
 from lora_mnist.training.module import ClassifierModule
 from lora_mnist.training.session import Session
-from lora_mnist.training.trials import LEARNING_RATES, STEPS, Training, resolve_augment, where_auto
+from lora_mnist.training.trials import LEARNING_RATES, STEPS, Training, resolve_augment, select_auto
 
 log = logging.getLogger(__name__)
 
 #: Keys that a resumed training must not change, known before images are read.
-KNOWN_AT_ONCE = ("base_sha256", "seed", "net", "prepare")
+EARLY_RESUME_KEYS = ("base_sha256", "seed", "net", "prepare")
 #: The other keys of this kind. The number of steps may change unless a scheduler counts them.
-MAKE_A_TRAINING = (
+LATE_RESUME_KEYS = (
     *("target", "optimizer", "scheduler", "loss", "lora", "batches", "callbacks.averaging"),
     *(
         "refit",
@@ -52,11 +52,11 @@ def build_datamodule(session: Session, training: Training) -> ImageDataModule:
     processes = session.trainer.world_size
     cfg, images = training.cfg, training.images
     numbers = (cfg.batches.batch_size, cfg.batches.replay, cfg.batches.seed)
-    with config_group("batches"):
+    with report_group_errors("batches"):
         plan = Plan(training.selection, images.train.labels, *numbers, processes)
     augment: Any = cfg.batches.augment
     if augment is not None:
-        augment = make("batches.augment", augment)
+        augment = instantiate_part("batches.augment", augment)
     return ImageDataModule(session.classifier.dataset, images, plan, augment)
 
 
@@ -66,8 +66,8 @@ def make_optimizer(
     """Make the optimizer of the trained parameters."""
     arguments = dict(cfg.optimizer)
     if trainer.gradient_clip_val and "mixed" in trainer.precision:
-        arguments.pop("fused", None)  # beside a fused optimizer Lightning refuses to clip
-    optimizer: Optimizer = make("optimizer", arguments, list(parameters))
+        arguments.pop("fused", None)  # Lightning refuses to clip with a fused optimizer
+    optimizer: Optimizer = instantiate_part("optimizer", arguments, list(parameters))
     decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
     if decay and cfg.stage == "lora" and KINDS[cfg.lora.init].forbids_decay:
         raise UserError(
@@ -83,20 +83,20 @@ def make_scheduler(cfg: DictConfig, optimizer: Optimizer) -> dict[str, Any] | No
     interval = arguments.pop("interval", "step")
     if not arguments:
         return None
-    return {"scheduler": make("scheduler", arguments, optimizer), "interval": interval}
+    return {"scheduler": instantiate_part("scheduler", arguments, optimizer), "interval": interval}
 
 
 def check_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> None:
     """Make the parts of a training once, so that wrong values are refused before it begins."""
-    cfg = with_values(cfg, where_auto(cfg, _STAND_INS))
-    make("loss", cfg.loss)
+    cfg = with_values(cfg, select_auto(cfg, _STAND_INS))
+    instantiate_part("loss", cfg.loss)
     if augment := resolve_augment(cfg, classifier):
-        make("batches.augment", augment)
+        instantiate_part("batches.augment", augment)
     parameters = classifier.net.parameters()  # its maker may have frozen them
     make_scheduler(cfg, make_optimizer(cfg, trainer, parameters))
 
 
-def hyperparameters(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
+def build_hparams(cfg: DictConfig, classifier: Classifier) -> dict[str, Any]:
     """Return a checkpoint's description of a training, without what images decide."""
     base, settings = classifier.base, classifier.settings
     hparams: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -121,16 +121,16 @@ def fit(
         make_scheduler(cfg, optimizer),
         classes=classes,
         targets=selection.targets,
-        loss=make("loss", cfg.loss),
+        loss=instantiate_part("loss", cfg.loss),
         replay=plan.replay,
         test_prior=classifier.test_prior,
         compiles=cfg.compile,
     )
-    hparams, split = hyperparameters(cfg, classifier), classifier.dataset.split_settings
+    hparams, split = build_hparams(cfg, classifier), classifier.dataset.split_settings
     hparams |= {"target": names, "train_digests_sha256": hash_digests(data.train_digests)}
     hparams["data"] = {**classifier.settings.data, **split}
     if cfg.ckpt_path is not None:
-        groups = (*KNOWN_AT_ONCE, *MAKE_A_TRAINING, *(f"data.{key}" for key in split))
+        groups = (*EARLY_RESUME_KEYS, *LATE_RESUME_KEYS, *(f"data.{key}" for key in split))
         its, of_finished = read_hparams(cfg.ckpt_path), ("lora.scale", "lora.offset")
         refuse_other_training(cfg.ckpt_path, its, hparams, groups, but=of_finished)
     module.save_hyperparameters(hparams)
@@ -143,7 +143,7 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     if not module.has_adapter and any(isinstance(each, TrainedAverage) for each in callbacks):
-        _renew_statistics(session, data)
+        _update_batch_norm(session, data)
     if trainer.global_step < trainer.max_steps:
         fewer = "training: %d steps, fewer than trainer.max_steps=%d; trainer.max_epochs=%s"
         log.info(fewer, trainer.global_step, trainer.max_steps, trainer.max_epochs)
@@ -156,7 +156,7 @@ def fit(
     return module
 
 
-def _renew_statistics(session: Session, data: ImageDataModule) -> None:
+def _update_batch_norm(session: Session, data: ImageDataModule) -> None:
     """Compute the batch statistics of the averaged weights, in place of the last weights'."""
     device, plan = session.switch_to_eval(), data.plan
     of_epoch = islice(plan.batches(), plan.batches_per_epoch)

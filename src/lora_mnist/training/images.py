@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_mnist.classifier.classifier import Classifier
 from lora_mnist.data import Images, ImageSets
-from lora_mnist.data.mistakes import Mistakes, with_mistakes, wrong_pictures
+from lora_mnist.data.mistakes import Mistakes, append_mistakes, find_mistakes
 from lora_mnist.lora.point import BASE
 from lora_mnist.measure.predictions import compute_predictions_at
 
@@ -29,9 +29,9 @@ def load_images(
     if cfg.mistakes is not None:
         mistakes, excluded = _find_mistakes(classifier, cfg, trainer.strategy.root_device)
         images = replace(images, excluded={**images.excluded, **excluded})
-        images = with_mistakes(images, mistakes)
+        images = append_mistakes(images, mistakes)
     for split, about in images.excluded.items():
-        # A refit was trained on the validation images; a command that needs them is refused.
+        # No warning for val: a refit trains on it, and a command that needs it raises an error.
         log.log(logging.INFO if split == "val" else logging.WARNING, "%s", about["line"])
     size = classifier.dataset.eval_batch_size
     dev_batches = int(cfg.trainer.get("fast_dev_run") or 0)  # true is 1
@@ -52,7 +52,7 @@ def _find_mistakes(
         ).prediction[0]
 
     net.eval().to(device)
-    mistakes = wrong_pictures(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
+    mistakes = find_mistakes(predict, dataset, Path(str(cfg.mistakes)), cfg.mistakes_test)
     test, about = mistakes.test.without_train_images(classifier.train_digests, "held-out mistakes")
     return mistakes._replace(test=test), {"mistakes_test": about} if about else {}
 

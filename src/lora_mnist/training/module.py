@@ -14,7 +14,7 @@ from lora_mnist.data.images import Batch
 from lora_mnist.errors import TrainingError, UserError, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.measure.counts import count_labels
+from lora_mnist.measure.counts import count_errors
 from lora_mnist.measure.predictions import compute_logits
 from lora_mnist.show.loggers import logged_metrics
 
@@ -67,7 +67,7 @@ class ClassifierModule(LightningModule):
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss or Loss()
-        # Not the network itself: Dynamo takes no frame of torch's own, such as nn.Sequential's.
+        # Not the network itself: Dynamo skips torch's own frames, such as nn.Sequential.forward.
         self.run_forward = torch.compile(self.forward) if compiles else self.forward
         self.optimizer, self.scheduler = optimizer, scheduler
         self.classes, self.targets, self.replay, self.test_prior = (
@@ -79,7 +79,9 @@ class ClassifierModule(LightningModule):
         self.has_adapter = bool(lora_adapters(net))
         # Label, prediction and loss of each validation image. A confusion matrix of torchmetrics
         # takes images x classes x classes with trainer.deterministic, or on MPS.
-        self.val_rows = CatMetric(nan_strategy="disable")  # a check makes a GPU wait at each batch
+        self.val_rows = CatMetric(
+            nan_strategy="disable"
+        )  # NaN checks would sync the GPU at each batch
         self.errors_by_step: dict[int, int] = {}  # on validation images
 
     def setup(self, stage: str) -> None:
@@ -131,7 +133,7 @@ class ClassifierModule(LightningModule):
         """Log the counts of all processes, and reset them."""
         label, prediction, losses = self.val_rows.compute().cpu().T
         classes = len(self.classes)
-        counts = count_labels(
+        counts = count_errors(
             label.long(), prediction.long(), classes, self.targets, self.test_prior
         )
         counts["loss"] = losses.mean().item()

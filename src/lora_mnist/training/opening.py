@@ -8,20 +8,20 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_mnist.choice import AUTO
-from lora_mnist.classifier.choose_point import refuse_undecidable
+from lora_mnist.classifier.choose_point import require_validation_images
 from lora_mnist.classifier.classifier import Classifier
-from lora_mnist.config.make import load_configured, read_settings, with_values
+from lora_mnist.config.make import load_from_config, read_settings, with_values
 from lora_mnist.config.run import Run
 from lora_mnist.data import Folder, Images
-from lora_mnist.errors import UserError, config_group, format_value, require_choice
+from lora_mnist.errors import UserError, format_value, report_group_errors, require_choice
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import KINDS
 from lora_mnist.lora.target_modules import format_names, layers_to_adapt
-from lora_mnist.project import user_path
-from lora_mnist.run_paths import finished_trainings, refuse_used_folder
+from lora_mnist.project import expand_path
+from lora_mnist.run_paths import list_finished, refuse_used_folder
 from lora_mnist.training.checkpoint import read_hparams, refuse_other_training
 from lora_mnist.training.finished import refuse_other_repair
-from lora_mnist.training.fit import KNOWN_AT_ONCE, check_training, hyperparameters
+from lora_mnist.training.fit import EARLY_RESUME_KEYS, build_hparams, check_training
 from lora_mnist.training.images import load_images
 from lora_mnist.training.session import Session
 from lora_mnist.training.target import WEAK, class_indices
@@ -41,7 +41,7 @@ def open_session(cfg: DictConfig, run: Run) -> Session:
     if cfg.stage == "pretrain":
         classifier = Classifier.new(**read_settings(cfg))
     else:
-        classifier = load_configured(cfg)
+        classifier = load_from_config(cfg)
     _check_network(classifier)
     if cfg.stage != "eval":
         _refuse_training(cfg, trainer, classifier)
@@ -85,9 +85,11 @@ def _refuse_repair(cfg: DictConfig) -> None:
     target, mistakes, trainer = cfg.target, cfg.mistakes, cfg.trainer
     has_no_end = trainer.max_steps == -1 and trainer.max_epochs in (-1, None)
     if has_no_end and not trainer.get("max_time"):
-        raise UserError("trainer.max_steps=-1: expected a number, or one of trainer.max_epochs")
+        raise UserError("trainer.max_steps=-1: expected a number; or set trainer.max_epochs")
     if cfg.lora.scale == cfg.lora.offset == 0:
-        raise UserError("lora.scale=0 lora.offset=0: expected others; these give the base")
+        raise UserError(
+            "lora.scale=0 lora.offset=0: expected one that is not 0; both 0 is the base"
+        )
     if cfg.lora.scale == 0 and cfg.refit is True:
         raise UserError("refit=true: expected auto or false; with lora.scale=0 nothing is trained")
     if cfg.lora.scale == 0 and mistakes is not None:
@@ -117,9 +119,9 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
     if cfg.target not in (None, *WEAK):
         class_indices(classifier.classes, cfg.target)
     if cfg.stage == "lora":
-        with config_group("lora"):
+        with report_group_errors("lora"):
             require_choice("init", cfg.lora.init, KINDS)
-            if not trains_last_layer(cfg):  # which images show: adapter.py
+            if not trains_last_layer(cfg):  # only images show the last layer: adapter.py
                 layers_to_adapt(classifier.net, cfg.lora.target_modules)
         if monitor := _find_monitor(trainer):
             raise UserError(
@@ -133,9 +135,9 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
             check_training(with_values(cfg, values), trainer, classifier)
         except UserError as error:
             raise UserError(f"trials.{name}.{error}") from error
-    if cfg.ckpt_path is not None and not finished_trainings(user_path(cfg.ckpt_path)):
-        its, known = read_hparams(cfg.ckpt_path), hyperparameters(cfg, classifier)
-        refuse_other_training(cfg.ckpt_path, its, known, KNOWN_AT_ONCE)
+    if cfg.ckpt_path is not None and not list_finished(expand_path(cfg.ckpt_path)):
+        its, known = read_hparams(cfg.ckpt_path), build_hparams(cfg, classifier)
+        refuse_other_training(cfg.ckpt_path, its, known, EARLY_RESUME_KEYS)
 
 
 def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:
@@ -173,11 +175,11 @@ def _refuse_images(session: Session) -> None:
         "lora.offset=auto": is_repair and cfg.lora.offset == AUTO,
     }
     asking = [choice for choice, is_asked in needs_images.items() if is_asked]
-    refuse_undecidable(classifier, session.images.val, asking)
+    require_validation_images(classifier, session.images.val, asking)
 
 
 def _log_caveats(session: Session) -> None:
-    """Warn of unknowns about a repair's base before the trainings take their minutes."""
+    """Warn of unknowns about a repair's base, before minutes of training."""
     classifier, images = session.classifier, session.images
     assert classifier.base is not None
     if session.cfg.batches.augment == AUTO and not classifier.base.record.knows_augment:
@@ -213,7 +215,7 @@ def _log_normalization(classifier: Classifier) -> None:
 
 def _check_network(classifier: Classifier, images: Images | None = None) -> None:
     """Raise if the network returns no logits, or changes itself while it predicts."""
-    classifier.make_ready(images)
+    classifier.check_network(images)
     base = classifier.base
     if base and (changed := changed_tensors(base.tensors, base_state_dict(classifier.net))):
         raise UserError(

@@ -20,11 +20,11 @@ from lora_mnist.config.make import with_values
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.measure.predictions import Predictions
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 from lora_mnist.show.reasons import format_reason
 from lora_mnist.show.screen import print_parameters
 from lora_mnist.training.adapter import NO_HEAD, add_adapter, find_last_linear
-from lora_mnist.training.explain import collect_choices, explain_point
+from lora_mnist.training.explain_choices import collect_choices, explain_point
 from lora_mnist.training.run_training import Failure, TrainingResult, run_training
 from lora_mnist.training.session import Session
 from lora_mnist.training.trials import (
@@ -54,20 +54,20 @@ class Repair(NamedTuple):
         return {**self.best.about(), "head": self.head and self.head.row}
 
 
-class Trained(NamedTuple):
+class Outcomes(NamedTuple):
     """The results of several trainings."""
 
     results: list[TrainingResult]
     failures: list[Failure]
 
 
-def train_head(session: Session, selection: Selection) -> Trained:
+def train_head(session: Session, selection: Selection) -> Outcomes:
     """Train the last layer alone, on stored features, in each trial, if a choice may be made.
 
     The results can be chosen like a trial's. The adapter of the last training stays on the network.
     """
     cfg = session.cfg
-    none = Trained([], [])
+    none = Outcomes([], [])
     is_asked = cfg.head and session.trains and not trains_last_layer(cfg)
     if not (is_asked and can_choose(session, selection)):
         return none
@@ -84,7 +84,7 @@ def train_head(session: Session, selection: Selection) -> Trained:
 
 
 def train_repair(
-    session: Session, selection: Selection, before: Predictions | None, head: Trained
+    session: Session, selection: Selection, before: Predictions | None, head: Outcomes
 ) -> Repair:
     """Train the adapter in each trial; keep the best one, or train it again as a refit."""
     trainings, refit = plan_trainings(session, selection), choose_refit(session, selection)
@@ -97,13 +97,13 @@ def train_repair(
         line = "no training is better than an offset alone; trying learning rate %g"
         log.info(line, smaller.lr)
         more = _train(session, [smaller], head)
-        trials = Trained(trials.results + more.results, trials.failures + more.failures)
+        trials = Outcomes(trials.results + more.results, trials.failures + more.failures)
     results, failures = head.results + trials.results, head.failures + trials.failures
     if not results:
         raise TrainingError("; ".join(each.reason.facts["error"] for each in failures))
     kept = best = max(results, key=lambda result: result.score)
     best.load_into(session)
-    val = session.predictions("val", before)  # before a refit, which is trained on these images
+    val = session.predict_split("val", before)  # before a refit, which is trained on these images
     if refit.value and best.point.scale == 0:
         refit = Choice(False, [Reason("trial_adds_nothing")])
     elif refit.value:
@@ -118,17 +118,17 @@ def train_repair(
     return Repair(kept, best, best_head, {} if val is None else {"val": val}, choices)
 
 
-def _train(session: Session, trainings: Sequence[Training], head: Trained) -> Trained:
+def _train(session: Session, trainings: Sequence[Training], head: Outcomes) -> Outcomes:
     """Run each training at the first of its learning rates that does not diverge.
 
     A training may end early if it has lost to the best one before it, ``head`` among them.
     """
-    trained = Trained([], [])
+    trained = Outcomes([], [])
     for training in trainings:
         for lr in training.lrs[training.lrs.index(training.lr) :]:
             before = head.results + trained.results
             best = max(before, key=lambda result: result.score, default=None)
-            tried = run_training(session, training.at(lr), best)
+            tried = run_training(session, training.with_lr(lr), best)
             if isinstance(tried, TrainingResult):
                 trained.results.append(tried)
                 break
@@ -143,7 +143,7 @@ def _refuse_several(session: Session, planned: int) -> None:
     if planned == 1:
         return
     path = session.cfg.ckpt_path
-    if path is not None and user_path(path).is_file():
+    if path is not None and expand_path(path).is_file():
         raise UserError(
             f"ckpt_path={path}: expected the folder of a run with finished trainings, or null, "
             "since this repair has several trainings"
@@ -154,7 +154,7 @@ def _refuse_several(session: Session, planned: int) -> None:
         log.warning(line, planned)
 
 
-def _plan_smaller_rate(trials: Trained) -> Training | None:
+def _plan_smaller_rate(trials: Outcomes) -> Training | None:
     """Plan a training at the next learning rate if none is ahead of the offset alone."""
     # A learning rate that is too large can ruin an adapter without divergence.
     if any(result.beats_offset for result in trials.results):
@@ -164,14 +164,14 @@ def _plan_smaller_rate(trials: Trained) -> Training | None:
     for training in behind:
         smaller = [lr for lr in training.lrs if lr < training.lr]
         if smaller:
-            return training.at(smaller[0])
+            return training.with_lr(smaller[0])
     return None
 
 
 def _train_refit(
     session: Session, best: TrainingResult, refit: Choice, planned: int
 ) -> tuple[TrainingResult, Choice]:
-    """Train the best once more, with the validation images; if that is behind the base, keep it."""
+    """Train the best trial again, with the validation images; keep the trial if that is worse."""
     unseen = ""
     if session.images.held_out.get("val") == "test":
         unseen = ", which are part of test/; only the other test images are still unseen"
@@ -183,7 +183,7 @@ def _train_refit(
         reason = result.reason
     else:
         assert result.curve is not None  # there are images, on which it was trained
-        base_score, images = result.curve["base"]["score"], result.images_seen
+        base_score, images = result.curve["base"]["score"], result.num_val_images
         if result.score >= base_score:
             return result, refit
         reason = Reason("refit_behind", score=result.score, base_score=base_score)

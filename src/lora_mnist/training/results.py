@@ -13,11 +13,11 @@ from typing import Any
 from lora_mnist.choice import Choice
 from lora_mnist.files import write_json
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.measure.counts import outcomes_by_split
+from lora_mnist.measure.counts import count_by_split
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.run_paths import ENDED, RESULTS_FILE
 from lora_mnist.show.loggers import log_results
-from lora_mnist.show.predictions_file import write_table
+from lora_mnist.show.predictions_file import write_test_predictions
 from lora_mnist.show.report import make_report
 from lora_mnist.show.run_results import RunResults
 from lora_mnist.show.screen import print_results
@@ -33,7 +33,7 @@ def finish(
     session: Session,
     tables: Mapping[str, Predictions],
     choices: Mapping[str, Choice],
-    about: Mapping[str, Any],  # what only the stage knows of results.json, steps among it
+    about: Mapping[str, Any],  # the stage's own entries of results.json, such as steps
 ) -> dict[str, Any]:
     """Write results.json, predictions.csv and the report; print the verdict, and log it."""
     cfg, run = session.cfg, session.run
@@ -42,7 +42,7 @@ def finish(
     results[ENDED] = datetime.now(UTC).isoformat(timespec="microseconds")
     table, run_results = tables["test"], RunResults(results)
     write_json(run.folder / RESULTS_FILE, results)
-    write_table(table, session.images.test.names, run.folder, run_results.classes)
+    write_test_predictions(table, session.images.test.names, run.folder, run_results.classes)
     print_results(run_results, run.folder)
     figures: dict[str, Any] = {}
     if cfg.figures or (cfg.figures is None and not run.is_sweep):
@@ -87,7 +87,7 @@ def collect_results(
         "unknown_train_digests": unknown,
         "parameters": count_parameters(classifier.net),
         "test_prior": classifier.test_prior,
-        **outcomes_by_split(tables, targets, classifier.test_prior),
+        **count_by_split(tables, targets, classifier.test_prior),
         "base_sha256": base and base.sha256,
         "adapter": classifier.adapter and str(classifier.adapter),
         "point": choices["point"].value if "point" in choices else None,

@@ -1,4 +1,4 @@
-"""Runs one training of a repair at one learning rate: and returns its result or its failure."""
+"""Runs one training of a repair at one learning rate, and returns its result or its failure."""
 
 import copy
 import logging
@@ -20,12 +20,12 @@ from lora_mnist.lora.model import set_lora_point
 from lora_mnist.lora.point import BASE, TRAINED, Point
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.measure.scale_curve import row_at
-from lora_mnist.project import user_path
+from lora_mnist.project import expand_path
 from lora_mnist.show.reasons import format_reason
 from lora_mnist.training.adapter import add_adapter
 from lora_mnist.training.callbacks import DurationInLog
 from lora_mnist.training.end_if_lost import EndIfLost
-from lora_mnist.training.features import on_features
+from lora_mnist.training.features import use_features
 from lora_mnist.training.finished import load_finished, save_finished
 from lora_mnist.training.fit import build_datamodule, fit
 from lora_mnist.training.session import Session
@@ -77,7 +77,7 @@ class TrainingResult:
         return None if self.curve is None else row_at(self.curve, self.point.scale)
 
     @property
-    def images_seen(self) -> int:
+    def num_val_images(self) -> int:
         """The number of validation images that chose its point."""
         return 0 if self.curve is None else int(self.curve["images"])
 
@@ -131,7 +131,7 @@ def _train(
     Raise TrainingError if the training diverges.
     """
     path = planned.cfg.ckpt_path
-    goes_on = planned.is_only and path is not None and user_path(path).is_file()
+    goes_on = planned.is_only and path is not None and expand_path(path).is_file()
     cfg = with_values(planned.cfg, {"ckpt_path": path if goes_on else None})
     training = replace(planned, cfg=cfg)
     trainer = _build_trainer(session, training)
@@ -143,7 +143,7 @@ def _train(
     load_tensors(session, training, training.start)
     set_lora_point(session.net, TRAINED if session.trains else BASE)
     if training.last_layer:
-        session, training = on_features(session, training)
+        session, training = use_features(session, training)
     steps, validation_errors = 0, list[tuple[int, int]]()
     hparams, train_digests = None, torch.empty(0, dtype=torch.int64)
     if session.trains:
@@ -199,7 +199,7 @@ def _end_if_lost(
 ) -> EndIfLost | None:
     """Return the callback that ends a lost training, or None if it may not end early."""
     lora = training.cfg.lora
-    if best is None or training.of <= 1 or training.refit_at or lora.scale != AUTO:
+    if best is None or training.of <= 1 or training.refit_point or lora.scale != AUTO:
         return None
     search = _build_search(session, training)
     return EndIfLost(search, lora.offset, (best.training.name, best.image_scores))
@@ -207,7 +207,7 @@ def _end_if_lost(
 
 def _score_images(session: Session, training: Training, point: Point) -> Tensor:
     """Return the image scores at a point, by which later trainings are compared."""
-    if not len(session.images.val) or training.of == 1 or training.refit_at:
+    if not len(session.images.val) or training.of == 1 or training.refit_point:
         return torch.empty(0)
     _, scores = _build_search(session, training).score_images(point, point.offset)
     return scores
@@ -220,14 +220,14 @@ def _build_search(session: Session, training: Training) -> PointSearch:
 
 
 def _choose_point(session: Session, training: Training) -> tuple[Point, dict[str, Any] | None]:
-    """Return the point that is set, advised by validation images, or a refit's; and the curve."""
+    """Return the operating point (set, advised, or of a refit's trial), and the scale curve."""
     lora, search = training.cfg.lora, _build_search(session, training)
     if not len(session.images.val):
         return Point(float(lora.scale), float(lora.offset)), None
     log.info("evaluating the adapter at several scales on validation images")
     session.switch_to_eval()
-    if training.refit_at is not None:
-        return search.advise(training.refit_at._asdict(), scales=())
+    if training.refit_point is not None:
+        return search.advise(training.refit_point._asdict(), scales=())
     return search.advise({"scale": lora.scale, "offset": lora.offset})
 
 

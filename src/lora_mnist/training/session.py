@@ -53,7 +53,7 @@ class Session:
             splits |= {"mistakes": self.mistakes.train, "mistakes_test": self.mistakes.test}
         return splits
 
-    def predictions(self, split: str, before: Predictions | None = None) -> Predictions | None:
+    def predict_split(self, split: str, before: Predictions | None = None) -> Predictions | None:
         """Return the predictions for a split, or None without images; ``before`` is the base's."""
         images, dataset = self.splits[split], self.classifier.dataset
         if not len(images):
@@ -67,13 +67,13 @@ class Session:
         self.net.eval().to(device)
         return device
 
-    def tables(self, with_val: bool = False) -> dict[str, Predictions]:
+    def predict_splits(self, with_val: bool = False) -> dict[str, Predictions]:
         """Return the predictions for each split that has images, without ``val`` by default."""
         tables = {}
         for split in self.splits:
             if split == "val" and not with_val:
                 continue
-            if (table := self.predictions(split)) is not None:
+            if (table := self.predict_split(split)) is not None:
                 tables[split] = table
         return tables
 

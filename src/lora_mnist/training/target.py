@@ -9,7 +9,7 @@ from torch import Tensor
 from lora_mnist.choice import Choice, Reason
 from lora_mnist.data.plan import Selection
 from lora_mnist.errors import UserError, format_value, suggest_nearest
-from lora_mnist.measure.counts import count_predictions
+from lora_mnist.measure.counts import count_both
 from lora_mnist.measure.predictions import Predictions
 from lora_mnist.measure.significance import find_weak, find_weakest
 from lora_mnist.training.session import Session
@@ -31,8 +31,8 @@ def choose_target(
         assert before is not None  # open_session has looked for validation images
         names, reason = _find_weak(session, before)
         choice = Choice(names, [reason], None, len(before))
-        return select(labels, classes, names), {"target": choice}
-    selection = select(labels, classes, target)
+        return select_images(labels, classes, names), {"target": choice}
+    selection = select_images(labels, classes, target)
     if target is None:
         return selection, {}
     names = [classes[c] for c in selection.targets]
@@ -42,7 +42,7 @@ def choose_target(
 def _find_weak(session: Session, before: Predictions) -> tuple[list[str], Reason]:
     """Return the names of the weakest class, or of all weak ones, and the reason."""
     target, classes = session.cfg.target, session.classifier.classes
-    counts = count_predictions(before)
+    counts = count_both(before)
     errors = counts["before"]["errors_per_class"]
     numbers = counts["before"]["images_per_class"]
     if target == "weakest" and any(errors):
@@ -62,7 +62,7 @@ def _find_weak(session: Session, before: Predictions) -> tuple[list[str], Reason
     raise UserError(f"target={target}: {why}; expected {expected}")
 
 
-def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
+def select_images(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     """Return the images of one or several classes to learn; the others may be replayed."""
     if target is None:
         return Selection([], torch.arange(len(labels)), torch.arange(0))

@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lora_mnist.choice import AUTO
-from lora_mnist.config.make import make
+from lora_mnist.config.make import instantiate_part
 from lora_mnist.config.run import Run
-from lora_mnist.errors import ArgumentError, UserError, config_group, require_extra
+from lora_mnist.errors import ArgumentError, UserError, report_group_errors, require_extra
 from lora_mnist.project import import_from_here
 from lora_mnist.training.callbacks import ProgressInLog
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
@@ -33,14 +33,14 @@ def make_trainer(
     """Build the Trainer of ``cfg.trainer``, with ``cfg.callbacks`` and ``cfg.logger``."""
     callbacks = _instantiate_group(cfg, "callbacks")
     loggers = _instantiate_group(cfg, "logger") if loggers is None else loggers
-    with import_from_here(), config_group("trainer"):
+    with import_from_here(), report_group_errors("trainer"):
         # The arguments alone: the Trainer is made below.
         constructor = instantiate(cfg.trainer, _convert_="all", _partial_=True)
         arguments = dict(constructor.keywords)
         callbacks += arguments.pop("callbacks", None) or []
         if not keeps_checkpoints:
             callbacks = [each for each in callbacks if not isinstance(each, Checkpoint)]
-        # A file would keep each state of the bar.
+        # In a file, a progress bar would leave a line for each of its updates.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         if not has_bar:
             callbacks.append(ProgressInLog(training))
@@ -57,7 +57,7 @@ def make_trainer(
         if is_here and accelerator != "cpu":
             defaults["deterministic"] = "warn"  # on a GPU, too, a seed gives the same numbers
         arguments["limit_val_batches"] = 1.0  # of images that the session has limited
-        if arguments.get("max_steps") == AUTO:  # each training has a Trainer with a number
+        if arguments.get("max_steps") == AUTO:  # each training's Trainer has the number
             arguments["max_steps"] = -1
         trainer: Trainer = constructor.func(
             default_root_dir=str(run.folder),
@@ -79,7 +79,7 @@ def _instantiate_group(cfg: DictConfig, group: str) -> list[Any]:
         if config is not None:
             if name in ("mlflow", "wandb"):  # Lightning's message would name other versions
                 require_extra(f"{group}={name}", name, name)
-            made.append(make(f"{group}.{name}", config))
+            made.append(instantiate_part(f"{group}.{name}", config))
     return made
 
 

@@ -31,12 +31,11 @@ from lora_mnist.training.target import select_classes
 
 log = logging.getLogger(__name__)
 
-#: Where a class has fewer images, a repair tries more: docs/experiments.md has the numbers.
+#: For a class with fewer images a repair has several trainings: docs/experiments.md.
 FEW_IMAGES = 400
-#: trainer.max_steps=auto, of each of several trainings, or of the one of a class of many images.
+#: trainer.max_steps=auto: for a class of few images, and for one of many.
 STEPS, _STEPS_OF_MANY = 400, 1200
-#: The values that optimizer.lr=auto tries: the next one if a training diverges or is not better #:
-#: than an offset alone.
+#: The values of optimizer.lr=auto: the next one is tried if a training diverges or is no better.
 LEARNING_RATES = (0.001, 0.0003, 0.0001)
 #: The value of lora.target_modules for trainings of the last layer alone, on features.
 LAST_LINEAR = "last-linear"
@@ -55,7 +54,7 @@ class Training:
     start: Mapping[str, Tensor]  # the adapter's tensors before it
     last_layer: str = ""  # the layer that is trained alone, on features; "": there is none
     features: dict[int, Tensor] = field(default_factory=dict)  # of images, by their digests
-    refit_at: Point | None = None  # of a refit: the point of the training that it repeats
+    refit_point: Point | None = None  # of a refit: the point of the training that it repeats
     of: int = 0  # how many are planned; 0: a head, which is none of them
 
     @property
@@ -74,7 +73,7 @@ class Training:
             return "the last layer alone"
         return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
 
-    def at(self, lr: float) -> "Training":
+    def with_lr(self, lr: float) -> "Training":
         """Return the same training at another of its learning rates."""
         return replace(self, cfg=with_values(self.cfg, {"optimizer.lr": lr}))
 
@@ -84,7 +83,7 @@ def trains_last_layer(cfg: DictConfig) -> bool:
     return bool(cfg.stage == "lora" and cfg.lora.target_modules == LAST_LINEAR)
 
 
-def where_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+def select_auto(cfg: DictConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values, by key, of those keys that are ``auto``."""
     return {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == AUTO}
 
@@ -93,7 +92,7 @@ def resolve_trials(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """For each trial, return the values that apply: only those of keys set to ``auto``."""
     filled: dict[str, dict[str, Any]] = {}
     for name, values in (cfg.get("trials") or {}).items():
-        filled[name] = where_auto(cfg, values or {})
+        filled[name] = select_auto(cfg, values or {})
     return filled
 
 
@@ -118,19 +117,22 @@ def plan_trainings(session: Session, selection: Selection) -> list[Training]:
         weights = adapted_weights(session.net).items()
         (layer,) = (name for name, weight in weights if weight.attribute == "weight")
     # A random seed is drawn once: all trainings have the same order.
-    common = {"trainer.max_steps": _steps(session, selection), "batches.seed": order_seed(cfg)}
-    common |= _batch_values(session, selection)
+    common = {
+        "trainer.max_steps": _resolve_steps(session, selection),
+        "batches.seed": resolve_seed(cfg),
+    }
+    common |= _resolve_batch(session, selection)
     planned: list[Training] = []
     start = copy.deepcopy(lora_state_dict(session.net))
     for name, values in (trials or {cfg.stage: {}}).items():
         trial = with_values(cfg, common | values)
-        # An image has one feature.
+        # Features are computed once per image, so they allow no augmentation.
         augment = None if layer else resolve_augment(trial, session.classifier)
         own = {"batches.augment": augment, "batches.augmented": augment is not None}
         lrs = LEARNING_RATES if trial.optimizer.lr == AUTO else (trial.optimizer.lr,)
         own["optimizer.lr"] = lrs[0]
         if cfg.stage == "lora" and cfg.lora.dropout == AUTO:
-            own["lora.dropout"] = _dropout(session, trial)
+            own["lora.dropout"] = _resolve_dropout(session, trial)
         trial = with_values(trial, own)
         if all((trial, lrs) != (each.cfg, each.lrs) for each in planned):
             number = len(planned) + 1
@@ -151,7 +153,7 @@ def plan_refit(session: Session, best: Training, point: Point, planned: int) -> 
     train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
     selection = select_classes(train.labels, best.selection.targets)
     # There are more images to replay. Other values are as in the training that it repeats.
-    replay = _batch_values(session, selection).get("batches.replay", best.cfg.batches.replay)
+    replay = _resolve_batch(session, selection).get("batches.replay", best.cfg.batches.replay)
     cfg = with_values(best.cfg, {"batches.replay": replay})
     return replace(
         best,
@@ -162,7 +164,7 @@ def plan_refit(session: Session, best: Training, point: Point, planned: int) -> 
         lrs=[best.lr],
         images=replace(images, train=train, val=none),
         selection=selection,
-        refit_at=point,
+        refit_point=point,
     )
 
 
@@ -201,7 +203,7 @@ def _count_to_learn(session: Session, selection: Selection) -> int:
 # --- each auto ------------------------------------------------------------------------------------
 
 
-def _steps(session: Session, selection: Selection) -> int:
+def _resolve_steps(session: Session, selection: Selection) -> int:
     """Return ``trainer.max_steps``."""
     steps = session.cfg.trainer.max_steps
     if steps != AUTO:
@@ -210,7 +212,7 @@ def _steps(session: Session, selection: Selection) -> int:
     return _STEPS_OF_MANY if is_common else STEPS
 
 
-def order_seed(cfg: DictConfig) -> int:
+def resolve_seed(cfg: DictConfig) -> int:
     """Return the seed of the images' order; for null, draw one as a plain DataLoader does."""
     seed = cfg.batches.seed
     if seed is None:  # two numbers: for its workers, then for its sampler
@@ -218,7 +220,7 @@ def order_seed(cfg: DictConfig) -> int:
     return int(seed)
 
 
-def _batch_values(session: Session, selection: Selection) -> dict[str, Any]:
+def _resolve_batch(session: Session, selection: Selection) -> dict[str, Any]:
     """Return ``batches.batch_size``, ``batches.replay`` and ``loss.target_weight``, where auto."""
     cfg, processes = session.cfg, session.trainer.world_size
     # A third of all classes needs more than a tenth of a batch: docs/experiments.md. Mistakes are
@@ -232,11 +234,11 @@ def _batch_values(session: Session, selection: Selection) -> dict[str, Any]:
         "batches.replay": replay // processes * processes,
         "loss.target_weight": max(0.25, share),
     }
-    return where_auto(cfg, numbers)
+    return select_auto(cfg, numbers)
 
 
-def _dropout(session: Session, trial: DictConfig) -> float:
-    """Return a trial's ``lora.dropout``; 0 without one, or if no layer shows LoRA its input."""
+def _resolve_dropout(session: Session, trial: DictConfig) -> float:
+    """Return a trial's ``lora.dropout``; 0 if no trial sets it, or if no layer supports it."""
     weights = adapted_weights(session.net).values()
     takes_dropout = any(weight.factored_forward for weight in weights)
     dropout = trial.lora.dropout
@@ -265,7 +267,7 @@ def resolve_augment(cfg: DictConfig, classifier: Classifier) -> Any:
     if foreign := recorded and find_foreign_code({}, "transform", recorded):
         line = quote(f"batches.augment={format_value(recorded)}")
         raise UserError(
-            f"batches.augment=auto: the base's file names {foreign}, code of its maker: {line} "
-            "runs it; augment=none trains without it"
+            f"batches.augment=auto: the base's file names {foreign}, code of its maker; to run it, "
+            f"set {line}; augment=none trains without it"
         )
     return recorded

@@ -39,7 +39,7 @@ def explain_trial(
     images, selection = 0, best.training.selection
     has_others = len(session.cfg.trials) > 1 and selection.targets and len(session.images.val)
     if len(ahead) > 1:
-        images, trials = best.images_seen, {}
+        images, trials = best.num_val_images, {}
         for name, each in ahead.items():
             assert each.row is not None  # without validation images there is one trial
             trials[name] = (each.score, each.row["weighted_accuracy"])
@@ -82,7 +82,7 @@ def explain_learning_rate(
     for each in results:
         if each.training.name == training.name and each is not best:
             reasons.append(Reason("learning_rate_behind", learning_rate=each.training.lr))
-            images = best.images_seen
+            images = best.num_val_images
     return Choice(training.lr, reasons or [Reason("first_learning_rate")], lrs, images)
 
 

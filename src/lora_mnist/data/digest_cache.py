@@ -14,7 +14,7 @@ from lora_mnist.files import read_json, write_json
 _IN_DOUBT = 2_000_000_000
 
 
-class KnownFiles:
+class DigestCache:
     """The digests and sizes of a folder's pictures, by name, size and times of their files."""
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +29,7 @@ class KnownFiles:
         name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
         return (Path(own) if own else Path.home() / ".cache") / "lora_mnist" / f"{name}.json"
 
-    def look_at(self, name: str) -> tuple[int, int, int]:
+    def describe_file(self, name: str) -> tuple[int, int, int]:
         """Return the digest of a file in the folder, and the height and width of its picture."""
         path = self._folder / name
         about = path.stat()
