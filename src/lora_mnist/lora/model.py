@@ -72,7 +72,7 @@ def add_lora(
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); > 0.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1). Only
-        ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1`` support it.
+            ``nn.Linear`` and ``nn.Conv2d`` with ``groups=1`` support it.
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
 
     Raises:

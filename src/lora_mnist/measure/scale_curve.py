@@ -62,9 +62,9 @@ def scale_curve(
         offsets: those to try at each scale; ``None``: a range that is wide enough, or 0 alone where
             the model has no :class:`.lora.offset.Offset`.
         choose_by: ``accuracy``, under ``test_prior``; ``balanced_accuracy``, where all classes
-        count equally; or ``mean_accuracy``, the mean of both.
+            count equally; or ``mean_accuracy``, the mean of both.
         test_prior: how common each class is in use, as numbers of images or shares; ``None``: as in
-        ``batches``.
+            ``batches``.
 
     Returns:
         ``images``, their number; ``choose_by``; ``rows``, one for each of ``scales``; ``base``, a
