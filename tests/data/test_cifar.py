@@ -97,7 +97,7 @@ def test_an_archive_that_lies_there_is_unpacked_where_a_file_is_damaged(
     file.unlink()
     if damage in DAMAGES:
         file.write_bytes(DAMAGES[damage](before))
-    with pytest.raises(ValueError, match=f"^data_dir={tmp_path}: expected .*damaged; they are"):
+    with pytest.raises(ValueError, match=f"^data_dir={tmp_path}: expected .*damaged; to download"):
         CIFAR(data_dir=tmp_path, download=False).load(train=True)
     assert torch.equal(CIFAR(data_dir=tmp_path).load(train=True)[0], whole)
     assert file.read_bytes() == before
@@ -107,8 +107,10 @@ def test_what_cannot_be_downloaded_is_named_with_its_address_and_its_place(tmp_p
     """And nothing new stays; an archive with another checksum is downloaded anew."""
     monkeypatch.setattr("lora_mnist.data.cifar._URL", "file:///nowhere/")
     version, new = DATASETS["CIFAR10"], tmp_path / "new" / "images"
-    expected = f"expected file:///nowhere/{version.archive} there, .* in .*{version.folder}; some"
-    with pytest.raises(ValueError, match=f"^data_dir={new}: {expected} .*cannot be fetched"):
+    expected = (
+        f"expected {version.archive} of file:///nowhere/ there, .* in .*{version.folder}; some"
+    )
+    with pytest.raises(ValueError, match=f"^data_dir={new}: {expected} .*cannot be downloaded"):
         CIFAR(data_dir=new).load(train=True)
     assert not new.parent.exists()
     (tmp_path / version.archive).write_bytes(b"no archive")

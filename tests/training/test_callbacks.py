@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lora_mnist import add_lora, lora_parameters
 from lora_mnist.classifier.weights_file import load_weights, read_base
-from lora_mnist.training.callbacks import DurationInLog, TrainedAverage
+from lora_mnist.training.callbacks import LogDuration, TrainedAverage
 
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
@@ -58,7 +58,7 @@ def test_how_long_all_trainings_take_is_said_once(
     times = iter([7.0, 7.0 + seconds])
     monkeypatch.setattr("lora_mnist.training.callbacks.time.monotonic", lambda: next(times))
     caplog.set_level("INFO", "lora_mnist.training.callbacks")
-    fit = trainer(tmp_path, max_steps=30, accumulate_grad_batches=2, callbacks=DurationInLog(3))
+    fit = trainer(tmp_path, max_steps=30, accumulate_grad_batches=2, callbacks=LogDuration(3))
     fit.fit(Recorded(tiny), batches())
     minutes = [
         re.search(r"3 trainings of 30 steps: some (\d+) min", each) for each in caplog.messages

@@ -83,8 +83,8 @@ def _refuse_unknown_keys(
         if not known[key] or (key == "trials" and value is None):
             continue
         if not isinstance(value, dict):
-            chosen = f"a file chooses a group by 'defaults: [override /{key}: NAME]'"
-            raise UserError(f"{key}: {format_value(value)}: expected its keys; {chosen}")
+            chosen = f"to select a group, write 'defaults: [override /{key}: NAME]'"
+            raise UserError(f"{key}: {format_value(value)}: expected keys and values; {chosen}")
         # A function may have more arguments than are configured.
         if key not in _OPEN and "_target_" not in value and f"{key}._target_" not in known:
             _refuse_unknown_keys(value, known, f"{key}.")

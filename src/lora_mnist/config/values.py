@@ -13,12 +13,12 @@ from lora_mnist.project import expand_path
 from lora_mnist.run_paths import LAST_CHECKPOINT, list_finished
 
 # Valid values are described in words that messages repeat: alternatives joined by " or ", each a
-# kind of _KINDS, perhaps with bounds ("a number >= 0 and < 1"), or a text ("auto"), which may not
+# kind of _KINDS, perhaps with bounds ("a number >= 0 and < 1"), or a string ("auto"), which may not
 # have " or " in it.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a whole number": lambda value: type(value) is int,
     "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
-    "a text": lambda value: isinstance(value, str),
+    "a string": lambda value: isinstance(value, str),
     "a list": lambda value: isinstance(value, list | ListConfig),
     "a class": lambda value: isinstance(value, str | int | float),
     "a list of classes": lambda value: isinstance(value, list | ListConfig) and len(value) > 0,
@@ -51,8 +51,8 @@ EXPECTED = _OF_TRIAL | {
     "data.split_seed": "a whole number or null",
     "data.eval_batch_size": "a whole number >= 1 or null",
     "data.num_workers": "a whole number >= 0 or null",
-    "net._target_": "a text or null",
-    "data._target_": "a text or null",
+    "net._target_": "a string or null",
+    "data._target_": "a string or null",
     "target": "a class or a list of classes or weakest or weak or null",
     "accelerator": "auto or cpu or gpu or mps",
     "lora.rank": "a whole number >= 1 or auto",
@@ -64,16 +64,16 @@ EXPECTED = _OF_TRIAL | {
     "scale": "a number or auto or null",  # of a saved adapter; null: as it was saved
     "offset": "a number or auto or null",
     "choose_by": "mean_accuracy or balanced_accuracy or accuracy",
-    "lora.target_modules": "a text or a list",
-    "paths.outputs": "a text",
-    "paths.bases": "a text",
-    "ckpt_path": "a text or null",
+    "lora.target_modules": "a string or a list",
+    "paths.outputs": "a string",
+    "paths.bases": "a string",
+    "ckpt_path": "a string or null",
     "trainer.max_steps": "a whole number >= 1 or -1 or auto",
     "trainer.max_epochs": "a whole number >= 1 or -1 or null",
     "trainer.log_every_n_steps": "a whole number >= 0 or null",
     "trainer.check_val_every_n_epoch": "a whole number >= 1 or null",
     "trainer.accumulate_grad_batches": "a whole number >= 1",
-    "trainer.val_check_interval": "a number > 0 or a text or null",
+    "trainer.val_check_interval": "a number > 0 or a string or null",
     "trainer.limit_train_batches": _BATCHES,
     "trainer.limit_val_batches": "a whole number >= 0 or a number >= 0 and <= 1 or null",
     "trainer.limit_test_batches": _BATCHES,  # a run ends in a test

@@ -79,7 +79,7 @@ class CIFAR(Published):
         classes, statistics = self.version.classes.split(), self.version.statistics
         super().__init__(dataset, classes, 3, statistics, data_dir, **options)
         self.folder = self.data_dir / self.version.folder
-        self.expected = f"{_URL}{self.version.archive} there, or what it holds in {self.folder}"
+        self.expected = f"{self.version.archive} of {_URL} there, or its files in {self.folder}"
 
     def read_split(self, train: bool) -> Batch:
         skipped = self.version.label_bytes

@@ -79,8 +79,8 @@ class Folder(ImageDataset):
             require(callable(transform), "transform", transform, expected)
             others = [image_size, mean, std, resize, crop_pct, interpolation]
             is_alone = others == [None, None, None, "crop", 1.0, "bilinear"]
-            expected = "neither image_size, resize, crop_pct, interpolation, mean nor std beside it"
-            require(is_alone, "transform", transform, f"{expected}, which it has in itself")
+            expected = "no image_size, resize, crop_pct, interpolation, mean or std beside it"
+            require(is_alone, "transform", transform, f"{expected}, since it replaces them")
             size = (0, 0)
         is_list = isinstance(classes, list | tuple | None)
         are_names = is_list and {type(each) for each in classes or ()} <= {str, int, float}
@@ -198,5 +198,5 @@ class Folder(ImageDataset):
         train, val, test = sets
         found = ImageSets(train, val, test, {"all": sha256.hexdigest()}, held_out)
         found = found.without_duplicates()
-        require(len(found.test) > 0, "data_dir", root, "test images that are not trained on")
+        require(len(found.test) > 0, "data_dir", root, "test images that are no duplicates")
         return found

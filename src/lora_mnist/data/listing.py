@@ -56,7 +56,7 @@ class Listing:
         return sorted(names)
 
     def files(self, classes: Sequence[str]) -> list[ImageFile]:
-        """Return the image files by path, as torchvision; ``classes`` sets another order."""
+        """Return the image files, sorted by path; ``classes`` sets another order of the labels."""
         expected = f"the folders of {self.root}: {format_value(self.classes)}"
         require(sorted(classes) == self.classes, "classes", classes, expected)
         files, others = [], []

@@ -42,17 +42,17 @@ class MNIST(Published):
         self, dataset: str = "MNIST", data_dir: str | Path = "data", **options: Any
     ) -> None:
         require_choice("dataset", dataset, DATASETS)
-        self.of_torchvision = getattr(torchvision.datasets, dataset)
+        self.torchvision_class = getattr(torchvision.datasets, dataset)
         classes = [
-            name.partition(" - ")[0] for name in self.of_torchvision.classes
+            name.partition(" - ")[0] for name in self.torchvision_class.classes
         ]  # 9 of "9 - nine"
         super().__init__(dataset, classes, 1, DATASETS[dataset], data_dir, **options)
         self.folder = self.data_dir / dataset / "raw"
-        self.expected = f"the .gz files of {self.of_torchvision.mirrors[0]} in {self.folder}"
+        self.expected = f"the .gz files of {self.torchvision_class.mirrors[0]} in {self.folder}"
 
     def read_split(self, train: bool) -> Batch:
         try:
-            images = self.of_torchvision(self.data_dir, train=train)
+            images = self.torchvision_class(self.data_dir, train=train)
         except Exception as error:  # torchvision has no class for missing and damaged files
             raise ValueError(str(error)) from error
         return images.data.unsqueeze(1), images.targets
@@ -60,7 +60,7 @@ class MNIST(Published):
     def fetch(self) -> None:
         for archive in self.folder.glob("*.gz"):  # a kill may have left it incomplete
             archive.with_suffix("").unlink(missing_ok=True)
-        self.of_torchvision(self.data_dir, download=True)
+        self.torchvision_class(self.data_dir, download=True)
 
     def read_picture(self, picture: Path | Image.Image) -> Tensor:
         if self.dataset == "MNIST":

@@ -68,7 +68,7 @@ class Published(ImageDataset):
             return self.read_split(train)
         expected = f"expected {self.expected}; some are missing or damaged"
         if not self.download:
-            expected += "; they are fetched if this key is set, without data.download=false"
+            expected += "; to download them, set this key, and not data.download=false"
             raise ArgumentError("data_dir", self.data_dir, expected)
         lock = self.data_dir / ".lock"
         new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
@@ -83,7 +83,7 @@ class Published(ImageDataset):
                     lock.unlink()
                 for folder in new:  # where they are empty
                     folder.rmdir()
-            expected += f", and they cannot be fetched ({one_line(error)})"
+            expected += f", and they cannot be downloaded ({one_line(error)})"
             raise ArgumentError("data_dir", self.data_dir, expected) from error
 
     @cached_property

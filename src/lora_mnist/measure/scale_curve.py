@@ -83,8 +83,8 @@ def scale_curve(
     if not all(adapter.enabled for adapter in require_adapters(model)):
         raise ValueError("an adapter is switched off; expected set_lora_enabled(model, True)")
     require_choice("choose_by", choose_by, MEASURES)
-    of_model = find_offset(model)
-    offsets = offsets_to_try(of_model) if offsets is None else list(offsets)
+    model_offset = find_offset(model)
+    offsets = offsets_to_try(model_offset) if offsets is None else list(offsets)
     for name, numbers in {"scales": scales, "offsets": offsets}.items():
         are_finite = len(numbers) > 0 and all(map(is_number, numbers))
         require(are_finite, name, numbers, "finite numbers, at least one")
@@ -102,19 +102,21 @@ def scale_curve(
         )
         require(are_shares, "test_prior", test_prior, f"{num_classes} numbers >= 0, one a class")
     weights = class_weights(test_prior, choose_by, images)
-    direction = torch.zeros(num_classes) if of_model is None else of_model.direction.float().cpu()
+    direction = (
+        torch.zeros(num_classes) if model_offset is None else model_offset.direction.float().cpu()
+    )
     measured = _Evaluator(label, direction, weights, group)
     nearest_first = sorted(offsets, key=abs)  # the first one, if several are equal
-    of_base = measured.evaluate(base, [0.0])
+    base_evaluation = measured.evaluate(base, [0.0])
     alone = measured.evaluate(base, nearest_first)
-    if 0 in offsets and measured.is_behind(alone, of_base):
-        alone = of_base
+    if 0 in offsets and measured.is_behind(alone, base_evaluation):
+        alone = base_evaluation
     rows = []
     for scale, logits in zip(scales, at_scales, strict=True):
         point = measured.evaluate(logits, nearest_first) if scale else alone
-        is_behind = measured.is_behind(point, of_base) or measured.is_behind(point, alone)
+        is_behind = measured.is_behind(point, base_evaluation) or measured.is_behind(point, alone)
         rows.append({"scale": scale, **point.numbers, "is_behind": is_behind})
-    base_row = {"scale": 0.0, **of_base.numbers, "is_behind": False}
+    base_row = {"scale": 0.0, **base_evaluation.numbers, "is_behind": False}
     candidates = [row for row in rows if not row["is_behind"]]
     if not candidates:
         candidates = [base_row] if 0 in offsets else rows

@@ -81,7 +81,7 @@ class TrainedAverage(Callback):
         self._average, self._trained = dict(state_dict["average"]), dict(state_dict["trained"])
 
 
-class DurationInLog(Callback):
+class LogDuration(Callback):
     """Logs an estimate of the time for all trainings, once, early in the first one."""
 
     def __init__(self, trainings: int) -> None:
@@ -97,7 +97,7 @@ class DurationInLog(Callback):
             log.info("%d trainings of %s steps: some %.0f minutes", self.trainings, steps, minutes)
 
 
-class ProgressInLog(Callback):
+class LogProgress(Callback):
     """Logs a line at each validation, and every half minute between two of them."""
 
     def __init__(self, name: str) -> None:

@@ -41,17 +41,17 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
 
 def refuse_other_training(
     path: str | Path,
-    its: Mapping[str, Any],
+    saved: Mapping[str, Any],
     hparams: Mapping[str, Any],
     groups: Iterable[str],
-    but: Iterable[str] = (),  # keys in the groups that may differ
+    ignored: Iterable[str] = (),  # keys in the groups that may differ
 ) -> None:
     """Raise if the training at ``path`` had other ``hparams`` in one of ``groups``."""
-    before, now = flatten(dict(its)), flatten(dict(hparams))
+    before, now = flatten(dict(saved)), flatten(dict(hparams))
     for group in groups:
         for key in [*now, *before]:
             one, other = now.get(key), before.get(key)
-            if one != other and is_in(key, group) and key not in but:
+            if one != other and is_in(key, group) and key not in ignored:
                 raise UserError(
                     f"ckpt_path={path}: its training had {key}={format_value(other)}, this one has "
                     f"{format_value(one)}; expected the same command and the same images"

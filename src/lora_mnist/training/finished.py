@@ -44,8 +44,8 @@ def refuse_other_repair(session: Session) -> None:
     """Raise if ``ckpt_path`` is the folder of another repair, or has a damaged file."""
     folder = session.cfg.ckpt_path
     for file in list_finished(expand_path(folder)) if folder is not None else ():
-        its, _ = _read(file)
-        refuse_other_training(folder, its["run"], _describe_run(session), _MAKE_A_REPAIR)
+        saved, _ = _read(file)
+        refuse_other_training(folder, saved["run"], _describe_run(session), _MAKE_A_REPAIR)
 
 
 def save_finished(session: Session, training: Training, fields: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ def remove_finished(session: Session) -> None:
 
 def _file(folder: Path, training: Training) -> Path:
     """Return the file of a training in a run's folder."""
-    kind = "training" if training.of else "head"
+    kind = "training" if training.total else "head"
     return folder / FINISHED_FOLDER / f"{kind}_{training.number}_{training.lr:g}.safetensors"
 
 

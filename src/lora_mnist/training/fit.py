@@ -131,8 +131,8 @@ def fit(
     hparams["data"] = {**classifier.settings.data, **split}
     if cfg.ckpt_path is not None:
         groups = (*EARLY_RESUME_KEYS, *LATE_RESUME_KEYS, *(f"data.{key}" for key in split))
-        its, of_finished = read_hparams(cfg.ckpt_path), ("lora.scale", "lora.offset")
-        refuse_other_training(cfg.ckpt_path, its, hparams, groups, but=of_finished)
+        saved, ignored = read_hparams(cfg.ckpt_path), ("lora.scale", "lora.offset")
+        refuse_other_training(cfg.ckpt_path, saved, hparams, groups, ignored)
     module.save_hyperparameters(hparams)
     net.train()
     of_names = f" of {', '.join(names)}" if names else ""

@@ -136,8 +136,8 @@ def _refuse_training(cfg: DictConfig, trainer: Trainer, classifier: Classifier) 
         except UserError as error:
             raise UserError(f"trials.{name}.{error}") from error
     if cfg.ckpt_path is not None and not list_finished(expand_path(cfg.ckpt_path)):
-        its, known = read_hparams(cfg.ckpt_path), build_hparams(cfg, classifier)
-        refuse_other_training(cfg.ckpt_path, its, known, EARLY_RESUME_KEYS)
+        saved, known = read_hparams(cfg.ckpt_path), build_hparams(cfg, classifier)
+        refuse_other_training(cfg.ckpt_path, saved, known, EARLY_RESUME_KEYS)
 
 
 def _refuse_no_images(cfg: DictConfig, classifier: Classifier) -> None:

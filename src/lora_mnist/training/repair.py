@@ -92,7 +92,7 @@ def train_repair(
     _refuse_several(session, planned)
     if session.trains:
         print_parameters(session.net)
-    trials = _train(session, [replace(training, of=planned) for training in trainings], head)
+    trials = _train(session, [replace(training, total=planned) for training in trainings], head)
     if smaller := _plan_smaller_rate(trials):
         line = "no training is better than an offset alone; trying learning rate %g"
         log.info(line, smaller.lr)

@@ -23,7 +23,7 @@ from lora_mnist.measure.scale_curve import row_at
 from lora_mnist.project import expand_path
 from lora_mnist.show.reasons import format_reason
 from lora_mnist.training.adapter import add_adapter
-from lora_mnist.training.callbacks import DurationInLog
+from lora_mnist.training.callbacks import LogDuration
 from lora_mnist.training.end_if_lost import EndIfLost
 from lora_mnist.training.features import use_features
 from lora_mnist.training.finished import load_finished, save_finished
@@ -52,14 +52,14 @@ class TrainingResult:
 
     training: Training  # at its learning rate
     steps: int
-    max_steps: int  # that were asked for
-    hparams: Mapping[str, Any] | None  # of a training; None: the run's loggers have them
-    validation_errors: Sequence[tuple[int, int]]  # a step, and how many there were
-    train_digests: Tensor  # of its training images
+    max_steps: int  # the limit
+    hparams: Mapping[str, Any] | None  # None: the run's loggers have them
+    validation_errors: Sequence[tuple[int, int]]  # pairs of a step and the errors after it
+    train_digests: Tensor  # the digests of its training images
     tensors: Mapping[str, Tensor]  # the adapter's
-    point: Point  # which validation images advise, or lora sets
-    curve: Mapping[str, Any] | None  # of scales; None: there are no validation images
-    image_scores: Tensor  # at the point, by which others are compared; empty if none are
+    point: Point  # set by lora, or advised by validation images
+    curve: Mapping[str, Any] | None  # the scale curve; None without validation images
+    image_scores: Tensor  # at the point, to compare other trainings with; may be empty
 
     @property
     def is_trained(self) -> bool:
@@ -135,8 +135,8 @@ def _train(
     cfg = with_values(planned.cfg, {"ckpt_path": path if goes_on else None})
     training = replace(planned, cfg=cfg)
     trainer = _build_trainer(session, training)
-    if training.of > 1 and training.number == 1 and not training.last_layer:
-        trainer.callbacks.append(DurationInLog(training.of))  # type: ignore[attr-defined]
+    if training.total > 1 and training.number == 1 and not training.last_layer:
+        trainer.callbacks.append(LogDuration(training.total))  # type: ignore[attr-defined]
     end = _end_if_lost(session, training, best)
     if end is not None:
         trainer.callbacks.append(end)  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ def _train(
     steps, validation_errors = 0, list[tuple[int, int]]()
     hparams, train_digests = None, torch.empty(0, dtype=torch.int64)
     if session.trains:
-        if training.of > 1:
+        if training.total > 1:
             log.info("%s: %s", training.title, training.name)
         data = build_datamodule(session, training)
         module = fit(session, cfg, trainer, data)
@@ -199,7 +199,7 @@ def _end_if_lost(
 ) -> EndIfLost | None:
     """Return the callback that ends a lost training, or None if it may not end early."""
     lora = training.cfg.lora
-    if best is None or training.of <= 1 or training.refit_point or lora.scale != AUTO:
+    if best is None or training.total <= 1 or training.refit_point or lora.scale != AUTO:
         return None
     search = _build_search(session, training)
     return EndIfLost(search, lora.offset, (best.training.name, best.image_scores))
@@ -207,7 +207,7 @@ def _end_if_lost(
 
 def _score_images(session: Session, training: Training, point: Point) -> Tensor:
     """Return the image scores at a point, by which later trainings are compared."""
-    if not len(session.images.val) or training.of == 1 or training.refit_point:
+    if not len(session.images.val) or training.total == 1 or training.refit_point:
         return torch.empty(0)
     _, scores = _build_search(session, training).score_images(point, point.offset)
     return scores

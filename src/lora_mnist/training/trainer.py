@@ -19,7 +19,7 @@ from lora_mnist.config.make import instantiate_part
 from lora_mnist.config.run import Run
 from lora_mnist.errors import ArgumentError, UserError, report_group_errors, require_extra
 from lora_mnist.project import import_from_here
-from lora_mnist.training.callbacks import ProgressInLog
+from lora_mnist.training.callbacks import LogProgress
 from lora_mnist.training.checkpoint import AtomicCheckpointIO
 
 
@@ -43,7 +43,7 @@ def make_trainer(
         # In a file, a progress bar would leave a line for each of its updates.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         if not has_bar:
-            callbacks.append(ProgressInLog(training))
+            callbacks.append(LogProgress(training))
         defaults: dict[str, Any] = {
             "logger": list(loggers) or False,
             # Without a callback of ours Lightning would add one of its own.

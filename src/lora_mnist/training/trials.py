@@ -55,7 +55,7 @@ class Training:
     last_layer: str = ""  # the layer that is trained alone, on features; "": there is none
     features: dict[int, Tensor] = field(default_factory=dict)  # of images, by their digests
     refit_point: Point | None = None  # of a refit: the point of the training that it repeats
-    of: int = 0  # how many are planned; 0: a head, which is none of them
+    total: int = 0  # the number of planned trainings; 0: a head, which is not counted
 
     @property
     def lr(self) -> float:
@@ -64,14 +64,14 @@ class Training:
     @property
     def is_only(self) -> bool:
         """True if it is the run's only training, at the first learning rate that is tried."""
-        return self.of == 1 and self.lr == self.lrs[0]
+        return self.total == 1 and self.lr == self.lrs[0]
 
     @property
     def title(self) -> str:
         """Its name in the log."""
-        if self.of == 0:
+        if self.total == 0:
             return "the last layer alone"
-        return f"training {self.number} of {self.of}" if self.of > 1 else "this training"
+        return f"training {self.number} of {self.total}" if self.total > 1 else "this training"
 
     def with_lr(self, lr: float) -> "Training":
         """Return the same training at another of its learning rates."""
@@ -159,7 +159,7 @@ def plan_refit(session: Session, best: Training, point: Point, planned: int) -> 
         best,
         name="refit",
         number=planned,  # the last one
-        of=planned,
+        total=planned,
         cfg=cfg,
         lrs=[best.lr],
         images=replace(images, train=train, val=none),
